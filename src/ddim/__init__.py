@@ -1,0 +1,58 @@
+"""Denoising Diffusion Implicit Models: train once, sample in 10-50 network calls, encode, decode, interpolate.
+
+    import ddim
+
+    model = ddim.load("mnist")
+    images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float in [-1, 1]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ddim import data, grid, samplers, schedule
+    from ddim.denoiser import Clipped, Guided, Prediction
+    from ddim.errors import DdimError, DdimWarning
+    from ddim.latents import slerp
+    from ddim.model import Model, load
+    from ddim.plan import Plan, Row
+    from ddim.schedule import Level, Schedule
+    from ddim.seeds import Noise
+    from ddim.loop import Step, trajectory
+
+# Loaded when first used, so that `import ddim` and `ddim --help` do not wait for torch.
+_HOME = {
+    "Clipped": "denoiser",
+    "Guided": "denoiser",
+    "Prediction": "denoiser",
+    "DdimError": "errors",
+    "DdimWarning": "errors",
+    "slerp": "latents",
+    "Model": "model",
+    "load": "model",
+    "Plan": "plan",
+    "Row": "plan",
+    "Level": "schedule",
+    "Schedule": "schedule",
+    "Noise": "seeds",
+    "Step": "loop",
+    "trajectory": "loop",
+    "data": "",
+    "grid": "",
+    "samplers": "",
+    "schedule": "",
+}
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'ddim' has no attribute {name!r}")
+    module = importlib.import_module(f"ddim.{_HOME[name] or name}")
+    value = getattr(module, name) if _HOME[name] else module
+    globals()[name] = value
+    return value

@@ -1,0 +1,5 @@
+"""`python -m ddim`."""
+
+from ddim.cli.main import main
+
+main()

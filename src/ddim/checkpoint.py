@@ -1,0 +1,144 @@
+"""Model folders, `model.safetensors` + `config.json`, and training states: tensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ddim.config import ModelConfig, parse
+from ddim.errors import DdimError
+from ddim.files import make_folder, sha256, write_atomic
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def bundled() -> dict[str, Path]:
+    """The models that come with the package: name to folder."""
+    root = Path(str(importlib.resources.files("ddim"))) / "weights"
+    return {path.name: path for path in sorted(root.glob("*")) if (path / CONFIG).is_file()}
+
+
+def find(name: str | Path) -> Path:
+    """The model folder a name stands for: a bundled model, a model folder, or a run's `model` folder in it.
+
+    Raises:
+        DdimError: If there is none.
+    """
+    here = bundled()
+    if isinstance(name, str) and name in here and not Path(name).exists():
+        return here[name]
+    path = Path(name)
+    for folder in (path, path / "model"):
+        if (folder / CONFIG).is_file():
+            return folder
+    names = ", ".join(here) or "none"
+    if not path.exists():
+        raise DdimError(name, "no such model", f"give a model folder or a bundled model ({names})")
+    if path.is_file():
+        raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
+    raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")
+
+
+def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A model's configuration and weights, the checksum verified.
+
+    Args:
+        name: A bundled model's name or a folder.
+
+    Raises:
+        DdimError: If something is missing, is not what it says, or does not match its checksum.
+    """
+    folder = find(name)
+    config = parse(ModelConfig, (folder / CONFIG).read_bytes(), folder / CONFIG)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise DdimError(weights, "no such file", "copy the whole model folder")
+    if config.sha256 != sha256(weights):
+        raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
+    tensors, _ = read_tensors(weights)
+    return config, tensors
+
+
+def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Write a model folder beside its place and put it there by renaming; an older one is replaced whole.
+
+    Raises:
+        DdimError: If it cannot be written, or the place holds something that is no model folder.
+    """
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
+        raise DdimError(folder, "holds something that is not a model", "choose another folder")
+    make_folder(folder.parent)
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    make_folder(part)
+    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+    write_atomic(part / WEIGHTS, data)
+    write_atomic(part / CONFIG, (config.model_dump_json(indent=2, exclude_defaults=False) + "\n").encode())
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
+    """Put weights into a network.
+
+    Raises:
+        DdimError: Naming the first keys and shapes that differ.
+    """
+    own = network.state_dict()
+    complaints = [f"{key} is missing" for key in own if key not in weights]
+    complaints += [f"{key} is not known" for key in weights if key not in own]
+    complaints += [
+        f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if complaints:
+        more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+        wrong = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
+        raise DdimError(name, wrong, "use the config.json that was saved with it")
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(weights[key])
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file and the JSON in its metadata.
+
+    Raises:
+        DdimError: If it is not such a file.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get("ddim", "{}"))
+            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
+    except FileNotFoundError:
+        raise DdimError(path, "no such file", "check the path") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DdimError(path, f"is not a safetensors file ({reason})", "write it again") from None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON to one safetensors file, atomically.
+
+    Raises:
+        DdimError: If it cannot be written.
+    """
+    flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    write_atomic(path, save(flat, {"ddim": json.dumps(dict(meta))}))

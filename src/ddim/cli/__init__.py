@@ -1,0 +1,1 @@
+"""The commands: they only translate, arguments in, iterators out."""

@@ -1,0 +1,153 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from ddim.model import Model
+    from ddim.plan import Plan
+
+GRIDS = (
+    "equal-angle",
+    "linear",
+    "quadratic",
+    "official-linear",
+    "official-quadratic",
+    "leading",
+    "trailing",
+    "linspace",
+    "log-snr",
+)
+_GRID_HELP = f"Times at which the network is called: {', '.join(GRIDS)}, or rising times such as 1,250,1000."
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--device, --dtype, --compile."""
+    for option in (
+        click.option("--compile", "compile_", is_flag=True, help="Run the network through torch.compile."),
+        click.option(
+            "--dtype",
+            type=click.Choice(["auto", "float32", "bfloat16"]),
+            default="auto",
+            show_default=True,
+            help="What the network computes in; auto is bfloat16 where the device is fast at it.",
+        ),
+        click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
+    ):
+        function = option(function)
+    return function
+
+
+def grid_option(*names: str) -> Decorator:
+    """--grid, or another name where that one is taken."""
+    return click.option(*(names or ("--grid",)), "grid", default="equal-angle", show_default=True, help=_GRID_HELP)
+
+
+def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--eta, --sigma, --clip."""
+    for option in (
+        click.option(
+            "--clip/--no-clip",
+            "clip_x0",
+            default=None,
+            help="Clip the predicted x0 to [-1, 1] (default: only with --sigma hat, as in the paper).",
+        ),
+        click.option(
+            "--sigma", help="Instead of --eta: 'hat' for the paper's larger noise, or one standard deviation per step."
+        ),
+        click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM. [default: 0]"),
+    ):
+        function = option(function)
+    return function
+
+
+def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
+    """The model of a command's MODEL argument."""
+    import torch
+
+    from ddim.model import load
+
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
+    return load(name, device, dtype=dtype, compile=compile_, **settings)
+
+
+def make_plan(
+    model: Model,
+    steps: int | None,
+    grid: str,
+    eta: float | None = None,
+    sigma: str | None = None,
+    clip_x0: bool | None = None,
+    encode: bool = False,
+) -> Plan:
+    """The plan that a command's options ask for."""
+    if eta is not None and sigma is not None:
+        raise DdimError("--eta and --sigma", "are both given", "give one of them")
+    sigmas = sigma if sigma in (None, "hat") else numbers(sigma, "--sigma")
+    times = numbers(grid, "--grid") if grid[:1].isdigit() else grid
+    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode)
+
+
+def numbers(text: str | None, name: str) -> list[float]:
+    """A list of numbers separated by commas."""
+    try:
+        return [float(part) for part in (text or "").split(",")]
+    except ValueError:
+        raise DdimError(f"{name} {text}", "is not a list of numbers", f"write {name} 1,2.5,10") from None
+
+
+def whole_numbers(text: str, name: str) -> list[int]:
+    """A list of whole numbers separated by commas."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise DdimError(f"{name} {text}", "is not a list of whole numbers", f"write {name} 10,20,50") from None
+
+
+def output_file(path: Path) -> Path:
+    """A file to be written, its folder checked before any work is done."""
+    folder = path.parent
+    if path.is_dir():
+        raise DdimError(path, "is a folder", "give a file name")
+    if not folder.is_dir():
+        raise DdimError(folder, "no such folder", "make it, or choose another place")
+    if not os.access(folder, os.W_OK):
+        raise DdimError(folder, "cannot be written to", "choose a folder you may write to")
+    return path
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar with count, rate and time left, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bar:
+        yield bar

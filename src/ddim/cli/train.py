@@ -1,0 +1,203 @@
+"""`ddim train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import progress_bar
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.data import ImageSet, ImagePolicy
+    from ddim.presets import Preset
+
+_RECIPE = ("steps", "batch", "accumulate", "lr", "warmup", "decay", "ema", "gamma", "flip", "precision", "seed")
+_RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
+
+
+@click.command("train")
+@click.argument("data")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made, or gone on with.")
+@click.option("--preset", "preset_name", help="The recipe; default: the one named like DATA.")
+@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=lambda c, p, v: _list(c, v))
+@click.option("--split", default="train", show_default=True, help="Which part of the data.")
+@click.option("--limit", type=int, help="At most so many pictures.")
+@click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and say which.")
+@click.option("--size", type=int, help="Side of the square the pictures are brought to, instead of the preset's.")
+@click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour, instead of the preset's.")
+@click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.")
+@click.option("--labels", is_flag=True, help="Learn the data's labels too, for classifier-free guidance.")
+@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--batch", type=int, help="Pictures per step.")
+@click.option("--accumulate", type=int, help="Parts a batch is cut into, to save memory.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--warmup", type=int, help="Steps over which the learning rate rises.")
+@click.option("--decay", type=click.Choice(["none", "linear", "cosine"]), help="How the learning rate falls at the end.")
+@click.option("--ema", type=float, help="Decay of the moving average of the weights.")
+@click.option("--gamma", type=click.Choice(["simple", "v", "x0", "min-snr"]), help="Weights gamma_t of eq. (5).")
+@click.option("--flip/--no-flip", default=None, help="Flip pictures left-right at random.")
+@click.option("--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast.")
+@click.option("--compile", "compile_", is_flag=True, default=None, help="Run the network through torch.compile.")
+@click.option("--seed", type=int, help="Of everything random in the training.")
+@click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
+@click.option("--keep", type=int, help="Checkpoints kept.")
+@click.option("--preview-every", type=int, help="Steps between preview grids, 0 for none.")
+@click.option("--log-every", type=int, help="Steps between lines of metrics.jsonl.")
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def command(
+    data: str,
+    out: Path,
+    preset_name: str | None,
+    split: str,
+    limit: int | None,
+    skip_unreadable: bool,
+    size: int | None,
+    channels: str | None,
+    predicts: str | None,
+    labels: bool,
+    compile_: bool | None,
+    device: str | None,
+    **given: Any,
+) -> None:
+    """Train a model on DATA: "digits", a folder of pictures, parquet files, or a hub name such as owner/name.
+
+    Everything is written under --out: checkpoints, metrics, previews, and the model itself in OUT/model. Stop it
+    at any moment, in any way; the same command goes on where it stopped, and ends with the same weights.
+
+    \b
+    Examples:
+      ddim train digits --out runs/digits
+      ddim train ./photos --preset cifar10 --out runs/photos
+    """
+    from ddim.presets import preset
+
+    name = preset_name or Path(data).name.replace("_", "-")
+    if preset_name is None:
+        from ddim.presets import PRESETS
+
+        if name not in PRESETS:
+            wrong = f"has no preset of its own name ({name})"
+            raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
+    recipe = preset(name)
+    policy = recipe.data.model_copy(update=_changes(height=size, width=size, channels=channels and int(channels)))
+    _check_device(device)
+    pictures = _load(data, policy, split, limit, skip_unreadable)
+    given = {key: given[key] for key in (*_RECIPE, *_RHYTHM)} | {"compile": compile_}
+    config = _configure(recipe, policy, pictures, data, limit, predicts, labels, _changes(**given))
+    _train(out, config, pictures, device)
+
+
+def _changes(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _list(ctx: click.Context, wanted: bool) -> None:
+    if wanted:
+        from ddim.presets import PRESETS
+
+        for name, recipe in PRESETS.items():
+            click.echo(f"{name:16} {recipe.about}")
+        ctx.exit()
+
+
+def _check_device(device: str | None) -> None:
+    import torch
+
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
+
+
+def _load(data: str, policy: ImagePolicy, split: str, limit: int | None, skip: bool) -> ImageSet:
+    from ddim.data import loading
+
+    with progress_bar() as bar:
+        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
+        steps = loading(data, policy, split, limit, skip)
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                pictures: ImageSet = end.value
+                return pictures
+            bar.update(task, completed=done, total=total)
+
+
+def _configure(
+    recipe: Preset,
+    policy: ImagePolicy,
+    pictures: ImageSet,
+    data: str,
+    limit: int | None,
+    predicts: str | None,
+    labels: bool,
+    training: dict[str, Any],
+) -> Any:
+    from ddim.config import ModelConfig, TrainConfig, build
+    from ddim.runs import RunConfig
+
+    classes = 0
+    if labels:
+        if pictures.labels is None:
+            raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
+        classes = int(pictures.labels.max()) + 1
+    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width, "classes": classes}
+    what = predicts or recipe.predicts
+    if what != recipe.predicts and "gamma" not in training:
+        training["gamma"] = "v" if what == "v" else "simple"
+    model = build(
+        ModelConfig,
+        {
+            "schedule": recipe.schedule.model_dump(),
+            "predicts": what,
+            "network": recipe.network.model_dump() | shape,
+            "data": policy.model_dump(),
+        },
+        "model",
+    )
+    train = build(TrainConfig, recipe.train.model_dump() | training, "training")
+    return RunConfig(
+        data=pictures.name,
+        split=pictures.split,
+        limit=limit,
+        data_fingerprint=pictures.fingerprint(),
+        model=model,
+        train=train,
+    )
+
+
+def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> None:
+    import torch
+
+    from ddim import runs
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    line = shlex.join(["ddim", *sys.argv[1:]])
+    steps, batch = config.train.steps, config.train.batch
+    report = None
+    with Stopper() as stopper, progress_bar() as bar:
+        task = bar.add_task("training", total=steps, rate="")
+        start: tuple[float, int] | None = None
+        for report in runs.train(out, config, pictures, device, line, stopper):
+            if start is None:
+                start = (time.monotonic(), report.step)
+            elapsed = time.monotonic() - start[0]
+            rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
+            bar.update(task, completed=report.step, rate=f"loss {report.loss:.4f}  {rate:.0f} images/s")
+            if report.event:
+                bar.console.print(f"step {report.step}: {report.event}  loss {report.loss:.4f}  {rate:.0f} images/s")
+    assert report is not None
+    if stopper():
+        click.echo(f"stopped at step {report.step} of {steps}; run the same command to go on", err=True)
+        raise SystemExit(stopper.code)
+    click.echo(f"done: {steps} steps, {report.images_seen} images seen; the model is {out / 'model'}")

@@ -1,0 +1,217 @@
+"""What a model and a training are made of, as validated configurations that are written to JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ddim import schedule as schedules
+from ddim.data.policy import ImagePolicy
+from ddim.denoiser import Predicts
+from ddim.errors import DdimError
+from ddim.nn.unet import UNetConfig
+from ddim.objective import Gamma
+
+_STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScheduleConfig(BaseModel):
+    """A noise schedule by name.
+
+    Args:
+        name: "linear", "scaled-linear", "quadratic", "sigmoid", "cosine", or "betas" for a list.
+        T: The number of times.
+        beta_start: First beta, where the name has one.
+        beta_end: Last beta, where the name has one.
+        betas: The list, with "betas".
+        zero_terminal_snr: Whether it is rescaled to alpha_bar_T = 0.
+    """
+
+    model_config = _STRICT
+    name: Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"] = "linear"
+    T: int = Field(1000, ge=1)
+    beta_start: float | None = None
+    beta_end: float | None = None
+    betas: tuple[float, ...] | None = None
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if (self.name == "betas") != (self.betas is not None):
+            raise ValueError('a list of betas goes with the name "betas", and only with it')
+        if self.betas is not None and len(self.betas) != self.T:
+            raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
+        if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
+            raise ValueError(f"{self.name} takes no beta_start or beta_end")
+        return self
+
+    def build(self) -> schedules.Schedule:
+        """The schedule."""
+        if self.betas is not None:
+            made = schedules.from_betas(self.betas)
+        else:
+            bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
+            made = schedules.NAMED[self.name](self.T, **given)
+        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
+
+
+class TrainConfig(BaseModel):
+    """A training recipe. The defaults are the paper's where it has one.
+
+    Args:
+        steps: Optimiser steps.
+        batch: Pictures per step.
+        accumulate: Parts a batch is cut into, to save memory.
+        lr: Learning rate.
+        warmup: Steps over which the learning rate rises from 0.
+        decay: What the learning rate does at the end: stays, or falls to 0 linearly or along a cosine.
+        decay_fraction: The last part of the steps over which it falls.
+        weight_decay: AdamW's.
+        betas: Adam's.
+        clip_grad: Largest norm of the gradient.
+        ema: Decay of the moving average of the weights.
+        gamma: The weights gamma_t of the objective, eq. (5).
+        antithetic: Whether times are drawn in pairs t, T + 1 - t.
+        flip: Whether pictures are flipped left-right at random.
+        label_drop: How often a label is dropped, for classifier-free guidance.
+        precision: "bfloat16" autocast, "float32", or "auto" (bfloat16 where the processor has it).
+        compile: Whether the network goes through torch.compile.
+        seed: Of everything random in the training.
+        checkpoint_every: Steps between checkpoints.
+        keep: Checkpoints kept.
+        preview_every: Steps between preview grids, 0 for none.
+        log_every: Steps between lines of the metrics file.
+    """
+
+    model_config = _STRICT
+    steps: int = Field(800_000, ge=1)
+    batch: int = Field(128, ge=1)
+    accumulate: int = Field(1, ge=1)
+    lr: float = Field(2e-4, gt=0, allow_inf_nan=False)
+    warmup: int = Field(5000, ge=0)
+    decay: Literal["none", "linear", "cosine"] = "none"
+    decay_fraction: float = Field(0.3, gt=0, le=1)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad: float = Field(1.0, gt=0, allow_inf_nan=False)
+    ema: float = Field(0.9999, ge=0, lt=1)
+    gamma: Gamma = "simple"
+    antithetic: bool = True
+    flip: bool = True
+    label_drop: float = Field(0.1, ge=0, le=1)
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    compile: bool = False
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(1000, ge=1)
+    keep: int = Field(3, ge=1)
+    preview_every: int = Field(1000, ge=0)
+    log_every: int = Field(50, ge=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainConfig:
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}")
+        return self
+
+
+class Provenance(BaseModel):
+    """Where a model comes from.
+
+    Args:
+        data: The data set's name.
+        split: Its part.
+        data_fingerprint: A hash of what it held.
+        pictures: How many pictures it held.
+        command: The command that trained it.
+        version: The version of this library.
+        steps: Optimiser steps.
+        images_seen: Pictures shown to the network.
+        seconds: Training time.
+        training: The recipe.
+    """
+
+    model_config = _STRICT
+    data: str = ""
+    split: str = ""
+    data_fingerprint: str = ""
+    pictures: int = 0
+    command: str = ""
+    version: str = ""
+    steps: int = 0
+    images_seen: int = 0
+    seconds: float = 0.0
+    training: TrainConfig | None = None
+
+
+class ModelConfig(BaseModel):
+    """A model folder's `config.json`.
+
+    Args:
+        format: Always "ddim-model".
+        version: The format's version.
+        schedule: The noise schedule.
+        predicts: "eps", "x0" or "v".
+        network: The network's shape.
+        data: How pictures become the network's grid.
+        provenance: Where it comes from.
+        sha256: Of `model.safetensors`; empty before it is saved.
+    """
+
+    model_config = _STRICT
+    format: Literal["ddim-model"] = "ddim-model"
+    version: Literal[1] = 1
+    schedule: ScheduleConfig = ScheduleConfig()
+    predicts: Predicts = "eps"
+    network: UNetConfig
+    data: ImagePolicy
+    provenance: Provenance = Provenance()
+    sha256: str = ""
+
+    @model_validator(mode="after")
+    def _agree(self) -> ModelConfig:
+        network = (self.network.height, self.network.width, self.network.in_channels)
+        if tuple(self.data.shape) != network:
+            raise ValueError(f"the data policy gives {self.data.shape}, the network takes {network}")
+        if self.predicts == "eps" and self.schedule.zero_terminal_snr:
+            raise ValueError("a network that predicts eps cannot start at zero terminal SNR; predict v or x0")
+        return self
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def parse(kind: type[Config], text: str | bytes, name: str | Path) -> Config:
+    """A configuration from JSON text.
+
+    Raises:
+        DdimError: Naming the first key that is wrong and why.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise invalid(error, name) from None
+
+
+def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Config:
+    """A configuration from Python values.
+
+    Raises:
+        DdimError: Naming the first key that is wrong and why.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error, name) from None
+
+
+def invalid(error: ValidationError, name: str | Path) -> DdimError:
+    """The first complaint of a validation, as one line."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    value = first.get("input")
+    got = f", not {value!r}" if isinstance(value, int | float | str | bool | None) and where else ""
+    return DdimError(name, f"{where + ': ' if where else ''}{message}{got}", "mend that value")

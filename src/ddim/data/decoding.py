@@ -1,0 +1,166 @@
+"""From the bytes of a file to an upright, opaque 8-bit picture, grey or RGB, whatever its mode and depth."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ddim.errors import DdimError
+
+Source = str | Path | bytes | BinaryIO
+
+# EPS and its like stay out: Pillow would hand a stranger's file to an interpreter.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+_ANOTHER = "replace or remove it"
+_HALVED = "16-bit reduced to 8 bits"
+
+
+def printable(text: object) -> str:
+    """A name on one line that any terminal can show; what cannot be shown is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def read_bytes(source: Source, name: str) -> bytes:
+    """The bytes of a picture file.
+
+    Args:
+        source: As in `open_picture`.
+        name: What to call it in an error.
+
+    Returns:
+        All of its bytes, at least one.
+
+    Raises:
+        DdimError: If there is no such file, it is no plain file, may not be read, or is empty.
+    """
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            if isinstance(source, (str, Path)):
+                kind = os.stat(source).st_mode
+                if not stat.S_ISREG(kind):
+                    what = "a folder" if stat.S_ISDIR(kind) else "not a plain file"
+                    raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
+                source = Path(source).read_bytes()
+            data = source if isinstance(source, bytes) else source.read()
+        except FileNotFoundError:
+            raise DdimError(name, "no such file", "check the path") from None
+        except PermissionError:
+            raise DdimError(name, "may not be read", "allow it to be read (chmod u+r)") from None
+        except (OSError, ValueError) as error:
+            raise DdimError(
+                name, f"cannot be read ({_short(error)})", "check the path and the disk"
+            ) from None
+    if not data:
+        raise DdimError(name, "is empty (0 bytes)", _ANOTHER)
+    return data
+
+
+def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+    """One picture, upright and opaque, at its own size.
+
+    Args:
+        source: A path, the bytes of a file, or a binary file open for reading.
+        name: What to call it in an error.
+        matte: Grey level 0..255 behind transparent pixels.
+
+    Returns:
+        A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
+
+    Raises:
+        DdimError: If it cannot be read or decoded.
+    """
+    data = read_bytes(source, name)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        notes = set[str]()
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            notes.add("animated or of several pages, the first taken")
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            notes.add(_HALVED)  # Pillow itself cuts 16-bit colour to its high bytes
+        image.load()
+        image = _upright(image, notes)
+        return _plain(image, name, matte, notes), notes
+    except DdimError:
+        raise
+    except UnidentifiedImageError:
+        raise DdimError(
+            name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it"
+        ) from None
+    except Image.DecompressionBombError:
+        raise DdimError(name, "has too many pixels to be opened safely", "shrink it or remove it") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+
+
+def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block around a sound picture
+        return image
+    if turn is None:
+        return image
+    notes.add("turned upright by EXIF")
+    info, image = image.info, image.transpose(turn)
+    image.info = info
+    return image
+
+
+def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
+    """Any mode to L or RGB, transparent parts over the matte."""
+    if image.mode == "F":
+        raise DdimError(
+            name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        return _from_16_bits(image, name, matte, notes)
+    grey = image.mode in _GREY_MODES
+    if image.has_transparency_data:
+        full = image.convert("RGBA")
+        alpha = full.getchannel("A")
+        image = full.convert("RGB")
+        if alpha.getextrema() != (255, 255):
+            notes.add(f"transparent, put on matte {matte}")
+            ground = Image.new("RGB", full.size, (matte, matte, matte))
+            ground.paste(image, mask=alpha)
+            image = ground
+        return image.getchannel(0) if grey else image
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        notes.add(f"{image.mode} converted to RGB")
+    wanted = "L" if grey else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
+    notes.add(_HALVED)
+    small = (values + 128) // 257
+    hole = image.info.get("transparency")
+    if isinstance(hole, int) and (values == hole).any():
+        notes.add(f"transparent, put on matte {matte}")
+        small[values == hole] = matte
+    return Image.fromarray(small.astype(np.uint8))
+
+
+def _short(error: BaseException) -> str:
+    return printable(str(error).splitlines()[0] if str(error) else type(error).__name__)[:120]

@@ -1,0 +1,94 @@
+"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 that need no download."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ddim.data.decoding import Source
+from ddim.data.imageset import ImageSet
+from ddim.data.pictures import to_grid
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError
+
+_TRAIN = 1500
+_NATURAL = ImagePolicy(height=8, width=8, channels=1, fit="exact")
+
+
+@dataclass(frozen=True, eq=False)
+class _Digits:
+    """The digits of one split before they are brought to a grid: uint8, (N, 8, 8)."""
+
+    small: np.ndarray
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def source(self, index: int) -> Source:
+        return bytes(self.small[index])
+
+    def name(self, index: int) -> str:
+        return f"digits {self.split}[{index}]"
+
+
+def load_digits(
+    policy: ImagePolicy | None = None, split: str = "train", limit: int | None = None
+) -> ImageSet:
+    """The digits; "train" is the first 1,500 and "test" the other 297.
+
+    Args:
+        policy: The grid; by default their own, 8x8x1.
+        split: "train" or "test".
+        limit: At most so many.
+
+    Returns:
+        The set, held in memory, with labels 0..9; intensities 0..16 become 0..255.
+
+    Raises:
+        DdimError: If there is no such split, or scikit-learn is not installed.
+    """
+    items, labels = _read(split, limit)
+    grid = policy or _NATURAL
+    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits") for digit in items.small])
+    return _pack("digits", items, pixels, labels, grid)
+
+
+def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
+    """The digits with the look of MNIST: 20x20 in the middle of a black 28x28.
+
+    Args:
+        split: "train" (the first 1,500) or "test" (the other 297).
+        limit: At most so many.
+
+    Returns:
+        The set, held in memory, 28x28x1, with labels 0..9.
+
+    Raises:
+        DdimError: If there is no such split, or scikit-learn is not installed.
+    """
+    items, labels = _read(split, limit)
+    inner = ImagePolicy(height=20, width=20, channels=1, filter="bicubic")
+    pixels = np.stack([to_grid(Image.fromarray(digit), inner, "digits") for digit in items.small])
+    pixels = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    return _pack("digits-as-mnist", items, pixels, labels, ImagePolicy(height=28, width=28, channels=1))
+
+
+def _read(split: str, limit: int | None) -> tuple[_Digits, np.ndarray]:
+    parts = {"train": slice(0, _TRAIN), "test": slice(_TRAIN, None)}
+    if split not in parts:
+        raise DdimError("digits", f"has no split {split!r}", "use one of train, test")
+    try:
+        from sklearn.datasets import load_digits as fetch
+    except ImportError:
+        raise DdimError("scikit-learn", "is not installed", "run: pip install 'ddim[data]'") from None
+    levels, labels = fetch(return_X_y=True)
+    small = np.rint(levels.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    part = parts[split]
+    return _Digits(small[part][:limit], split), labels[part][:limit].astype(np.int64)
+
+
+def _pack(name: str, items: _Digits, pixels: np.ndarray, labels: np.ndarray, grid: ImagePolicy) -> ImageSet:
+    return ImageSet(name, items.split, grid, items, pixels, labels, tuple("0123456789"))

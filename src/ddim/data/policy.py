@@ -1,0 +1,50 @@
+"""How a picture becomes the network's grid: crop box, aspect, size, channels, matte."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Side = Annotated[int, Field(ge=1, le=16384)]
+Edge = Annotated[int, Field(ge=0)]
+
+
+class ImagePolicy(BaseModel):
+    """How a picture becomes the network's grid; kept in a model's config.
+
+    A picture is turned upright by its EXIF tag, put on the matte where it is transparent, brought to
+    8 bits and to `channels`, cut to `box`, then fitted to `height` by `width`.
+
+    Attributes:
+        height: Rows of the grid, 1..16384.
+        width: Columns of the grid, 1..16384.
+        channels: 1 for grey (ITU-R 601 luma of a colour picture), 3 for RGB.
+        box: Left, upper, right, lower edge in pixels, cut out before anything is resized; for instance
+            (10, 25, 80, 95), the customary face crop of CelebA at 89x109.
+        fit: "crop" cuts the largest centred part of the grid's aspect ratio and resizes it, "stretch" resizes
+            without regard to the aspect ratio, "exact" refuses a picture of another size.
+        filter: The resampling filter; all of them are antialiased when a picture shrinks.
+        matte: Grey level 0..255 behind transparent pixels.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: Side
+    width: Side
+    channels: Literal[1, 3]
+    box: tuple[Edge, Edge, Edge, Edge] | None = None
+    fit: Literal["crop", "stretch", "exact"] = "crop"
+    filter: Literal["lanczos", "bicubic", "box", "bilinear"] = "lanczos"
+    matte: Annotated[int, Field(ge=0, le=255)] = 0
+
+    @model_validator(mode="after")
+    def _box_is_not_empty(self) -> ImagePolicy:
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError(f"box {self.box} is empty; give (left, upper, right, lower) in pixels")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of every picture: (H, W, C)."""
+        return self.height, self.width, self.channels

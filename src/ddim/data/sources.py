@@ -1,0 +1,212 @@
+"""From a word to a set of pictures: the digits, a folder, parquet files, or a data set of the hub."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+
+import numpy as np
+
+from ddim.data.decoding import printable
+from ddim.data.digits import load_digits
+from ddim.data.gather import Files, Items, Picked, complaint, drain, gather, named
+from ddim.data.imageset import ImageSet
+from ddim.data.pictures import MisfitError, list_files, list_pictures, natural_policy
+from ddim.data.policy import ImagePolicy
+from ddim.data.tables import Table, read_hub, read_parquet
+from ddim.errors import DdimError, say
+
+HOLD = 2 << 30  # bytes of pixels held in memory; a larger set is decoded batch by batch
+SPLITS = ("train", "test", "validation", "valid", "val", "dev")
+
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_MIXED = {"colour reduced to grey", "grey spread to RGB"}  # worth a word only if it befell some and not all
+_Found = tuple[Items, np.ndarray | None, tuple[str, ...] | None]
+
+
+def load(
+    source: str | Path,
+    policy: ImagePolicy | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+) -> ImageSet:
+    """Load a set of pictures; every one of them is decoded once, so that none can fail later.
+
+    A source is one of:
+
+    - "digits": scikit-learn's 8x8 digits, "train" the first 1,500 and "test" the other 297;
+    - a folder of pictures. If it has a folder `train` or `test`, the split names such a folder, otherwise
+      all of it is "train". If every picture lies in a folder one level down, those folders are the classes;
+    - a parquet file, or a folder of them. A shard's split is the first word of its name, or the folder it
+      lies in (train-00000-of-00003.parquet, test/0000.parquet), otherwise "train";
+    - "owner/name", a data set of the Hugging Face hub.
+
+    A set of up to 2 GiB of pixels is held in memory; a larger one is decoded batch by batch. What had to be
+    converted, and what was left out, is said aloud.
+
+    Args:
+        source: Where the pictures are.
+        policy: The grid; by default the first picture's own size and channels, which the others must share.
+        split: Which part.
+        limit: At most so many, the first ones.
+        skip_unreadable: Leave out pictures that cannot be read instead of refusing the set.
+
+    Returns:
+        The pictures, in an order that depends on their names or rows only.
+
+    Raises:
+        DdimError: If there is no such source or split, or it holds no pictures, or some cannot be read or do
+            not fit the policy; the message names them.
+    """
+    return drain(loading(source, policy, split, limit, skip_unreadable))
+
+
+def loading(
+    source: str | Path,
+    policy: ImagePolicy | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    skip_unreadable: bool = False,
+) -> Generator[tuple[int, int], None, ImageSet]:
+    """As `load`, step by step.
+
+    Args:
+        source: Where the pictures are.
+        policy: The grid.
+        split: Which part.
+        limit: At most so many.
+        skip_unreadable: Leave out pictures that cannot be read.
+
+    Yields:
+        How many pictures are decoded, and how many there are.
+
+    Returns:
+        What `load` returns.
+
+    Raises:
+        DdimError: As `load`.
+    """
+    if limit is not None and limit < 1:
+        raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
+    if source == "digits":
+        return load_digits(policy, split, limit)
+    path = Path(source).expanduser()
+    where = printable(source)
+    if path.exists():
+        name = path.resolve().name
+        items, labels, classes = _local(path, where, split)
+    elif isinstance(source, str) and _HUB.fullmatch(source):
+        name = source
+        items, labels, classes = _rows(read_hub(source, split))
+    else:
+        raise DdimError(where, "no such file or folder", "check the path, or give owner/name for the hub")
+    if limit is not None and limit < len(items):
+        items = Picked(items, np.arange(limit))
+        labels = None if labels is None else labels[:limit]
+    grid = policy or _first_policy(items, where)
+    keep = len(items) * grid.height * grid.width * grid.channels <= HOLD
+    found = yield from gather(items, grid, keep)
+    pixels = found.pixels
+    if found.bad:
+        items, good = _without(items, found.bad, where, skip_unreadable)
+        pixels = None if pixels is None else pixels[good]
+        labels = None if labels is None else labels[good]
+    _tell(where, found.notes, len(items))
+    return ImageSet(name, split, grid, items, pixels, labels, classes)
+
+
+def _local(path: Path, where: str, split: str) -> _Found:
+    if path.is_dir():
+        shards, pictures = list_files(path, frozenset({".parquet"})), list_pictures(path)
+        if shards and pictures:
+            wrong = "holds both parquet files and pictures"
+            raise DdimError(where, wrong, "give a folder or a parquet file inside it")
+        if pictures:
+            return _folder(path, where, split)
+        if not shards:
+            raise DdimError(
+                where, "holds no pictures", "give a folder of PNG or JPEG files or of parquet files"
+            )
+    elif path.suffix.lower() == ".parquet":
+        shards = [path]
+    else:
+        raise DdimError(
+            where, "is neither a folder nor a parquet file", "give the folder that holds the pictures"
+        )
+    by_split = dict[str, list[Path]]()
+    for shard in shards:
+        by_split.setdefault(_split_of(shard, path), []).append(shard)
+    _need(where, split, list(by_split))
+    return _rows(read_parquet(by_split[split], where, split))
+
+
+def _folder(path: Path, where: str, split: str) -> _Found:
+    inside = sorted(
+        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+    )
+    if {"train", "test"} & set(inside) and set(inside) <= set(SPLITS):
+        _need(where, split, inside)
+        path = path / split
+    else:
+        _need(where, split, ["train"])
+    paths = list_pictures(path)
+    if not paths:
+        raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
+    parents = [found.relative_to(path).parts[:-1] for found in paths]
+    if not all(len(parts) == 1 for parts in parents):
+        return Files(path, paths), None, None
+    classes = sorted({parts[0] for parts in parents})
+    number = {name: index for index, name in enumerate(classes)}
+    labels = np.array([number[parts[0]] for parts in parents], np.int64)
+    return Files(path, paths), labels, tuple(map(printable, classes))
+
+
+def _split_of(shard: Path, root: Path) -> str:
+    word = re.match(r"[A-Za-z]+(?=[-_.])", shard.name)
+    if word and word[0].lower() in SPLITS:
+        return word[0].lower()
+    inside = shard.relative_to(root).parts[:-1] if root.is_dir() else ()
+    return next((part for part in reversed(inside) if part in SPLITS), "train")
+
+
+def _need(where: str, split: str, there: list[str]) -> None:
+    if split not in there:
+        raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(sorted(there))}")
+
+
+def _rows(table: Table) -> _Found:
+    return table.items, table.labels, table.classes
+
+
+def _first_policy(items: Items, where: str) -> ImagePolicy:
+    """The policy of the first sound picture."""
+    bad = dict[int, DdimError]()
+    for index in range(len(items)):
+        try:
+            return natural_policy(items.source(index), items.name(index))
+        except DdimError as error:
+            bad[index] = error
+    raise DdimError(
+        where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files"
+    )
+
+
+def _without(items: Items, bad: dict[int, DdimError], where: str, skip: bool) -> tuple[Items, np.ndarray]:
+    """The items without the bad ones, said aloud, and the indices that stay; or a complaint."""
+    if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
+        raise complaint(where, len(items), bad)
+    if len(bad) == len(items):
+        wrong = f"no picture can be read: {named(list(bad.values()))}"
+        raise DdimError(where, wrong, "give sound PNG or JPEG files")
+    say(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
+    good = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
+    return Picked(items, good), good
+
+
+def _tell(where: str, notes: Counter[str], total: int) -> None:
+    told = [f"{n} {what}" for what, n in sorted(notes.items()) if what not in _MIXED or n < total]
+    if told:
+        say(f"{where}: of {total} pictures {', '.join(told)}")

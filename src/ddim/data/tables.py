@@ -1,0 +1,230 @@
+"""Pictures in the rows of a table: parquet files, and data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddim.data.decoding import Source, printable
+from ddim.errors import DdimError
+
+_PATIENCE = 5.0
+_REPLACE = "fetch it again or remove it"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The pictures of one column: an Arrow column of {bytes, path}."""
+
+    column: Any
+    where: str
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def source(self, index: int) -> Source:
+        """The bytes of picture `index`, or the path that stands in their place.
+
+        Args:
+            index: Its row.
+
+        Returns:
+            Bytes, or a path.
+
+        Raises:
+            DdimError: If the row holds no picture.
+        """
+        cell = self.column[index].as_py() or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if cell.get("path"):
+            return Path(cell["path"])
+        raise DdimError(self.name(index), "holds no picture", "remove the row")
+
+    def name(self, index: int) -> str:
+        """The set and its row."""
+        return f"{self.where}[{index}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The pictures of a table with their labels: int64, (N,), or None."""
+
+    items: Rows
+    labels: np.ndarray | None
+    classes: tuple[str, ...] | None
+
+
+def read_parquet(files: Sequence[Path], where: str, split: str) -> Table:
+    """The pictures of some parquet files, in the order given.
+
+    The reader keeps its copy in its own cache (HF_HOME), never beside the files, and asks no network.
+
+    Args:
+        files: The shards.
+        where: What to call them.
+        split: Which split they are, for the names of rows.
+
+    Returns:
+        Pictures and labels.
+
+    Raises:
+        DdimError: If they cannot be read, have no image column, or no rows.
+    """
+    datasets = _library()
+    _check_shards(files)
+    failed = ""
+    try:
+        with _quiet(datasets):
+            data = datasets.Dataset.from_parquet([str(path) for path in files])
+    except Exception as error:  # the reader raises its own and Arrow's, and wraps either
+        failed = _reason(error)
+    if failed:
+        gc.collect()  # a scan broken off half-way aborts the process at exit if it still lives then
+        raise DdimError(where, f"cannot be read as parquet ({failed})", _REPLACE)
+    return _table(datasets, data, where, split)
+
+
+def read_hub(name: str, split: str) -> Table:
+    """The pictures of a data set of the Hugging Face hub, or of its copy in the cache if there is no network.
+
+    Args:
+        name: "owner/name".
+        split: One of its splits.
+
+    Returns:
+        Pictures and labels.
+
+    Raises:
+        DdimError: If it cannot be had, or has no such split, image column or rows.
+    """
+    datasets = _library()
+    offline = _offline(name)
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        with _quiet(datasets, bars=not offline):
+            data = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises its own, the hub's, Arrow's and the network's
+        if offline:
+            wrong = "is no file or folder here, and the hub cannot be reached to look for it there"
+            raise DdimError(name, wrong, "check the path or the network") from None
+        raise DdimError(
+            name, f"cannot be had from the hub ({_reason(error)})", "check the name and the split"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    return _table(datasets, data, name, split)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DdimError("datasets", "is not installed", "run: pip install 'ddim[data]'") from None
+    return datasets
+
+
+def _offline(name: str) -> bool:
+    """Whether the hub is out of reach; its own client would retry for half a minute before saying so."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=_PATIENCE)
+    except OfflineModeIsEnabled:
+        return True
+    except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        wrong = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
+        raise DdimError(name, wrong, "check the name, or log in if the data set is private") from None
+    except Exception:  # whatever the transport of the day raises when there is no network
+        return True
+    return False
+
+
+def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
+    if len(data) == 0:
+        raise DdimError(where, "has no rows", "give a data set with pictures")
+    features = data.features
+    found = [key for key in ("image", "img") if key in features]
+    found += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not found:
+        wrong = f"has no image column (it has {printable(', '.join(features) or 'none')})"
+        raise DdimError(where, wrong, "name the column of pictures image or img")
+    try:
+        with _quiet(datasets):
+            cast = data.select_columns([found[0]]).cast_column(found[0], datasets.Image(decode=False))
+    except Exception as error:  # Arrow's casts raise several kinds
+        wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
+        raise DdimError(where, wrong, "store encoded pictures in it") from None
+    labels, classes = _labels(datasets, data)
+    return Table(Rows(cast.data.column(found[0]), f"{where} {split}"), labels, classes)
+
+
+def _labels(datasets: Any, data: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """The column `label`, if it is whole: class numbers, or words turned into them."""
+    if "label" not in data.features:
+        return None, None
+    kind = data.features["label"]
+    values = data.data.column("label").to_pylist()
+    if values and all(isinstance(value, str) for value in values):
+        classes = tuple(sorted(set(values)))
+        number = {word: index for index, word in enumerate(classes)}
+        return np.array([number[word] for word in values], np.int64), classes
+    if not all(type(value) is int and value >= 0 for value in values):
+        return None, None
+    classes_known = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+    return np.array(values, np.int64), classes_known
+
+
+@contextmanager
+def _quiet(datasets: Any, bars: bool = False) -> Iterator[None]:
+    """No log lines and, unless wanted, no progress bars of the library's own; its settings are put back."""
+    from huggingface_hub.utils import logging as hub_log
+
+    log, had_bars = datasets.utils.logging, datasets.is_progress_bar_enabled()
+    levels = log.get_verbosity(), hub_log.get_verbosity()
+    if not bars:
+        datasets.disable_progress_bars()
+    log.set_verbosity(logging.CRITICAL)
+    hub_log.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(levels[0])
+        hub_log.set_verbosity(levels[1])
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Refuse a shard that is no parquet, or whose columns are not those of the first."""
+    from pyarrow import parquet
+
+    columns = list[str]()
+    for path in files:
+        try:
+            there = sorted(parquet.read_schema(path).names)
+        except Exception as error:  # Arrow's own kinds, and those of the system
+            raise DdimError(
+                printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE
+            ) from None
+        columns = columns or there
+        if there != columns:
+            wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"
+            raise DdimError(printable(path), printable(wrong), "give one data set at a time")
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__)[:160]

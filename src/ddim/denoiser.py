@@ -1,0 +1,121 @@
+"""The hub between what a network predicts and what a sampler needs.
+
+A denoiser is any callable `denoise(x, level) -> Prediction`; the pair it returns is always consistent,
+x = signal x0 + noise eps. Samplers never learn what the network predicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from torch import Tensor
+
+from ddim.schedule import Level
+
+Predicts = Literal["eps", "x0", "v"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a denoiser says of x_t.
+
+    Args:
+        x0: The predicted clean data f_theta, the shape of x_t.
+        eps: The predicted noise, the shape of x_t.
+    """
+
+    x0: Tensor
+    eps: Tensor
+
+
+class Denoiser(Protocol):
+    """Anything that predicts x_0 and eps from x_t."""
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The prediction at x (N, ...) and one level."""
+        ...
+
+
+def predict(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
+    """A network's output as a consistent pair, whatever it predicts.
+
+    Args:
+        output: The network's output, the shape of x.
+        x: x_t.
+        level: The level of x_t.
+        predicts: "eps", "x0" or "v" with v = signal eps - noise x0 (Salimans & Ho 2022).
+
+    Raises:
+        ValueError: If `predicts` is unknown, or eps is predicted where there is no signal.
+    """
+    if predicts == "eps":
+        if level.signal == 0:
+            raise ValueError("eps says nothing about x0 at zero signal; use a network that predicts v or x0")
+        return Prediction(x0_from_eps(output, x, level), output)
+    if predicts == "x0":
+        return Prediction(output, eps_from_x0(output, x, level))
+    if predicts == "v":
+        return Prediction(x * level.signal - output * level.noise, x * level.noise + output * level.signal)
+    raise ValueError(f"unknown prediction {predicts!r}")
+
+
+def x0_from_eps(eps: Tensor, x: Tensor, level: Level) -> Tensor:
+    """Eq. (9): f_theta(x_t) = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t).
+
+    Args:
+        eps: Predicted noise, the shape of x.
+        x: x_t.
+        level: The level of x_t, with signal.
+    """
+    return (x - eps * level.noise) / level.signal
+
+
+def eps_from_x0(x0: Tensor, x: Tensor, level: Level) -> Tensor:
+    """The eps that makes (x0, eps) consistent at x_t; the inverse of eq. (9). Needs noise > 0."""
+    return (x - x0 * level.signal) / level.noise
+
+
+def v_from_pair(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    """v = signal eps - noise x0 (Salimans & Ho 2022)."""
+    return eps * level.signal - x0 * level.noise
+
+
+@dataclass(frozen=True, slots=True)
+class Clipped:
+    """A denoiser whose x_0 is clipped to [low, high], eps being derived again so that the pair stays consistent.
+
+    Args:
+        denoiser: The denoiser to wrap.
+        low: Smallest value of x_0.
+        high: Largest value of x_0.
+    """
+
+    denoiser: Denoiser
+    low: float = -1.0
+    high: float = 1.0
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The clipped prediction."""
+        x0 = self.denoiser(x, level).x0.clamp(self.low, self.high)
+        return Prediction(x0, eps_from_x0(x0, x, level))
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """Classifier-free guidance (Ho & Salimans 2021): unconditional + scale (conditional - unconditional).
+
+    Args:
+        conditional: The denoiser that knows the label.
+        unconditional: The one that does not.
+        scale: 0 ignores the label, 1 is the conditional model, more exaggerates it.
+    """
+
+    conditional: Denoiser
+    unconditional: Denoiser
+    scale: float
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The guided prediction; two calls."""
+        on, off = self.conditional(x, level), self.unconditional(x, level)
+        return Prediction(off.x0.lerp(on.x0, self.scale), off.eps.lerp(on.eps, self.scale))

@@ -1,0 +1,98 @@
+"""Files that are never half-written, and folders that one process owns."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ddim.errors import DdimError
+
+
+def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
+    """Write a file so that a reader, at any moment, finds the old one or the whole new one.
+
+    Args:
+        path: The file.
+        data: Its content.
+        sync: Whether it must outlast a power cut too, not only a kill.
+
+    Raises:
+        DdimError: If it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+        if sync:
+            sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise DdimError(path, f"cannot be written ({error.strerror})", "choose a place you may write to") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder outlast a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if it is not there.
+
+    Raises:
+        DdimError: If it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror if not isinstance(error, FileExistsError) else "a file of that name is there"
+        raise DdimError(path, f"cannot be made a folder ({why})", "choose another place") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise DdimError(path, "cannot be written to", "choose a folder you may write to")
+    return path
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed `write_atomic` left. Call it while the folder is locked."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Own a folder while the context lasts; the lock goes with the process, however it ends.
+
+    Raises:
+        DdimError: If another process owns it.
+    """
+    try:
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise DdimError(folder, f"cannot be written to ({error.strerror})", "choose a folder you may write to") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise DdimError(folder, "is in use by another process", "wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,154 @@
+"""Grids: the sub-sequences tau of 1..T at which the network is called (section 4.2).
+
+Every grid returns S whole, rising times in 1..T without duplicates. A sampler goes from the last to the first and
+then to clean data, always to the next entry of its own grid: no step is computed from T // S.
+
+| name                | times                                                                                     |
+|---------------------|-------------------------------------------------------------------------------------------|
+| equal-angle         | equal steps of arccos sqrt(alpha_bar): equal rotations                                    |
+| linear              | the paper's floor(c i), c = T / S                                                         |
+| quadratic           | the paper's floor(c i^2), c = T / S^2; entries at 0 and duplicates are left out, and said |
+| official-linear     | the authors' code: range(0, T, T // S), counted from 1 here                               |
+| official-quadratic  | the authors' code: linspace(0, sqrt(0.8 T), S)^2 truncated, counted from 1 here           |
+| leading, trailing,  | diffusers' timestep spacings, counted from 1 here                                         |
+| linspace            |                                                                                           |
+| log-snr             | equal steps of log(alpha_bar / (1 - alpha_bar))                                           |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ddim.errors import DdimError, say
+from ddim.schedule import Schedule
+
+DEFAULT = "equal-angle"
+
+
+def tau(schedule: Schedule, name: str | Sequence[float], steps: int | None = None, top: int | None = None) -> list[float]:
+    """A grid by name, or a user's own rising list of times, checked.
+
+    Args:
+        schedule: Whose times.
+        name: One of `NAMED`, or a strictly rising list of times in (0, T], whole or not.
+        steps: S, the number of network calls wanted, 1..T; not needed with a list.
+        top: The last time of an `equal-angle` or `log-snr` grid, at most T; default T.
+
+    Returns:
+        Strictly rising times in (0, T].
+
+    Raises:
+        DdimError: For an unknown name, S out of range, duplicates or times out of range.
+
+    Warns:
+        DdimWarning: If the grid has another length than asked, or does not end at T, where the noise starts.
+    """
+    if not isinstance(name, str):
+        times = check(schedule, name)
+        label = "the grid given"
+    else:
+        if name not in NAMED:
+            raise DdimError(f"grid {name!r}", "is unknown", f"choose one of {', '.join(NAMED)}")
+        if steps is None or not 1 <= steps <= schedule.T:
+            raise DdimError(f"steps {steps}", f"is outside 1..{schedule.T}", "choose a number of steps in that range")
+        if top is not None and name not in _TOPPED:
+            raise DdimError(f"grid {name}", "has a top of its own", f"leave top out, or choose {' or '.join(_TOPPED)}")
+        if top is not None and not steps <= top <= schedule.T:
+            raise DdimError(f"top {top}", f"is outside {steps}..{schedule.T}", "choose a time of the schedule")
+        label = f"grid {name}"
+        raw = NAMED[name](schedule, steps, top or schedule.T)
+        times = [float(t) for t in sorted(set(raw)) if t >= 1]
+        if len(times) != steps:
+            say(f"{label}: {steps} steps asked, its formula gives {len(times)} distinct times in 1..{schedule.T}")
+    if times[-1] != schedule.T and top is None:
+        last = schedule.level(times[-1])
+        say(f"{label}: starts at t = {times[-1]:g}, not T = {schedule.T}; pure noise stands in for x at alpha_bar {last.alpha_bar:.2g}")
+    return times
+
+
+def check(schedule: Schedule, times: Sequence[float]) -> list[float]:
+    """The list, if it is a legal grid: rising, without duplicates, in (0, T].
+
+    Raises:
+        DdimError: Naming the first entry that breaks a rule.
+    """
+    checked = [float(t) for t in times]
+    if not checked:
+        raise DdimError("grid", "is empty", "give at least one time")
+    for i, t in enumerate(checked):
+        if not 0 < t <= schedule.T:
+            raise DdimError(f"grid entry {t:g}", f"is outside (0, {schedule.T}]", "use times of the schedule, 1..T")
+        if i and t <= checked[i - 1]:
+            wrong = "is a duplicate" if t == checked[i - 1] else f"comes after {checked[i - 1]:g}"
+            raise DdimError(f"grid entry {t:g}", wrong, "list times in rising order, each once")
+    return checked
+
+
+def _linear(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [i * schedule.T // steps for i in range(1, steps + 1)]
+
+
+def _quadratic(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [i * i * schedule.T // steps**2 for i in range(1, steps + 1)]
+
+
+def _official_linear(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [t + 1 for t in range(0, schedule.T, schedule.T // steps)]
+
+
+def _official_quadratic(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [int(t) + 1 for t in np.linspace(0, np.sqrt(schedule.T * 0.8), steps) ** 2]
+
+
+def _leading(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [i * (schedule.T // steps) + 1 for i in range(steps)]
+
+
+def _trailing(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [int(t) for t in np.round(np.arange(schedule.T, 0, -schedule.T / steps))]
+
+
+def _linspace(schedule: Schedule, steps: int, top: int) -> list[int]:
+    return [int(t) + 1 for t in np.linspace(0, schedule.T - 1, steps).round()]
+
+
+def _equal_angle(schedule: Schedule, steps: int, top: int) -> list[int]:
+    last = schedule.level(top).angle
+    return _whole([schedule.time_at_angle(last * i / steps) for i in range(1, steps)], top)
+
+
+def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
+    first = schedule.level(1).log_snr
+    last = schedule.level(top).log_snr
+    inner = steps - 1
+    if math.isinf(last):  # zero terminal SNR: T itself is a step of infinite length
+        last, inner = schedule.level(top - 1).log_snr, steps - 2
+    points = np.linspace(first, last, inner + 1)[: steps - 1] if steps > 1 else []
+    return _whole([schedule.time_at_log_snr(float(value)) for value in points], top)
+
+
+def _whole(times: Sequence[float], top: int) -> list[int]:
+    """The nearest whole times below `top`, pushed apart where two would meet, and `top` itself."""
+    whole: list[int] = []
+    for t in times:
+        whole.append(max(round(t), whole[-1] + 1 if whole else 1))
+    for place in range(1, len(whole) + 1):
+        whole[-place] = min(whole[-place], top - place)
+    return [*whole, top]
+
+
+NAMED: dict[str, Callable[[Schedule, int, int], list[int]]] = {
+    "equal-angle": _equal_angle,
+    "linear": _linear,
+    "quadratic": _quadratic,
+    "official-linear": _official_linear,
+    "official-quadratic": _official_quadratic,
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+    "log-snr": _log_snr,
+}
+_TOPPED = ("equal-angle", "log-snr")

@@ -1,0 +1,92 @@
+"""The one loop over time: it runs a plan and yields every step."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddim.denoiser import Clipped, Denoiser, Prediction
+from ddim.plan import Plan, Row
+from ddim.seeds import Noise
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one row of a plan did.
+
+    Args:
+        index: The row's number k.
+        row: The row.
+        x: The state after the row, (N, ...).
+        x0: The x_0 predicted in this row, (N, ...).
+        eps: The noise predicted in this row, (N, ...).
+    """
+
+    index: int
+    row: Row
+    x: Tensor
+    x0: Tensor
+    eps: Tensor
+
+
+def trajectory(denoise: Denoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None) -> Iterator[Step]:
+    """Run a plan, one network call per row, and yield each step.
+
+    Progress, traces, early stop and streaming are the caller's: iterate, or take the last step's `x`.
+
+    Args:
+        denoise: The denoiser.
+        plan: What to run.
+        start: The first state (N, ...), or a `Noise` that draws it and every row's noise.
+        noise: The rows' noise, where `start` is a tensor and the plan is stochastic.
+
+    Yields:
+        One `Step` per row; the last one's `x` is the result.
+
+    Raises:
+        ValueError: If the plan needs noise and none was given.
+    """
+    if isinstance(start, Noise):
+        noise = noise or start
+        start = start.start()
+    if plan.stochastic and noise is None:
+        raise ValueError("this plan adds noise: give `noise`, or a `Noise` as the start")
+    if plan.clip_x0:
+        denoise = Clipped(denoise)
+    states: deque[Tensor] = deque([start], maxlen=plan.memory)
+    predictions: deque[Prediction] = deque(maxlen=plan.memory)
+    for k, row in enumerate(plan.rows):
+        with torch.no_grad():
+            predictions.appendleft(denoise(states[0], row.query))
+            fresh = noise.row(k).to(states[0].dtype) if row.z and noise is not None else None
+            states.appendleft(_update(row, states, predictions, fresh))
+        yield Step(k, row, states[0], predictions[0].x0, predictions[0].eps)
+
+
+def run(denoise: Denoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None) -> Tensor:
+    """The last state of `trajectory`: (N, ...)."""
+    step = None
+    for step in trajectory(denoise, plan, start, noise):  # noqa: B007
+        pass
+    assert step is not None
+    return step.x
+
+
+def _update(row: Row, states: deque[Tensor], predictions: deque[Prediction], fresh: Tensor | None) -> Tensor:
+    terms = [
+        *zip(row.x, states, strict=False),
+        *zip(row.x0, (p.x0 for p in predictions), strict=False),
+        *zip(row.eps, (p.eps for p in predictions), strict=False),
+    ]
+    if fresh is not None:
+        terms.append((row.z, fresh))
+    weight, tensor = terms[0]
+    out = tensor * weight
+    for weight, tensor in terms[1:]:
+        if weight:
+            out.add_(tensor, alpha=weight)
+    return out

@@ -1,0 +1,320 @@
+"""The object a user holds: a network, its schedule, and what both are good for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim import checkpoint, grid, samplers
+from ddim.config import ModelConfig
+from ddim.denoiser import Denoiser, Guided, Prediction, predict
+from ddim.errors import DdimError
+from ddim.nn.unet import UNet
+from ddim.pixels import to_float
+from ddim.plan import Plan
+from ddim.schedule import Level, Schedule
+from ddim.seeds import Noise
+from ddim.training import fast_dtype
+from ddim.loop import run
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+class NetworkDenoiser:
+    """A trained network as a denoiser; what depends on time alone is computed once per time.
+
+    Args:
+        network: The network, its body in the dtype to compute in.
+        predicts: What it predicts.
+        labels: int64, (N,), one label for each sample of the batches to come, or None.
+        body: The network's body, if it is to be replaced by a compiled one.
+    """
+
+    def __init__(
+        self, network: UNet, predicts: Any, labels: Tensor | None = None, body: Callable[..., Tensor] | None = None
+    ):
+        self.network, self.predicts, self.labels = network, predicts, labels
+        self.body = body or network.body
+        self.dtype = network.conv_in.weight.dtype
+        self.device = network.conv_in.weight.device
+        self._conditions: dict[float, Tensor] = {}
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The prediction at x, (N, C, H, W), float32."""
+        with torch.no_grad():
+            inner = x.to(self.dtype, memory_format=torch.channels_last)
+            output = self.body(inner, self._condition(level.t))
+            return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
+
+    def prepare(self, plan: Plan) -> NetworkDenoiser:
+        """Compute what depends on time alone for all of a plan's times at once."""
+        missing = sorted({row.query.t for row in plan.rows} - self._conditions.keys())
+        if missing and self.labels is None:
+            with torch.no_grad():
+                times = torch.tensor(missing, dtype=torch.float32, device=self.device)
+                made = self.network.condition(times).to(self.dtype)
+            self._conditions |= {t: made[i : i + 1] for i, t in enumerate(missing)}
+        return self
+
+    def _condition(self, t: float) -> Tensor:
+        if t not in self._conditions:
+            count = 1 if self.labels is None else len(self.labels)
+            times = torch.full((count,), t, dtype=torch.float32, device=self.device)
+            self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
+        return self._conditions[t]
+
+
+class Model:
+    """A trained model.
+
+    Args:
+        network: The network in float32, in evaluation mode.
+        config: What it is.
+        device: Where it computes.
+        dtype: What the network computes in: "auto" is bfloat16 where the device is fast at it.
+        compile: Whether the network goes through torch.compile.
+        micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
+            padded, so that a sample's bits do not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        network: UNet,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        dtype: DType = "auto",
+        compile: bool = False,
+        micro_batch: int | None = None,
+    ):
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.config, self.device, self.compile = config, torch.device(device), compile
+        self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
+        self.micro_batch = micro_batch or (16 if self.device.type == "cpu" else 64)
+        if self.micro_batch < 1:
+            raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self._schedule
+
+    @cached_property
+    def _schedule(self) -> Schedule:
+        return self.config.schedule.build()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one sample, (C, H, W)."""
+        return (self.config.network.in_channels, self.config.network.height, self.config.network.width)
+
+    @cached_property
+    def _fast(self) -> UNet:
+        return copy.deepcopy(self.network).cast_body(self.dtype)
+
+    @cached_property
+    def _body(self) -> Callable[..., Tensor]:
+        return torch.compile(self._fast.body) if self.compile else self._fast.body
+
+    def denoiser(self, labels: Tensor | None = None, guidance: float | None = None) -> Denoiser:
+        """The network as a denoiser.
+
+        Args:
+            labels: int64, (N,), for batches of N; None for no labels.
+            guidance: Scale of classifier-free guidance; None or 1 is the conditional model itself.
+
+        Raises:
+            DdimError: If labels are given to a network without them, or are out of range.
+        """
+        plain = NetworkDenoiser(self._fast, self.config.predicts, None, self._body)
+        if labels is None:
+            if guidance is not None:
+                raise DdimError("guidance", "needs a label", "give labels too")
+            return plain
+        classes = self.config.network.classes
+        if not classes:
+            raise DdimError("labels", "this model was trained without labels", "leave them out")
+        if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+            raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
+        labelled = NetworkDenoiser(self._fast, self.config.predicts, labels.to(self.device), self._body)
+        return labelled if guidance in (None, 1) else Guided(labelled, plain, float(guidance or 0))
+
+    @cached_property
+    def denoise(self) -> Denoiser:
+        """The unconditional denoiser: `model.denoise(x, level) -> Prediction`."""
+        return self.denoiser()
+
+    def levels(self, grid_name: str | Sequence[float] = grid.DEFAULT, steps: int | None = 20, encode: bool = False) -> tuple[Level, ...]:
+        """The levels a sampler walks: the grid's from the noisiest down, then clean data.
+
+        Args:
+            grid_name: A grid's name (see `ddim.grid`) or a rising list of times.
+            steps: S, the number of network calls.
+            encode: Rising instead, from clean data to the noisiest.
+
+        Raises:
+            DdimError: See `ddim.grid.tau`.
+        """
+        times = [0.0, *grid.tau(self.schedule, grid_name, steps if isinstance(grid_name, str) else None)]
+        return self.schedule.levels(times if encode else times[::-1])
+
+    def plan(
+        self,
+        steps: int | None = 20,
+        grid: str | Sequence[float] = grid.DEFAULT,
+        eta: float = 0.0,
+        sigma: Sequence[float] | str | None = None,
+        clip_x0: bool | None = None,
+        encode: bool = False,
+    ) -> Plan:
+        """A DDIM plan for this model; see `ddim.samplers.ddim` for the arguments."""
+        levels = self.levels(grid, steps, encode)
+        label = grid if isinstance(grid, str) else "own grid"
+        clean_as = self.schedule.level(1) if encode else None
+        about = f"{label}, S={len(levels) - 1}"
+        return samplers.ddim(levels, eta, sigma, clip_x0=clip_x0, clean_as=clean_as, about=about)
+
+    def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
+        """The randomness of samples start..start + n - 1, or of the samples listed."""
+        indices = tuple(range(start, start + n)) if isinstance(n, int) else tuple(n)
+        return Noise(seed, indices, self.shape, self.device)
+
+    def sample(
+        self,
+        n: int,
+        steps: int | None = 20,
+        seed: int = 0,
+        start: int = 0,
+        labels: int | Sequence[int] | None = None,
+        guidance: float | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Sample pictures. Picture i is a function of (model, plan, seed, start + i), whatever n is.
+
+        Args:
+            n: How many.
+            steps: S, the number of network calls.
+            seed: The run's seed.
+            start: The first sample's index.
+            labels: One label for all or one each, for a model with labels.
+            guidance: Scale of classifier-free guidance.
+            settings: As for `plan`: grid, eta, sigma, clip_x0; or `plan`, a plan of one's own.
+
+        Returns:
+            float32, (n, C, H, W), nominally in [-1, 1].
+        """
+        plan = settings.pop("plan", None) or self.plan(steps, **settings)
+        each = [labels] * n if isinstance(labels, int) else labels
+        if each is not None and len(each) != n:
+            raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
+        return torch.cat([self.empty(), *self.sample_blocks(plan, range(start, start + n), seed, each, guidance)])
+
+    def sample_blocks(
+        self,
+        plan: Plan,
+        indices: Sequence[int],
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        guidance: float | None = None,
+    ) -> Iterator[Tensor]:
+        """Sample the listed indices in micro-batches of one fixed size.
+
+        Yields:
+            float32, (up to micro_batch, C, H, W), in the order of `indices`.
+        """
+        size, plain = self.micro_batch, self.denoiser()
+        for first in range(0, len(indices), size):
+            wanted = list(indices[first : first + size])
+            padded = wanted + [wanted[-1]] * (size - len(wanted))
+            denoise = plain
+            if labels is not None:
+                some = list(labels[first : first + size])
+                some += [some[-1]] * (size - len(some))
+                denoise = self.denoiser(torch.tensor(some), guidance)
+            yield self._run(denoise, plan, self.noise(padded, seed))[: len(wanted)]
+
+    def run_blocks(self, plan: Plan, states: Tensor) -> Iterator[Tensor]:
+        """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
+
+        Yields:
+            float32, (up to micro_batch, C, H, W).
+        """
+        for part in states.to(self.device, torch.float32).split(self.micro_batch):
+            missing = self.micro_batch - len(part)
+            padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
+            yield self._run(self.denoise, plan, padded)[: len(part)]
+
+    def _run(self, denoise: Denoiser, plan: Plan, start: Tensor | Noise) -> Tensor:
+        if isinstance(denoise, NetworkDenoiser):
+            denoise.prepare(plan)
+        return run(denoise, plan, start)
+
+    def empty(self) -> Tensor:
+        """No samples: float32, (0, C, H, W)."""
+        return torch.empty((0, *self.shape), device=self.device)
+
+    def encode(self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT) -> Tensor:
+        """Pictures to latents x_T: eq. (13) run backwards, first order, so decoding returns them approximately.
+
+        Args:
+            images: float (N, C, H, W) in [-1, 1], or uint8 (N, H, W, C).
+            steps: S, the number of network calls.
+            grid: The grid's name or a rising list of times.
+
+        Returns:
+            float32, (N, C, H, W).
+        """
+        pictures = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
+        if pictures.shape[1:] != self.shape:
+            raise DdimError("pictures", f"are {tuple(pictures.shape[1:])}, the model's are {self.shape}", "resize them")
+        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid, encode=True), pictures)])
+
+    def decode(self, latents: Tensor, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT) -> Tensor:
+        """Latents x_T to pictures, without noise.
+
+        Args:
+            latents: float, (N, C, H, W).
+            steps: S, the number of network calls.
+            grid: The grid's name or a rising list of times.
+
+        Returns:
+            float32, (N, C, H, W), nominally in [-1, 1].
+        """
+        if latents.shape[1:] != self.shape:
+            raise DdimError("latents", f"are {tuple(latents.shape[1:])}, the model's are {self.shape}", "use this model's")
+        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid), latents)])
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, `model.safetensors` + `config.json`.
+
+        Args:
+            folder: Where; an older model there is replaced.
+            dtype: The dtype to store weights in; their own if None.
+        """
+        weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
+        checkpoint.write(Path(folder), self.config, weights)
+
+
+def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model:
+    """A model: bundled, a model folder, or a training run's folder. Nothing in it is ever executed.
+
+    Args:
+        name: A bundled model's name or a path.
+        device: Where it computes; a GPU if there is one, else the CPU.
+        settings: dtype, compile, micro_batch: see `Model`.
+
+    Raises:
+        DdimError: If there is no such model, or it is damaged.
+    """
+    config, weights = checkpoint.read(name)
+    network = UNet(config.network)
+    checkpoint.fill(network, weights, name)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Model(network, config, device, **settings)

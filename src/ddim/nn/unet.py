@@ -1,0 +1,268 @@
+"""The DDPM U-Net (Ho et al. 2020): group norm, SiLU, attention at chosen resolutions, sinusoidal time embedding.
+
+Written to be run many times at few distinct times: all that depends on time alone is one tensor, made by
+`UNet.condition` once per time, and `UNet.body` is the rest: one graph, whatever the time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, cast
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UNetConfig(BaseModel):
+    """The shape of a `UNet`. The defaults are those of the 35.7 M-parameter CIFAR-10 network of Ho et al.
+
+    Args:
+        kind: Always "unet".
+        in_channels: Picture channels.
+        height: Picture height; `patch * 2^(levels - 1)` must divide it.
+        width: Picture width, likewise.
+        channels: Channels of the first level.
+        multipliers: Channels of each level, in multiples of `channels`.
+        blocks: Residual blocks per level on the way down (one more on the way up).
+        attention: Resolutions (height after patching) at which blocks are followed by self-attention.
+        middle_attention: Whether the middle has attention.
+        heads: Attention heads.
+        groups: Group-norm groups; must divide every level's channels.
+        dropout: Dropout rate inside the blocks.
+        patch: Side of the square of pixels that becomes one position (1 = none).
+        classes: Number of labels, 0 for none. Label `classes` means "no label".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["unet"] = "unet"
+    in_channels: int = Field(3, ge=1)
+    height: int = Field(32, ge=1)
+    width: int = Field(32, ge=1)
+    channels: int = Field(128, ge=4, multiple_of=2)
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = Field(2, ge=1)
+    attention: tuple[int, ...] = (16,)
+    middle_attention: bool = True
+    heads: int = Field(1, ge=1)
+    groups: int = Field(32, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    patch: int = Field(1, ge=1)
+    classes: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> UNetConfig:
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError("multipliers must be whole numbers >= 1")
+        factor = self.patch * 2 ** (len(self.multipliers) - 1)
+        if self.height % factor or self.width % factor:
+            raise ValueError(f"{self.height}x{self.width} is not divisible by {factor} (patch times 2^(levels - 1))")
+        for multiplier in self.multipliers:
+            if self.channels * multiplier % self.groups:
+                raise ValueError(f"{self.groups} groups do not divide {self.channels * multiplier} channels")
+            if self.channels * multiplier % self.heads:
+                raise ValueError(f"{self.heads} heads do not divide {self.channels * multiplier} channels")
+        return self
+
+
+def sinusoidal(t: Tensor, channels: int) -> Tensor:
+    """The transformer's position embedding as DDPM uses it: [sin, cos], frequencies 1 to 1/10000.
+
+    Args:
+        t: float32, (B,).
+        channels: Even number of channels.
+
+    Returns:
+        float32, (B, channels).
+    """
+    half = channels // 2
+    rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / max(half - 1, 1)))
+    angles = t.float()[:, None] * rates[None, :]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Block(nn.Module):
+    """A residual block: norm, SiLU, conv, plus time, norm, SiLU, dropout, conv; (B, C_in, H, W) to (B, C_out, H, W)."""
+
+    def __init__(self, c_in: int, c_out: int, groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """The block's output; `time` is (B or 1, C_out)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + time[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return cast(Tensor, self.skip(x) + h)
+
+
+class Attention(nn.Module):
+    """Self-attention over positions with a residual; (B, C, H, W) to itself."""
+
+    def __init__(self, channels: int, groups: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = _zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The attended picture."""
+        b, c, h, w = x.shape
+        # In channels-last memory this transposition moves nothing.
+        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
+        return x + cast(Tensor, self.out(mixed)).view(b, h, w, c).permute(0, 3, 1, 2)
+
+
+class Down(nn.Module):
+    """Half the resolution by a strided 3x3 convolution, padded at the far edges only, as in Ho et al.'s code."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, H/2, W/2)."""
+        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
+
+
+class Up(nn.Module):
+    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+
+
+class UNet(nn.Module):
+    """The network: x_t and a time in, eps, x_0 or v out, whichever it was trained for."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        c, channels = config, [config.channels * m for m in config.multipliers]
+        embedding = 4 * c.channels
+        self.time = nn.Sequential(nn.Linear(c.channels, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.label = nn.Embedding(c.classes + 1, embedding) if c.classes else None
+        self.conv_in = nn.Conv2d(c.in_channels * c.patch**2, c.channels, 3, padding=1)
+        self.widths: list[int] = []
+
+        def block(c_in: int, c_out: int) -> Block:
+            self.widths.append(c_out)
+            return Block(c_in, c_out, c.groups, c.dropout)
+
+        def attention(side: int, width: int) -> nn.Module:
+            return Attention(width, c.groups, c.heads) if side in c.attention else nn.Identity()
+
+        side, now, skips = c.height // c.patch, c.channels, [c.channels]
+        self.down_blocks, self.down_attention, self.downs = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for level, width in enumerate(channels):
+            for _ in range(c.blocks):
+                self.down_blocks.append(block(now, width))
+                self.down_attention.append(attention(side, width))
+                now = width
+                skips.append(now)
+            if level < len(channels) - 1:
+                self.downs.append(Down(now))
+                skips.append(now)
+                side //= 2
+        self.middle = nn.ModuleList([block(now, now), block(now, now)])
+        self.middle_attention = Attention(now, c.groups, c.heads) if c.middle_attention else nn.Identity()
+        self.up_blocks, self.up_attention, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for level, width in reversed(list(enumerate(channels))):
+            for _ in range(c.blocks + 1):
+                self.up_blocks.append(block(now + skips.pop(), width))
+                self.up_attention.append(attention(side, width))
+                now = width
+            if level:
+                self.ups.append(Up(now))
+                side *= 2
+        self.norm_out = nn.GroupNorm(c.groups, now, eps=1e-6)
+        self.conv_out = _zero(nn.Conv2d(now, c.in_channels * c.patch**2, 3, padding=1))
+        self.time_to_blocks = nn.Linear(embedding, sum(self.widths))
+
+    def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """All that depends on time and label alone, for every block.
+
+        Args:
+            t: Times in our counting, 1..T, whole or not, (B,). This is the one place where the network's own
+                counting, t - 1, is made of them.
+            labels: int64, (B,), in 0..classes, where `classes` means no label; None means no label for all.
+
+        Returns:
+            (B, sum of all blocks' channels), in the dtype of the time layers.
+        """
+        embedded = self.time(sinusoidal(t - 1.0, self.config.channels).to(self.time[0].weight.dtype))
+        if self.label is not None:
+            if labels is None:
+                labels = torch.full(t.shape, self.config.classes, device=t.device)
+            embedded = embedded + self.label(labels)
+        return cast(Tensor, self.time_to_blocks(F.silu(embedded)))
+
+    def body(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Everything else.
+
+        Args:
+            x: (B, C, H, W).
+            condition: What `condition` made, (B or 1, sum of widths), in the dtype of x.
+
+        Returns:
+            (B, C, H, W).
+        """
+        times = iter(condition.split(self.widths, dim=1))
+        h = self.conv_in(F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x)
+        skips = [h]
+        place, levels = 0, len(self.config.multipliers)
+        for level in range(levels):
+            for _ in range(self.config.blocks):
+                h = self.down_attention[place](self.down_blocks[place](h, next(times)))
+                skips.append(h)
+                place += 1
+            if level < levels - 1:
+                h = self.downs[level](h)
+                skips.append(h)
+        h = self.middle_attention(self.middle[0](h, next(times)))
+        h = self.middle[1](h, next(times))
+        place = 0
+        for level in range(levels):
+            for _ in range(self.config.blocks + 1):
+                h = self.up_attention[place](self.up_blocks[place](torch.cat([h, skips.pop()], dim=1), next(times)))
+                place += 1
+            if level < levels - 1:
+                h = self.ups[level](h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else cast(Tensor, h)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`body` at `condition`: x (B, C, H, W), t (B,) in 1..T, labels (B,) or None."""
+        return self.body(x, self.condition(t, labels).to(x.dtype))
+
+    def cast_body(self, dtype: torch.dtype) -> UNet:
+        """Put all but the time layers into another dtype, in channels-last memory; the time layers stay float32."""
+        time = {id(p) for p in [*self.time.parameters(), *self.time_to_blocks.parameters()]}
+        if self.label is not None:
+            time |= {id(p) for p in self.label.parameters()}
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if id(parameter) not in time:
+                    kind: Any = {"memory_format": torch.channels_last} if parameter.ndim == 4 else {}
+                    parameter.data = parameter.data.to(dtype=dtype, **kind)
+        return self
+
+
+def _zero(module: Any) -> Any:
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module

@@ -1,0 +1,279 @@
+"""The plan: a sampler as a small float64 table, which can be printed, checked, saved, inverted and run.
+
+With states x_0 (where the run starts), x_1, ... and one network call per row, which gives the pair
+(x0_k, eps_k) = prediction at x_k, row k says
+
+    x_{k+1} = sum_j X[j] x_{k-j}  +  sum_j P[j] x0_{k-j}  +  sum_j E[j] eps_{k-j}  +  z z_k,    z_k ~ N(0, I)
+
+Since x = signal x0 + noise eps, the three kinds of weight overlap; they are kept apart so that each sampler stands
+in the form its paper prints, and so that rows stay finite where there is no signal (zero terminal SNR).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ddim.errors import DdimError
+from ddim.schedule import Level
+
+FORMAT = "ddim-plan"
+VERSION = 1
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One network call and the update that follows it.
+
+    Args:
+        now: The level of the state the row starts from.
+        next: The level of the state it makes; noisier than `now` when encoding.
+        x: Weights X[j] of the states, newest first.
+        x0: Weights P[j] of the predicted x_0, newest first.
+        eps: Weights E[j] of the predicted eps, newest first.
+        z: Standard deviation of the fresh noise that is added.
+        sigma: The sigma of eq. (12) in the row's mean; equal to z except for sigma-hat.
+        at: The level the network is told; `now` if None.
+    """
+
+    now: Level
+    next: Level
+    x: tuple[float, ...] = ()
+    x0: tuple[float, ...] = ()
+    eps: tuple[float, ...] = ()
+    z: float = 0.0
+    sigma: float = 0.0
+    at: Level | None = None
+
+    @property
+    def query(self) -> Level:
+        """The level the network is told."""
+        return self.at or self.now
+
+    @property
+    def memory(self) -> int:
+        """How many states or predictions, the newest included, the row looks at."""
+        return max(len(self.x), len(self.x0), len(self.eps))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A sampler: rows to be run in order.
+
+    Args:
+        sampler: What made it, for people: "ddim", "ddpm", ...
+        rows: One per network call.
+        clip_x0: Whether the predicted x_0 is clipped to [-1, 1], eps being derived again.
+        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (sigma-hat).
+        about: The settings it was made from, for people and manifests.
+    """
+
+    sampler: str
+    rows: tuple[Row, ...]
+    clip_x0: bool = False
+    keeps_marginals: bool = True
+    about: str = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def calls(self) -> int:
+        """The number of network calls."""
+        return len(self.rows)
+
+    @property
+    def start(self) -> Level:
+        """The level of the state the run starts from."""
+        return self.rows[0].now
+
+    @property
+    def end(self) -> Level:
+        """The level of the state the run ends with."""
+        return self.rows[-1].next
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row adds noise."""
+        return any(row.z > 0 for row in self.rows)
+
+    @property
+    def memory(self) -> int:
+        """How many states or predictions must be kept."""
+        return max(row.memory for row in self.rows)
+
+    @property
+    def name(self) -> str:
+        """The sampler and its settings in one line."""
+        return f"{self.sampler}({self.about})" if self.about else self.sampler
+
+    def check(self) -> Plan:
+        """The plan itself, if it is exact on straight lines and its variances are legal.
+
+        On x_t = signal_t x_0 + noise_t eps with constant x_0 and eps, every row must give its next level's mean:
+        sum X signal + sum P = signal_next and sum X noise + sum E = sqrt(noise_next^2 - sigma^2), with
+        0 <= sigma^2 <= noise_next^2.
+
+        Raises:
+            DdimError: Naming the first row that fails and by how much.
+        """
+        if not self.rows:
+            raise DdimError("plan", "holds no rows", "give at least one step")
+        levels = [row.now for row in self.rows]
+        for k, row in enumerate(self.rows):
+            where = f"plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
+            if k and self.rows[k - 1].next != row.now:
+                raise DdimError(where, "does not start where the row before it ended", "mend the plan's levels")
+            if row.memory > k + 1:
+                raise DdimError(where, f"looks back {row.memory - 1} states, there are {k}", "shorten its weights")
+            numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
+            if not all(math.isfinite(value) for value in numbers):
+                raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
+            if row.sigma < 0 or row.z < 0 or row.sigma**2 > row.next.variance * (1 + TOLERANCE):
+                limit = math.sqrt(row.next.variance)
+                raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
+            if self.keeps_marginals and row.z != row.sigma:
+                raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
+            signal = sum(w * levels[k - j].signal for j, w in enumerate(row.x)) + sum(row.x0)
+            noise = sum(w * levels[k - j].noise for j, w in enumerate(row.x)) + sum(row.eps)
+            # A wrong weight shows against the size of what is added up, not against the sum.
+            size = 1 + max((abs(value) for value in (*row.x, *row.x0, *row.eps)), default=0.0)
+            off = max(
+                abs(signal - row.next.signal),
+                abs(noise - math.sqrt(max(row.next.variance - row.sigma**2, 0.0))),
+            )
+            if off > TOLERANCE * size:
+                raise DdimError(where, f"is off by {off:.3g} on a straight line", "mend its weights")
+        return self
+
+    def to_json(self) -> str:
+        """The plan as JSON; floats keep all their digits."""
+        levels = {(level.t, level.log_snr): None for row in self.rows for level in (row.now, row.next, row.query)}
+        places = {key: place for place, key in enumerate(levels)}
+
+        def place(level: Level) -> int:
+            return places[(level.t, level.log_snr)]
+
+        rows = [
+            {
+                "now": place(row.now),
+                "next": place(row.next),
+                **({"at": place(row.at)} if row.at else {}),
+                **{name: list(getattr(row, name)) for name in ("x", "x0", "eps") if getattr(row, name)},
+                **{name: getattr(row, name) for name in ("z", "sigma") if getattr(row, name)},
+            }
+            for row in self.rows
+        ]
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "sampler": self.sampler,
+            "about": self.about,
+            "clip_x0": self.clip_x0,
+            "keeps_marginals": self.keeps_marginals,
+            "levels": [[t, _word(log_snr)] for t, log_snr in levels],
+            "rows": rows,
+        }
+        return json.dumps(body)
+
+    @staticmethod
+    def from_json(text: str, name: str = "plan") -> Plan:
+        """A plan from its JSON, validated and checked.
+
+        Args:
+            text: What `to_json` wrote.
+            name: The file's name, for messages.
+
+        Raises:
+            DdimError: If it is not a plan of this version, or fails `check`.
+        """
+        try:
+            file = _File.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            raise DdimError(name, f"is not a plan: {where}: {first['msg']}", "write it with `ddim plan --json`") from None
+        if file.format != FORMAT or file.version != VERSION:
+            raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
+        levels = [Level(t, float(log_snr)) for t, log_snr in file.levels]
+        try:
+            rows = tuple(
+                Row(
+                    now=levels[row.now],
+                    next=levels[row.next],
+                    x=row.x,
+                    x0=row.x0,
+                    eps=row.eps,
+                    z=row.z,
+                    sigma=row.sigma,
+                    at=None if row.at is None else levels[row.at],
+                )
+                for row in file.rows
+            )
+        except IndexError:
+            raise DdimError(name, "a row names a level that is not there", "write it again") from None
+        return Plan(file.sampler, rows, file.clip_x0, file.keeps_marginals, file.about).check()
+
+    def __str__(self) -> str:
+        title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
+        columns = [
+            ("from", [_time(row.now, row.at) for row in self.rows]),
+            ("to", [f"{row.next.t:g}" for row in self.rows]),
+            ("alpha_bar", [f"{row.now.alpha_bar:.6f}" for row in self.rows]),
+            ("alpha_bar next", [f"{row.next.alpha_bar:.6f}" for row in self.rows]),
+            ("sigma", [f"{row.sigma:.6f}" for row in self.rows]),
+        ]
+        for kind in ("x", "x0", "eps"):
+            width = max(len(getattr(row, kind)) for row in self.rows)
+            for j in range(width):
+                cells = [_cell(getattr(row, kind), j) for row in self.rows]
+                columns.append((f"{kind}[-{j}]" if j else kind, cells))
+        columns.append(("z", [f"{row.z:.6f}" if row.z else "." for row in self.rows]))
+        widths = [max(len(head), *(len(cell) for cell in cells)) for head, cells in columns]
+        lines = ["  ".join(head.rjust(width) for (head, _), width in zip(columns, widths, strict=True))]
+        for k in range(len(self.rows)):
+            lines.append("  ".join(cells[k].rjust(width) for (_, cells), width in zip(columns, widths, strict=True)))
+        return "\n".join([title, *lines])
+
+
+class _FileRow(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    now: int
+    next: int
+    at: int | None = None
+    x: tuple[float, ...] = ()
+    x0: tuple[float, ...] = ()
+    eps: tuple[float, ...] = ()
+    z: float = 0.0
+    sigma: float = 0.0
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: str
+    version: int
+    sampler: str
+    about: str
+    clip_x0: bool
+    keeps_marginals: bool
+    levels: Sequence[tuple[float, float | str]]
+    rows: Sequence[_FileRow]
+
+
+def _word(value: float) -> Any:
+    """JSON has no infinities; they are written as words."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _time(level: Level, at: Level | None) -> str:
+    return f"{level.t:g}" + (f" (as {at.t:g})" if at else "")
+
+
+def _cell(weights: tuple[float, ...], j: int) -> str:
+    return f"{weights[j]:.6f}" if j < len(weights) else "."

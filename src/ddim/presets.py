@@ -1,0 +1,123 @@
+"""Named recipes: the one table in which a name stands for a configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ddim.config import ScheduleConfig, TrainConfig
+from ddim.data.policy import ImagePolicy
+from ddim.denoiser import Predicts
+from ddim.errors import DdimError
+from ddim.nn.unet import UNetConfig
+
+
+class Preset(BaseModel):
+    """A recipe.
+
+    Args:
+        about: What it is for, and what it costs.
+        data: How pictures become the network's grid.
+        network: The network's shape.
+        predicts: What it predicts.
+        schedule: The noise schedule.
+        train: How it is trained.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    about: str
+    data: ImagePolicy
+    network: UNetConfig
+    predicts: Predicts = "v"
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+
+
+def _preset(about: str, size: int, channels: int, network: dict[str, Any], train: dict[str, Any], **rest: Any) -> Preset:
+    data = {"height": size, "width": size, "channels": channels, **rest.pop("data", {})}
+    return Preset.model_validate(
+        {
+            "about": about,
+            "data": data,
+            "network": {"in_channels": channels, "height": size, "width": size, **network},
+            "train": train,
+            **rest,
+        }
+    )
+
+
+# v-networks are trained on the plain error in v: with gamma = 1 the error at t near T would weigh alpha_bar, nearly 0.
+_V = {"gamma": "v"}
+_SMALL = {"channels": 64, "multipliers": (1, 2), "blocks": 1, "patch": 2, "attention": (7,), "dropout": 0.0}
+_SMALL_TRAIN = {"batch": 128, "lr": 1e-3, "warmup": 500, "decay": "cosine", "decay_fraction": 0.5, "ema": 0.999, **_V}
+_LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
+
+PRESETS: dict[str, Preset] = {
+    "digits": _preset(
+        "scikit-learn's 8x8 digits; a minute or two on two cores, for trying things out",
+        8,
+        1,
+        {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0, "groups": 16},
+        {"steps": 2000, "batch": 64, "lr": 2e-3, "warmup": 100, "decay": "cosine", "ema": 0.995, "flip": False,
+         "checkpoint_every": 250, "preview_every": 500, **_V},
+    ),
+    "mnist": _preset(
+        "MNIST 28x28, 2.8 M parameters; the bundled model, over an hour on one core with bf16",
+        28,
+        1,
+        _SMALL,
+        {**_SMALL_TRAIN, "steps": 6500, "flip": False, "checkpoint_every": 500, "preview_every": 1000},
+    ),
+    "fashion-mnist": _preset(
+        "Fashion-MNIST 28x28, the network of mnist",
+        28,
+        1,
+        _SMALL,
+        {**_SMALL_TRAIN, "steps": 6500, "flip": True, "checkpoint_every": 500, "preview_every": 1000},
+    ),
+    "cifar10": _preset(
+        "CIFAR-10, the 35.7 M-parameter network and recipe of Ho et al., predicting v; for a GPU",
+        32,
+        3,
+        {},
+        {**_V},
+    ),
+    "cifar10-paper": _preset(
+        "CIFAR-10 exactly as in the paper: eps, gamma = 1; for a GPU",
+        32,
+        3,
+        {},
+        {},
+        predicts="eps",
+    ),
+    "celeba64": _preset(
+        "CelebA 64x64 from the aligned 178x218 pictures, the authors' code's 128x128 crop; for a GPU",
+        64,
+        3,
+        {"multipliers": (1, 2, 2, 2, 4)},
+        {**_V},
+        data={"box": (25, 57, 153, 185)},
+    ),
+    "celeba64-10k": _preset(
+        "CelebA 64x64 from the 89x109 pictures of the 10k set, a 70x70 crop; for a GPU",
+        64,
+        3,
+        {"multipliers": (1, 2, 2, 2, 4)},
+        {**_V},
+        data={"box": (10, 25, 80, 95)},
+    ),
+    "lsun-bedroom256": _preset("LSUN bedroom 256x256, the paper's sizes; for a GPU", 256, 3, _LSUN, {"batch": 64, **_V}),
+    "lsun-church256": _preset("LSUN church 256x256, the paper's sizes; for a GPU", 256, 3, _LSUN, {"batch": 64, **_V}),
+}
+
+
+def preset(name: str) -> Preset:
+    """A recipe by name.
+
+    Raises:
+        DdimError: If there is none of that name.
+    """
+    if name not in PRESETS:
+        raise DdimError(f"preset {name!r}", "is unknown", f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,304 @@
+"""A training run's folder: checkpoints, metrics, previews and the model, none of them ever half-written.
+
+    RUN/run.json                     what the run is; started again with another recipe, it is refused
+    RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
+    RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
+    RUN/previews/00000500.png        samples of the averaged weights
+    RUN/model/                       the model folder, of the averaged weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+import ddim
+from ddim import checkpoint
+from ddim.config import ModelConfig, Provenance, TrainConfig, parse
+from ddim.data.imageset import ImageSet
+from ddim.errors import DdimError, say
+from ddim.files import lock, make_folder, remove_parts, write_atomic
+from ddim.model import Model
+from ddim.nn.unet import UNet
+from ddim.objective import Objective
+from ddim.pixels import to_uint8
+from ddim.sheet import save_png, sheet
+from ddim.training import Trainer, not_finite
+
+PREVIEWS = 36
+
+
+class RunConfig(BaseModel):
+    """What a run is: started again with the same one, it goes on.
+
+    Args:
+        data: The data set, as given.
+        split: Its part.
+        limit: At most so many pictures.
+        data_fingerprint: A hash of what it held.
+        model: The model to train.
+        train: The recipe.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: str
+    split: str = "train"
+    limit: int | None = None
+    data_fingerprint: str
+    model: ModelConfig
+    train: TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a run stands after a step.
+
+    Args:
+        step: Steps made.
+        steps: Steps of the whole run.
+        loss: Mean loss since the last line of the metrics file.
+        images_seen: Pictures shown so far.
+        event: What was just written, if anything.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    images_seen: int
+    event: str = ""
+
+
+def train(
+    folder: Path,
+    config: RunConfig,
+    pictures: ImageSet,
+    device: torch.device | str,
+    command: str = "",
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Report]:
+    """Start a run, or go on with it where its last checkpoint stands.
+
+    Args:
+        folder: The run's folder.
+        config: What the run is.
+        pictures: Its data.
+        device: Where to train.
+        command: The command, for the model's provenance.
+        stop: Asked after every step; when it says so, a checkpoint is written and the run stops.
+
+    Yields:
+        A report after every step, and a first one when the run is ready.
+
+    Raises:
+        DdimError: If the folder is in use or holds another run, or the loss is not finite.
+    """
+    fresh = not folder.exists()
+    make_folder(folder)
+    with lock(folder):
+        remove_parts(folder)
+        config = _claim(folder, config, fresh)
+        yield from _Loop(folder, config, pictures, torch.device(device), command).reports(stop)
+
+
+def _claim(folder: Path, config: RunConfig, fresh: bool) -> RunConfig:
+    """Write `run.json`, or see that the one there says the same."""
+    path = folder / "run.json"
+    if not path.exists():
+        if not fresh and any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise DdimError(folder, "holds something that is not a run", "choose an empty or new folder")
+        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
+        return config
+    old = parse(RunConfig, path.read_bytes(), path)
+    if old == config:
+        return config
+    key, was, now = _first_difference(old.model_dump(), config.model_dump())
+    if old.model_copy(update={"train": config.train.model_copy(update={"steps": old.train.steps})}) == old and (
+        _first_difference(old.model_dump(exclude={"train"}), config.model_dump(exclude={"train"}))[0] == ""
+    ):
+        say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}")
+        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
+        return config
+    raise DdimError(folder, f"holds a run with {key} {was!r}, not {now!r}", "choose another folder or the same settings")
+
+
+def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old:
+            found = _first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
+            if found[0]:
+                return found
+        return "", None, None
+    return (key, old, new) if old != new else ("", None, None)
+
+
+class _Loop:
+    def __init__(self, folder: Path, config: RunConfig, pictures: ImageSet, device: torch.device, command: str):
+        self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
+        recipe, model = config.train, config.model
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(recipe.seed)
+            self.network = UNet(model.network).to(device)
+        self.device = device
+        self.objective = Objective(model.schedule.build(), model.predicts, recipe.gamma, device)
+        classes = model.network.classes
+        if classes and pictures.labels is None:
+            raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
+        self.trainer = Trainer(
+            self.network,
+            self.objective,
+            pictures.batch,
+            len(pictures),
+            recipe,
+            pictures.labels if classes else None,
+            classes,
+        )
+        self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
+        self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.saved = -1
+
+    def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        recipe, trainer = self.config.train, self.trainer
+        yield self._report(self._resume())
+        clock = time.monotonic()
+        with contextlib.ExitStack() as closing:
+            self.metrics = closing.enter_context(open(self.folder / "metrics.jsonl", "a", encoding="utf-8"))
+            self.board = self._board(closing)
+            for update in trainer.updates():
+                self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
+                self.waiting.append((update.step, update.loss, update.grad_norm))
+                events = []
+                last = update.step == recipe.steps
+                halt = stop()
+                due = update.step % recipe.checkpoint_every == 0 or last or halt
+                if update.step % recipe.log_every == 0:
+                    self._log(update.step, update.lr, update.images_seen)
+                elif due or self.device.type == "cpu":
+                    self._look()
+                if due:
+                    self._save()
+                    events.append("checkpoint")
+                if recipe.preview_every and (update.step % recipe.preview_every == 0 or last):
+                    events.append(f"preview {self._preview()}")
+                clock = time.monotonic()
+                yield self._report(", ".join(events))
+                if halt:
+                    return
+
+    def _report(self, event: str = "") -> Report:
+        loss = self.total / self.count if self.count else self.last
+        step = self.trainer.step
+        return Report(step, self.config.train.steps, loss, step * self.config.train.batch, event)
+
+    def _look(self) -> None:
+        """Look at the losses since the last look; on a GPU this waits for it."""
+        for step, loss, norm in self.waiting:
+            value = float(loss)
+            if not (math.isfinite(value) and math.isfinite(float(norm))):
+                raise not_finite(step)
+            self.total, self.count, self.norm = self.total + value, self.count + 1, float(norm)
+        self.waiting.clear()
+
+    def _log(self, step: int, lr: float, images_seen: int) -> None:
+        self._look()
+        self.last = self.total / self.count
+        values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
+        line = {"step": step, **values, "images_seen": images_seen, "seconds": round(self.seconds, 3)}
+        self.metrics.write(json.dumps(line) + "\n")
+        self.metrics.flush()
+        for name, value in values.items():
+            if self.board:
+                self.board.add_scalar(name, value, step)
+        self.total, self.count = 0.0, 0
+
+    def _board(self, closing: contextlib.ExitStack) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            say("tensorboard is not installed: metrics go to metrics.jsonl only")
+            return None
+        writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.step + 1)  # type: ignore[no-untyped-call]
+        closing.callback(writer.close)
+        return writer
+
+    def _states(self) -> list[Path]:
+        return sorted((self.folder / "state").glob("*.safetensors"))
+
+    def _resume(self) -> str:
+        make_folder(self.folder / "state")
+        remove_parts(self.folder / "state")
+        states = self._states()
+        if not states:
+            self._cut_metrics(0)
+            return "started"
+        tensors, meta = checkpoint.read_tensors(states[-1])
+        try:
+            self.trainer.load_state(tensors)
+        except (KeyError, RuntimeError, ValueError) as error:
+            wrong = f"is not a state of this run ({str(error).splitlines()[0]})"
+            raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
+        self.saved = self.trainer.step
+        self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
+        self._cut_metrics(self.trainer.step)
+        if not (self.folder / "model").exists():
+            self._export()
+        return f"resumed at step {self.trainer.step}"
+
+    def _cut_metrics(self, step: int) -> None:
+        """Drop the lines after a step: they will be written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = []
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+            write_atomic(path, "".join(kept).encode())
+
+    def _save(self) -> None:
+        step = self.trainer.step
+        if step == self.saved:
+            return
+        meta = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
+        path = self.folder / "state" / f"{step:08d}.safetensors"
+        checkpoint.write_tensors(path, self.trainer.state(), meta)
+        self.saved = step
+        for old in self._states()[: -self.config.train.keep]:
+            old.unlink()
+        self._export()
+
+    def _export(self) -> None:
+        config = self._model_config()
+        checkpoint.write(self.folder / "model", config, self.trainer.ema.module.state_dict())
+
+    def _model_config(self) -> ModelConfig:
+        step, recipe = self.trainer.step, self.config.train
+        provenance = Provenance(
+            data=self.pictures.name,
+            split=self.config.split,
+            data_fingerprint=self.config.data_fingerprint,
+            pictures=len(self.pictures),
+            command=self.command,
+            version=ddim.__version__,
+            steps=step,
+            images_seen=step * recipe.batch,
+            seconds=round(self.seconds, 1),
+            training=recipe,
+        )
+        return self.config.model.model_copy(update={"provenance": provenance})
+
+    def _preview(self) -> str:
+        model = Model(self.trainer.ema.module, self.config.model, self.device)
+        images = to_uint8(model.sample(PREVIEWS, steps=20, seed=self.config.train.seed))
+        path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}.png"
+        save_png(path, sheet(images, 6, zoom=2 if images.shape[1] <= 32 else 1))
+        return path.name

@@ -1,0 +1,107 @@
+"""One stream of noise per sample: sample i is a function of (seed, i), never of a batch or of a global generator.
+
+The streams are Philox 4x64 (counter based, numpy's), keyed by (seed, index); the top word of the counter is the
+draw's number: 0 for x_T, k + 1 for the noise of plan row k. `torch.Generator` would not do: on a CPU it keeps 32
+bits of its seed, and what it draws depends on the shape asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+
+_WORD = 2**64
+
+
+def normal(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers of one sample and one draw.
+
+    Args:
+        seed: The run's seed, 0 <= seed < 2^64.
+        index: The sample's index in the run, 0 <= index < 2^64.
+        draw: 0 for x_T, k + 1 for plan row k.
+        shape: Shape of one sample, for example (C, H, W).
+
+    Returns:
+        float32, `shape`.
+    """
+    return _stream(seed, index, draw).standard_normal(shape, dtype=np.float32)
+
+
+def uniform(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), float64; the same keys as `normal`."""
+    return _stream(seed, index, draw).random(shape)
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order in which epoch `epoch` of a training visits n pictures; int64, (n,)."""
+    return _stream(seed, epoch, _WORD - 1).permutation(n)
+
+
+def generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """A torch generator on a device, seeded by a hash of integers.
+
+    For draws in training, where one step may draw a whole batch at once. On a CPU torch keeps 32 bits of it.
+    """
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    made = torch.Generator(device=device)
+    made.manual_seed(int.from_bytes(digest, "little") >> 1)
+    return made
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The randomness of a batch of samples, drawn when asked for.
+
+    Args:
+        seed: The run's seed.
+        indices: The samples' indices in the run, (N,).
+        shape: Shape of one sample, for example (C, H, W).
+        device: Where the draws go; what is drawn does not depend on it.
+    """
+
+    seed: int
+    indices: tuple[int, ...]
+    shape: tuple[int, ...]
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < _WORD:
+            raise DdimError(f"seed {self.seed}", "is outside 0..2^64-1", "choose another seed")
+        if any(not 0 <= index < _WORD for index in self.indices):
+            raise DdimError("sample index", "is negative or too large", "count samples from 0")
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def start(self) -> Tensor:
+        """x_T of every sample: float32, (N, *shape)."""
+        return self._draw(0)
+
+    def row(self, k: int) -> Tensor:
+        """The noise z_k of plan row k: float32, (N, *shape)."""
+        return self._draw(k + 1)
+
+    def _draw(self, draw: int) -> Tensor:
+        out = np.empty((len(self.indices), *self.shape), dtype=np.float32)
+        for place, index in zip(out, self.indices, strict=True):
+            _stream(self.seed, index, draw).standard_normal(dtype=np.float32, out=place)
+        return torch.from_numpy(out).to(self.device)
+
+
+def parse_indices(indices: int | Sequence[int] | range, start: int = 0) -> tuple[int, ...]:
+    """A count or a list of sample indices as a tuple of indices."""
+    return tuple(range(start, start + indices)) if isinstance(indices, int) else tuple(indices)
+
+
+def _stream(seed: int, index: int, draw: int) -> np.random.Generator:
+    key = np.array([seed, index], dtype=np.uint64)
+    counter = np.array([0, 0, 0, draw], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))

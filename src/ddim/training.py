@@ -1,0 +1,212 @@
+"""Training: one optimiser step after another, each a function of the state before it and the step's number alone.
+
+All randomness of step n comes from generators keyed by (seed, n), the data order from (seed, epoch): a run that is
+resumed from a state does what the undisturbed run would have done, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim import seeds
+from ddim.errors import DdimError
+from ddim.nn.ema import EMA
+from ddim.objective import Objective, draw_times
+from ddim.pixels import to_float
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimiser step did.
+
+    Args:
+        step: Its number, counted from 1.
+        loss: The batch's loss, a scalar on the training's device.
+        grad_norm: The gradient's norm before clipping, likewise.
+        lr: The learning rate used.
+        images_seen: Pictures shown so far.
+    """
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+    images_seen: int
+
+
+class Trainer:
+    """A network in training.
+
+    Args:
+        network: Called as network(x, t) or network(x, t, labels).
+        objective: L_gamma.
+        pictures: Called with indices (B,), gives uint8 (B, H, W, C).
+        count: How many pictures there are.
+        recipe: A `ddim.config.TrainConfig`, or anything with its fields.
+        labels: int64, (count,), where the network takes labels.
+        classes: How many labels there are.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Objective,
+        pictures: Callable[[np.ndarray], np.ndarray],
+        count: int,
+        recipe: Any,
+        labels: np.ndarray | None = None,
+        classes: int = 0,
+    ):
+        self.network, self.objective, self.recipe = network.train(), objective, recipe
+        self.pictures, self.count, self.classes = pictures, count, classes
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.device = next(network.parameters()).device
+        self.ema = EMA(network, recipe.ema)
+        self.forward: Callable[..., Tensor] = torch.compile(network) if recipe.compile else network
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+        self.autocast = autocast_dtype(recipe.precision, self.device)
+        self.step = 0
+        self._orders: dict[int, np.ndarray] = {}
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: warm-up, then flat, then the recipe's decay to 0."""
+        r = self.recipe
+        rate = r.lr * min(1.0, (step + 1) / r.warmup) if r.warmup else r.lr
+        left = (r.steps - step) / max(1.0, r.decay_fraction * r.steps)
+        if r.decay == "none" or left >= 1:
+            return float(rate)
+        return float(rate * (left if r.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)))
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which pictures a step sees: int64, (batch,). Every epoch is a permutation; batches run across its end."""
+        places = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch)
+        epochs = places // self.count
+        for old in [epoch for epoch in self._orders if epoch < epochs[0]]:
+            del self._orders[old]
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            if epoch not in self._orders:
+                self._orders[epoch] = seeds.permutation(self.recipe.seed, epoch, self.count)
+        return np.array([self._orders[e][p] for e, p in zip(epochs, places % self.count, strict=True)])
+
+    def updates(self) -> Iterator[Update]:
+        """Train to the recipe's last step, yielding after each step; the next batch is read meanwhile.
+
+        Raises:
+            DdimError: If the loss is not finite; the step is named, and its update is not made.
+        """
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[tuple[np.ndarray, Tensor | None]] | None = None
+            while self.step < self.recipe.steps:
+                batch, labels = ahead.result() if ahead else self._read(self.step)
+                if self.step + 1 < self.recipe.steps:
+                    ahead = reader.submit(self._read, self.step + 1)
+                yield self._update(batch, labels)
+
+    def _read(self, step: int) -> tuple[np.ndarray, Tensor | None]:
+        indices = self.indices(step)
+        labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        return self.pictures(indices), labels
+
+    def _update(self, batch: np.ndarray, labels: Tensor | None) -> Update:
+        rate, recipe = self.lr(self.step), self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        draw = seeds.generator(self.device, recipe.seed, self.step)
+        x0 = to_float(batch).to(self.device)
+        if recipe.flip:
+            flipped = torch.rand(len(x0), generator=draw, device=self.device) < 0.5
+            x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
+        t = draw_times(len(x0), self.objective.schedule.T, draw, recipe.antithetic)
+        eps = torch.randn(x0.shape, generator=draw, device=self.device)
+        labels = self._drop(labels, draw)
+        total = torch.zeros((), device=self.device)
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # dropout has no generator argument; the caller's state is put back
+            torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw, device=self.device)))
+            for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
+                loss = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
+                (loss / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / recipe.accumulate
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
+        # A GPU would have to wait for this number at every step: there the caller looks at it from time to time.
+        if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
+            raise not_finite(self.step + 1)
+        self.optimizer.step()
+        self.ema.update(self.network, self.step)
+        self.step += 1
+        return Update(self.step, total, norm, rate, self.step * recipe.batch)
+
+    def _loss(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
+
+        return self.objective.loss(network, x0, t, eps).mean()
+
+    def _drop(self, labels: Tensor | None, draw: torch.Generator) -> Tensor | None:
+        if labels is None or not self.classes:
+            return None
+        labels = labels.to(self.device)
+        dropped = torch.rand(len(labels), generator=draw, device=self.device) < self.recipe.label_drop
+        return torch.where(dropped, self.classes, labels)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, as tensors."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
+        for place, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{key}": value for key, value in moments.items()}
+        return {**tensors, "step": torch.tensor(self.step)}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            KeyError, RuntimeError: If it is another network's.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.ema.module.load_state_dict(part("ema."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimizer.").items():
+            place, name = key.split(".", 1)
+            moments.setdefault(int(place), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.step = int(tensors["step"])
+
+
+def not_finite(step: int) -> DdimError:
+    """The complaint about a loss or gradient that is not finite."""
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", "lower lr, or use precision float32")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of a recipe's autocast, None for float32."""
+    if precision == "float32" or (precision == "auto" and fast_dtype(device) == torch.float32):
+        return None
+    return torch.bfloat16
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """bfloat16 where the device computes it faster than float32, else float32."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    cpu: Any = torch.cpu
+    checks = (getattr(cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if device.type == "cpu" and any(check() for check in checks) else torch.float32
