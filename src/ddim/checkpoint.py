@@ -1,24 +1,22 @@
-"""Model folders, `model.safetensors` + `config.json`, and training states: tensors and JSON, never a pickle."""
+"""Model folders, `model.safetensors` + `config.json`: tensors and JSON, never a pickle."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddim.config import ModelConfig, parse
 from ddim.errors import DdimError
 from ddim.files import make_folder, sha256, write_atomic
+from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -115,30 +113,3 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(weights[key])
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the JSON in its metadata.
-
-    Raises:
-        DdimError: If it is not such a file.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ddim", "{}"))
-            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
-    except FileNotFoundError:
-        raise DdimError(path, "no such file", "check the path") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DdimError(path, f"is not a safetensors file ({reason})", "write it again") from None
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON to one safetensors file, atomically.
-
-    Raises:
-        DdimError: If it cannot be written.
-    """
-    flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    write_atomic(path, save(flat, {"ddim": json.dumps(dict(meta))}))

@@ -57,7 +57,7 @@ def sigma(now: Level, next: Level, eta: float = 1.0) -> float:
 
 
 def sigma_hat(now: Level, next: Level) -> float:
-    """The larger noise sigma-hat of section 5: sqrt(1 - abar_now / abar_next), Ho et al.'s "fixed large".
+    """Section 5: sigma-hat = sqrt(1 - abar_now / abar_next), the larger noise, Ho et al.'s "fixed large".
 
     Args:
         now: The level a step starts from.

@@ -29,7 +29,7 @@ DEFAULT = "equal-angle"
 
 
 def tau(schedule: Schedule, name: str | Sequence[float], steps: int | None = None, top: int | None = None) -> list[float]:
-    """A grid by name, or a user's own rising list of times, checked.
+    """Section 4.2: the sub-sequence tau by name, or a user's own rising list of times, checked.
 
     Args:
         schedule: Whose times.

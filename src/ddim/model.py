@@ -96,7 +96,7 @@ class Model:
         self.network = network.to(device).eval().requires_grad_(False)
         self.config, self.device, self.compile = config, torch.device(device), compile
         self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        self.micro_batch = micro_batch or (16 if self.device.type == "cpu" else 64)
+        self.micro_batch = micro_batch or (8 if self.device.type == "cpu" else 64)
         if self.micro_batch < 1:
             raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
 

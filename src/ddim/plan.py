@@ -15,9 +15,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddim.errors import DdimError
 from ddim.schedule import Level
@@ -133,6 +133,7 @@ class Plan:
             if row.memory > k + 1:
                 raise DdimError(where, f"looks back {row.memory - 1} states, there are {k}", "shorten its weights")
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
+            numbers += tuple(value for at in (row.now, row.next, row.query) for value in (at.t, at.alpha_bar))
             if not all(math.isfinite(value) for value in numbers):
                 raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
             if row.sigma < 0 or row.z < 0 or row.sigma**2 > row.next.variance * (1 + TOLERANCE):
@@ -243,10 +244,10 @@ class Plan:
 
 
 class _FileRow(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    now: int
-    next: int
-    at: int | None = None
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    now: int = Field(ge=0)
+    next: int = Field(ge=0)
+    at: int | None = Field(None, ge=0)
     x: tuple[float, ...] = ()
     x0: tuple[float, ...] = ()
     eps: tuple[float, ...] = ()
@@ -255,14 +256,14 @@ class _FileRow(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     format: str
     version: int
     sampler: str
     about: str
     clip_x0: bool
     keeps_marginals: bool
-    levels: Sequence[tuple[float, float | str]]
+    levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
     rows: Sequence[_FileRow]
 
 

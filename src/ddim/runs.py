@@ -32,6 +32,7 @@ from ddim.nn.unet import UNet
 from ddim.objective import Objective
 from ddim.pixels import to_uint8
 from ddim.sheet import save_png, sheet
+from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
 PREVIEWS = 36
@@ -240,7 +241,7 @@ class _Loop:
         if not states:
             self._cut_metrics(0)
             return "started"
-        tensors, meta = checkpoint.read_tensors(states[-1])
+        tensors, meta = read_tensors(states[-1])
         try:
             self.trainer.load_state(tensors)
         except (KeyError, RuntimeError, ValueError) as error:
@@ -270,7 +271,7 @@ class _Loop:
             return
         meta = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
         path = self.folder / "state" / f"{step:08d}.safetensors"
-        checkpoint.write_tensors(path, self.trainer.state(), meta)
+        write_tensors(path, self.trainer.state(), meta)
         self.saved = step
         for old in self._states()[: -self.config.train.keep]:
             old.unlink()

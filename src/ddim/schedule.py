@@ -130,7 +130,7 @@ class Schedule:
             return Level(float(t), math.inf if below == 0 else float(self.log_snr[below - 1]))
         weight = t - below
         angle = (1 - weight) * self._angles[below] + weight * self._angles[below + 1]
-        return Level(float(t), -2.0 * math.log(math.tan(angle)))
+        return Level(float(t), -2.0 * math.log(math.tan(angle)) if angle > 0 else math.inf)
 
     def levels(self, times: Sequence[float]) -> tuple[Level, ...]:
         """The levels at several times, in the order given."""

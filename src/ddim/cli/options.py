@@ -34,14 +34,14 @@ _GRID_HELP = f"Times at which the network is called: {', '.join(GRIDS)}, or risi
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
+def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callable[..., Any]:
     """--device, --dtype, --compile."""
     for option in (
         click.option("--compile", "compile_", is_flag=True, help="Run the network through torch.compile."),
         click.option(
             "--dtype",
             type=click.Choice(["auto", "float32", "bfloat16"]),
-            default="auto",
+            default=dtype,
             show_default=True,
             help="What the network computes in; auto is bfloat16 where the device is fast at it.",
         ),
@@ -49,6 +49,11 @@ def device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--device, --dtype, --compile for encoding, where the network's rounding would limit what comes back."""
+    return device_options(function, "float32")
 
 
 def grid_option(*names: str) -> Decorator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ from ddim.errors import DdimError
 Source = str | Path | bytes | BinaryIO
 
 # EPS and its like stay out: Pillow would hand a stranger's file to an interpreter.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -90,7 +91,7 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
     """
     data = read_bytes(source, name)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         notes = set[str]()
         if image.format != "MPO" and getattr(image, "is_animated", False):
             notes.add("animated or of several pages, the first taken")
@@ -109,6 +110,13 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
         raise DdimError(name, "has too many pixels to be opened safely", "shrink it or remove it") from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
 
 def _upright(image: Image.Image, notes: set[str]) -> Image.Image:

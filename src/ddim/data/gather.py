@@ -138,13 +138,14 @@ def gather(items: Items, policy: ImagePolicy, keep: bool) -> Generator[tuple[int
     return found
 
 
-def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy) -> np.ndarray:
+def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy, where: str) -> np.ndarray:
     """Decode some pictures by threads; the result does not depend on how many.
 
     Args:
         items: The pictures.
         indices: int, (B,).
         policy: The grid.
+        where: The set, for errors.
 
     Returns:
         uint8, (B, H, W, C).
@@ -155,7 +156,8 @@ def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy) -> np.n
     out = np.empty((len(indices), *policy.shape), np.uint8)
 
     def place(job: tuple[int, int]) -> None:
-        out[job[0]] = open_picture(items.source(job[1]), policy, items.name(job[1]))
+        name = f"{where}/{items.name(job[1])}"
+        out[job[0]] = open_picture(items.source(job[1]), policy, name)
 
     with ThreadPoolExecutor(workers()) as pool:
         for _ in pool.map(place, enumerate(indices.tolist())):

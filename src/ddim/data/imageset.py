@@ -80,7 +80,7 @@ class ImageSet:
                 f"picture {order[outside][0]} of {len(self)} does not exist (0..{len(self) - 1})"
             )
         if self._pixels is None:
-            return decode_batch(self._items, order, self.policy)
+            return decode_batch(self._items, order, self.policy, self.name)
         picked: np.ndarray = self._pixels[order]
         return picked
 

@@ -93,7 +93,7 @@ def loading(
         raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
     if source == "digits":
         return load_digits(policy, split, limit)
-    path = Path(source).expanduser()
+    path = Path(source).expanduser().absolute()
     where = printable(source)
     if path.exists():
         name = path.resolve().name

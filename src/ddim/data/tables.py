@@ -16,6 +16,7 @@ from ddim.data.decoding import Source, printable
 from ddim.errors import DdimError
 
 _PATIENCE = 5.0
+_NO_ROWS = "has no rows", "give a data set with pictures"
 _REPLACE = "fetch it again or remove it"
 
 
@@ -24,7 +25,7 @@ class Rows:
     """The pictures of one column: an Arrow column of {bytes, path}."""
 
     column: Any
-    where: str
+    split: str
 
     def __len__(self) -> int:
         return len(self.column)
@@ -49,8 +50,8 @@ class Rows:
         raise DdimError(self.name(index), "holds no picture", "remove the row")
 
     def name(self, index: int) -> str:
-        """The set and its row."""
-        return f"{self.where}[{index}]"
+        """The split and the row."""
+        return f"{self.split}[{index}]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,8 @@ def read_parquet(files: Sequence[Path], where: str, split: str) -> Table:
         DdimError: If they cannot be read, have no image column, or no rows.
     """
     datasets = _library()
-    _check_shards(files)
+    if _check_shards(files) == 0:
+        raise DdimError(where, *_NO_ROWS)
     failed = ""
     try:
         with _quiet(datasets):
@@ -151,7 +153,7 @@ def _offline(name: str) -> bool:
 
 def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
     if len(data) == 0:
-        raise DdimError(where, "has no rows", "give a data set with pictures")
+        raise DdimError(where, *_NO_ROWS)
     features = data.features
     found = [key for key in ("image", "img") if key in features]
     found += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -165,7 +167,7 @@ def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
         wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
         raise DdimError(where, wrong, "store encoded pictures in it") from None
     labels, classes = _labels(datasets, data)
-    return Table(Rows(cast.data.column(found[0]), f"{where} {split}"), labels, classes)
+    return Table(Rows(cast.data.column(found[0]), printable(split)), labels, classes)
 
 
 def _labels(datasets: Any, data: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
@@ -204,22 +206,24 @@ def _quiet(datasets: Any, bars: bool = False) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _check_shards(files: Sequence[Path]) -> None:
-    """Refuse a shard that is no parquet, or whose columns are not those of the first."""
-    from pyarrow import parquet
+def _check_shards(files: Sequence[Path]) -> int:
+    """The number of rows; a shard that is no parquet, or has other columns than the first, is refused."""
+    from pyarrow import parquet  # type: ignore[import-untyped]
 
-    columns = list[str]()
+    columns, rows = list[str](), 0
     for path in files:
         try:
-            there = sorted(parquet.read_schema(path).names)
+            about = parquet.read_metadata(path)
+            there = sorted(about.schema.to_arrow_schema().names)
         except Exception as error:  # Arrow's own kinds, and those of the system
             raise DdimError(
                 printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE
             ) from None
-        columns = columns or there
+        columns, rows = columns or there, rows + about.num_rows
         if there != columns:
             wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"
             raise DdimError(printable(path), printable(wrong), "give one data set at a time")
+    return rows
 
 
 def _reason(error: BaseException) -> str:

@@ -50,7 +50,7 @@ def ddim(
             raise DdimError(f"level t = {following.t:g}", "breaks the order", "give levels that only fall or only rise")
     if not (math.isfinite(eta) and eta >= 0):
         raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
-    hat = sigma == "hat"
+    hat = isinstance(sigma, str) and sigma == "hat"
     if isinstance(sigma, str) and not hat:
         raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat' or one number per step")
     if sigma is not None and eta:

@@ -1,0 +1,48 @@
+"""The pictures of a command's IMAGES arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.data import ImagePolicy
+
+
+def read_pictures(
+    images: tuple[str, ...], policy: ImagePolicy, split: str | None, limit: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Picture files, or one data set, on the model's grid.
+
+    Args:
+        images: Picture files; or one folder, parquet file, hub name or "digits".
+        policy: The model's.
+        split: Which part of a data set.
+        limit: At most so many.
+
+    Returns:
+        uint8, (N, H, W, C), and a name for each.
+
+    Raises:
+        DdimError: If something cannot be read.
+    """
+    from ddim import data
+
+    if limit is not None and limit < 1:
+        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
+    suffix = Path(images[0]).suffix.lower()
+    alone = len(images) == 1
+    if alone and images[0] == "digits" and policy.shape == (28, 28, 1):
+        found = data.digits_as_mnist(split or "train", limit)
+    elif alone and (Path(images[0]).is_dir() or suffix in ("", ".parquet")):
+        found = data.load(images[0], policy, split or "train", limit)
+    else:
+        if split is not None:
+            raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
+        chosen = images[:limit]
+        return np.stack([data.open_picture(Path(name), policy) for name in chosen]), list(chosen)
+    return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]

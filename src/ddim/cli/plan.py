@@ -1,0 +1,39 @@
+"""`ddim plan`."""
+
+from __future__ import annotations
+
+import click
+
+from ddim.cli.options import grid_option, make_plan, noise_options
+
+
+@click.command("plan")
+@click.argument("model")
+@click.option("--steps", type=int, default=20, show_default=True, help="S, the number of network calls.")
+@grid_option()
+@noise_options
+@click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
+@click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
+def command(
+    model: str,
+    steps: int,
+    grid: str,
+    eta: float | None,
+    sigma: str | None,
+    clip_x0: bool | None,
+    encode: bool,
+    as_json: bool,
+) -> None:
+    """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
+
+    Each row says x_next = x0 * predicted x_0 + eps * predicted noise + z * fresh noise.
+
+    \b
+    Examples:
+      ddim plan mnist --steps 10 --eta 0.5
+      ddim plan mnist --steps 10 --grid 1,50,300,1000 --json > plan.json
+    """
+    from ddim.model import load
+
+    made = make_plan(load(model, "cpu"), steps, grid, eta, sigma, clip_x0, encode)
+    click.echo(made.to_json() if as_json else str(made))

@@ -1,0 +1,96 @@
+"""`ddim sample`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import device_options, grid_option, load_model, make_plan, noise_options, output_file, progress_bar
+from ddim.errors import DdimError
+
+
+@click.command("sample")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The samples folder; made, or completed.")
+@click.option("-n", "n", type=int, default=64, show_default=True, help="How many pictures.")
+@click.option("--steps", type=int, default=20, show_default=True, help="S, the number of network calls.")
+@grid_option()
+@noise_options
+@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
+@click.option("--start", type=int, default=0, show_default=True, help="Index of the first picture.")
+@click.option("--batch", type=int, default=64, show_default=True, help="Pictures held before they are written.")
+@click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
+@click.option("--label", type=int, help="A label, for a model trained with labels.")
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file, instead of --steps, --grid, --eta.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@device_options
+def command(
+    model: str,
+    out: Path,
+    n: int,
+    steps: int,
+    grid: str,
+    eta: float | None,
+    sigma: str | None,
+    clip_x0: bool | None,
+    seed: int,
+    start: int,
+    batch: int,
+    micro_batch: int | None,
+    label: int | None,
+    guidance: float | None,
+    plan_file: Path | None,
+    sheet: Path | None,
+    device: str | None,
+    dtype: str,
+    compile_: bool,
+) -> None:
+    """Sample pictures of MODEL (a bundled model, a model folder or a run) into a folder.
+
+    Picture i depends on the model, the plan, the seed and i alone. Run again after an interruption, the same command
+    makes exactly the pictures that are missing.
+
+    \b
+    Examples:
+      ddim sample mnist --steps 20 -n 64 --seed 0 --out samples --sheet sheet.png
+      ddim sample mnist --steps 50 --grid quadratic --eta 1 --out ddpm
+    """
+    import time
+
+    if sheet is not None:
+        output_file(sheet)
+    loaded = load_model(model, device, dtype, compile_, micro_batch=micro_batch)
+    from ddim.generate import generate, picture_path, read_sheet
+    from ddim.plan import Plan
+    from ddim.sheet import save_png
+    from ddim.sheet import sheet as make_sheet
+
+    if plan_file is not None:
+        if not plan_file.is_file():
+            raise DdimError(plan_file, "no such file", "write one with `ddim plan MODEL --json`")
+        plan = Plan.from_json(plan_file.read_text(), str(plan_file))
+    else:
+        plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0)
+    made = None
+    begun = time.monotonic()
+    with Stopper() as stopper, progress_bar() as bar:
+        task = bar.add_task(f"{plan.calls} calls each", total=n, rate="")
+        for made in generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, guidance):
+            elapsed = time.monotonic() - begun
+            rate = (made.done - made.found) / elapsed if elapsed else 0.0
+            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
+            if stopper():
+                break
+    assert made is not None
+    if stopper():
+        click.echo(f"stopped: {made.done} of {n} pictures in {out}; run the same command to make the rest", err=True)
+        raise SystemExit(stopper.code)
+    there = f" ({made.found} were there)" if made.found else ""
+    click.echo(f"{n} pictures{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, start)} ...")
+    if sheet is not None:
+        pictures = read_sheet(out, range(start, start + n))
+        save_png(sheet, make_sheet(pictures, columns=max(1, round(n**0.5))))
+        click.echo(f"sheet: {sheet}")

@@ -1,0 +1,108 @@
+"""The instruments that the tests share: every sampler, grid and schedule in one list each, and data with closed forms.
+
+A new sampler is added to `SAMPLERS` and so comes under all generic tests; grids and schedules are taken from the
+library's own tables.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddim import grid, samplers, schedule
+from ddim.denoiser import Prediction
+from ddim.errors import DdimWarning
+from ddim.plan import Plan, Row
+from ddim.schedule import Level, Schedule
+
+Levels = Sequence[Level]
+
+SAMPLERS: dict[str, Callable[[Levels], Plan]] = {
+    "eta 0": lambda levels: samplers.ddim(levels),
+    "eta 0.3": lambda levels: samplers.ddim(levels, eta=0.3),
+    "eta 1": lambda levels: samplers.ddim(levels, eta=1.0),
+    "sigma given": lambda levels: samplers.ddim(levels, sigma=[level.noise / 2 for level in levels[1:]]),
+    "sigma-hat": lambda levels: samplers.ddim(levels, sigma="hat"),
+}
+
+SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
+SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
+
+GRIDS = list(grid.NAMED)
+
+
+def falling(made: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
+    """The levels of rising times, from the noisiest to clean data."""
+    return made.levels([*reversed(times), 0])
+
+
+def levels_of(made: Schedule, name: str, steps: int) -> tuple[Level, ...]:
+    """A named grid's levels, whatever it warns of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DdimWarning)
+        return falling(made, grid.tau(made, name, steps))
+
+
+def equal_angles(made: Schedule, steps: int) -> tuple[Level, ...]:
+    """Exactly equal rotations, at times that are not whole: the grid on which an order can be observed."""
+    top = made.level(made.T).angle
+    return falling(made, [made.time_at_angle(top * i / steps) for i in range(1, steps + 1)])
+
+
+def apply(row: Row, states: Sequence[Tensor], x0: Sequence[Tensor], eps: Sequence[Tensor]) -> Tensor:
+    """The mean of a row's update, written out; all sequences newest first."""
+    out = torch.zeros_like(states[0])
+    for weights, tensors in ((row.x, states), (row.x0, x0), (row.eps, eps)):
+        for weight, tensor in zip(weights, tensors, strict=False):
+            out = out + weight * tensor
+    return out
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers from a generator of their own."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@dataclass(frozen=True)
+class GaussianData:
+    """Data N(mean, diag(variance)): the exact denoiser, the exact flow, and the exact DDIM map.
+
+    Args:
+        mean: float64, (D,).
+        variance: float64, (D,), > 0.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def denoise(self, x: Tensor, level: Level, /) -> Prediction:
+        """E[x0 | x] and E[eps | x] by conditioning Gaussians."""
+        innovation = (x - level.signal * self.mean) / self._spread(level)
+        return Prediction(self.mean + level.signal * self.variance * innovation, level.noise * innovation)
+
+    def flow(self, x: Tensor, now: Level, next: Level) -> Tensor:
+        """The solution of the ODE (14): (x - signal m) scales with the standard deviation of x_t."""
+        scale = (self._spread(next) / self._spread(now)).sqrt()
+        return next.signal * self.mean + scale * (x - now.signal * self.mean)
+
+    def ddim_map(self, x: Tensor, levels: Levels) -> Tensor:
+        """DDIM's steps multiplied out: (xbar - m) gains the factor 1 + (s' - s) s / (c2 + s^2) at each."""
+        centred = x / levels[0].signal - self.mean
+        ratio = [math.sqrt((1 - level.alpha_bar) / level.alpha_bar) for level in levels]
+        for s, s_next in zip(ratio[:-1], ratio[1:], strict=True):
+            centred = centred * (1 + (s_next - s) * s / (self.variance + s**2))
+        return levels[-1].signal * (self.mean + centred)
+
+    def _spread(self, level: Level) -> Tensor:
+        return level.alpha_bar * self.variance + level.variance
+
+
+GAUSSIAN = GaussianData(
+    mean=torch.tensor([0.0, 0.5, -1.0, 0.2], dtype=torch.float64),
+    variance=torch.tensor([1.0, 0.04, 4.0, 0.5], dtype=torch.float64),
+)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from picture_kit import exact, picture
+from PIL import Image
+
+from ddim.data import ImagePolicy, load, sources
+from ddim.errors import DdimError, DdimWarning
+
+
+def png(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(out, "PNG")
+    return out.getvalue()
+
+
+def write(
+    library: Any, path: Path, rows: int = 5, column: str = "image", start: int = 0, **more: Any
+) -> Path:
+    """A parquet file of pictures start, start + 1, ... as the hub stores them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cells = [{"bytes": png(picture(start + index)), "path": None} for index in range(rows)]
+    features = {column: library.Image(), **{key: kind for key, (kind, _) in more.items()}}
+    columns = {column: cells, **{key: values for key, (_, values) in more.items()}}
+    data = library.Dataset.from_dict(columns, features=library.Features(features))
+    data.to_parquet(path)
+    return path
+
+
+def refused(*given: object, **more: object) -> str:
+    with pytest.raises(DdimError) as caught:
+        load(*given, **more)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["image", "img", "photograph"])
+def test_a_round_trip(library: Any, tmp_path: Path, column: str, capfd: pytest.CaptureFixture[str]) -> None:
+    kind = library.ClassLabel(names=["cat", "dog"])
+    write(
+        library,
+        tmp_path / "pets" / "train-00000-of-00001.parquet",
+        column=column,
+        label=(kind, [0, 1, 1, 0, 1]),
+    )
+    capfd.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    images = load(tmp_path / "pets")
+    assert capfd.readouterr() == ("", "")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert np.array_equal(images.batch(range(5)), np.stack([picture(index) for index in range(5)]))
+    assert (images.labels.tolist(), images.classes) == ([0, 1, 1, 0, 1], ("cat", "dog"))
+    assert (images.name, images.split, images.policy) == ("pets", "train", exact(6, 6, 3))
+    assert images.names(3).startswith("train[3]")
+
+
+def test_shards_come_in_order_and_splits_apart(library: Any, tmp_path: Path) -> None:
+    write(library, tmp_path / "train-00001-of-00002.parquet", 2, start=3)
+    write(library, tmp_path / "train-00000-of-00002.parquet", 3)
+    write(library, tmp_path / "data" / "test" / "0000.parquet", 2, start=7)
+    train, test = load(tmp_path), load(tmp_path, split="test")
+    assert np.array_equal(train.batch(range(5)), np.stack([picture(index) for index in range(5)]))
+    assert np.array_equal(test.batch(range(2)), np.stack([picture(7), picture(8)]))
+    assert "use one of test, train" in refused(tmp_path, split="validation")
+    single = tmp_path / "train-00001-of-00002.parquet"
+    assert np.array_equal(load(single).batch([0])[0], picture(3))
+    assert "use one of train" in refused(single, split="test")
+
+
+def test_bytes_go_through_our_own_reader(library: Any, tmp_path: Path) -> None:
+    deep = np.full((6, 6), 32896, np.uint16)
+    data = library.Dataset.from_dict({"image": [{"bytes": png(deep), "path": None}]})
+    data.to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(DdimWarning, match="1 16-bit reduced"):
+        images = load(tmp_path / "a.parquet")
+    assert (images.batch([0]) == 128).all()
+
+
+def test_plain_binary_cells(library: Any, tmp_path: Path) -> None:
+    data = library.Dataset.from_dict({"image": [png(picture(1)), png(picture(2))], "label": ["b", "a"]})
+    data.to_parquet(tmp_path / "a.parquet")
+    images = load(tmp_path / "a.parquet")
+    assert np.array_equal(images.batch([1])[0], picture(2))
+    assert (images.labels.tolist(), images.classes) == ([1, 0], ("a", "b"))
+
+
+def test_lazy_rows_equal_held_rows(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(library, tmp_path / "a.parquet", 150)
+    grid = ImagePolicy(height=3, width=4, channels=1)
+    held = load(path, grid, limit=140)
+    monkeypatch.setattr(sources, "HOLD", 0)
+    lazy = load(path, grid, limit=140)
+    order = np.random.default_rng(0).permutation(140)
+    assert np.array_equal(held.batch(order), lazy.batch(order))
+    assert held.fingerprint() == lazy.fingerprint()
+
+
+def test_bad_rows_are_named(library: Any, tmp_path: Path) -> None:
+    cells = [{"bytes": png(picture(1)), "path": None}, {"bytes": b"no", "path": None}, None]
+    features = library.Features({"image": library.Image()})
+    library.Dataset.from_dict({"image": cells}, features=features).to_parquet(tmp_path / "a.parquet")
+    message = refused(tmp_path / "a.parquet")
+    assert "2 of 3 pictures cannot be read" in message
+    assert "train[1] is not a picture" in message
+    assert "train[2] holds no picture" in message
+    with pytest.warns(DdimWarning, match="2 of 3 pictures left out"):
+        assert len(load(tmp_path / "a.parquet", skip_unreadable=True)) == 1
+
+
+def test_labels_with_gaps_are_no_labels(library: Any, tmp_path: Path) -> None:
+    path = write(library, tmp_path / "a.parquet", 2, label=(library.Value("int64"), [1, None]))
+    assert load(path).labels is None
+    path = write(library, tmp_path / "b.parquet", 2, label=(library.Value("int64"), [1, 4]))
+    assert (load(path).labels.tolist(), load(path).classes) == ([1, 4], None)
+
+
+def test_files_that_are_no_table_of_pictures(library: Any, tmp_path: Path) -> None:
+    sound = write(library, tmp_path / "sound" / "train-0.parquet", 50)
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(sound.read_bytes()[:-100])
+    assert "cannot be read as parquet" in refused(broken)
+    broken.write_bytes(b"")
+    assert f"{broken}: cannot be read as parquet" in refused(broken)
+    middle = bytearray(sound.read_bytes())
+    middle[100:2000] = bytes(1900)
+    broken.write_bytes(middle)
+    refused(broken)
+    words = tmp_path / "words.parquet"
+    library.Dataset.from_dict({"text": ["a"], "n": [1]}).to_parquet(words)
+    assert "has no image column (it has text, n)" in refused(words)
+    numbers = tmp_path / "numbers.parquet"
+    library.Dataset.from_dict({"image": [1.5]}).to_parquet(numbers)
+    assert "column image does not hold pictures" in refused(numbers)
+    assert "has no rows" in refused(write(library, tmp_path / "none.parquet", 0))
+    library.Dataset.from_dict({"img": [1]}).to_parquet(tmp_path / "sound" / "train-1.parquet")
+    assert "train-1.parquet: has the columns img, and train-0.parquet has image" in refused(
+        tmp_path / "sound"
+    )
+
+
+def test_a_name_of_the_hub_without_a_network_is_one_line_and_quick(library: Any) -> None:
+    code = (
+        "from ddim.data import load\n"
+        "from ddim.errors import DdimError\n"
+        "try: load('nobody/nothing-here')\n"
+        "except DdimError as error: print(error)"
+    )
+    away = {"HTTPS_PROXY": "http://127.0.0.1:9", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **away}, check=True
+    )
+    assert time.monotonic() - start < 20  # most of it the import of the library
+    assert len(done.stdout.splitlines()) == 1
+    assert "the hub cannot be reached" in done.stdout
+    assert done.stderr == ""
+
+
+def test_without_the_library_the_mend_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").touch()
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert "pip install 'ddim[data]'" in refused(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert "pip install 'ddim[data]'" in refused("digits")
