@@ -1,9 +1,9 @@
 """Denoising Diffusion Implicit Models: train once, sample in 10-50 network calls, encode, decode, interpolate.
 
-    import ddim
+import ddim
 
-    model = ddim.load("mnist")
-    images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float in [-1, 1]
+model = ddim.load("mnist")
+images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float in [-1, 1]
 """
 
 from __future__ import annotations
@@ -18,11 +18,33 @@ if TYPE_CHECKING:
     from ddim.denoiser import Clipped, Guided, Prediction
     from ddim.errors import DdimError, DdimWarning
     from ddim.latents import slerp
+    from ddim.loop import Step, trajectory
     from ddim.model import Model, load
     from ddim.plan import Plan, Row
     from ddim.schedule import Level, Schedule
     from ddim.seeds import Noise
-    from ddim.loop import Step, trajectory
+
+__all__ = [
+    "Clipped",
+    "DdimError",
+    "DdimWarning",
+    "Guided",
+    "Level",
+    "Model",
+    "Noise",
+    "Plan",
+    "Prediction",
+    "Row",
+    "Schedule",
+    "Step",
+    "data",
+    "grid",
+    "load",
+    "samplers",
+    "schedule",
+    "slerp",
+    "trajectory",
+]
 
 # Loaded when first used, so that `import ddim` and `ddim --help` do not wait for torch.
 _HOME = {
@@ -46,7 +68,7 @@ _HOME = {
     "samplers": "",
     "schedule": "",
 }
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

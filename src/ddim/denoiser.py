@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from ddim.schedule import Level
+from ddim.schedule import Level, Scales
 
 Predicts = Literal["eps", "x0", "v"]
 
@@ -76,7 +76,7 @@ def eps_from_x0(x0: Tensor, x: Tensor, level: Level) -> Tensor:
     return (x - x0 * level.signal) / level.noise
 
 
-def v_from_pair(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+def v_from_pair(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
     """v = signal eps - noise x0 (Salimans & Ho 2022)."""
     return eps * level.signal - x0 * level.noise
 

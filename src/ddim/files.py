@@ -80,7 +80,9 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise DdimError(folder, f"cannot be written to ({error.strerror})", "choose a folder you may write to") from None
+        raise DdimError(
+            folder, f"cannot be written to ({error.strerror})", "choose a folder you may write to"
+        ) from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,16 +6,16 @@ import math
 
 from torch import Tensor
 
-from ddim.schedule import Level
+from ddim.schedule import Level, Scales
 
 
-def diffuse(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+def diffuse(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
     """Eq. (4): a draw of q(x_t | x_0) = N(signal x_0, noise^2 I), given its noise.
 
     Args:
         x0: Clean data, any shape.
         eps: Standard normal, the shape of x0.
-        level: The time t.
+        level: The time t: a level, or one signal and noise per sample.
 
     Returns:
         x_t, the shape of x0.

@@ -80,9 +80,9 @@ def generate(
     Raises:
         DdimError: If an argument is out of range, or the folder holds another run or is in use.
     """
-    for what, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
+    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
         if value < least:
-            raise DdimError(f"{what} {value}", f"is less than {least}", f"give {least} or more")
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
     model.denoiser(None if label is None else torch.tensor([label]), guidance)

@@ -28,7 +28,9 @@ from ddim.schedule import Schedule
 DEFAULT = "equal-angle"
 
 
-def tau(schedule: Schedule, name: str | Sequence[float], steps: int | None = None, top: int | None = None) -> list[float]:
+def tau(
+    schedule: Schedule, name: str | Sequence[float], steps: int | None = None, top: int | None = None
+) -> list[float]:
     """Section 4.2: the sub-sequence tau by name, or a user's own rising list of times, checked.
 
     Args:
@@ -65,7 +67,10 @@ def tau(schedule: Schedule, name: str | Sequence[float], steps: int | None = Non
             say(f"{label}: {steps} steps asked, its formula gives {len(times)} distinct times in 1..{schedule.T}")
     if times[-1] != schedule.T and top is None:
         last = schedule.level(times[-1])
-        say(f"{label}: starts at t = {times[-1]:g}, not T = {schedule.T}; pure noise stands in for x at alpha_bar {last.alpha_bar:.2g}")
+        say(
+            f"{label}: starts at t = {times[-1]:g}, not T = {schedule.T}; "
+            f"pure noise stands in for x at alpha_bar {last.alpha_bar:.2g}"
+        )
     return times
 
 
@@ -126,7 +131,7 @@ def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
     inner = steps - 1
     if math.isinf(last):  # zero terminal SNR: T itself is a step of infinite length
         last, inner = schedule.level(top - 1).log_snr, steps - 2
-    points = np.linspace(first, last, inner + 1)[: steps - 1] if steps > 1 else []
+    points = np.linspace(first, last, inner + 1)[: steps - 1] if steps > 1 else np.empty(0)
     return _whole([schedule.time_at_log_snr(float(value)) for value in points], top)
 
 

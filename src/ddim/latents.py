@@ -45,7 +45,9 @@ def slerp(z0: Tensor, z1: Tensor, a: float | Tensor) -> Tensor:
     opposite = (theta > torch.pi - 1e-6) & (p_norm > 0) & (q_norm > 0)
     near = (theta < 1e-6) | (p_norm == 0) | (q_norm == 0)
     out = torch.where(near, straight, torch.where(opposite, around, curved))
-    return out.reshape(shape).to(dtype)
+    out = torch.where(at == 0, p, torch.where(at == 1, q, out))
+    result: Tensor = out.reshape(shape).to(dtype)
+    return result
 
 
 def _turned(u: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def _turned(u: Tensor) -> Tensor:
     even = u.shape[1] // 2 * 2
     turned = torch.zeros_like(u)
     turned[:, 0:even:2], turned[:, 1:even:2] = -u[:, 1:even:2], u[:, 0:even:2]
-    return turned / turned.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny)
+    return turned.div(turned.norm(dim=1, keepdim=True).clamp_min(torch.finfo(u.dtype).tiny))
 
 
 def walk(z0: Tensor, z1: Tensor, frames: int) -> Tensor:

@@ -16,13 +16,13 @@ from ddim import checkpoint, grid, samplers
 from ddim.config import ModelConfig
 from ddim.denoiser import Denoiser, Guided, Prediction, predict
 from ddim.errors import DdimError
+from ddim.loop import run
 from ddim.nn.unet import UNet
 from ddim.pixels import to_float
 from ddim.plan import Plan
 from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
 from ddim.training import fast_dtype
-from ddim.loop import run
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -38,7 +38,11 @@ class NetworkDenoiser:
     """
 
     def __init__(
-        self, network: UNet, predicts: Any, labels: Tensor | None = None, body: Callable[..., Tensor] | None = None
+        self,
+        network: UNet,
+        predicts: Any,
+        labels: Tensor | None = None,
+        body: Callable[..., Tensor] | None = None,
     ):
         self.network, self.predicts, self.labels = network, predicts, labels
         self.body = body or network.body
@@ -96,7 +100,8 @@ class Model:
         self.network = network.to(device).eval().requires_grad_(False)
         self.config, self.device, self.compile = config, torch.device(device), compile
         self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        self.micro_batch = micro_batch or (8 if self.device.type == "cpu" else 64)
+        default = 8 if self.device.type == "cpu" else 64
+        self.micro_batch = default if micro_batch is None else micro_batch
         if self.micro_batch < 1:
             raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
 
@@ -140,7 +145,7 @@ class Model:
         classes = self.config.network.classes
         if not classes:
             raise DdimError("labels", "this model was trained without labels", "leave them out")
-        if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < classes):
+        if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
         labelled = NetworkDenoiser(self._fast, self.config.predicts, labels.to(self.device), self._body)
         return labelled if guidance in (None, 1) else Guided(labelled, plain, float(guidance or 0))
@@ -150,7 +155,9 @@ class Model:
         """The unconditional denoiser: `model.denoise(x, level) -> Prediction`."""
         return self.denoiser()
 
-    def levels(self, grid_name: str | Sequence[float] = grid.DEFAULT, steps: int | None = 20, encode: bool = False) -> tuple[Level, ...]:
+    def levels(
+        self, grid_name: str | Sequence[float] = grid.DEFAULT, steps: int | None = 20, encode: bool = False
+    ) -> tuple[Level, ...]:
         """The levels a sampler walks: the grid's from the noisiest down, then clean data.
 
         Args:
@@ -245,7 +252,7 @@ class Model:
         Yields:
             float32, (up to micro_batch, C, H, W).
         """
-        for part in states.to(self.device, torch.float32).split(self.micro_batch):
+        for part in torch.split(states.to(self.device, torch.float32), self.micro_batch):
             missing = self.micro_batch - len(part)
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
             yield self._run(self.denoise, plan, padded)[: len(part)]
@@ -259,7 +266,9 @@ class Model:
         """No samples: float32, (0, C, H, W)."""
         return torch.empty((0, *self.shape), device=self.device)
 
-    def encode(self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT) -> Tensor:
+    def encode(
+        self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT
+    ) -> Tensor:
         """Pictures to latents x_T: eq. (13) run backwards, first order, so decoding returns them approximately.
 
         Args:
@@ -287,7 +296,9 @@ class Model:
             float32, (N, C, H, W), nominally in [-1, 1].
         """
         if latents.shape[1:] != self.shape:
-            raise DdimError("latents", f"are {tuple(latents.shape[1:])}, the model's are {self.shape}", "use this model's")
+            raise DdimError(
+                "latents", f"are {tuple(latents.shape[1:])}, the model's are {self.shape}", "use this model's"
+            )
         return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid), latents)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Predicts
+from ddim.denoiser import Predicts, v_from_pair
+from ddim.gaussian import diffuse
 from ddim.schedule import Schedule
 
 Gamma = Literal["simple", "v", "x0", "min-snr"]
@@ -92,12 +93,18 @@ class Objective:
         Returns:
             float32, (B,).
         """
-        signal, noise, weight = self._table[:, t - 1]
+        signal, noise, weight = self._table[:, t - 1].unbind()
         shape = (-1, *[1] * (x0.ndim - 1))
-        signal, noise = signal.view(shape), noise.view(shape)
-        output = network(x0 * signal + eps * noise, t).float()
-        target = {"eps": eps, "x0": x0, "v": eps * signal - x0 * noise}[self.predicts]
-        return weight * (output - target).square().flatten(1).mean(1)
+        level = _Batch(signal.view(shape), noise.view(shape))
+        output = network(diffuse(x0, eps, level), t).float()
+        target = {"eps": eps, "x0": x0}.get(self.predicts)
+        error = output - (v_from_pair(x0, eps, level) if target is None else target)
+        return weight.mul(error.square().flatten(1).mean(1))
+
+
+class _Batch(NamedTuple):
+    signal: Tensor
+    noise: Tensor
 
 
 def draw_times(batch: int, T: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:

@@ -199,7 +199,9 @@ class Plan:
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise DdimError(name, f"is not a plan: {where}: {first['msg']}", "write it with `ddim plan --json`") from None
+            raise DdimError(
+                name, f"is not a plan: {where}: {first['msg']}", "write it with `ddim plan --json`"
+            ) from None
         if file.format != FORMAT or file.version != VERSION:
             raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
         levels = [Level(t, float(log_snr)) for t, log_snr in file.levels]

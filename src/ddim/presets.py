@@ -34,7 +34,9 @@ class Preset(BaseModel):
     train: TrainConfig
 
 
-def _preset(about: str, size: int, channels: int, network: dict[str, Any], train: dict[str, Any], **rest: Any) -> Preset:
+def _preset(
+    about: str, size: int, channels: int, network: dict[str, Any], train: dict[str, Any], **rest: Any
+) -> Preset:
     data = {"height": size, "width": size, "channels": channels, **rest.pop("data", {})}
     return Preset.model_validate(
         {
@@ -50,7 +52,15 @@ def _preset(about: str, size: int, channels: int, network: dict[str, Any], train
 # v-networks are trained on the plain error in v: with gamma = 1 the error at t near T would weigh alpha_bar, nearly 0.
 _V = {"gamma": "v"}
 _SMALL = {"channels": 64, "multipliers": (1, 2), "blocks": 1, "patch": 2, "attention": (7,), "dropout": 0.0}
-_SMALL_TRAIN = {"batch": 128, "lr": 1e-3, "warmup": 500, "decay": "cosine", "decay_fraction": 0.5, "ema": 0.999, **_V}
+_SMALL_TRAIN = {
+    "batch": 128,
+    "lr": 1e-3,
+    "warmup": 500,
+    "decay": "cosine",
+    "decay_fraction": 0.5,
+    "ema": 0.999,
+    **_V,
+}
 _LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
 PRESETS: dict[str, Preset] = {
@@ -59,8 +69,18 @@ PRESETS: dict[str, Preset] = {
         8,
         1,
         {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0, "groups": 16},
-        {"steps": 2000, "batch": 64, "lr": 2e-3, "warmup": 100, "decay": "cosine", "ema": 0.995, "flip": False,
-         "checkpoint_every": 250, "preview_every": 500, **_V},
+        {
+            "steps": 2000,
+            "batch": 64,
+            "lr": 2e-3,
+            "warmup": 100,
+            "decay": "cosine",
+            "ema": 0.995,
+            "flip": False,
+            "checkpoint_every": 250,
+            "preview_every": 500,
+            **_V,
+        },
     ),
     "mnist": _preset(
         "MNIST 28x28, 2.8 M parameters; the bundled model, over an hour on one core with bf16",
@@ -107,7 +127,9 @@ PRESETS: dict[str, Preset] = {
         {**_V},
         data={"box": (10, 25, 80, 95)},
     ),
-    "lsun-bedroom256": _preset("LSUN bedroom 256x256, the paper's sizes; for a GPU", 256, 3, _LSUN, {"batch": 64, **_V}),
+    "lsun-bedroom256": _preset(
+        "LSUN bedroom 256x256, the paper's sizes; for a GPU", 256, 3, _LSUN, {"batch": 64, **_V}
+    ),
     "lsun-church256": _preset("LSUN church 256x256, the paper's sizes; for a GPU", 256, 3, _LSUN, {"batch": 64, **_V}),
 }
 

@@ -1,10 +1,10 @@
 """A training run's folder: checkpoints, metrics, previews and the model, none of them ever half-written.
 
-    RUN/run.json                     what the run is; started again with another recipe, it is refused
-    RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
-    RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
-    RUN/previews/00000500.png        samples of the averaged weights
-    RUN/model/                       the model folder, of the averaged weights
+RUN/run.json                     what the run is; started again with another recipe, it is refused
+RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
+RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
+RUN/previews/00000500.png        samples of the averaged weights
+RUN/model/                       the model folder, of the averaged weights
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def _claim(folder: Path, config: RunConfig, fresh: bool) -> RunConfig:
         say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}")
         write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
         return config
-    raise DdimError(folder, f"holds a run with {key} {was!r}, not {now!r}", "choose another folder or the same settings")
+    raise DdimError(
+        folder, f"holds a run with {key} {was!r}, not {now!r}", "choose another folder or the same settings"
+    )
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
@@ -227,7 +229,7 @@ class _Loop:
         except ImportError:
             say("tensorboard is not installed: metrics go to metrics.jsonl only")
             return None
-        writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.step + 1)  # type: ignore[no-untyped-call]
+        writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.step + 1)
         closing.callback(writer.close)
         return writer
 
@@ -298,7 +300,9 @@ class _Loop:
         return self.config.model.model_copy(update={"provenance": provenance})
 
     def _preview(self) -> str:
-        model = Model(self.trainer.ema.module, self.config.model, self.device)
+        averaged = self.trainer.ema.module
+        assert isinstance(averaged, UNet)
+        model = Model(averaged, self.config.model, self.device)
         images = to_uint8(model.sample(PREVIEWS, steps=20, seed=self.config.train.seed))
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}.png"
         save_png(path, sheet(images, 6, zoom=2 if images.shape[1] <= 32 else 1))

@@ -17,10 +17,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Scales(Protocol):
+    """What multiplies x_0 and eps in x_t: a `Level`'s two numbers, or tensors with one number per sample."""
+
+    @property
+    def signal(self) -> float | Tensor:
+        """sqrt(alpha_bar)."""
+
+    @property
+    def noise(self) -> float | Tensor:
+        """sqrt(1 - alpha_bar)."""
 
 
 @dataclass(frozen=True, slots=True)

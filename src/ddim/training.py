@@ -72,7 +72,11 @@ class Trainer:
         self.ema = EMA(network, recipe.ema)
         self.forward: Callable[..., Tensor] = torch.compile(network) if recipe.compile else network
         self.optimizer = torch.optim.AdamW(
-            network.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            network.parameters(),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
         )
         self.autocast = autocast_dtype(recipe.precision, self.device)
         self.step = 0
@@ -136,7 +140,7 @@ class Trainer:
             torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw, device=self.device)))
             for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
                 loss = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
-                (loss / recipe.accumulate).backward()  # type: ignore[no-untyped-call]
+                (loss / recipe.accumulate).backward()
                 total += loss.detach() / recipe.accumulate
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
         # A GPU would have to wait for this number at every step: there the caller looks at it from time to time.

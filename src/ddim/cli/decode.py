@@ -59,7 +59,8 @@ def command(
     if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
         raise DdimError(out, "is not empty", "choose an empty or new folder")
     make_folder(out)
-    begun, done = time.monotonic(), []
+    begun = time.monotonic()
+    done: list[np.ndarray] = []
     with lock(out), progress_bar() as bar:
         task = bar.add_task("decoding", total=len(states), rate="")
         for block in loaded.run_blocks(plan, states):

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, output_file, progress_bar
+from ddim.cli.options import (
+    exact_device_options,
+    grid_option,
+    load_model,
+    make_plan,
+    output_file,
+    progress_bar,
+)
 
 
 @click.command("encode")

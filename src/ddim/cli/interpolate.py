@@ -14,7 +14,9 @@ from ddim.errors import DdimError
 @click.argument("model")
 @click.option("--seeds", help="Two seeds (or four, for a sheet), each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
 @click.option("--images", help="Instead of seeds: two (or four) picture files, which are encoded first.")
-@click.option("--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ...")
+@click.option(
+    "--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ..."
+)
 @click.option("--frames", type=int, default=11, show_default=True, help="Pictures from one end to the other.")
 @click.option("--steps", type=int, default=50, show_default=True, help="S, the number of network calls.")
 @grid_option("--tau")
@@ -52,7 +54,9 @@ def command(
     corners = 4 if four else 2
     if len(given) != corners:
         more = "" if four else " (four with --grid)"
-        raise DdimError("--seeds" if seeds else "--images", f"names {len(given)}, not {corners}", f"give {corners}{more}")
+        raise DdimError(
+            "--seeds" if seeds else "--images", f"names {len(given)}, not {corners}", f"give {corners}{more}"
+        )
     places = [_place(text) for text in given] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)

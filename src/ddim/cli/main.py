@@ -57,7 +57,7 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal."""
-    warnings.showwarning = _note
+    warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
     try:
         code = cli.main(args=argv, prog_name="ddim", standalone_mode=False)

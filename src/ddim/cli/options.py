@@ -71,7 +71,8 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Clip the predicted x0 to [-1, 1] (default: only with --sigma hat, as in the paper).",
         ),
         click.option(
-            "--sigma", help="Instead of --eta: 'hat' for the paper's larger noise, or one standard deviation per step."
+            "--sigma",
+            help="Instead of --eta: 'hat' for the paper's larger noise, or one standard deviation per step.",
         ),
         click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
@@ -143,7 +144,14 @@ def output_file(path: Path) -> Path:
 def progress_bar() -> Iterator[Progress]:
     """A bar with count, rate and time left, on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     with Progress(
         TextColumn("{task.description}"),
@@ -155,4 +163,8 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as bar:
-        yield bar
+        try:
+            yield bar
+        except BaseException:
+            bar.live.transient = True  # what went wrong is said in one line; the bar makes way for it
+            raise

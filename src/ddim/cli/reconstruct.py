@@ -8,7 +8,14 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar, whole_numbers
+from ddim.cli.options import (
+    exact_device_options,
+    grid_option,
+    load_model,
+    make_plan,
+    progress_bar,
+    whole_numbers,
+)
 from ddim.errors import DdimError
 
 SHOWN = 16
@@ -41,6 +48,7 @@ def command(
     Example:
       ddim reconstruct mnist ./mnist --split test --limit 1000 --steps 10,20,50,100 --out round-trip
     """
+    import numpy as np
     import torch
 
     from ddim.cli.pictures import read_pictures
@@ -62,7 +70,7 @@ def command(
         task = bar.add_task("round trips", total=len(originals) * len(plans), rate="")
         for up, down in plans:
             errors, stds, shown = [], [], []
-            for part in originals.split(loaded.micro_batch):
+            for part in torch.split(originals, loaded.micro_batch):
                 latents = torch.cat([*loaded.run_blocks(up, part)])
                 again = torch.cat([*loaded.run_blocks(down, latents)]).cpu()
                 errors.append(reconstruction_error(part, again))
@@ -80,7 +88,7 @@ def command(
                     "latent_std": float(torch.cat(stds).mean()),
                 }
             )
-            rows.append((f"S = {down.calls}", _first(shown)))
+            rows.append((f"S = {down.calls}", np.concatenate(shown)[:SHOWN]))
     report = {
         "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
         "images": len(originals),
@@ -95,15 +103,9 @@ def command(
     save_png(out / "reconstruct.png", labelled_rows(rows, zoom=2 if pictures.shape[1] <= 32 else 1))
     click.echo(f"{len(originals)} pictures, grid {grid}\n    S   MSE in [0,1]   standard error   latent std")
     for line in table:
-        spread = f"{line['standard_error']:.2e}" if line["standard_error"] is not None else "-"
-        click.echo(f"{line['steps']:5d}   {line['mse']:12.3e}   {spread:>14}   {line['latent_std']:10.3f}")
+        shown_spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"
+        click.echo(f"{line['steps']:5d}   {line['mse']:12.3e}   {shown_spread:>14}   {line['latent_std']:10.3f}")
     click.echo(f"table: {out / 'reconstruct.json'}\npicture: {out / 'reconstruct.png'}")
 
 
 _OURS = {"reconstruct.json", "reconstruct.png"}
-
-
-def _first(shown: list) -> object:  # type: ignore[type-arg]
-    import numpy as np
-
-    return np.concatenate(shown)[:SHOWN]

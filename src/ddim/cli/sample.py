@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import device_options, grid_option, load_model, make_plan, noise_options, output_file, progress_bar
+from ddim.cli.options import (
+    device_options,
+    grid_option,
+    load_model,
+    make_plan,
+    noise_options,
+    output_file,
+    progress_bar,
+)
 from ddim.errors import DdimError
 
 
@@ -24,7 +32,12 @@ from ddim.errors import DdimError
 @click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
 @click.option("--label", type=int, help="A label, for a model trained with labels.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
-@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="A plan file, instead of --steps, --grid, --eta.")
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="A plan file, instead of --steps, --grid, --eta.",
+)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @device_options
 def command(

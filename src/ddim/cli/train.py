@@ -15,10 +15,22 @@ from ddim.cli.options import progress_bar
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.data import ImageSet, ImagePolicy
+    from ddim.data import ImagePolicy, ImageSet
     from ddim.presets import Preset
 
-_RECIPE = ("steps", "batch", "accumulate", "lr", "warmup", "decay", "ema", "gamma", "flip", "precision", "seed")
+_RECIPE = (
+    "steps",
+    "batch",
+    "accumulate",
+    "lr",
+    "warmup",
+    "decay",
+    "ema",
+    "gamma",
+    "flip",
+    "precision",
+    "seed",
+)
 _RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 
 
@@ -39,11 +51,15 @@ _RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 @click.option("--accumulate", type=int, help="Parts a batch is cut into, to save memory.")
 @click.option("--lr", type=float, help="Learning rate.")
 @click.option("--warmup", type=int, help="Steps over which the learning rate rises.")
-@click.option("--decay", type=click.Choice(["none", "linear", "cosine"]), help="How the learning rate falls at the end.")
+@click.option(
+    "--decay", type=click.Choice(["none", "linear", "cosine"]), help="How the learning rate falls at the end."
+)
 @click.option("--ema", type=float, help="Decay of the moving average of the weights.")
 @click.option("--gamma", type=click.Choice(["simple", "v", "x0", "min-snr"]), help="Weights gamma_t of eq. (5).")
 @click.option("--flip/--no-flip", default=None, help="Flip pictures left-right at random.")
-@click.option("--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast."
+)
 @click.option("--compile", "compile_", is_flag=True, default=None, help="Run the network through torch.compile.")
 @click.option("--seed", type=int, help="Of everything random in the training.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
@@ -151,7 +167,12 @@ def _configure(
         if pictures.labels is None:
             raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
         classes = int(pictures.labels.max()) + 1
-    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width, "classes": classes}
+    shape = {
+        "in_channels": policy.channels,
+        "height": policy.height,
+        "width": policy.width,
+        "classes": classes,
+    }
     what = predicts or recipe.predicts
     if what != recipe.predicts and "gamma" not in training:
         training["gamma"] = "v" if what == "v" else "simple"

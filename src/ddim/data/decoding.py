@@ -67,9 +67,7 @@ def read_bytes(source: Source, name: str) -> bytes:
         except PermissionError:
             raise DdimError(name, "may not be read", "allow it to be read (chmod u+r)") from None
         except (OSError, ValueError) as error:
-            raise DdimError(
-                name, f"cannot be read ({_short(error)})", "check the path and the disk"
-            ) from None
+            raise DdimError(name, f"cannot be read ({_short(error)})", "check the path and the disk") from None
     if not data:
         raise DdimError(name, "is empty (0 bytes)", _ANOTHER)
     return data
@@ -103,9 +101,7 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
     except DdimError:
         raise
     except UnidentifiedImageError:
-        raise DdimError(
-            name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it"
-        ) from None
+        raise DdimError(name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it") from None
     except Image.DecompressionBombError:
         raise DdimError(name, "has too many pixels to be opened safely", "shrink it or remove it") from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
@@ -135,9 +131,7 @@ def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
 def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
     """Any mode to L or RGB, transparent parts over the matte."""
     if image.mode == "F":
-        raise DdimError(
-            name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits"
-        )
+        raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return _from_16_bits(image, name, matte, notes)
     grey = image.mode in _GREY_MODES

@@ -34,9 +34,7 @@ class _Digits:
         return f"digits {self.split}[{index}]"
 
 
-def load_digits(
-    policy: ImagePolicy | None = None, split: str = "train", limit: int | None = None
-) -> ImageSet:
+def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: int | None = None) -> ImageSet:
     """The digits; "train" is the first 1,500 and "test" the other 297.
 
     Args:

@@ -76,9 +76,7 @@ class ImageSet:
             raise IndexError(f"indices must be whole numbers of shape (B,), not {order.dtype} {order.shape}")
         outside = (order < 0) | (order >= len(self))
         if outside.any():
-            raise IndexError(
-                f"picture {order[outside][0]} of {len(self)} does not exist (0..{len(self) - 1})"
-            )
+            raise IndexError(f"picture {order[outside][0]} of {len(self)} does not exist (0..{len(self) - 1})")
         if self._pixels is None:
             return decode_batch(self._items, order, self.policy, self.name)
         picked: np.ndarray = self._pixels[order]

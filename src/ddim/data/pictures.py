@@ -51,9 +51,7 @@ def open_picture(source: Source, policy: ImagePolicy, name: str | None = None) -
     return read_picture(source, policy, name)[0]
 
 
-def read_picture(
-    source: Source, policy: ImagePolicy, name: str | None = None
-) -> tuple[np.ndarray, frozenset[str]]:
+def read_picture(source: Source, policy: ImagePolicy, name: str | None = None) -> tuple[np.ndarray, frozenset[str]]:
     """As `open_picture`, and also what had to be converted on the way.
 
     Args:
@@ -88,9 +86,7 @@ def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
         DdimError: As `open_picture`.
     """
     image, _ = decode(source, label_of(source, name), 0)
-    return ImagePolicy(
-        height=image.height, width=image.width, channels=1 if image.mode == "L" else 3, fit="exact"
-    )
+    return ImagePolicy(height=image.height, width=image.width, channels=1 if image.mode == "L" else 3, fit="exact")
 
 
 def list_pictures(folder: Path | str) -> list[Path]:

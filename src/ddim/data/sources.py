@@ -127,15 +127,11 @@ def _local(path: Path, where: str, split: str) -> _Found:
         if pictures:
             return _folder(path, where, split)
         if not shards:
-            raise DdimError(
-                where, "holds no pictures", "give a folder of PNG or JPEG files or of parquet files"
-            )
+            raise DdimError(where, "holds no pictures", "give a folder of PNG or JPEG files or of parquet files")
     elif path.suffix.lower() == ".parquet":
         shards = [path]
     else:
-        raise DdimError(
-            where, "is neither a folder nor a parquet file", "give the folder that holds the pictures"
-        )
+        raise DdimError(where, "is neither a folder nor a parquet file", "give the folder that holds the pictures")
     by_split = dict[str, list[Path]]()
     for shard in shards:
         by_split.setdefault(_split_of(shard, path), []).append(shard)
@@ -144,9 +140,7 @@ def _local(path: Path, where: str, split: str) -> _Found:
 
 
 def _folder(path: Path, where: str, split: str) -> _Found:
-    inside = sorted(
-        entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if {"train", "test"} & set(inside) and set(inside) <= set(SPLITS):
         _need(where, split, inside)
         path = path / split
@@ -189,9 +183,7 @@ def _first_policy(items: Items, where: str) -> ImagePolicy:
             return natural_policy(items.source(index), items.name(index))
         except DdimError as error:
             bad[index] = error
-    raise DdimError(
-        where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files"
-    )
+    raise DdimError(where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files")
 
 
 def _without(items: Items, bad: dict[int, DdimError], where: str, skip: bool) -> tuple[Items, np.ndarray]:

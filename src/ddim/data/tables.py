@@ -216,9 +216,7 @@ def _check_shards(files: Sequence[Path]) -> int:
             about = parquet.read_metadata(path)
             there = sorted(about.schema.to_arrow_schema().names)
         except Exception as error:  # Arrow's own kinds, and those of the system
-            raise DdimError(
-                printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE
-            ) from None
+            raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
         columns, rows = columns or there, rows + about.num_rows
         if there != columns:
             wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"

@@ -204,7 +204,7 @@ class UNet(nn.Module):
         Returns:
             (B, sum of all blocks' channels), in the dtype of the time layers.
         """
-        embedded = self.time(sinusoidal(t - 1.0, self.config.channels).to(self.time[0].weight.dtype))
+        embedded = self.time(sinusoidal(t - 1.0, self.config.channels).to(cast(nn.Linear, self.time[0]).weight.dtype))
         if self.label is not None:
             if labels is None:
                 labels = torch.full(t.shape, self.config.classes, device=t.device)
@@ -221,7 +221,7 @@ class UNet(nn.Module):
         Returns:
             (B, C, H, W).
         """
-        times = iter(condition.split(self.widths, dim=1))
+        times = iter(torch.split(condition, self.widths, dim=1))
         h = self.conv_in(F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x)
         skips = [h]
         place, levels = 0, len(self.config.multipliers)

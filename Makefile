@@ -1,0 +1,51 @@
+# `make demo` and `make test` each do all of their own set-up: a virtual environment, pinned dependencies, then the job.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+UV     ?= uv==0.13.8
+TORCH  ?= torch==2.13.0
+OUT    ?= demo
+# Where pip is configured with wheels on disk, those are used; elsewhere uv picks the torch build for the driver it finds.
+LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
+SOURCE := $(if $(LINKS),$(foreach link,$(LINKS),--find-links $(link)),--torch-backend $(or $(TORCH_BACKEND),auto))
+INSTALL = $(BIN)/uv pip install -q -p $(BIN)/python $(SOURCE) -c constraints.txt $(TORCH)
+
+.PHONY: demo test test-heavy lint format docs clean
+
+demo: $(VENV)/.demo
+	$(BIN)/ddim demo --out $(OUT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-heavy: $(VENV)/.dev
+	$(BIN)/python -m pytest -m heavy -n 0
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/equations.py
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON): is older than Python 3.11; run make with PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check $(UV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,120 @@
+"""`ddim demo`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim.cli.options import device_options, load_model, progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddim.model import Model
+
+SEEDS, SHOWN = 32, 12
+STEPS = (5, 10, 20, 50, 100)
+
+
+@click.command("demo")
+@click.option(
+    "--out",
+    default="demo",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="A folder for the pictures.",
+)
+@click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")
+@click.option("--mnist", help="Real digits: a folder of pictures or parquet files. [default: where MNIST is at hand]")
+@device_options
+def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
+    """Sample the same 32 seeds with 5 to 100 network calls, interpolate, and encode and decode real digits.
+
+    \b
+    Example:
+      ddim demo --out demo
+    """
+    from ddim.files import make_folder
+
+    loaded = load_model(model, device, dtype, compile_)
+    make_folder(out)
+    pictures = {"sample consistency": _consistency(loaded, out / "consistency.png")}
+    pictures["interpolation"] = _interpolation(loaded, out / "interpolation.png")
+    pictures["reconstruction"], caption = _reconstruction(loaded, out / "reconstruction.png", mnist)
+    click.echo(f"reconstruction: {caption}")
+    for what, path in pictures.items():
+        click.echo(f"{what:19} {path.resolve()}")
+
+
+def _consistency(model: Model, path: Path) -> Path:
+    """The same seeds at every number of steps: with eta = 0 they give the same digits."""
+    import torch
+
+    from ddim.pixels import to_uint8
+    from ddim.sheet import labelled_rows, save_png
+
+    rows: list[tuple[str, np.ndarray]] = []
+    table = [f"{'plan':36} {'network calls':>13} {'images/s':>9}"]
+    jobs = [(steps, eta) for eta in (0.0, 1.0) for steps in STEPS]
+    with progress_bar() as bar:
+        task = bar.add_task("sampling", total=sum(steps for steps, _ in jobs) * SEEDS, rate="")
+        for steps, eta in jobs:
+            plan = model.plan(steps, eta=eta)
+            begun, blocks = time.monotonic(), []
+            for block in model.sample_blocks(plan, range(SEEDS), seed=0):
+                blocks.append(block)
+                bar.advance(task, len(block) * plan.calls)
+            seconds = time.monotonic() - begun
+            table.append(f"{plan.name:36} {plan.calls:13d} {SEEDS / seconds:9.1f}")
+            rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(blocks))))
+    click.echo("\n".join(table))
+    caption = f"The same {SEEDS} latents in every row. With eta = 0 the digit hardly depends on the number of calls."
+    save_png(path, labelled_rows(rows, caption))
+    return path
+
+
+def _interpolation(model: Model, path: Path) -> Path:
+    import torch
+
+    from ddim.latents import walk
+    from ddim.pixels import to_uint8
+    from ddim.sheet import labelled_rows, save_png
+
+    plan, rows = model.plan(50), []
+    for first, last in ((0, 1), (2, 3), (4, 5)):
+        ends = model.noise([first, last], seed=0).start()
+        made = torch.cat([*model.run_blocks(plan, walk(ends[0], ends[1], 11))])
+        rows.append((f"{first} to {last}", to_uint8(made)))
+    save_png(path, labelled_rows(rows, "Slerp between two latents, S = 50, eta = 0", zoom=2))
+    return path
+
+
+def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, str]:
+    import torch
+
+    from ddim import data
+    from ddim.latents import reconstruction_error
+    from ddim.pixels import to_float, to_uint8
+    from ddim.sheet import labelled_rows, save_png
+
+    source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
+    if source:
+        found, label = data.load(source, model.config.data, "test", SHOWN), "MNIST test digits"
+    else:
+        found, label = data.digits_as_mnist("test", SHOWN), "scikit-learn's 8x8 digits brought to 28x28"
+    pictures = found.batch(range(len(found)))
+    rows, errors = [("original", pictures)], []
+    for steps in (10, 50):
+        latents = torch.cat([*model.run_blocks(model.plan(steps, encode=True), to_float(pictures))])
+        again = torch.cat([*model.run_blocks(model.plan(steps), latents)]).cpu()
+        rows.append((f"S={steps}", to_uint8(again)))
+        errors.append(f"{float(reconstruction_error(to_float(pictures), again).mean()):.4f} (S={steps})")
+    caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"
+    save_png(path, labelled_rows(rows, caption, zoom=2))
+    return path, caption
+
+
+_PLACES = (Path("mnist"), Path("data/mnist"), Path("../shared/data/mnist"))
