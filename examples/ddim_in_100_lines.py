@@ -1,7 +1,7 @@
-"""DDIM in 100 lines: a noise schedule, a choice of times, one step, one loop. It imports nothing of the library.
+"""DDIM in 100 lines: a noise schedule, a choice of times, one step, one loop. Nothing of the library is used.
 
-Equations are those of Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021; abar is the paper's alpha.
-Run as a script it needs no data and no network: of a mixture of Gaussians the best noise prediction is known exactly.
+Equations: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021; abar is the paper's alpha.
+As a script it needs neither data nor network: of a mixture of Gaussians the best noise prediction is known.
 """
 
 import math
@@ -26,9 +26,8 @@ def equal_angle_times(abar, S):
     T, angle = len(abar) - 1, np.arccos(np.sqrt(abar))
     times = [0]
     for i, t in enumerate(np.interp(angle[T] * np.arange(1, S + 1) / S, angle, np.arange(T + 1)), 1):
-        times.append(
-            min(max(round(t), times[-1] + 1), T - (S - i))
-        )  # whole, rising, and room for those to come
+        # The nearest whole time, after the one before, and early enough for those to come.
+        times.append(min(max(round(t), times[-1] + 1), T - (S - i)))
     return times[1:]
 
 
@@ -48,7 +47,7 @@ def prediction(output, x, abar_t, predicts):
 
 @torch.no_grad()
 def sample(network, x, abar, times, eta=0.0, fresh_noise=None, predicts="eps"):
-    """From noise x at times[-1] to clean data: S = len(times) calls of network(x, t). eta = 0 is DDIM, 1 is DDPM."""
+    """From noise x at times[-1] to clean data, one call of network(x, t) per time; eta 0 is DDIM, 1 DDPM."""
     path = [0, *times]
     for t, s in zip(path[:0:-1], path[-2::-1]):  # t = tau_i, s = tau_{i-1}, and 0 at the end
         x0, eps = prediction(network(x, t), x, abar[t], predicts)
@@ -70,9 +69,7 @@ def exact_noise(abar):
     def network(x, t):
         centres, variance = math.sqrt(abar[t]) * CENTRES, abar[t] * SPREAD**2 + 1 - abar[t]
         away = x[:, None] - centres  # (N, 3, 2)
-        share = (WEIGHTS.log() - away.square().sum(-1) / (2 * variance)).softmax(
-            1
-        )  # which centre x came from
+        share = (WEIGHTS.log() - away.square().sum(-1) / (2 * variance)).softmax(1)  # (N, 3), of each centre
         return math.sqrt(1 - abar[t]) * (share[..., None] * away).sum(1) / variance
 
     return network
@@ -83,9 +80,7 @@ def main(n=8000):
     network = exact_noise(abar)
     start = torch.randn(n, 2, generator=draw, dtype=torch.float64)
     converged = sample(network, start, abar, range(1, 1001))
-    power = (
-        WEIGHTS * CENTRES.square().sum(1)
-    ).sum() + 2 * SPREAD**2  # E |x_0|^2, which a sampler should keep
+    power = (WEIGHTS * CENTRES.square().sum(1)).sum() + 2 * SPREAD**2  # E |x_0|^2 of the mixture
     print("      eta = 0: mean distance to 1000-step samples   eta = 1: error of E |x|^2")
     print("   S      quadratic    equal-angle                   equal-angle")
     for S in (5, 10, 20, 50):

@@ -1,10 +1,10 @@
-"""Prints docs/equations.md: which function is the home of which equation, and which tests hold it.
+"""Makes docs/equations.md: which function is the home of which equation, and which tests hold it.
 
-    python scripts/equations.py            print the page
-    python scripts/equations.py --write    write it to docs/equations.md
+    python scripts/equations.py            write docs/equations.md; `make docs` does this
+    python scripts/equations.py --print    print it instead
 
-A function whose docstring begins with "Eq. (n)", "Section n" or "Appendix X" is the home of that statement; a test
-whose docstring begins so is one of its tests. Only the statements themselves are typed here.
+A function whose docstring begins with "Eq. (n)", "Section n" or "Appendix X" is the home of that statement; a
+test whose docstring begins so is one of its tests. Only the statements themselves are typed here.
 """
 
 from __future__ import annotations
@@ -21,60 +21,74 @@ PAGE = ROOT / "docs" / "equations.md"
 
 STATEMENTS = {
     "Eq. (4)": "q(x_t given x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)",
-    "Eq. (5)": "L_gamma = sum_t gamma_t E \\|\\| eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) \\|\\|^2",
+    "Eq. (5)": "L_gamma = sum_t gamma_t E &#124;&#124;eps - eps_theta(sqrt(abar_t) x_0 + "
+    "sqrt(1 - abar_t) eps, t)&#124;&#124;^2",
     "Eq. (7)": "q_sigma(x_s given x_t, x_0) = N(sqrt(abar_s) x_0 + sqrt(1 - abar_s - sigma^2) "
     "(x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t), sigma^2 I), 0 <= sigma^2 <= 1 - abar_s",
     "Eq. (9)": "f_theta(x_t) = (x_t - sqrt(1 - abar_t) eps_theta(x_t)) / sqrt(abar_t)",
     "Eq. (12)": "x_s = sqrt(abar_s) f_theta(x_t) + sqrt(1 - abar_s - sigma^2) eps_theta(x_t) + sigma z",
     "Eq. (16)": "sigma(eta) = eta sqrt((1 - abar_s) / (1 - abar_t)) sqrt(1 - abar_t / abar_s)",
-    "Section 4.2": "tau is a rising sub-sequence of 1..T: floor(c i) (linear) or floor(c i^2) (quadratic); a sampler "
-    "visits tau_S, ..., tau_1, then 0",
-    "Section 5": "sigma-hat = sqrt(1 - abar_t / abar_s): noise of this size on the mean of eta = 1, none at the last step",
-    "Eq. (67)": "slerp(z_0, z_1; a) = sin((1 - a) theta) / sin(theta) z_0 + sin(a theta) / sin(theta) z_1, theta the "
-    "angle between z_0 and z_1",
+    "Section 4.2": "tau is a rising sub-sequence of 1..T: floor(c i) (linear) or floor(c i^2) (quadratic); "
+    "a sampler visits tau_S, ..., tau_1, then 0",
+    "Section 5": "sigma-hat = sqrt(1 - abar_t / abar_s): noise of this size on the mean of eta = 1, "
+    "none at the last step",
+    "Eq. (67)": "slerp(z_0, z_1; a) = sin((1 - a) theta) / sin(theta) z_0 + sin(a theta) / sin(theta) z_1, "
+    "theta the angle between z_0 and z_1",
 }
 
 FOLLOW = {
     "Eq. (6)": "the product of (4) at T and of (7) over all steps; it is never needed as a whole",
     "Eq. (10)": "(7) at x_0 = f_theta(x_t) of (9): what (12) writes out",
     "Eq. (13)": "(12) at sigma = 0, divided by sqrt(abar_s); run over rising levels it encodes",
+    "Eq. (14)": "d xbar = eps_theta(xbar / sqrt(v^2 + 1)) dv with xbar = x / sqrt(abar) and "
+    "v = sqrt((1 - abar) / abar): the ODE of which (13) is an Euler step in v",
 }
 
 MISSING = {
     "Eq. (8)": "the forward kernel q_sigma(x_t given x_s, x_0) by Bayes' rule from (7) and (4)",
     "Eq. (11)": "the variational bound J_sigma; with it Theorem 1, J_sigma = L_gamma + C",
-    "Eq. (14)": "the ODE d xbar = eps_theta(xbar / sqrt(v^2 + 1)) dv, xbar = x / sqrt(abar), v = sqrt((1 - abar) / abar); "
-    "solvers of it other than (13), its Euler step in v",
-    "Eq. (15)": "the Euler step of the probability flow in t",
+    "Eq. (15)": "the Euler step of the probability flow in t, and any other solver of (14)",
     "Appendix A": "the family for categorical data",
     "Appendix C": "the inference process on a sub-sequence, where the times outside tau are drawn from (4)",
 }
 
+MISPRINTS = (  # where, as printed in some notes and posts, right
+    (
+        "sigma_t of DDPM, eq. (16) at eta = 1",
+        "sqrt((1-abar_{t-1})/(1-abar_t)) sqrt((1-abar_t)/abar_{t-1})",
+        "the second factor is sqrt(1 - abar_t/abar_{t-1})",
+    ),
+    (
+        "eta, eq. (16)",
+        "sigma^2 = eta (1-abar_{t-1}) beta_t/(1-abar_t)",
+        "sigma^2 = eta^2 (1-abar_{t-1}) beta_t/(1-abar_t): eta multiplies the standard deviation",
+    ),
+    (
+        "kappa, the weight of x_t, eq. (7)",
+        "kappa = sqrt(((1-abar_{t-1})^2 - sigma^2)/(1-abar_t))",
+        "kappa = sqrt((1-abar_{t-1} - sigma^2)/(1-abar_t)), from 1-abar_{t-1} = kappa^2 (1-abar_t) + sigma^2",
+    ),
+    ("Lemma 1, covariance of q_sigma(x_t given x_0)", "sqrt(1-abar_t) I", "(1-abar_t) I"),
+    (
+        "Theorem 1, weight of the squared error in eps",
+        "1/(2 sigma^2 abar_t), up to a factor that is not given",
+        "(sqrt(abar_s) - sqrt(1-abar_s-sigma^2) sqrt(abar_t)/sqrt(1-abar_t))^2 (1-abar_t)/abar_t / "
+        "(2 sigma^2), since x_0 enters the mean of (7) twice; (1-abar_1)/(2 sigma_1^2 abar_1) at the last "
+        "step. The theorem, that some positive gamma exists, stands either way",
+    ),
+)
+
 PAGE_HEAD = """\
 # Equations and where they live
 
-This page is printed by `python scripts/equations.py --write` from the docstrings; a test fails when it is out of date.
+This page is made by `make docs` from the docstrings; a test fails when it is out of date.
 
-The numbers are those of Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021). `abar_t` is the
-paper's alpha_t (bar alpha_t in the DDPM paper), t is the present time and s the next one, cleaner when sampling; at
-t = 0 the data are clean and abar_0 = 1.
+The numbers are those of Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021). `abar_t` is
+the paper's alpha_t (bar alpha_t in the DDPM paper), t is the present time and s the next one, cleaner when
+sampling; at t = 0 the data are clean and abar_0 = 1.
 
-Each equation has one home: the function whose docstring begins with its number. Whoever needs it calls that function.
-Tests are linked to an equation in the same way.
-"""
-
-PAGE_TAIL = """\
-## Where printed versions differ
-
-Forms printed in some notes and posts, and the right ones. A program written from the middle column may well run.
-
-| where | printed in some notes and posts | right |
-|-|-|-|
-| sigma_t of DDPM, eq. (16) at eta = 1 | sqrt((1-abar_{t-1})/(1-abar_t)) sqrt((1-abar_t)/abar_{t-1}) | second factor sqrt(1 - abar_t/abar_{t-1}) |
-| eta, eq. (16) | sigma^2 = eta (1-abar_{t-1}) beta_t/(1-abar_t) | sigma^2 = eta^2 (1-abar_{t-1}) beta_t/(1-abar_t): eta multiplies the standard deviation |
-| the weight kappa of the direction to x_t, eq. (7) | kappa = sqrt(((1-abar_{t-1})^2 - sigma^2)/(1-abar_t)) | kappa = sqrt((1-abar_{t-1} - sigma^2)/(1-abar_t)), of 1-abar_{t-1} = kappa^2 (1-abar_t) + sigma^2 |
-| Lemma 1, the covariance of q_sigma(x_t given x_0) | sqrt(1-abar_t) I | (1-abar_t) I |
-| Theorem 1, the weight of the squared error in eps | 1/(2 sigma^2 abar_t), up to a proportionality | (sqrt(abar_s) - sqrt(1-abar_s-sigma^2) sqrt(abar_t)/sqrt(1-abar_t))^2 (1-abar_t)/abar_t / (2 sigma^2): x_0 enters the mean of (7) twice; at the last step (1-abar_1)/(2 sigma_1^2 abar_1). The theorem, that some positive gamma exists, stands either way |
+Each equation has one home: the function whose docstring begins with its number. Whoever needs it calls that
+function. A test whose docstring begins with the number is one of its tests.
 """
 
 
@@ -86,9 +100,7 @@ class Place(NamedTuple):
     name: str  # "diffuse" or "Class.method"
 
 
-LABEL = re.compile(
-    r"(?:Eqs?\. )(\((\d+)\)(?:(?:, | and |, and )\((\d+)\))*)|(Section \d(?:\.\d)?|Appendix [A-D])\b"
-)
+LABEL = re.compile(r"(?:Eqs?\. )(\((\d+)\)(?:(?:, | and |, and )\((\d+)\))*)|(Section \d(?:\.\d)?|Appendix [A-D])\b")
 
 
 def labels(docstring: str) -> list[str]:
@@ -122,9 +134,7 @@ def homes() -> dict[str, list[Place]]:
 def tests() -> dict[str, list[Place]]:
     """The tests of each statement."""
     return _by_label(
-        place
-        for place in places(ROOT / "tests")
-        if place.name.rpartition(".")[2].startswith(("test", "Test"))
+        place for place in places(ROOT / "tests") if place.name.rpartition(".")[2].startswith(("test", "Test"))
     )
 
 
@@ -132,10 +142,8 @@ def _by_label(found: Iterator[Place]) -> dict[str, list[Place]]:
     grouped: dict[str, list[Place]] = {}
     for place in found:
         grouped.setdefault(place.label, []).append(place)
-    order = list(STATEMENTS)
-    return dict(
-        sorted(grouped.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order))
-    )
+    order = [*STATEMENTS, *FOLLOW]
+    return dict(sorted(grouped.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def page() -> str:
@@ -144,15 +152,18 @@ def page() -> str:
     lines = [PAGE_HEAD, "| equation | statement | home | tests |", "|-|-|-|-|"]
     for label, at in homes().items():
         home = ", ".join(f"[`{_dotted(place)}`](../{place.file})" for place in at)
-        checks = "<br>".join(f"[`{place.name}`](../{place.file})" for place in tested.get(label, []))
-        lines.append(f"| {label} | {STATEMENTS.get(label, '?')} | {home} | {checks or 'none'} |")
-    lines += ["", "## Without a function of their own", "", *_list(FOLLOW)]
-    lines += ["", "## Not here yet", "", *_list(MISSING), "", PAGE_TAIL]
-    return "\n".join(lines).rstrip() + "\n"
+        lines.append(f"| {label} | {STATEMENTS.get(label, '?')} | {home} | {_links(tested, label)} |")
+    lines += ["", "## Without a function of their own", "", "| equation | why | tests |", "|-|-|-|"]
+    lines += [f"| {label} | {why} | {_links(tested, label)} |" for label, why in FOLLOW.items()]
+    lines += ["", "## Not here yet", "", *(f"- {label}: {what}." for label, what in MISSING.items())]
+    lines += ["", "## Where printed versions differ", "", "The right forms are in the last column.", ""]
+    lines += ["| where | printed in some notes and posts | right |", "|-|-|-|"]
+    lines += [f"| {where} | {printed} | {right} |" for where, printed, right in MISPRINTS]
+    return "\n".join(lines) + "\n"
 
 
-def _list(table: dict[str, str]) -> list[str]:
-    return [f"- {label}: {text}." for label, text in table.items()]
+def _links(tested: dict[str, list[Place]], label: str) -> str:
+    return "<br>".join(f"[`{place.name}`](../{place.file})" for place in tested.get(label, [])) or "none"
 
 
 def _dotted(place: Place) -> str:
@@ -161,7 +172,7 @@ def _dotted(place: Place) -> str:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--write"]:
-        PAGE.write_text(page(), encoding="utf-8")
-    else:
+    if sys.argv[1:] == ["--print"]:
         print(page(), end="")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")

@@ -6,6 +6,7 @@ library's own tables.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -29,6 +30,9 @@ SAMPLERS: dict[str, Callable[[Levels], Plan]] = {
     "sigma given": lambda levels: samplers.ddim(levels, sigma=[level.noise / 2 for level in levels[1:]]),
     "sigma-hat": lambda levels: samplers.ddim(levels, sigma="hat"),
 }
+
+# The order of convergence of each deterministic sampler.
+ORDERS = {"eta 0": 1}
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
 SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
@@ -94,7 +98,7 @@ class GaussianData:
         """DDIM's steps multiplied out: (xbar - m) gains the factor 1 + (s' - s) s / (c2 + s^2) at each."""
         centred = x / levels[0].signal - self.mean
         ratio = [math.sqrt((1 - level.alpha_bar) / level.alpha_bar) for level in levels]
-        for s, s_next in zip(ratio[:-1], ratio[1:], strict=True):
+        for s, s_next in itertools.pairwise(ratio):
             centred = centred * (1 + (s_next - s) * s / (self.variance + s**2))
         return levels[-1].signal * (self.mean + centred)
 

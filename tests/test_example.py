@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddim import grid, samplers, schedule
-from ddim.denoiser import Predicts, Prediction, predict
+from ddim.denoiser import Prediction, Predicts, predict
 from ddim.loop import run
 from ddim.schedule import Level
 from ddim.seeds import Noise
@@ -29,14 +29,10 @@ def example() -> dict[str, Any]:
 
 def test_schedule(example: dict[str, Any]) -> None:
     np.testing.assert_allclose(example["linear_schedule"](), schedule.linear().alpha_bar, rtol=1e-12, atol=0)
-    np.testing.assert_allclose(
-        example["linear_schedule"](50), schedule.linear(50).alpha_bar, rtol=1e-12, atol=0
-    )
+    np.testing.assert_allclose(example["linear_schedule"](50), schedule.linear(50).alpha_bar, rtol=1e-12, atol=0)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ddim.errors.DdimWarning"
-)  # quadratic grids lose entries, which `tau` says
+@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")  # quadratic grids lose entries, which `tau` says
 @pytest.mark.parametrize("name", ["quadratic", "equal-angle"])
 def test_grids(example: dict[str, Any], name: str) -> None:
     """Section 4.2: the same times for every number of steps, crowded grids included."""

@@ -5,10 +5,10 @@ import math
 import mpmath
 import numpy as np
 import pytest
-from bench import SCHEDULES
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import SCHEDULES
 from ddim import schedule
 from ddim.errors import DdimError
 from ddim.schedule import Level, Schedule
@@ -33,7 +33,9 @@ def literal_beta(name: str, t: int, T: int) -> mpmath.mpf:
         case "cosine":
 
             def f(time: int) -> mpmath.mpf:
-                return mpmath.cos((mpmath.mpf(time) / T + mpmath.mpf("0.008")) / mpmath.mpf("1.008") * mpmath.pi / 2) ** 2
+                return (
+                    mpmath.cos((mpmath.mpf(time) / T + mpmath.mpf("0.008")) / mpmath.mpf("1.008") * mpmath.pi / 2) ** 2
+                )
 
             return min(1 - f(t) / f(t - 1), mpmath.mpf("0.999"))
     raise AssertionError(f"write down the formula of schedule {name!r} here")
@@ -97,7 +99,9 @@ def test_real_times_lie_between_their_neighbours(made: Schedule, data: st.DataOb
         assert made.level(later).log_snr < level.log_snr
     # Half way, the rotation is half done.
     middle = made.level(math.floor(t) + 0.5) if t < made.T else level
-    assert t == made.T or middle.angle == pytest.approx((below.angle + made.level(math.floor(t) + 1).angle) / 2, abs=1e-12)
+    assert t == made.T or middle.angle == pytest.approx(
+        (below.angle + made.level(math.floor(t) + 1).angle) / 2, abs=1e-12
+    )
 
 
 @every_schedule

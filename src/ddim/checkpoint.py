@@ -35,12 +35,12 @@ def find(name: str | Path) -> Path:
         DdimError: If there is none.
     """
     here = bundled()
-    if isinstance(name, str) and name in here and not Path(name).exists():
-        return here[name]
     path = Path(name)
     for folder in (path, path / "model"):
         if (folder / CONFIG).is_file():
             return folder
+    if isinstance(name, str) and name in here:
+        return here[name]
     names = ", ".join(here) or "none"
     if not path.exists():
         raise DdimError(name, "no such model", f"give a model folder or a bundled model ({names})")
@@ -86,9 +86,14 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_atomic(part / WEIGHTS, data)
     write_atomic(part / CONFIG, (config.model_dump_json(indent=2, exclude_defaults=False) + "\n").encode())
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(part, folder)
+    try:
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(part, folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            os.rename(old, folder)
+        raise DdimError(folder, f"cannot be put in place ({error.strerror})", "choose another place") from None
     shutil.rmtree(old, ignore_errors=True)
 
 

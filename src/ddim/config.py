@@ -104,7 +104,7 @@ class TrainConfig(BaseModel):
     label_drop: float = Field(0.1, ge=0, le=1)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: bool = False
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**64)
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(3, ge=1)
     preview_every: int = Field(1000, ge=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,8 @@ def generate(
             raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    if guidance is not None and not math.isfinite(guidance):
+        raise DdimError(f"guidance {guidance}", "is not a finite number", "give a number such as 2")
     model.denoiser(None if label is None else torch.tensor([label]), guidance)
     what = _identity(model, plan, seed, name, label, guidance)
     fresh = not folder.exists()

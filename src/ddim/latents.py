@@ -139,9 +139,9 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         DdimError: If it is not such a file, or holds numbers that are not finite.
     """
     tensors, meta = read_tensors(path)
-    if meta.get("format") != "ddim-latents" or "latents" not in tensors:
+    if meta.get("format") != "ddim-latents" or "latents" not in tensors or not {"names", "plan"} <= meta.keys():
         raise DdimError(path, "is not a latents file", "write one with `ddim encode`")
-    latents, names = tensors["latents"].float(), tuple(meta.get("names", ()))
+    latents, names = tensors["latents"].float(), tuple(meta["names"] or ())
     if latents.ndim != 4 or len(names) != len(latents) or not torch.isfinite(latents).all():
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    return latents, LatentsFile(names, Plan.from_json(meta["plan"], str(path)), meta["model_sha256"])
+    return latents, LatentsFile(names, Plan.from_json(meta["plan"], str(path)), meta.get("model_sha256", ""))

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import checkpoint, grid, samplers
+from ddim import checkpoint, samplers
 from ddim.config import ModelConfig
-from ddim.denoiser import Denoiser, Guided, Prediction, predict
-from ddim.errors import DdimError
+from ddim.denoiser import Denoiser, Guided
+from ddim.errors import DdimError, say
+from ddim.grid import DEFAULT, tau
 from ddim.loop import run
+from ddim.network import NetworkDenoiser
 from ddim.nn.unet import UNet
 from ddim.pixels import to_float
 from ddim.plan import Plan
@@ -25,54 +27,7 @@ from ddim.seeds import Noise
 from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "bfloat16"]
-
-
-class NetworkDenoiser:
-    """A trained network as a denoiser; what depends on time alone is computed once per time.
-
-    Args:
-        network: The network, its body in the dtype to compute in.
-        predicts: What it predicts.
-        labels: int64, (N,), one label for each sample of the batches to come, or None.
-        body: The network's body, if it is to be replaced by a compiled one.
-    """
-
-    def __init__(
-        self,
-        network: UNet,
-        predicts: Any,
-        labels: Tensor | None = None,
-        body: Callable[..., Tensor] | None = None,
-    ):
-        self.network, self.predicts, self.labels = network, predicts, labels
-        self.body = body or network.body
-        self.dtype = network.conv_in.weight.dtype
-        self.device = network.conv_in.weight.device
-        self._conditions: dict[float, Tensor] = {}
-
-    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
-        """The prediction at x, (N, C, H, W), float32."""
-        with torch.no_grad():
-            inner = x.to(self.dtype, memory_format=torch.channels_last)
-            output = self.body(inner, self._condition(level.t))
-            return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
-
-    def prepare(self, plan: Plan) -> NetworkDenoiser:
-        """Compute what depends on time alone for all of a plan's times at once."""
-        missing = sorted({row.query.t for row in plan.rows} - self._conditions.keys())
-        if missing and self.labels is None:
-            with torch.no_grad():
-                times = torch.tensor(missing, dtype=torch.float32, device=self.device)
-                made = self.network.condition(times).to(self.dtype)
-            self._conditions |= {t: made[i : i + 1] for i, t in enumerate(missing)}
-        return self
-
-    def _condition(self, t: float) -> Tensor:
-        if t not in self._conditions:
-            count = 1 if self.labels is None else len(self.labels)
-            times = torch.full((count,), t, dtype=torch.float32, device=self.device)
-            self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
-        return self._conditions[t]
+EPS_TOP = 0.85
 
 
 class Model:
@@ -156,25 +111,34 @@ class Model:
         return self.denoiser()
 
     def levels(
-        self, grid_name: str | Sequence[float] = grid.DEFAULT, steps: int | None = 20, encode: bool = False
+        self, grid: str | Sequence[float] = DEFAULT, steps: int | None = 20, encode: bool = False
     ) -> tuple[Level, ...]:
         """The levels a sampler walks: the grid's from the noisiest down, then clean data.
 
+        For a network that predicts eps, an `equal-angle` grid ends at 0.85 T instead of T, and says so: near T the
+        predicted x_0 is the error in eps times noise / signal (157 on the paper's schedule, 37 at 0.85 T), and the
+        grid's first step would be a long one made with it.
+
         Args:
-            grid_name: A grid's name (see `ddim.grid`) or a rising list of times.
+            grid: A grid's name (see `ddim.grid`) or a rising list of times.
             steps: S, the number of network calls.
             encode: Rising instead, from clean data to the noisiest.
 
         Raises:
             DdimError: See `ddim.grid.tau`.
         """
-        times = [0.0, *grid.tau(self.schedule, grid_name, steps if isinstance(grid_name, str) else None)]
+        top = None
+        if self.config.predicts == "eps" and grid == "equal-angle" and steps:
+            top = max(round(EPS_TOP * self.schedule.T), min(steps, self.schedule.T))
+            if top < self.schedule.T:
+                say(f"grid equal-angle: starts at t = {top}, not T = {self.schedule.T}: this network predicts eps")
+        times = [0.0, *tau(self.schedule, grid, steps if isinstance(grid, str) else None, top)]
         return self.schedule.levels(times if encode else times[::-1])
 
     def plan(
         self,
         steps: int | None = 20,
-        grid: str | Sequence[float] = grid.DEFAULT,
+        grid: str | Sequence[float] = DEFAULT,
         eta: float = 0.0,
         sigma: Sequence[float] | str | None = None,
         clip_x0: bool | None = None,
@@ -267,7 +231,7 @@ class Model:
         return torch.empty((0, *self.shape), device=self.device)
 
     def encode(
-        self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT
+        self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = DEFAULT
     ) -> Tensor:
         """Pictures to latents x_T: eq. (13) run backwards, first order, so decoding returns them approximately.
 
@@ -284,7 +248,7 @@ class Model:
             raise DdimError("pictures", f"are {tuple(pictures.shape[1:])}, the model's are {self.shape}", "resize them")
         return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid, encode=True), pictures)])
 
-    def decode(self, latents: Tensor, steps: int | None = 50, grid: str | Sequence[float] = grid.DEFAULT) -> Tensor:
+    def decode(self, latents: Tensor, steps: int | None = 50, grid: str | Sequence[float] = DEFAULT) -> Tensor:
         """Latents x_T to pictures, without noise.
 
         Args:
@@ -324,7 +288,9 @@ def load(name: str | Path, device: torch.device | str | None = None, **settings:
         DdimError: If there is no such model, or it is damaged.
     """
     config, weights = checkpoint.read(name)
-    network = UNet(config.network)
+    with torch.device("meta"):  # no draws from the global generator, no time spent on weights to be replaced
+        network = UNet(config.network)
+    network.to_empty(device="cpu")
     checkpoint.fill(network, weights, name)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -125,6 +125,9 @@ def _claim(folder: Path, config: RunConfig, fresh: bool) -> RunConfig:
     if old.model_copy(update={"train": config.train.model_copy(update={"steps": old.train.steps})}) == old and (
         _first_difference(old.model_dump(exclude={"train"}), config.model_dump(exclude={"train"}))[0] == ""
     ):
+        made = max((int(state.stem) for state in (folder / "state").glob("*.safetensors")), default=0)
+        if config.train.steps < made:
+            raise DdimError(folder, f"has made {made} steps, more than {config.train.steps}", "choose another folder")
         say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}")
         write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
         return config
@@ -243,14 +246,15 @@ class _Loop:
         if not states:
             self._cut_metrics(0)
             return "started"
-        tensors, meta = read_tensors(states[-1])
         try:
+            tensors, meta = read_tensors(states[-1])
             self.trainer.load_state(tensors)
-        except (KeyError, RuntimeError, ValueError) as error:
-            wrong = f"is not a state of this run ({str(error).splitlines()[0]})"
+            self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
+        except (DdimError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            why = error.wrong if isinstance(error, DdimError) else str(error).splitlines()[0]
+            wrong = f"is not a state of this run ({why})"
             raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
         self.saved = self.trainer.step
-        self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
         self._cut_metrics(self.trainer.step)
         if not (self.folder / "model").exists():
             self._export()

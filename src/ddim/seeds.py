@@ -8,7 +8,6 @@ bits of its seed, and what it draws depends on the shape asked for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,11 +93,6 @@ class Noise:
         for place, index in zip(out, self.indices, strict=True):
             _stream(self.seed, index, draw).standard_normal(dtype=np.float32, out=place)
         return torch.from_numpy(out).to(self.device)
-
-
-def parse_indices(indices: int | Sequence[int] | range, start: int = 0) -> tuple[int, ...]:
-    """A count or a list of sample indices as a tuple of indices."""
-    return tuple(range(start, start + indices)) if isinstance(indices, int) else tuple(indices)
 
 
 def _stream(seed: int, index: int, draw: int) -> np.random.Generator:

@@ -93,11 +93,8 @@ def _interpolation(model: Model, path: Path) -> Path:
 
 
 def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, str]:
-    import torch
-
     from ddim import data
-    from ddim.latents import reconstruction_error
-    from ddim.pixels import to_float, to_uint8
+    from ddim.roundtrip import join, round_trips
     from ddim.sheet import labelled_rows, save_png
 
     source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
@@ -108,10 +105,9 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     pictures = found.batch(range(len(found)))
     rows, errors = [("original", pictures)], []
     for steps in (10, 50):
-        latents = torch.cat([*model.run_blocks(model.plan(steps, encode=True), to_float(pictures))])
-        again = torch.cat([*model.run_blocks(model.plan(steps), latents)]).cpu()
-        rows.append((f"S={steps}", to_uint8(again)))
-        errors.append(f"{float(reconstruction_error(to_float(pictures), again).mean()):.4f} (S={steps})")
+        trip = join(list(round_trips(model, pictures, model.plan(steps, encode=True), model.plan(steps))))
+        rows.append((f"S={steps}", trip.again))
+        errors.append(f"{trip.mse:.4f} (S={steps})")
     caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"
     save_png(path, labelled_rows(rows, caption, zoom=2))
     return path, caption

@@ -82,9 +82,15 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
     """The model of a command's MODEL argument."""
-    import torch
-
     from ddim.model import load
+
+    check_device(device)
+    return load(name, device, dtype=dtype, compile=compile_, **settings)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there."""
+    import torch
 
     if device is not None:
         try:
@@ -92,7 +98,6 @@ def load_model(name: str, device: str | None, dtype: str, compile_: bool, **sett
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
-    return load(name, device, dtype=dtype, compile=compile_, **settings)
 
 
 def make_plan(
@@ -141,8 +146,12 @@ def output_file(path: Path) -> Path:
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar with count, rate and time left, on stderr."""
+def progress_bar(transient: bool = False) -> Iterator[Progress]:
+    """A bar with count, rate and time left, on stderr; where that is no terminal, one line at the end.
+
+    Args:
+        transient: Whether it vanishes when done, as it always does when something goes wrong.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -153,7 +162,8 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    with Progress(
+    console = Console(stderr=True)
+    bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -161,10 +171,17 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-    ) as bar:
+        console=console,
+        transient=transient,
+    )
+    if not console.is_interactive:
+        yield bar
+        if not transient:
+            console.print(bar.get_renderable())
+        return
+    with bar:
         try:
             yield bar
         except BaseException:
-            bar.live.transient = True  # what went wrong is said in one line; the bar makes way for it
+            bar.live.transient = True
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +18,11 @@ from ddim.cli.options import (
     whole_numbers,
 )
 from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ddim.roundtrip import RoundTrip
 
 SHOWN = 16
 
@@ -48,14 +54,9 @@ def command(
     Example:
       ddim reconstruct mnist ./mnist --split test --limit 1000 --steps 10,20,50,100 --out round-trip
     """
-    import numpy as np
-    import torch
-
     from ddim.cli.pictures import read_pictures
-    from ddim.files import make_folder, write_atomic
-    from ddim.latents import reconstruction_error
-    from ddim.pixels import to_float, to_uint8
-    from ddim.sheet import labelled_rows, save_png
+    from ddim.files import make_folder
+    from ddim.roundtrip import join, round_trips
 
     counts = whole_numbers(steps, "--steps")
     if out.is_dir() and any(entry.name not in _OURS for entry in out.iterdir()):
@@ -64,47 +65,54 @@ def command(
     plans = [(make_plan(loaded, s, grid, encode=True), make_plan(loaded, s, grid)) for s in counts]
     pictures, _ = read_pictures(images, loaded.config.data, split, limit)
     make_folder(out)
-    originals, rows, table = to_float(pictures), [("original", pictures[:SHOWN])], []
+    results: list[tuple[int, RoundTrip]] = []
     begun = time.monotonic()
     with progress_bar() as bar:
-        task = bar.add_task("round trips", total=len(originals) * len(plans), rate="")
+        task = bar.add_task("round trips", total=len(pictures) * len(plans), rate="")
         for up, down in plans:
-            errors, stds, shown = [], [], []
-            for part in torch.split(originals, loaded.micro_batch):
-                latents = torch.cat([*loaded.run_blocks(up, part)])
-                again = torch.cat([*loaded.run_blocks(down, latents)]).cpu()
-                errors.append(reconstruction_error(part, again))
-                stds.append(latents.flatten(1).std(dim=1).cpu())
-                shown.append(to_uint8(again))
-                bar.advance(task, len(part))
+            parts = []
+            for part in round_trips(loaded, pictures, up, down):
+                parts.append(part)
+                bar.advance(task, len(part.again))
                 bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
-            error = torch.cat(errors)
-            spread = float(error.std() / len(error) ** 0.5) if len(error) > 1 else None
-            table.append(
-                {
-                    "steps": down.calls,
-                    "mse": float(error.mean()),
-                    "standard_error": spread,
-                    "latent_std": float(torch.cat(stds).mean()),
-                }
-            )
-            rows.append((f"S = {down.calls}", np.concatenate(shown)[:SHOWN]))
-    report = {
+            results.append((down.calls, join(parts)))
+    about = {
         "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
-        "images": len(originals),
+        "images": len(pictures),
         "split": split,
         "grid": grid,
         "dtype": dtype,
+    }
+    click.echo(f"{len(pictures)} pictures, grid {grid}")
+    _report(out, about, pictures, results)
+
+
+def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[int, RoundTrip]]) -> None:
+    from ddim.files import write_atomic
+    from ddim.sheet import labelled_rows, save_png
+
+    table = [
+        {
+            "steps": steps,
+            "mse": trip.mse,
+            "standard_error": trip.standard_error,
+            "latent_std": float(trip.latent_std.mean()),
+        }
+        for steps, trip in results
+    ]
+    report = {
+        **about,
         "method": "eq. (13) backwards, then forwards, S calls each way",
         "error": "mean squared error per dimension, pictures in [0, 1], neither clipped nor rounded",
         "rows": table,
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
+    rows = [("original", pictures[:SHOWN]), *((f"S = {steps}", trip.again[:SHOWN]) for steps, trip in results)]
     save_png(out / "reconstruct.png", labelled_rows(rows, zoom=2 if pictures.shape[1] <= 32 else 1))
-    click.echo(f"{len(originals)} pictures, grid {grid}\n    S   MSE in [0,1]   standard error   latent std")
+    click.echo("    S   MSE in [0,1]   standard error   latent std")
     for line in table:
-        shown_spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"
-        click.echo(f"{line['steps']:5d}   {line['mse']:12.3e}   {shown_spread:>14}   {line['latent_std']:10.3f}")
+        spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"
+        click.echo(f"{line['steps']:5d}   {line['mse']:12.3e}   {spread:>14}   {line['latent_std']:10.3f}")
     click.echo(f"table: {out / 'reconstruct.json'}\npicture: {out / 'reconstruct.png'}")
 
 

@@ -84,7 +84,7 @@ def command(
     if plan_file is not None:
         if not plan_file.is_file():
             raise DdimError(plan_file, "no such file", "write one with `ddim plan MODEL --json`")
-        plan = Plan.from_json(plan_file.read_text(), str(plan_file))
+        plan = Plan.from_json(plan_file.read_text(errors="replace"), str(plan_file))
     else:
         plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0)
     made = None

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import progress_bar
+from ddim.cli.options import check_device, progress_bar
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
+    from ddim.config import ModelConfig, TrainConfig
     from ddim.data import ImagePolicy, ImageSet
     from ddim.presets import Preset
 
@@ -92,7 +93,10 @@ def command(
       ddim train digits --out runs/digits
       ddim train ./photos --preset cifar10 --out runs/photos
     """
+    from ddim.config import build
+    from ddim.data import ImagePolicy
     from ddim.presets import preset
+    from ddim.runs import RunConfig
 
     name = preset_name or Path(data).name.replace("_", "-")
     if preset_name is None:
@@ -102,11 +106,21 @@ def command(
             wrong = f"has no preset of its own name ({name})"
             raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
     recipe = preset(name)
-    policy = recipe.data.model_copy(update=_changes(height=size, width=size, channels=channels and int(channels)))
-    _check_device(device)
+    grid = _changes(height=size, width=size, channels=channels and int(channels))
+    policy = build(ImagePolicy, recipe.data.model_dump() | grid, "pictures")
+    training = _changes(**{key: given[key] for key in (*_RECIPE, *_RHYTHM)}, compile=compile_)
+    _configure(recipe, policy, predicts, training)  # what is wrong is said before any picture is read
+    check_device(device)
     pictures = _load(data, policy, split, limit, skip_unreadable)
-    given = {key: given[key] for key in (*_RECIPE, *_RHYTHM)} | {"compile": compile_}
-    config = _configure(recipe, policy, pictures, data, limit, predicts, labels, _changes(**given))
+    model, train = _configure(recipe, policy, predicts, training, _classes(data, pictures) if labels else 0)
+    config = RunConfig(
+        data=pictures.name,
+        split=pictures.split,
+        limit=limit,
+        data_fingerprint=pictures.fingerprint(),
+        model=model,
+        train=train,
+    )
     _train(out, config, pictures, device)
 
 
@@ -123,21 +137,10 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         ctx.exit()
 
 
-def _check_device(device: str | None) -> None:
-    import torch
-
-    if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
-
-
 def _load(data: str, policy: ImagePolicy, split: str, limit: int | None, skip: bool) -> ImageSet:
     from ddim.data import loading
 
-    with progress_bar() as bar:
+    with progress_bar(transient=True) as bar:
         task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
         steps = loading(data, policy, split, limit, skip)
         while True:
@@ -149,52 +152,26 @@ def _load(data: str, policy: ImagePolicy, split: str, limit: int | None, skip: b
             bar.update(task, completed=done, total=total)
 
 
-def _configure(
-    recipe: Preset,
-    policy: ImagePolicy,
-    pictures: ImageSet,
-    data: str,
-    limit: int | None,
-    predicts: str | None,
-    labels: bool,
-    training: dict[str, Any],
-) -> Any:
-    from ddim.config import ModelConfig, TrainConfig, build
-    from ddim.runs import RunConfig
+def _classes(data: str, pictures: ImageSet) -> int:
+    if pictures.labels is None:
+        raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
+    return int(pictures.labels.max()) + 1
 
-    classes = 0
-    if labels:
-        if pictures.labels is None:
-            raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
-        classes = int(pictures.labels.max()) + 1
-    shape = {
-        "in_channels": policy.channels,
-        "height": policy.height,
-        "width": policy.width,
-        "classes": classes,
-    }
+
+def _configure(
+    recipe: Preset, policy: ImagePolicy, predicts: str | None, training: dict[str, Any], classes: int = 0
+) -> tuple[ModelConfig, TrainConfig]:
+    from ddim.config import ModelConfig, TrainConfig, build
+
+    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width, "classes": classes}
     what = predicts or recipe.predicts
     if what != recipe.predicts and "gamma" not in training:
-        training["gamma"] = "v" if what == "v" else "simple"
-    model = build(
-        ModelConfig,
-        {
-            "schedule": recipe.schedule.model_dump(),
-            "predicts": what,
-            "network": recipe.network.model_dump() | shape,
-            "data": policy.model_dump(),
-        },
-        "model",
-    )
+        training = {**training, "gamma": "v" if what == "v" else "simple"}
+    network = recipe.network.model_dump() | shape
+    schedule, data = recipe.schedule.model_dump(), policy.model_dump()
+    model = {"schedule": schedule, "predicts": what, "network": network, "data": data}
     train = build(TrainConfig, recipe.train.model_dump() | training, "training")
-    return RunConfig(
-        data=pictures.name,
-        split=pictures.split,
-        limit=limit,
-        data_fingerprint=pictures.fingerprint(),
-        model=model,
-        train=train,
-    )
+    return build(ModelConfig, model, "model"), train
 
 
 def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> None:
@@ -214,11 +191,13 @@ def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> No
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
-            bar.update(task, completed=report.step, rate=f"loss {report.loss:.4f}  {rate:.0f} images/s")
+            told = f"loss {report.loss:.4f}  {rate:.0f} images/s" if rate else ""
+            bar.update(task, completed=report.step, rate=told)
             if report.event:
-                bar.console.print(f"step {report.step}: {report.event}  loss {report.loss:.4f}  {rate:.0f} images/s")
+                bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
     assert report is not None
     if stopper():
         click.echo(f"stopped at step {report.step} of {steps}; run the same command to go on", err=True)
         raise SystemExit(stopper.code)
-    click.echo(f"done: {steps} steps, {report.images_seen} images seen; the model is {out / 'model'}")
+    done = "done" if start and start[1] < steps else "nothing left to do"
+    click.echo(f"{done}: {steps} steps, {report.images_seen} images seen; the model is {out / 'model'}")

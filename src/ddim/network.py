@@ -1,0 +1,61 @@
+"""The network is wrapped once: what it predicts, its dtype and its time conditioning stay behind this door."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddim.denoiser import Prediction, Predicts, predict
+from ddim.nn.unet import UNet
+from ddim.plan import Plan
+from ddim.schedule import Level
+
+
+class NetworkDenoiser:
+    """A trained network as a denoiser; what depends on time alone is computed once per time.
+
+    Args:
+        network: The network, its body in the dtype to compute in.
+        predicts: What it predicts.
+        labels: int64, (N,), one label for each sample of the batches to come, or None.
+        body: The network's body, if it is to be replaced by a compiled one.
+    """
+
+    def __init__(
+        self,
+        network: UNet,
+        predicts: Predicts,
+        labels: Tensor | None = None,
+        body: Callable[..., Tensor] | None = None,
+    ):
+        self.network, self.predicts, self.labels = network, predicts, labels
+        self.body = body or network.body
+        self.dtype = network.conv_in.weight.dtype
+        self.device = network.conv_in.weight.device
+        self._conditions: dict[float, Tensor] = {}
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The prediction at x, (N, C, H, W), float32."""
+        with torch.no_grad():
+            inner = x.to(self.dtype, memory_format=torch.channels_last)
+            output = self.body(inner, self._condition(level.t))
+            return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
+
+    def prepare(self, plan: Plan) -> NetworkDenoiser:
+        """Compute what depends on time alone for all of a plan's times at once."""
+        missing = sorted({row.query.t for row in plan.rows} - self._conditions.keys())
+        if missing and self.labels is None:
+            with torch.no_grad():
+                times = torch.tensor(missing, dtype=torch.float32, device=self.device)
+                made = self.network.condition(times).to(self.dtype)
+            self._conditions |= {t: made[i : i + 1] for i, t in enumerate(missing)}
+        return self
+
+    def _condition(self, t: float) -> Tensor:
+        if t not in self._conditions:
+            count = 1 if self.labels is None else len(self.labels)
+            times = torch.full((count,), t, dtype=torch.float32, device=self.device)
+            self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
+        return self._conditions[t]

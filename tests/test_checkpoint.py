@@ -1,0 +1,225 @@
+"""Model folders: what is written is read again, what is damaged is named, nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import contents, load_tiny, save_tiny, tiny_model
+from safetensors.torch import load_file, save_file
+
+from ddim import checkpoint
+from ddim.errors import DdimError
+from ddim.files import sha256
+from ddim.model import load
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny(tmp_path / "model")
+
+
+def refuse(folder: Path) -> str:
+    """The one line with which a model is refused."""
+    with pytest.raises(DdimError) as caught:
+        load(folder, "cpu")
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rewrite(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Other weights under a checksum that is right."""
+    save_file(weights, folder / "model.safetensors")
+    edit(folder, sha256=sha256(folder / "model.safetensors"))
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_round_trip(predicts: str, tmp_path: Path) -> None:
+    model = tiny_model(predicts=predicts, classes=3, dropout=0.1)
+    model.save(tmp_path / "a" / "model")
+    again = load_tiny(tmp_path / "a" / "model")
+    assert again.config.model_copy(update={"sha256": ""}) == model.config
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[key], value), key
+    assert torch.equal(again.sample(2, steps=4, grid="linear"), model.sample(2, steps=4, grid="linear"))
+    assert sorted(contents(tmp_path / "a")) == ["model/config.json", "model/model.safetensors"]
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+
+
+def test_the_checksum_is_the_one_of_the_weights_file(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["sha256"] == sha256(folder / "model.safetensors")
+
+
+def test_saved_in_bfloat16_it_is_read_as_float32(folder: Path) -> None:
+    model = tiny_model()
+    model.save(folder, torch.bfloat16)
+    stored = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+    assert {value.dtype for value in load_tiny(folder).network.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("where", ["first", "middle", "last"])
+def test_one_changed_byte_is_noticed(where: str, folder: Path) -> None:
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[{"first": 0, "middle": len(data) // 2, "last": -1}[where]] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    assert "model.safetensors: does not match the checksum in config.json; " in refuse(folder)
+
+
+def test_weights_cut_short_are_noticed_even_under_a_right_checksum(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "checksum" in refuse(folder)
+    edit(folder, sha256=sha256(path))
+    assert "is not a safetensors file" in refuse(folder)
+
+
+def test_a_missing_key_is_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["conv_in.weight"]
+    rewrite(folder, weights)
+    assert "conv_in.weight is missing" in refuse(folder)
+
+
+def test_an_extra_key_is_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    rewrite(folder, weights | {"stowaway": torch.zeros(3)})
+    assert "stowaway is not known" in refuse(folder)
+
+
+def test_a_wrong_shape_is_named(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    rewrite(folder, weights | {"conv_in.bias": torch.zeros(3)})
+    assert "conv_in.bias is [3], not [16]" in refuse(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"version": 2}, "version"),
+        ({"format": "onnx"}, "format"),
+        ({"predicts": "noise"}, "predicts"),
+        ({"schedule": {"name": "linear", "T": 0}}, "schedule.T"),
+        ({"schedule": {"name": "betas", "betas": [0.1, 0.2], "T": 3}}, "T is 3"),
+        ({"schedule": {"name": "betas", "betas": [0.1, 1.5], "T": 2}}, "beta"),
+        ({"network": {"groups": 7}}, "network"),
+        ({"data": {"height": 16, "width": 8, "channels": 1}}, "the network takes"),
+    ],
+)
+def test_a_wrong_configuration_is_named(changes: dict[str, Any], named: str, folder: Path) -> None:
+    edit(folder, **changes)
+    with pytest.raises(DdimError) as caught:
+        load(folder, "cpu").schedule  # noqa: B018
+    assert named in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"model: tiny", bytes(range(128, 200))])
+def test_a_configuration_that_is_not_json_is_refused(text: bytes, folder: Path) -> None:
+    (folder / "config.json").write_bytes(text)
+    assert str(folder / "config.json") in refuse(folder)
+
+
+class Bomb:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (open, (str(self.path), "w"))
+
+
+def test_a_pickle_is_refused_and_never_executed(folder: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    bomb = tmp_path / "model.pt"
+    torch.save({"state": Bomb(mark)}, bomb)
+    assert "is a file, not a model folder" in refuse(bomb)
+    shutil.copy(bomb, folder / "model.safetensors")
+    edit(folder, sha256=sha256(bomb))
+    assert "is not a safetensors file" in refuse(folder)
+    (folder / "config.json").write_bytes(pickle.dumps(Bomb(mark)))
+    refuse(folder)
+    assert not mark.exists()
+    pickle.loads(pickle.dumps(Bomb(mark))).close()  # it would have gone off
+    assert mark.exists()
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3, 4])
+def test_a_save_that_fails_leaves_the_old_model(
+    broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, calls = contents(folder), []
+    for name in ("rename", "replace"):
+        real = getattr(os, name)
+
+        def fail(*args: Any, real: Any = real) -> None:
+            calls.append(args)
+            if len(calls) == broken:
+                raise OSError(28, "No space left on device")
+            real(*args)
+
+        monkeypatch.setattr(os, name, fail)
+    with pytest.raises(DdimError, match="No space left on device"):
+        tiny_model(seed=1).save(folder)
+    monkeypatch.undo()
+    assert len(calls) >= broken
+    assert contents(folder) == before
+    load_tiny(folder)
+    tiny_model(seed=1).save(folder)
+    assert contents(folder) != before
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_full_disk_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = contents(folder)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DdimError, match="No space left on device"):
+        tiny_model(seed=1).save(folder)
+    assert contents(folder) == before
+
+
+def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DdimError, match="holds something that is not a model"):
+        tiny_model().save(tmp_path)
+    with pytest.raises(DdimError, match="holds something that is not a model"):
+        tiny_model().save(tmp_path / "notes.txt")
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_a_run_stands_for_its_model(folder: Path) -> None:
+    assert checkpoint.find(folder.parent) == folder
+    assert checkpoint.find(str(folder)) == folder
+
+
+def test_bundled_models_are_read_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr(checkpoint, "bundled", lambda: {"tiny": folder})
+    assert checkpoint.find("tiny") == folder
+    with pytest.raises(DdimError, match=r"no such model; give a model folder or a bundled model \(tiny\)"):
+        checkpoint.find("tinny")
+
+
+@pytest.mark.parametrize("name", sorted(checkpoint.bundled()))
+def test_what_is_bundled_is_whole(name: str) -> None:
+    config, weights = checkpoint.read(name)
+    assert config.provenance.data
+    assert weights

@@ -1,0 +1,204 @@
+"""Whatever is wrong with a command: one line that says what and how to mend it, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
+from PIL import Image
+
+from ddim.files import lock
+from ddim.latents import write_latents
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, pictures, latents and all kinds of damaged things."""
+    root = tmp_path_factory.mktemp("place")
+    save_tiny(root / "model")
+    save_tiny(root / "labelled", classes=3)
+    save_tiny(root / "other", seed=1)
+    for name in ("corrupted", "shrunk", "unfit"):
+        shutil.copytree(root / "model", root / name)
+    weights = bytearray((root / "corrupted/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (root / "corrupted/model.safetensors").write_bytes(weights)
+    (root / "shrunk/model.safetensors").unlink()
+    config = json.loads((root / "unfit/config.json").read_text())
+    config["network"]["channels"] = 24
+    (root / "unfit/config.json").write_text(json.dumps(config))
+    for name in ("empty", "stuff", "bad", "grey"):
+        (root / name).mkdir()
+    (root / "stuff/notes.txt").write_text("mine")
+    (root / "file").write_text("a file")
+    write_pictures(root / "pictures", 3)
+    write_pictures(root / "bad", 2)
+    whole = (root / "pictures/0.png").read_bytes()
+    (root / "bad/z.png").write_bytes(whole[: len(whole) // 2])
+    (root / "text.png").write_text("no picture")
+    (root / "cut.png").write_bytes(whole[: len(whole) // 2])
+    model = tiny_model()
+    latents, plan = torch.zeros(2, 1, 8, 8), model.plan(4, encode=True)
+    write_latents(root / "strange.safetensors", latents, ["a", "b"], plan, "0" * 64)
+    (root / "plan.json").write_text('{"format": "ddim-plan"}')
+    (root / "binary.json").write_bytes(bytes(range(128, 256)))
+    assert ddim("sample", root / "model", "-n", 2, "--steps", 2, "--out", root / "samples") == 0
+    return root
+
+
+SAMPLE = "sample {0}/model -n 2 --steps 2 --out {0}/out"
+TRAIN = "train {0}/pictures --preset digits --steps 2 --batch 2 --out {0}/out"
+INTERPOLATE = "interpolate {0}/model --steps 2"
+
+# A command, and what its complaint must name.
+BAD: dict[str, tuple[str, str]] = {
+    "no model": ("sample {0}/nowhere --out {0}/out", "nowhere"),
+    "no such bundled model": ("sample mnisst --out {0}/out", "mnisst"),
+    "model without config": ("sample {0}/stuff --out {0}/out", "stuff"),
+    "model is a file": ("sample {0}/file --out {0}/out", "file"),
+    "corrupted weights": ("sample {0}/corrupted --out {0}/out", "model.safetensors"),
+    "weights missing": ("info {0}/shrunk", "model.safetensors"),
+    "weights of another network": ("info {0}/unfit", "unfit"),
+    "steps 0": (SAMPLE + " --steps 0", "steps 0"),
+    "steps 1001": (SAMPLE + " --steps 1001", "steps 1001"),
+    "steps x": (SAMPLE + " --steps x", "--steps"),
+    "eta -1": (SAMPLE + " --eta -1", "eta -1"),
+    "eta nan": (SAMPLE + " --eta nan", "eta nan"),
+    "eta inf": (SAMPLE + " --eta inf", "eta inf"),
+    "eta 50": (SAMPLE + " --eta 50", "t = 1000"),
+    "eta with sigma": (SAMPLE + " --eta 1 --sigma hat", "--sigma"),
+    "sigma bogus": (SAMPLE + " --sigma bogus", "--sigma bogus"),
+    "sigma too short": (SAMPLE + " --sigma 0.1", "sigma"),
+    "sigma nan": (SAMPLE + " --sigma nan,0", "sigma"),
+    "n 0": (SAMPLE + " -n 0", "n 0"),
+    "n -1": (SAMPLE + " -n -1", "n -1"),
+    "start -1": (SAMPLE + " --start -1", "start -1"),
+    "seed -1": (SAMPLE + " --seed -1", "seed -1"),
+    "seed too large": (SAMPLE + f" --seed {2**64}", f"seed {2**64}"),
+    "batch 0": (SAMPLE + " --batch 0", "batch 0"),
+    "micro-batch 0": (SAMPLE + " --micro-batch 0", "micro-batch 0"),
+    "grid unknown": (SAMPLE + " --grid circular", "circular"),
+    "grid with a duplicate": (SAMPLE + " --grid 1,500,500,1000", "500"),
+    "grid falling": (SAMPLE + " --grid 1,500,400,1000", "400"),
+    "grid out of range": (SAMPLE + " --grid 1,500,1001", "1001"),
+    "grid of words": (SAMPLE + " --grid 1,x", "--grid 1,x"),
+    "samples below a file": ("sample {0}/model -n 2 --out {0}/file/out", "file/out"),
+    "samples in place of a file": ("sample {0}/model -n 2 --out {0}/file", "file"),
+    "samples among other things": ("sample {0}/model -n 2 --out {0}/stuff", "stuff"),
+    "samples of another seed": ("sample {0}/model -n 2 --steps 2 --seed 1 --out {0}/samples", "samples"),
+    "samples of another plan": ("sample {0}/model -n 2 --steps 3 --out {0}/samples", "samples"),
+    "samples of another model": ("sample {0}/other -n 2 --steps 2 --out {0}/samples", "samples"),
+    "sheet in no folder": (SAMPLE + " --sheet {0}/nowhere/sheet.png", "nowhere"),
+    "label for a model without": (SAMPLE + " --label 1", "label"),
+    "label out of range": ("sample {0}/labelled --label 3 --out {0}/out", "label"),
+    "guidance without label": ("sample {0}/labelled --guidance 2 --out {0}/out", "guidance"),
+    "guidance nan": ("sample {0}/labelled --label 1 --guidance nan --out {0}/out", "guidance"),
+    "device bogus": (SAMPLE + " --device bogus", "--device bogus"),
+    "plan file missing": (SAMPLE + " --plan {0}/nowhere.json", "nowhere.json"),
+    "plan file malformed": (SAMPLE + " --plan {0}/plan.json", "plan.json"),
+    "plan file binary": (SAMPLE + " --plan {0}/binary.json", "binary.json"),
+    "plan that encodes with noise": ("plan {0}/model --encode --eta 1", "encoding"),
+    "unknown option": ("sample {0}/model --out {0}/out --tempo 3", "--tempo"),
+    "unknown command": ("sampel {0}/model", "sampel"),
+    "no out": ("sample {0}/model", "--out"),
+    "encode: no picture": ("encode {0}/model {0}/nowhere.png --out {0}/out.safetensors", "nowhere.png"),
+    "encode: text": ("encode {0}/model {0}/text.png --out {0}/out.safetensors", "text.png"),
+    "encode: cut picture": ("encode {0}/model {0}/cut.png --out {0}/out.safetensors", "cut.png"),
+    "encode: empty folder": ("encode {0}/model {0}/empty --out {0}/out.safetensors", "empty"),
+    "encode: limit 0": ("encode {0}/model digits --limit 0 --out {0}/out.safetensors", "--limit 0"),
+    "encode: no folder for it": ("encode {0}/model digits --out {0}/nowhere/out.safetensors", "nowhere"),
+    "encode: steps 0": ("encode {0}/model {0}/pictures --steps 0 --out {0}/out.safetensors", "steps 0"),
+    "decode: no latents": ("decode {0}/model {0}/nowhere --out {0}/out", "nowhere"),
+    "decode: text": ("decode {0}/model {0}/file --out {0}/out", "file"),
+    "decode: no latents inside": ("decode {0}/model {0}/model/model.safetensors --out {0}/out", "model.safetensors"),
+    "decode: another model's": ("decode {0}/model {0}/strange.safetensors --out {0}/out", "strange.safetensors"),
+    "interpolate: one seed": (INTERPOLATE + " --seeds 3 --out {0}/out.png", "--seeds"),
+    "interpolate: two of four": (INTERPOLATE + " --seeds 3,4 --grid --out {0}/out.png", "--seeds"),
+    "interpolate: no seed": (INTERPOLATE + " --seeds 3,x --out {0}/out.png", "--seeds x"),
+    "interpolate: negative seed": (INTERPOLATE + " --seeds 3,-4 --out {0}/out.png", "--seeds -4"),
+    "interpolate: one frame": (INTERPOLATE + " --seeds 3,4 --frames 1 --out {0}/out.png", "--frames 1"),
+    "interpolate: both": (INTERPOLATE + " --seeds 3,4 --images a.png,b.png --out {0}/out.png", "--images"),
+    "interpolate: neither": (INTERPOLATE + " --out {0}/out.png", "--seeds"),
+    "interpolate: no folder": (INTERPOLATE + " --seeds 3,4 --out {0}/nowhere/out.png", "nowhere"),
+    "interpolate: a folder": (INTERPOLATE + " --seeds 3,4 --out {0}/empty", "empty"),
+    "interpolate: no picture": (INTERPOLATE + " --images {0}/a.png,{0}/b.png --out {0}/out.png", "a.png"),
+    "reconstruct: steps 10,x": ("reconstruct {0}/model {0}/pictures --steps 10,x --out {0}/out", "--steps 10,x"),
+    "reconstruct: steps 0": ("reconstruct {0}/model {0}/pictures --steps 0 --out {0}/out", "steps 0"),
+    "reconstruct: among others": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/stuff", "stuff"),
+    "reconstruct: below a file": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/file/out", "file/out"),
+    "train: no data": ("train {0}/nowhere --preset digits --out {0}/out", "nowhere"),
+    "train: unknown preset": ("train {0}/pictures --preset mnisst --out {0}/out", "mnisst"),
+    "train: no preset named so": ("train {0}/pictures --out {0}/out", "pictures"),
+    "train: negative lr": (TRAIN + " --lr -1", "lr"),
+    "train: lr nan": (TRAIN + " --lr nan", "lr"),
+    "train: batch 0": (TRAIN + " --batch 0", "batch"),
+    "train: steps 0": (TRAIN + " --steps 0", "steps"),
+    "train: batch not divisible": (TRAIN + " --batch 3 --accumulate 2", "accumulate"),
+    "train: ema 1": (TRAIN + " --ema 1", "ema"),
+    "train: seed -1": (TRAIN + " --seed -1", "seed"),
+    "train: seed too large": (TRAIN + f" --seed {2**64}", "seed"),
+    "train: size 7": (TRAIN + " --size 7", "7x7"),
+    "train: size 0": (TRAIN + " --size 0", "height"),
+    "train: size -8": (TRAIN + " --size -8", "height"),
+    "train: limit 0": (TRAIN + " --limit 0", "limit"),
+    "train: no labels": (TRAIN + " --labels", "pictures"),
+    "train: unknown option": (TRAIN + " --tempo 3", "--tempo"),
+    "train: device bogus": (TRAIN + " --device bogus", "--device bogus"),
+    "train: empty folder": ("train {0}/empty --preset digits --out {0}/out", "empty"),
+    "train: data is a file": ("train {0}/file --preset digits --out {0}/out", "file"),
+    "train: one bad picture": ("train {0}/bad --preset digits --out {0}/out", "z.png"),
+    "train: no such split": (TRAIN + " --split test", "test"),
+    "train: among other things": ("train {0}/pictures --preset digits --out {0}/stuff", "stuff"),
+    "train: in a samples folder": ("train {0}/pictures --preset digits --out {0}/samples", "samples"),
+    "train: below a file": ("train {0}/pictures --preset digits --out {0}/file/out", "file/out"),
+}
+if not torch.cuda.is_available():
+    BAD["device cuda"] = (SAMPLE + " --device cuda", "--device cuda")
+    BAD["train: device cuda"] = (TRAIN + " --device cuda", "--device cuda")
+
+
+@pytest.mark.parametrize("words", BAD)
+def test_bad_input_gives_one_line_and_leaves_nothing(
+    words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, named = BAD[words]
+    before, folders = contents(place), sorted(place.rglob("*"))
+    code = ddim(*command.format(place).split())
+    told = capsys.readouterr()
+    lines = [line for line in told.err.splitlines() if not line.startswith("note: ")]
+    assert len(lines) == 1, told.err
+    assert lines[0].startswith("error: "), lines
+    wrong, _, mend = lines[0].rpartition("; ")
+    assert named in wrong, lines
+    assert len(mend) > 3, lines
+    assert "Traceback" not in told.err + told.out
+    assert told.out == ""
+    assert code == 2
+    new = [path for path in sorted(place.rglob("*")) if path not in folders and path.name != ".lock"]
+    assert new == []
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("command", ["sample {0}/model -n 3 --steps 2 --out {0}/owned", "train digits --out {0}/owned"])
+def test_a_folder_in_use_is_refused(command: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "owned").mkdir(exist_ok=True)
+    with lock(place / "owned"):
+        assert ddim(*command.format(place).split()) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "owned: is in use by another process" in told
+    assert contents(place / "owned") == {}
+    shutil.rmtree(place / "owned")
+
+
+def test_pictures_that_do_not_fit_the_model_are_brought_to_its_grid_not_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(stripes(1, 12, 3)[0]).save(tmp_path / "colour.png")
+    words = ("encode", place / "model", tmp_path / "colour.png", "--steps", 2, "--out", tmp_path / "z.safetensors")
+    assert ddim(*words) == 0
+    assert "1 latents" in capsys.readouterr().out

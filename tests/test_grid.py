@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import GRIDS, SCHEDULES, levels_of
+from ddim import grid, schedule
+from ddim.errors import DdimError, DdimWarning
+
+LINEAR = SCHEDULES["linear"]
+
+
+def tau_and_words(made: schedule.Schedule, name: str, steps: int) -> tuple[list[float], list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        times = grid.tau(made, name, steps)
+    assert all(issubclass(word.category, DdimWarning) for word in caught)
+    return times, [str(word.message) for word in caught]
+
+
+@pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_grid_rises_within_the_schedule_or_says_what_it_did(made: schedule.Schedule, name: str) -> None:
+    for steps in (1, 2, 3, 10, 13, 30, 50, 100, 600, 999, 1000):
+        times, words = tau_and_words(made, name, steps)
+        assert grid.check(made, times) == times
+        assert all(t == round(t) for t in times)
+        assert times[0] >= 1
+        assert any("steps asked" in word for word in words) == (len(times) != steps)
+        assert any("not T" in word for word in words) == (times[-1] != made.T)
+
+
+@given(T=st.integers(1, 12), data=st.data())
+def test_short_schedules_have_all_grids(T: int, data: st.DataObject) -> None:
+    made = data.draw(st.sampled_from([schedule.linear(T), schedule.from_betas([*[0.1] * (T - 1), 1.0])]))
+    steps = data.draw(st.integers(1, T))
+    for name in GRIDS:
+        times, words = tau_and_words(made, name, steps)
+        assert grid.check(made, times) == times
+        assert words or (len(times) == steps and times[-1] == T)
+
+
+def rising(times: list[int]) -> list[int]:
+    """Without 0, which is clean data, and without duplicates."""
+    return sorted({t for t in times if t > 0})
+
+
+@given(T=st.integers(1, 400), data=st.data())
+def test_linear_and_quadratic_are_the_papers_floors(T: int, data: st.DataObject) -> None:
+    """Section 4.2: tau_i = floor(c i) and floor(c i^2), with c such that tau_S = T."""
+    steps = data.draw(st.integers(1, T))
+    made = schedule.linear(T)
+    linear = [math.floor(Fraction(T, steps) * i) for i in range(1, steps + 1)]
+    quadratic = [math.floor(Fraction(T, steps**2) * i**2) for i in range(1, steps + 1)]
+    assert tau_and_words(made, "linear", steps) == (linear, [])
+    assert tau_and_words(made, "quadratic", steps)[0] == rising(quadratic)
+    assert linear[-1] == quadratic[-1] == T
+
+
+@pytest.mark.parametrize("steps", [1, 2, 10, 20, 30, 50, 100, 600, 1000])
+def test_official_grids_are_the_authors_code(steps: int) -> None:
+    """The lines of github.com/ermongroup/ddim, runners/diffusion.py; theirs counts times from 0."""
+    T = LINEAR.T
+    uniform = list(range(0, T, T // steps))
+    quad = [int(s) for s in list(np.linspace(0, np.sqrt(T * 0.8), steps) ** 2)]
+    assert tau_and_words(LINEAR, "official-linear", steps)[0] == [t + 1 for t in uniform]
+    assert tau_and_words(LINEAR, "official-quadratic", steps)[0] == rising([t + 1 for t in quad])
+
+
+def test_official_grids_say_where_they_go_astray() -> None:
+    """30 steps are 31, 600 are 1000; the quadratic one stops at 0.8 T and repeats itself."""
+    for name, steps, found in (
+        ("linear", 30, 31),
+        ("linear", 600, 1000),
+        ("quadratic", 100, 96),
+        ("quadratic", 1000, 688),
+    ):
+        times, words = tau_and_words(LINEAR, f"official-{name}", steps)
+        assert len(times) == found
+        assert f"{steps} steps asked, its formula gives {found} distinct times" in words[0]
+    with pytest.warns(DdimWarning, match="starts at t = 80[01], not T = 1000"):
+        grid.tau(LINEAR, "official-quadratic", 10)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [1, 2, 10, 13, 50, 300, 1000])
+def test_spacings_are_those_of_diffusers(spacing: str, steps: int) -> None:
+    scheduler = DDIMScheduler(num_train_timesteps=1000, timestep_spacing=spacing, steps_offset=0)
+    scheduler.set_timesteps(steps)
+    assert tau_and_words(LINEAR, spacing, steps)[0] == [t + 1 for t in scheduler.timesteps.tolist()[::-1]]
+
+
+@pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("steps", [5, 10, 50])
+def test_equal_angle_turns_by_equal_angles_up_to_half_a_time_step(made: schedule.Schedule, steps: int) -> None:
+    times = grid.tau(made, "equal-angle", steps)
+    last = made.level(made.T).angle
+    for i, t in enumerate(times, start=1):
+        exact = last * i / steps
+        low, high = made.level(max(t - 0.5, 0)).angle, made.level(min(t + 0.5, made.T)).angle
+        assert low - 1e-12 <= exact <= high + 1e-12
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+def test_log_snr_steps_are_equal_up_to_half_a_time_step(steps: int) -> None:
+    times = grid.tau(LINEAR, "log-snr", steps)
+    first, last = LINEAR.level(1).log_snr, LINEAR.level(1000).log_snr
+    for t, exact in zip(times, np.linspace(first, last, steps), strict=True):
+        assert LINEAR.level(min(t + 0.5, 1000)).log_snr - 1e-9 <= exact <= LINEAR.level(t - 0.5).log_snr + 1e-9
+
+
+@pytest.mark.parametrize("name", ["equal-angle", "log-snr"])
+def test_a_top_below_the_end(name: str) -> None:
+    times = grid.tau(LINEAR, name, 7, top=600)
+    assert (len(times), times[-1]) == (7, 600)
+    for top in (6, 1001):
+        with pytest.raises(DdimError, match=f"top {top}"):
+            grid.tau(LINEAR, name, 7, top=top)
+
+
+def test_grids_with_a_top_of_their_own_refuse_one() -> None:
+    for name in set(GRIDS) - {"equal-angle", "log-snr"}:
+        with pytest.raises(DdimError, match="top of its own"):
+            grid.tau(LINEAR, name, 7, top=600)
+
+
+def test_a_list_of_ones_own() -> None:
+    assert grid.tau(LINEAR, [0.5, 3, 1000]) == [0.5, 3.0, 1000.0]
+    with pytest.warns(DdimWarning, match="starts at t = 900, not T = 1000"):
+        assert grid.tau(LINEAR, [1, 900]) == [1.0, 900.0]
+
+
+@pytest.mark.parametrize(
+    ("times", "wrong"),
+    [
+        ([], "empty"),
+        ([1, 1, 1000], "grid entry 1: is a duplicate"),
+        ([5, 4, 1000], "grid entry 4: comes after 5"),
+        ([0, 1000], "grid entry 0: is outside"),
+        ([-1, 1000], "grid entry -1: is outside"),
+        ([1, 1001], "grid entry 1001: is outside"),
+        ([math.nan], "grid entry nan: is outside"),
+    ],
+)
+def test_illegal_lists_are_refused_by_name(times: list[float], wrong: str) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        grid.tau(LINEAR, times)
+
+
+def test_unknown_names_and_numbers_of_steps_are_refused() -> None:
+    with pytest.raises(DdimError, match="choose one of equal-angle, linear"):
+        grid.tau(LINEAR, "liner", 10)
+    for steps in (None, 0, -1, 1001):
+        with pytest.raises(DdimError, match=rf"steps {steps}: is outside 1\.\.1000"):
+            grid.tau(LINEAR, "linear", steps)
+
+
+def test_the_default_is_a_grid() -> None:
+    assert grid.DEFAULT in GRIDS
+    assert len(levels_of(LINEAR, grid.DEFAULT, 10)) == 11

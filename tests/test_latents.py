@@ -1,0 +1,232 @@
+"""Latents: slerp on spheres, walks and sheets, the way there and back, and the file that keeps them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from models import stripes, tiny_model
+from torch import Tensor
+
+from ddim.denoiser import Prediction
+from ddim.errors import DdimError
+from ddim.latents import between_four, read_latents, reconstruction_error, slerp, walk, write_latents
+from ddim.loop import run
+from ddim.pixels import to_float
+from ddim.plan import Plan
+from ddim.samplers import ddim
+from ddim.schedule import Level, linear
+from ddim.tensors import read_tensors, write_tensors
+
+
+def gaussian(n: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(n, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), a=st.floats(0, 1), d=st.integers(2, 40))
+def test_slerp_is_the_papers_formula(seed: int, a: float, d: int) -> None:
+    """Eq. (67), in float64, between directions that are neither equal nor opposite."""
+    z0, z1 = gaussian(2, d, seed=seed)
+    cosine = float(z0 @ z1 / (z0.norm() * z1.norm()))
+    hypothesis.assume(abs(cosine) < 0.99)
+    theta = math.acos(cosine)
+    expected = (math.sin((1 - a) * theta) * z0 + math.sin(a * theta) * z1) / math.sin(theta)
+    torch.testing.assert_close(slerp(z0[None], z1[None], a)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+HARD = {
+    "equal": (1.0, 1.0, 0.0),
+    "nearly equal": (1.0, 1.0, 1e-9),
+    "opposite": (1.0, -1.0, 0.0),
+    "nearly opposite": (1.0, -1.0, 1e-9),
+    "opposite, another length": (1.0, -2.0, 1e-7),
+    "zero and something": (0.0, 1.0, 0.0),
+    "something and zero": (1.0, 0.0, 0.0),
+    "zero and zero": (0.0, 0.0, 0.0),
+    "tiny": (1e-30, 1e-30, 0.0),
+    "huge": (1e30, -1e30, 0.0),
+    "generic": (1.0, 0.3, 1.0),
+}
+
+
+def pair(name: str, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    scale0, scale1, turn = HARD[name]
+    base, other = gaussian(1, d, seed=1), gaussian(1, d, seed=2)
+    return (scale0 * base).to(dtype), (scale1 * base + turn * other).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("d", [1, 2, 7, 64])
+@pytest.mark.parametrize("name", HARD)
+def test_the_ends_are_exact_and_all_between_is_finite(name: str, d: int, dtype: torch.dtype) -> None:
+    z0, z1 = pair(name, d, dtype)
+    assert torch.equal(slerp(z0, z1, 0.0), z0)
+    assert torch.equal(slerp(z0, z1, 1.0), z1)
+    between = walk(z0[0], z1[0], 33)
+    assert between.dtype == dtype
+    assert torch.isfinite(between).all()
+    longest = max(float(z0.norm()), float(z1.norm()))
+    assert float(between.norm(dim=1).max()) <= 1.1 * longest
+
+
+@pytest.mark.parametrize("d", [2, 7, 64])
+@pytest.mark.parametrize("name", HARD)
+def test_there_are_no_jumps_along_a_walk(name: str, d: int) -> None:
+    z0, z1 = pair(name, d)
+    frames = 201
+    between = walk(z0[0], z1[0], frames)
+    longest = max(float(z0.norm()), float(z1.norm()), 1e-300)
+    steps = (between[1:] - between[:-1]).norm(dim=1) / longest
+    assert float(steps.max()) < 2 * (math.pi + 1) / (frames - 1)
+
+
+@pytest.mark.parametrize("d", [2, 3, 64])
+def test_directions_that_come_together_approach_the_straight_line(d: int) -> None:
+    z0, other = gaussian(1, d, seed=3), gaussian(1, d, seed=4)
+    for turn in (1e-3, 1e-5, 1e-7, 1e-9):
+        z1 = z0 + turn * other
+        straight = 0.7 * z0 + 0.3 * z1
+        assert float((slerp(z0, z1, 0.3) - straight).norm()) < 10 * turn**2 + 1e-14
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), a=st.floats(0, 1), d=st.integers(2, 20))
+def test_unit_vectors_stay_unit_vectors(seed: int, a: float, d: int) -> None:
+    z = torch.nn.functional.normalize(gaussian(3, d, seed=seed), dim=1)
+    for z1 in (z[1:2], -z[:1], z[:1]):
+        assert float(slerp(z[:1], z1, a).norm()) == pytest.approx(1, abs=1e-10)
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), a=st.floats(0, 1))
+def test_walked_backwards_it_is_the_same_way(seed: int, a: float) -> None:
+    z = gaussian(2, 5, seed=seed)
+    torch.testing.assert_close(slerp(z[:1], z[1:], a), slerp(z[1:], z[:1], 1 - a), rtol=1e-9, atol=1e-9)
+
+
+def test_every_sample_has_its_own_angle() -> None:
+    """A batch is not one long vector."""
+    z0, z1 = gaussian(4, 1, 3, 3, seed=5), gaussian(4, 1, 3, 3, seed=6)
+    at = torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=torch.float64)
+    together = slerp(z0, z1, at)
+    for i in range(4):
+        torch.testing.assert_close(together[i : i + 1], slerp(z0[i : i + 1], z1[i : i + 1], float(at[i])))
+
+
+def test_a_walk_holds_both_ends_and_even_angles() -> None:
+    z = torch.nn.functional.normalize(gaussian(2, 12, seed=7), dim=1)
+    way = walk(z[0], z[1], 9)
+    assert way.shape == (9, 12)
+    assert torch.equal(way[0], z[0])
+    assert torch.equal(way[-1], z[1])
+    cosines = (way[1:] * way[:-1]).sum(1)
+    torch.testing.assert_close(cosines, cosines[:1].expand(8), rtol=1e-12, atol=1e-12)
+
+
+def test_a_sheet_holds_its_four_corners_and_walks_at_its_edges() -> None:
+    corners = gaussian(4, 1, 4, 4, seed=8)
+    page = between_four(corners, 3, 5).view(3, 5, 1, 4, 4)
+    for (row, column), corner in zip(((0, 0), (0, -1), (-1, 0), (-1, -1)), corners, strict=True):
+        assert torch.equal(page[row, column], corner)
+    torch.testing.assert_close(page[0], walk(corners[0], corners[1], 5))
+    torch.testing.assert_close(page[:, 0], walk(corners[0], corners[2], 3))
+    torch.testing.assert_close(page[:, -1], walk(corners[1], corners[3], 3))
+
+
+def exact(x: Tensor, level: Level) -> Prediction:
+    """The best prediction for data from N(0.5, 0.3^2)."""
+    gain = 0.09 * level.signal / (0.09 * level.alpha_bar + level.variance)
+    x0 = 0.5 + gain * (x - 0.5 * level.signal)
+    eps = (x - x0 * level.signal) / level.noise if level.noise else torch.zeros_like(x)
+    return Prediction(x0, eps)
+
+
+def test_the_way_there_and_back_gets_better_with_every_step() -> None:
+    """The error falls with S, as 1 / S or faster, on data whose best predictor is known."""
+    schedule, data = linear(), 0.5 + 0.3 * gaussian(64, 4, seed=9)
+    errors = []
+    for steps in (5, 10, 20, 50, 100, 500):
+        times = [0.0, *(schedule.T * i / steps for i in range(1, steps + 1))]
+        up = ddim(schedule.levels(times), clean_as=schedule.level(1))
+        down = ddim(schedule.levels(times[::-1]))
+        again = run(exact, down, run(exact, up, data))
+        errors.append(float(reconstruction_error(data, again).mean()))
+    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
+    assert errors[-1] < 1e-2 * errors[0]
+
+
+def test_a_model_gets_its_pictures_back_better_with_more_steps() -> None:
+    model = tiny_model()
+    images = to_float(stripes(3))
+    errors = [
+        float(reconstruction_error(images, model.decode(model.encode(images, steps), steps)).mean())
+        for steps in (5, 20, 80)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 4
+
+
+def test_reconstruction_error_is_the_mean_square_in_0_1() -> None:
+    images, again = torch.full((2, 1, 2, 2), -1.0), torch.full((2, 1, 2, 2), -1.0)
+    again[1] = 1.0
+    assert reconstruction_error(images, again).tolist() == [0.0, 1.0]
+
+
+def plan() -> Plan:
+    return tiny_model().plan(5, encode=True)
+
+
+def test_a_latents_file_keeps_everything(tmp_path: Path) -> None:
+    latents = gaussian(3, 1, 8, 8, dtype=torch.float32)
+    write_latents(tmp_path / "z.safetensors", latents, ["a", "b", "ü"], plan(), "abc")
+    again, file = read_latents(tmp_path / "z.safetensors")
+    assert torch.equal(again, latents)
+    assert file.names == ("a", "b", "ü")
+    assert file.plan == plan()
+    assert file.model_sha256 == "abc"
+    assert [path.name for path in tmp_path.iterdir()] == ["z.safetensors"]
+
+
+GOOD: dict[str, Any] = {"format": "ddim-latents", "version": 1, "names": ["a", "b"], "model_sha256": ""}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "meta"),
+    [
+        ({"latents": torch.zeros(2, 1, 8, 8)}, {}),
+        ({"latents": torch.zeros(2, 1, 8, 8)}, {**GOOD, "format": "ddim-model"}),
+        ({"weights": torch.zeros(2, 1, 8, 8)}, GOOD),
+        ({"latents": torch.zeros(2, 8)}, GOOD),
+        ({"latents": torch.zeros(3, 1, 8, 8)}, GOOD),
+        ({"latents": torch.full((2, 1, 8, 8), torch.nan)}, GOOD),
+        ({"latents": torch.zeros(2, 1, 8, 8)}, {**GOOD, "plan": "{}"}),
+        ({"latents": torch.zeros(2, 1, 8, 8)}, {**GOOD, "plan": None}),
+        ({"latents": torch.zeros(2, 1, 8, 8)}, {**GOOD, "names": None}),
+    ],
+)
+def test_other_files_are_refused(tensors: dict[str, Tensor], meta: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "z.safetensors"
+    write_tensors(path, tensors, {"plan": plan().to_json(), **meta} if meta else meta)
+    with pytest.raises(DdimError, match=r"z\.safetensors"):
+        read_latents(path)
+
+
+def test_a_file_without_its_plan_is_refused(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "z.safetensors", {"latents": torch.zeros(2, 1, 8, 8)}, GOOD)
+    with pytest.raises(DdimError, match=r"z\.safetensors"):
+        read_latents(tmp_path / "z.safetensors")
+
+
+@pytest.mark.parametrize("data", [b"", b"text", np.zeros(100).tobytes()])
+def test_what_is_no_safetensors_file_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "z.safetensors"
+    path.write_bytes(data)
+    for read in (read_tensors, read_latents):
+        with pytest.raises(DdimError, match=r"z\.safetensors: is not a safetensors file \("):
+            read(path)
+    with pytest.raises(DdimError, match="no such file"):
+        read_latents(tmp_path / "nowhere")

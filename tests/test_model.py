@@ -1,0 +1,218 @@
+"""The object a user holds: what a sample depends on, and what it does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import stripes, tiny_model
+
+import ddim
+from ddim.errors import DdimError, DdimWarning
+from ddim.model import Model
+from ddim.pixels import to_float
+
+PLANS: dict[str, dict[str, Any]] = {
+    "ddim": {},
+    "ddpm": {"eta": 1.0},
+    "sigma hat": {"sigma": "hat"},
+    "own grid": {"grid": [1, 250, 333.5, 1000]},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return tiny_model(micro_batch=4)
+
+
+@pytest.fixture(scope="module")
+def labelled() -> Model:
+    return tiny_model(classes=3, micro_batch=4)
+
+
+@pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
+def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model) -> None:
+    nine = model.sample(9, steps=6, seed=3, **settings)
+    assert nine.shape == (9, 1, 8, 8)
+    assert nine.dtype == torch.float32
+    assert torch.equal(model.sample(5, steps=6, seed=3, **settings), nine[:5])
+    assert torch.equal(model.sample(1, steps=6, seed=3, **settings), nine[:1])
+    assert torch.equal(model.sample(3, steps=6, seed=3, start=5, **settings), nine[5:8])
+    blocks = model.sample_blocks(model.plan(6, **settings), [7, 2, 2, 0, 8], seed=3)
+    assert torch.equal(torch.cat([*blocks]), nine[[7, 2, 2, 0, 8]])
+    assert len({tuple(picture.flatten().tolist()) for picture in nine}) == 9
+
+
+def test_another_seed_makes_other_samples(model: Model) -> None:
+    assert not torch.equal(model.sample(2, steps=3, seed=0), model.sample(2, steps=3, seed=1))
+
+
+def test_no_samples_are_an_empty_batch(model: Model) -> None:
+    assert model.sample(0, steps=3).shape == (0, 1, 8, 8)
+    assert model.encode(torch.zeros(0, 1, 8, 8), steps=3).shape == (0, 1, 8, 8)
+
+
+def test_the_micro_batch_changes_no_more_than_rounding(model: Model) -> None:
+    torch.testing.assert_close(tiny_model(micro_batch=3).sample(5, steps=6), model.sample(5, steps=6), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("micro_batch", [0, -1])
+def test_a_micro_batch_of_none_is_refused(micro_batch: int) -> None:
+    with pytest.raises(DdimError, match=f"micro-batch {micro_batch}"):
+        tiny_model(micro_batch=micro_batch)
+
+
+def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> None:
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    model.sample(3, steps=4, eta=1.0)
+    labelled.sample(3, steps=4, labels=1, guidance=2.0)
+    model.decode(model.encode(to_float(stripes(2)), 3), 3)
+    model.noise(5).start()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.manual_seed(6)
+    torch.rand(7)
+    again = model.sample(3, steps=4, eta=1.0)
+    torch.manual_seed(5)
+    assert torch.equal(model.sample(3, steps=4, eta=1.0), again)
+
+
+def test_the_network_is_left_as_it_was(model: Model) -> None:
+    before = {key: value.clone() for key, value in model.network.state_dict().items()}
+    tiny = tiny_model(dtype="bfloat16")
+    tiny.sample(2, steps=3)
+    for key, value in tiny.network.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[key])
+    assert not any(parameter.requires_grad for parameter in tiny.network.parameters())
+    assert not tiny.network.training
+
+
+def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model) -> None:
+    plain = labelled.sample(5, steps=5)
+    conditional = labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1])
+    assert not torch.equal(plain, conditional)
+    assert torch.equal(labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1], guidance=1.0), conditional)
+    assert torch.equal(labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1], guidance=0.0), plain)
+
+
+def test_guidance_goes_beyond_the_label_in_a_straight_line(labelled: Model) -> None:
+    x, level = labelled.noise(4).start(), labelled.schedule.level(500)
+    labels = torch.tensor([0, 1, 2, 0])
+    off, on = labelled.denoiser()(x, level), labelled.denoiser(labels)(x, level)
+    for scale in (0.5, 3.0, -1.0):
+        guided = labelled.denoiser(labels, scale)(x, level)
+        torch.testing.assert_close(guided.x0, off.x0 + scale * (on.x0 - off.x0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(guided.eps, off.eps + scale * (on.eps - off.eps), rtol=1e-4, atol=1e-5)
+        together = level.signal * guided.x0 + level.noise * guided.eps
+        torch.testing.assert_close(together, x, rtol=1e-4, atol=1e-4)
+
+
+def test_each_sample_has_its_own_label(labelled: Model) -> None:
+    mixed = labelled.sample(6, steps=4, labels=[0, 1, 2, 2, 1, 0], guidance=2.0)
+    for label in range(3):
+        alone = labelled.sample(6, steps=4, labels=label, guidance=2.0)
+        mine = torch.tensor([0, 1, 2, 2, 1, 0]) == label
+        assert torch.equal(mixed[mine], alone[mine])
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"labels": 3}, "outside 0..2"),
+        ({"labels": -1}, "outside 0..2"),
+        ({"labels": [0, 1]}, "2 for 3 samples"),
+        ({"guidance": 2.0}, "needs a label"),
+    ],
+)
+def test_labels_that_make_no_sense_are_refused(settings: dict[str, Any], wrong: str, labelled: Model) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        labelled.sample(3, steps=2, **settings)
+
+
+def test_a_model_without_labels_refuses_them(model: Model) -> None:
+    with pytest.raises(DdimError, match="trained without labels"):
+        model.sample(3, steps=2, labels=1)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+@pytest.mark.parametrize("t", [1, 2.5, 499.25, 1000])
+def test_denoise_is_the_network_at_that_time_whole_or_not(predicts: str, t: float) -> None:
+    model = tiny_model(predicts=predicts)
+    x, level = model.noise(3).start(), model.schedule.level(t)
+    with torch.no_grad():
+        output = model.network(x, torch.full((3,), float(t)))
+    found = model.denoise(x, level)
+    if predicts == "eps":
+        expected = (x - level.noise * output) / level.signal, output
+    elif predicts == "x0":
+        expected = output, (x - level.signal * output) / level.noise
+    else:
+        expected = level.signal * x - level.noise * output, level.noise * x + level.signal * output
+    scale = 1 / min(level.signal, level.noise)
+    torch.testing.assert_close(found.x0, expected[0], rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(found.eps, expected[1], rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_times_between_whole_ones_are_told_apart(model: Model) -> None:
+    x = model.noise(2).start()
+    low, middle, high = (model.denoise(x, model.schedule.level(t)).x0 for t in (400, 400.5, 401))
+    assert not torch.equal(low, middle)
+    assert not torch.equal(middle, high)
+    torch.testing.assert_close(middle, (low + high) / 2, rtol=1e-2, atol=1e-2)
+
+
+def test_the_plan_may_be_prepared_or_not(model: Model) -> None:
+    """Times computed all at once give what times computed one by one give."""
+    plan = model.plan(7)
+    alone = list(ddim.trajectory(model.denoiser(), plan, model.noise(4, seed=2)))[-1].x
+    torch.testing.assert_close(alone, model.sample(4, plan=plan, seed=2), rtol=0, atol=1e-4)
+
+
+def test_bfloat16_stays_close_and_the_state_stays_float32(model: Model) -> None:
+    fast = tiny_model(dtype="bfloat16", micro_batch=4)
+    one, other = model.sample(4, steps=10), fast.sample(4, steps=10)
+    assert other.dtype == torch.float32
+    assert not torch.equal(one, other)
+    assert float((one - other).abs().max()) < 0.15 * float(one.abs().max())
+
+
+def test_pictures_may_be_bytes_or_floats(model: Model) -> None:
+    pictures = stripes(3)
+    latents = model.encode(to_float(pictures), steps=5)
+    assert torch.equal(model.encode(pictures, steps=5), latents)
+    assert torch.equal(model.encode(torch.from_numpy(pictures), steps=5), latents)
+    assert torch.equal(model.encode(to_float(pictures).numpy(), steps=5), latents)
+    assert latents.shape == (3, 1, 8, 8)
+    assert torch.equal(model.encode(pictures[:1], steps=5), latents[:1])
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 8, 9), (3, 3, 8, 8), (3, 1, 16, 16), (1, 8, 8), (8, 8)])
+def test_pictures_and_latents_of_another_shape_are_refused(shape: tuple[int, ...], model: Model) -> None:
+    with pytest.raises(DdimError, match="the model's are"):
+        model.encode(torch.zeros(shape), steps=3)
+    with pytest.raises(DdimError, match="the model's are"):
+        model.encode(np.zeros(shape, np.float32), steps=3)
+    with pytest.raises(DdimError, match="the model's are"):
+        model.decode(torch.zeros(shape), steps=3)
+
+
+def test_bytes_of_another_shape_are_refused(model: Model) -> None:
+    with pytest.raises(DdimError, match="the model's are"):
+        model.encode(stripes(2, 9), steps=3)
+
+
+def test_levels_fall_to_clean_data_and_rise_to_encode(model: Model) -> None:
+    down, up = model.levels("linear", 4), model.levels("linear", 4, encode=True)
+    assert [level.t for level in down] == [1000, 750, 500, 250, 0]
+    assert up == down[::-1]
+
+
+def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_and_says_so() -> None:
+    model = tiny_model(predicts="eps")
+    with pytest.warns(DdimWarning, match="not T = 1000"):
+        levels = model.levels()
+    assert levels[0].t < 1000
+    assert model.levels("linear")[0].t == 1000

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench import SAMPLERS, SCHEDULES, falling, levels_of
+from ddim.errors import DdimError
+from ddim.plan import Plan, Row
+from ddim.samplers import ddim
+from ddim.schedule import Level
+
+LEVELS = falling(SCHEDULES["linear"], [100, 400, 700, 1000])
+PLAN = ddim(LEVELS, eta=0.5, about="four")
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+
+
+def spoilt(k: int, **changes: Any) -> Plan:
+    """`PLAN` with something else in row k."""
+    return replace(PLAN, rows=tuple(replace(row, **changes) if i == k else row for i, row in enumerate(PLAN.rows)))
+
+
+@every_sampler
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_json_gives_the_same_plan_back_to_the_last_bit(sampler: Callable[..., Plan], schedule: str) -> None:
+    plan = sampler(levels_of(SCHEDULES[schedule], "equal-angle", 7))
+    assert plan.end.log_snr == math.inf
+    text = plan.to_json()
+    assert Plan.from_json(text) == plan
+    assert Plan.from_json(text).to_json() == text
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+def test_an_encoding_plan_keeps_the_level_it_tells_the_network() -> None:
+    plan = ddim(LEVELS[::-1], clean_as=SCHEDULES["linear"].level(1))
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert (again.rows[0].at, again.rows[0].query.t) == (SCHEDULES["linear"].level(1), 1)
+    assert again.rows[1].query == again.rows[1].now
+
+
+def change(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
+    def do(body: Any) -> None:
+        for key in path[:-1]:
+            body = body[key]
+        body[path[-1]] = value
+
+    return do
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (change(["color"], "red"), "color: Extra inputs"),
+        (change(["rows", 0, "weight"], 1), r"rows\.0\.weight: Extra inputs"),
+        (lambda body: body.pop("levels"), "levels: Field required"),
+        (change(["version"], 2), "ddim-plan version 2"),
+        (change(["format"], "cake"), "is cake version 1"),
+        (change(["rows"], []), "holds no rows"),
+        (change(["rows", 1, "x0"], "much"), r"rows\.1\.x0: "),
+        (change(["rows", 1, "now"], 99), "level that is not there"),
+        (change(["rows", 1, "now"], -1), r"rows\.1\.now: "),
+        (change(["levels", 0, 1], "warm"), r"levels\.0\.1"),
+        (change(["levels", 0, 1], "nan"), r"levels\.0\.1"),
+        (change(["levels", 0, 1], math.nan), r"levels\.0\.1"),
+        (change(["levels", 0, 0], math.nan), r"levels\.0\.0"),
+        (change(["rows", 2, "sigma"], -0.1), r"plan row 2 .* sigma = -0.1 is outside"),
+        (change(["rows", 2, "x0"], [PLAN.rows[2].x0[0] * (1 + 1e-6)]), "plan row 2 .* off by .* on a straight line"),
+    ],
+)
+def test_files_that_are_no_plans_are_refused_in_one_line(spoil: Callable[[Any], Any], wrong: str) -> None:
+    body = json.loads(PLAN.to_json())
+    spoil(body)
+    with pytest.raises(DdimError, match=wrong) as caught:
+        Plan.from_json(json.dumps(body), name="my.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"plan"'])
+def test_texts_that_are_no_plans_are_refused_by_name(text: str) -> None:
+    with pytest.raises(DdimError, match=r"^my\.json: is not a plan: ") as caught:
+        Plan.from_json(text, name="my.json")
+    assert "\n" not in str(caught.value)
+
+
+@every_sampler
+def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[..., Plan]) -> None:
+    plan = sampler(LEVELS)
+    assert plan.check() is plan
+    for k, row in enumerate(plan.rows):
+        for kind in ("x", "x0", "eps"):
+            for j, weight in enumerate(getattr(row, kind)):
+                if abs(weight) < 0.01:
+                    continue
+                weights = list(getattr(row, kind))
+                weights[j] = weight * (1 + 1e-6)
+                rows = list(plan.rows)
+                rows[k] = replace(row, **{kind: tuple(weights)})
+                with pytest.raises(DdimError, match=rf"plan row {k} .* straight line"):
+                    replace(plan, rows=tuple(rows)).check()
+
+
+@pytest.mark.parametrize(
+    ("plan", "wrong"),
+    [
+        (spoilt(1, next=LEVELS[1]), r"plan row 1 .*off by"),
+        (spoilt(1, now=LEVELS[0]), r"plan row 1 .*does not start where"),
+        (spoilt(1, sigma=LEVELS[2].noise * 1.01), "sigma = .* is outside 0"),
+        (spoilt(1, sigma=-1e-3), "sigma = -0.001 is outside 0"),
+        (spoilt(1, z=PLAN.rows[1].z * (1 + 1e-6)), "adds noise"),
+        (spoilt(1, z=0.0), "adds noise 0, its sigma is"),
+        (spoilt(3, z=0.1, sigma=0.1), r"plan row 3 .* is outside 0\.\.0"),
+        (spoilt(1, x0=(math.nan,)), "not finite"),
+        (spoilt(1, eps=(math.inf,)), "not finite"),
+        (spoilt(1, z=math.nan), "not finite"),
+        (spoilt(0, now=Level(1000, math.nan)), "plan row 0 .* not finite"),
+        (spoilt(0, x0=(PLAN.rows[0].x0[0], 0.0)), "looks back 1 states, there are 0"),
+        (replace(PLAN, rows=()), "holds no rows"),
+        (replace(PLAN, rows=PLAN.rows[::-1]), "does not start where"),
+        (replace(PLAN, rows=(Row(LEVELS[0], LEVELS[1]),)), "off by"),
+    ],
+)
+def test_check_finds_planted_slips(plan: Plan, wrong: str) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        plan.check()
+
+
+def test_only_a_plan_that_says_so_may_add_more_than_its_sigma() -> None:
+    rows = spoilt(1, z=0.9).rows
+    assert replace(PLAN, rows=rows, keeps_marginals=False).check()
+
+
+@every_sampler
+def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
+    plan = sampler(levels_of(SCHEDULES["linear"], "equal-angle", 5))
+    title, head, *lines = str(plan).splitlines()
+    assert plan.name in title
+    assert f"{plan.calls} network calls" in title
+    assert ("clipped" in title) == plan.clip_x0
+    assert len(lines) == len(plan) == 5
+    assert len({len(line) for line in [head, *lines]}) == 1
+    for row, line in zip(plan.rows, lines, strict=True):
+        printed = [float(cell) for cell in line.split() if cell != "."]
+        run = [row.now.t, row.next.t, row.now.alpha_bar, row.next.alpha_bar, row.sigma, *row.x, *row.x0, *row.eps]
+        assert printed == pytest.approx([*run, row.z] if row.z else run, abs=5e-7)
+
+
+def test_what_a_plan_tells_of_itself() -> None:
+    assert (PLAN.start, PLAN.end) == (LEVELS[0], LEVELS[-1])
+    assert (len(PLAN), PLAN.calls, PLAN.memory) == (4, 4, 1)
+    assert PLAN.stochastic
+    assert not ddim(LEVELS).stochastic
+    assert PLAN.name == "ddim(four, eta=0.5)"

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench import GAUSSIAN, GRIDS, ORDERS, SAMPLERS, SCHEDULES, apply, equal_angles, falling, levels_of, randn
+from ddim.denoiser import Prediction
+from ddim.errors import DdimError
+from ddim.loop import run, trajectory
+from ddim.plan import Plan
+from ddim.samplers import ddim
+from ddim.schedule import Level
+
+LINEAR = SCHEDULES["linear"]
+Sampler = Callable[..., Plan]
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+DETERMINISTIC = {name: make for name, make in SAMPLERS.items() if not make(falling(LINEAR, [500, 1000])).stochastic}
+
+
+def root(value: float) -> float:
+    return math.sqrt(max(value, 0.0))
+
+
+@every_sampler
+@pytest.mark.parametrize("grid", GRIDS)
+def test_every_row_is_exact_on_straight_lines(sampler: Sampler, grid: str) -> None:
+    """On x_t = signal x_0 + noise eps a row's mean is signal' x_0 + sqrt(1 - abar' - sigma^2) eps."""
+    x0, eps = randn(5, seed=1), randn(5, seed=2)
+    for schedule in SCHEDULES.values():
+        plan = sampler(levels_of(schedule, grid, 10))
+        states = [row.now.signal * x0 + row.now.noise * eps for row in plan.rows]
+        for k, row in enumerate(plan.rows):
+            past = states[k::-1]
+            mean = apply(row, past, [x0] * len(past), [eps] * len(past))
+            expected = row.next.signal * x0 + root(row.next.variance - row.sigma**2) * eps
+            size = 1 + max(map(abs, (*row.x, *row.x0, *row.eps)))
+            torch.testing.assert_close(mean, expected, rtol=0, atol=1e-12 * size)
+
+
+@every_sampler
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_marginals_are_kept(sampler: Sampler, name: str) -> None:
+    """Lemma 1: with the true x_0 as prediction, x_t | x_0 is N(signal x_0, 1 - abar_t) at every level, whatever sigma.
+
+    Each state is followed as its weights on x_0, x_T's noise and the noise of every row.
+    """
+    plan = sampler(levels_of(SCHEDULES[name], "linear", 20))
+    basis = np.eye(len(plan) + 2)
+    states, predicted = [plan.start.signal * basis[0] + plan.start.noise * basis[1]], []
+    kept = []
+    for k, row in enumerate(plan.rows):
+        predicted.insert(0, torch.from_numpy((states[0] - row.now.signal * basis[0]) / row.now.noise))
+        mean = apply(row, [torch.from_numpy(s) for s in states], [torch.from_numpy(basis[0])] * (k + 1), predicted)
+        states.insert(0, mean.numpy() + row.z * basis[k + 2])
+        assert states[0][0] == pytest.approx(row.next.signal, abs=1e-12)
+        kept.append(abs((states[0][1:] ** 2).sum() - row.next.variance) < 1e-12)
+    assert all(kept) == plan.keeps_marginals
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_eta_one_is_ddpm(name: str) -> None:
+    """Ho et al. 2020, eq. (7): at S = T and eta = 1 each row has their posterior's mean and variance beta_tilde."""
+    schedule = SCHEDULES[name]
+    plan = ddim(levels_of(schedule, "linear", 1000), eta=1.0)
+    abar = schedule.alpha_bar
+    for row in plan.rows:
+        t = int(row.now.t)
+        alpha = abar[t] / abar[t - 1]
+        beta = 1 - alpha
+        of_x0 = math.sqrt(abar[t - 1]) * beta / (1 - abar[t])
+        of_xt = math.sqrt(alpha) * (1 - abar[t - 1]) / (1 - abar[t])
+        assert row.x0[0] == pytest.approx(of_x0 + of_xt * math.sqrt(abar[t]), abs=1e-12)
+        assert row.eps[0] == pytest.approx(of_xt * math.sqrt(1 - abar[t]), abs=1e-12)
+        assert row.z**2 == pytest.approx((1 - abar[t - 1]) / (1 - abar[t]) * beta, abs=1e-12)
+
+
+def test_eta_is_on_the_standard_deviation() -> None:
+    """Eq. (16): each row's sigma at eta = 0.5 is exactly half of the one at eta = 1."""
+    levels = levels_of(LINEAR, "quadratic", 10)
+    half, whole = ddim(levels, eta=0.5), ddim(levels, eta=1.0)
+    assert [row.sigma * 2 for row in half.rows] == [row.sigma for row in whole.rows]
+    assert sum(row.sigma for row in whole.rows) > 0
+
+
+def test_sigma_hat() -> None:
+    """Section 5: mean as for eta = 1, noise of std sqrt(1 - abar_t / abar_s), none at the last step, x_0 clipped."""
+    levels = levels_of(LINEAR, "linear", 10)
+    hat, ddpm = ddim(levels, sigma="hat"), ddim(levels, eta=1.0)
+    for row, like in zip(hat.rows, ddpm.rows, strict=True):
+        assert replace(row, z=0.0) == replace(like, z=0.0)
+        expected = math.sqrt(1 - row.now.alpha_bar / row.next.alpha_bar) if row.next.t else 0.0
+        assert row.z == pytest.approx(expected, abs=1e-14)
+        assert row.z > like.z or not row.next.t
+    assert hat.clip_x0
+    assert not ddpm.clip_x0
+    assert not ddim(levels, sigma="hat", clip_x0=False).clip_x0
+    assert (hat.keeps_marginals, ddpm.keeps_marginals) == (False, True)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_a_vector_of_sigmas_is_taken_as_it_is(kind: Callable) -> None:
+    levels = levels_of(LINEAR, "linear", 4)
+    values = [0.1, 0.25, 0.125, 0.0]
+    plan = ddim(levels, sigma=kind(values))
+    assert [row.z for row in plan.rows] == [row.sigma for row in plan.rows] == pytest.approx(values, abs=1e-7)
+
+
+@pytest.mark.parametrize("direction", ["falling", "rising"])
+def test_ddim_is_euler_in_xbar(direction: str) -> None:
+    """Eq. (14): at eta 0 each row is one Euler step of d xbar = eps d v, with v = sqrt((1 - abar) / abar)."""
+    levels = levels_of(LINEAR, "equal-angle", 20)
+    x = randn(4, seed=3)
+    for row in ddim(levels if direction == "falling" else levels[::-1]).rows:
+        eps = randn(4, seed=4)
+        abar, abar_next = row.now.alpha_bar, row.next.alpha_bar
+        v, v_next = root((1 - abar) / abar), root((1 - abar_next) / abar_next)
+        x0 = x / math.sqrt(abar) - v * eps
+        moved = apply(row, [x], [x0], [eps])
+        expected = math.sqrt(abar_next) * (x / math.sqrt(abar) + (v_next - v) * eps)
+        torch.testing.assert_close(moved, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_ddim_on_gaussian_data_is_the_product_of_its_factors() -> None:
+    """Eq. (13): multiplied out over a whole plan, in float64."""
+    levels = levels_of(LINEAR, "quadratic", 20)
+    x = randn(6, 4, seed=5)
+    ours = run(GAUSSIAN.denoise, ddim(levels), x)
+    torch.testing.assert_close(ours, GAUSSIAN.ddim_map(x, levels), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@pytest.mark.parametrize("direction", ["sampling", "encoding"])
+def test_the_order_of_convergence(name: str, direction: str) -> None:
+    """Against the closed-form flow of Gaussian data: halving the step halves DDIM's error."""
+    errors = []
+    for steps in (200, 400, 800):
+        levels = equal_angles(LINEAR, steps)
+        levels = levels if direction == "sampling" else levels[::-1]
+        x = GAUSSIAN.flow(randn(6, 4, seed=5), levels_of(LINEAR, "linear", 1)[0], levels[0])
+        reached = run(GAUSSIAN.denoise, DETERMINISTIC[name](levels), x)
+        errors.append((reached - GAUSSIAN.flow(x, levels[0], levels[-1])).abs().max().item())
+    observed = [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
+    assert observed == pytest.approx([ORDERS[name]] * 2, abs=0.15)
+
+
+def test_encoding_is_undone_by_decoding_where_eps_is_constant() -> None:
+    """Eq. (13) run backwards: on a straight line Euler is exact both ways."""
+    levels = levels_of(LINEAR, "equal-angle", 10)
+    eps = randn(2, 3, seed=6)
+
+    def constant(x: Tensor, level: Level, /) -> Prediction:
+        x0 = (x - level.noise * eps) / level.signal if level.signal else x
+        return Prediction(x0, eps)
+
+    x = randn(2, 3, seed=7)
+    encoded = run(constant, ddim(levels[::-1]), x)
+    torch.testing.assert_close(encoded, levels[0].signal * x + levels[0].noise * eps, rtol=0, atol=1e-12)
+    torch.testing.assert_close(run(constant, ddim(levels), encoded), x, rtol=0, atol=1e-11)
+
+
+def test_encoding_asks_the_network_at_a_time_it_knows() -> None:
+    levels = levels_of(LINEAR, "equal-angle", 10)[::-1]
+    asked = []
+
+    def spy(x: Tensor, level: Level, /) -> Prediction:
+        asked.append(level.t)
+        return GAUSSIAN.denoise(x, level)
+
+    run(spy, ddim(levels, clean_as=LINEAR.level(1)), randn(2, 4))
+    assert asked == [1.0, *[level.t for level in levels[1:-1]]]
+    asked.clear()
+    run(spy, ddim(levels), randn(2, 4))
+    assert asked == [levels[1].t, *[level.t for level in levels[1:-1]]]
+
+
+@every_sampler
+def test_one_step_gives_the_denoised_x0(sampler: Sampler) -> None:
+    plan = sampler(falling(LINEAR, [1000]))
+    x = randn(3, 4, seed=8) / 50
+    assert not plan.stochastic
+    [step] = trajectory(GAUSSIAN.denoise, replace(plan, clip_x0=False), x)
+    torch.testing.assert_close(step.x, GAUSSIAN.denoise(x, plan.start).x0, rtol=0, atol=0)
+
+
+LEVELS = levels_of(LINEAR, "linear", 4)
+
+
+@pytest.mark.parametrize(
+    ("levels", "settings", "wrong"),
+    [
+        (LEVELS, {"eta": math.nan}, "eta nan: is not a number >= 0"),
+        (LEVELS, {"eta": math.inf}, "eta inf: is not a number >= 0"),
+        (LEVELS, {"eta": -1.0}, r"eta -1\.0: is not a number >= 0"),
+        (LEVELS, {"eta": 2.0}, r"the step from t = .* sigma = .* is outside 0\.\."),
+        (LEVELS, {"sigma": [0.1, 0.1, 0.0]}, "holds 3 numbers for 4 steps"),
+        (LEVELS, {"sigma": [0.1, 0.1, 0.1, 0.1]}, r"the step from t = 250 to 0: sigma = 0\.1 is outside 0\.\.0"),
+        (LEVELS, {"sigma": [-0.1, 0.1, 0.1, 0.0]}, "the step from t = 1000 to 750: sigma = -0.1 is outside"),
+        (LEVELS, {"sigma": [math.nan, 0.1, 0.1, 0.0]}, "sigma = nan is outside"),
+        (LEVELS, {"sigma": [1.1, 0.1, 0.1, 0.0]}, "sigma = 1.1 is outside"),
+        (LEVELS, {"sigma": "hut"}, "sigma 'hut': is unknown"),
+        (LEVELS, {"sigma": "hat", "eta": 1.0}, "both given"),
+        (LEVELS, {"sigma": [0.0] * 4, "eta": 0.5}, "both given"),
+        (LEVELS[::-1], {"eta": 0.5}, "encoding: cannot add noise"),
+        (LEVELS[::-1], {"sigma": "hat"}, "encoding: cannot add noise"),
+        ([LEVELS[0], LEVELS[2], LEVELS[1], LEVELS[3]], {}, "level t = 750: breaks the order"),
+        ([LEVELS[0], LEVELS[0]], {}, "level t = 1000: breaks the order"),
+        ([LEVELS[3], LEVELS[1], LEVELS[2]], {}, "level t = 500: breaks the order"),
+        (LEVELS[:1], {}, "hold no step"),
+        ([], {}, "hold no step"),
+    ],
+)
+def test_what_is_not_legal_is_refused(levels: list[Level], settings: dict, wrong: str) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        ddim(levels, **settings)

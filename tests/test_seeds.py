@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from ddim import seeds
+from ddim.errors import DdimError
+from ddim.seeds import Noise
+
+SHAPE = (1, 4, 4)
+
+
+@pytest.mark.parametrize("draw", ["start", "row 0", "row 9"])
+def test_a_sample_does_not_depend_on_its_batch(draw: str) -> None:
+    def drawn(indices: tuple[int, ...]) -> torch.Tensor:
+        noise = Noise(seed=3, indices=indices, shape=SHAPE)
+        return noise.start() if draw == "start" else noise.row(int(draw.split()[1]))
+
+    order = tuple(np.random.default_rng(0).permutation(64).tolist())
+    together = drawn(tuple(range(64)))
+    assert together.shape == (64, *SHAPE)
+    assert together.dtype == torch.float32
+    assert torch.equal(torch.cat([drawn((i,)) for i in range(64)]), together)
+    assert torch.equal(torch.cat([drawn(tuple(range(i, min(i + 7, 64)))) for i in range(0, 64, 7)]), together)
+    assert torch.equal(drawn(order), together[list(order)])
+
+
+def test_noise_draws_what_normal_draws() -> None:
+    noise = Noise(5, (2, 9), SHAPE)
+    for place, index in enumerate((2, 9)):
+        assert np.array_equal(noise.start()[place].numpy(), seeds.normal(5, index, 0, SHAPE))
+        assert np.array_equal(noise.row(4)[place].numpy(), seeds.normal(5, index, 5, SHAPE))
+
+
+def test_every_key_has_numbers_of_its_own() -> None:
+    values = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 - 2]
+    keys = list(itertools.product(values, values, [0, 1, 2, 1000]))
+    draws = {seeds.normal(*key, (4,)).tobytes() for key in keys}
+    assert len(draws) == len(keys)
+
+
+def test_seeds_that_agree_in_their_low_32_bits_differ() -> None:
+    near, far = 7, 7 + 2**32
+    assert not np.array_equal(seeds.normal(near, 0, 0, (8,)), seeds.normal(far, 0, 0, (8,)))
+
+
+def test_why_not_torch_generators() -> None:
+    """The contrast: on a CPU torch keeps 32 bits of a seed, and a draw depends on the shape asked for."""
+
+    def draw(seed: int, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(draw(7, 8), draw(7 + 2**32, 8))
+    assert not torch.equal(draw(7, 7), draw(7, 64)[:7])
+
+
+def test_global_generators_are_left_alone() -> None:
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    noise = Noise(0, (0, 1), SHAPE)
+    noise.start(), noise.row(3)
+    seeds.uniform(0, 0, 0, SHAPE), seeds.permutation(0, 0, 10), seeds.generator("cpu", 1, 2)
+    after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    assert torch.equal(before[0], after[0])
+    assert repr(before[1:]) == repr(after[1:])
+
+
+def test_the_stream_is_philox_with_this_layout() -> None:
+    """Key (seed, index), the draw in the counter's top word; and numpy's normals are those of this golden hash.
+
+    The hash is that of numpy 2.4's bytes. If it fails and the first assertion holds, numpy has changed its stream:
+    all published samples change with it, and the release notes must say so.
+    """
+    philox = np.random.Philox(key=np.array([7, 3], np.uint64), counter=np.array([0, 0, 0, 2], np.uint64))
+    drawn = seeds.normal(7, 3, 2, (1000,))
+    assert np.array_equal(drawn, np.random.Generator(philox).standard_normal(1000, dtype=np.float32))
+    golden = "7d934d1845ee53ca8fc1f4bebd28d07c08bc19ce9503c7cf06590ae8a20cab22"
+    assert hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest() == golden
+
+
+def test_numbers_are_normal_and_uniform_within_and_across_streams() -> None:
+    """Kolmogorov-Smirnov at fixed keys: within one stream, and the first number of 4096 streams of each kind."""
+    normal = {
+        "within": seeds.normal(1, 0, 0, (4096,)),
+        "indices": np.array([seeds.normal(1, i, 0, (1,))[0] for i in range(4096)]),
+        "seeds": np.array([seeds.normal(s, 0, 0, (1,))[0] for s in range(4096)]),
+        "draws": np.array([seeds.normal(1, 0, k, (1,))[0] for k in range(4096)]),
+    }
+    for name, numbers in normal.items():
+        assert stats.kstest(numbers, "norm").pvalue > 1e-3, name
+    for first, second in itertools.combinations(normal.values(), 2):
+        assert abs(np.corrcoef(first[1:], second[1:])[0, 1]) < 5 / np.sqrt(4096)
+    uniform = seeds.uniform(1, 0, 0, (4096,))
+    assert uniform.dtype == np.float64
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+
+
+def test_permutations_are_permutations_and_differ() -> None:
+    orders = [seeds.permutation(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    for order in orders:
+        assert sorted(order.tolist()) == list(range(100))
+    assert len({order.tobytes() for order in orders}) == 4
+    assert np.array_equal(orders[0], seeds.permutation(0, 0, 100))
+
+
+def test_training_generators_are_functions_of_their_whole_key() -> None:
+    keys = [(0,), (1,), (0, 1), (1, 0), (2**32,), (2**64,), (12, 3), (1, 23)]
+    draws = [torch.randn(4, generator=seeds.generator("cpu", *key)) for key in keys]
+    assert len({draw.numpy().tobytes() for draw in draws}) == len(keys)
+    assert torch.equal(draws[2], torch.randn(4, generator=seeds.generator("cpu", 0, 1)))
+
+
+def test_counts_and_lists_of_samples() -> None:
+    assert seeds.parse_indices(3) == (0, 1, 2)
+    assert seeds.parse_indices(2, start=5) == (5, 6)
+    assert seeds.parse_indices(range(4, 6)) == seeds.parse_indices([4, 5], start=9) == (4, 5)
+    assert len(Noise(0, (4, 5), SHAPE)) == 2
+
+
+@pytest.mark.parametrize(("seed", "index"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
+def test_keys_out_of_range_are_refused(seed: int, index: int) -> None:
+    with pytest.raises(DdimError):
+        Noise(seed, (index,), SHAPE)

@@ -1,0 +1,189 @@
+"""Training is a function of the recipe and of the state: resumed anywhere, it goes on bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import new_network, recipe, stripes, tiny_network
+
+from ddim.errors import DdimError
+from ddim.objective import Objective
+from ddim.schedule import linear
+from ddim.training import Trainer
+
+COUNT = 20
+
+
+def trainer(labelled: bool = False, network: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+    pictures = stripes(COUNT)
+    return Trainer(
+        new_network(tiny_network(classes=3 if labelled else 0, **(network or {}))),
+        Objective(linear(), "v", "v", torch.device("cpu")),
+        lambda indices: pictures[indices],
+        COUNT,
+        recipe(**changes),
+        np.arange(COUNT) % 3 if labelled else None,
+        3 if labelled else 0,
+    )
+
+
+def train(some: Trainer, to: int) -> dict[str, torch.Tensor]:
+    """The state after step `to`."""
+    if some.step < to:
+        for update in some.updates():
+            if update.step == to:
+                break
+    return {key: value.clone() for key, value in some.state().items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    differ = [key for key in one if not torch.equal(one[key], other[key])]
+    assert differ == []
+
+
+EVERYTHING: dict[str, Any] = {
+    "labelled": True,
+    "network": {"dropout": 0.3},
+    "flip": True,
+    "label_drop": 0.3,
+    "accumulate": 2,
+    "decay": "cosine",
+    "steps": 7,
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumed_from_a_state_it_goes_on_bit_for_bit(stop: int, precision: str) -> None:
+    straight = train(trainer(**EVERYTHING, precision=precision), 7)
+    state = train(trainer(**EVERYTHING, precision=precision), stop)
+    fresh = trainer(**EVERYTHING, precision=precision)
+    fresh.load_state(state)
+    assert fresh.step == stop
+    assert_same(train(fresh, 7), straight)
+
+
+def test_the_state_holds_all_that_moves() -> None:
+    some = trainer(**EVERYTHING)
+    before, after = train(some, 1), train(some, 2)
+    parameters = sum(1 for _ in some.network.parameters())
+    for part in ("network.", "ema.", "optimizer."):
+        assert sum(key.startswith(part) for key in after) >= parameters
+    moved = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert moved == {"network", "ema", "optimizer", "step"}
+
+
+@pytest.mark.parametrize("change", [{"flip": False}, {"label_drop": 0.9}, {"seed": 1}, {"network": {"dropout": 0.0}}])
+def test_each_source_of_randomness_matters(change: dict[str, Any]) -> None:
+    plain, other = train(trainer(**EVERYTHING), 3), train(trainer(**(EVERYTHING | change)), 3)
+    assert any(not torch.equal(plain[key], other[key]) for key in plain if key.startswith("network."))
+
+
+def test_parts_of_a_batch_add_up_to_the_batch() -> None:
+    whole, parts = trainer(), trainer(accumulate=4)
+    first, second = next(whole.updates()), next(parts.updates())
+    torch.testing.assert_close(first.loss, second.loss, rtol=1e-5, atol=0)
+    torch.testing.assert_close(first.grad_norm, second.grad_norm, rtol=1e-4, atol=0)
+
+
+def test_the_global_generators_are_left_alone() -> None:
+    torch.manual_seed(11)
+    torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    train(trainer(**EVERYTHING), 3)
+    assert torch.equal(torch.random.get_rng_state(), torch_before)
+    assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
+
+
+def test_what_was_drawn_from_the_global_generator_before_does_not_matter() -> None:
+    one = train(trainer(**EVERYTHING), 2)
+    torch.manual_seed(99)
+    torch.rand(5)
+    assert_same(train(trainer(**EVERYTHING), 2), one)
+
+
+@pytest.mark.parametrize("batch", [3, 8, 20, 33])
+def test_every_epoch_is_a_permutation_and_batches_run_across_its_end(batch: int) -> None:
+    some = trainer(batch=batch, steps=1000)
+    steps = -(-3 * COUNT // batch)
+    seen = np.concatenate([some.indices(step) for step in range(steps)])
+    epochs = [seen[first : first + COUNT] for first in range(0, len(seen) - COUNT + 1, COUNT)]
+    assert len(epochs) >= 3
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert any((one != two).any() for one, two in itertools.pairwise(epochs))
+
+
+def test_the_order_depends_on_the_step_alone_not_on_the_steps_before() -> None:
+    walked, jumped = trainer(batch=7, steps=1000), trainer(batch=7, steps=1000)
+    orders = [walked.indices(step) for step in range(30)]
+    for step in (29, 3, 17):
+        assert (jumped.indices(step) == orders[step]).all()
+
+
+def test_pictures_are_asked_for_as_the_order_says() -> None:
+    some, asked = trainer(batch=7, steps=6), []
+    pictures = stripes(COUNT)
+    some.pictures = lambda indices: (asked.append(indices), pictures[indices])[1]
+    train(some, 6)
+    assert [list(indices) for indices in asked] == [list(some.indices(step)) for step in range(6)]
+
+
+@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+def test_the_learning_rate_rises_stays_and_falls(decay: str) -> None:
+    some = trainer(steps=1000, warmup=100, decay=decay, decay_fraction=0.25, lr=3e-3)
+    rates = np.array([some.lr(step) for step in range(1000)])
+    assert 0 < rates[0] <= 3e-3 / 50
+    assert (np.diff(rates[:100]) > 0).all()
+    assert np.allclose(rates[100:749], 3e-3)
+    if decay == "none":
+        assert np.allclose(rates[750:], 3e-3)
+    else:
+        assert (np.diff(rates[751:]) < 0).all()
+        assert 0 < rates[-1] < 3e-3 / 100
+        assert rates[875] == pytest.approx(1.5e-3, rel=1e-6)  # both are at a half half-way
+
+
+def test_without_warm_up_it_starts_at_the_full_rate() -> None:
+    assert trainer(warmup=0).lr(0) == 2e-3
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    some = trainer(steps=9)
+    state = train(some, 3)
+    with torch.no_grad():
+        some.network.conv_in.bias[0] = torch.nan
+    with pytest.raises(DdimError, match="^step 4: the loss or its gradient is not finite; "):
+        next(some.updates())
+    assert some.step == 3
+    after = some.state()
+    assert_same({k: v for k, v in after.items() if k != "network.conv_in.bias"},
+                {k: v for k, v in state.items() if k != "network.conv_in.bias"})
+
+
+def test_a_state_of_another_network_is_refused() -> None:
+    state = train(trainer(network={"channels": 24}), 1)
+    with pytest.raises(RuntimeError):
+        trainer().load_state(state)
+
+
+def test_it_learns() -> None:
+    """On scikit-learn's digits the loss falls to well below where it starts, and stays under the trivial answer's."""
+    from ddim.data import load
+    from ddim.data.policy import ImagePolicy
+
+    digits = load("digits", ImagePolicy(height=8, width=8, channels=1), limit=500)
+    some = Trainer(
+        new_network(tiny_network()),
+        Objective(linear(), "v", "v", torch.device("cpu")),
+        digits.batch,
+        len(digits),
+        recipe(steps=150, batch=24, lr=4e-3, warmup=10),
+    )
+    losses = [float(update.loss) for update in some.updates()]
+    assert len(losses) == 150
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[:20])
