@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import contents, load_tiny, save_tiny, tiny_model
 from safetensors.torch import load_file, save_file
 
 from ddim import checkpoint
 from ddim.errors import DdimError
 from ddim.files import sha256
 from ddim.model import load
+from models import contents, load_tiny, save_tiny, tiny_model
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 from PIL import Image
 
 from ddim.files import lock
 from ddim.latents import write_latents
+from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 
 @pytest.fixture(scope="module")

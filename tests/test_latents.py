@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from models import stripes, tiny_model
 from torch import Tensor
 
 from ddim.denoiser import Prediction
@@ -23,6 +22,7 @@ from ddim.plan import Plan
 from ddim.samplers import ddim
 from ddim.schedule import Level, linear
 from ddim.tensors import read_tensors, write_tensors
+from models import stripes, tiny_model
 
 
 def gaussian(n: int, *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -115,11 +115,9 @@ def test_training_generators_are_functions_of_their_whole_key() -> None:
     assert torch.equal(draws[2], torch.randn(4, generator=seeds.generator("cpu", 0, 1)))
 
 
-def test_counts_and_lists_of_samples() -> None:
-    assert seeds.parse_indices(3) == (0, 1, 2)
-    assert seeds.parse_indices(2, start=5) == (5, 6)
-    assert seeds.parse_indices(range(4, 6)) == seeds.parse_indices([4, 5], start=9) == (4, 5)
+def test_a_noise_is_as_long_as_its_batch() -> None:
     assert len(Noise(0, (4, 5), SHAPE)) == 2
+    assert Noise(0, (), SHAPE).start().shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])

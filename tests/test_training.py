@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import new_network, recipe, stripes, tiny_network
 
 from ddim.errors import DdimError
 from ddim.objective import Objective
 from ddim.schedule import linear
 from ddim.training import Trainer
+from models import new_network, recipe, stripes, tiny_network
 
 COUNT = 20
 

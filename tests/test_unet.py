@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 
 from bench import randn
 from ddim.nn.ema import EMA
-from ddim.nn.unet import UNet, UNetConfig, sinusoidal
+from ddim.nn.unet import Attention, Block, UNet, UNetConfig, sinusoidal
 
 SMALL = UNetConfig(
     in_channels=2, height=8, width=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.0
@@ -80,6 +80,14 @@ def test_the_output_has_the_inputs_shape(settings: dict) -> None:
 def test_a_new_network_says_zero() -> None:
     assert not UNet(SMALL)(picture(), torch.tensor([1.0, 2.0, 3.0])).any()
     assert unet()(picture(), torch.tensor([1.0, 2.0, 3.0])).abs().mean() > 0.01
+
+
+def test_new_blocks_add_nothing_to_what_they_are_given() -> None:
+    """As in Ho et al.'s code: each residual branch starts at zero."""
+    block, attention = Block(4, 4, groups=2, dropout=0.0), Attention(4, groups=2, heads=1)
+    x = randn(2, 4, 6, 6, dtype=torch.float32)
+    assert torch.equal(block(x, torch.ones(2, 4)), x)
+    assert torch.equal(attention(x), x)
 
 
 def test_every_weight_is_used() -> None:

@@ -81,13 +81,7 @@ def generate(
     Raises:
         DdimError: If an argument is out of range, or the folder holds another run or is in use.
     """
-    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
-        if value < least:
-            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
-    if not 0 <= seed < 2**64:
-        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
-    if guidance is not None and not math.isfinite(guidance):
-        raise DdimError(f"guidance {guidance}", "is not a finite number", "give a number such as 2")
+    _check_numbers(n, start, batch, seed, guidance)
     model.denoiser(None if label is None else torch.tensor([label]), guidance)
     what = _identity(model, plan, seed, name, label, guidance)
     fresh = not folder.exists()
@@ -110,6 +104,16 @@ def generate(
                     index = next(places)
                     save_png(picture_path(folder, index), picture, {**text, "index": str(index)})
             yield Made(found + min(first + batch, len(missing)), n, found)
+
+
+def _check_numbers(n: int, start: int, batch: int, seed: int, guidance: float | None) -> None:
+    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
+        if value < least:
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+    if not 0 <= seed < 2**64:
+        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    if guidance is not None and not math.isfinite(guidance):
+        raise DdimError(f"guidance {guidance}", "is not a finite number", "give a number such as 2")
 
 
 def read_sheet(folder: Path, indices: range) -> np.ndarray:

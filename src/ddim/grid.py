@@ -54,8 +54,8 @@ def tau(
     else:
         if name not in NAMED:
             raise DdimError(f"grid {name!r}", "is unknown", f"choose one of {', '.join(NAMED)}")
-        if steps is None or not 1 <= steps <= schedule.T:
-            raise DdimError(f"steps {steps}", f"is outside 1..{schedule.T}", "choose a number of steps in that range")
+        if not isinstance(steps, int) or not 1 <= steps <= schedule.T:
+            raise DdimError(f"steps {steps}", f"is not a whole number in 1..{schedule.T}", "choose one in that range")
         if top is not None and name not in _TOPPED:
             raise DdimError(f"grid {name}", "has a top of its own", f"leave top out, or choose {' or '.join(_TOPPED)}")
         if top is not None and not steps <= top <= schedule.T:

@@ -85,7 +85,7 @@ def _update(row: Row, states: deque[Tensor], predictions: deque[Prediction], fre
     if fresh is not None:
         terms.append((row.z, fresh))
     weight, tensor = terms[0]
-    out = tensor * weight
+    out = (tensor * weight).to(states[0].dtype)  # a denoiser in a lower precision must not lower the state's
     for weight, tensor in terms[1:]:
         if weight:
             out.add_(tensor, alpha=weight)

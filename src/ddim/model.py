@@ -199,7 +199,7 @@ class Model:
         Yields:
             float32, (up to micro_batch, C, H, W), in the order of `indices`.
         """
-        size, plain = self.micro_batch, self.denoiser()
+        size, plain = self.micro_batch, self.denoiser(None, guidance if labels is None else None)
         for first in range(0, len(indices), size):
             wanted = list(indices[first : first + size])
             padded = wanted + [wanted[-1]] * (size - len(wanted))
@@ -217,7 +217,7 @@ class Model:
             float32, (up to micro_batch, C, H, W).
         """
         for part in torch.split(states.to(self.device, torch.float32), self.micro_batch):
-            missing = self.micro_batch - len(part)
+            missing = self.micro_batch - len(part) if len(states) else 0
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
             yield self._run(self.denoise, plan, padded)[: len(part)]
 

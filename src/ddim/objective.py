@@ -43,9 +43,9 @@ def weights(schedule: Schedule, predicts: Predicts, gamma: Gamma = "simple") -> 
     alpha_bar = schedule.alpha_bar[1:]
     variance = np.array([schedule.level(t).variance for t in range(1, schedule.T + 1)])
     p, q = (a + b for a, b in zip(_GAMMA[gamma], _OUTPUT[predicts], strict=True))
-    table = alpha_bar**p * variance**q
-    if gamma == "min-snr":
-        with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):
+        table = alpha_bar**p * variance**q
+        if gamma == "min-snr":
             table = table * np.minimum(1.0, 5.0 * variance / alpha_bar)
     if not np.isfinite(table).all():
         raise ValueError(f"gamma {gamma!r} is infinite for a network that predicts {predicts} on {schedule.name}")

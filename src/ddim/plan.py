@@ -134,6 +134,8 @@ class Plan:
                 raise DdimError(where, f"looks back {row.memory - 1} states, there are {k}", "shorten its weights")
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
             numbers += tuple(value for at in (row.now, row.next, row.query) for value in (at.t, at.alpha_bar))
+            if min(row.now.t, row.next.t, row.query.t) < 0:
+                raise DdimError(where, "names a time before 0", "mend the plan's levels")
             if not all(math.isfinite(value) for value in numbers):
                 raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
             if row.sigma < 0 or row.z < 0 or row.sigma**2 > row.next.variance * (1 + TOLERANCE):
@@ -246,7 +248,7 @@ class Plan:
 
 
 class _FileRow(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     now: int = Field(ge=0)
     next: int = Field(ge=0)
     at: int | None = Field(None, ge=0)
@@ -258,7 +260,7 @@ class _FileRow(BaseModel):
 
 
 class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
     format: str
     version: int
     sampler: str

@@ -85,7 +85,9 @@ class Noise:
         return self._draw(0)
 
     def row(self, k: int) -> Tensor:
-        """The noise z_k of plan row k: float32, (N, *shape)."""
+        """The noise z_k of plan row k >= 0: float32, (N, *shape)."""
+        if k < 0:
+            raise ValueError(f"plan rows count from 0, not {k}")
         return self._draw(k + 1)
 
     def _draw(self, draw: int) -> Tensor:

@@ -58,6 +58,10 @@ class UNetConfig(BaseModel):
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.height % factor or self.width % factor:
             raise ValueError(f"{self.height}x{self.width} is not divisible by {factor} (patch times 2^(levels - 1))")
+        sides = [self.height // self.patch // 2**level for level in range(len(self.multipliers))]
+        for side in self.attention:
+            if side not in sides:
+                raise ValueError(f"no level has the attention resolution {side}; the levels are {sides}")
         for multiplier in self.multipliers:
             if self.channels * multiplier % self.groups:
                 raise ValueError(f"{self.groups} groups do not divide {self.channels * multiplier} channels")

@@ -1,0 +1,283 @@
+"""The commands, from training to the last picture, and what each of them says of itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import contents, ddim, save_tiny, stripes, write_pictures
+from PIL import Image
+
+from ddim.cli.main import COMMANDS
+from ddim.cli.options import GRIDS
+from ddim.grid import NAMED
+from ddim.latents import read_latents
+from ddim.model import load
+from ddim.pixels import to_uint8
+from ddim.plan import Plan
+
+Say = Callable[..., str]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a command that must succeed: what it prints on stdout."""
+
+    def run(*words: object) -> str:
+        capsys.readouterr()
+        code = ddim(*words)
+        told = capsys.readouterr()
+        assert code == 0, told.err
+        assert "Traceback" not in told.err
+        return told.out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 30 steps on the digits."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    words = ("--steps", 30, "--batch", 16, "--limit", 200, "--checkpoint-every", 20, "--preview-every", 30)
+    assert ddim("train", "digits", "--out", folder, *words, "--log-every", 10, "--warmup", 5) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "tiny")
+
+
+def size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str, say: Say) -> None:
+    told = say(command, "--help")
+    assert told.startswith(f"Usage: ddim {command}")
+    assert "Example" in told
+    assert f"ddim {command} " in told[20:]
+    assert told == say(command, "-h")
+
+
+def test_the_group_lists_every_command(say: Say) -> None:
+    told = say("--help")
+    for command, about in COMMANDS.items():
+        assert command in told
+        assert about.split(",")[0] in told
+    assert say("--version").startswith("ddim, version ")
+
+
+def test_the_help_waits_for_nothing_heavy() -> None:
+    code = """
+import sys
+sys.modules["torch"] = sys.modules["numpy"] = None
+from ddim.cli.main import main
+main(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "First steps" in done.stdout
+
+
+def test_the_grids_of_the_help_are_the_grids() -> None:
+    assert set(GRIDS) == set(NAMED)
+
+
+def test_presets_are_listed(say: Say) -> None:
+    from ddim.presets import PRESETS
+
+    told = say("train", "--list-presets").splitlines()
+    assert [line.split()[0] for line in told] == list(PRESETS)
+
+
+def test_train_leaves_a_run_and_a_model(trained: Path) -> None:
+    names = {name.split("/")[0] for name in contents(trained)}
+    assert names == {"run.json", "metrics.jsonl", "model", "state", "previews", "tensorboard"}
+    config = load(trained, "cpu").config
+    assert config.provenance.data == "digits"
+    assert config.provenance.steps == 30
+    assert config.provenance.command.startswith("ddim ")
+
+
+def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: Path, say: Say) -> None:
+    out = tmp_path / "out"
+    words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
+    told = say(*words, "--sheet", tmp_path / "sheet.png")
+    assert told.startswith("9 pictures, ddim(equal-angle, S=5, eta=0), 5 network calls each: ")
+    assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "manifest.json"]
+    assert size(tmp_path / "sheet.png") == (32, 32)
+    expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
+    for index in range(9):
+        with Image.open(out / f"{index:06d}.png") as picture:
+            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+    assert "9 pictures (9 were there)" in say(*words)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (["--grid", "quadratic", "--eta", "0.5"], {"grid": "quadratic", "eta": 0.5}),
+        (["--grid", "1,100,400,900,1000"], {"grid": [1, 100, 400, 900, 1000]}),
+        (["--sigma", "hat"], {"sigma": "hat"}),
+        (["--sigma", "hat", "--no-clip"], {"sigma": "hat", "clip_x0": False}),
+        (["--sigma", "0.1,0.2,0.1,0.05,0"], {"sigma": [0.1, 0.2, 0.1, 0.05, 0]}),
+        (["--clip"], {"clip_x0": True}),
+    ],
+)
+def test_the_options_of_a_plan_are_the_arguments_of_a_plan(
+    options: list[str], settings: dict[str, Any], tiny: Path, say: Say
+) -> None:
+    told = say("plan", tiny, "--steps", 5, *options, "--json")
+    assert Plan.from_json(told) == load(tiny, "cpu").plan(5, **settings)
+
+
+def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> None:
+    words = ("--steps", 4, "--grid", "linear", "--eta", 0.3)
+    told = say("plan", tiny, *words).splitlines()
+    assert told[0] == "ddim(linear, S=4, eta=0.3): 4 network calls"
+    assert told[1].split()[:3] == ["from", "to", "alpha_bar"]
+    assert [line.split()[:2] for line in told[2:]] == [["1000", "750"], ["750", "500"], ["500", "250"], ["250", "0"]]
+    (tmp_path / "plan.json").write_text(say("plan", tiny, *words, "--json"))
+    say("sample", tiny, "-n", 3, *words, "--out", tmp_path / "direct")
+    say("sample", tiny, "-n", 3, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
+    assert contents(tmp_path / "direct") == contents(tmp_path / "file")
+
+
+def test_labels_and_guidance_from_the_command_line(tmp_path: Path, say: Say) -> None:
+    labelled = save_tiny(tmp_path / "labelled", classes=3)
+    say("sample", labelled, "-n", 3, "--steps", 3, "--label", 2, "--guidance", 2.5, "--out", tmp_path / "out")
+    expected = to_uint8(load(labelled).sample(3, steps=3, labels=2, guidance=2.5))
+    for index in range(3):
+        with Image.open(tmp_path / "out" / f"{index:06d}.png") as picture:
+            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+
+
+def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, say: Say) -> None:
+    paths = write_pictures(tmp_path / "pictures", 3)
+    latents = tmp_path / "latents.safetensors"
+    assert say("encode", trained, *paths, "--steps", 40, "--out", latents).startswith("3 latents, ")
+    states, file = read_latents(latents)
+    assert states.shape == (3, 1, 8, 8)
+    assert file.names == tuple(map(str, paths))
+    assert torch.equal(states, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).cpu())
+    words = ("decode", trained, latents, "--steps", 40, "--out", tmp_path / "again", "--sheet", tmp_path / "sheet.png")
+    assert say(*words).startswith("3 pictures, ")
+    assert sorted(contents(tmp_path / "again")) == [f"{i:06d}.png" for i in range(3)]
+    expected = to_uint8(load(trained, dtype="float32").decode(states, steps=40))
+    for index in range(3):
+        with Image.open(tmp_path / "again" / f"{index:06d}.png") as picture:
+            assert picture.text["latent"] == str(paths[index])  # type: ignore[attr-defined]
+            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_decoding_on_another_grid_is_said(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = write_pictures(tmp_path / "pictures", 1)
+    assert ddim("encode", tiny, path, "--steps", 4, "--out", tmp_path / "z.safetensors") == 0
+    capsys.readouterr()
+    assert ddim("decode", tiny, tmp_path / "z.safetensors", "--steps", 5, "--out", tmp_path / "out") == 0
+    assert "note: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["folder", "digits"])
+def test_a_data_set_is_encoded_whole(source: str, tiny: Path, tmp_path: Path, say: Say) -> None:
+    write_pictures(tmp_path / "folder", 5)
+    place = tmp_path / "folder" if source == "folder" else "digits"
+    say("encode", tiny, place, "--limit", 4, "--steps", 2, "--out", tmp_path / "z.safetensors")
+    states, file = read_latents(tmp_path / "z.safetensors")
+    assert len(states) == len(file.names) == 4
+    assert file.names[3] == ("3.png" if source == "folder" else "digits train[3]")
+
+
+def test_reconstruct_measures_and_shows(trained: Path, tmp_path: Path, say: Say) -> None:
+    out = tmp_path / "out"
+    words = ("reconstruct", trained, "digits", "--split", "test", "--limit", 10, "--steps", "5,40", "--out", out)
+    told = say(*words)
+    report = json.loads((out / "reconstruct.json").read_text())
+    assert report["images"] == 10
+    assert [row["steps"] for row in report["rows"]] == [5, 40]
+    assert report["rows"][1]["mse"] < report["rows"][0]["mse"]
+    assert f"{report['rows'][1]['mse']:.3e}" in told
+    assert sorted(contents(out)) == ["reconstruct.json", "reconstruct.png"]
+    say(*words)  # its own files may be replaced
+
+
+def test_interpolate_between_seeds(trained: Path, tmp_path: Path, say: Say) -> None:
+    out = tmp_path / "strip.png"
+    say("interpolate", trained, "--seeds", "3,14:2", "--frames", 5, "--steps", 4, "--out", out, "--dtype", "float32")
+    assert size(out) == (5 * 18 + 2, 20)
+    strip = np.asarray(Image.open(out))
+    model = load(trained, dtype="float32")
+    for seed, index, left in ((3, 0, 2), (14, 2, 4 * 18 + 2)):
+        end = to_uint8(model.sample(1, steps=4, seed=seed, start=index))[0, :, :, 0]
+        shown = strip[2:18:2, left : left + 16 : 2].astype(int)
+        assert np.abs(shown - end).max() <= 1  # micro-batches of other neighbours
+
+
+def test_interpolate_between_pictures(trained: Path, tmp_path: Path, say: Say) -> None:
+    one, two, *_ = write_pictures(tmp_path / "pictures", 2)
+    say("interpolate", trained, "--images", f"{one},{two}", "--frames", 3, "--steps", 4, "--out", tmp_path / "strip.png")
+    assert size(tmp_path / "strip.png") == (3 * 18 + 2, 20)
+
+
+def test_interpolate_over_a_sheet(trained: Path, tmp_path: Path, say: Say) -> None:
+    words = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
+    assert say(*words, "--out", tmp_path / "sheet.png").startswith("9 pictures, ddim(linear")
+    assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
+
+
+def test_info_says_what_a_model_is(trained: Path, say: Say) -> None:
+    told = say("info", trained)
+    for words in ("8x8, grey", "digits (train), 200 pictures", "30 steps", "linear, T = 1000", "(verified)"):
+        assert words in told, words
+    config = load(trained, "cpu").config
+    assert config.sha256 in told
+    assert json.loads(say("info", trained, "--json")) == json.loads(config.model_dump_json())
+
+
+def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
+    for label in ("cats", "dogs"):
+        write_pictures(tmp_path / "pictures" / label, 3)
+    words = ("--preset", "digits", "--labels", "--steps", 2, "--batch", 2, "--accumulate", 2, "--predicts", "eps")
+    words += ("--size", 16, "--channels", 3, "--flip", "--gamma", "simple", "--seed", 3, "--precision", "float32")
+    say("train", tmp_path / "pictures", *words, "--preview-every", 0, "--out", tmp_path / "run")
+    config = load(tmp_path / "run", "cpu").config
+    assert (config.network.classes, config.predicts, config.data.shape) == (2, "eps", (16, 16, 3))
+    recipe = config.provenance.training
+    assert recipe is not None
+    assert (recipe.flip, recipe.gamma, recipe.seed, recipe.accumulate) == (True, "simple", 3, 2)
+    told = say("sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s")
+    assert told.startswith("2 pictures")
+
+
+def test_unreadable_pictures_are_left_out_when_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pictures(tmp_path / "pictures", 3)
+    (tmp_path / "pictures/x.png").write_text("no picture")
+    words = ("--preset", "digits", "--steps", 1, "--batch", 2, "--preview-every", 0, "--skip-unreadable")
+    assert ddim("train", tmp_path / "pictures", *words, "--out", tmp_path / "run") == 0
+    assert "x.png" in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
+    assert load(tmp_path / "run", "cpu").config.provenance.pictures == 3
+
+
+def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
+    command = [sys.executable, "-m", "ddim", "plan", str(tiny), "--steps", "1000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.readline()
+        running.stdout.close()
+        assert running.stderr.read() == b""

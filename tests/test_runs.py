@@ -1,0 +1,393 @@
+"""A training run may be stopped at any moment in any way; the same command goes on and ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddim import runs
+from ddim.config import ModelConfig
+from ddim.data.imageset import ImageSet
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError, DdimWarning
+from ddim.files import lock
+from ddim.model import load
+from ddim.runs import RunConfig
+from ddim.tensors import read_tensors
+from ddim.training import Trainer
+from models import contents, ddim, process, recipe, stripes, tiny_network, write_pictures
+
+GRID = ImagePolicy(height=8, width=8, channels=1)
+WORDS = ("--preset", "digits", "--steps", 60, "--batch", 16, "--checkpoint-every", 7, "--preview-every", 0)
+WORDS += ("--log-every", 5, "--device", "cpu")
+
+
+class Items:
+    def __len__(self) -> int:
+        return 20
+
+    def source(self, index: int) -> bytes:
+        return stripes(20)[index].tobytes()
+
+    def name(self, index: int) -> str:
+        return f"stripes[{index}]"
+
+
+def pictures(labelled: bool = False) -> ImageSet:
+    labels = np.arange(20) % 3 if labelled else None
+    return ImageSet("stripes", "train", GRID, Items(), stripes(20), labels)
+
+
+def config(classes: int = 0, **changes: Any) -> RunConfig:
+    model = ModelConfig(predicts="v", network=tiny_network(classes=classes), data=GRID)
+    found = pictures(classes > 0).fingerprint()
+    return RunConfig(data="stripes", data_fingerprint=found, model=model, train=recipe(**changes))
+
+
+def go(folder: Path, stop: int = 0, classes: int = 0, **changes: Any) -> list[runs.Report]:
+    """Run to the end, or until step `stop` is made."""
+    at = [0]
+
+    def asked() -> bool:
+        at[0] += 1
+        return stop > 0 and first + at[0] == stop
+
+    reports, first = [], 0
+    for report in runs.train(folder, config(classes, **changes), pictures(classes > 0), "cpu", "ddim train", asked):
+        if not reports:
+            first = report.step
+        reports.append(report)
+    return reports
+
+
+def newest(folder: Path) -> Path:
+    return sorted((folder / "state").glob("*.safetensors"))[-1]
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without the one thing that two runs do not share."""
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert newest(one).name == newest(other).name
+    first, second = read_tensors(newest(one))[0], read_tensors(newest(other))[0]
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+    assert {key.split(".")[0] for key in first} == {"network", "ema", "optimizer", "step"}
+    assert lines(one) == lines(other)
+    for key, value in load(one, "cpu").network.state_dict().items():
+        assert torch.equal(load(other, "cpu").network.state_dict()[key], value), key
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Undisturbed runs, each made once."""
+    made: dict[str, Path] = {}
+
+    def find(**changes: Any) -> Path:
+        key = repr(changes)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole")
+            go(made[key], **changes)
+        return made[key]
+
+    return find
+
+
+def test_a_run_writes_all_it_promises(tmp_path: Path) -> None:
+    reports = go(tmp_path / "run", preview_every=6)
+    assert [report.step for report in reports] == list(range(13))
+    assert reports[0].event == "started"
+    assert reports[-1].images_seen == 96
+    files = contents(tmp_path / "run")
+    names = {"run.json", "metrics.jsonl", "model/config.json", "model/model.safetensors"}
+    names |= {f"state/{step:08d}.safetensors" for step in (4, 8, 12)}
+    names |= {f"previews/{step:08d}.png" for step in (6, 12)}
+    events = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
+    assert events
+    assert set(files) == names | events
+    with Image.open(tmp_path / "run/previews/00000012.png") as preview:
+        assert preview.size == (6 * 18 + 2, 6 * 18 + 2)
+    assert [line["step"] for line in lines(tmp_path / "run")] == [3, 6, 9, 12]
+    assert RunConfig.model_validate_json(files["run.json"]) == config(preview_every=6)
+
+
+def test_tensorboard_can_read_the_events(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    go(tmp_path)
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"loss", "lr", "grad_norm"} <= set(events.Tags()["scalars"])
+    told = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert told == [(line["step"], pytest.approx(line["loss"])) for line in lines(tmp_path)]
+
+
+def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(tmp_path: Path) -> None:
+    go(tmp_path)
+    model = load(tmp_path, "cpu")
+    state, _ = read_tensors(newest(tmp_path))
+    for key, value in model.network.state_dict().items():
+        assert torch.equal(state[f"ema.{key}"], value)
+    origin = model.config.provenance
+    assert (origin.data, origin.steps, origin.images_seen, origin.pictures) == ("stripes", 12, 96, 20)
+    assert origin.training == recipe()
+    assert origin.command == "ddim train"
+
+
+def test_the_metrics_are_means_over_the_steps_between(tmp_path: Path) -> None:
+    go(tmp_path / "fine", log_every=1)
+    go(tmp_path / "coarse", log_every=6)
+    fine = [line["loss"] for line in lines(tmp_path / "fine")]
+    coarse = [line["loss"] for line in lines(tmp_path / "coarse")]
+    assert coarse == pytest.approx([np.mean(fine[:6]), np.mean(fine[6:])])
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
+    go(tmp_path, checkpoint_every=2, keep=2)
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == [
+        "00000010.safetensors",
+        "00000012.safetensors",
+    ]
+
+
+ALL: dict[str, Any] = {"classes": 3, "flip": True, "decay": "cosine", "accumulate": 2, "keep": 1}
+
+
+@pytest.mark.parametrize(("stops", "changes"), [((1,), {}), ((4,), {}), ((5, 6, 11), {}), ((3, 4, 7, 8), ALL)])
+def test_stopped_and_gone_on_with_it_is_the_same_run(
+    stops: tuple[int, ...], changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    for stop in stops:
+        assert go(tmp_path / "stopped", stop, **changes)[-1].step == stop
+        assert newest(tmp_path / "stopped").stem == f"{stop:08d}"
+    last = go(tmp_path / "stopped", **changes)
+    assert last[0].event == f"resumed at step {stops[-1]}"
+    assert_same_run(tmp_path / "stopped", whole(**changes))
+
+
+@pytest.mark.parametrize("after", [1, 4, 6, 11])
+def test_broken_off_between_checkpoints_it_is_the_same_run(
+    after: int, tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    """As a kill would: nothing is saved at the moment it ends, and the last line may be cut."""
+    steps = runs.train(tmp_path / "broken", config(), pictures(), "cpu")
+    for report in steps:
+        if report.step == after:
+            break
+    steps.close()
+    with open(tmp_path / "broken/metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 12, "los')
+    (tmp_path / "broken/state/.00000012.safetensors.1.part").write_bytes(b"half a state")
+    again = go(tmp_path / "broken")
+    assert again[0].step == after // 4 * 4
+    assert_same_run(tmp_path / "broken", whole())
+    assert not list((tmp_path / "broken").rglob("*.part"))
+
+
+def test_a_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = contents(tmp_path)
+    (report,) = go(tmp_path)
+    assert report.step == 12
+    after = {name: data for name, data in contents(tmp_path).items() if not name.startswith("tensorboard/")}
+    assert after == {name: before[name] for name in after}
+
+
+def test_a_model_that_is_gone_is_written_again(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = load(tmp_path, "cpu").network.state_dict()
+    for path in (tmp_path / "model").iterdir():
+        path.unlink()
+    (tmp_path / "model").rmdir()
+    go(tmp_path)
+    assert all(torch.equal(value, before[key]) for key, value in load(tmp_path, "cpu").network.state_dict().items())
+
+
+def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
+    go(tmp_path)
+    with pytest.warns(DdimWarning, match="was a run of 12 steps, goes on to 15"):
+        reports = go(tmp_path, steps=15)
+    assert [report.step for report in reports] == [12, 13, 14, 15]
+    assert [line["step"] for line in lines(tmp_path)] == [3, 6, 9, 12, 15]
+
+
+def test_fewer_steps_than_are_made_are_refused(tmp_path: Path) -> None:
+    go(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(DdimError, match="has made 12 steps, more than 10"):
+        go(tmp_path, steps=10)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lr": 1e-3}, "train.lr 0.002, not 0.001"),
+        ({"seed": 1}, "train.seed"),
+        ({"batch": 4}, "train.batch"),
+        ({"classes": 3}, "data_fingerprint|model.network.classes"),
+        ({"steps": 15, "ema": 0.5}, "train"),
+    ],
+)
+def test_another_recipe_is_refused_and_the_key_named(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    go(tmp_path, stop=2)
+    before = contents(tmp_path)
+    with pytest.raises(DdimError, match=f"holds a run with {named}"):
+        go(tmp_path, **changes)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DdimError, match="holds something that is not a run"):
+        go(tmp_path)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    first = runs.train(tmp_path, config(), pictures(), "cpu")
+    next(first)
+    with pytest.raises(DdimError, match="is in use by another process"):
+        next(runs.train(tmp_path, config(), pictures(), "cpu"))
+    first.close()
+    assert go(tmp_path)[-1].step == 12
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "strange"])
+def test_a_damaged_state_is_named_and_without_it_the_one_before_serves(
+    damage: str, tmp_path: Path, whole: Callable[..., Path]
+) -> None:
+    go(tmp_path / "run", stop=9)
+    path = newest(tmp_path / "run")
+    data = path.read_bytes()
+    if damage == "foreign":
+        go(tmp_path / "other", stop=9, classes=3)
+        data = newest(tmp_path / "other").read_bytes()
+    elif damage == "strange":
+        data = (tmp_path / "run/model/model.safetensors").read_bytes()
+    path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"a text"}.get(damage, data))
+    with pytest.raises(DdimError) as caught:
+        go(tmp_path / "run")
+    assert "00000009.safetensors: is not a state of this run" in str(caught.value)
+    assert caught.value.mend == "remove it to go on from the one before"
+    assert len(str(caught.value).splitlines()) == 1
+    path.unlink()
+    assert go(tmp_path / "run")[0].step == 8
+    assert_same_run(tmp_path / "run", whole())
+
+
+def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
+    go(tmp_path, stop=2)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(DdimError, match=r"run\.json: "):
+        go(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_to_go_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
+) -> None:
+    real = Trainer._loss
+
+    def diverge(self: Trainer, *args: Any) -> torch.Tensor:
+        return real(self, *args) * (torch.nan if self.step == 6 else 1.0)
+
+    monkeypatch.setattr(Trainer, "_loss", diverge)
+    with pytest.raises(DdimError, match="^step 7: the loss or its gradient is not finite"):
+        go(tmp_path / "run")
+    assert newest(tmp_path / "run").stem == "00000004"
+    assert load(tmp_path / "run", "cpu").config.provenance.steps == 4
+    monkeypatch.undo()
+    assert go(tmp_path / "run")[0].step == 4
+    assert_same_run(tmp_path / "run", whole())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 7])
+def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
+    step: int,
+    number: signal.Signals,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_pictures(tmp_path / "pictures", 6)
+    real = Trainer.updates
+
+    def interrupted(self: Trainer) -> Iterator[Any]:
+        for update in real(self):
+            if update.step == step:
+                signal.raise_signal(number)
+            yield update
+
+    monkeypatch.setattr(Trainer, "updates", interrupted)
+    words = ("train", tmp_path / "pictures", "--preset", "digits", "--steps", 9, "--batch", 4, "--device", "cpu")
+    words += ("--preview-every", 0, "--out", tmp_path / "run")
+    handler = signal.getsignal(number)
+    assert ddim(*words) == 128 + number
+    assert signal.getsignal(number) == handler
+    assert [path.stem for path in (tmp_path / "run/state").iterdir()] == [f"{step:08d}"]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
+    assert told == [f"stopped at step {step} of 9; run the same command to go on"]
+    monkeypatch.undo()
+    assert ddim(*words) == 0
+    told = capsys.readouterr()
+    assert f"resumed at step {step}" in told.err
+    assert told.out.startswith("done: 9 steps, 36 images seen")
+    assert ddim(*words) == 0
+    assert capsys.readouterr().out.startswith("nothing left to do: 9 steps")
+
+
+def disturbed(data: object, folder: Path, moment: int, number: signal.Signals) -> int:
+    """Run `ddim train` as a real process until `moment` lines of metrics are there, then send it a signal."""
+    command, env = process("train", data, *WORDS, "--out", folder)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        deadline = time.monotonic() + 150
+        metrics = folder / "metrics.jsonl"
+        while running.poll() is None:
+            assert time.monotonic() < deadline
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= moment:
+                with pytest.raises(DdimError, match="is in use by another process"), lock(folder):
+                    pass
+                running.send_signal(number)
+                break
+            select.select([running.stdout], [], [], 0.003)
+        running.communicate()
+    return running.returncode
+
+
+def test_killed_twice_it_is_the_same_run(tmp_path: Path) -> None:
+    """Real processes, ended by SIGKILL between checkpoints."""
+    write_pictures(tmp_path / "pictures", 40)
+    assert disturbed(tmp_path / "pictures", tmp_path / "run", 3, signal.SIGKILL) == -signal.SIGKILL
+    assert disturbed(tmp_path / "pictures", tmp_path / "run", 8, signal.SIGKILL) == -signal.SIGKILL
+    for folder in ("run", "whole"):
+        assert ddim("train", tmp_path / "pictures", *WORDS, "--out", tmp_path / folder) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [line["step"] for line in lines(tmp_path / "run")] == list(range(5, 61, 5))
+
+
+@pytest.mark.heavy
+def test_killed_at_five_random_moments_it_is_the_same_run(tmp_path: Path) -> None:
+    """On the digits; ended by SIGTERM once more at last."""
+    moments = sorted(random.Random(3).sample(range(1, 11), 5))
+    for moment in moments:
+        assert disturbed("digits", tmp_path / "run", moment, signal.SIGKILL) == -signal.SIGKILL
+    assert disturbed("digits", tmp_path / "run", 11, signal.SIGTERM) == 128 + signal.SIGTERM
+    assert int(read_tensors(newest(tmp_path / "run"))[0]["step"]) >= 55
+    for folder in ("run", "whole"):
+        assert ddim("train", "digits", *WORDS, "--out", tmp_path / folder) == 0
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
