@@ -17,7 +17,6 @@ from ddim.config import ModelConfig, TrainConfig
 from ddim.data.policy import ImagePolicy
 from ddim.model import Model, load
 from ddim.nn.unet import UNet, UNetConfig
-from ddim.schedule import linear
 
 
 def tiny_network(**changes: Any) -> UNetConfig:
@@ -106,6 +105,3 @@ def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, hidden ones left out."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
-SCHEDULE = linear()

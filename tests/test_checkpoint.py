@@ -160,9 +160,7 @@ def test_a_pickle_is_refused_and_never_executed(folder: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("broken", [1, 2, 3, 4])
-def test_a_save_that_fails_leaves_the_old_model(
-    broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_the_old_model(broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, calls = contents(folder), []
     for name in ("rename", "replace"):
         real = getattr(os, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import contents, ddim, save_tiny, stripes, write_pictures
 from PIL import Image
 
 from ddim.cli.main import COMMANDS
@@ -22,6 +22,7 @@ from ddim.latents import read_latents
 from ddim.model import load
 from ddim.pixels import to_uint8
 from ddim.plan import Plan
+from models import contents, ddim, save_tiny, stripes, write_pictures
 
 Say = Callable[..., str]
 
@@ -73,7 +74,7 @@ def test_the_group_lists_every_command(say: Say) -> None:
     told = say("--help")
     for command, about in COMMANDS.items():
         assert command in told
-        assert about.split(",")[0] in told
+        assert " ".join(about.split()[:3]) in told
     assert say("--version").startswith("ddim, version ")
 
 
@@ -106,7 +107,7 @@ def test_train_leaves_a_run_and_a_model(trained: Path) -> None:
     config = load(trained, "cpu").config
     assert config.provenance.data == "digits"
     assert config.provenance.steps == 30
-    assert config.provenance.command.startswith("ddim ")
+    assert config.provenance.command.startswith(f"ddim train digits --out {trained} --steps 30 ")
 
 
 def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: Path, say: Say) -> None:
@@ -181,9 +182,7 @@ def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, sa
     assert (tmp_path / "sheet.png").is_file()
 
 
-def test_decoding_on_another_grid_is_said(
-    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_decoding_on_another_grid_is_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = write_pictures(tmp_path / "pictures", 1)
     assert ddim("encode", tiny, path, "--steps", 4, "--out", tmp_path / "z.safetensors") == 0
     capsys.readouterr()
@@ -228,7 +227,9 @@ def test_interpolate_between_seeds(trained: Path, tmp_path: Path, say: Say) -> N
 
 def test_interpolate_between_pictures(trained: Path, tmp_path: Path, say: Say) -> None:
     one, two, *_ = write_pictures(tmp_path / "pictures", 2)
-    say("interpolate", trained, "--images", f"{one},{two}", "--frames", 3, "--steps", 4, "--out", tmp_path / "strip.png")
+    say(
+        "interpolate", trained, "--images", f"{one},{two}", "--frames", 3, "--steps", 4, "--out", tmp_path / "strip.png"
+    )
     assert size(tmp_path / "strip.png") == (3 * 18 + 2, 20)
 
 
@@ -258,13 +259,13 @@ def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
     recipe = config.provenance.training
     assert recipe is not None
     assert (recipe.flip, recipe.gamma, recipe.seed, recipe.accumulate) == (True, "simple", 3, 2)
-    told = say("sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s")
+    told = say(
+        "sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s"
+    )
     assert told.startswith("2 pictures")
 
 
-def test_unreadable_pictures_are_left_out_when_asked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_pictures_are_left_out_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_pictures(tmp_path / "pictures", 3)
     (tmp_path / "pictures/x.png").write_text("no picture")
     words = ("--preset", "digits", "--steps", 1, "--batch", 2, "--preview-every", 0, "--skip-unreadable")
@@ -273,11 +274,11 @@ def test_unreadable_pictures_are_left_out_when_asked(
     assert load(tmp_path / "run", "cpu").config.provenance.pictures == 3
 
 
-def test_a_reader_that_goes_away_is_no_error(tiny: Path) -> None:
-    command = [sys.executable, "-m", "ddim", "plan", str(tiny), "--steps", "1000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.readline()
-        running.stdout.close()
-        assert running.stderr.read() == b""
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "ddim", "--help"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert done.returncode == 1
+    assert done.stderr == b""

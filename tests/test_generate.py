@@ -49,9 +49,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
-def test_the_bytes_do_not_depend_on_how_the_run_is_cut(
-    settings: dict[str, Any], model: Model, tmp_path: Path
-) -> None:
+def test_the_bytes_do_not_depend_on_how_the_run_is_cut(settings: dict[str, Any], model: Model, tmp_path: Path) -> None:
     plan = model.plan(4, **settings)
     for batch in (1, 3, 64):
         list(generate(model, plan, tmp_path / f"batch {batch}", 11, seed=5, name="tiny", batch=batch))
@@ -202,9 +200,7 @@ def test_a_picture_says_where_it_comes_from(model: Model, tmp_path: Path) -> Non
         ({"model": {"dtype": "bfloat16"}}, "dtype"),
     ],
 )
-def test_another_run_in_the_same_folder_is_refused(
-    change: dict[str, Any], named: str, tmp_path: Path
-) -> None:
+def test_another_run_in_the_same_folder_is_refused(change: dict[str, Any], named: str, tmp_path: Path) -> None:
     def run(plan: dict[str, Any], model: dict[str, Any], seed: int) -> None:
         tiny_model(**model).save(tmp_path / "model")
         some = load_tiny(tmp_path / "model", **{k: v for k, v in model.items() if k != "seed"})

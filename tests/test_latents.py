@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def test_the_way_there_and_back_gets_better_with_every_step() -> None:
         down = ddim(schedule.levels(times[::-1]))
         again = run(exact, down, run(exact, up, data))
         errors.append(float(reconstruction_error(data, again).mean()))
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False)), errors
+    assert all(later < earlier for earlier, later in itertools.pairwise(errors)), errors
     assert errors[-1] < 1e-2 * errors[0]
 
 

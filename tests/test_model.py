@@ -55,7 +55,9 @@ def test_no_samples_are_an_empty_batch(model: Model) -> None:
 
 
 def test_the_micro_batch_changes_no_more_than_rounding(model: Model) -> None:
-    torch.testing.assert_close(tiny_model(micro_batch=3).sample(5, steps=6), model.sample(5, steps=6), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        tiny_model(micro_batch=3).sample(5, steps=6), model.sample(5, steps=6), atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("micro_batch", [0, -1])

@@ -305,7 +305,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_to_go_on_from(
         return real(self, *args) * (torch.nan if self.step == 6 else 1.0)
 
     monkeypatch.setattr(Trainer, "_loss", diverge)
-    with pytest.raises(DdimError, match="^step 7: the loss or its gradient is not finite"):
+    with pytest.raises(DdimError, match=r"^step 7: the loss or its gradient is not finite"):
         go(tmp_path / "run")
     assert newest(tmp_path / "run").stem == "00000004"
     assert load(tmp_path / "run", "cpu").config.provenance.steps == 4

@@ -157,12 +157,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     state = train(some, 3)
     with torch.no_grad():
         some.network.conv_in.bias[0] = torch.nan
-    with pytest.raises(DdimError, match="^step 4: the loss or its gradient is not finite; "):
+    with pytest.raises(DdimError, match=r"^step 4: the loss or its gradient is not finite; "):
         next(some.updates())
     assert some.step == 3
     after = some.state()
-    assert_same({k: v for k, v in after.items() if k != "network.conv_in.bias"},
-                {k: v for k, v in state.items() if k != "network.conv_in.bias"})
+    assert_same(
+        {k: v for k, v in after.items() if k != "network.conv_in.bias"},
+        {k: v for k, v in state.items() if k != "network.conv_in.bias"},
+    )
 
 
 def test_a_state_of_another_network_is_refused() -> None:

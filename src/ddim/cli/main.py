@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
     try:
-        code = cli.main(args=argv, prog_name="ddim", standalone_mode=False)
+        code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
         code = _complain(str(error))
     except click.UsageError as error:

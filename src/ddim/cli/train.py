@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +167,11 @@ def _configure(
     if what != recipe.predicts and "gamma" not in training:
         training = {**training, "gamma": "v" if what == "v" else "simple"}
     network = recipe.network.model_dump() | shape
+    sides = [policy.height // recipe.network.patch // 2**level for level in range(len(recipe.network.multipliers))]
+    # At another size attention stays at its resolution, or where there is none such, at its level.
+    network["attention"] = [
+        side if side in sides else side * policy.height // recipe.data.height for side in recipe.network.attention
+    ]
     schedule, data = recipe.schedule.model_dump(), policy.model_dump()
     model = {"schedule": schedule, "predicts": what, "network": network, "data": data}
     train = build(TrainConfig, recipe.train.model_dump() | training, "training")
@@ -180,7 +184,7 @@ def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> No
     from ddim import runs
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    line = shlex.join(["ddim", *sys.argv[1:]])
+    line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     steps, batch = config.train.steps, config.train.batch
     report = None
     with Stopper() as stopper, progress_bar() as bar:
