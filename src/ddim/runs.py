@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 import ddim
 from ddim import checkpoint
-from ddim.config import ModelConfig, Provenance, TrainConfig, parse
+from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.errors import DdimError, say
 from ddim.files import lock, make_folder, remove_parts, write_atomic
@@ -31,32 +30,12 @@ from ddim.model import Model
 from ddim.nn.unet import UNet
 from ddim.objective import Objective
 from ddim.pixels import to_uint8
+from ddim.run_config import RunConfig, claim, refuse_foreign
 from ddim.sheet import save_png, sheet
 from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
 PREVIEWS = 36
-
-
-class RunConfig(BaseModel):
-    """What a run is: started again with the same one, it goes on.
-
-    Args:
-        data: The data set, as given.
-        split: Its part.
-        limit: At most so many pictures.
-        data_fingerprint: A hash of what it held.
-        model: The model to train.
-        train: The recipe.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    data: str
-    split: str = "train"
-    limit: int | None = None
-    data_fingerprint: str
-    model: ModelConfig
-    train: TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,48 +81,12 @@ def train(
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
-    fresh = not folder.exists()
+    refuse_foreign(folder)
     make_folder(folder)
     with lock(folder):
         remove_parts(folder)
-        config = _claim(folder, config, fresh)
+        config = claim(folder, config)
         yield from _Loop(folder, config, pictures, torch.device(device), command).reports(stop)
-
-
-def _claim(folder: Path, config: RunConfig, fresh: bool) -> RunConfig:
-    """Write `run.json`, or see that the one there says the same."""
-    path = folder / "run.json"
-    if not path.exists():
-        if not fresh and any(entry.name != ".lock" for entry in folder.iterdir()):
-            raise DdimError(folder, "holds something that is not a run", "choose an empty or new folder")
-        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
-        return config
-    old = parse(RunConfig, path.read_bytes(), path)
-    if old == config:
-        return config
-    key, was, now = _first_difference(old.model_dump(), config.model_dump())
-    if old.model_copy(update={"train": config.train.model_copy(update={"steps": old.train.steps})}) == old and (
-        _first_difference(old.model_dump(exclude={"train"}), config.model_dump(exclude={"train"}))[0] == ""
-    ):
-        made = max((int(state.stem) for state in (folder / "state").glob("*.safetensors")), default=0)
-        if config.train.steps < made:
-            raise DdimError(folder, f"has made {made} steps, more than {config.train.steps}", "choose another folder")
-        say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}")
-        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
-        return config
-    raise DdimError(
-        folder, f"holds a run with {key} {was!r}, not {now!r}", "choose another folder or the same settings"
-    )
-
-
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in old:
-            found = _first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
-            if found[0]:
-                return found
-        return "", None, None
-    return (key, old, new) if old != new else ("", None, None)
 
 
 class _Loop:

@@ -58,9 +58,7 @@ def test_a_batch_is_the_pictures_opened_one_by_one(folder: Path, monkeypatch: py
     assert held.fingerprint() == lazy.fingerprint()
 
 
-def test_a_batch_does_not_depend_on_threads_and_is_a_copy(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_batch_does_not_depend_on_threads_and_is_a_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = load(folder, GRID).batch(range(10))
     monkeypatch.setattr("ddim.data.gather.workers", lambda: 1)
     images = load(folder, GRID)

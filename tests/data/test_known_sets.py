@@ -49,9 +49,7 @@ def test_the_digits_in_the_look_of_mnist_lie_on_a_black_border() -> None:
     ("name", "means", "shape"),
     [("mnist", [0.1307], (28, 28, 1)), ("fashion_mnist", [0.2860], (28, 28, 1))],
 )
-def test_the_published_means(
-    library: Any, shared: Path, name: str, means: list[float], shape: tuple[int, ...]
-) -> None:
+def test_the_published_means(library: Any, shared: Path, name: str, means: list[float], shape: tuple[int, ...]) -> None:
     images = load(shared / name)
     assert (len(images), images.policy.shape, len(images.classes)) == (60000, shape, 10)
     assert np.bincount(images.labels).min() > 5000

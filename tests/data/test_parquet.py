@@ -23,9 +23,7 @@ def png(pixels: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def write(
-    library: Any, path: Path, rows: int = 5, column: str = "image", start: int = 0, **more: Any
-) -> Path:
+def write(library: Any, path: Path, rows: int = 5, column: str = "image", start: int = 0, **more: Any) -> Path:
     """A parquet file of pictures start, start + 1, ... as the hub stores them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     cells = [{"bytes": png(picture(start + index)), "path": None} for index in range(rows)]
@@ -142,9 +140,7 @@ def test_files_that_are_no_table_of_pictures(library: Any, tmp_path: Path) -> No
     assert "column image does not hold pictures" in refused(numbers)
     assert "has no rows" in refused(write(library, tmp_path / "none.parquet", 0))
     library.Dataset.from_dict({"img": [1]}).to_parquet(tmp_path / "sound" / "train-1.parquet")
-    assert "train-1.parquet: has the columns img, and train-0.parquet has image" in refused(
-        tmp_path / "sound"
-    )
+    assert "train-1.parquet: has the columns img, and train-0.parquet has image" in refused(tmp_path / "sound")
 
 
 def test_a_name_of_the_hub_without_a_network_is_one_line_and_quick(library: Any) -> None:

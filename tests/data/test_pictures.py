@@ -87,9 +87,7 @@ def test_alpha_is_composited_exactly(colour: int, alpha: int, matte: int) -> Non
 def test_colour_under_full_transparency_does_not_bleed_into_a_smaller_picture() -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (255, 0, 0, 0)
-    small = open_picture(
-        encoded(Image.fromarray(pixels)), ImagePolicy(height=2, width=2, channels=3, matte=9)
-    )
+    small = open_picture(encoded(Image.fromarray(pixels)), ImagePolicy(height=2, width=2, channels=3, matte=9))
     assert set(np.unique(small)) == {9}
 
 
@@ -110,9 +108,7 @@ def test_16_bits_are_scaled_and_not_cut() -> None:
     expected = [[0, 0, 0, 1, 1, 128, 255, 255]]  # 65407 = 254.5 * 257 rounded up
     expected[0][6] = int(65407 / 257 + 0.5)
     for kind in ("PNG", "TIFF"):
-        assert (
-            open_picture(encoded(Image.fromarray(values), kind), exact(1, 8, 1))[..., 0].tolist() == expected
-        )
+        assert open_picture(encoded(Image.fromarray(values), kind), exact(1, 8, 1))[..., 0].tolist() == expected
     wide = Image.fromarray(values.astype(np.int32))
     assert wide.mode == "I"
     assert open_picture(encoded(wide, "TIFF"), exact(1, 8, 1))[..., 0].tolist() == expected
@@ -131,12 +127,7 @@ def test_16_bit_colour_is_told() -> None:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     )
     header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
-    data = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     pixels, notes = read_picture(data, exact(4, 4, 3))
     assert (pixels == 128).all()
     assert notes == {"16-bit reduced to 8 bits"}

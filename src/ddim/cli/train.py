@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from pathlib import Path
@@ -38,7 +39,21 @@ _RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made, or gone on with.")
 @click.option("--preset", "preset_name", help="The recipe; default: the one named like DATA.")
-@click.option("--list-presets", is_flag=True, is_eager=True, expose_value=False, callback=lambda c, p, v: _list(c, v))
+@click.option(
+    "--list-presets",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda c, p, v: _list(c, v),
+    help="Show the presets and exit.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any other value of the recipe: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...",
+)
 @click.option("--split", default="train", show_default=True, help="Which part of the data.")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and say which.")
@@ -80,6 +95,7 @@ def command(
     labels: bool,
     compile_: bool | None,
     device: str | None,
+    settings: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Train a model on DATA: "digits", a folder of pictures, parquet files, or a hub name such as owner/name.
@@ -91,11 +107,10 @@ def command(
     Examples:
       ddim train digits --out runs/digits
       ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
-    from ddim.config import build
-    from ddim.data import ImagePolicy
     from ddim.presets import preset
-    from ddim.runs import RunConfig
+    from ddim.run_config import RunConfig, refuse_foreign
 
     name = preset_name or Path(data).name.replace("_", "-")
     if preset_name is None:
@@ -105,13 +120,21 @@ def command(
             wrong = f"has no preset of its own name ({name})"
             raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
     recipe = preset(name)
-    grid = _changes(height=size, width=size, channels=channels and int(channels))
-    policy = build(ImagePolicy, recipe.data.model_dump() | grid, "pictures")
-    training = _changes(**{key: given[key] for key in (*_RECIPE, *_RHYTHM)}, compile=compile_)
-    _configure(recipe, policy, predicts, training)  # what is wrong is said before any picture is read
+    changes = {
+        "data": _changes(height=size, width=size, channels=channels and int(channels)),
+        "train": _changes(**{key: given[key] for key in (*_RECIPE, *_RHYTHM)}, compile=compile_),
+        "network": {},
+        "schedule": {},
+    }
+    for setting in settings:
+        _set(changes, setting)
+    model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
-    pictures = _load(data, policy, split, limit, skip_unreadable)
-    model, train = _configure(recipe, policy, predicts, training, _classes(data, pictures) if labels else 0)
+    refuse_foreign(out)
+    pictures = _load(data, model.data, split, limit, skip_unreadable)
+    if labels:
+        changes["network"]["classes"] = _classes(data, pictures)
+        model, train = _configure(recipe, changes, predicts)
     config = RunConfig(
         data=pictures.name,
         split=pictures.split,
@@ -157,24 +180,36 @@ def _classes(data: str, pictures: ImageSet) -> int:
     return int(pictures.labels.max()) + 1
 
 
-def _configure(
-    recipe: Preset, policy: ImagePolicy, predicts: str | None, training: dict[str, Any], classes: int = 0
-) -> tuple[ModelConfig, TrainConfig]:
-    from ddim.config import ModelConfig, TrainConfig, build
+def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
+    """Put a KEY=VALUE such as network.channels=96 into the changes; the value is JSON, or else a word."""
+    key, equals, text = setting.partition("=")
+    part, _, name = key.partition(".")
+    if not equals or part not in changes or not name:
+        parts = ", ".join(changes)
+        raise DdimError(f"--set {setting}", f"is not PART.NAME=VALUE with a part of {parts}", "see --help")
+    try:
+        changes[part][name] = json.loads(text)
+    except ValueError:
+        changes[part][name] = text
 
-    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width, "classes": classes}
+
+def _configure(
+    recipe: Preset, changes: dict[str, dict[str, Any]], predicts: str | None
+) -> tuple[ModelConfig, TrainConfig]:
+    """A preset with changes; the network's size follows the pictures'."""
+    from ddim.config import ModelConfig, TrainConfig, build
+    from ddim.data import ImagePolicy
+
+    policy = build(ImagePolicy, recipe.data.model_dump() | changes["data"], "pictures")
     what = predicts or recipe.predicts
-    if what != recipe.predicts and "gamma" not in training:
-        training = {**training, "gamma": "v" if what == "v" else "simple"}
-    network = recipe.network.model_dump() | shape
-    sides = [policy.height // recipe.network.patch // 2**level for level in range(len(recipe.network.multipliers))]
-    # At another size attention stays at its resolution, or where there is none such, at its level.
-    network["attention"] = [
-        side if side in sides else side * policy.height // recipe.data.height for side in recipe.network.attention
-    ]
-    schedule, data = recipe.schedule.model_dump(), policy.model_dump()
-    model = {"schedule": schedule, "predicts": what, "network": network, "data": data}
-    train = build(TrainConfig, recipe.train.model_dump() | training, "training")
+    training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
+    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width}
+    scale = policy.height / recipe.data.height  # attention stays at its level
+    attention = [round(side * scale) for side in recipe.network.attention]
+    network = recipe.network.model_dump() | {"attention": attention} | shape | changes["network"]
+    schedule = recipe.schedule.model_dump() | changes["schedule"]
+    model = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
     return build(ModelConfig, model, "model"), train
 
 
