@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 UV     ?= uv==0.13.8
 TORCH  ?= torch==2.13.0
 OUT    ?= demo
+# Real digits for the demo, where they are at hand; else it takes scikit-learn's.
+MNIST  ?= $(firstword $(wildcard mnist data/mnist ../data/mnist ../shared/data/mnist))
 # Where pip is configured with wheels on disk, those are used; elsewhere uv picks the torch build for the driver it finds.
 LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find-links 2>/dev/null))
 SOURCE := $(if $(LINKS),$(foreach link,$(LINKS),--find-links $(link)),--torch-backend $(or $(TORCH_BACKEND),auto))
@@ -14,7 +16,7 @@ INSTALL = $(BIN)/uv pip install -q -p $(BIN)/python $(SOURCE) -c constraints.txt
 .PHONY: demo test test-heavy lint format docs clean
 
 demo: $(VENV)/.demo
-	$(BIN)/ddim demo --out $(OUT)
+	$(BIN)/ddim demo --out $(OUT) $(if $(MNIST),--mnist $(MNIST))
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -15,7 +15,10 @@ LIMIT = 8_000_000
 
 def main(run: str, name: str) -> None:
     folder = Path(ddim.__file__).parent / "weights" / name
-    ddim.load(run, "cpu").save(folder, torch.bfloat16)
+    model = ddim.load(run, "cpu")
+    if any(word.startswith(("/", "~")) for word in model.config.provenance.command.split()):
+        raise SystemExit(f"error: {run}: its command holds a path of this machine; train with relative paths")
+    model.save(folder, torch.bfloat16)
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LIMIT:
         raise SystemExit(f"error: {folder}: is {size} bytes, more than {LIMIT}; train a smaller network")

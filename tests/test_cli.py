@@ -173,13 +173,17 @@ def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, sa
     assert torch.equal(states, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).cpu())
     words = ("decode", trained, latents, "--steps", 40, "--out", tmp_path / "again", "--sheet", tmp_path / "sheet.png")
     assert say(*words).startswith("3 pictures, ")
-    assert sorted(contents(tmp_path / "again")) == [f"{i:06d}.png" for i in range(3)]
+    assert sorted(contents(tmp_path / "again")) == [*(f"{i:06d}.png" for i in range(3)), "manifest.json"]
     expected = to_uint8(load(trained, dtype="float32").decode(states, steps=40))
     for index in range(3):
         with Image.open(tmp_path / "again" / f"{index:06d}.png") as picture:
             assert picture.text["latent"] == str(paths[index])  # type: ignore[attr-defined]
             assert (np.asarray(picture) == expected[index, :, :, 0]).all()
     assert (tmp_path / "sheet.png").is_file()
+    whole = contents(tmp_path / "again")
+    (tmp_path / "again/000001.png").unlink()
+    assert say(*words).startswith("3 pictures (2 were there), ")
+    assert contents(tmp_path / "again") == whole
 
 
 def test_decoding_on_another_grid_is_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

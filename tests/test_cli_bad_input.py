@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim import samplers, schedule
 from ddim.files import lock
 from ddim.latents import write_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
@@ -45,6 +46,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     latents, plan = torch.zeros(2, 1, 8, 8), model.plan(4, encode=True)
     write_latents(root / "strange.safetensors", latents, ["a", "b"], plan, "0" * 64)
     (root / "plan.json").write_text('{"format": "ddim-plan"}')
+    (root / "up.json").write_text(plan.to_json())
+    levels = schedule.cosine().levels([500, 0])
+    (root / "cosine.json").write_text(samplers.ddim(levels).to_json())
     (root / "binary.json").write_bytes(bytes(range(128, 256)))
     assert ddim("sample", root / "model", "-n", 2, "--steps", 2, "--out", root / "samples") == 0
     return root
@@ -98,10 +102,20 @@ BAD: dict[str, tuple[str, str]] = {
     "guidance without label": ("sample {0}/labelled --guidance 2 --out {0}/out", "guidance"),
     "guidance nan": ("sample {0}/labelled --label 1 --guidance nan --out {0}/out", "guidance"),
     "device bogus": (SAMPLE + " --device bogus", "--device bogus"),
-    "plan file missing": (SAMPLE + " --plan {0}/nowhere.json", "nowhere.json"),
-    "plan file malformed": (SAMPLE + " --plan {0}/plan.json", "plan.json"),
-    "plan file binary": (SAMPLE + " --plan {0}/binary.json", "binary.json"),
+    "plan file missing": ("sample {0}/model -n 2 --out {0}/out --plan {0}/nowhere.json", "nowhere.json"),
+    "plan file malformed": ("sample {0}/model -n 2 --out {0}/out --plan {0}/plan.json", "plan.json"),
+    "plan file binary": ("sample {0}/model -n 2 --out {0}/out --plan {0}/binary.json", "binary.json"),
+    "plan and steps": (SAMPLE + " --plan {0}/plan.json", "--steps"),
+    "plan that encodes": ("sample {0}/model -n 2 --out {0}/out --plan {0}/up.json", "from t = 0"),
+    "plan of another schedule": ("sample {0}/model -n 2 --out {0}/out --plan {0}/cosine.json", "log-SNR"),
+    "steps of a list": (SAMPLE + " --grid 1,500,1000", "steps 2"),
+    "train: set what an option sets": ("train digits --out {0}/out --steps 5 --set train.steps=6", "train.steps=6"),
     "plan that encodes with noise": ("plan {0}/model --encode --eta 1", "encoding"),
+    "train: set no pair": ("train digits --out {0}/out --set channels", "--set channels"),
+    "train: set a strange part": ("train digits --out {0}/out --set sampler.eta=1", "--set sampler.eta=1"),
+    "train: set an unknown name": ("train digits --out {0}/out --set network.width2=3", "width2"),
+    "train: set a bad value": ("train digits --out {0}/out --set network.channels=wide", "channels"),
+    "train: set attention nowhere": ("train digits --out {0}/out --set network.attention=[5]", "5"),
     "unknown option": ("sample {0}/model --out {0}/out --tempo 3", "--tempo"),
     "unknown command": ("sampel {0}/model", "sampel"),
     "no out": ("sample {0}/model", "--out"),

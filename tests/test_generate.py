@@ -76,7 +76,7 @@ def test_reports_start_before_the_first_picture_and_end_with_the_last(model: Mod
     steps = generate(model, model.plan(2), tmp_path, 7, batch=3)
     assert next(steps) == Made(0, 7, 0)
     assert pictures(tmp_path) == {}
-    assert list(steps) == [Made(3, 7, 0), Made(6, 7, 0), Made(7, 7, 0)]
+    assert list(steps) == [Made(4, 7, 0), Made(7, 7, 0)]  # micro-batches of 4
     assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(7, 9, 7), Made(9, 9, 7)]
     assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(9, 9, 9)]
 
@@ -138,17 +138,17 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real, calls = Model.sample_blocks, []
+    real = Model.sample_blocks
 
     def interrupted(self: Model, *args: Any, **words: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 2:
-            signal.raise_signal(number)
-        return real(self, *args, **words)
+        for place, block in enumerate(real(self, *args, **words)):
+            if place == 1 and len(args[1]) == 10:
+                signal.raise_signal(number)
+            yield block
 
     monkeypatch.setattr(Model, "sample_blocks", interrupted)
     handler = signal.getsignal(number)
-    words = ("sample", saved, "-n", 10, "--steps", 2, "--batch", 3, "--out", tmp_path / "out")
+    words = ("sample", saved, "-n", 10, "--steps", 2, "--micro-batch", 3, "--out", tmp_path / "out")
     assert ddim(*words) == 128 + number
     assert signal.getsignal(number) == handler
     assert len(pictures(tmp_path / "out")) == 6
@@ -164,7 +164,7 @@ def test_the_manifest_says_what_was_run(model: Model, saved: Path, tmp_path: Pat
     found = manifest(tmp_path)
     assert found["ranges"] == [[2, 5]]
     assert found["seed"] == 9
-    assert found["model"] == {"name": "tiny", "sha256": model.config.sha256}
+    assert found["model"] == {"name": "tiny", "sha256": model.config.sha256, "predicts": "v"}
     assert found["plan"] == json.loads(plan.to_json())
     assert found["network_calls"] == 4
     assert found["micro_batch"] == 4
@@ -210,7 +210,7 @@ def test_another_run_in_the_same_folder_is_refused(change: dict[str, Any], named
     run(**first)
     before = contents(tmp_path / "out")
     model = first["model"] | change.get("model", {})
-    with pytest.raises(DdimError, match=f"holds samples of another run: {named} is "):
+    with pytest.raises(DdimError, match=f"holds pictures of another run: {named} is "):
         run(**{**first, **change, "model": model})
     assert contents(tmp_path / "out") == before
 

@@ -25,7 +25,7 @@ FLOORS = (
     {"plan", "gaussian"},  # 1 theory
     {"denoiser", "objective", "samplers"},  # 2 method
     {"loop", "network", "latents", "training"},  # 3 journeys
-    {"config", "presets", "checkpoint", "model", "run_config", "runs", "generate", "roundtrip"},  # 4 goods
+    {"config", "presets", "checkpoint", "model", "run_config", "runs", "generate", "manifest", "roundtrip"},  # 4 goods
     {"cli", "__init__", "__main__"},  # 5 doors
 )
 # Towers stand beside the house: they know the ground floor at most, and are known from the journeys upwards.

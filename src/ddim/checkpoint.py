@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddim.config import ModelConfig, parse
 from ddim.errors import DdimError
-from ddim.files import make_folder, sha256, write_atomic
+from ddim.files import make_folder, sha256, strangers, write_atomic
 from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
@@ -37,8 +37,9 @@ def find(name: str | Path) -> Path:
     here = bundled()
     path = Path(name)
     for folder in (path, path / "model"):
-        if (folder / CONFIG).is_file():
-            return folder
+        for place in (folder, _old(folder)) if folder.name else (folder,):
+            if (place / CONFIG).is_file():
+                return place
     if isinstance(name, str) and name in here:
         return here[name]
     names = ", ".join(here) or "none"
@@ -75,14 +76,16 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
     Raises:
         DdimError: If it cannot be written, or the place holds something that is no model folder.
     """
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / CONFIG).is_file())):
+    if strangers(folder, WEIGHTS, CONFIG) or (folder.exists() and not folder.is_dir()):
         raise DdimError(folder, "holds something that is not a model", "choose another folder")
     make_folder(folder.parent)
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
+    if old.exists() and not folder.exists():  # a kill between the two renames below
+        os.rename(old, folder)
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     make_folder(part)
-    data = save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    data = _bytes(weights)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_atomic(part / WEIGHTS, data)
     write_atomic(part / CONFIG, (config.model_dump_json(indent=2, exclude_defaults=False) + "\n").encode())
@@ -95,6 +98,22 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
             os.rename(old, folder)
         raise DdimError(folder, f"cannot be put in place ({error.strerror})", "choose another place") from None
     shutil.rmtree(old, ignore_errors=True)
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """A checksum of weights that are not in a file."""
+    return hashlib.sha256(
+        save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    ).hexdigest()
+
+
+def _bytes(weights: Mapping[str, Tensor]) -> bytes:
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+
+
+def _old(folder: Path) -> Path:
+    """Where a model folder stands for the moment in which it is replaced."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -14,6 +14,7 @@ from ddim.errors import DdimError
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -95,7 +96,7 @@ class TrainConfig(BaseModel):
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_fraction: float = Field(0.3, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     clip_grad: float = Field(1.0, gt=0, allow_inf_nan=False)
     ema: float = Field(0.9999, ge=0, lt=1)
     gamma: Gamma = "simple"
@@ -192,7 +193,7 @@ def parse(kind: type[Config], text: str | bytes, name: str | Path) -> Config:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise invalid(error, name) from None
+        raise _invalid(error, name) from None
 
 
 def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Config:
@@ -204,10 +205,10 @@ def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Confi
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise invalid(error, name) from None
+        raise _invalid(error, name) from None
 
 
-def invalid(error: ValidationError, name: str | Path) -> DdimError:
+def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     """The first complaint of a validation, as one line."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])

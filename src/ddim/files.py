@@ -64,6 +64,13 @@ def make_folder(path: Path) -> Path:
     return path
 
 
+def strangers(folder: Path, *ours: str) -> list[str]:
+    """What a folder holds beside our own names, locks and half-written files; nothing if there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(e.name for e in folder.iterdir() if e.name not in (".lock", *ours) and not e.match(".*.part"))
+
+
 def remove_parts(folder: Path) -> None:
     """Remove what a killed `write_atomic` left. Call it while the folder is locked."""
     for part in folder.glob(".*.part"):

@@ -36,7 +36,7 @@ def tau(
     Args:
         schedule: Whose times.
         name: One of `NAMED`, or a strictly rising list of times in (0, T], whole or not.
-        steps: S, the number of network calls wanted, 1..T; not needed with a list.
+        steps: S, the number of network calls wanted, 1..T; left out with a list.
         top: The last time of an `equal-angle` or `log-snr` grid, at most T; default T.
 
     Returns:
@@ -50,11 +50,13 @@ def tau(
     """
     if not isinstance(name, str):
         times = check(schedule, name)
+        if steps is not None and steps != len(times):
+            raise DdimError(f"steps {steps}", f"are asked of a grid of {len(times)} times", "leave steps out")
         label = "the grid given"
     else:
         if name not in NAMED:
             raise DdimError(f"grid {name!r}", "is unknown", f"choose one of {', '.join(NAMED)}")
-        if not isinstance(steps, int) or not 1 <= steps <= schedule.T:
+        if not isinstance(steps, int | np.integer) or not 1 <= steps <= schedule.T:
             raise DdimError(f"steps {steps}", f"is not a whole number in 1..{schedule.T}", "choose one in that range")
         if top is not None and name not in _TOPPED:
             raise DdimError(f"grid {name}", "has a top of its own", f"leave top out, or choose {' or '.join(_TOPPED)}")

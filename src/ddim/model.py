@@ -15,8 +15,8 @@ from torch import Tensor
 from ddim import checkpoint, samplers
 from ddim.config import ModelConfig
 from ddim.denoiser import Denoiser, Guided
-from ddim.errors import DdimError, say
-from ddim.grid import DEFAULT, tau
+from ddim.errors import DdimError
+from ddim.grid import DEFAULT
 from ddim.loop import run
 from ddim.network import NetworkDenoiser
 from ddim.nn.unet import UNet
@@ -27,20 +27,23 @@ from ddim.seeds import Noise
 from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "bfloat16"]
-EPS_TOP = 0.85
+STEPS = 20
 
 
 class Model:
     """A trained model.
 
     Args:
-        network: The network in float32, in evaluation mode.
+        network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
         config: What it is.
         device: Where it computes.
         dtype: What the network computes in: "auto" is bfloat16 where the device is fast at it.
         compile: Whether the network goes through torch.compile.
         micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
-            padded, so that a sample's bits do not depend on its neighbours.
+            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU, 64 on a GPU.
+
+    Raises:
+        DdimError: If dtype or micro_batch is not one.
     """
 
     def __init__(
@@ -54,19 +57,17 @@ class Model:
     ):
         self.network = network.to(device).eval().requires_grad_(False)
         self.config, self.device, self.compile = config, torch.device(device), compile
+        if dtype not in ("auto", "float32", "bfloat16"):
+            raise DdimError(f"dtype {dtype!r}", "is unknown", "choose auto, float32 or bfloat16")
         self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
         default = 8 if self.device.type == "cpu" else 64
         self.micro_batch = default if micro_batch is None else micro_batch
         if self.micro_batch < 1:
             raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
 
-    @property
+    @cached_property
     def schedule(self) -> Schedule:
         """The noise schedule."""
-        return self._schedule
-
-    @cached_property
-    def _schedule(self) -> Schedule:
         return self.config.schedule.build()
 
     @property
@@ -92,12 +93,15 @@ class Model:
         Raises:
             DdimError: If labels are given to a network without them, or are out of range.
         """
+        classes, recipe = self.config.network.classes, self.config.provenance.training
         plain = NetworkDenoiser(self._fast, self.config.predicts, None, self._body)
+        always = classes and recipe is not None and recipe.label_drop == 0
+        if always and (labels is None or guidance not in (None, 1)):
+            raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
             if guidance is not None:
                 raise DdimError("guidance", "needs a label", "give labels too")
             return plain
-        classes = self.config.network.classes
         if not classes:
             raise DdimError("labels", "this model was trained without labels", "leave them out")
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
@@ -111,41 +115,46 @@ class Model:
         return self.denoiser()
 
     def levels(
-        self, grid: str | Sequence[float] = DEFAULT, steps: int | None = 20, encode: bool = False
+        self, grid: str | Sequence[float] = DEFAULT, steps: int | None = None, encode: bool = False
     ) -> tuple[Level, ...]:
-        """The levels a sampler walks: the grid's from the noisiest down, then clean data.
-
-        For a network that predicts eps, an `equal-angle` grid ends at 0.85 T instead of T, and says so: near T the
-        predicted x_0 is the error in eps times noise / signal (157 on the paper's schedule, 37 at 0.85 T), and the
-        grid's first step would be a long one made with it.
+        """The levels a sampler walks, see `ddim.samplers.walk`: the grid's from the noisiest down, then clean data.
 
         Args:
             grid: A grid's name (see `ddim.grid`) or a rising list of times.
-            steps: S, the number of network calls.
+            steps: S, the number of network calls; with a named grid 20 if left out.
             encode: Rising instead, from clean data to the noisiest.
 
         Raises:
             DdimError: See `ddim.grid.tau`.
         """
-        top = None
-        if self.config.predicts == "eps" and grid == "equal-angle" and steps:
-            top = max(round(EPS_TOP * self.schedule.T), min(steps, self.schedule.T))
-            if top < self.schedule.T:
-                say(f"grid equal-angle: starts at t = {top}, not T = {self.schedule.T}: this network predicts eps")
-        times = [0.0, *tau(self.schedule, grid, steps if isinstance(grid, str) else None, top)]
-        return self.schedule.levels(times if encode else times[::-1])
+        some = STEPS if isinstance(grid, str) and steps is None else steps
+        return samplers.walk(self.schedule, self.config.predicts, grid, some, encode)
 
     def plan(
         self,
-        steps: int | None = 20,
+        steps: int | None = None,
         grid: str | Sequence[float] = DEFAULT,
         eta: float = 0.0,
         sigma: Sequence[float] | str | None = None,
         clip_x0: bool | None = None,
         encode: bool = False,
+        default: int = STEPS,
     ) -> Plan:
-        """A DDIM plan for this model; see `ddim.samplers.ddim` for the arguments."""
-        levels = self.levels(grid, steps, encode)
+        """A DDIM plan for this model.
+
+        Args:
+            steps: S, the number of network calls.
+            grid: A grid's name (see `ddim.grid`) or a rising list of times.
+            eta: See `ddim.samplers.ddim`, as for the rest.
+            sigma: Instead of eta.
+            clip_x0: Whether x_0 is clipped to [-1, 1].
+            encode: A plan that encodes.
+            default: The steps of a named grid where none are given.
+
+        Raises:
+            DdimError: See `ddim.grid.tau` and `ddim.samplers.ddim`.
+        """
+        levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode)
         label = grid if isinstance(grid, str) else "own grid"
         clean_as = self.schedule.level(1) if encode else None
         about = f"{label}, S={len(levels) - 1}"
@@ -159,28 +168,37 @@ class Model:
     def sample(
         self,
         n: int,
-        steps: int | None = 20,
+        steps: int | None = None,
         seed: int = 0,
         start: int = 0,
         labels: int | Sequence[int] | None = None,
         guidance: float | None = None,
+        plan: Plan | None = None,
         **settings: Any,
     ) -> Tensor:
         """Sample pictures. Picture i is a function of (model, plan, seed, start + i), whatever n is.
 
         Args:
             n: How many.
-            steps: S, the number of network calls.
+            steps: S, the number of network calls; 20 if left out.
             seed: The run's seed.
             start: The first sample's index.
             labels: One label for all or one each, for a model with labels.
             guidance: Scale of classifier-free guidance.
-            settings: As for `plan`: grid, eta, sigma, clip_x0; or `plan`, a plan of one's own.
+            plan: A plan of one's own, instead of steps and settings.
+            settings: As for `Model.plan`: grid, eta, sigma, clip_x0.
 
         Returns:
             float32, (n, C, H, W), nominally in [-1, 1].
+
+        Raises:
+            DdimError: If an argument is out of range, or the plan is not one for this model.
         """
-        plan = settings.pop("plan", None) or self.plan(steps, **settings)
+        if n < 0:
+            raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
+        if plan is not None and (settings or steps is not None):
+            raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        plan = plan or self.plan(steps, **settings)
         each = [labels] * n if isinstance(labels, int) else labels
         if each is not None and len(each) != n:
             raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
@@ -198,72 +216,72 @@ class Model:
 
         Yields:
             float32, (up to micro_batch, C, H, W), in the order of `indices`.
+
+        Raises:
+            DdimError: If the plan is not one for this model, or does not end at clean data.
         """
-        size, plain = self.micro_batch, self.denoiser(None, guidance if labels is None else None)
+        plan.check_schedule(self.schedule, to_clean=True)
+        size, plain = self.micro_batch, None if labels is not None else self.denoiser(None, guidance)
         for first in range(0, len(indices), size):
             wanted = list(indices[first : first + size])
             padded = wanted + [wanted[-1]] * (size - len(wanted))
-            denoise = plain
-            if labels is not None:
-                some = list(labels[first : first + size])
-                some += [some[-1]] * (size - len(some))
-                denoise = self.denoiser(torch.tensor(some), guidance)
-            yield self._run(denoise, plan, self.noise(padded, seed))[: len(wanted)]
+            some = list(labels[first : first + size]) if labels is not None else []
+            some += some[-1:] * (size - len(some))
+            denoise = plain or self.denoiser(torch.tensor(some), guidance)
+            yield run(denoise, plan, self.noise(padded, seed))[: len(wanted)]
 
     def run_blocks(self, plan: Plan, states: Tensor) -> Iterator[Tensor]:
         """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
 
         Yields:
             float32, (up to micro_batch, C, H, W).
+
+        Raises:
+            DdimError: If the plan is not one for this model, or the states are not of its shape.
         """
+        plan.check_schedule(self.schedule)
+        if states.shape[1:] != self.shape:
+            raise DdimError(
+                "states", f"are {tuple(states.shape[1:])}, the model's are {self.shape}", "use this model's"
+            )
         for part in torch.split(states.to(self.device, torch.float32), self.micro_batch):
             missing = self.micro_batch - len(part) if len(states) else 0
             padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            yield self._run(self.denoise, plan, padded)[: len(part)]
-
-    def _run(self, denoise: Denoiser, plan: Plan, start: Tensor | Noise) -> Tensor:
-        if isinstance(denoise, NetworkDenoiser):
-            denoise.prepare(plan)
-        return run(denoise, plan, start)
+            yield run(self.denoise, plan, padded)[: len(part)]
 
     def empty(self) -> Tensor:
         """No samples: float32, (0, C, H, W)."""
         return torch.empty((0, *self.shape), device=self.device)
 
     def encode(
-        self, images: Tensor | np.ndarray, steps: int | None = 50, grid: str | Sequence[float] = DEFAULT
+        self, images: Tensor | np.ndarray, steps: int | None = None, grid: str | Sequence[float] = DEFAULT
     ) -> Tensor:
         """Pictures to latents x_T: eq. (13) run backwards, first order, so decoding returns them approximately.
 
         Args:
             images: float (N, C, H, W) in [-1, 1], or uint8 (N, H, W, C).
-            steps: S, the number of network calls.
+            steps: S, the number of network calls; with a named grid 50 if left out.
             grid: The grid's name or a rising list of times.
 
         Returns:
             float32, (N, C, H, W).
         """
         pictures = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
-        if pictures.shape[1:] != self.shape:
-            raise DdimError("pictures", f"are {tuple(pictures.shape[1:])}, the model's are {self.shape}", "resize them")
-        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid, encode=True), pictures)])
+        plan = self.plan(steps, grid, encode=True, default=50)
+        return torch.cat([self.empty(), *self.run_blocks(plan, pictures)])
 
-    def decode(self, latents: Tensor, steps: int | None = 50, grid: str | Sequence[float] = DEFAULT) -> Tensor:
+    def decode(self, latents: Tensor, steps: int | None = None, grid: str | Sequence[float] = DEFAULT) -> Tensor:
         """Latents x_T to pictures, without noise.
 
         Args:
             latents: float, (N, C, H, W).
-            steps: S, the number of network calls.
+            steps: S, the number of network calls; with a named grid 50 if left out.
             grid: The grid's name or a rising list of times.
 
         Returns:
             float32, (N, C, H, W), nominally in [-1, 1].
         """
-        if latents.shape[1:] != self.shape:
-            raise DdimError(
-                "latents", f"are {tuple(latents.shape[1:])}, the model's are {self.shape}", "use this model's"
-            )
-        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid), latents)])
+        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid, default=50), latents)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, `model.safetensors` + `config.json`.
@@ -274,6 +292,11 @@ class Model:
         """
         weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
         checkpoint.write(Path(folder), self.config, weights)
+
+    @property
+    def fingerprint(self) -> str:
+        """The checksum of the weights file, or of the weights themselves for a model that was never saved."""
+        return self.config.sha256 or checkpoint.digest(self.network.state_dict())
 
 
 def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ddim.denoiser import Prediction, Predicts, predict
 from ddim.nn.unet import UNet
-from ddim.plan import Plan
 from ddim.schedule import Level
 
 
@@ -43,17 +42,8 @@ class NetworkDenoiser:
             output = self.body(inner, self._condition(level.t))
             return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
 
-    def prepare(self, plan: Plan) -> NetworkDenoiser:
-        """Compute what depends on time alone for all of a plan's times at once."""
-        missing = sorted({row.query.t for row in plan.rows} - self._conditions.keys())
-        if missing and self.labels is None:
-            with torch.no_grad():
-                times = torch.tensor(missing, dtype=torch.float32, device=self.device)
-                made = self.network.condition(times).to(self.dtype)
-            self._conditions |= {t: made[i : i + 1] for i, t in enumerate(missing)}
-        return self
-
     def _condition(self, t: float) -> Tensor:
+        # One time after another: made together, their bits would depend on which times were asked for before.
         if t not in self._conditions:
             count = 1 if self.labels is None else len(self.labels)
             times = torch.full((count,), t, dtype=torch.float32, device=self.device)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddim.errors import DdimError
-from ddim.schedule import Level
+from ddim.schedule import Level, Schedule
 
 FORMAT = "ddim-plan"
 VERSION = 1
@@ -153,6 +153,26 @@ class Plan:
             )
             if off > TOLERANCE * size:
                 raise DdimError(where, f"is off by {off:.3g} on a straight line", "mend its weights")
+        return self
+
+    def check_schedule(self, schedule: Schedule, to_clean: bool = False) -> Plan:
+        """The plan itself, if its times have the levels that a schedule gives them.
+
+        Args:
+            schedule: A model's schedule.
+            to_clean: Whether the plan must go to clean data, as to sample it must.
+
+        Raises:
+            DdimError: Naming a level that is not the schedule's, or where the plan goes.
+        """
+        if to_clean and (self.end.t != 0 or self.start.t == 0):
+            wrong = f"goes from t = {self.start.t:g} to {self.end.t:g}"
+            raise DdimError("plan", wrong, "to sample it must end at t = 0")
+        for level in {level for row in self.rows for level in (row.now, row.next, row.query)}:
+            own = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
+            if not (own == level.log_snr or abs(own - level.log_snr) < 1e-6):
+                wrong = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {own:.6g}"
+                raise DdimError("plan", wrong, "make the plan for this model")
         return self
 
     def to_json(self) -> str:

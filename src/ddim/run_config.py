@@ -9,7 +9,10 @@ from pydantic import BaseModel, ConfigDict
 
 from ddim.config import ModelConfig, TrainConfig, parse
 from ddim.errors import DdimError, say
-from ddim.files import write_atomic
+from ddim.files import strangers, write_atomic
+
+RUN = "run.json"
+RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 
 
 class RunConfig(BaseModel):
@@ -41,33 +44,40 @@ def refuse_foreign(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise DdimError(folder, "is a file", "choose an empty or new folder")
-    strange = folder.is_dir() and any(entry.name != ".lock" for entry in folder.iterdir())
-    if strange and not (folder / "run.json").exists():
+    if strangers(folder) and not (folder / RUN).exists():
         raise DdimError(folder, "holds something that is not a run", "choose an empty or new folder")
 
 
-def claim(folder: Path, config: RunConfig) -> RunConfig:
-    """Write `run.json`, or see that the one there says the same."""
-    path = folder / "run.json"
+def claim(folder: Path, config: RunConfig) -> None:
+    """Write `run.json`, or see that the one there says the same.
+
+    What weights do not depend on (how often is saved, shown and logged) may change, and there may be other steps.
+
+    Raises:
+        DdimError: If the folder holds another run, or one that is already longer.
+    """
+    path = folder / RUN
+    text = (config.model_dump_json(indent=2) + "\n").encode()
     if not path.exists():
-        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
-        return config
+        write_atomic(path, text)
+        return
     old = parse(RunConfig, path.read_bytes(), path)
     if old == config:
-        return config
-    key, was, now = _first_difference(old.model_dump(), config.model_dump())
-    if old.model_copy(update={"train": config.train.model_copy(update={"steps": old.train.steps})}) == old and (
-        _first_difference(old.model_dump(exclude={"train"}), config.model_dump(exclude={"train"}))[0] == ""
-    ):
-        made = max((int(state.stem) for state in (folder / "state").glob("*.safetensors")), default=0)
+        return
+    kept = {name: getattr(old.train, name) for name in ("steps", *RHYTHM)}
+    same = config.model_copy(update={"train": config.train.model_copy(update=kept)})
+    if same != old:
+        key, was, now = _first_difference(old.model_dump(), same.model_dump())
+        wrong = f"holds a run with {key} {was!r}, not {now!r}"
+        raise DdimError(folder, wrong, "choose another folder or the same settings")
+    if old.train.steps != config.train.steps:
+        made = max((int(state.stem) for state in folder.glob("state/*.safetensors") if state.stem.isdigit()), default=0)
         if config.train.steps < made:
-            raise DdimError(folder, f"has made {made} steps, more than {config.train.steps}", "choose another folder")
-        say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}")
-        write_atomic(path, (config.model_dump_json(indent=2) + "\n").encode())
-        return config
-    raise DdimError(
-        folder, f"holds a run with {key} {was!r}, not {now!r}", "choose another folder or the same settings"
-    )
+            wrong = f"has made {made} steps, more than {config.train.steps}"
+            raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
+        decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
+        say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}{decay}")
+    write_atomic(path, text)
 
 
 def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import ddim
-from ddim import checkpoint
+from ddim import checkpoint, seeds
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.errors import DdimError, say
@@ -30,6 +30,7 @@ from ddim.model import Model
 from ddim.nn.unet import UNet
 from ddim.objective import Objective
 from ddim.pixels import to_uint8
+from ddim.plan import Plan
 from ddim.run_config import RunConfig, claim, refuse_foreign
 from ddim.sheet import save_png, sheet
 from ddim.tensors import read_tensors, write_tensors
@@ -85,7 +86,7 @@ def train(
     make_folder(folder)
     with lock(folder):
         remove_parts(folder)
-        config = claim(folder, config)
+        claim(folder, config)
         yield from _Loop(folder, config, pictures, torch.device(device), command).reports(stop)
 
 
@@ -93,15 +94,16 @@ class _Loop:
     def __init__(self, folder: Path, config: RunConfig, pictures: ImageSet, device: torch.device, command: str):
         self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
         recipe, model = config.train, config.model
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(recipe.seed)
+        with seeds.forked("cpu", recipe.seed):
             self.network = UNet(model.network).to(device)
         self.device = device
         self.objective = Objective(model.schedule.build(), model.predicts, recipe.gamma, device)
         classes = model.network.classes
         if classes and pictures.labels is None:
             raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
+        if classes and pictures.labels is not None and int(pictures.labels.max()) >= classes:
+            wrong = f"has the label {int(pictures.labels.max())}, the network {classes} classes"
+            raise DdimError(config.data, wrong, "give the network a class for every label")
         self.trainer = Trainer(
             self.network,
             self.objective,
@@ -114,6 +116,7 @@ class _Loop:
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved = -1
+        self.preview_plan: Plan | None = None
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -199,8 +202,11 @@ class _Loop:
             raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
         self.saved = self.trainer.step
         self._cut_metrics(self.trainer.step)
-        if not (self.folder / "model").exists():
+        if self._exported() != self.trainer.step:
             self._export()
+        was, now = meta.get("software"), self._software()
+        if was != now:
+            say(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
 
     def _cut_metrics(self, step: int) -> None:
@@ -218,13 +224,24 @@ class _Loop:
         step = self.trainer.step
         if step == self.saved:
             return
-        meta = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
+        meta: dict[str, Any] = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
+        meta["software"] = self._software()
         path = self.folder / "state" / f"{step:08d}.safetensors"
         write_tensors(path, self.trainer.state(), meta)
         self.saved = step
         for old in self._states()[: -self.config.train.keep]:
             old.unlink()
         self._export()
+
+    def _software(self) -> dict[str, Any]:
+        """What the bits of a step depend on beside the state."""
+        return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
+
+    def _exported(self) -> int | None:
+        """The step of the model in `model/`, None if there is no whole one."""
+        with contextlib.suppress(DdimError):
+            return checkpoint.read(self.folder / "model")[0].provenance.steps
+        return None
 
     def _export(self) -> None:
         config = self._model_config()
@@ -250,7 +267,11 @@ class _Loop:
         averaged = self.trainer.ema.module
         assert isinstance(averaged, UNet)
         model = Model(averaged, self.config.model, self.device)
-        images = to_uint8(model.sample(PREVIEWS, steps=20, seed=self.config.train.seed))
+        classes = self.config.model.network.classes
+        labels = [i % classes for i in range(PREVIEWS)] if classes else None
+        if self.preview_plan is None:
+            self.preview_plan = model.plan(20)
+        images = to_uint8(model.sample(PREVIEWS, seed=self.config.train.seed, labels=labels, plan=self.preview_plan))
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}.png"
         save_png(path, sheet(images, 6, zoom=2 if images.shape[1] <= 32 else 1))
         return path.name

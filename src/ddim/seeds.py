@@ -7,7 +7,9 @@ bits of its seed, and what it draws depends on the shape asked for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,11 +36,6 @@ def normal(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarr
     return _stream(seed, index, draw).standard_normal(shape, dtype=np.float32)
 
 
-def uniform(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform numbers in [0, 1), float64; the same keys as `normal`."""
-    return _stream(seed, index, draw).random(shape)
-
-
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """The order in which epoch `epoch` of a training visits n pictures; int64, (n,)."""
     return _stream(seed, epoch, _WORD - 1).permutation(n)
@@ -53,6 +50,23 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     made = torch.Generator(device=device)
     made.manual_seed(int.from_bytes(digest, "little") >> 1)
     return made
+
+
+@contextlib.contextmanager
+def forked(device: torch.device | str, seed: int) -> Iterator[None]:
+    """Seed the global generator of one device for a while, and put its state back.
+
+    For what takes no generator argument: dropout, and the first weights of a network.
+    """
+    at = torch.device(device)
+    cuda = at.type == "cuda"
+    with torch.random.fork_rng([at] if cuda else []):
+        # torch.manual_seed would seed every device, and only this one's state is put back.
+        if cuda:
+            torch.cuda.default_generators[at.index or torch.cuda.current_device()].manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+        yield
 
 
 @dataclass(frozen=True)
@@ -93,7 +107,7 @@ class Noise:
     def _draw(self, draw: int) -> Tensor:
         out = np.empty((len(self.indices), *self.shape), dtype=np.float32)
         for place, index in zip(out, self.indices, strict=True):
-            _stream(self.seed, index, draw).standard_normal(dtype=np.float32, out=place)
+            place[...] = normal(self.seed, index, draw, self.shape)
         return torch.from_numpy(out).to(self.device)
 
 

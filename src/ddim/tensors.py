@@ -24,6 +24,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads((file.metadata() or {}).get("ddim", "{}"))
+            if not isinstance(meta, dict):
+                raise ValueError("its metadata is not an object")
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None

@@ -106,7 +106,8 @@ class Trainer:
         """Train to the recipe's last step, yielding after each step; the next batch is read meanwhile.
 
         Raises:
-            DdimError: If the loss is not finite; the step is named, and its update is not made.
+            DdimError: On a CPU, if the loss is not finite; the step is named, and its update is not made. On a GPU
+                the caller looks at the losses, with `not_finite`, before it keeps anything.
         """
         with ThreadPoolExecutor(1) as reader:
             ahead: Future[tuple[np.ndarray, Tensor | None]] | None = None
@@ -135,9 +136,8 @@ class Trainer:
         eps = torch.randn(x0.shape, generator=draw, device=self.device)
         labels = self._drop(labels, draw)
         total = torch.zeros((), device=self.device)
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):  # dropout has no generator argument; the caller's state is put back
-            torch.manual_seed(int(torch.randint(2**62, (1,), generator=draw, device=self.device)))
+        dropout = int(torch.randint(2**62, (1,), generator=draw, device=self.device))
+        with seeds.forked(self.device, dropout):
             for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
                 loss = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
                 (loss / recipe.accumulate).backward()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
+from ddim.cli.main import Stopper
+from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar, steps_option
 from ddim.errors import DdimError, say
 
 
@@ -15,7 +16,7 @@ from ddim.errors import DdimError, say
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
-@click.option("--steps", type=int, default=50, show_default=True, help="S, the number of network calls.")
+@steps_option(50)
 @grid_option()
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @exact_device_options
@@ -23,7 +24,7 @@ def command(
     model: str,
     latents: Path,
     out: Path,
-    steps: int,
+    steps: int | None,
     grid: str,
     sheet: Path | None,
     device: str | None,
@@ -36,13 +37,9 @@ def command(
     Example:
       ddim decode mnist latents.safetensors --out decoded --steps 50
     """
-    import numpy as np
-
     from ddim.cli.options import output_file
-    from ddim.files import lock, make_folder
-    from ddim.generate import picture_path
+    from ddim.generate import decode, picture_path, read_sheet
     from ddim.latents import read_latents
-    from ddim.pixels import to_uint8
     from ddim.sheet import save_png
     from ddim.sheet import sheet as make_sheet
 
@@ -52,24 +49,26 @@ def command(
     states, file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
-    plan = make_plan(loaded, steps, grid)
+    plan = make_plan(loaded, steps, grid, default=50)
     times = [row.next.t for row in file.plan.rows]
     if times != [row.now.t for row in reversed(plan.rows)]:
         say(f"{latents}: was encoded with {file.plan.name}, is decoded with {plan.name}")
-    if out.is_dir() and any(entry.name != ".lock" for entry in out.iterdir()):
-        raise DdimError(out, "is not empty", "choose an empty or new folder")
-    make_folder(out)
+    made = None
     begun = time.monotonic()
-    done: list[np.ndarray] = []
-    with lock(out), progress_bar() as bar:
+    with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("decoding", total=len(states), rate="")
-        for block in loaded.run_blocks(plan, states):
-            for picture in to_uint8(block):
-                text = {"model": Path(model).name, "plan": plan.name, "latent": file.names[len(done)]}
-                save_png(picture_path(out, len(done)), picture, text)
-                done.append(picture)
-            bar.update(task, completed=len(done), rate=f"{len(done) / (time.monotonic() - begun):.1f} images/s")
-    click.echo(f"{len(done)} pictures, {plan.name}: {picture_path(out, 0)} ...")
+        for made in decode(loaded, plan, out, states, file.names, Path(model).name):
+            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
+            if stopper() and made.done < made.total:
+                break
+    assert made is not None
+    if made.done < made.total:
+        click.echo(f"stopped: {made.done} of {made.total} in {out}; run the same command to make the rest", err=True)
+        raise SystemExit(stopper.code)
+    there = f" ({made.found} were there)" if made.found else ""
+    click.echo(f"{made.total} pictures{there}, {plan.name}: {picture_path(out, 0)} ...")
     if sheet is not None:
-        save_png(sheet, make_sheet(np.stack(done), columns=max(1, round(len(done) ** 0.5))))
+        pictures = read_sheet(out, range(made.total))
+        save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))
         click.echo(f"sheet: {sheet}")

@@ -28,7 +28,10 @@ STEPS = (5, 10, 20, 50, 100)
     help="A folder for the pictures.",
 )
 @click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")
-@click.option("--mnist", help="Real digits: a folder of pictures or parquet files. [default: where MNIST is at hand]")
+@click.option(
+    "--mnist",
+    help="MNIST, a folder; default: ./mnist or ./data/mnist, else scikit-learn's digits.",
+)
 @device_options
 def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
     """Sample the same 32 seeds with 5 to 100 network calls, interpolate, and encode and decode real digits.
@@ -40,10 +43,11 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     from ddim.files import make_folder
 
     loaded = load_model(model, device, dtype, compile_)
+    exact = load_model(model, device, "float32" if dtype == "auto" else dtype, compile_)
     make_folder(out)
     pictures = {"sample consistency": _consistency(loaded, out / "consistency.png")}
     pictures["interpolation"] = _interpolation(loaded, out / "interpolation.png")
-    pictures["reconstruction"], caption = _reconstruction(loaded, out / "reconstruction.png", mnist)
+    pictures["reconstruction"], caption = _reconstruction(exact, out / "reconstruction.png", mnist)
     click.echo(f"reconstruction: {caption}")
     for what, path in pictures.items():
         click.echo(f"{what:19} {path.resolve()}")
@@ -113,4 +117,4 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     return path, caption
 
 
-_PLACES = (Path("mnist"), Path("data/mnist"), Path("../shared/data/mnist"))
+_PLACES = (Path("mnist"), Path("data/mnist"))

@@ -14,6 +14,7 @@ from ddim.cli.options import (
     make_plan,
     output_file,
     progress_bar,
+    steps_option,
 )
 
 
@@ -21,7 +22,7 @@ from ddim.cli.options import (
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The latents file, *.safetensors.")
-@click.option("--steps", type=int, default=50, show_default=True, help="S, the number of network calls.")
+@steps_option(50)
 @grid_option()
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
@@ -30,7 +31,7 @@ def command(
     model: str,
     images: tuple[str, ...],
     out: Path,
-    steps: int,
+    steps: int | None,
     grid: str,
     split: str | None,
     limit: int | None,
@@ -53,7 +54,7 @@ def command(
     from ddim.latents import write_latents
     from ddim.pixels import to_float
 
-    plan = make_plan(loaded, steps, grid, encode=True)
+    plan = make_plan(loaded, steps, grid, encode=True, default=50)
     pictures, names = read_pictures(images, loaded.config.data, split, limit)
     begun, blocks = time.monotonic(), [loaded.empty()]
     with progress_bar() as bar:

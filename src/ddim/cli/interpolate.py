@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.options import device_options, grid_option, load_model, make_plan, output_file
+from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, output_file, steps_option
 from ddim.errors import DdimError
 
 
@@ -18,17 +18,17 @@ from ddim.errors import DdimError
     "--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ..."
 )
 @click.option("--frames", type=int, default=11, show_default=True, help="Pictures from one end to the other.")
-@click.option("--steps", type=int, default=50, show_default=True, help="S, the number of network calls.")
+@steps_option(50)
 @grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
-@device_options
+@exact_device_options
 def command(
     model: str,
     seeds: str | None,
     images: str | None,
     four: bool,
     frames: int,
-    steps: int,
+    steps: int | None,
     grid: str,
     out: Path,
     device: str | None,
@@ -64,14 +64,16 @@ def command(
     from ddim.pixels import to_float, to_uint8
     from ddim.sheet import save_png, sheet
 
-    plan = make_plan(loaded, steps, grid)
+    plan = make_plan(loaded, steps, grid, default=50)
     if seeds:
         ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places])
     else:
         from ddim.cli.pictures import read_pictures
 
         pictures, _ = read_pictures(tuple(given), loaded.config.data, None, None)
-        ends = torch.cat([*loaded.run_blocks(make_plan(loaded, steps, grid, encode=True), to_float(pictures))])
+        ends = torch.cat(
+            [*loaded.run_blocks(make_plan(loaded, steps, grid, encode=True, default=50), to_float(pictures))]
+        )
     latents = between_four(ends, frames, frames) if four else walk(ends[0], ends[1], frames)
     made = to_uint8(torch.cat([*loaded.run_blocks(plan, latents)]))
     page = sheet(np.asarray(made), columns=frames, zoom=2 if made.shape[1] <= 32 else 1)

@@ -105,7 +105,7 @@ class Stopper:
 
     def _ask(self, number: int, _: object) -> None:
         if self.signal:
-            raise KeyboardInterrupt
+            raise SystemExit(128 + number)
         self.signal = number
 
     def __call__(self) -> bool:

@@ -61,6 +61,12 @@ def grid_option(*names: str) -> Decorator:
     return click.option(*(names or ("--grid",)), "grid", default="equal-angle", show_default=True, help=_GRID_HELP)
 
 
+def steps_option(default: int) -> Decorator:
+    """--steps; left out with a grid that is a list of times."""
+    text = f"S, the number of network calls; left out with a list of times. [default: {default}]"
+    return click.option("--steps", type=int, help=text)
+
+
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--eta, --sigma, --clip."""
     for option in (
@@ -108,12 +114,15 @@ def make_plan(
     sigma: str | None = None,
     clip_x0: bool | None = None,
     encode: bool = False,
+    default: int = 20,
 ) -> Plan:
-    """The plan that a command's options ask for."""
+    """The plan that a command's options ask for; `default` is its number of steps where none is given."""
     if eta is not None and sigma is not None:
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat") else numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid[:1].isdigit() else grid
+    if steps is None and isinstance(times, str):
+        steps = default
     return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode)
 
 

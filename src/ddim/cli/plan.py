@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import click
 
-from ddim.cli.options import grid_option, make_plan, noise_options
+from ddim.cli.options import grid_option, make_plan, noise_options, steps_option
 
 
 @click.command("plan")
 @click.argument("model")
-@click.option("--steps", type=int, default=20, show_default=True, help="S, the number of network calls.")
+@steps_option(20)
 @grid_option()
 @noise_options
 @click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
 @click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
 def command(
     model: str,
-    steps: int,
+    steps: int | None,
     grid: str,
     eta: float | None,
     sigma: str | None,
@@ -31,7 +31,7 @@ def command(
     \b
     Examples:
       ddim plan mnist --steps 10 --eta 0.5
-      ddim plan mnist --steps 10 --grid 1,50,300,1000 --json > plan.json
+      ddim plan mnist --grid 1,50,300,1000 --json > plan.json
     """
     from ddim.model import load
 

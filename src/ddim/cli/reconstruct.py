@@ -81,7 +81,7 @@ def command(
         "images": len(pictures),
         "split": split,
         "grid": grid,
-        "dtype": dtype,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
     }
     click.echo(f"{len(pictures)} pictures, grid {grid}")
     _report(out, about, pictures, results)

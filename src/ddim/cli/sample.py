@@ -15,6 +15,7 @@ from ddim.cli.options import (
     noise_options,
     output_file,
     progress_bar,
+    steps_option,
 )
 from ddim.errors import DdimError
 
@@ -23,12 +24,18 @@ from ddim.errors import DdimError
 @click.argument("model")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The samples folder; made, or completed.")
 @click.option("-n", "n", type=int, default=64, show_default=True, help="How many pictures.")
-@click.option("--steps", type=int, default=20, show_default=True, help="S, the number of network calls.")
+@steps_option(20)
 @grid_option()
 @noise_options
 @click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
 @click.option("--start", type=int, default=0, show_default=True, help="Index of the first picture.")
-@click.option("--batch", type=int, default=64, show_default=True, help="Pictures held before they are written.")
+@click.option(
+    "--batch",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Pictures held before they are written, rounded up to micro-batches; the pictures do not depend on it.",
+)
 @click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
 @click.option("--label", type=int, help="A label, for a model trained with labels.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
@@ -44,7 +51,7 @@ def command(
     model: str,
     out: Path,
     n: int,
-    steps: int,
+    steps: int | None,
     grid: str,
     eta: float | None,
     sigma: str | None,
@@ -82,6 +89,9 @@ def command(
     from ddim.sheet import sheet as make_sheet
 
     if plan_file is not None:
+        given = {"--steps": steps, "--eta": eta, "--sigma": sigma, "--clip": clip_x0}
+        for option in [name for name, value in given.items() if value is not None]:
+            raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
         if not plan_file.is_file():
             raise DdimError(plan_file, "no such file", "write one with `ddim plan MODEL --json`")
         plan = Plan.from_json(plan_file.read_text(errors="replace"), str(plan_file))
@@ -95,10 +105,10 @@ def command(
             elapsed = time.monotonic() - begun
             rate = (made.done - made.found) / elapsed if elapsed else 0.0
             bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
-            if stopper():
+            if stopper() and made.done < n:
                 break
     assert made is not None
-    if stopper():
+    if made.done < n:
         click.echo(f"stopped: {made.done} of {n} pictures in {out}; run the same command to make the rest", err=True)
         raise SystemExit(stopper.code)
     there = f" ({made.found} were there)" if made.found else ""

@@ -31,8 +31,11 @@ _RECIPE = (
     "flip",
     "precision",
     "seed",
+    "checkpoint_every",
+    "keep",
+    "preview_every",
+    "log_every",
 )
-_RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 
 
 @click.command("train")
@@ -122,7 +125,7 @@ def command(
     recipe = preset(name)
     changes = {
         "data": _changes(height=size, width=size, channels=channels and int(channels)),
-        "train": _changes(**{key: given[key] for key in (*_RECIPE, *_RHYTHM)}, compile=compile_),
+        "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_),
         "network": {},
         "schedule": {},
     }
@@ -177,7 +180,7 @@ def _load(data: str, policy: ImagePolicy, split: str, limit: int | None, skip: b
 def _classes(data: str, pictures: ImageSet) -> int:
     if pictures.labels is None:
         raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
-    return int(pictures.labels.max()) + 1
+    return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
 
 
 def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
@@ -187,6 +190,8 @@ def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
     if not equals or part not in changes or not name:
         parts = ", ".join(changes)
         raise DdimError(f"--set {setting}", f"is not PART.NAME=VALUE with a part of {parts}", "see --help")
+    if name in changes[part]:
+        raise DdimError(f"--set {setting}", "is given twice", "give it once, as an option or with --set")
     try:
         changes[part][name] = json.loads(text)
     except ValueError:

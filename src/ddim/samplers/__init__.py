@@ -1,5 +1,6 @@
 """Samplers: functions from levels to a `Plan`, one file per family."""
 
 from ddim.samplers.ddim import ddim
+from ddim.samplers.walk import walk
 
-__all__ = ["ddim"]
+__all__ = ["ddim", "walk"]

@@ -92,7 +92,7 @@ def _legal(sigma: Sequence[float] | str, steps: list[tuple[Level, Level]]) -> li
     if len(values) != len(steps):
         raise DdimError("sigma", f"holds {len(values)} numbers for {len(steps)} steps", "give one per step")
     for value, (now, following) in zip(values, steps, strict=True):
-        if not (0 <= value <= following.noise * (1 + 1e-12)):
+        if not (value >= 0 and value**2 <= following.variance * (1 + 1e-12)):
             where = f"the step from t = {now.t:g} to {following.t:g}"
             raise DdimError(where, f"sigma = {value:.6g} is outside 0..{following.noise:.6g}", "lower eta or sigma")
     return values

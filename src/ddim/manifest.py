@@ -1,0 +1,59 @@
+"""The manifest of a folder of pictures: what made them, and which of them are asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ddim.errors import DdimError, say
+from ddim.files import strangers, write_atomic
+
+MANIFEST = "manifest.json"
+
+
+def claim(folder: Path, what: dict[str, Any], start: int, n: int) -> None:
+    """Write a folder's manifest, or see that the one there is of the same run, and add the new range.
+
+    Args:
+        folder: The folder, locked.
+        what: What the pictures depend on; "software" may differ, which is said, and the model's name too.
+        start: The first index that is to be there.
+        n: How many.
+
+    Raises:
+        DdimError: If the folder holds pictures of another run, or something else.
+    """
+    path = folder / MANIFEST
+    ranges = [[start, start + n]]
+    if path.exists():
+        try:
+            old = json.loads(path.read_bytes())
+            ranges = _merge([*old.pop("ranges"), *ranges])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise DdimError(path, "is not a manifest of pictures", "choose another folder") from None
+        for key, value in what.items():
+            was = old.get(key)
+            if was == value:
+                continue
+            if key == "software":
+                say(f"{folder}: was begun with {was}, goes on with {value}; bytes may differ")
+                continue
+            if key == "model" and isinstance(was, dict) and {**was, "name": ""} == {**value, "name": ""}:
+                continue
+            shown = ("another", "this") if key == "plan" else (repr(was), repr(value))
+            wrong = f"holds pictures of another run: {key} is {shown[0]}, not {shown[1]}"
+            raise DdimError(folder, wrong, "choose another folder, or the same settings")
+    elif strangers(folder):
+        raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
+    write_atomic(path, (json.dumps({**what, "ranges": ranges}, indent=1) + "\n").encode())
+
+
+def _merge(ranges: list[list[int]]) -> list[list[int]]:
+    merged: list[list[int]] = []
+    for first, end in sorted(ranges):
+        if merged and first <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([first, end])
+    return merged
