@@ -204,6 +204,23 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
+def test_a_folder_that_happens_to_hold_a_config_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DdimError, match="holds something that is not a model"):
+        tiny_model().save(tmp_path)
+    assert contents(tmp_path) == {"config.json": b"{}", "thesis.txt": b"mine"}
+
+
+def test_killed_between_the_two_renames_the_old_model_is_found_and_kept(folder: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    folder.rename(old)
+    assert load(folder, "cpu").config.sha256 == checkpoint.read(old)[0].sha256
+    tiny_model(seed=5).save(folder)
+    assert not old.exists()
+    assert load(folder, "cpu").fingerprint == tiny_model(seed=5).fingerprint
+
+
 def test_a_run_stands_for_its_model(folder: Path) -> None:
     assert checkpoint.find(folder.parent) == folder
     assert checkpoint.find(str(folder)) == folder

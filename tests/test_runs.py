@@ -216,6 +216,42 @@ def test_a_model_that_is_gone_is_written_again(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in load(tmp_path, "cpu").network.state_dict().items())
 
 
+def test_killed_after_the_state_and_before_the_model_it_writes_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        if newest(tmp_path).stem == "00000012":
+            raise KeyboardInterrupt
+
+    real = runs.checkpoint.write
+    monkeypatch.setattr(runs.checkpoint, "write", lambda *words: killed() or real(*words))
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path)
+    assert load(tmp_path, "cpu").config.provenance.steps < 12
+    monkeypatch.undo()
+    go(tmp_path)
+    assert load(tmp_path, "cpu").config.provenance.steps == 12
+
+
+def test_killed_in_the_first_write_the_folder_can_still_be_used(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    (tmp_path / ".run.json.4711.part").write_text('{"half')
+    go(tmp_path, stop=1)
+    assert not list(tmp_path.glob(".*.part"))
+
+
+def test_how_often_is_saved_and_logged_may_change(tmp_path: Path, whole: Callable[..., Path]) -> None:
+    go(tmp_path, stop=5)
+    go(tmp_path, keep=7, checkpoint_every=2)
+    assert_same_run(tmp_path, whole())
+
+
+def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
+    few = config(classes=2)
+    with pytest.raises(DdimError, match="has the label 2, the network 2 classes"):
+        next(runs.train(tmp_path, few, pictures(labelled=True), "cpu"))
+
+
 def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
     go(tmp_path)
     with pytest.warns(DdimWarning, match="was a run of 12 steps, goes on to 15"):
