@@ -105,7 +105,10 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     if source:
         found, label = data.load(source, model.config.data, "test", SHOWN), "MNIST test digits"
     else:
-        found, label = data.digits_as_mnist("test", SHOWN), "scikit-learn's 8x8 digits brought to 28x28"
+        found, label = (
+            data.digits_as_mnist("test", SHOWN),
+            "scikit-learn's 8x8 digits brought to 28x28, contrast raised",
+        )
     pictures = found.batch(range(len(found)))
     rows, errors = [("original", pictures)], []
     for steps in (10, 50):

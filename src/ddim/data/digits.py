@@ -55,7 +55,9 @@ def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: 
 
 
 def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
-    """The digits with the look of MNIST: 20x20 in the middle of a black 28x28.
+    """The digits with the look of MNIST: 20x20 in the middle of a black 28x28, the contrast raised threefold.
+
+    (Enlarged from 8x8 they are blurred; MNIST's strokes have edges, and a model of MNIST knows no other.)
 
     Args:
         split: "train" (the first 1,500) or "test" (the other 297).
@@ -70,6 +72,7 @@ def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
     items, labels = _read(split, limit)
     inner = ImagePolicy(height=20, width=20, channels=1, filter="bicubic")
     pixels = np.stack([to_grid(Image.fromarray(digit), inner, "digits") for digit in items.small])
+    pixels = np.clip((pixels.astype(np.int16) - 128) * 3 + 128, 0, 255).astype(np.uint8)
     pixels = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
     return _pack("digits-as-mnist", items, pixels, labels, ImagePolicy(height=28, width=28, channels=1))
 
