@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar, steps_option
+from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
 from ddim.errors import DdimError, say
 
 
@@ -16,8 +16,8 @@ from ddim.errors import DdimError, say
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
-@steps_option(50)
-@grid_option()
+@click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
+@grid_option(default=None)
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @exact_device_options
 def command(
@@ -25,7 +25,7 @@ def command(
     latents: Path,
     out: Path,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     sheet: Path | None,
     device: str | None,
     dtype: str,
@@ -49,7 +49,10 @@ def command(
     states, file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
-    plan = make_plan(loaded, steps, grid, default=50)
+    if steps is None and grid is None:
+        plan = loaded.plan(grid=[row.next.t for row in file.plan.rows])
+    else:
+        plan = make_plan(loaded, steps, grid or "equal-angle", default=50)
     times = [row.next.t for row in file.plan.rows]
     if times != [row.now.t for row in reversed(plan.rows)]:
         say(f"{latents}: was encoded with {file.plan.name}, is decoded with {plan.name}")

@@ -63,6 +63,9 @@ def main(argv: list[str] | None = None) -> None:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
         code = _complain(str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        code = 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "ddim"
         code = _complain(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")

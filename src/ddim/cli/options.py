@@ -56,9 +56,9 @@ def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return device_options(function, "float32")
 
 
-def grid_option(*names: str) -> Decorator:
+def grid_option(*names: str, default: str | None = "equal-angle") -> Decorator:
     """--grid, or another name where that one is taken."""
-    return click.option(*(names or ("--grid",)), "grid", default="equal-angle", show_default=True, help=_GRID_HELP)
+    return click.option(*(names or ("--grid",)), "grid", default=default, show_default=True, help=_GRID_HELP)
 
 
 def steps_option(default: int) -> Decorator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from ddim.cli.options import grid_option, make_plan, noise_options, steps_option
@@ -36,4 +38,4 @@ def command(
     from ddim.model import load
 
     made = make_plan(load(model, "cpu"), steps, grid, eta, sigma, clip_x0, encode)
-    click.echo(made.to_json() if as_json else str(made))
+    click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))

@@ -240,7 +240,7 @@ def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> No
             if report.event:
                 bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
     assert report is not None
-    if stopper():
+    if stopper() and report.step < steps:
         click.echo(f"stopped at step {report.step} of {steps}; run the same command to go on", err=True)
         raise SystemExit(stopper.code)
     done = "done" if start and start[1] < steps else "nothing left to do"

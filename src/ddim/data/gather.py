@@ -231,7 +231,7 @@ def complaint(where: str, total: int, bad: dict[int, DdimError]) -> DdimError:
         wrong = f"{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
         return DdimError(where, wrong, misfits[0].mend)
     wrong = f"{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
-    return DdimError(where, wrong, "remove them or pass skip_unreadable=True")
+    return DdimError(where, wrong, "remove them, or leave them out with --skip-unreadable (skip_unreadable=True)")
 
 
 def named(bad: Sequence[DdimError]) -> str:
