@@ -27,6 +27,10 @@ from models import contents, ddim, save_tiny, stripes, write_pictures
 Say = Callable[..., str]
 
 
+def to_pixels(data: bytes) -> bytes:
+    return Image.open(io.BytesIO(data)).tobytes()
+
+
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """Run a command that must succeed: what it prints on stdout."""
@@ -92,6 +96,14 @@ main(["--help"])
 
 def test_the_grids_of_the_help_are_the_grids() -> None:
     assert set(GRIDS) == set(NAMED)
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ddim() == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert "Usage: ddim" in told.out
+    assert "reconstruct" in told.out
 
 
 def test_presets_are_listed(say: Say) -> None:
@@ -184,6 +196,19 @@ def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, sa
     (tmp_path / "again/000001.png").unlink()
     assert say(*words).startswith("3 pictures (2 were there), ")
     assert contents(tmp_path / "again") == whole
+
+
+def test_decoding_takes_the_grid_of_the_file(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    latents = tmp_path / "latents.safetensors"
+    paths = write_pictures(tmp_path / "pictures", 2)
+    assert ddim("encode", tiny, *paths, "--steps", 6, "--grid", "quadratic", "--out", latents) == 0
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "plain") == 0
+    assert "note" not in capsys.readouterr().err
+    assert ddim("decode", tiny, latents, "--steps", 6, "--grid", "quadratic", "--out", tmp_path / "asked") == 0
+    plain, asked = contents(tmp_path / "plain"), contents(tmp_path / "asked")
+    assert [to_pixels(plain[name]) for name in sorted(plain) if name.endswith("png")] == [
+        to_pixels(asked[name]) for name in sorted(asked) if name.endswith("png")
+    ]
 
 
 def test_decoding_on_another_grid_is_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
