@@ -317,7 +317,7 @@ def test_the_patterns_find_what_they_look_for() -> None:
         "/tmp/" + "bash_jobs",
     ):
         assert MACHINE_PATH.search(text), text
-    for text in ("a path such as photos/work/1.png", "net" + "work/body", "https://example.org/home/page"):
+    for text in ("a path such as photos/" + "work/1.png", "net" + "work/body", "https://example.org/home/page"):
         assert not MACHINE_PATH.search(text), text
     assert REGISTRY.search("https://py" + "pi.org/simple")
 
