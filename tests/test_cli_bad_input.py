@@ -106,6 +106,7 @@ BAD: dict[str, tuple[str, str]] = {
     "plan file malformed": ("sample {0}/model -n 2 --out {0}/out --plan {0}/plan.json", "plan.json"),
     "plan file binary": ("sample {0}/model -n 2 --out {0}/out --plan {0}/binary.json", "binary.json"),
     "plan and steps": (SAMPLE + " --plan {0}/plan.json", "--steps"),
+    "plan and grid": ("sample {0}/model -n 2 --out {0}/out --grid linear --plan {0}/plan.json", "--grid"),
     "plan that encodes": ("sample {0}/model -n 2 --out {0}/out --plan {0}/up.json", "from t = 0"),
     "plan of another schedule": ("sample {0}/model -n 2 --out {0}/out --plan {0}/cosine.json", "log-SNR"),
     "steps of a list": (SAMPLE + " --grid 1,500,1000", "steps 2"),

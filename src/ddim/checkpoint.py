@@ -88,7 +88,7 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
     data = _bytes(weights)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_atomic(part / WEIGHTS, data)
-    write_atomic(part / CONFIG, (config.model_dump_json(indent=2, exclude_defaults=False) + "\n").encode())
+    write_atomic(part / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
     try:
         if folder.exists():
             os.rename(folder, old)
@@ -102,9 +102,7 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
 
 def digest(weights: Mapping[str, Tensor]) -> str:
     """A checksum of weights that are not in a file."""
-    return hashlib.sha256(
-        save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
-    ).hexdigest()
+    return hashlib.sha256(_bytes(weights)).hexdigest()
 
 
 def _bytes(weights: Mapping[str, Tensor]) -> bytes:

@@ -17,7 +17,7 @@ from ddim.errors import DdimError, say
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
 @click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
-@grid_option(default=None)
+@grid_option(default="as encoded")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @exact_device_options
 def command(
@@ -49,11 +49,9 @@ def command(
     states, file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
-    if steps is None and grid is None:
-        plan = loaded.plan(grid=[row.next.t for row in file.plan.rows])
-    else:
-        plan = make_plan(loaded, steps, grid or "equal-angle", default=50)
     times = [row.next.t for row in file.plan.rows]
+    as_encoded = steps is None and grid is None
+    plan = loaded.plan(grid=times) if as_encoded else make_plan(loaded, steps, grid, default=50)
     if times != [row.now.t for row in reversed(plan.rows)]:
         say(f"{latents}: was encoded with {file.plan.name}, is decoded with {plan.name}")
     made = None

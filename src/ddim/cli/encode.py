@@ -32,7 +32,7 @@ def command(
     images: tuple[str, ...],
     out: Path,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     split: str | None,
     limit: int | None,
     device: str | None,

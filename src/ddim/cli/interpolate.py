@@ -29,7 +29,7 @@ def command(
     four: bool,
     frames: int,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     out: Path,
     device: str | None,
     dtype: str,

@@ -56,9 +56,9 @@ def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return device_options(function, "float32")
 
 
-def grid_option(*names: str, default: str | None = "equal-angle") -> Decorator:
-    """--grid, or another name where that one is taken."""
-    return click.option(*(names or ("--grid",)), "grid", default=default, show_default=True, help=_GRID_HELP)
+def grid_option(*names: str, default: str = GRIDS[0]) -> Decorator:
+    """--grid, or another name where that one is taken; None where it is left out."""
+    return click.option(*(names or ("--grid",)), "grid", help=f"{_GRID_HELP} [default: {default}]")
 
 
 def steps_option(default: int) -> Decorator:
@@ -109,7 +109,7 @@ def check_device(device: str | None) -> None:
 def make_plan(
     model: Model,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     eta: float | None = None,
     sigma: str | None = None,
     clip_x0: bool | None = None,
@@ -120,6 +120,7 @@ def make_plan(
     if eta is not None and sigma is not None:
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat") else numbers(sigma, "--sigma")
+    grid = grid or GRIDS[0]
     times = numbers(grid, "--grid") if grid[:1].isdigit() else grid
     if steps is None and isinstance(times, str):
         steps = default

@@ -19,7 +19,7 @@ from ddim.cli.options import grid_option, make_plan, noise_options, steps_option
 def command(
     model: str,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     eta: float | None,
     sigma: str | None,
     clip_x0: bool | None,

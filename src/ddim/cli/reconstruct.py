@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.options import (
+    GRIDS,
     exact_device_options,
     grid_option,
     load_model,
@@ -41,7 +42,7 @@ def command(
     images: tuple[str, ...],
     out: Path,
     steps: str,
-    grid: str,
+    grid: str | None,
     split: str | None,
     limit: int | None,
     device: str | None,
@@ -55,11 +56,11 @@ def command(
       ddim reconstruct mnist ./mnist --split test --limit 1000 --steps 10,20,50,100 --out round-trip
     """
     from ddim.cli.pictures import read_pictures
-    from ddim.files import make_folder
+    from ddim.files import make_folder, strangers
     from ddim.roundtrip import join, round_trips
 
     counts = whole_numbers(steps, "--steps")
-    if out.is_dir() and any(entry.name not in _OURS for entry in out.iterdir()):
+    if strangers(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
     plans = [(make_plan(loaded, s, grid, encode=True), make_plan(loaded, s, grid)) for s in counts]
@@ -80,10 +81,10 @@ def command(
         "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
         "images": len(pictures),
         "split": split,
-        "grid": grid,
+        "grid": grid or GRIDS[0],
         "dtype": str(loaded.dtype).removeprefix("torch."),
     }
-    click.echo(f"{len(pictures)} pictures, grid {grid}")
+    click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
     _report(out, about, pictures, results)
 
 
@@ -116,4 +117,4 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
     click.echo(f"table: {out / 'reconstruct.json'}\npicture: {out / 'reconstruct.png'}")
 
 
-_OURS = {"reconstruct.json", "reconstruct.png"}
+_OURS = ("reconstruct.json", "reconstruct.png")

@@ -52,7 +52,7 @@ def command(
     out: Path,
     n: int,
     steps: int | None,
-    grid: str,
+    grid: str | None,
     eta: float | None,
     sigma: str | None,
     clip_x0: bool | None,
@@ -89,7 +89,7 @@ def command(
     from ddim.sheet import sheet as make_sheet
 
     if plan_file is not None:
-        given = {"--steps": steps, "--eta": eta, "--sigma": sigma, "--clip": clip_x0}
+        given = {"--steps": steps, "--grid": grid, "--eta": eta, "--sigma": sigma, "--clip": clip_x0}
         for option in [name for name, value in given.items() if value is not None]:
             raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
         if not plan_file.is_file():
