@@ -6,17 +6,13 @@ library's own tables.
 
 from __future__ import annotations
 
-import itertools
-import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddim import grid, samplers, schedule
-from ddim.denoiser import Prediction
+from ddim import exact, grid, samplers, schedule
 from ddim.errors import DdimWarning
 from ddim.plan import Plan, Row
 from ddim.schedule import Level, Schedule
@@ -72,41 +68,19 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@dataclass(frozen=True)
-class GaussianData:
-    """Data N(mean, diag(variance)): the exact denoiser, the exact flow, and the exact DDIM map.
-
-    Args:
-        mean: float64, (D,).
-        variance: float64, (D,), > 0.
-    """
-
-    mean: Tensor
-    variance: Tensor
-
-    def denoise(self, x: Tensor, level: Level, /) -> Prediction:
-        """E[x0 | x] and E[eps | x] by conditioning Gaussians."""
-        innovation = (x - level.signal * self.mean) / self._spread(level)
-        return Prediction(self.mean + level.signal * self.variance * innovation, level.noise * innovation)
-
-    def flow(self, x: Tensor, now: Level, next: Level) -> Tensor:
-        """The solution of the ODE (14): (x - signal m) scales with the standard deviation of x_t."""
-        scale = (self._spread(next) / self._spread(now)).sqrt()
-        return next.signal * self.mean + scale * (x - now.signal * self.mean)
-
-    def ddim_map(self, x: Tensor, levels: Levels) -> Tensor:
-        """DDIM's steps multiplied out: (xbar - m) gains the factor 1 + (s' - s) s / (c2 + s^2) at each."""
-        centred = x / levels[0].signal - self.mean
-        ratio = [math.sqrt((1 - level.alpha_bar) / level.alpha_bar) for level in levels]
-        for s, s_next in itertools.pairwise(ratio):
-            centred = centred * (1 + (s_next - s) * s / (self.variance + s**2))
-        return levels[-1].signal * (self.mean + centred)
-
-    def _spread(self, level: Level) -> Tensor:
-        return level.alpha_bar * self.variance + level.variance
-
-
-GAUSSIAN = GaussianData(
+GAUSSIAN = exact.GaussianData(
     mean=torch.tensor([0.0, 0.5, -1.0, 0.2], dtype=torch.float64),
     variance=torch.tensor([1.0, 0.04, 4.0, 0.5], dtype=torch.float64),
 )
+
+
+def mixture(components: int = 5, dimensions: int = 3) -> exact.MixtureData:
+    """Components apart by several of their standard deviations, which differ in size and direction."""
+    shape = randn(components, dimensions, dimensions, seed=11)
+    width = 0.05 + 0.1 * torch.arange(components, dtype=torch.float64)[:, None, None] / components
+    covariances = width**2 * (shape @ shape.mT + 0.3 * torch.eye(dimensions, dtype=torch.float64))
+    weights = torch.arange(1, components + 1, dtype=torch.float64)
+    return exact.MixtureData(weights / weights.sum(), randn(components, dimensions, seed=12), covariances)
+
+
+MIXTURE = mixture()

@@ -22,10 +22,23 @@ LONGEST_BODY = 45  # without
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
     {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels"},  # 0 ground
-    {"plan", "gaussian"},  # 1 theory
-    {"denoiser", "objective", "samplers"},  # 2 method
-    {"loop", "network", "latents", "training"},  # 3 journeys
-    {"config", "presets", "checkpoint", "model", "run_config", "runs", "generate", "manifest", "roundtrip"},  # 4 goods
+    {"plan", "gaussian", "inference", "categorical"},  # 1 theory
+    {"denoiser", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
+    {"loop", "network", "latents", "training", "likelihood"},  # 3 journeys
+    {
+        "config",
+        "presets",
+        "checkpoint",
+        "model",
+        "run_config",
+        "runs",
+        "generate",
+        "manifest",
+        "roundtrip",
+        "bits",
+        "calibration",
+        "check",
+    },  # 4 goods
     {"cli", "__init__", "__main__"},  # 5 doors
 )
 # Towers stand beside the house: they know the ground floor at most, and are known from the journeys upwards.

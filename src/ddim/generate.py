@@ -22,7 +22,7 @@ from torch import Tensor
 import ddim
 from ddim.errors import DdimError
 from ddim.files import lock, make_folder, remove_parts
-from ddim.manifest import claim
+from ddim.manifest import claim, identity
 from ddim.model import Model
 from ddim.pixels import to_uint8
 from ddim.plan import Plan
@@ -91,7 +91,7 @@ def generate(
     model.denoiser(None if label is None else torch.tensor([label]), guidance)
     plan.check_schedule(model.schedule, to_clean=True)
     asked = {"seed": seed, "label": label, "guidance": guidance}
-    what = {"format": "ddim-samples", "version": 1, **asked, **_identity(model, plan, name)}
+    what = {"format": "ddim-samples", "version": 1, **asked, **identity(model, plan, name)}
     text = {"seed": str(seed)} | ({} if label is None else {"label": str(label)})
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
@@ -122,7 +122,7 @@ def decode(
     """
     plan.check_schedule(model.schedule, to_clean=True)
     digest = hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
-    what = {"format": "ddim-decoded", "version": 1, "latents_sha256": digest, **_identity(model, plan, name)}
+    what = {"format": "ddim-decoded", "version": 1, "latents_sha256": digest, **identity(model, plan, name)}
     what["names"] = list(names)
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
@@ -169,22 +169,6 @@ def _fill(
                 done += 1
             held.clear()
             yield Made(found + done, len(indices), found)
-
-
-def _identity(model: Model, plan: Plan, name: str) -> dict[str, Any]:
-    versions = {"ddim": ddim.__version__, "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
-        "plan": json.loads(plan.to_json()),
-        "plan_name": plan.name,
-        "network_calls": plan.calls,
-        "shape": list(model.shape),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "compile": model.compile,
-        "micro_batch": model.micro_batch,
-        "software": {**versions, "threads": torch.get_num_threads()},
-    }
 
 
 def _digest(plan: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The manifest of a folder of pictures: what made them, and which of them are asked for."""
+"""The manifest of a folder of pictures or figures: what made them, and which of them are asked for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
+import ddim
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
+from ddim.model import Model
+from ddim.plan import Plan
 
 MANIFEST = "manifest.json"
 
 
-def claim(folder: Path, what: dict[str, Any], start: int, n: int) -> None:
+def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> None:
     """Write a folder's manifest, or see that the one there is of the same run, and add the new range.
 
     Args:
@@ -20,6 +26,7 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int) -> None:
         what: What the pictures depend on; "software" may differ, which is said, and the model's name too.
         start: The first index that is to be there.
         n: How many.
+        kind: What the folder holds, for messages.
 
     Raises:
         DdimError: If the folder holds pictures of another run, or something else.
@@ -31,7 +38,7 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int) -> None:
             old = json.loads(path.read_bytes())
             ranges = _merge([*old.pop("ranges"), *ranges])
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise DdimError(path, "is not a manifest of pictures", "choose another folder") from None
+            raise DdimError(path, f"is not a manifest of {kind}", "choose another folder") from None
         for key, value in what.items():
             was = old.get(key)
             if was == value:
@@ -41,12 +48,29 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int) -> None:
                 continue
             if key == "model" and isinstance(was, dict) and {**was, "name": ""} == {**value, "name": ""}:
                 continue
-            shown = ("another", "this") if key == "plan" else (repr(was), repr(value))
-            wrong = f"holds pictures of another run: {key} is {shown[0]}, not {shown[1]}"
+            shown = ("another", "this") if key in ("plan", "data_sha256") else (repr(was), repr(value))
+            wrong = f"holds {kind} of another run: {key} is {shown[0]}, not {shown[1]}"
             raise DdimError(folder, wrong, "choose another folder, or the same settings")
     elif strangers(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
     write_atomic(path, (json.dumps({**what, "ranges": ranges}, indent=1) + "\n").encode())
+
+
+def identity(model: Model, plan: Plan, name: str) -> dict[str, Any]:
+    """What a model and a plan make depends on, for a manifest."""
+    versions = {"ddim": ddim.__version__, "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
+        "plan": json.loads(plan.to_json()),
+        "plan_name": plan.name,
+        "network_calls": plan.calls,
+        "shape": list(model.shape),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "compile": model.compile,
+        "micro_batch": model.micro_batch,
+        "software": {**versions, "threads": torch.get_num_threads()},
+    }
 
 
 def _merge(ranges: list[list[int]]) -> list[list[int]]:

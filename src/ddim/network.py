@@ -36,16 +36,16 @@ class NetworkDenoiser:
         self._conditions: dict[float, Tensor] = {}
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
-        """The prediction at x, (N, C, H, W), float32."""
-        with torch.no_grad():
-            inner = x.to(self.dtype, memory_format=torch.channels_last)
-            output = self.body(inner, self._condition(level.t))
-            return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
+        """The prediction at x, (N, C, H, W), float32 or float64; differentiable in x where x asks for it."""
+        inner = x.to(self.dtype, memory_format=torch.channels_last)
+        output = self.body(inner, self._condition(level.t))
+        return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
 
     def _condition(self, t: float) -> Tensor:
         # One time after another: made together, their bits would depend on which times were asked for before.
         if t not in self._conditions:
             count = 1 if self.labels is None else len(self.labels)
             times = torch.full((count,), t, dtype=torch.float32, device=self.device)
-            self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
+            with torch.no_grad():
+                self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
         return self._conditions[t]

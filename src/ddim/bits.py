@@ -1,0 +1,269 @@
+"""Bits per dimension of a set of pictures, image by image, in a folder that a killed run goes on with.
+
+OUT/manifest.json      what the figures depend on; another request is refused
+OUT/blocks.jsonl       one line per micro-batch, written when it is done
+OUT/likelihood.json    mean, standard error, the terms' means; OUT/values.csv: one line per picture
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim import bound, samplers
+from ddim.errors import DdimError
+from ddim.files import lock, make_folder, remove_parts, write_atomic
+from ddim.likelihood import BIN, bits, discrete_nats, log_density
+from ddim.manifest import claim, identity
+from ddim.model import Model
+from ddim.pixels import to_float
+from ddim.plan import Plan
+from ddim.seeds import Noise
+
+Dequantize = Literal["decoder", "uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be measured.
+
+    Args:
+        method: "bound", the variational bound J_sigma of eq. (11), or "ode", the probability flow's exact density.
+        plan: The plan whose bound it is, or the rising plan along which the ODE is solved.
+        last_sigma: sigma_1, the standard deviation of the discretised last step; None for uniform dequantisation.
+        check: With "ode", a plan of half the steps, for the estimate of the solver's error.
+        probes: With "ode", how many probes of the trace each picture has.
+        seed: Of all draws; picture i's depend on (seed, i).
+    """
+
+    method: Literal["bound", "ode"]
+    plan: Plan
+    last_sigma: float | None
+    check: Plan | None = None
+    probes: int = 1
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some pictures' figures.
+
+    Args:
+        first: Index of the first one.
+        bits: Bits per dimension of each.
+        error: The solver's error in each, bits per dimension: the difference to half the steps; empty for the bound.
+        terms: The bound's terms in the plan's order, KL(q(x_T | x_0) || N(0, I)) first, in bits per dimension,
+            summed over the block's pictures; empty for the ODE.
+    """
+
+    first: int
+    bits: list[float]
+    error: list[float]
+    terms: list[float]
+
+
+def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, seed: int = 0) -> Request:
+    """The bound of a plan for a model.
+
+    Args:
+        model: The model.
+        plan: A plan of eq. (12) with noise at every step but the last.
+        last_sigma: sigma_1; if None see `default_last_sigma`.
+        seed: Of the draws.
+
+    Raises:
+        DdimError: If the bound of the plan is infinite, or it is not one for this model.
+    """
+    plan.check_schedule(model.schedule, to_clean=True)
+    sigma = default_last_sigma(plan) if last_sigma is None else last_sigma
+    bound.check_bound(plan, sigma)
+    return Request("bound", plan, sigma, seed=seed)
+
+
+def ode_request(
+    model: Model,
+    steps: int = 40,
+    dequantize: Dequantize = "decoder",
+    last_sigma: float | None = None,
+    probes: int = 1,
+    seed: int = 0,
+) -> Request:
+    """The exact likelihood through the ODE, from t = 1 up to T in Runge-Kutta steps of order 4, even in log-SNR.
+
+    Args:
+        model: The model.
+        steps: Steps of four calls each, even, at least 2; half as many are run too, for the error estimate.
+        dequantize: "decoder" or "uniform", see `ddim.likelihood.discrete_nats`.
+        last_sigma: sigma_1 for "decoder"; the same default as the bound's at S = T.
+        probes: Probes of the trace per picture.
+        seed: Of the draws.
+
+    Raises:
+        DdimError: If a number is out of range, or the schedule has no signal at T.
+    """
+    if steps < 2 or steps % 2:
+        raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
+    if probes < 1:
+        raise DdimError(f"probes {probes}", "is less than 1", "give 1 or more")
+    schedule = model.schedule
+    first, top = schedule.level(1), schedule.level(schedule.T)
+    if not math.isfinite(top.log_snr):
+        raise DdimError("the ODE", "has no start where there is no signal at T", "take the method bound")
+    inner = [first.log_snr + (top.log_snr - first.log_snr) * i / steps for i in range(1, steps)]
+    levels = schedule.levels([1.0, *(schedule.time_at_log_snr(value) for value in inner), float(schedule.T)])
+    plan = samplers.runge_kutta(levels, schedule, about=f"even in log-SNR, {steps} steps")
+    check = samplers.runge_kutta(levels[::2], schedule, about=f"even in log-SNR, {steps // 2} steps")
+    if dequantize == "uniform":
+        last_sigma = None
+    elif last_sigma is None:
+        last_sigma = default_last_sigma(samplers.ddim(schedule.levels([2, 1, 0]), eta=1.0))
+    return Request("ode", plan, last_sigma, check, probes, seed)
+
+
+def default_last_sigma(plan: Plan) -> float:
+    """sigma_1 where none is given: the noise of the step before the last, as Ho et al. (2020) do.
+
+    Raises:
+        DdimError: If the plan has one step only.
+    """
+    if len(plan) < 2:
+        raise DdimError("plan", "has one step only, so no step before the last", "give --last-sigma")
+    return plan.rows[-2].z
+
+
+def measure(
+    model: Model, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
+) -> Iterator[list[Block]]:
+    """Measure pictures block by block into a folder, going on with what is there.
+
+    Args:
+        model: The model, in float32 for figures to be trusted.
+        pictures: uint8, (N, H, W, C).
+        names: A name for each.
+        request: What to measure.
+        folder: Where to.
+        name: The model's name, for the manifest.
+
+    Yields:
+        The blocks so far: once at the start, then after each; after the last, the summary is in the folder.
+
+    Raises:
+        DdimError: If the folder holds something else or is in use, or a figure is not finite.
+    """
+    what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
+    what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
+    what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
+    what |= identity(model, request.plan, name)
+    make_folder(folder)
+    with lock(folder):
+        claim(folder, what, 0, len(pictures), "figures")
+        remove_parts(folder)
+        blocks = _read_blocks(folder / "blocks.jsonl", model.micro_batch, len(pictures))
+        yield blocks
+        with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
+            for first in range(sum(len(b.bits) for b in blocks), len(pictures), model.micro_batch):
+                block = _block(model, pictures[first : first + model.micro_batch], first, request)
+                file.write(json.dumps({key: getattr(block, key) for key in Block.__slots__}) + "\n")
+                file.flush()
+                blocks = [*blocks, block]
+                yield blocks
+        _write_summary(folder, blocks, names, request, name)
+
+
+def _read_blocks(path: Path, size: int, total: int) -> list[Block]:
+    """The whole lines of a file of blocks, which is cut to them."""
+    blocks: list[Block] = []
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        for line in lines:
+            try:
+                block = Block(**json.loads(line))
+            except (ValueError, TypeError):
+                break
+            first = len(blocks) * size
+            if not line.endswith("\n") or block.first != first or len(block.bits) != min(size, total - first):
+                break
+            blocks.append(block)
+        write_atomic(path, "".join(lines[: len(blocks)]).encode())
+    return blocks
+
+
+def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> Block:
+    """One micro-batch, padded to its fixed size, so that a picture's figures do not depend on its neighbours."""
+    count, size = len(pictures), model.micro_batch
+    indices = [first + min(i, count - 1) for i in range(size)]
+    x0 = to_float(pictures[[i - first for i in indices]]).to(model.device)
+    noise = model.noise(indices, request.seed)
+    if request.method == "bound":
+        assert request.last_sigma is not None
+        with torch.no_grad():
+            each = [*bound.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma, BIN)]
+        terms = torch.stack([bits(term, x0[0].numel()) for term in each])[:, :count].cpu()
+        figures, error = terms.sum(0), torch.empty(0)
+    else:
+        terms = torch.empty(0, 0)
+        figures, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
+    if not torch.isfinite(figures).all():
+        raise DdimError(f"pictures {first}..{first + count - 1}", "have a figure that is not finite", "use float32")
+    return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
+
+
+def _ode(model: Model, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
+    probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(request.probes)])
+    assert request.check is not None
+    figures = []
+    for plan in (request.plan, request.check):
+        density = _density(model, plan, probes)
+        nats = discrete_nats(density, model.denoise, plan.start, x0, noise.start(), request.last_sigma)
+        figures.append(bits(nats, x0[0].numel()))
+    return figures[0], (figures[0] - figures[1]).abs()
+
+
+def _density(model: Model, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: log_density(model.denoise, plan, x, probes)
+
+
+def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
+    """Mean and standard error in bits per dimension, and what they depend on."""
+    values = np.array([value for block in blocks for value in block.bits])
+    made: dict[str, Any] = {
+        "method": request.method,
+        "plan": request.plan.name,
+        "network_calls": request.plan.calls,
+        "pictures": len(values),
+        "bits_per_dim": float(values.mean()),
+        "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
+        "dequantisation": "uniform" if request.last_sigma is None else "discretised Gaussian at the last step",
+        "last_sigma": request.last_sigma,
+    }
+    if request.method == "ode":
+        errors = np.array([value for block in blocks for value in block.error])
+        made |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
+        return made | {"probes": request.probes}
+    terms = np.sum([block.terms for block in blocks], axis=0) / len(values)
+    times = [row.now.t for row in request.plan.rows]
+    steps = [{"from": t, "bits_per_dim": float(term)} for t, term in zip(times, terms[1:], strict=True)]
+    return made | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
+
+
+def _write_summary(folder: Path, blocks: list[Block], names: Sequence[str], request: Request, name: str) -> None:
+    made = {"model": name, **summary(blocks, request)}
+    write_atomic(folder / "likelihood.json", (json.dumps(made, indent=1) + "\n").encode())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["index", "name", "bits_per_dim", *(["solver_error"] if request.method == "ode" else [])])
+    for block in blocks:
+        for i, value in enumerate(block.bits):
+            writer.writerow([block.first + i, names[block.first + i], value, *block.error[i : i + 1]])
+    write_atomic(folder / "values.csv", text.getvalue().encode())

@@ -1,0 +1,164 @@
+"""`ddim likelihood`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.bits import Request
+    from ddim.model import Model
+
+
+@click.command("likelihood")
+@click.argument("model")
+@click.argument("data", nargs=-1, required=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the figures; gone on with.")
+@click.option(
+    "--method",
+    type=click.Choice(["bound", "ode"]),
+    default="bound",
+    show_default=True,
+    help="The variational bound J_sigma, eq. (11), or the exact likelihood through the probability-flow ODE.",
+)
+@click.option("--steps", type=int, help="bound: S, network calls [default: T]. ode: Runge-Kutta steps [default: 40].")
+@grid_option(default="linear")
+@click.option("--eta", type=float, help="bound: sigma = eta times the posterior's; above 0. [default: 1]")
+@click.option("--sigma", help="bound: instead of --eta: hat, optimal, or one standard deviation per step.")
+@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: the step before's]")
+@click.option(
+    "--dequantize",
+    type=click.Choice(["decoder", "uniform"]),
+    help="ode: by the diffusion's noise and the discretised last step, or by uniform noise. [default: decoder]",
+)
+@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per picture. [default: 1]")
+@click.option("--split", help="Which part of a data set: train or test.")
+@click.option("--limit", type=int, help="At most so many pictures.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of all draws; picture i's depend on it and i.")
+@exact_device_options
+def command(
+    model: str,
+    data: tuple[str, ...],
+    out: Path,
+    method: str,
+    split: str | None,
+    limit: int | None,
+    seed: int,
+    device: str | None,
+    dtype: str,
+    compile_: bool,
+    **settings: Any,
+) -> None:
+    """Bits per dimension of 8-bit pictures DATA under MODEL: a bound for any sigma and S, or through the ODE.
+
+    Figures are written after every micro-batch; run again after an interruption, the same command goes on.
+
+    \b
+    Examples:
+      ddim likelihood mnist ./mnist --split test --limit 500 --out bound
+      ddim likelihood mnist ./mnist --split test --limit 500 --method ode --out ode
+      ddim likelihood mnist ./mnist --split test --limit 500 --steps 50 --sigma hat --out bound-50
+    """
+    from ddim.cli.pictures import read_pictures
+
+    loaded = load_model(model, device, dtype, compile_)
+    request = (_bound if method == "bound" else _ode)(loaded, seed, settings)
+    pictures, names = read_pictures(data, loaded.config.data, split, limit)
+
+    from ddim import bits
+
+    blocks: list[bits.Block] = []
+    total, begun, found = len(pictures), time.monotonic(), None
+    with Stopper() as stopper, progress_bar() as bar:
+        task = bar.add_task(f"{request.plan.calls} calls each", total=total, rate="")
+        for blocks in bits.measure(loaded, pictures, names, request, out, Path(model).name):
+            done = sum(len(block.bits) for block in blocks)
+            found = done if found is None else found
+            elapsed = time.monotonic() - begun
+            told = f"{bits.summary(blocks, request)['bits_per_dim']:.4f} bits/dim  " if blocks else ""
+            bar.update(task, completed=done, rate=f"{told}{(done - found) / elapsed if elapsed else 0.0:.2f} images/s")
+            if stopper() and done < total:
+                click.echo(f"stopped: {done} of {total} pictures in {out}; run the same command to go on", err=True)
+                raise SystemExit(stopper.code)
+    _tell(bits.summary(blocks, request), out)
+    if method == "bound":
+        _draw(bits.summary(blocks, request), out / "terms.png")
+
+
+def _refuse(settings: dict[str, Any], names: tuple[str, ...], method: str) -> None:
+    for name in names:
+        if settings[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise DdimError(f"{option} and --method {method}", "do not go together", f"leave {option} out")
+
+
+def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
+    from ddim import bits
+
+    _refuse(settings, ("probes", "dequantize"), "bound")
+    eta, sigma = settings["eta"], settings["sigma"]
+    plan = make_plan(
+        model,
+        settings["steps"],
+        settings["grid"] or "linear",
+        1.0 if eta is None and sigma in (None, "optimal") else eta,
+        sigma,
+        default=model.schedule.T,
+    )
+    return bits.bound_request(model, plan, settings["last_sigma"], seed)
+
+
+def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
+    from ddim import bits
+
+    _refuse(settings, ("grid", "eta", "sigma"), "ode")
+    given = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
+    if given.get("dequantize") == "uniform":
+        _refuse(settings, ("last_sigma",), "ode --dequantize uniform")
+    return bits.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
+
+
+def _tell(made: dict[str, Any], out: Path) -> None:
+    spread = made["standard_error"]
+    width = "" if spread is None else f" +- {spread:.4f} (standard error)"
+    click.echo(f"{made['bits_per_dim']:.4f} bits/dim{width}, {made['pictures']} pictures, {made['plan']}")
+    sigma = made["last_sigma"]
+    click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
+    if made["method"] == "ode":
+        told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
+        click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
+    else:
+        inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
+        click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} bits/dim")
+    click.echo(f"figures: {out / 'likelihood.json'}, {out / 'values.csv'}")
+
+
+def _draw(made: dict[str, Any], path: Path) -> None:
+    """The bound's terms over t, as a picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        click.echo("note: matplotlib is not installed: no picture of the terms; pip install 'ddim[plot]'", err=True)
+        return
+    from ddim.files import write_atomic
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    steps = made["steps"]
+    axes.plot([s["from"] for s in steps], [s["bits_per_dim"] for s in steps], marker="." if len(steps) < 60 else "")
+    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim of the step from t")
+    axes.set_title(f"{made['bits_per_dim']:.3f} bits/dim, {made['plan']}, {made['pictures']} pictures", fontsize=9)
+    axes.grid(alpha=0.3)
+    import io
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomic(path, buffer.getvalue())
+    click.echo(f"picture: {path}")
