@@ -13,7 +13,7 @@ LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find
 SOURCE := $(if $(LINKS),$(foreach link,$(LINKS),--find-links $(link)),--torch-backend $(or $(TORCH_BACKEND),auto))
 INSTALL = $(BIN)/uv pip install -q -p $(BIN)/python $(SOURCE) -c constraints.txt $(TORCH)
 
-.PHONY: demo test test-heavy lint format docs clean
+.PHONY: demo test test-heavy lint format docs mutations clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ddim demo --out $(OUT) $(if $(MNIST),--mnist $(MNIST))
@@ -35,6 +35,9 @@ format: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/equations.py
+
+mutations: $(VENV)/.dev
+	$(BIN)/python scripts/mutations.py
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON): is older than Python 3.11; run make with PYTHON=python3.11" >&2; exit 2; }

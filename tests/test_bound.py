@@ -86,6 +86,17 @@ def test_j_is_l_gamma_plus_a_constant(times: list[int], share: float) -> None:
     assert made == pytest.approx(exact_j(levels, sigma, mean, variance), rel=1e-8)
 
 
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 4)])
+def test_where_the_noise_is_known_only_the_constant_is_left(shape: tuple[int, ...]) -> None:
+    """Theorem 1: with eps_theta = eps, L_gamma is 0 and J_sigma is C, in any number of dimensions."""
+    levels = falling(LINEAR, [40, 300, 700])
+    x0, eps = randn(1, *shape, seed=1), randn(1, *shape, seed=2)
+    plan = samplers.ddim(levels, eta=0.5)
+    parts = bound.terms(lambda x, level: Prediction(x0, eps), plan, x0, lambda k: eps, 0.03)
+    made = bound.constant(levels, sigmas(levels, 0.5), x0.numel(), x0.square().sum().item())
+    assert made == pytest.approx(sum(parts).item(), rel=1e-10)
+
+
 def test_the_printed_gamma_is_another() -> None:
     """1 / (2 d sigma^2 abar), as printed, is off by powers of ten; so is forgetting one of x_0's two places."""
     levels = falling(LINEAR, [500, 999, 1000])

@@ -168,6 +168,14 @@ def test_a_finite_data_set_by_brute_force(block: int) -> None:
         close(data.log_density(x, level), torch.stack(density))
 
 
+def test_memory_is_bounded_by_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    softmax = Tensor.softmax
+    monkeypatch.setattr(Tensor, "softmax", lambda self, dim: held.append(self.numel()) or softmax(self, dim))
+    EmpiricalData(POINTS.data, block=400).denoise(randn(35, 2, 3), LINEAR.level(300))
+    assert held == [400, 400, 400, 200]
+
+
 def test_the_densities_integrate_to_one() -> None:
     gaussian = GaussianData(torch.tensor([0.7]), torch.tensor([0.2]))
     mixture = MixtureData(torch.tensor([0.3, 0.7]), torch.tensor([[-1.0], [0.8]]), torch.tensor([[[0.04]], [[0.3]]]))
@@ -286,6 +294,13 @@ def test_samples_have_the_moments_of_the_data(data: Any) -> None:
     assert not torch.equal(data.sample(3, seed=6).flatten(1).double(), x[:3])
     with pytest.raises(DdimError, match="seed -1"):
         data.sample(1, seed=-1)
+
+
+def test_samples_lie_along_the_axes_of_a_covariance() -> None:
+    covariance = torch.tensor([[2.0, 1.4, -0.3], [1.4, 1.1, 0.0], [-0.3, 0.0, 0.5]], dtype=torch.float64)
+    drawn = MixtureData(torch.ones(1), torch.ones(1, 3), covariance[None]).sample(4000, seed=5) - 1
+    products = drawn[:, :, None] * drawn[:, None]
+    assert ((products.mean(0) - covariance).abs() < 5 * products.std(0) / math.sqrt(4000)).all()
 
 
 def test_data_drawn_with_a_seed_is_independent_of_that_seeds_noise() -> None:

@@ -1,0 +1,241 @@
+"""Plants known slips one at a time in a copy of src/ddim and runs the test that must notice each.
+
+    python scripts/mutations.py           run them all and write docs/mutations.md; `make mutations` does this
+    python scripts/mutations.py NAME ...  run some of them
+
+A slip that goes unnoticed, or a text that is not found exactly once, ends in exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "mutations.md"
+
+
+class Slip(NamedTuple):
+    """One planted slip: in `file` of src/ddim, `old` becomes `new`, and `test` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+SLIPS = (
+    Slip(
+        "alpha_bar of the next time, an index off by one",
+        "schedule.py",
+        "float(self.log_snr[below - 1])",
+        "float(self.log_snr[min(below, self.T - 1)])",
+        "test_schedule.py::test_each_named_schedule_is_its_printed_formula",
+    ),
+    Slip(
+        "alpha_bar as a cumulative product in float32",
+        "schedule.py",
+        "log_alpha_bar = np.cumsum(np.log1p(-beta))",
+        "log_alpha_bar = np.log(np.cumprod(1 - beta.astype(np.float32))).astype(np.float64)",
+        "test_schedule.py::test_precision_near_clean_data",
+    ),
+    Slip(
+        "square root dropped: noise is the variance",
+        "schedule.py",
+        "return math.sqrt(self.variance)",
+        "return self.variance",
+        "test_gaussian.py::test_diffuse",
+    ),
+    Slip(
+        "sigma where sigma squared belongs, eq. (7)",
+        "gaussian.py",
+        "left = next.variance - sigma**2",
+        "left = next.variance - sigma",
+        "test_gaussian.py::test_the_posterior_keeps_the_marginal",
+    ),
+    Slip(
+        "eta on the variance instead of the standard deviation, eq. (16)",
+        "gaussian.py",
+        "return eta * math.sqrt(next.variance / now.variance)",
+        "return math.sqrt(eta) * math.sqrt(next.variance / now.variance)",
+        "test_gaussian.py::test_eta_multiplies_the_standard_deviation",
+    ),
+    Slip(
+        "now and next swapped in eq. (16)",
+        "gaussian.py",
+        "return eta * math.sqrt(next.variance / now.variance)",
+        "return eta * math.sqrt(now.variance / next.variance)",
+        "test_gaussian.py::test_sigma_of_eta_one_is_the_forward_chains_posterior",
+    ),
+    Slip(
+        "Bayes' rule with the wrong level's variance, eq. (8)",
+        "gaussian.py",
+        "of_x = next.noise * direction / now.variance",
+        "of_x = next.noise * direction / next.variance",
+        "test_inference.py::test_the_joint_distribution",
+    ),
+    Slip(
+        "T // S arithmetic in the linear grid",
+        "grid.py",
+        "return [i * schedule.T // steps for i in range(1, steps + 1)]",
+        "return [i * (schedule.T // steps) for i in range(1, steps + 1)]",
+        "test_grid.py::test_linear_and_quadratic_are_the_papers_floors",
+    ),
+    Slip(
+        "x_0 clipped, eps not derived again",
+        "denoiser.py",
+        "return Prediction(x0, eps_from_x0(x0, x, level))",
+        "return Prediction(x0, self.denoiser(x, level).eps)",
+        "test_denoiser.py::test_clipped_pairs_stay_consistent",
+    ),
+    Slip(
+        "(x_t - eps) / sqrt(abar_t), eq. (9) as misprinted",
+        "denoiser.py",
+        "return (x - eps * level.noise) / level.signal",
+        "return (x - eps) / level.signal",
+        "test_denoiser.py::test_f_theta",
+    ),
+    Slip(
+        "noise at the last step of sigma-hat",
+        "samplers/ddim.py",
+        "if named and not noise_at_end:",
+        "if named == 'optimal' and not noise_at_end:",
+        "test_samplers.py::test_sigma_hat",
+    ),
+    Slip(
+        "sigma for sigma squared in the optimal variance",
+        "samplers/ddim.py",
+        "math.hypot(sigma, (of_eps - of_x0 * now.ratio) * math.sqrt(error))",
+        "math.hypot(sigma, (of_eps - of_x0 * now.ratio) * error)",
+        "test_optimal.py::test_on_gaussian_data_the_last_mean_and_variance_are_exact",
+    ),
+    Slip(
+        "a factor 2 missing in the divergence, eq. (31)",
+        "bound.py",
+        "return distance / (2 * row.z**2)",
+        "return distance / row.z**2",
+        "test_bound.py::test_a_steps_divergence_is_that_of_its_two_gaussians",
+    ),
+    Slip(
+        "x_0's second place in the mean of eq. (7) forgotten, Theorem 1",
+        "bound.py",
+        "gammas.append((of_eps - of_x0 * now.ratio) ** 2 / (2 * std**2))",
+        "gammas.append((of_x0 * now.ratio) ** 2 / (2 * std**2))",
+        "test_bound.py::test_j_is_l_gamma_plus_a_constant",
+    ),
+    Slip(
+        "d left out of the constant of Theorem 1",
+        "bound.py",
+        "return prior + 0.5 * dimensions * (LOG_2_PI",
+        "return prior + 0.5 * (LOG_2_PI",
+        "test_bound.py::test_where_the_noise_is_known_only_the_constant_is_left",
+    ),
+    Slip(
+        "d left out of bits per dimension",
+        "likelihood.py",
+        "return nats / (dimensions * math.log(2))",
+        "return nats / math.log(2)",
+        "test_bound.py::test_bits_per_dimension",
+    ),
+    Slip(
+        "the outer bins of the discretised last step do not reach to infinity",
+        "bound.py",
+        "torch.where(x0 > 1 - half, math.inf, (off + half) / sigma)",
+        "(off + half) / sigma",
+        "test_bound.py::test_the_discretised_last_term_is_a_distribution",
+    ),
+    Slip(
+        "the trace by x instead of by xbar",
+        "likelihood.py",
+        "self._trace(eps, x) * level.signal",
+        "self._trace(eps, x)",
+        "test_likelihood.py::test_gaussian_data_against_the_datas_own_density",
+    ),
+    Slip(
+        "Euler in dt with v for v squared, eq. (15)",
+        "samplers/ode.py",
+        "(following.ratio**2 - now.ratio**2) / (2 * now.ratio)",
+        "(following.ratio - now.ratio) / (2 * now.ratio)",
+        "test_ode.py::test_a_row_of_the_probability_flow",
+    ),
+    Slip(
+        "abar_t for abar_s in the mixture of Appendix A, eq. (18)",
+        "categorical.py",
+        "to_x0 = next.alpha_bar - sigma * now.alpha_bar",
+        "to_x0 = now.alpha_bar - sigma * next.alpha_bar",
+        "test_categorical.py::test_marginals_are_kept",
+    ),
+)
+
+HEAD = """\
+# Planted slips
+
+A test that cannot fail proves nothing. `make mutations` plants each of these slips in a copy of the code and runs the
+test named beside it, which must fail then; all of them did when this page was written. A test holds the list to the
+code: each text must be found where the slip is to be planted.
+
+| slip | where | test that fails |
+|-|-|-|
+"""
+
+
+def noticed(slip: Slip) -> bool:
+    """Whether the test fails with the slip in place, and does so by failing, not by an error in collecting it."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "src"
+        shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        path = copy / "ddim" / slip.file
+        path.write_text(planted(slip), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
+        env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run([*command, f"tests/{slip.test}"], cwd=ROOT, env=env, capture_output=True, text=True)
+        return done.returncode == 1 and "FAILED" in done.stdout
+
+
+def planted(slip: Slip) -> str:
+    """The file's text with the slip in it.
+
+    Raises:
+        ValueError: If the text it changes is not there exactly once.
+    """
+    text = (ROOT / "src" / "ddim" / slip.file).read_text(encoding="utf-8")
+    if text.count(slip.old) != 1:
+        raise ValueError(f"{slip.file} holds {text.count(slip.old)} times: {slip.old}")
+    return text.replace(slip.old, slip.new)
+
+
+def page() -> str:
+    """The whole of docs/mutations.md."""
+    rows = []
+    for slip in SLIPS:
+        file, _, test = slip.test.partition("::")
+        where = f"[`{slip.file}`](../src/ddim/{slip.file})"
+        rows.append(
+            f"| {slip.name}: `{slip.old}` becomes `{slip.new}` | {where} | `{test}` in [{file}](../tests/{file}) |"
+        )
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def main(names: list[str]) -> int:
+    """Run all slips, or those whose names hold one of the words."""
+    chosen = [slip for slip in SLIPS if not names or any(name in slip.name for name in names)]
+    missed = 0
+    for slip in chosen:
+        found = noticed(slip)
+        missed += not found
+        print(f"{'noticed' if found else 'MISSED '}  {slip.name}  ({slip.test})", flush=True)
+    if missed:
+        print(f"error: {missed} of {len(chosen)} slips went unnoticed", file=sys.stderr)
+    elif not names:
+        PAGE.write_text(page(), encoding="utf-8")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
