@@ -25,10 +25,13 @@ SAMPLERS: dict[str, Callable[[Levels], Plan]] = {
     "eta 1": lambda levels: samplers.ddim(levels, eta=1.0),
     "sigma given": lambda levels: samplers.ddim(levels, sigma=[level.noise / 2 for level in levels[1:]]),
     "sigma-hat": lambda levels: samplers.ddim(levels, sigma="hat"),
+    "eq. (15)": lambda levels: samplers.probability_flow(with_signal(levels)),
+    "Runge-Kutta 2": lambda levels: samplers.runge_kutta(with_signal(levels), schedule_of(levels), 2),
+    "Runge-Kutta 4": lambda levels: samplers.runge_kutta(with_signal(levels), schedule_of(levels), 4),
 }
 
 # The order of convergence of each deterministic sampler.
-ORDERS = {"eta 0": 1}
+ORDERS = {"eta 0": 1, "eq. (15)": 1, "Runge-Kutta 2": 2, "Runge-Kutta 4": 4}
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
 SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
@@ -48,10 +51,27 @@ def levels_of(made: Schedule, name: str, steps: int) -> tuple[Level, ...]:
         return falling(made, grid.tau(made, name, steps))
 
 
+def with_signal(levels: Levels) -> Levels:
+    """For solvers in v = noise / signal: zero terminal SNR, where v is infinite, is left out."""
+    return [level for level in levels if level.signal]
+
+
+def schedule_of(levels: Levels) -> Schedule:
+    """The first of `SCHEDULES` that the levels come from."""
+    return next(made for made in SCHEDULES.values() if all(made.level(level.t) == level for level in levels))
+
+
 def equal_angles(made: Schedule, steps: int) -> tuple[Level, ...]:
     """Exactly equal rotations, at times that are not whole: the grid on which an order can be observed."""
     top = made.level(made.T).angle
     return falling(made, [made.time_at_angle(top * i / steps) for i in range(1, steps + 1)])
+
+
+def equal_ratios(made: Schedule, steps: int, top: float = 1000, bottom: float = 10) -> tuple[Level, ...]:
+    """Falling levels between two times above 0, noise / signal falling by the same factor at each step: the grid on
+    which any order can be observed."""
+    first, last = made.level(top).log_snr, made.level(bottom).log_snr
+    return made.levels([made.time_at_log_snr(first + (last - first) * i / steps) for i in range(steps + 1)])
 
 
 def apply(row: Row, states: Sequence[Tensor], x0: Sequence[Tensor], eps: Sequence[Tensor]) -> Tensor:

@@ -92,7 +92,7 @@ def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[...,
     plan = sampler(LEVELS)
     assert plan.check() is plan
     for k, row in enumerate(plan.rows):
-        for kind in ("x", "x0", "eps"):
+        for kind in ("x", "x0", "eps") if plan.straight else ("x", "x0"):
             for j, weight in enumerate(getattr(row, kind)):
                 if abs(weight) < 0.01:
                     continue
@@ -129,6 +129,43 @@ def test_check_finds_planted_slips(plan: Plan, wrong: str) -> None:
         plan.check()
 
 
+def test_a_plan_that_is_not_straight_must_still_keep_the_signal() -> None:
+    bent = replace(spoilt(1, eps=(0.9,)), straight=False)
+    assert bent.check() is bent
+    for changes, wrong in (
+        ({"x0": (PLAN.rows[1].x0[0] * (1 + 1e-6),)}, r"plan row 1 .* off by .* on a straight line"),
+        ({"eps": (math.nan,)}, "not finite"),
+        ({"sigma": 1.1, "z": 1.1}, r"sigma = 1\.1 is outside 0"),
+        ({"z": 0.0}, "adds noise 0, its sigma is"),
+    ):
+        with pytest.raises(DdimError, match=wrong):
+            replace(spoilt(1, **changes), straight=False).check()
+
+
+def test_only_a_plan_that_is_not_straight_says_so_in_its_file() -> None:
+    """So files written before there was the word are read, and compare equal to those written now."""
+    assert "straight" not in json.loads(PLAN.to_json())
+    assert Plan.from_json(PLAN.to_json()).straight
+    bent = replace(spoilt(1, eps=(0.9,)), straight=False)
+    assert json.loads(bent.to_json())["straight"] is False
+    assert Plan.from_json(bent.to_json()) == bent
+    told = json.loads(PLAN.to_json()) | {"straight": True}
+    assert Plan.from_json(json.dumps(told)) == PLAN
+
+
+def test_a_row_may_stay_at_its_level() -> None:
+    """As the stages of a Runge-Kutta method do: two network calls at one level."""
+    first, last = LEVELS[1], LEVELS[2]
+    length = last.signal * (last.ratio - first.ratio)
+    euler = Row(first, last, x=(last.signal / first.signal,), eps=(length,))
+    heun = Row(last, last, x=(0.0, last.signal / first.signal), eps=(length / 2, length / 2))
+    plan = Plan("heun", (euler, heun)).check().check_schedule(SCHEDULES["linear"])
+    assert Plan.from_json(plan.to_json()) == plan
+    assert [line.split()[:2] for line in str(plan).splitlines()[2:]] == [["700", "400"], ["400", "400"]]
+    with pytest.raises(DdimError, match=r"plan row 1 \(t = 400 to 400\): is off by .* on a straight line"):
+        replace(plan, rows=(euler, replace(heun, eps=(length / 2, 0.0)))).check()
+
+
 def test_only_a_plan_that_says_so_may_add_more_than_its_sigma() -> None:
     rows = spoilt(1, z=0.9).rows
     assert replace(PLAN, rows=rows, keeps_marginals=False).check()
@@ -141,11 +178,13 @@ def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
     assert plan.name in title
     assert f"{plan.calls} network calls" in title
     assert ("clipped" in title) == plan.clip_x0
-    assert len(lines) == len(plan) == 5
+    assert ("not exact on straight lines" in title) != plan.straight
+    assert len(lines) == len(plan) >= 5
     assert len({len(line) for line in [head, *lines]}) == 1
     for row, line in zip(plan.rows, lines, strict=True):
         printed = [float(cell) for cell in line.split() if cell != "."]
-        run = [row.now.t, row.next.t, row.now.alpha_bar, row.next.alpha_bar, row.sigma, *row.x, *row.x0, *row.eps]
+        times = [float(f"{level.t:g}") for level in (row.now, row.next)]
+        run = [*times, row.now.alpha_bar, row.next.alpha_bar, row.sigma, *row.x, *row.x0, *row.eps]
         assert printed == pytest.approx([*run, row.z] if row.z else run, abs=5e-7)
 
 

@@ -43,7 +43,8 @@ def runge_kutta(
 
     Each stage is a row and one network call: 2 or 4 per step. Stages in the middle of a step have v halfway, at a time
     that is hardly ever whole. A step that ends or starts at t = 0, where no network is trained, is one row of `ddim`:
-    Euler's, exact where eps is constant in that step.
+    Euler's, exact where eps is constant in that step. Steps of about equal ratios of v suit these methods, as on the
+    grid log-snr; over a long step at large v, such as the first of equal-angle, Euler's method is the better one.
 
     Args:
         levels: S + 1 levels of the schedule, with signal, the start first; falling, or rising to encode.

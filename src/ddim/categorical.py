@@ -1,0 +1,146 @@
+"""The inference family for categorical data, Appendix A: eqs. (17) to (21).
+
+Data are ids, int64 (...), of K categories; distributions over them are float64 (..., K). alpha_bar is the
+probability that a category has been kept; what was not kept is drawn from pi: uniform in the paper, any distribution
+here (all of it on one id, the mask, is absorbing diffusion). Wherever ids are taken, distributions are too.
+
+The direction differs from real-valued data: the largest sigma is the least random member, sigma = 0 the most.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ddim.schedule import Level
+
+
+def marginal(x0: Tensor, level: Level, pi: Tensor | None = None) -> Tensor:
+    """Eq. (17): q(x_t | x_0) = Cat(abar_t x_0 + (1 - abar_t) pi).
+
+    Args:
+        x0: Ids (...), or distributions (..., K), which are averaged over.
+        level: The time t.
+        pi: What noise is drawn from, (K,), sums to 1; uniform if None (then x0 must be distributions).
+
+    Returns:
+        float64, (..., K).
+
+    Raises:
+        ValueError: If K cannot be told, or differs.
+    """
+    pi = _noise(pi, x0)
+    return level.alpha_bar * _distribution(x0, pi) + level.variance * pi
+
+
+def sigma_largest(now: Level, next: Level) -> float:
+    """The largest legal sigma of a step: min(abar_next / abar_now, (1 - abar_next) / (1 - abar_now)).
+
+    The second is the smaller one whenever `next` is cleaner. There no fresh noise is drawn: the least random step.
+
+    Args:
+        now: The level a step starts from.
+        next: The level it goes to.
+    """
+    by_x0 = next.alpha_bar / now.alpha_bar if now.alpha_bar > 0 else math.inf
+    by_noise = next.variance / now.variance if now.variance > 0 else math.inf
+    return min(by_x0, by_noise)
+
+
+def mixture_weights(now: Level, next: Level, sigma: float) -> tuple[float, float, float]:
+    """Eq. (18): q_sigma(x_next | x_now, x_0) as a mixture: x_now kept, x_0 taken, or fresh noise from pi.
+
+    Args:
+        now: The level of x_now.
+        next: The level of x_next.
+        sigma: The probability of keeping x_now, 0 <= sigma <= `sigma_largest(now, next)`.
+
+    Returns:
+        (keep, to_x0, fresh) = (sigma, abar_next - sigma abar_now, (1 - abar_next) - sigma (1 - abar_now)), each >= 0,
+        their sum 1.
+
+    Raises:
+        ValueError: If sigma is not legal: a weight would be negative.
+    """
+    largest = sigma_largest(now, next)
+    if not 0 <= sigma <= largest * (1 + 1e-12):
+        raise ValueError(f"sigma = {sigma} is outside 0..{largest} from t = {now.t:g} to {next.t:g}")
+    to_x0 = next.alpha_bar - sigma * now.alpha_bar
+    fresh = next.variance - sigma * now.variance
+    return sigma, max(to_x0, 0.0), max(fresh, 0.0)
+
+
+def posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, sigma: float, pi: Tensor | None = None) -> Tensor:
+    """Eq. (19): q_sigma(x_next | x_now, x_0) = Cat(keep x_now + to_x0 x_0 + fresh pi), the weights from eq. (18).
+
+    Args:
+        x_t: x_now, ids (...).
+        x0_probs: x_0, distributions (..., K), or ids (...) if pi is given.
+        now: The level of x_now.
+        next: The level of x_next; any, not only the neighbour.
+        sigma: As for `mixture_weights`.
+        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+
+    Returns:
+        float64, (..., K).
+
+    Raises:
+        ValueError: If sigma is not legal, or K cannot be told, or differs.
+    """
+    pi = _noise(pi, x0_probs)
+    keep, to_x0, fresh = mixture_weights(now, next, sigma)
+    return keep * _distribution(x_t, pi) + to_x0 * _distribution(x0_probs, pi) + fresh * pi
+
+
+def kl(
+    x_t: Tensor, x0: Tensor, predicted: Tensor, now: Level, next: Level, sigma: float, pi: Tensor | None = None
+) -> Tensor:
+    """Eqs. (20) and (21): KL(q_sigma(x_next | x_now, x_0) || p_theta(x_next | x_now)), exact.
+
+    p_theta is eq. (19) with the predicted distribution in the place of x_0. At next.t = 0 this is -log p_theta(x_0 |
+    x_now). Mixtures being what they are, it is at most to_x0 = abar_next - sigma abar_now times the cross-entropy
+    -log predicted[x_0].
+
+    Args:
+        x_t: x_now, ids (...).
+        x0: x_0, ids (...).
+        predicted: f_theta(x_now), distributions (..., K).
+        now: The level of x_now.
+        next: The level of x_next.
+        sigma: As for `mixture_weights`.
+        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+
+    Returns:
+        float64, (...), nats; inf where p_theta excludes what q allows.
+
+    Raises:
+        ValueError: As for `posterior`.
+    """
+    pi = _noise(pi, predicted)
+    q = posterior(x_t, x0, now, next, sigma, pi)
+    p = posterior(x_t, predicted, now, next, sigma, pi)
+    # 0 log 0 = 0, in the gradient as well: where q is 0, p does not matter.
+    log_q, log_p = (torch.where(q > 0, probs, 1.0).log() for probs in (q, p))
+    return (q * (log_q - log_p)).sum(dim=-1)
+
+
+def _distribution(x: Tensor, pi: Tensor) -> Tensor:
+    """Ids as one-hot distributions; distributions as they are; float64."""
+    if not x.is_floating_point():
+        return torch.nn.functional.one_hot(x, len(pi)).to(torch.float64)
+    if x.shape[-1] != len(pi):
+        raise ValueError(f"distributions over {x.shape[-1]} categories, pi over {len(pi)}")
+    return x.to(torch.float64)
+
+
+def _noise(pi: Tensor | None, like: Tensor) -> Tensor:
+    """Pi on the device of a tensor, or uniform over the categories of its last axis; float64."""
+    if pi is not None:
+        if pi.ndim != 1:
+            raise ValueError(f"pi is {tuple(pi.shape)}, expected one probability per category, (K,)")
+        return pi.to(like.device, torch.float64)
+    if not like.is_floating_point():
+        raise ValueError("ids alone do not say how many categories there are: give pi, or distributions")
+    return torch.full((like.shape[-1],), 1 / like.shape[-1], dtype=torch.float64, device=like.device)
