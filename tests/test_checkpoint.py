@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ddim import checkpoint
+from ddim.config import ModelConfig
 from ddim.errors import DdimError
 from ddim.files import sha256
-from ddim.model import load
+from ddim.model import Model, load
 from models import contents, load_tiny, save_tiny, tiny_model
 
 
@@ -117,6 +119,8 @@ def test_a_wrong_shape_is_named(folder: Path) -> None:
         ({"schedule": {"name": "betas", "betas": [0.1, 0.2], "T": 3}}, "T is 3"),
         ({"schedule": {"name": "betas", "betas": [0.1, 1.5], "T": 2}}, "beta"),
         ({"network": {"groups": 7}}, "network"),
+        ({"error": [0.5]}, "T is 1000, the error is given at 1 times"),
+        ({"error": [0.5] * 999 + [-0.1]}, "error.999"),
         ({"data": {"height": 16, "width": 8, "channels": 1}}, "the network takes"),
     ],
 )
@@ -126,6 +130,52 @@ def test_a_wrong_configuration_is_named(changes: dict[str, Any], named: str, fol
         load(folder, "cpu").schedule  # noqa: B018
     assert named in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_array_of_numbers_stands_on_one_line(tmp_path: Path) -> None:
+    """However long; and what looks like one in a text stays as it is."""
+    model = tiny_model()
+    values = model.config.model_dump()
+    values["schedule"] = {"name": "betas", "T": 40, "betas": [1e-05, *(0.01 + i / 1000 for i in range(39))]}
+    values["error"] = [1 / (3 + t) for t in range(40)]
+    values["provenance"]["command"] = "ddim train 'a [\n  1,\n  2\n]' --set network.attention=[4, 8]"
+    config = ModelConfig.model_validate(values)
+    Model(model.network, config).save(tmp_path / "model")
+    text = (tmp_path / "model/config.json").read_text()
+    assert checkpoint.read(tmp_path / "model")[0].model_copy(update={"sha256": ""}) == config
+    lines = {line.split('"')[1]: line.rstrip(",") for line in text.splitlines() if '"' in line}
+    for key, numbers in (("betas", 40), ("multipliers", 2), ("attention", 1), ("error", 40)):
+        assert lines[key].endswith("]"), key
+        assert lines[key].count(",") == numbers - 1, key
+    assert not re.search(r"^\s*[-\d.]", text, re.M)
+
+
+def test_the_error_between_whole_times_is_on_a_straight_line() -> None:
+    values = tiny_model().config.model_dump() | {"schedule": {"T": 4}, "error": [0.8, 0.4, 0.3, 0.1]}
+    config = ModelConfig.model_validate(values)
+    schedule = config.schedule.build()
+    found = [config.error_at(schedule.level(t)) for t in (1, 1.25, 2.5, 4, 0.5, 0)]
+    assert found == pytest.approx([0.8, 0.7, 0.35, 0.1, 0.9, 1.0])
+
+
+def test_a_copy_has_the_same_weights_to_the_byte(folder: Path, tmp_path: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file(load_file(path), path, {"written by": "another program"})
+    edit(folder, sha256=sha256(path))
+    config = checkpoint.read(folder)[0].model_copy(update={"error": (0.5,) * 1000})
+    before = contents(folder)
+    for place in (tmp_path / "deep/copy", folder):
+        checkpoint.copy(folder, place, config)
+        assert (place / "model.safetensors").read_bytes() == before["model.safetensors"]
+        assert checkpoint.read(place)[0] == config
+    save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(DdimError, match="other: holds another model; choose another folder"):
+        checkpoint.copy(folder, tmp_path / "other", config)
+    with pytest.raises(DdimError, match="holds something that is not a model"):
+        checkpoint.copy(folder, tmp_path, config)
+    with pytest.raises(DdimError, match="does not match the checksum"):
+        checkpoint.copy(tmp_path / "other", tmp_path / "new", config)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"model: tiny", bytes(range(128, 200))])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,12 +18,14 @@ from PIL import Image
 
 from ddim.cli.main import COMMANDS
 from ddim.cli.options import GRIDS
+from ddim.cli.train import LOSS_WEIGHTS
 from ddim.grid import NAMED
 from ddim.latents import read_latents
-from ddim.model import load
+from ddim.model import Model, load
+from ddim.objective import Gamma
 from ddim.pixels import to_uint8
 from ddim.plan import Plan
-from models import contents, ddim, save_tiny, stripes, write_pictures
+from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 Say = Callable[..., str]
 
@@ -155,6 +157,24 @@ def test_the_options_of_a_plan_are_the_arguments_of_a_plan(
     assert Plan.from_json(told) == load(tiny, "cpu").plan(5, **settings)
 
 
+@pytest.mark.parametrize(("options", "eta"), [([], 0.0), (["--eta", "1"], 1.0), (["--eta", "0.3", "--clip"], 0.3)])
+def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp_path: Path, say: Say) -> None:
+    model = tiny_model()
+    table = {"error": tuple(1 / (1 + t / 9) for t in range(1, 1001))}
+    Model(model.network, model.config.model_copy(update=table)).save(tmp_path / "model")
+    words = ("--steps", 5, "--sigma", "optimal", *options)
+    plan = Plan.from_json(say("plan", tmp_path / "model", *words, "--json"))
+    assert plan == load(tmp_path / "model", "cpu").plan(5, eta=eta, sigma="optimal", clip_x0="--clip" in options)
+    assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
+    assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
+    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out")
+    assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network calls each")
+
+
+def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
+    assert set(LOSS_WEIGHTS) == set(get_args(Gamma))
+
+
 def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> None:
     words = ("--steps", 4, "--grid", "linear", "--eta", 0.3)
     told = say("plan", tiny, *words).splitlines()
@@ -282,13 +302,25 @@ def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
     for label in ("cats", "dogs"):
         write_pictures(tmp_path / "pictures" / label, 3)
     words = ("--preset", "digits", "--labels", "--steps", 2, "--batch", 2, "--accumulate", 2, "--predicts", "eps")
-    words += ("--size", 16, "--channels", 3, "--flip", "--gamma", "simple", "--seed", 3, "--precision", "float32")
+    words += (
+        "--size",
+        16,
+        "--channels",
+        3,
+        "--flip",
+        "--loss-weight",
+        "sigmoid",
+        "--seed",
+        3,
+        "--precision",
+        "float32",
+    )
     say("train", tmp_path / "pictures", *words, "--preview-every", 0, "--out", tmp_path / "run")
     config = load(tmp_path / "run", "cpu").config
     assert (config.network.classes, config.predicts, config.data.shape) == (2, "eps", (16, 16, 3))
     recipe = config.provenance.training
     assert recipe is not None
-    assert (recipe.flip, recipe.gamma, recipe.seed, recipe.accumulate) == (True, "simple", 3, 2)
+    assert (recipe.flip, recipe.gamma, recipe.seed, recipe.accumulate) == (True, "sigmoid", 3, 2)
     told = say(
         "sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s"
     )

@@ -56,6 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SAMPLE = "sample {0}/model -n 2 --steps 2 --out {0}/out"
 TRAIN = "train {0}/pictures --preset digits --steps 2 --batch 2 --out {0}/out"
+CALIBRATE = "calibrate {{0}}/model {{0}}/{}"
 INTERPOLATE = "interpolate {0}/model --steps 2"
 
 # A command, and what its complaint must name.
@@ -76,6 +77,9 @@ BAD: dict[str, tuple[str, str]] = {
     "eta 50": (SAMPLE + " --eta 50", "t = 1000"),
     "eta with sigma": (SAMPLE + " --eta 1 --sigma hat", "--sigma"),
     "sigma bogus": (SAMPLE + " --sigma bogus", "--sigma bogus"),
+    "sigma optimal without a table": (SAMPLE + " --sigma optimal", "no table"),
+    "sigma optimal with a bad eta": (SAMPLE + " --sigma optimal --eta -1", "eta -1"),
+    "sigma optimal to encode": ("plan {0}/model --encode --sigma optimal", "encoding"),
     "sigma too short": (SAMPLE + " --sigma 0.1", "sigma"),
     "sigma nan": (SAMPLE + " --sigma nan,0", "sigma"),
     "n 0": (SAMPLE + " -n 0", "n 0"),
@@ -145,6 +149,20 @@ BAD: dict[str, tuple[str, str]] = {
     "reconstruct: steps 0": ("reconstruct {0}/model {0}/pictures --steps 0 --out {0}/out", "steps 0"),
     "reconstruct: among others": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/stuff", "stuff"),
     "reconstruct: below a file": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/file/out", "file/out"),
+    "calibrate: no model": ("calibrate {0}/nowhere {0}/pictures --out {0}/out", "nowhere"),
+    "calibrate: no data": (CALIBRATE.format("nowhere") + " --out {0}/out", "nowhere"),
+    "calibrate: empty folder": (CALIBRATE.format("empty") + " --out {0}/out", "empty"),
+    "calibrate: one bad picture": (CALIBRATE.format("bad") + " --out {0}/out", "z.png"),
+    "calibrate: no out": (CALIBRATE.format("pictures"), "--out"),
+    "calibrate: no such split": (CALIBRATE.format("pictures") + " --split test --out {0}/out", "test"),
+    "calibrate: limit 0": (CALIBRATE.format("pictures") + " --limit 0 --out {0}/out", "--limit 0"),
+    "calibrate: times 3": (CALIBRATE.format("pictures") + " --times 3 --out {0}/out", "times 3"),
+    "calibrate: seed -1": (CALIBRATE.format("pictures") + " --seed -1 --out {0}/out", "seed -1"),
+    "calibrate: among other things": (CALIBRATE.format("pictures") + " --out {0}/stuff", "stuff"),
+    "calibrate: over another model": (CALIBRATE.format("pictures") + " --out {0}/other", "other"),
+    "calibrate: below a file": (CALIBRATE.format("pictures") + " --out {0}/file/out", "file"),
+    "calibrate: in place of a file": (CALIBRATE.format("pictures") + " --out {0}/file", "file"),
+    "calibrate: device bogus": (CALIBRATE.format("pictures") + " --device bogus --out {0}/out", "--device bogus"),
     "train: no data": ("train {0}/nowhere --preset digits --out {0}/out", "nowhere"),
     "train: unknown preset": ("train {0}/pictures --preset mnisst --out {0}/out", "mnisst"),
     "train: no preset named so": ("train {0}/pictures --out {0}/out", "pictures"),
@@ -161,6 +179,8 @@ BAD: dict[str, tuple[str, str]] = {
     "train: size -8": (TRAIN + " --size -8", "height"),
     "train: limit 0": (TRAIN + " --limit 0", "limit"),
     "train: no labels": (TRAIN + " --labels", "pictures"),
+    "train: unknown weight": (TRAIN + " --loss-weight snr", "--loss-weight"),
+    "train: weight without end": (TRAIN + " --loss-weight vlb --set schedule.zero_terminal_snr=true", "weight vlb"),
     "train: unknown option": (TRAIN + " --tempo 3", "--tempo"),
     "train: device bogus": (TRAIN + " --device bogus", "--device bogus"),
     "train: empty folder": ("train {0}/empty --preset digits --out {0}/out", "empty"),

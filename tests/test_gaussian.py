@@ -50,7 +50,7 @@ def test_the_posterior_keeps_the_marginal(drawn: tuple, part: float) -> None:
     assert of_eps**2 + std**2 == pytest.approx(1 - following.alpha_bar, rel=1e-9)
 
 
-@pytest.mark.parametrize("std", [-1e-6, 1.0 + 1e-6])
+@pytest.mark.parametrize("std", [-1e-6, 1.0 + 1e-6, math.nan])
 def test_an_illegal_sigma_is_refused(std: float) -> None:
     now, following = LINEAR.level(500), LINEAR.level(400)
     with pytest.raises(ValueError, match="outside"):

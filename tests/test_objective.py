@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim.objective import Objective, draw_times, weights
+from ddim import schedule as schedules
+from ddim.errors import DdimError
+from ddim.objective import Gamma, Objective, draw_times, weights
+from ddim.schedule import Schedule
 
+GAMMAS = get_args(Gamma)
 LINEAR = SCHEDULES["linear"]
 ZERO = SCHEDULES["linear+zero-terminal-snr"]
 X0 = randn(6, 2, 3, 3, seed=1, dtype=torch.float32)
@@ -44,19 +49,52 @@ def literal(predicts: str, gamma: str) -> list[float]:
                 case "v":
                     eps = noise * state + signal * said
             total += (EPS[n][place].item() - eps) ** 2
-        snr = abar / (1 - abar)
-        scale = {"simple": 1.0, "v": 1 / abar, "x0": 1 / snr, "min-snr": min(snr, 5) / snr}[gamma]
-        losses.append(scale * total / x.numel())
+        losses.append(scale(gamma, t) * total / x.numel())
     return losses
 
 
-@pytest.mark.parametrize("gamma", ["simple", "v", "x0", "min-snr"])
+def scale(gamma: str, t: int) -> float:
+    """gamma_t on the linear schedule, by its formula."""
+    abar = LINEAR.alpha_bar
+    snr = abar[1:] / (1 - abar[1:])
+    fall = np.log(snr[max(t - 2, 0)] / snr[min(t, 999)]) / (2 if 1 < t < 1000 else 1)
+    first = (1 - abar[2]) / (2 * abar[1] * (1 - abar[2] / abar[1]))  # with sigma_1 = sigma_2
+    here, before = snr[t - 1], snr[t - 2]
+    return {
+        "simple": 1.0,
+        "v": 1 / abar[t],
+        "x0": 1 / here,
+        "min-snr": min(here, 5) / here,
+        "p2": 1 / (1 + here),
+        "vlb": fall / 2,
+        "sigmoid": fall / 2 / (1 + math.exp(-(2 - math.log(here)))),
+        "theorem1": first if t == 1 else (before - here) / here / 2,
+    }[gamma]
+
+
+@pytest.mark.parametrize("gamma", GAMMAS)
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
 def test_the_loss_is_the_weighted_error_in_eps_whatever_the_network_predicts(predicts: str, gamma: str) -> None:
     """Eq. (5): gamma_t || eps - eps_theta ||^2 per sample, against a loop over samples and pixels."""
     loss = Objective(LINEAR, predicts, gamma).loss(network, X0, TIMES, EPS)
     assert (loss.shape, loss.dtype) == ((6,), torch.float32)
     np.testing.assert_allclose(loss.numpy(), literal(predicts, gamma), rtol=1e-3 if predicts == "x0" else 1e-4)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_the_error_is_told_in_eps_whatever_the_network_predicts(predicts: str) -> None:
+    """Unweighted, by the same loop over samples and pixels; whatever gamma the training has."""
+    for gamma in ("simple", "sigmoid"):
+        objective = Objective(LINEAR, predicts, gamma)
+        error = objective.error(network, X0, TIMES, EPS)
+        in_eps = objective.in_eps(error, TIMES)
+        np.testing.assert_allclose(in_eps, literal(predicts, "simple"), rtol=1e-3 if predicts == "x0" else 1e-4)
+        assert torch.equal(objective.weigh(error, TIMES), objective.loss(network, X0, TIMES, EPS))
+
+
+def test_without_signal_eps_is_known_and_its_error_nothing() -> None:
+    for predicts in ("v", "x0"):
+        assert Objective(ZERO, predicts).in_eps(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
 
 
 def test_the_network_is_given_equation_4_and_the_time() -> None:
@@ -93,16 +131,85 @@ def test_min_snr(name: str) -> None:
     np.testing.assert_allclose(weights(schedule, "eps", "min-snr"), capped, rtol=1e-12)
 
 
-def test_weights_stay_finite_without_signal_or_are_refused() -> None:
-    for predicts in ("v", "x0"):
-        for gamma in ("simple", "v", "x0", "min-snr"):
-            made = weights(ZERO, predicts, gamma)
-            assert np.isfinite(made).all()
-            assert (made >= 0).all()
-    with np.errstate(divide="ignore"):
-        for gamma in ("v", "x0"):
-            with pytest.raises(ValueError, match="infinite for a network that predicts eps"):
-                weights(ZERO, "eps", gamma)
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
+def test_weights_are_positive_and_finite(predicts: str, gamma: str) -> None:
+    for name in schedules.NAMED:
+        made = weights(SCHEDULES[name], predicts, gamma)
+        assert (made.shape, made.dtype) == ((1000,), np.float64)
+        assert np.isfinite(made).all(), name
+        assert (made.astype(np.float32) > 0).all(), name
+
+
+@pytest.mark.parametrize("name", schedules.NAMED)
+def test_weights_stay_finite_without_signal_or_are_refused(name: str) -> None:
+    zero = SCHEDULES[f"{name}+zero-terminal-snr"]
+    refused = {"eps": {"v", "x0", "vlb", "sigmoid", "theorem1"}, "v": {"vlb", "sigmoid", "theorem1"}}
+    refused["x0"] = refused["v"]
+    for predicts, bad in refused.items():
+        for gamma in GAMMAS:
+            if gamma in bad:
+                with pytest.raises(
+                    DdimError, match=f"weight {gamma}: is infinite for a network that predicts {predicts} on"
+                ):
+                    weights(zero, predicts, gamma)
+            else:
+                made = weights(zero, predicts, gamma)
+                assert np.isfinite(made).all()
+                assert (made >= 0).all()
+
+
+@pytest.mark.parametrize("gamma", ["vlb", "sigmoid", "theorem1"])
+def test_one_time_alone_has_no_step_to_weigh(gamma: str) -> None:
+    with pytest.raises(DdimError, match=f"weight {gamma}: is infinite"):
+        weights(schedules.linear(1), "eps", gamma)
+
+
+@pytest.mark.parametrize("name", schedules.NAMED)
+def test_theorem_1_weighs_as_the_discrete_bound_does(name: str) -> None:
+    """(SNR_{t-1} - SNR_t) / SNR_t / 2 (Kingma et al. 2021, eq. 13), and Ho et al. 2020's eq. (12), from t = 2."""
+    schedule = SCHEDULES[name]
+    made = weights(schedule, "eps", "theorem1")[1:]
+    snr = np.exp(schedule.log_snr)
+    np.testing.assert_allclose(made, (snr[:-1] - snr[1:]) / snr[1:] / 2, rtol=1e-9)
+    abar = schedule.alpha_bar[1:]
+    alpha = abar[1:] / abar[:-1]
+    beta_tilde = (1 - abar[:-1]) / (1 - abar[1:]) * (1 - alpha)
+    np.testing.assert_allclose(made, (1 - alpha) ** 2 / (2 * beta_tilde * alpha * (1 - abar[1:])), rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", schedules.NAMED)
+def test_the_bound_in_continuous_time_is_below_that_of_steps(name: str) -> None:
+    """exp(x) - 1 >= x, x the fall of a step; a central difference is the mean of the steps before and after."""
+    schedule = SCHEDULES[name]
+    steps, limit = weights(schedule, "eps", "theorem1"), weights(schedule, "eps", "vlb")
+    assert (limit[1:-1] < (steps[1:-1] + steps[2:]) / 2).all()
+    assert limit[-1] < steps[-1]
+    above = limit > steps
+    assert not above[:-2].any()  # the last steps of the cosine fall faster and faster
+    assert not above.any() or name == "cosine"
+
+
+def test_the_bounds_agree_as_steps_shrink() -> None:
+    off = []
+    for fold in (1, 4):
+        schedule = schedules.linear(1000 * fold, 1e-4 / fold, 0.02 / fold)
+        ratio = weights(schedule, "eps", "theorem1") / weights(schedule, "eps", "vlb")
+        off.append(ratio[50 * fold - 1 :: 50 * fold] - 1)
+    assert off[0].max() < 0.05
+    np.testing.assert_allclose(off[1], off[0] / 4, rtol=0.05)
+
+
+def test_vlb_is_half_the_slope_of_the_log_snr() -> None:
+    straight = Schedule(np.linspace(6.0, -6.0, 25))
+    np.testing.assert_allclose(weights(straight, "eps", "vlb"), np.full(25, 0.25), rtol=1e-12)
+    t = np.arange(1, 26)
+    curved = weights(Schedule(6 - 0.01 * t**2), "eps", "vlb")
+    np.testing.assert_allclose(curved[1:-1], 0.01 * t[1:-1], rtol=1e-10)
+    np.testing.assert_allclose(curved[[0, -1]], [0.015, 0.245], rtol=1e-10)
+    halved = weights(straight, "eps", "sigmoid") / weights(straight, "eps", "vlb")
+    assert halved[8] == pytest.approx(0.5)  # where the log-SNR is 2
+    np.testing.assert_allclose(halved[:8] + halved[16:8:-1], np.ones(8), rtol=1e-12)
 
 
 @given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))

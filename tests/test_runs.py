@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from ddim import runs
-from ddim.config import ModelConfig
+from ddim.config import ModelConfig, ScheduleConfig
 from ddim.data.imageset import ImageSet
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError, DdimWarning
 from ddim.files import lock
 from ddim.model import load
 from ddim.runs import RunConfig
-from ddim.tensors import read_tensors
+from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer
 from models import contents, ddim, process, recipe, stripes, tiny_network, write_pictures
 
@@ -50,8 +50,9 @@ def pictures(labelled: bool = False) -> ImageSet:
     return ImageSet("stripes", "train", GRID, Items(), stripes(20), labels)
 
 
-def config(classes: int = 0, **changes: Any) -> RunConfig:
-    model = ModelConfig(predicts="v", network=tiny_network(classes=classes), data=GRID)
+def config(classes: int = 0, T: int = 1000, **changes: Any) -> RunConfig:
+    schedule = ScheduleConfig(T=T, beta_end=0.2 if T < 100 else None)
+    model = ModelConfig(schedule=schedule, predicts="v", network=tiny_network(classes=classes), data=GRID)
     found = pictures(classes > 0).fingerprint()
     return RunConfig(data="stripes", data_fingerprint=found, model=model, train=recipe(**changes))
 
@@ -87,8 +88,9 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = read_tensors(newest(one))[0], read_tensors(newest(other))[0]
     assert first.keys() == second.keys()
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
-    assert {key.split(".")[0] for key in first} == {"network", "ema", "optimizer", "step"}
+    assert {key.split(".")[0] for key in first} == {"network", "ema", "optimizer", "step", "errors"}
     assert lines(one) == lines(other)
+    assert load(one, "cpu").config.error == load(other, "cpu").config.error
     for key, value in load(one, "cpu").network.state_dict().items():
         assert torch.equal(load(other, "cpu").network.state_dict()[key], value), key
 
@@ -147,6 +149,37 @@ def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(tmp_path
     assert origin.command == "ddim train"
 
 
+def test_the_model_is_given_the_errors_of_its_training(tmp_path: Path) -> None:
+    """At every time that was drawn the mean the state holds, and between those times a straight line."""
+    go(tmp_path, T=40, ema=0.5)
+    config = load(tmp_path, "cpu").config
+    state, _ = read_tensors(newest(tmp_path))
+    known = state["errors.counts"] > 1e-12
+    assert 4 < known.sum() < 40
+    means = (state["errors.sums"] / state["errors.counts"])[known]
+    expected = np.interp(range(40), known.nonzero()[:, 0], means)
+    assert config.error is not None
+    assert len(config.error) == 40
+    np.testing.assert_allclose(config.error, expected, rtol=1e-4)
+    assert config.provenance.error_from == "training"
+
+
+def test_errors_known_at_too_few_times_are_not_told(tmp_path: Path) -> None:
+    go(tmp_path)
+    state, _ = read_tensors(newest(tmp_path))
+    assert 0 < (state["errors.counts"] > 0).sum() < 100
+    config = load(tmp_path, "cpu").config
+    assert (config.error, config.provenance.error_from) == (None, "")
+
+
+def test_a_run_of_an_older_version_goes_on_and_says_that_it_had_no_table(tmp_path: Path) -> None:
+    go(tmp_path, stop=6)
+    tensors, meta = read_tensors(newest(tmp_path))
+    write_tensors(newest(tmp_path), {k: v for k, v in tensors.items() if not k.startswith("errors.")}, meta)
+    with pytest.warns(DdimWarning, match="holds no table of errors"):
+        assert go(tmp_path)[-1].step == 12
+
+
 def test_the_metrics_are_means_over_the_steps_between(tmp_path: Path) -> None:
     go(tmp_path / "fine", log_every=1)
     go(tmp_path / "coarse", log_every=6)
@@ -166,7 +199,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
 ALL: dict[str, Any] = {"classes": 3, "flip": True, "decay": "cosine", "accumulate": 2, "keep": 1}
 
 
-@pytest.mark.parametrize(("stops", "changes"), [((1,), {}), ((4,), {}), ((5, 6, 11), {}), ((3, 4, 7, 8), ALL)])
+@pytest.mark.parametrize(("stops", "changes"), [((1,), {}), ((4,), {}), ((5, 6, 11), {"T": 40}), ((3, 4, 7, 8), ALL)])
 def test_stopped_and_gone_on_with_it_is_the_same_run(
     stops: tuple[int, ...], changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
@@ -337,8 +370,9 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_to_go_on_from(
 ) -> None:
     real = Trainer._loss
 
-    def diverge(self: Trainer, *args: Any) -> torch.Tensor:
-        return real(self, *args) * (torch.nan if self.step == 6 else 1.0)
+    def diverge(self: Trainer, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, errors = real(self, *args)
+        return loss * (torch.nan if self.step == 6 else 1.0), errors
 
     monkeypatch.setattr(Trainer, "_loss", diverge)
     with pytest.raises(DdimError, match=r"^step 7: the loss or its gradient is not finite"):

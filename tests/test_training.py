@@ -9,20 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.errors import DdimError
+from ddim.errors import DdimError, DdimWarning
 from ddim.objective import Objective
-from ddim.schedule import linear
-from ddim.training import Trainer
+from ddim.schedule import Schedule, linear
+from ddim.training import ErrorTable, Trainer
 from models import new_network, recipe, stripes, tiny_network
 
 COUNT = 20
+LINEAR = linear()
 
 
-def trainer(labelled: bool = False, network: dict[str, Any] | None = None, **changes: Any) -> Trainer:
+def trainer(
+    labelled: bool = False, network: dict[str, Any] | None = None, schedule: Schedule = LINEAR, **changes: Any
+) -> Trainer:
     pictures = stripes(COUNT)
     return Trainer(
         new_network(tiny_network(classes=3 if labelled else 0, **(network or {}))),
-        Objective(linear(), "v", "v", torch.device("cpu")),
+        Objective(schedule, "v", "v", torch.device("cpu")),
         lambda indices: pictures[indices],
         COUNT,
         recipe(**changes),
@@ -65,6 +68,10 @@ def test_resumed_from_a_state_it_goes_on_bit_for_bit(stop: int, precision: str) 
     fresh = trainer(**EVERYTHING, precision=precision)
     fresh.load_state(state)
     assert fresh.step == stop
+    times, means = fresh.errors.means()
+    np.testing.assert_array_equal(times - 1, state["errors.counts"].nonzero()[:, 0])
+    np.testing.assert_array_equal(means, (state["errors.sums"] / state["errors.counts"])[times - 1])
+    assert state["errors.counts"].sum() >= 8
     assert_same(train(fresh, 7), straight)
 
 
@@ -75,7 +82,7 @@ def test_the_state_holds_all_that_moves() -> None:
     for part in ("network.", "ema.", "optimizer."):
         assert sum(key.startswith(part) for key in after) >= parameters
     moved = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
-    assert moved == {"network", "ema", "optimizer", "step"}
+    assert moved == {"network", "ema", "optimizer", "step", "errors"}
 
 
 @pytest.mark.parametrize("change", [{"flip": False}, {"label_drop": 0.9}, {"seed": 1}, {"network": {"dropout": 0.0}}])
@@ -89,6 +96,90 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
     first, second = next(whole.updates()), next(parts.updates())
     torch.testing.assert_close(first.loss, second.loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(first.grad_norm, second.grad_norm, rtol=1e-4, atol=0)
+
+
+def recorded(some: Trainer, to: int) -> list[dict[int, list[float]]]:
+    """Train, and note every sample's error in eps at its time, step by step."""
+    steps: list[dict[int, list[float]]] = []
+    real = some._loss
+
+    def spy(x0: torch.Tensor, t: torch.Tensor, *rest: Any) -> Any:
+        loss, errors = real(x0, t, *rest)
+        while len(steps) <= some.step:
+            steps.append({})
+        for time, error in zip(t.tolist(), errors.tolist(), strict=True):
+            steps[some.step].setdefault(time, []).append(error)
+        return loss, errors
+
+    some._loss = spy  # type: ignore[method-assign]
+    train(some, to)
+    return steps
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.2, 0.9])
+def test_the_table_of_errors_is_a_mean_that_fades_as_the_averaged_weights_do(ema: float) -> None:
+    some = trainer(ema=ema, batch=20, accumulate=4, schedule=linear(12))
+    steps = recorded(some, 9)
+    sums, counts = np.zeros(13), np.zeros(13)
+    for n, step in enumerate(steps):
+        decay = min(ema, (1 + n) / (10 + n))
+        sums, counts = sums * decay, counts * decay
+        for time, errors in step.items():
+            sums[time] += sum(errors)
+            counts[time] += len(errors)
+    times, means = some.errors.means()
+    (known,) = np.nonzero(counts)
+    assert list(times) == list(known)
+    np.testing.assert_allclose(means, sums[known] / counts[known], rtol=1e-12)
+    assert 0 < len(known) <= 12
+    assert sum(len(errors) for step in steps for errors in step.values()) == 180
+
+
+def test_the_error_in_the_table_is_that_of_eps() -> None:
+    """A network that always says v = 0 guesses eps as noise x_t: what is left is abar eps - signal noise x_0."""
+    some = trainer(batch=20, ema=0.0, schedule=linear(4, 0.2, 0.8), lr=1e-9)
+    for parameter in some.network.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    train(some, 1)
+    times, means = some.errors.means()
+    power = (torch.from_numpy(stripes(COUNT)).double() / 127.5 - 1).square().mean().item()
+    for time, mean in zip(times, means, strict=True):
+        abar = some.objective.schedule.alpha_bar[time]
+        expected = abar * abar + abar * (1 - abar) * power
+        assert mean == pytest.approx(expected, rel=0.25)  # 5 pictures of 64 pixels each
+
+
+def test_times_not_drawn_for_long_are_forgotten() -> None:
+    table = ErrorTable(3, torch.device("cpu"))
+    assert [len(part) for part in table.means()] == [0, 0]
+    table.add(torch.tensor([1, 1, 3]), torch.tensor([1.0, 2.0, 4.0]), 0.5)
+    times, means = table.means()
+    assert (times.tolist(), means.tolist()) == ([1, 3], [1.5, 4.0])
+    for _ in range(60):
+        table.add(torch.tensor([3]), torch.tensor([6.0]), 0.5)
+    times, means = table.means()
+    assert (times.tolist(), means.tolist()) == ([3], [pytest.approx(6.0)])
+
+
+def test_parts_of_a_batch_leave_the_same_table() -> None:
+    whole, parts = trainer(), trainer(accumulate=4)
+    train(whole, 2)
+    train(parts, 2)
+    np.testing.assert_array_equal(whole.errors.means()[0], parts.errors.means()[0])
+    np.testing.assert_allclose(whole.errors.means()[1], parts.errors.means()[1], rtol=1e-4)
+
+
+def test_a_state_of_an_older_version_has_no_table_and_that_is_said() -> None:
+    state = train(trainer(), 3)
+    old = {key: value for key, value in state.items() if not key.startswith("errors.")}
+    assert len(old) == len(state) - 2
+    some = trainer()
+    with pytest.warns(DdimWarning, match="state of step 3 holds no table of errors"):
+        some.load_state(old)
+    assert len(some.errors.means()[0]) == 0
+    straight, resumed = train(trainer(), 5), train(some, 5)
+    differ = {key.split(".")[0] for key in straight if not torch.equal(straight[key], resumed[key])}
+    assert differ == {"errors"}
 
 
 def test_the_global_generators_are_left_alone() -> None:

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ddim import data, grid, samplers, schedule
+    from ddim import (
+        bound,
+        categorical,
+        check,
+        data,
+        exact,
+        grid,
+        inference,
+        likelihood,
+        ode,
+        samplers,
+        schedule,
+    )
     from ddim.denoiser import Clipped, Guided, Prediction
     from ddim.errors import DdimError, DdimWarning
     from ddim.latents import slerp
@@ -37,9 +49,16 @@ __all__ = [
     "Row",
     "Schedule",
     "Step",
+    "bound",
+    "categorical",
+    "check",
     "data",
+    "exact",
     "grid",
+    "inference",
+    "likelihood",
     "load",
+    "ode",
     "samplers",
     "schedule",
     "slerp",
@@ -63,8 +82,15 @@ _HOME = {
     "Noise": "seeds",
     "Step": "loop",
     "trajectory": "loop",
+    "bound": "",
+    "categorical": "",
+    "check": "",
     "data": "",
+    "exact": "",
     "grid": "",
+    "inference": "",
+    "likelihood": "",
+    "ode": "",
     "samplers": "",
     "schedule": "",
 }

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ddim.config import ModelConfig, parse
+from ddim.config import ModelConfig, parse, to_json
 from ddim.errors import DdimError
 from ddim.files import make_folder, sha256, strangers, write_atomic
 from ddim.tensors import read_tensors
@@ -76,8 +76,46 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
     Raises:
         DdimError: If it cannot be written, or the place holds something that is no model folder.
     """
+    _place(folder, config, _bytes(weights))
+
+
+def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
+    """Write a model folder with another model's weights file, byte for byte, and a configuration of its own.
+
+    Args:
+        name: A bundled model's name or a folder; `folder` itself, to replace its configuration.
+        folder: Where to.
+        config: The new configuration; its checksum must be the one of the weights.
+
+    Raises:
+        DdimError: As `read` and `write`, or if the folder holds another model.
+    """
+    refuse_other(folder, config.sha256)
+    weights = find(name) / WEIGHTS
+    data = weights.read_bytes()
+    if hashlib.sha256(data).hexdigest() != config.sha256:
+        raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
+    _place(folder, config, data)
+
+
+def refuse_other(folder: Path, sha256: str) -> None:
+    """Refuse a place that is neither free nor a model with the weights of that checksum.
+
+    Raises:
+        DdimError: Saying what it holds.
+    """
+    _refuse_strangers(folder)
+    if (folder / CONFIG).is_file() and parse(ModelConfig, (folder / CONFIG).read_bytes(), folder).sha256 != sha256:
+        raise DdimError(folder, "holds another model", "choose another folder")
+
+
+def _refuse_strangers(folder: Path) -> None:
     if strangers(folder, WEIGHTS, CONFIG) or (folder.exists() and not folder.is_dir()):
         raise DdimError(folder, "holds something that is not a model", "choose another folder")
+
+
+def _place(folder: Path, config: ModelConfig, data: bytes) -> None:
+    _refuse_strangers(folder)
     make_folder(folder.parent)
     part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
     if old.exists() and not folder.exists():  # a kill between the two renames below
@@ -85,10 +123,9 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> N
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     make_folder(part)
-    data = _bytes(weights)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_atomic(part / WEIGHTS, data)
-    write_atomic(part / CONFIG, (config.model_dump_json(indent=2) + "\n").encode())
+    write_atomic(part / CONFIG, to_json(config).encode())
     try:
         if folder.exists():
             os.rename(folder, old)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddim import schedule as schedules
@@ -15,6 +17,7 @@ from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -73,8 +76,8 @@ class TrainConfig(BaseModel):
         weight_decay: AdamW's.
         betas: Adam's.
         clip_grad: Largest norm of the gradient.
-        ema: Decay of the moving average of the weights.
-        gamma: The weights gamma_t of the objective, eq. (5).
+        ema: Decay of the moving average of the weights, and of that of the error per time.
+        gamma: The weights gamma_t of the objective, eq. (5), see `ddim.objective.weights`.
         antithetic: Whether times are drawn in pairs t, T + 1 - t.
         flip: Whether pictures are flipped left-right at random.
         label_drop: How often a label is dropped, for classifier-free guidance.
@@ -132,6 +135,7 @@ class Provenance(BaseModel):
         images_seen: Pictures shown to the network.
         seconds: Training time.
         training: The recipe.
+        error_from: How the table of the error was measured: "training", or "calibrate" with its data; empty if not.
     """
 
     model_config = _STRICT
@@ -145,6 +149,7 @@ class Provenance(BaseModel):
     images_seen: int = 0
     seconds: float = 0.0
     training: TrainConfig | None = None
+    error_from: str = ""
 
 
 class ModelConfig(BaseModel):
@@ -158,6 +163,7 @@ class ModelConfig(BaseModel):
         network: The network's shape.
         data: How pictures become the network's grid.
         provenance: Where it comes from.
+        error: E || eps - eps_theta ||^2 / d at t = 1..T, what is left of the noise after the network's guess; or None.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -169,6 +175,7 @@ class ModelConfig(BaseModel):
     network: UNetConfig
     data: ImagePolicy
     provenance: Provenance = Provenance()
+    error: tuple[_Error, ...] | None = None
     sha256: str = ""
 
     @model_validator(mode="after")
@@ -178,7 +185,20 @@ class ModelConfig(BaseModel):
             raise ValueError(f"the data policy gives {self.data.shape}, the network takes {network}")
         if self.predicts == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("a network that predicts eps cannot start at zero terminal SNR; predict v or x0")
+        if self.error is not None and len(self.error) != self.schedule.T:
+            raise ValueError(f"T is {self.schedule.T}, the error is given at {len(self.error)} times")
         return self
+
+    def error_at(self, level: schedules.Level) -> float:
+        """The table `error` at a level, linear in t between its times, and to 1 at t = 0: clean data tell of no noise.
+
+        Raises:
+            DdimError: If there is no table.
+        """
+        if self.error is None:
+            wrong = "this model has no table of its error per time"
+            raise DdimError("sigma optimal", wrong, "measure one with `ddim calibrate MODEL DATA --out FOLDER`")
+        return float(np.interp(level.t, np.arange(self.schedule.T + 1), (1.0, *self.error)))
 
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -206,6 +226,13 @@ def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Confi
         return kind.model_validate(values)
     except ValidationError as error:
         raise _invalid(error, name) from None
+
+
+def to_json(config: BaseModel) -> str:
+    """A configuration as JSON text to be read by people too: indented, but an array of numbers on one line."""
+    text = config.model_dump_json(indent=2)
+    # A line's end stands between values only: within a string it would be written as \\n.
+    return re.sub(r"\[\n\s*([-+.\deE,\s]+?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:

@@ -41,7 +41,7 @@ def posterior_weights(now: Level, next: Level, sigma: float) -> tuple[float, flo
         ValueError: If sigma is not legal.
     """
     left = next.variance - sigma**2
-    if sigma < 0 or left < -1e-12 * next.variance:
+    if not (sigma >= 0 and left >= -1e-12 * next.variance):
         raise ValueError(f"sigma = {sigma} is outside 0..{next.noise} at t = {next.t:g}")
     return next.signal, math.sqrt(max(left, 0.0))
 

@@ -146,19 +146,19 @@ class Model:
             steps: S, the number of network calls.
             grid: A grid's name (see `ddim.grid`) or a rising list of times.
             eta: See `ddim.samplers.ddim`, as for the rest.
-            sigma: Instead of eta.
+            sigma: Instead of eta, or "optimal" for the variance that fits this model's own error.
             clip_x0: Whether x_0 is clipped to [-1, 1].
             encode: A plan that encodes.
             default: The steps of a named grid where none are given.
 
         Raises:
-            DdimError: See `ddim.grid.tau` and `ddim.samplers.ddim`.
+            DdimError: See `ddim.grid.tau`, `ddim.samplers.ddim` and `ddim.config.ModelConfig.error_at`.
         """
         levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode)
         label = grid if isinstance(grid, str) else "own grid"
         clean_as = self.schedule.level(1) if encode else None
         about = f"{label}, S={len(levels) - 1}"
-        return samplers.ddim(levels, eta, sigma, clip_x0=clip_x0, clean_as=clean_as, about=about)
+        return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
 
     def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
         """The randomness of samples start..start + n - 1, or of the samples listed."""

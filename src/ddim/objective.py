@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -10,27 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.bound import gamma_from_sigma
 from ddim.denoiser import Predicts, v_from_pair
-from ddim.gaussian import diffuse
+from ddim.errors import DdimError
+from ddim.gaussian import diffuse, sigma
 from ddim.schedule import Schedule
 
-Gamma = Literal["simple", "v", "x0", "min-snr"]
+Gamma = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb"]
 
 # gamma_t and (d eps / d output)^2 as powers of (alpha_bar, 1 - alpha_bar): the sum of two exponents of 0 is exact
 # where a product of an infinity and a zero would not be (zero terminal SNR).
-_GAMMA = {"simple": (0, 0), "v": (-1, 0), "x0": (-1, 1), "min-snr": (0, 0)}
+_GAMMA = {"v": (-1, 0), "x0": (-1, 1), "p2": (0, 1)}
 _OUTPUT = {"eps": (0, 0), "v": (1, 0), "x0": (1, -1)}
 
 
 def weights(schedule: Schedule, predicts: Predicts, gamma: Gamma = "simple") -> np.ndarray:
     """The weight of the squared error of the network's own output that makes L_gamma.
 
-    gamma_t is what eq. (5) calls it, the weight of the error in eps:
+    gamma_t is what eq. (5) calls it, the weight of the error in eps; lambda is the log-SNR:
 
     - "simple": 1, the paper's training objective;
     - "v": 1 / alpha_bar, the plain error in v (Salimans & Ho 2022's SNR + 1 weighting of x_0);
     - "x0": (1 - alpha_bar) / alpha_bar, the plain error in x_0;
-    - "min-snr": min(SNR, 5) / SNR (Hang et al. 2023).
+    - "min-snr": min(SNR, 5) / SNR (Hang et al. 2023);
+    - "p2": 1 / (1 + SNR) (Choi et al. 2022, k = 1 and gamma = 1);
+    - "vlb": (lambda_{t-1/2} - lambda_{t+1/2}) / 2, half the fall of the log-SNR over one step, one-sided at 1 and T:
+      the bound in continuous time, per step (Kingma et al. 2021; Song et al. 2021's likelihood weighting);
+    - "sigmoid": "vlb" times sigmoid(2 - lambda) (Kingma & Gao 2023, bias 2);
+    - "theorem1": Theorem 1's gamma at the sigma of eta = 1 over all T steps, the bound J_sigma itself; sigma_1, which
+      eq. (16) puts at 0, is taken equal to sigma_2 (as the authors' code of Ho et al. 2020 does).
+
+    The last three are as small as a step; an optimiser of Adam's kind does not mind, but a bound on the gradient's norm
+    does.
 
     Args:
         schedule: The schedule.
@@ -39,17 +51,45 @@ def weights(schedule: Schedule, predicts: Predicts, gamma: Gamma = "simple") -> 
 
     Returns:
         float64, (T,), for t = 1..T.
+
+    Raises:
+        DdimError: If a weight is infinite, as some are at zero terminal SNR.
     """
-    alpha_bar = schedule.alpha_bar[1:]
-    variance = np.array([schedule.level(t).variance for t in range(1, schedule.T + 1)])
-    p, q = (a + b for a, b in zip(_GAMMA[gamma], _OUTPUT[predicts], strict=True))
-    with np.errstate(divide="ignore"):
-        table = alpha_bar**p * variance**q
+    p, q = (a + b for a, b in zip(_GAMMA.get(gamma, (0, 0)), _OUTPUT[predicts], strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table = _powers(schedule, p, q)
         if gamma == "min-snr":
-            table = table * np.minimum(1.0, 5.0 * variance / alpha_bar)
+            table = table * np.minimum(1.0, 5.0 * _powers(schedule, -1, 1))
+        elif gamma == "theorem1":
+            table = table * _theorem1(schedule)
+        elif gamma in ("vlb", "sigmoid"):
+            table = table * _half_fall(schedule)
+        if gamma == "sigmoid":
+            table = table / (1.0 + np.exp(schedule.log_snr - 2.0))
     if not np.isfinite(table).all():
-        raise ValueError(f"gamma {gamma!r} is infinite for a network that predicts {predicts} on {schedule.name}")
+        wrong = f"is infinite for a network that predicts {predicts} on {schedule.name}"
+        raise DdimError(f"loss weight {gamma}", wrong, "choose another weight or schedule")
     return np.asarray(table)
+
+
+def _powers(schedule: Schedule, p: int, q: int) -> np.ndarray:
+    """alpha_bar^p (1 - alpha_bar)^q at t = 1..T."""
+    variance = np.array([schedule.level(t).variance for t in range(1, schedule.T + 1)])
+    return np.asarray(schedule.alpha_bar[1:] ** p * variance**q)
+
+
+def _half_fall(schedule: Schedule) -> np.ndarray:
+    """-1/2 d lambda / dt at t = 1..T: central differences, one-sided at both ends; infinite where there is one time."""
+    return -np.gradient(schedule.log_snr) / 2 if schedule.T > 1 else np.array([np.inf])
+
+
+def _theorem1(schedule: Schedule) -> np.ndarray:
+    """The gamma of Theorem 1 at t = 1..T for eta = 1; infinite where there is one time."""
+    if schedule.T == 1:
+        return np.array([np.inf])
+    levels = schedule.levels(range(schedule.T, -1, -1))
+    sigmas = [sigma(now, following) for now, following in itertools.pairwise(levels)]
+    return gamma_from_sigma(levels, [*sigmas[:-1], sigmas[-2]])[::-1]
 
 
 @dataclass(frozen=True)
@@ -61,6 +101,9 @@ class Objective:
         predicts: What the network predicts.
         gamma: The name of gamma, see `weights`.
         device: Where the batches are.
+
+    Raises:
+        DdimError: See `weights`.
     """
 
     schedule: Schedule
@@ -75,6 +118,7 @@ class Objective:
             [level.signal for level in levels],
             [level.noise for level in levels],
             weights(self.schedule, self.predicts, self.gamma),
+            _powers(self.schedule, *_OUTPUT[self.predicts]),
         ]
         table = torch.tensor(np.array(columns), dtype=torch.float64).to(torch.float32).to(self.device)
         object.__setattr__(self, "_table", table)
@@ -93,13 +137,25 @@ class Objective:
         Returns:
             float32, (B,).
         """
-        signal, noise, weight = self._table[:, t - 1].unbind()
+        return self.weigh(self.error(network, x0, t, eps), t)
+
+    def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The squared error of the network's own output per dimension; arguments and shape as for `loss`."""
+        signal, noise = self._table[:2, t - 1].unbind()
         shape = (-1, *[1] * (x0.ndim - 1))
         level = _Batch(signal.view(shape), noise.view(shape))
         output = network(diffuse(x0, eps, level), t).float()
         target = {"eps": eps, "x0": x0}.get(self.predicts)
         error = output - (v_from_pair(x0, eps, level) if target is None else target)
-        return weight.mul(error.square().flatten(1).mean(1))
+        return error.square().flatten(1).mean(1)
+
+    def weigh(self, error: Tensor, t: Tensor) -> Tensor:
+        """L_gamma of what `error` gives, (B,)."""
+        return self._table[2, t - 1] * error
+
+    def in_eps(self, error: Tensor, t: Tensor) -> Tensor:
+        """|| eps - eps_theta ||^2 / d of what `error` gives, (B,); no division, so that no weight may spoil it."""
+        return self._table[3, t - 1] * error
 
 
 class _Batch(NamedTuple):

@@ -38,7 +38,7 @@ class Row:
         x0: Weights P[j] of the predicted x_0, newest first.
         eps: Weights E[j] of the predicted eps, newest first.
         z: Standard deviation of the fresh noise that is added.
-        sigma: The sigma of eq. (12) in the row's mean; equal to z except for sigma-hat.
+        sigma: The sigma of eq. (12) in the row's mean; equal to z except for sigma-hat and sigma optimal.
         at: The level the network is told; `now` if None.
     """
 
@@ -70,7 +70,7 @@ class Plan:
         sampler: What made it, for people: "ddim", "ddpm", ...
         rows: One per network call.
         clip_x0: Whether the predicted x_0 is clipped to [-1, 1], eps being derived again.
-        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (sigma-hat).
+        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (sigma-hat, sigma optimal).
         about: The settings it was made from, for people and manifests.
         straight: False only for a plan that is right in the limit of small steps alone, such as Euler in dt.
     """
@@ -208,12 +208,13 @@ class Plan:
         return json.dumps(body)
 
     @staticmethod
-    def from_json(text: str, name: str = "plan") -> Plan:
+    def from_json(text: str, name: str = "plan", checked: bool = True) -> Plan:
         """A plan from its JSON, validated and checked.
 
         Args:
             text: What `to_json` wrote.
             name: The file's name, for messages.
+            checked: Whether it must pass `check`; False for who is going to look what is wrong with it.
 
         Raises:
             DdimError: If it is not a plan of this version, or fails `check`.
@@ -246,7 +247,7 @@ class Plan:
         except IndexError:
             raise DdimError(name, "a row names a level that is not there", "write it again") from None
         plan = Plan(file.sampler, rows, file.clip_x0, file.keeps_marginals, file.about, file.straight)
-        return plan.check()
+        return plan.check() if checked else plan
 
     def __str__(self) -> str:
         title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")

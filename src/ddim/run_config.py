@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from ddim.config import ModelConfig, TrainConfig, parse
+from ddim.config import ModelConfig, TrainConfig, parse, to_json
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
 
@@ -57,7 +57,7 @@ def claim(folder: Path, config: RunConfig) -> None:
         DdimError: If the folder holds another run, or one that is already longer.
     """
     path = folder / RUN
-    text = (config.model_dump_json(indent=2) + "\n").encode()
+    text = to_json(config).encode()
     if not path.exists():
         write_atomic(path, text)
         return

@@ -22,6 +22,7 @@ import torch
 
 import ddim
 from ddim import checkpoint, seeds
+from ddim.calibration import complete
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.errors import DdimError, say
@@ -37,6 +38,7 @@ from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
 PREVIEWS = 36
+KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,9 @@ class _Loop:
 
     def _model_config(self) -> ModelConfig:
         step, recipe = self.trainer.step, self.config.train
+        times, errors = self.trainer.errors.means()
+        T = self.objective.schedule.T
+        error = complete(times, errors, T) if len(times) >= KNOWN * T else None
         provenance = Provenance(
             data=self.pictures.name,
             split=self.config.split,
@@ -260,8 +265,9 @@ class _Loop:
             images_seen=step * recipe.batch,
             seconds=round(self.seconds, 1),
             training=recipe,
+            error_from="training" if error else "",
         )
-        return self.config.model.model_copy(update={"provenance": provenance})
+        return self.config.model.model_copy(update={"provenance": provenance, "error": error})
 
     def _preview(self) -> str:
         averaged = self.trainer.ema.module

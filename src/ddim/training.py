@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim import seeds
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 from ddim.nn.ema import EMA
 from ddim.objective import Objective, draw_times
 from ddim.pixels import to_float
@@ -40,6 +40,35 @@ class Update:
     grad_norm: Tensor
     lr: float
     images_seen: int
+
+
+class ErrorTable:
+    """|| eps - eps_theta ||^2 / d of the network in training at every time: a mean in which old steps fade.
+
+    Each step counts for less and less, exactly as it does in the moving average of the weights; times that have long
+    not been drawn are forgotten.
+
+    Args:
+        T: The number of times.
+        device: Where the training is; nothing here waits for it but `means`.
+    """
+
+    FORGOTTEN = 1e-12
+
+    def __init__(self, T: int, device: torch.device):
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums, self.counts = torch.zeros((2, T), dtype=dtype, device=device).unbind()
+
+    def add(self, t: Tensor, errors: Tensor, decay: float) -> None:
+        """Let what is there fade by a factor and add a step's errors (B,) at its times t (B,)."""
+        for table, new in ((self.sums, errors), (self.counts, torch.ones_like(errors))):
+            table.mul_(decay).index_add_(0, t - 1, new.to(table.dtype))
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """The times that are known, int64, (K,), rising, and the mean error at each, float64, (K,)."""
+        sums, counts = self.sums.cpu().double().numpy(), self.counts.cpu().double().numpy()
+        (known,) = np.nonzero(counts > self.FORGOTTEN)
+        return known + 1, sums[known] / counts[known]
 
 
 class Trainer:
@@ -79,6 +108,7 @@ class Trainer:
             fused=True,
         )
         self.autocast = autocast_dtype(recipe.precision, self.device)
+        self.errors = ErrorTable(objective.schedule.T, self.device)
         self.step = 0
         self._orders: dict[int, np.ndarray] = {}
 
@@ -135,28 +165,33 @@ class Trainer:
         t = draw_times(len(x0), self.objective.schedule.T, draw, recipe.antithetic)
         eps = torch.randn(x0.shape, generator=draw, device=self.device)
         labels = self._drop(labels, draw)
-        total = torch.zeros((), device=self.device)
+        total, errors = torch.zeros((), device=self.device), []
         dropout = int(torch.randint(2**62, (1,), generator=draw, device=self.device))
         with seeds.forked(self.device, dropout):
             for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
-                loss = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
+                loss, error = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
                 (loss / recipe.accumulate).backward()
                 total += loss.detach() / recipe.accumulate
+                errors.append(error)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
         # A GPU would have to wait for this number at every step: there the caller looks at it from time to time.
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
         self.optimizer.step()
         self.ema.update(self.network, self.step)
+        self.errors.add(t, torch.cat(errors), min(recipe.ema, (1 + self.step) / (10 + self.step)))  # as `EMA` warms up
         self.step += 1
         return Update(self.step, total, norm, rate, self.step * recipe.batch)
 
-    def _loss(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
+    def _loss(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """L_gamma of a part of the batch, and each sample's error in eps."""
+
         def network(x: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
 
-        return self.objective.loss(network, x0, t, eps).mean()
+        error = self.objective.error(network, x0, t, eps)
+        return self.objective.weigh(error, t).mean(), self.objective.in_eps(error.detach(), t)
 
     def _drop(self, labels: Tensor | None, draw: torch.Generator) -> Tensor | None:
         if labels is None or not self.classes:
@@ -171,10 +206,11 @@ class Trainer:
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for place, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{place}.{key}": value for key, value in moments.items()}
+        tensors |= {"errors.sums": self.errors.sums, "errors.counts": self.errors.counts}
         return {**tensors, "step": torch.tensor(self.step)}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`.
+        """Go on from a `state`; one of an older version, without a table of errors, is told of.
 
         Raises:
             KeyError, RuntimeError: If it is another network's.
@@ -192,6 +228,11 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.step = int(tensors["step"])
+        if table := part("errors."):
+            self.errors.sums.copy_(table["sums"])
+            self.errors.counts.copy_(table["counts"])
+        else:
+            say(f"the state of step {self.step} holds no table of errors; one is begun here")
 
 
 def not_finite(step: int) -> DdimError:

@@ -16,12 +16,13 @@ def command(model: str, as_json: bool) -> None:
       ddim info mnist
     """
     from ddim.checkpoint import find
+    from ddim.config import to_json
     from ddim.model import load
 
     loaded = load(model, "cpu")
     config = loaded.config
     if as_json:
-        click.echo(config.model_dump_json(indent=2))
+        click.echo(to_json(config), nl=False)
         return
     net, policy, origin = config.network, config.data, config.provenance
     parameters = sum(p.numel() for p in loaded.network.parameters())
@@ -43,6 +44,10 @@ def command(model: str, as_json: bool) -> None:
         else "unknown",
         "training": f"{origin.steps} steps, {origin.images_seen} pictures seen, {origin.seconds / 60:.0f} minutes"
         + (f", gamma {recipe.gamma}, EMA {recipe.ema}, seed {recipe.seed}" if recipe else ""),
+        "error table": f"from {origin.error_from or 'an unknown place'}: {config.error[0]:.4g} at t = 1 to "
+        f"{config.error[-1]:.4g} at T"
+        if config.error
+        else "none (`ddim calibrate` measures one)",
         "command": origin.command or "unknown",
         "written by": f"ddim {origin.version}" if origin.version else "unknown",
         "sha256": f"{config.sha256} (verified)",

@@ -15,6 +15,7 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from ddim.data import ImagePolicy, ImageSet
     from ddim.model import Model
     from ddim.plan import Plan
 
@@ -78,7 +79,8 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--sigma",
-            help="Instead of --eta: 'hat' for the paper's larger noise, or one standard deviation per step.",
+            help="'hat' for the paper's larger noise; 'optimal' for the variance that fits the model's own error, "
+            "with the mean of --eta; or one standard deviation per step. The first and the last instead of --eta.",
         ),
         click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
@@ -106,6 +108,24 @@ def check_device(device: str | None) -> None:
             raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
 
 
+def load_pictures(
+    data: str, policy: ImagePolicy, split: str, limit: int | None, skip_unreadable: bool = False
+) -> ImageSet:
+    """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
+    from ddim.data import loading
+
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
+        steps = loading(data, policy, split, limit, skip_unreadable)
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                pictures: ImageSet = end.value
+                return pictures
+            bar.update(task, completed=done, total=total)
+
+
 def make_plan(
     model: Model,
     steps: int | None,
@@ -117,9 +137,9 @@ def make_plan(
     default: int = 20,
 ) -> Plan:
     """The plan that a command's options ask for; `default` is its number of steps where none is given."""
-    if eta is not None and sigma is not None:
+    if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
-    sigmas = sigma if sigma in (None, "hat") else numbers(sigma, "--sigma")
+    sigmas = sigma if sigma in (None, "hat", "optimal") else numbers(sigma, "--sigma")
     grid = grid or GRIDS[0]
     times = numbers(grid, "--grid") if grid[:1].isdigit() else grid
     if steps is None and isinstance(times, str):

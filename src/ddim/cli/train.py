@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import check_device, progress_bar
+from ddim.cli.options import check_device, load_pictures, progress_bar
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
     from ddim.config import ModelConfig, TrainConfig
-    from ddim.data import ImagePolicy, ImageSet
+    from ddim.data import ImageSet
     from ddim.presets import Preset
 
 _RECIPE = (
@@ -36,6 +36,7 @@ _RECIPE = (
     "preview_every",
     "log_every",
 )
+LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb")
 
 
 @click.command("train")
@@ -73,7 +74,12 @@ _RECIPE = (
     "--decay", type=click.Choice(["none", "linear", "cosine"]), help="How the learning rate falls at the end."
 )
 @click.option("--ema", type=float, help="Decay of the moving average of the weights.")
-@click.option("--gamma", type=click.Choice(["simple", "v", "x0", "min-snr"]), help="Weights gamma_t of eq. (5).")
+@click.option(
+    "--loss-weight",
+    "gamma",
+    type=click.Choice(LOSS_WEIGHTS),
+    help="Weights gamma_t of eq. (5): simple is the paper's; vlb and theorem1 are the bound's.",
+)
 @click.option("--flip/--no-flip", default=None, help="Flip pictures left-right at random.")
 @click.option(
     "--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast."
@@ -134,7 +140,7 @@ def command(
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
-    pictures = _load(data, model.data, split, limit, skip_unreadable)
+    pictures = load_pictures(data, model.data, split, limit, skip_unreadable)
     if labels:
         changes["network"]["classes"] = _classes(data, pictures)
         model, train = _configure(recipe, changes, predicts)
@@ -160,21 +166,6 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         for name, recipe in PRESETS.items():
             click.echo(f"{name:16} {recipe.about}")
         ctx.exit()
-
-
-def _load(data: str, policy: ImagePolicy, split: str, limit: int | None, skip: bool) -> ImageSet:
-    from ddim.data import loading
-
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
-        steps = loading(data, policy, split, limit, skip)
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                pictures: ImageSet = end.value
-                return pictures
-            bar.update(task, completed=done, total=total)
 
 
 def _classes(data: str, pictures: ImageSet) -> int:
@@ -204,6 +195,7 @@ def _configure(
     """A preset with changes; the network's size follows the pictures'."""
     from ddim.config import ModelConfig, TrainConfig, build
     from ddim.data import ImagePolicy
+    from ddim.objective import weights
 
     policy = build(ImagePolicy, recipe.data.model_dump() | changes["data"], "pictures")
     what = predicts or recipe.predicts
@@ -215,7 +207,9 @@ def _configure(
     schedule = recipe.schedule.model_dump() | changes["schedule"]
     model = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
-    return build(ModelConfig, model, "model"), train
+    made = build(ModelConfig, model, "model")
+    weights(made.schedule.build(), made.predicts, train.gamma)  # refuses one that is infinite
+    return made, train
 
 
 def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> None:

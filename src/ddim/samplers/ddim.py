@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ddim.errors import DdimError
 from ddim.gaussian import posterior_weights, sigma_hat
 from ddim.gaussian import sigma as sigma_of_eta
 from ddim.plan import Plan, Row
 from ddim.schedule import Level
+
+Error = Callable[[Level], float]
 
 
 def ddim(
@@ -20,6 +22,8 @@ def ddim(
     clip_x0: bool | None = None,
     clean_as: Level | None = None,
     about: str = "",
+    error: Error | None = None,
+    noise_at_end: bool = False,
 ) -> Plan:
     """Eq. (12): x_next = signal_next f_theta + sqrt(1 - abar_next - sigma^2) eps_theta + sigma z, over any levels.
 
@@ -28,51 +32,100 @@ def ddim(
     Args:
         levels: S + 1 levels, the start first; falling, or rising to encode.
         eta: sigma = eta times the posterior's, eq. (16): 0 is DDIM, 1 is DDPM.
-        sigma: Instead of eta: S legal standard deviations, one per step, or "hat" for the paper's sigma-hat
-            (mean as for eta = 1, larger noise, none at the last step, x_0 clipped as in the authors' code).
+        sigma: Instead of eta: S legal standard deviations, one per step, or "hat" for the paper's sigma-hat (mean as
+            for eta = 1, larger noise, x_0 clipped as in the authors' code). With eta: "optimal", the mean as for eta
+            and the noise of `sigma_optimal`.
         clip_x0: Whether x_0 is clipped to [-1, 1]; by default only with "hat".
         clean_as: The level the network is told for clean data, when encoding starts at t = 0, a time it was never
             trained on; the next level if None.
         about: Settings to add to the plan's name.
+        error: For "optimal", E ||eps - eps_theta||^2 / d at a level.
+        noise_at_end: Whether "hat" and "optimal" add their noise at the step to clean data too, as theory has it.
 
     Returns:
         A checked plan of S rows.
 
     Raises:
-        DdimError: If there are no steps, levels do not fall or rise, or eta or sigma is not legal.
+        DdimError: If there are no steps, levels do not fall or rise, or eta, sigma or the error is not legal.
     """
     steps = list(itertools.pairwise(levels))
-    if not steps:
-        raise DdimError("levels", "hold no step", "give at least two levels")
-    rising = levels[-1].log_snr < levels[0].log_snr
-    for now, following in steps:
-        if (following.log_snr < now.log_snr) != rising or following.log_snr == now.log_snr:
-            raise DdimError(f"level t = {following.t:g}", "breaks the order", "give levels that only fall or only rise")
-    if not (math.isfinite(eta) and eta >= 0):
-        raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
-    hat = isinstance(sigma, str) and sigma == "hat"
-    if isinstance(sigma, str) and not hat:
-        raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat' or one number per step")
-    if sigma is not None and eta:
-        raise DdimError("eta and sigma", "are both given", "give one of them")
-    if rising and (eta or sigma is not None):
-        raise DdimError("encoding", "cannot add noise", "use eta 0 with rising levels")
+    named = sigma if isinstance(sigma, str) else None
+    rising = _rises(steps)
+    _refuse(eta, sigma, rising)
     if rising:
         rows = [_rising(now, following, clean_as) for now, following in steps]
         return Plan("ddim", tuple(rows), bool(clip_x0), about=_join(about, "encode")).check()
 
-    if hat:
-        sigmas = [sigma_of_eta(*step) for step in steps]
-        added = [sigma_hat(*step) if step[1].t > 0 else 0.0 for step in steps]
-    elif sigma is not None:
-        sigmas = added = _legal(sigma, steps)
-    else:
-        sigmas = added = [sigma_of_eta(*step, eta) if eta else 0.0 for step in steps]
-        _legal(sigmas, steps)
+    name, setting, mean_as = "ddim", f"eta={eta:g}", 1.0 if named == "hat" else eta
+    sigmas = [sigma_of_eta(*step, mean_as) if mean_as else 0.0 for step in steps]
+    if sigma is not None and not named:
+        sigmas, setting = [float(value) for value in sigma], "sigma given"
+    added = _legal(sigmas, steps)
+    if named == "hat":
+        name, setting, added = "ddpm", "sigma-hat", [sigma_hat(*step) for step in steps]
+    elif named:
+        setting, added = f"sigma optimal, {setting}", _optimal(steps, sigmas, error)
+    if named and not noise_at_end:
+        added = [z if following.t > 0 else 0.0 for z, (_, following) in zip(added, steps, strict=True)]
     rows = [_row(*step, s, z) for step, s, z in zip(steps, sigmas, added, strict=True)]
-    name, setting = ("ddpm", "sigma-hat") if hat else ("ddim", "sigma given" if sigma is not None else f"eta={eta:g}")
-    clip = hat if clip_x0 is None else clip_x0
-    return Plan(name, tuple(rows), clip, keeps_marginals=not hat, about=_join(about, setting)).check()
+    clip = named == "hat" if clip_x0 is None else clip_x0
+    return Plan(name, tuple(rows), clip, keeps_marginals=not named, about=_join(about, setting)).check()
+
+
+def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> float:
+    """The noise that makes a step's variance right: sigma*^2 = sigma^2 + k^2 error (Bao et al. 2022, theorem 1).
+
+    A step moves by the network's guess of eps, and so loses what is left of eps after the guess, whose variance is
+    `error`; eps enters eq. (12) through both of its terms, with the weight
+    k = sqrt(1 - abar_next - sigma^2) - sqrt(abar_next) noise_now / signal_now. Where the network is ideal and the error
+    is the same in all directions, x_next has the covariance of the data's own x_next.
+
+    Args:
+        now: The level a step starts from, with signal.
+        next: The cleaner level it goes to.
+        error: E ||eps - eps_theta||^2 / d at `now`, in 0..1.
+        sigma: The sigma in the mean of eq. (12), legal.
+
+    Raises:
+        DdimError: If the error is outside 0..1 or there is no signal at `now`.
+    """
+    if not 0 <= error <= 1:
+        wrong = f"the error in eps is {error:.6g}, outside 0..1"
+        raise DdimError(f"sigma optimal at t = {now.t:g}", wrong, "train longer, or leave out such times")
+    if now.signal == 0:
+        wrong = "there is no signal, so eps does not tell x_0"
+        raise DdimError(f"sigma optimal at t = {now.t:g}", wrong, "start the grid at a lower time")
+    of_x0, of_eps = posterior_weights(now, next, sigma)
+    return math.hypot(sigma, (of_eps - of_x0 * now.ratio) * math.sqrt(error))
+
+
+def _rises(steps: list[tuple[Level, Level]]) -> bool:
+    """Whether the levels rise; that they do so all along, or fall all along, is seen to."""
+    if not steps:
+        raise DdimError("levels", "hold no step", "give at least two levels")
+    rising = steps[-1][1].log_snr < steps[0][0].log_snr
+    for now, following in steps:
+        if (following.log_snr < now.log_snr) != rising or following.log_snr == now.log_snr:
+            raise DdimError(f"level t = {following.t:g}", "breaks the order", "give levels that only fall or only rise")
+    return rising
+
+
+def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> None:
+    """Refuse settings that make no sense, or not together."""
+    if not (math.isfinite(eta) and eta >= 0):
+        raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
+    if isinstance(sigma, str) and sigma not in ("hat", "optimal"):
+        raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat', 'optimal' or one number per step")
+    if sigma is not None and eta and not (isinstance(sigma, str) and sigma == "optimal"):
+        raise DdimError("eta and sigma", "are both given", "give one of them")
+    if rising and (eta or sigma is not None):
+        raise DdimError("encoding", "cannot add noise", "use eta 0 with rising levels")
+
+
+def _optimal(steps: list[tuple[Level, Level]], sigmas: list[float], error: Error | None) -> list[float]:
+    if error is None:
+        raise DdimError("sigma 'optimal'", "is made of the network's error", "give `error`, or use Model.plan")
+    return [sigma_optimal(*step, error(step[0]), s) for step, s in zip(steps, sigmas, strict=True)]
 
 
 def _row(now: Level, following: Level, sigma: float, added: float) -> Row:
@@ -87,8 +140,7 @@ def _rising(now: Level, following: Level, clean_as: Level | None) -> Row:
     return Row(now, following, x=(following.signal,), eps=(following.noise,), at=clean_as or following)
 
 
-def _legal(sigma: Sequence[float] | str, steps: list[tuple[Level, Level]]) -> list[float]:
-    values = [float(s) for s in sigma]
+def _legal(values: list[float], steps: list[tuple[Level, Level]]) -> list[float]:
     if len(values) != len(steps):
         raise DdimError("sigma", f"holds {len(values)} numbers for {len(steps)} steps", "give one per step")
     for value, (now, following) in zip(values, steps, strict=True):
