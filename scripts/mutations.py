@@ -111,8 +111,8 @@ SLIPS = (
     Slip(
         "sigma for sigma squared in the optimal variance",
         "samplers/ddim.py",
-        "math.hypot(sigma, (of_eps - of_x0 * now.ratio) * math.sqrt(error))",
-        "math.hypot(sigma, (of_eps - of_x0 * now.ratio) * error)",
+        "math.hypot(sigma, weight_of_x0(now, next, sigma) * now.ratio * math.sqrt(error))",
+        "math.hypot(sigma, weight_of_x0(now, next, sigma) * now.ratio * error)",
         "test_optimal.py::test_on_gaussian_data_the_last_mean_and_variance_are_exact",
     ),
     Slip(
@@ -125,15 +125,15 @@ SLIPS = (
     Slip(
         "x_0's second place in the mean of eq. (7) forgotten, Theorem 1",
         "bound.py",
-        "gammas.append((of_eps - of_x0 * now.ratio) ** 2 / (2 * std**2))",
-        "gammas.append((of_x0 * now.ratio) ** 2 / (2 * std**2))",
+        "c = 1.0 if next.t == 0 else weight_of_x0(now, next, std)",
+        "c = 1.0 if next.t == 0 else next.signal",
         "test_bound.py::test_j_is_l_gamma_plus_a_constant",
     ),
     Slip(
         "d left out of the constant of Theorem 1",
         "bound.py",
-        "return prior + 0.5 * dimensions * (LOG_2_PI",
-        "return prior + 0.5 * (LOG_2_PI",
+        "+ 0.5 * dimensions * (LOG_2_PI",
+        "+ 0.5 * (LOG_2_PI",
         "test_bound.py::test_where_the_noise_is_known_only_the_constant_is_left",
     ),
     Slip(
@@ -186,16 +186,20 @@ code: each text must be found where the slip is to be planted.
 
 
 def noticed(slip: Slip) -> bool:
-    """Whether the test fails with the slip in place, and does so by failing, not by an error in collecting it."""
+    """Whether the test passes as things are and fails (by failing, not by an error in collecting it) with the slip."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "src"
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-        path = copy / "ddim" / slip.file
-        path.write_text(planted(slip), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-        env = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run([*command, f"tests/{slip.test}"], cwd=ROOT, env=env, capture_output=True, text=True)
-        return done.returncode == 1 and "FAILED" in done.stdout
+        before = _run(slip.test, copy)
+        (copy / "ddim" / slip.file).write_text(planted(slip), encoding="utf-8")
+        after = _run(slip.test, copy)
+        return before.returncode == 0 and after.returncode == 1 and "FAILED" in after.stdout
+
+
+def _run(test: str, source: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", f"tests/{test}"]
+    env = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def planted(slip: Slip) -> str:
@@ -225,6 +229,9 @@ def page() -> str:
 def main(names: list[str]) -> int:
     """Run all slips, or those whose names hold one of the words."""
     chosen = [slip for slip in SLIPS if not names or any(name in slip.name for name in names)]
+    if not chosen:
+        print(f"error: {' '.join(names)}: no slip has such a name; the names are in docs/mutations.md", file=sys.stderr)
+        return 2
     missed = 0
     for slip in chosen:
         found = noticed(slip)

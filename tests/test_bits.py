@@ -86,6 +86,14 @@ def test_more_steps_and_the_error_is_less(model: Model, tmp_path: Path) -> None:
     assert errors[1] < errors[0] / 8
 
 
+DAMAGED = (
+    '{"first": 4, "bits": [1.0, 2',
+    '{"first": 4, "bits": 5, "error": [], "terms": []}\n',
+    '{"first": 8, "bits": [1.0, 2.0, 3.0], "error": [], "terms": []}\n',
+    "\x00\ufffd\n",
+)
+
+
 def test_interrupted_anywhere_it_ends_the_same(model: Model, request_of: Request, tmp_path: Path) -> None:
     run(model, request_of, tmp_path / "whole")
     for cut in (0, 1, 2, 3):
@@ -95,7 +103,7 @@ def test_interrupted_anywhere_it_ends_the_same(model: Model, request_of: Request
             next(steps)
         steps.close()
         with open(folder / "blocks.jsonl", "a") as file:  # as a kill in the middle of a line would leave it
-            file.write('{"first": 4, "bits": [1.0, 2')
+            file.write(DAMAGED[cut])
         run(model, request_of, folder)
         assert contents(folder) == contents(tmp_path / "whole")
 
@@ -126,9 +134,12 @@ def test_another_request_is_refused(model: Model, tmp_path: Path) -> None:
 
 def test_what_has_no_figure_is_refused(model: Model) -> None:
     for made, message in (
-        (lambda: bound_request(model, model.plan(5)), "adds no noise"),
+        (lambda: bound_request(model, model.plan(5)), "has sigma 0"),
         (lambda: bound_request(model, model.plan(1, eta=1.0)), "has one step only"),
-        (lambda: bound_request(model, samplers.ddim(model.schedule.levels([5, 0])), -1.0), "is not > 0"),
+        (lambda: bound_request(model, samplers.ddim(model.schedule.levels([5, 0])), -1.0), "is not a number > 0"),
+        (lambda: ode_request(model, last_sigma=0.0), "is not a number > 0"),
+        (lambda: ode_request(model, seed=-1), "seed -1: is outside"),
+        (lambda: bound_request(model, model.plan(5, eta=1.0), seed=-1), "seed -1: is outside"),
         (lambda: ode_request(model, steps=3), "is not an even number"),
         (lambda: ode_request(model, steps=0), "is not an even number"),
         (lambda: ode_request(model, probes=0), "is less than 1"),
@@ -194,7 +205,9 @@ def test_killed_it_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (("--eta", 0), "adds no noise, so the bound is infinite"),
+        (("--eta", 0), "has sigma 0, so the bound is infinite"),
+        (("--seed", -1), "seed -1: is outside"),
+        (("--method", "ode", "--last-sigma", "nan"), "is not a number > 0"),
         (("--eta", 1, "--sigma", "hat"), "are both given"),
         (("--probes", 2), "--probes and --method bound: do not go together"),
         (("--method", "ode", "--eta", 1), "--eta and --method ode: do not go together"),
@@ -207,7 +220,7 @@ def test_killed_it_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
             ),
             "--method",
         ),
-        (("--last-sigma", "nan"), "is not > 0"),
+        (("--last-sigma", "inf"), "is not a number > 0"),
         (("--limit", 0), "--limit 0: is less than 1"),
     ],
 )

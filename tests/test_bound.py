@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -13,7 +14,7 @@ from torch.distributions import Normal, kl_divergence
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, falling, randn
 from ddim import bound, samplers
-from ddim.denoiser import Prediction
+from ddim.denoiser import Clipped, Prediction
 from ddim.errors import DdimError
 from ddim.gaussian import diffuse
 from ddim.likelihood import BIN, bits
@@ -276,8 +277,10 @@ LEVELS = falling(LINEAR, [10, 500])
 @pytest.mark.parametrize(
     ("plan", "last", "message"),
     [
-        (samplers.ddim(LEVELS), 0.1, "adds no noise, so the bound is infinite"),
-        (samplers.ddim(LEVELS, eta=1.0), 0.0, "is not > 0"),
+        (samplers.ddim(LEVELS), 0.1, "has sigma 0, so the bound is infinite"),
+        (samplers.ddim(LEVELS, eta=1.0), 0.0, "is not a number > 0"),
+        (samplers.ddim(LEVELS, eta=1.0), math.inf, "is not a number > 0"),
+        (samplers.ddim(LEVELS, eta=1.0), math.nan, "is not a number > 0"),
         (samplers.ddim(LEVELS[::-1]), 0.1, "goes to t = 0"),
         (samplers.runge_kutta(LEVELS, LINEAR), 0.1, "is not of the form of eq. \\(12\\)"),
     ],
@@ -285,6 +288,33 @@ LEVELS = falling(LINEAR, [10, 500])
 def test_a_plan_without_a_bound_is_refused(plan: Plan, last: float, message: str) -> None:
     with pytest.raises(DdimError, match=message):
         next(bound.terms(wrong, plan, randn(2, 2), lambda k: randn(2, 2), last))
+
+
+def test_a_plan_that_clips_has_the_bound_of_the_clipped_model() -> None:
+    levels = falling(LINEAR, [40, 300, 700])
+    plan, x0 = samplers.ddim(levels, sigma="hat"), randn(5, 3, seed=1).clamp(-1, 1)
+
+    def noise(k: int) -> Tensor:
+        return randn(5, 3, seed=30 + k)
+
+    made = torch.stack([*bound.terms(wrong, plan, x0, noise, 0.2)])
+    by_hand = dataclasses.replace(plan, clip_x0=False)
+    assert plan.clip_x0
+    torch.testing.assert_close(made, torch.stack([*bound.terms(Clipped(wrong), by_hand, x0, noise, 0.2)]))
+    assert (made - torch.stack([*bound.terms(wrong, by_hand, x0, noise, 0.2)])).abs().max() > 1e-3
+    outside = [(LINEAR.level(500), 0.5)]
+    clipped = bound.accelerated_bound(wrong, plan, x0, noise, 0.2, outside)
+    torch.testing.assert_close(clipped, bound.accelerated_bound(Clipped(wrong), by_hand, x0, noise, 0.2, outside))
+
+
+def test_without_signal_the_weight_is_on_x0() -> None:
+    """At zero terminal SNR gamma is infinite, c^2 / (2 sigma^2) is not: at eta = 1 half the SNR of the next time."""
+    zero = SCHEDULES["linear+zero-terminal-snr"]
+    levels = zero.levels([1000, 999, 0])
+    sigma = [samplers.ddim(levels, eta=1.0).rows[0].sigma, 0.1]
+    assert math.isinf(bound.gamma_from_sigma(levels, sigma)[0])
+    expected = levels[1].alpha_bar / levels[1].variance / 2
+    assert bound.x0_weights(levels, sigma)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_bits_per_dimension() -> None:

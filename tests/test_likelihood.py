@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -132,7 +133,9 @@ def test_both_dequantisations_are_bounds_on_the_probability() -> None:
 
 def test_a_plan_that_does_not_rise_or_adds_noise_is_refused() -> None:
     levels = LINEAR.levels([1000, 500, 1])
-    for plan in (samplers.ddim(levels), samplers.ddim(levels, eta=1.0)):
+    from_clean = samplers.ddim(LINEAR.levels([0, 1, 500]))
+    clipping = dataclasses.replace(rising(4), clip_x0=True)
+    for plan in (samplers.ddim(levels), samplers.ddim(levels, eta=1.0), from_clean, clipping):
         with pytest.raises(ValueError, match="rising"):
             log_density(GAUSSIAN.denoise, plan, randn(2, 4))
 

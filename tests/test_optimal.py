@@ -108,10 +108,11 @@ def test_where_eps_is_known_nothing_is_added() -> None:
     assert [row.z for row in plan.rows] == [row.sigma for row in plan.rows]
 
 
-def test_the_error_is_asked_where_a_step_starts() -> None:
+@pytest.mark.parametrize("at_end", [False, True])
+def test_the_error_is_asked_where_a_step_that_adds_noise_starts(at_end: bool) -> None:
     asked: list[Level] = []
-    ddim(LEVELS, 1.0, "optimal", error=lambda level: asked.append(level) or 0.25)
-    assert asked == list(LEVELS[:-1])
+    ddim(LEVELS, 1.0, "optimal", error=lambda level: asked.append(level) or 0.25, noise_at_end=at_end)
+    assert asked == list(LEVELS[:-1] if at_end else LEVELS[:-2])
 
 
 @pytest.mark.parametrize("error", [-1e-6, 1 + 1e-6, math.nan, math.inf])

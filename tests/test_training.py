@@ -71,7 +71,7 @@ def test_resumed_from_a_state_it_goes_on_bit_for_bit(stop: int, precision: str) 
     times, means = fresh.errors.means()
     np.testing.assert_array_equal(times - 1, state["errors.counts"].nonzero()[:, 0])
     np.testing.assert_array_equal(means, (state["errors.sums"] / state["errors.counts"])[times - 1])
-    assert state["errors.counts"].sum() >= 8
+    assert state["errors.counts"].sum() > 0
     assert_same(train(fresh, 7), straight)
 
 
@@ -125,8 +125,8 @@ def test_the_table_of_errors_is_a_mean_that_fades_as_the_averaged_weights_do(ema
         decay = min(ema, (1 + n) / (10 + n))
         sums, counts = sums * decay, counts * decay
         for time, errors in step.items():
-            sums[time] += sum(errors)
-            counts[time] += len(errors)
+            sums[time] += (1 - decay) * sum(errors)
+            counts[time] += (1 - decay) * len(errors)
     times, means = some.errors.means()
     (known,) = np.nonzero(counts)
     assert list(times) == list(known)

@@ -24,10 +24,10 @@ from torch import Tensor
 from ddim import bound, samplers
 from ddim.errors import DdimError
 from ddim.files import lock, make_folder, remove_parts, write_atomic
-from ddim.likelihood import BIN, bits, discrete_nats, log_density
+from ddim.likelihood import bits, discrete_nats, log_density
 from ddim.manifest import claim, identity
 from ddim.model import Model
-from ddim.pixels import to_float
+from ddim.pixels import BIN, to_float
 from ddim.plan import Plan
 from ddim.seeds import Noise
 
@@ -53,6 +53,17 @@ class Request:
     check: Plan | None = None
     probes: int = 1
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.method == "ode") != (self.check is not None) or (self.method == "bound" and self.last_sigma is None):
+            raise ValueError("a bound needs last_sigma, the ODE a second plan: see `bound_request` and `ode_request`")
+
+    @property
+    def calls(self) -> int:
+        """Network calls per picture; with "ode" nearly all of them with a pass backwards per probe."""
+        if self.check is None:
+            return self.plan.calls
+        return self.plan.calls + self.check.calls + (2 if self.last_sigma else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,7 @@ def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, see
     Raises:
         DdimError: If the bound of the plan is infinite, or it is not one for this model.
     """
+    _check_model(model, seed)
     plan.check_schedule(model.schedule, to_clean=True)
     sigma = default_last_sigma(plan) if last_sigma is None else last_sigma
     bound.check_bound(plan, sigma)
@@ -116,7 +128,10 @@ def ode_request(
         raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
     if probes < 1:
         raise DdimError(f"probes {probes}", "is less than 1", "give 1 or more")
+    _check_model(model, seed)
     schedule = model.schedule
+    if schedule.T < 2:
+        raise DdimError("the ODE", "has no way to go on a schedule of one time", "take a schedule of more")
     first, top = schedule.level(1), schedule.level(schedule.T)
     if not math.isfinite(top.log_snr):
         raise DdimError("the ODE", "has no start where there is no signal at T", "take the method bound")
@@ -128,7 +143,17 @@ def ode_request(
         last_sigma = None
     elif last_sigma is None:
         last_sigma = default_last_sigma(samplers.ddim(schedule.levels([2, 1, 0]), eta=1.0))
+    if last_sigma is not None:
+        bound.check_last_sigma(last_sigma)
     return Request("ode", plan, last_sigma, check, probes, seed)
+
+
+def _check_model(model: Model, seed: int) -> None:
+    """Refuse what would go wrong in the first block, before a folder is claimed for it."""
+    model.noise(1, seed)
+    classes, recipe = model.config.network.classes, model.config.provenance.training
+    if classes and recipe is not None and recipe.label_drop == 0:
+        raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
 
 
 def default_last_sigma(plan: Plan) -> float:
@@ -164,12 +189,12 @@ def measure(
     what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
     what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
     what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
-    what |= identity(model, request.plan, name)
+    what |= identity(model, request.plan, name) | {"network_calls": request.calls}
     make_folder(folder)
     with lock(folder):
         claim(folder, what, 0, len(pictures), "figures")
         remove_parts(folder)
-        blocks = _read_blocks(folder / "blocks.jsonl", model.micro_batch, len(pictures))
+        blocks = _read_blocks(folder / "blocks.jsonl", request, model.micro_batch, len(pictures))
         yield blocks
         with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
             for first in range(sum(len(b.bits) for b in blocks), len(pictures), model.micro_batch):
@@ -181,18 +206,22 @@ def measure(
         _write_summary(folder, blocks, names, request, name)
 
 
-def _read_blocks(path: Path, size: int, total: int) -> list[Block]:
+def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Block]:
     """The whole lines of a file of blocks, which is cut to them."""
     blocks: list[Block] = []
     if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         for line in lines:
+            first = len(blocks) * size
+            count = min(size, total - first)
+            lengths = (count, 0, 1 + len(request.plan)) if request.method == "bound" else (count, count, 0)
             try:
                 block = Block(**json.loads(line))
+                parts = [np.array(part, dtype=np.float64) for part in (block.bits, block.error, block.terms)]
             except (ValueError, TypeError):
                 break
-            first = len(blocks) * size
-            if not line.endswith("\n") or block.first != first or len(block.bits) != min(size, total - first):
+            right = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
+            if not (right and line.endswith("\n") and block.first == first):
                 break
             blocks.append(block)
         write_atomic(path, "".join(lines[: len(blocks)]).encode())
@@ -206,15 +235,14 @@ def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> 
     x0 = to_float(pictures[[i - first for i in indices]]).to(model.device)
     noise = model.noise(indices, request.seed)
     if request.method == "bound":
-        assert request.last_sigma is not None
         with torch.no_grad():
-            each = [*bound.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma, BIN)]
+            each = [*bound.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma or 0.0, BIN)]
         terms = torch.stack([bits(term, x0[0].numel()) for term in each])[:, :count].cpu()
         figures, error = terms.sum(0), torch.empty(0)
     else:
         terms = torch.empty(0, 0)
         figures, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
-    if not torch.isfinite(figures).all():
+    if not (torch.isfinite(figures).all() and torch.isfinite(error).all()):
         raise DdimError(f"pictures {first}..{first + count - 1}", "have a figure that is not finite", "use float32")
     return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
 
@@ -240,7 +268,7 @@ def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
     made: dict[str, Any] = {
         "method": request.method,
         "plan": request.plan.name,
-        "network_calls": request.plan.calls,
+        "network_calls": request.calls,
         "pictures": len(values),
         "bits_per_dim": float(values.mean()),
         "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,

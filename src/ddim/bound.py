@@ -8,18 +8,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Denoiser, Prediction
+from ddim.denoiser import Denoiser, Prediction, as_planned
 from ddim.errors import DdimError
-from ddim.gaussian import diffuse, posterior_weights
+from ddim.gaussian import diffuse, weight_of_x0
 from ddim.plan import Plan, Row
 from ddim.schedule import Level
 
 LOG_2_PI = math.log(2 * math.pi)
+Power = TypeVar("Power", float, Tensor)
 
 
 def gamma_from_sigma(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndarray:
@@ -35,21 +37,37 @@ def gamma_from_sigma(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndar
         sigma: S standard deviations > 0, one per step; the last is that of p_theta(x_0 | x_1).
 
     Returns:
-        float64, (S,), > 0 unless sigma is that of a step that forgets x_0; the noisiest step first.
+        float64, (S,), > 0; the noisiest step first; infinite where there is no signal, see `x0_weights`.
 
     Raises:
-        ValueError: If a sigma is not legal, or there is no signal at a level.
+        ValueError: If a sigma is not legal.
+    """
+    return np.asarray(x0_weights(levels, sigma) * [now.ratio**2 for now in levels[:-1]])
+
+
+def x0_weights(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndarray:
+    """The gamma of Theorem 1 as weights of the error in x_0, c^2 / (2 sigma^2), which are finite without signal too.
+
+    Args:
+        levels: As for `gamma_from_sigma`.
+        sigma: As for `gamma_from_sigma`.
+
+    Returns:
+        float64, (S,), the noisiest step first.
+
+    Raises:
+        ValueError: As for `gamma_from_sigma`.
     """
     if len(sigma) != len(levels) - 1:
         raise ValueError(f"{len(sigma)} sigmas for {len(levels) - 1} steps")
-    gammas = []
+    weights = []
     for (now, next), std in zip(itertools.pairwise(levels), sigma, strict=True):
         if not std > 0:
             raise ValueError(f"sigma = {std} at t = {now.t:g}: Theorem 1 needs sigma > 0")
         # The last step is N(f_theta, sigma^2 I), whose sigma has no upper limit.
-        of_x0, of_eps = (1.0, 0.0) if next.t == 0 else posterior_weights(now, next, std)
-        gammas.append((of_eps - of_x0 * now.ratio) ** 2 / (2 * std**2))
-    return np.array(gammas)
+        c = 1.0 if next.t == 0 else weight_of_x0(now, next, std)
+        weights.append(c**2 / (2 * std**2))
+    return np.array(weights)
 
 
 def constant(levels: Sequence[Level], sigma: Sequence[float], dimensions: int, power: float) -> float:
@@ -63,10 +81,7 @@ def constant(levels: Sequence[Level], sigma: Sequence[float], dimensions: int, p
         dimensions: d.
         power: E ||x_0||^2 of the data.
     """
-    top = levels[0]
-    log_variance = math.log(top.variance)
-    prior = 0.5 * (top.alpha_bar * power + dimensions * (top.variance - 1 - log_variance))
-    return prior + 0.5 * dimensions * (LOG_2_PI + 2 * math.log(sigma[-1]))
+    return _prior(power, dimensions, levels[0]) + 0.5 * dimensions * (LOG_2_PI + 2 * math.log(sigma[-1]))
 
 
 def kernel_mean(row: Row, prediction: Prediction) -> Tensor:
@@ -121,6 +136,9 @@ def last_term(x0: Tensor, mean: Tensor, sigma: float, bin_width: float | None = 
 
     Returns:
         float64, (N,), in nats.
+
+    Raises:
+        ValueError: If sigma is not > 0.
     """
     if not sigma > 0:
         raise ValueError(f"sigma = {sigma}: the last term needs sigma > 0")
@@ -152,7 +170,11 @@ def log_interval(lower: Tensor, upper: Tensor) -> Tensor:
 def prior_term(x0: Tensor, top: Level) -> Tensor:
     """KL(q(x_T | x_0) || N(0, I)) for each sample: float64, (N,), in nats."""
     x = x0.double().flatten(1)
-    return 0.5 * (top.alpha_bar * x.square().sum(1) + x.shape[1] * (top.variance - 1 - math.log(top.variance)))
+    return _prior(x.square().sum(1), x.shape[1], top)
+
+
+def _prior(power: Power, dimensions: int, top: Level) -> Power:
+    return 0.5 * (top.alpha_bar * power + dimensions * (top.variance - 1 - math.log(top.variance)))
 
 
 def check_bound(plan: Plan, last_sigma: float) -> Plan:
@@ -168,10 +190,19 @@ def check_bound(plan: Plan, last_sigma: float) -> Plan:
         if row.x or len(row.x0) != 1 or len(row.eps) != 1:
             raise DdimError(where, "is not of the form of eq. (12)", "take a plan of samplers.ddim")
         if row.next.t > 0 and not (row.sigma > 0 and row.z > 0):
-            raise DdimError(where, "adds no noise, so the bound is infinite", "take eta > 0, or the method ode")
-    if not last_sigma > 0:
-        raise DdimError(f"sigma_1 {last_sigma}", "is not > 0", "give the last step a standard deviation")
+            raise DdimError(where, "has sigma 0, so the bound is infinite", "take eta > 0, or the method ode")
+    check_last_sigma(last_sigma)
     return plan
+
+
+def check_last_sigma(last_sigma: float) -> None:
+    """Refuse a sigma_1 that is not a number > 0.
+
+    Raises:
+        DdimError: If it is not.
+    """
+    if not 0 < last_sigma < math.inf:
+        raise DdimError(f"sigma_1 {last_sigma:g}", "is not a number > 0", "give the last step a standard deviation")
 
 
 def terms(
@@ -197,8 +228,12 @@ def terms(
 
     Yields:
         float64, (N,): 1 + S tensors, in nats.
+
+    Raises:
+        DdimError: See `check_bound`.
     """
     check_bound(plan, last_sigma)
+    denoise = as_planned(denoise, plan)
     yield prior_term(x0, plan.start)
     for k, row in enumerate(plan.rows):
         eps = noise(k)
@@ -233,9 +268,13 @@ def accelerated_bound(
 
     Returns:
         float64, (N,), in nats: `terms` summed, and for each t outside -log p_theta(x_0 | x_t).
+
+    Raises:
+        DdimError: See `check_bound`.
+        ValueError: If a sigma_t is not > 0.
     """
     total = torch.stack([*terms(denoise, plan, x0, noise, last_sigma)]).sum(0)
     for place, (level, sigma) in enumerate(outside):
         x = diffuse(x0, noise(len(plan) + place), level)
-        total = total + last_term(x0, denoise(x, level).x0, sigma)
+        total = total + last_term(x0, as_planned(denoise, plan)(x, level).x0, sigma)
     return total

@@ -164,6 +164,8 @@ class ModelConfig(BaseModel):
         data: How pictures become the network's grid.
         provenance: Where it comes from.
         error: E || eps - eps_theta ||^2 / d at t = 1..T, what is left of the noise after the network's guess; or None.
+            From a training it is that of the network as it was trained (not averaged, with dropout and flips), over
+            the steps that the moving average remembers; from `ddim calibrate` that of this model.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from ddim.plan import Plan
 from ddim.schedule import Level, Scales
 
 Predicts = Literal["eps", "x0", "v"]
@@ -99,6 +100,11 @@ class Clipped:
         """The clipped prediction."""
         x0 = self.denoiser(x, level).x0.clamp(self.low, self.high)
         return Prediction(x0, eps_from_x0(x0, x, level))
+
+
+def as_planned(denoise: Denoiser, plan: Plan) -> Denoiser:
+    """The denoiser that a plan runs: clipped where the plan says so."""
+    return Clipped(denoise) if plan.clip_x0 else denoise
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,24 @@ def posterior_weights(now: Level, next: Level, sigma: float) -> tuple[float, flo
     return next.signal, math.sqrt(max(left, 0.0))
 
 
+def weight_of_x0(now: Level, next: Level, sigma: float) -> float:
+    """The weight with which x_0 enters the mean of eq. (7) in both of its places: directly, and through eps.
+
+    c = sqrt(abar_next) - sqrt(1 - abar_next - sigma^2) sqrt(abar_now) / sqrt(1 - abar_now). It is what an error in
+    f_theta is multiplied by; an error in eps_theta is multiplied by -c noise_now / signal_now.
+
+    Args:
+        now: The level of x_now, not clean data.
+        next: The level of x_next.
+        sigma: Its standard deviation, legal.
+
+    Raises:
+        ValueError: If sigma is not legal.
+    """
+    of_x0, of_eps = posterior_weights(now, next, sigma)
+    return of_x0 - of_eps * now.signal / now.noise
+
+
 def sigma(now: Level, next: Level, eta: float = 1.0) -> float:
     """Eq. (16): sigma = eta sqrt((1 - abar_next) / (1 - abar_now)) sqrt(1 - abar_now / abar_next).
 

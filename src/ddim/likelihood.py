@@ -13,11 +13,9 @@ from ddim.bound import LOG_2_PI, last_term
 from ddim.denoiser import Denoiser, Prediction, x0_from_eps
 from ddim.gaussian import diffuse
 from ddim.loop import run
+from ddim.pixels import BIN
 from ddim.plan import Plan
 from ddim.schedule import Level
-
-BIN = 2 / 255
-"""The distance of two neighbouring values of an 8-bit picture in [-1, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +73,8 @@ def log_density(
 
     Args:
         denoise: The denoiser, differentiable.
-        plan: A plan without noise over rising levels, from that of x to the noisiest: `samplers.runge_kutta`. How
-            exact the figure is depends on it: compare with a plan of half the steps.
+        plan: A plan without noise or clipping over rising levels above clean data, from that of x to the noisiest:
+            `samplers.runge_kutta`. How exact the figure is depends on it: compare with a plan of half the steps.
         x: States at the plan's first level, (N, ...).
         probes: See `Traced`.
         prior: The log-density of states (N, d) at the plan's last level.
@@ -85,10 +83,10 @@ def log_density(
         float64, (N,), nats, of x itself (not of xbar = x / signal).
 
     Raises:
-        ValueError: If the plan adds noise or does not rise.
+        ValueError: If the plan is not such a one.
     """
-    if plan.stochastic or not plan.end.log_snr < plan.start.log_snr:
-        raise ValueError("the change of variables needs a plan without noise over rising levels")
+    if plan.stochastic or plan.clip_x0 or plan.start.t == 0 or not plan.end.log_snr < plan.start.log_snr:
+        raise ValueError("the change of variables needs rising levels above t = 0, without noise or clipping")
     flat = x.flatten(1).double()
     state = torch.cat([flat, torch.zeros_like(flat[:, :1])], 1)
     final = run(Traced(denoise, tuple(x.shape[1:]), probes), plan, state)
@@ -126,6 +124,9 @@ def discrete_nats(
 
     Returns:
         float64, (N,), in nats.
+
+    Raises:
+        ValueError: If last_sigma is not > 0.
     """
     dimensions = x0[0].numel()
     if last_sigma is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Clipped, Denoiser, Prediction
+from ddim.denoiser import Denoiser, Prediction, as_planned
 from ddim.plan import Plan, Row
 from ddim.seeds import Noise
 
@@ -55,8 +55,7 @@ def trajectory(denoise: Denoiser, plan: Plan, start: Tensor | Noise, noise: Nois
         start = start.start()
     if plan.stochastic and noise is None:
         raise ValueError("this plan adds noise: give `noise`, or a `Noise` as the start")
-    if plan.clip_x0:
-        denoise = Clipped(denoise)
+    denoise = as_planned(denoise, plan)
     states: deque[Tensor] = deque([start], maxlen=plan.memory)
     predictions: deque[Prediction] = deque(maxlen=plan.memory)
     for k, row in enumerate(plan.rows):

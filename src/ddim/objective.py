@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.bound import gamma_from_sigma
+from ddim.bound import x0_weights
 from ddim.denoiser import Predicts, v_from_pair
 from ddim.errors import DdimError
 from ddim.gaussian import diffuse, sigma
@@ -21,7 +21,7 @@ Gamma = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vl
 
 # gamma_t and (d eps / d output)^2 as powers of (alpha_bar, 1 - alpha_bar): the sum of two exponents of 0 is exact
 # where a product of an infinity and a zero would not be (zero terminal SNR).
-_GAMMA = {"v": (-1, 0), "x0": (-1, 1), "p2": (0, 1)}
+_GAMMA = {"v": (-1, 0), "x0": (-1, 1), "p2": (0, 1), "theorem1": (-1, 1)}
 _OUTPUT = {"eps": (0, 0), "v": (1, 0), "x0": (1, -1)}
 
 
@@ -84,12 +84,12 @@ def _half_fall(schedule: Schedule) -> np.ndarray:
 
 
 def _theorem1(schedule: Schedule) -> np.ndarray:
-    """The gamma of Theorem 1 at t = 1..T for eta = 1; infinite where there is one time."""
+    """The weight, by Theorem 1, of the error in x_0 at t = 1..T for eta = 1; infinite where there is one time."""
     if schedule.T == 1:
         return np.array([np.inf])
     levels = schedule.levels(range(schedule.T, -1, -1))
     sigmas = [sigma(now, following) for now, following in itertools.pairwise(levels)]
-    return gamma_from_sigma(levels, [*sigmas[:-1], sigmas[-2]])[::-1]
+    return x0_weights(levels, [*sigmas[:-1], sigmas[-2]])[::-1]
 
 
 @dataclass(frozen=True)

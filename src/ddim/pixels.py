@@ -6,6 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+BIN = 2 / 255
+"""The distance of two neighbouring values of an 8-bit picture in [-1, 1]."""
+
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
     """Pictures to the network's range, x = u / 127.5 - 1.

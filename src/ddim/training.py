@@ -62,7 +62,7 @@ class ErrorTable:
     def add(self, t: Tensor, errors: Tensor, decay: float) -> None:
         """Let what is there fade by a factor and add a step's errors (B,) at its times t (B,)."""
         for table, new in ((self.sums, errors), (self.counts, torch.ones_like(errors))):
-            table.mul_(decay).index_add_(0, t - 1, new.to(table.dtype))
+            table.mul_(decay).index_add_(0, t - 1, (1 - decay) * new.to(table.dtype))
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """The times that are known, int64, (K,), rising, and the mean error at each, float64, (K,)."""
@@ -179,7 +179,7 @@ class Trainer:
             raise not_finite(self.step + 1)
         self.optimizer.step()
         self.ema.update(self.network, self.step)
-        self.errors.add(t, torch.cat(errors), min(recipe.ema, (1 + self.step) / (10 + self.step)))  # as `EMA` warms up
+        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step))
         self.step += 1
         return Update(self.step, total, norm, rate, self.step * recipe.batch)
 

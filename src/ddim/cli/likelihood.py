@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="bound: S, network calls [default: T]. ode: Runge-Kutta steps [default: 40].")
 @grid_option(default="linear")
 @click.option("--eta", type=float, help="bound: sigma = eta times the posterior's; above 0. [default: 1]")
-@click.option("--sigma", help="bound: instead of --eta: hat, optimal, or one standard deviation per step.")
+@click.option("--sigma", help="bound: hat, one number per step (0 for the last), or, with --eta, optimal.")
 @click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: the step before's]")
 @click.option(
     "--dequantize",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     help="ode: by the diffusion's noise and the discretised last step, or by uniform noise. [default: decoder]",
 )
 @click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per picture. [default: 1]")
-@click.option("--split", help="Which part of a data set: train or test.")
+@click.option("--split", help="Which part of a data set: train or test. [default: train]")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all draws; picture i's depend on it and i.")
 @exact_device_options
@@ -58,7 +58,8 @@ def command(
 ) -> None:
     """Bits per dimension of 8-bit pictures DATA under MODEL: a bound for any sigma and S, or through the ODE.
 
-    Figures are written after every micro-batch; run again after an interruption, the same command goes on.
+    Figures are written after every micro-batch; run again after an interruption, the same command goes on. A model
+    with labels is measured without them.
 
     \b
     Examples:
@@ -77,7 +78,7 @@ def command(
     blocks: list[bits.Block] = []
     total, begun, found = len(pictures), time.monotonic(), None
     with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task(f"{request.plan.calls} calls each", total=total, rate="")
+        task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
         for blocks in bits.measure(loaded, pictures, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
             found = done if found is None else found

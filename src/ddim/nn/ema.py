@@ -27,8 +27,12 @@ class EMA(Generic[Net]):
         self.decay = decay
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
+    def decay_at(self, updates: int) -> float:
+        """The decay of an update; `updates` is how many came before it."""
+        return min(self.decay, (1 + updates) / (10 + updates))
+
     @torch.no_grad()
     def update(self, module: Net, updates: int) -> None:
-        """Move towards the network's weights; `updates` is how many updates came before this one."""
-        decay = min(self.decay, (1 + updates) / (10 + updates))
-        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        """Move towards the network's weights; `updates` as for `decay_at`."""
+        weight = 1 - self.decay_at(updates)
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)

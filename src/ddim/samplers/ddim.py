@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ddim.errors import DdimError
-from ddim.gaussian import posterior_weights, sigma_hat
+from ddim.gaussian import posterior_weights, sigma_hat, weight_of_x0
 from ddim.gaussian import sigma as sigma_of_eta
 from ddim.plan import Plan, Row
 from ddim.schedule import Level
@@ -64,7 +64,7 @@ def ddim(
     if named == "hat":
         name, setting, added = "ddpm", "sigma-hat", [sigma_hat(*step) for step in steps]
     elif named:
-        setting, added = f"sigma optimal, {setting}", _optimal(steps, sigmas, error)
+        setting, added = f"sigma optimal, {setting}", _optimal(steps, sigmas, error, noise_at_end)
     if named and not noise_at_end:
         added = [z if following.t > 0 else 0.0 for z, (_, following) in zip(added, steps, strict=True)]
     rows = [_row(*step, s, z) for step, s, z in zip(steps, sigmas, added, strict=True)]
@@ -95,8 +95,7 @@ def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> 
     if now.signal == 0:
         wrong = "there is no signal, so eps does not tell x_0"
         raise DdimError(f"sigma optimal at t = {now.t:g}", wrong, "start the grid at a lower time")
-    of_x0, of_eps = posterior_weights(now, next, sigma)
-    return math.hypot(sigma, (of_eps - of_x0 * now.ratio) * math.sqrt(error))
+    return math.hypot(sigma, weight_of_x0(now, next, sigma) * now.ratio * math.sqrt(error))
 
 
 def _rises(steps: list[tuple[Level, Level]]) -> bool:
@@ -122,10 +121,13 @@ def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> No
         raise DdimError("encoding", "cannot add noise", "use eta 0 with rising levels")
 
 
-def _optimal(steps: list[tuple[Level, Level]], sigmas: list[float], error: Error | None) -> list[float]:
+def _optimal(steps: list[tuple[Level, Level]], sigmas: list[float], error: Error | None, at_end: bool) -> list[float]:
     if error is None:
         raise DdimError("sigma 'optimal'", "is made of the network's error", "give `error`, or use Model.plan")
-    return [sigma_optimal(*step, error(step[0]), s) for step, s in zip(steps, sigmas, strict=True)]
+    return [
+        sigma_optimal(*step, error(step[0]), s) if step[1].t > 0 or at_end else 0.0
+        for step, s in zip(steps, sigmas, strict=True)
+    ]
 
 
 def _row(now: Level, following: Level, sigma: float, added: float) -> Row:

@@ -1,0 +1,96 @@
+"""Checks of a network of one's own and of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim import samplers
+from ddim.check.denoisers import denoiser, quiet_walk
+from ddim.check.finding import Finding, at_most, info
+from ddim.denoiser import Prediction, Predicts, predict
+from ddim.errors import DdimError
+from ddim.model import Model
+from ddim.pixels import to_float
+from ddim.schedule import Level, Schedule
+
+
+def network(
+    module: Callable[[Tensor, Tensor], Tensor],
+    schedule: Schedule,
+    predicts: Predicts,
+    shape: Sequence[int],
+    x0: Tensor | None = None,
+    quick: bool = False,
+    device: torch.device | str = "cpu",
+    time_offset: float = 0.0,
+) -> Iterator[Finding]:
+    """Hold a network of one's own against the theory, as `denoiser` does.
+
+    Args:
+        module: A `torch.nn.Module`, called as module(x, t) with x float32 (B, *shape) and t float32 (B,), whole numbers
+            1..T. It is used as it is: put it into evaluation mode first.
+        schedule: The schedule it was trained on.
+        predicts: What it predicts: "eps", "x0" or "v".
+        shape: The shape of one sample.
+        x0: Data of the kind it was trained on, float (N, *shape); samples of its own if None.
+        quick: Fewer samples, times and steps.
+        device: Where it computes.
+        time_offset: Added to t: -1 for a network that counts its times from 0.
+
+    Yields:
+        As `denoiser`.
+
+    Raises:
+        DdimError: If it does not return a tensor of x's shape.
+    """
+
+    def denoise(x: Tensor, level: Level, /) -> Prediction:
+        output = module(x, torch.full((len(x),), level.t + time_offset, device=x.device))
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            kind = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise DdimError("network", f"returns {kind} for x of {tuple(x.shape)}", "return a tensor of x's shape")
+        return predict(output.to(x.dtype), x, level, predicts)
+
+    yield from denoiser(denoise, schedule, shape, predicts, x0, quick, device)
+
+
+def model(model: Model, pictures: Tensor | np.ndarray | None = None, quick: bool = False) -> Iterator[Finding]:
+    """Hold a model against the theory: as `denoiser`, and that a sample's bits do not depend on its neighbours.
+
+    Its schedule is another matter, see `schedule`. A model that was never trained without a label is asked for label 0.
+
+    Args:
+        model: The model, best in float32.
+        pictures: Pictures of its kind, uint8 (N, H, W, C) or float (N, C, H, W) in [-1, 1]; its own samples if None.
+        quick: Fewer samples, times and steps.
+
+    Yields:
+        One finding per check.
+
+    Raises:
+        DdimError: If the pictures are not of the model's shape.
+    """
+    x0 = None
+    if pictures is not None:
+        x0 = to_float(pictures) if pictures.dtype in (np.uint8, torch.uint8) else torch.as_tensor(pictures)
+    recipe = model.config.provenance.training
+    always = bool(model.config.network.classes) and recipe is not None and recipe.label_drop == 0
+    denoise = model.denoiser(torch.tensor([0])) if always else model.denoise
+    if always:
+        yield info("label", "0", "the model was never trained without one")
+    rounding = None if model.dtype == torch.float32 else 0.1
+    config = model.config
+    yield from denoiser(denoise, model.schedule, model.shape, config.predicts, x0, quick, model.device, rounding)
+    yield _neighbours(model, 0 if always else None)
+
+
+def _neighbours(model: Model, label: int | None) -> Finding:
+    plan = samplers.ddim(quiet_walk(model.schedule, model.config.predicts, min(3, model.schedule.T)))
+    together = model.sample(3, plan=plan, labels=label)
+    alone = model.sample(1, plan=plan, labels=label, start=2)
+    off = int((together[2:] != alone).sum())
+    return at_most("sample 2 alone, numbers that differ", off, 0, "from those of sample 2 of three, to the last bit")

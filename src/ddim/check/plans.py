@@ -1,0 +1,210 @@
+"""Checks of a plan: what each row must get right, and where the whole of it ends."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ddim import samplers
+from ddim.check.convergence import gaussian_error, order, refined
+from ddim.check.finding import Finding, at_most, between, info, largest, left_out
+from ddim.errors import DdimError
+from ddim.plan import TOLERANCE, Plan, Row
+from ddim.schedule import Level, Schedule
+
+CALLS = 100
+
+
+def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
+    """Hold a plan against the theory; it need not have passed `Plan.check`.
+
+    Args:
+        plan: The plan.
+        schedule: Where its levels must come from, if that is to be checked.
+
+    Yields:
+        One finding per check; only the first where there are no rows.
+    """
+    if not plan.rows:
+        yield Finding("network calls", 0.0, ">= 1", False, "the plan holds no rows")
+        return
+    yield info("network calls", str(plan.calls), plan.name)
+    yield _joined(plan)
+    if schedule is not None:
+        yield _on_schedule(plan, schedule)
+    yield _end(plan)
+    yield from _straight(plan)
+    yield _legal(plan)
+    yield from _marginals(plan)
+    yield from _flow(plan)
+
+
+def _where(row: Row) -> str:
+    return f"t = {row.now.t:g} to {row.next.t:g}"
+
+
+def _largest(plan: Plan, off: list[float]) -> str:
+    """Which row is the worst."""
+    at = int(np.argmax(off))
+    return f"largest in row {at} ({_where(plan.rows[at])})" if off[at] else "in every row"
+
+
+def _size(row: Row) -> float:
+    """A wrong weight shows against the size of what is added up, not against the sum."""
+    return 1 + max((abs(value) for value in (*row.x, *row.x0, *row.eps)), default=0.0)
+
+
+def _joined(plan: Plan) -> Finding:
+    broken = [
+        f"row {k} ({_where(row)})"
+        for k, row in enumerate(plan.rows)
+        if row.memory > k + 1 or (k and plan.rows[k - 1].next != row.now)
+    ]
+    told = f"first {broken[0]}" if broken else "each row starts where the last one ended"
+    return at_most("rows that do not join", len(broken), 0, told)
+
+
+def _on_schedule(plan: Plan, schedule: Schedule) -> Finding:
+    try:
+        plan.check_schedule(schedule)
+    except DdimError as error:
+        return Finding(f"levels of {schedule.name}", "differ", "equal", False, error.wrong)
+    return Finding(f"levels of {schedule.name}", "equal", "equal", True, "log-SNR of every time")
+
+
+def _falling(plan: Plan) -> bool:
+    return plan.end.log_snr > plan.start.log_snr
+
+
+def _end(plan: Plan) -> Finding:
+    goes = f"from t = {plan.start.t:g}, alpha_bar {plan.start.alpha_bar:.3g}, to {plan.end.alpha_bar:.3g}"
+    if _falling(plan):
+        clean = plan.end.t == 0 and plan.end.variance == 0
+        return Finding("ends at", f"t = {plan.end.t:g}", "t = 0", clean, goes)
+    return info("ends at", f"t = {plan.end.t:g}", f"{goes}; it encodes")
+
+
+def _straight(plan: Plan) -> Iterator[Finding]:
+    """Each row on x_t = signal x_0 + noise eps with constant x_0 and eps, against the size of what it adds up."""
+    levels = [row.now for row in plan.rows]
+    parts: tuple[list[float], list[float]] = ([], [])
+    for k, row in enumerate(plan.rows):
+        past = levels[k::-1]
+        signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
+        noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
+        parts[0].append(abs(signal - row.next.signal) / _size(row))
+        parts[1].append(abs(noise - math.sqrt(max(row.next.variance - row.sigma**2, 0.0))) / _size(row))
+    for name, off in zip(("x_0", "eps"), parts, strict=True):
+        title = f"straight line, {name} off by"
+        if name == "eps" and not plan.straight:
+            yield info(title, largest(off), f"{_largest(plan, off)}; right for small steps only")
+        else:
+            yield at_most(title, largest(off), TOLERANCE, _largest(plan, off))
+
+
+def _legal(plan: Plan) -> Finding:
+    """sigma^2 within 0..1 - abar_next; at a clean next level that is 0 itself."""
+    parts, name = [], "sigma^2 / (1 - abar)"
+    for row in plan.rows:
+        if min(row.sigma, row.z) < 0:
+            told = f"sigma = {row.sigma:.3g}, z = {row.z:.3g} at {_where(row)}"
+            return Finding(name, "negative", "<= 1", False, told)
+        limit = row.next.variance
+        parts.append(row.sigma**2 / limit if limit else math.inf if row.sigma else 0.0)
+    worst = largest(parts)
+    told = _largest(plan, parts) if worst else "no noise in any row"
+    return Finding(name, worst, "<= 1", worst <= 1 + TOLERANCE, told)
+
+
+def _marginals(plan: Plan) -> Iterator[Finding]:
+    """Lemma 1 along the plan: with the true x_0 as the prediction, x_t | x_0 is N(signal x_0, 1 - abar_t) throughout.
+
+    Each state is followed as its weights on x_0, the first noise and each row's own.
+    """
+    basis = np.eye(2, len(plan) + 2)
+    states = deque([plan.start.signal * basis[0] + plan.start.noise * basis[1]], maxlen=plan.memory)
+    noises: deque[np.ndarray] = deque(maxlen=plan.memory)
+    mean, off, sizes = [], [], [1.0]
+    for k, row in enumerate(plan.rows):
+        # Of clean data any noise can be predicted: let it be the one that the path goes to.
+        told = (states[0] - row.now.signal * basis[0]) / row.now.noise if row.now.noise else basis[1]
+        noises.appendleft(told)
+        after = sum(row.x0) * basis[0]
+        for weights, vectors in ((row.x, states), (row.eps, noises)):
+            for weight, vector in zip(weights, vectors, strict=False):
+                after = after + weight * vector
+        after[k + 2] += row.z
+        states.appendleft(after)
+        sizes.append(max(sizes[-1], _size(row)))  # what a large row has rounded away stays in the states after it
+        mean.append(abs(after[0] - row.next.signal) / sizes[-1])
+        off.append(abs(float(after[1:] @ after[1:]) - row.next.variance))
+    yield at_most("marginals, mean off by", largest(mean), TOLERANCE, "Lemma 1, with the true x_0 as the prediction")
+    if plan.keeps_marginals and plan.straight:
+        off = [value / size for value, size in zip(off, sizes[1:], strict=True)]
+        yield at_most("marginals, variance off by", largest(off), TOLERANCE, _largest(plan, off))
+    else:
+        why = "its noise is not the sigma of its mean" if plan.straight else "right for small steps only"
+        yield info("marginals, variance off by", largest(off), f"{_largest(plan, off)}; {why}")
+
+
+def _flow(plan: Plan) -> Iterator[Finding]:
+    """Exact Gaussian data: how far the plan's end is from that of the ODE, and how fast that falls with S."""
+    names = "error on exact Gaussian data", "order of convergence"
+    if plan.stochastic:
+        yield from (left_out(name, "the plan adds noise: no single path to follow") for name in names)
+        return
+    yield info(names[0], gaussian_error(plan), _beside(plan))
+    made = _rebuilt(plan)
+    if made is None:
+        yield left_out(names[1], "this sampler cannot be made again with more steps from its table alone")
+        return
+    levels, make = made
+    parts = max(1, math.ceil(CALLS / plan.calls))
+    found = order(make, refined(levels, parts * 2), refined(levels, parts * 4))
+    told = f"S = {plan.calls * parts * 2} to {plan.calls * parts * 4}, its own steps cut into equal rotations"
+    if plan.straight:
+        yield between(names[1], found, 0.85, 1.15, told)
+    else:  # its long first steps are still settling
+        yield Finding(names[1], found, ">= 0.85", found >= 0.85, told)
+
+
+def _beside(plan: Plan) -> str:
+    """What plain DDIM makes of the same levels."""
+    visited = {level.log_snr: level for row in plan.rows for level in (row.now, row.next)}
+    levels = [visited[key] for key in sorted(visited, reverse=not _falling(plan))]
+    try:
+        plain = samplers.ddim(levels, clean_as=plan.rows[0].at)
+    except DdimError:
+        return "root mean square"
+    if plain.calls == plan.calls and all(_same(*pair) for pair in zip(plan.rows, plain.rows, strict=True)):
+        return "root mean square; the rows are those of plain DDIM"
+    return f"root mean square; plain DDIM on the same levels, {plain.calls} calls: {gaussian_error(plain):.3g}"
+
+
+def _rebuilt(plan: Plan) -> tuple[list[Level], Callable[[Sequence[Level]], Plan]] | None:
+    """The plan's levels and the sampler that makes its very rows of them, if one of those without stages does."""
+    levels = [*(row.now for row in plan.rows), plan.end]
+    makers: tuple[Callable[[Sequence[Level]], Plan], ...] = (
+        lambda some: samplers.ddim(some, clean_as=plan.rows[0].at),
+        samplers.probability_flow,
+    )
+    for make in makers:
+        try:
+            again = make(levels)
+        except DdimError:
+            continue
+        if all(_same(*pair) for pair in zip(plan.rows, again.rows, strict=True)):
+            return levels, make
+    return None
+
+
+def _same(row: Row, other: Row) -> bool:
+    for mine, theirs in ((row.x, other.x), (row.x0, other.x0), (row.eps, other.eps), ((row.z,), (other.z,))):
+        for a, b in itertools.zip_longest(mine, theirs, fillvalue=0.0):
+            if not abs(a - b) <= TOLERANCE * (1 + abs(a)):
+                return False
+    return row.next == other.next

@@ -1,0 +1,192 @@
+"""`ddim check`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli.options import load_model, progress_bar
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.check import Finding
+    from ddim.plan import Plan
+    from ddim.schedule import Schedule
+
+    Sections = list[tuple[str, Iterator[Finding]]]
+
+LIMIT = 64
+ZERO = "+zero-terminal-snr"
+
+
+@click.command("check")
+@click.argument("what")
+@click.option("--data", help="For a model: pictures to check it on, a data set or one file. [default: its own samples]")
+@click.option("--split", help="Which part of the data: train or test.")
+@click.option("--limit", type=int, help=f"At most so many pictures. [default: {LIMIT}]")
+@click.option("--quick", is_flag=True, help="For a model: fewer samples, times and steps.")
+@click.option("--device", help="For a model: cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--schedule", "on", help="For a plan: the model or schedule that its levels must come from.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
+    """Hold WHAT against the theory: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
+
+    A schedule's file holds a list of betas, or the `schedule` part of a model's config.json. Exit code 0: all is as it
+    must be; 1: something deviates, marked FAIL; 2: bad input. Times that are off by one, nothing here can tell.
+
+    \b
+    Examples:
+      ddim check mnist
+      ddim check runs/mine --data ./photos --split test
+      ddim plan mnist --steps 10 --json > plan.json && ddim check plan.json --schedule mnist
+      ddim check cosine
+    """
+    found: list[tuple[str, Finding]] = []
+    sections = _sections(what, on, settings)
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("checks", total=None, rate="")
+        for title, findings in sections:
+            for finding in findings:
+                found.append((title, finding))
+                bar.update(task, advance=1, rate=finding.name)
+    click.echo(_as_json(what, found) if as_json else _as_table([title for title, _ in sections], found))
+    if not all(finding.passed for _, finding in found):
+        raise SystemExit(1)
+
+
+def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
+    """What is to be checked, each part with its title; all input is read here."""
+    from ddim import check
+    from ddim.plan import Plan
+
+    part = _read(what)
+    if on is not None and not isinstance(part, Plan):
+        raise DdimError("--schedule", "goes with a plan", "leave it out")
+    if isinstance(part, str):
+        return _model(part, settings)
+    for name, value in settings.items():
+        if value:
+            raise DdimError(f"--{name}", "goes with a model", f"leave it out: {what} is none")
+    if isinstance(part, Plan):
+        return [(f"plan {Path(what).name}", check.plan(part, None if on is None else _schedule(on)))]
+    return [(f"schedule {part.name}, T = {part.T}", check.schedule(part))]
+
+
+def _model(name: str, settings: dict[str, Any]) -> Sections:
+    from ddim import check
+
+    data = settings["data"]
+    for option in ("split", "limit"):
+        if settings[option] is not None and data is None:
+            raise DdimError(f"--{option}", "goes with --data", "leave it out, or give data")
+    model = load_model(name, settings["device"], "float32", False)
+    pictures = None
+    if data is not None:
+        from ddim.cli.pictures import read_pictures
+
+        limit = LIMIT if settings["limit"] is None else settings["limit"]
+        pictures, _ = read_pictures((data,), model.config.data, settings["split"], limit)
+    schedule = model.schedule
+    on = "its own samples" if pictures is None else f"{Path(data).name}, {len(pictures)} picture(s)"
+    title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"
+    return [
+        (f"schedule {schedule.name}, T = {schedule.T}", check.schedule(schedule)),
+        (title, check.model(model, pictures, settings["quick"])),
+    ]
+
+
+def _read(what: str) -> Plan | Schedule | str:
+    """A plan, a schedule, or the name of a model."""
+    from ddim import schedule
+    from ddim.checkpoint import bundled
+
+    path = Path(what)
+    if path.is_file():
+        return _file(path)
+    if path.is_dir() or what in bundled():
+        return what
+    if what.removesuffix(ZERO) in schedule.NAMED:
+        made = schedule.NAMED[what.removesuffix(ZERO)]()
+        return schedule.zero_terminal_snr(made) if what.endswith(ZERO) else made
+    if path.suffix or len(path.parts) > 1:
+        raise DdimError(what, "no such file or folder", "give a model's folder, a plan file or a schedule's")
+    names = f"a model ({', '.join(bundled())}, or a folder), a .json file or a schedule ({', '.join(schedule.NAMED)})"
+    raise DdimError(what, "no such model, plan or schedule", f"give {names}")
+
+
+def _file(path: Path) -> Plan | Schedule:
+    """A plan, whether or not it is a right one, or a schedule."""
+    from ddim.config import ScheduleConfig, parse
+    from ddim.plan import FORMAT, Plan
+    from ddim.schedule import from_betas
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        body = json.loads(text)
+    except UnicodeDecodeError:
+        raise DdimError(path, "is not text", "give a model's folder, or a plan's or schedule's .json") from None
+    except json.JSONDecodeError as error:
+        raise DdimError(path, f"is not JSON: {error}", "write plans with `ddim plan --json`") from None
+    if isinstance(body, list):
+        if not all(isinstance(beta, int | float) for beta in body):
+            raise DdimError(path, "is a list, but not of numbers", "give the betas of a schedule")
+        return from_betas(body, path.stem)
+    kind = body.get("format") if isinstance(body, dict) else None
+    if kind == FORMAT:
+        return Plan.from_json(text, str(path), checked=False)
+    if kind is not None or not isinstance(body, dict):
+        wrong = f"is a {kind} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
+        raise DdimError(path, wrong, "give a model's folder, a plan file, or a schedule: a list of betas")
+    return parse(ScheduleConfig, text, path).build()
+
+
+def _schedule(name: str) -> Schedule:
+    """The schedule of a model, or one by name or file."""
+    from ddim.checkpoint import read
+    from ddim.plan import Plan
+
+    part = _read(name)
+    if isinstance(part, Plan):
+        raise DdimError(f"--schedule {name}", "is a plan", "give a model or a schedule")
+    return read(part)[0].schedule.build() if isinstance(part, str) else part
+
+
+def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
+    rows = [
+        {
+            "part": title,
+            "name": finding.name,
+            "measured": _finite(finding.measured),
+            "limit": finding.limit,
+            "result": finding.result,
+            "note": finding.note,
+        }
+        for title, finding in found
+    ]
+    return json.dumps({"what": what, "passed": all(one.passed for _, one in found), "findings": rows}, indent=1)
+
+
+def _finite(value: float | str) -> float | str:
+    """JSON has no infinities; they are written as words."""
+    return value if isinstance(value, str) or math.isfinite(value) else str(value)
+
+
+def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
+    head = ("", "measured", "limit", "result", "")
+    cells = [(at, (one.name, one.value, one.limit, one.result, one.note)) for at, one in found]
+    widths = [max(len(row[column]) for row in (head, *(row for _, row in cells))) for column in range(4)]
+
+    def line(name: str, value: str, limit: str, result: str, note: str) -> str:
+        start = f"  {name:{widths[0]}}  {value:>{widths[1]}}  {limit:{widths[2]}}  {result:{widths[3]}}"
+        return f"{start}  {note}".rstrip()
+
+    lines = [line(*head)]
+    for title in titles:
+        lines += [title, *(line(*row) for at, row in cells if at == title)]
+    results = [one.result for _, one in found]
+    return "\n".join([*lines, ", ".join(f"{results.count(kind)} {kind}" for kind in ("pass", "FAIL", "info"))])

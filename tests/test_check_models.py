@@ -1,0 +1,339 @@
+"""Checks of networks and models, and `ddim check`: what is right passes, what was planted wrong fails, and where."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddim.check as check
+from bench import SCHEDULES, falling
+from ddim import exact, samplers
+from ddim.check.denoisers import quiet_walk
+from ddim.check.finding import Finding
+from ddim.config import Provenance
+from ddim.denoiser import Prediction, Predicts, v_from_pair
+from ddim.errors import DdimError
+from ddim.model import Model
+from ddim.nn.unet import UNet
+from ddim.schedule import Level, Schedule
+from models import ddim, recipe, save_tiny, stripes, tiny_model, write_pictures
+
+LINEAR = SCHEDULES["linear"]
+PLAN = samplers.ddim(falling(LINEAR, [100, 400, 700, 1000]), eta=0.5)
+DATA = exact.GaussianData(torch.tensor([0.0, 0.5, -0.3, 0.1]), torch.tensor([0.8, 0.2, 0.1, 0.3]))
+
+
+def failed(findings: Iterable[Finding]) -> set[str]:
+    """What failed, and that nothing that failed or passed came without a limit."""
+    all_of_them = list(findings)
+    assert all(finding.limit for finding in all_of_them if finding.result != "info")
+    assert all(finding.passed for finding in all_of_them if not finding.limit)
+    return {finding.name for finding in all_of_them if not finding.passed}
+
+
+class Ideal(nn.Module):
+    """The network that every other one strives to be, for Gaussian data."""
+
+    def __init__(self, kind: Predicts, on: Schedule = LINEAR) -> None:
+        super().__init__()
+        self.kind, self.on = kind, on
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        assert t.shape == (len(x),)
+        assert t.dtype == torch.float32
+        level = self.on.level(float(t[0]))
+        pair = DATA.denoise(x, level)
+        return {"eps": pair.eps, "x0": pair.x0, "v": v_from_pair(pair.x0, pair.eps, level)}[self.kind]
+
+
+KINDS: tuple[Predicts, ...] = ("eps", "x0", "v")
+FOLLOWS, UNIT, PAIR = "error that follows x", "mean square of eps on noise", "x - (signal x_0 + noise eps)"
+TWICE, ALONE = "the same twice, off by", "alone and in a batch, off by"
+
+
+def network(module: Any, says: Predicts = "eps", on: Schedule = LINEAR, **settings: Any) -> set[str]:
+    return failed(check.network(module, on, says, (4,), quick=True, **settings))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["linear", "cosine", "quadratic"])
+def test_the_ideal_network_passes(kind: Predicts, name: str) -> None:
+    made = SCHEDULES[name]
+    assert not failed(check.network(Ideal(kind, made), made, kind, (4,)))
+    assert not network(Ideal(kind, made), kind, made, x0=DATA.sample(600, seed=1))
+
+
+@pytest.mark.parametrize("kind", ["x0", "v"])
+def test_without_signal_at_T(kind: Predicts) -> None:
+    made = SCHEDULES["linear+zero-terminal-snr"]
+    assert not failed(check.network(Ideal(kind, made), made, kind, (4,)))
+    assert network(Ideal("eps", made), "eps", made) == {"signal at T, for a network of eps"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("says", KINDS)
+def test_an_output_taken_for_another_is_seen(kind: Predicts, says: Predicts) -> None:
+    for given in ({}, {"x0": DATA.sample(1024, seed=1)}):
+        assert (kind == says) == (not network(Ideal(kind), says, **given))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_schedule_is_seen(kind: Predicts) -> None:
+    assert network(Ideal(kind, SCHEDULES["cosine"]), kind, LINEAR, x0=DATA.sample(1024, seed=1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_of_another_kind_are_seen(kind: Predicts) -> None:
+    """Times in 0..1 instead of 1..T; backwards; and a network that counts from 0, for which there is an offset."""
+    inner, x0 = Ideal(kind), DATA.sample(1024, seed=1)
+    assert FOLLOWS in network(lambda x, t: inner(x, t / 1000), kind, x0=x0)
+    assert FOLLOWS in network(lambda x, t: inner(x, 1001 - t), kind, x0=x0)
+
+    def from_zero(x: Tensor, t: Tensor) -> Tensor:
+        assert 0 <= t.min() <= t.max() <= 999
+        return inner(x, t + 1)
+
+    assert not network(from_zero, kind, time_offset=-1)
+
+
+class With(nn.Module):
+    """The ideal eps with something done to it."""
+
+    def __init__(self, after: Callable[[Tensor, Tensor, Tensor], Tensor] | nn.Module) -> None:
+        super().__init__()
+        self.inner, self.after = Ideal("eps"), after
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out = self.inner(x, t)
+        return self.after(out) if isinstance(self.after, nn.Module) else self.after(out, x, t)
+
+
+def untaught() -> With:
+    """A network that was never trained at the times that come in with S = 20."""
+    coarse, fine = ({level.t for level in quiet_walk(LINEAR, "eps", steps)} for steps in (10, 20))
+    return With(lambda out, x, t: -out if float(t[0]) in fine - coarse else out)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: With(lambda out, x, t: torch.zeros_like(out)), {UNIT, FOLLOWS}),
+        (lambda: With(lambda out, x, t: -out), {FOLLOWS, "error in eps at t = 1000"}),
+        (lambda: With(lambda out, x, t: out * 0.8), {UNIT, FOLLOWS}),
+        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"predictions not finite"}),
+        (lambda: With(lambda out, x, t: out / 0), {"samples, numbers not finite"}),
+        (lambda: With(nn.BatchNorm1d(4, affine=False)), {ALONE}),
+        (lambda: With(lambda out, x, t: out + 0.01 * x.mean(0)), {ALONE}),
+        (lambda: With(nn.Dropout(0.05)), {TWICE}),
+        (untaught, {"round trip, S = 20"}),
+    ],
+)
+def test_a_defect_of_a_network_is_seen(make: Callable[[], nn.Module], says: set[str]) -> None:
+    with torch.random.fork_rng():  # what dropout draws with
+        torch.manual_seed(0)
+        assert says <= network(make())
+
+
+def test_a_network_of_x0_may_be_coarse_where_there_is_hardly_any_noise() -> None:
+    """An error of 0.02 in x_0 is one of 2 in eps where the noise is 0.01."""
+    inner = Ideal("x0")
+    found = network(lambda x, t: inner(x, t) + 0.02 * torch.sin(40 * x), "x0", x0=DATA.sample(1024, seed=1))
+    assert not [name for name in found if name.startswith("error")]
+
+
+def test_a_network_in_evaluation_mode_is_another_matter() -> None:
+    assert not network(With(nn.Dropout(0.05)).eval())
+
+
+def test_samples_that_are_not_finite_end_it() -> None:
+    *_, last = check.network(With(lambda out, x, t: out / 0), LINEAR, "eps", (4,))
+    assert (last.name, last.passed) == ("samples, numbers not finite", False)
+
+
+def test_a_pair_that_is_not_consistent_is_seen() -> None:
+    """As where x_0 is clipped and eps is left as it was."""
+
+    def clipped(x: Tensor, level: Level, /) -> Prediction:
+        pair = DATA.denoise(x, level)
+        return Prediction(pair.x0.clamp(-1, 1), pair.eps)
+
+    assert failed(check.denoiser(clipped, LINEAR, (4,), x0=DATA.sample(1024, seed=1))) >= {PAIR}
+    assert not failed(check.denoiser(DATA.denoise, LINEAR, (4,)))
+
+
+def test_what_is_no_network_is_refused() -> None:
+    for module, wrong in (
+        (lambda x, t: x[:, :2], r"network: returns of shape \(512, 2\) for x of \(512, 4\)"),
+        (lambda x, t: (x, t), "network: returns a tuple"),
+    ):
+        with pytest.raises(DdimError, match=wrong):
+            network(module)
+    for x0 in (torch.zeros(3, 5), torch.zeros(0, 4)):
+        with pytest.raises(DdimError, match="pictures: are"):
+            network(Ideal("eps"), x0=x0)
+
+
+def test_nothing_global_is_drawn() -> None:
+    before = torch.get_rng_state()
+    network(Ideal("eps"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- models
+
+
+def untrained(**changes: Any) -> Model:
+    """v = 0 whatever comes in, as a network starts: for white data of unit size that is the ideal one."""
+    config = tiny_model(**changes).config
+    with torch.random.fork_rng():
+        return Model(UNet(config.network), config, dtype="float32")
+
+
+def test_a_model_that_is_ideal() -> None:
+    assert not failed(check.model(untrained(), quick=True))
+
+
+def test_a_model_with_random_weights_is_seen() -> None:
+    assert FOLLOWS in failed(check.model(tiny_model(), quick=True))
+
+
+def test_a_model_that_needs_labels_is_given_one() -> None:
+    plain = untrained(classes=3)
+    origin = Provenance(training=recipe(label_drop=0))
+    model = Model(plain.network, plain.config.model_copy(update={"provenance": origin}), dtype="float32")
+    findings = list(check.model(model, quick=True))
+    assert not failed(findings)
+    assert findings[0].name == "label"
+    assert not failed(check.model(plain, quick=True))
+
+
+def test_pictures_in_both_forms() -> None:
+    pictures = stripes(20)
+    both = [list(check.model(untrained(), some, quick=True)) for some in (pictures, torch.from_numpy(pictures))]
+    assert both[0] == both[1]
+    with pytest.raises(DdimError, match=r"pictures: are \(20, 1, 4, 8\)"):
+        list(check.model(untrained(), pictures[:, :4]))
+
+
+def test_bits_that_depend_on_the_neighbours_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untrained()
+    sample = model.sample
+    monkeypatch.setattr(model, "sample", lambda n, **settings: sample(n, **settings) + 1e-6 * n)
+    assert failed(check.model(model, quick=True)) == {"sample 2 alone, numbers that differ"}
+
+
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("check")
+    untrained().save(root / "good")
+    save_tiny(root / "bad")
+    write_pictures(root / "pictures", 70)
+    (root / "good.json").write_text(PLAN.to_json())
+    wrong = replace(PLAN.rows[1], x0=(0.4,))
+    rows = (PLAN.rows[0], wrong, *PLAN.rows[2:])
+    (root / "wrong.json").write_text(replace(PLAN, rows=rows).to_json())
+    (root / "betas.json").write_text(json.dumps([0.1, 0.5, 0.999]))
+    (root / "schedule.json").write_text('{"name": "linear", "T": 100}')
+    (root / "words.json").write_text('["much", "more"]')
+    (root / "number.json").write_text("3")
+    (root / "cake.json").write_text('{"format": "cake"}')
+    (root / "beta.json").write_text("[0.1, 1.5]")
+    (root / "torn.json").write_text(PLAN.to_json()[:200])
+    (root / "half.json").write_text('{"format": "ddim-plan"}')
+    (root / "binary.json").write_bytes(bytes(range(128, 256)))
+    (root / "empty").mkdir()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        ("cosine", 0, "schedule cosine, T = 1000"),
+        ("linear+zero-terminal-snr", 0, "schedule linear+zero-terminal-snr"),
+        ("scaled-linear", 1, "x_T beside N(0, I)"),
+        ("{0}/betas.json", 0, "schedule betas, T = 3"),
+        ("{0}/schedule.json", 1, "schedule linear, T = 100"),
+        ("{0}/good.json", 0, "plan good.json"),
+        ("{0}/good.json --schedule {0}/good", 0, "levels of linear"),
+        ("{0}/good.json --schedule cosine", 1, "on the model's schedule"),
+        ("{0}/good.json --schedule {0}/schedule.json", 1, "levels of linear"),
+        ("{0}/wrong.json", 1, "row 1 (t = 700 to 400)"),
+        ("{0}/good --quick", 0, "model good, predicts v, on its own samples"),
+        ("{0}/bad --quick", 1, FOLLOWS),
+        ("{0}/good --quick --data {0}/pictures", 1, "on pictures, 64 picture(s)"),
+        ("{0}/good --quick --data {0}/pictures/1.png", 1, "on 1.png, 1 picture(s)"),
+    ],
+)
+def test_the_command(place: Path, capsys: pytest.CaptureFixture, words: str, code: int, told: str) -> None:
+    assert ddim("check", *words.format(place).split()) == code
+    out = capsys.readouterr().out
+    assert told in out
+    assert ("FAIL " in out.replace("0 FAIL", "")) == bool(code)
+    assert out.splitlines()[-1].count("FAIL") == 1
+
+
+def test_the_same_as_json(place: Path, capsys: pytest.CaptureFixture) -> None:
+    assert ddim("check", place / "wrong.json", "--json") == 1
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert told["passed"] is False
+    by_name = {one["name"]: one for one in told["findings"]}
+    assert {name for name, one in by_name.items() if one["result"] == "FAIL"} == {
+        "straight line, x_0 off by",
+        "marginals, mean off by",
+    }
+    assert by_name["straight line, x_0 off by"]["measured"] > 0.01
+    assert ddim("check", place / "betas.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["passed"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("mnisst", "mnisst: no such model, plan or schedule"),
+        ("{0}/nowhere.json", "nowhere.json: no such file"),
+        ("nowhere.json", "nowhere.json: no such file"),
+        ("{0}/empty", "holds no config.json"),
+        ("{0}/torn.json", "is not JSON"),
+        ("{0}/half.json", "is not a plan"),
+        ("{0}/binary.json", "is not text"),
+        ("{0}/words.json", "is a list, but not of numbers"),
+        ("{0}/number.json", "is neither a plan nor a schedule"),
+        ("{0}/cake.json", "is a cake file"),
+        ("{0}/good/config.json", "is a ddim-model file"),
+        ("{0}/beta.json", "beta_2 = 1.5"),
+        ("{0}/pictures/0.png", "is not text"),
+        ("{0}/good.json --schedule {0}/good.json", "is a plan; give a model or a schedule"),
+        ("{0}/good.json --data {0}/pictures", "--data: goes with a model"),
+        ("{0}/good.json --quick", "--quick: goes with a model"),
+        ("cosine --schedule linear", "--schedule: goes with a plan"),
+        ("{0}/good --schedule linear", "--schedule: goes with a plan"),
+        ("{0}/good --limit 3", "--limit: goes with --data"),
+        ("{0}/good --split test", "--split: goes with --data"),
+        ("{0}/good --data {0}/pictures --limit 0", "--limit 0: is less than 1"),
+        ("{0}/good --data {0}/nowhere", "nowhere"),
+        ("{0}/good --device bogus", "--device bogus"),
+    ],
+)
+def test_bad_input_is_one_line(place: Path, capsys: pytest.CaptureFixture, words: str, wrong: str) -> None:
+    assert ddim("check", *words.format(place).split()) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    [line] = told.err.splitlines()
+    assert line.startswith("error: ")
+    assert wrong in line
+
+
+def test_the_bundled_model(capsys: pytest.CaptureFixture) -> None:
+    assert ddim("check", "mnist", "--quick", "--device", "cpu") == 0
+    assert "model mnist, predicts v, on its own samples" in capsys.readouterr().out
