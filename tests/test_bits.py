@@ -82,7 +82,8 @@ def test_the_ode_figure_is_the_density_with_the_last_step(model: Model, tmp_path
 
 
 def test_more_steps_and_the_error_is_less(model: Model, tmp_path: Path) -> None:
-    errors = [run(model, ode_request(model, steps=n), tmp_path / str(n))["solver_error_mean"] for n in (8, 32)]
+    some = PICTURES[:4]
+    errors = [run(model, ode_request(model, steps=n), tmp_path / str(n), some)["solver_error_mean"] for n in (8, 32)]
     assert errors[1] < errors[0] / 8
 
 
