@@ -3,7 +3,7 @@
 import ddim
 
 model = ddim.load("mnist")
-images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float in [-1, 1]
+images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float, nominally in [-1, 1]
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ COMMANDS = {
     "decode": "Turn latents back into pictures.",
     "reconstruct": "Encode and decode pictures and measure the error (the paper's Table 2).",
     "interpolate": "Walk between two latents, or over a sheet between four.",
-    "likelihood": "Measure bits per dimension: the variational bound, or exactly through the ODE.",
+    "likelihood": "Measure bits per dimension: the variational bound, or through the ODE.",
     "check": "Hold a model, a plan or a schedule against the theory and print what deviates.",
     "calibrate": "Measure a model's error at each time, for `--sigma optimal`.",
     "plan": "Print the table of coefficients that a sampler runs.",
