@@ -151,8 +151,7 @@ def ode_request(
 def _check_model(model: Model, seed: int) -> None:
     """Refuse what would go wrong in the first block, before a folder is claimed for it."""
     model.noise(1, seed)
-    classes, recipe = model.config.network.classes, model.config.provenance.training
-    if classes and recipe is not None and recipe.label_drop == 0:
+    if model.config.needs_label:
         raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
 
 

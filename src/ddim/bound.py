@@ -16,11 +16,10 @@ from torch import Tensor
 
 from ddim.denoiser import Denoiser, Prediction, as_planned
 from ddim.errors import DdimError
-from ddim.gaussian import diffuse, weight_of_x0
+from ddim.gaussian import diffuse, log_normal, weight_of_x0
 from ddim.plan import Plan, Row
 from ddim.schedule import Level
 
-LOG_2_PI = math.log(2 * math.pi)
 Power = TypeVar("Power", float, Tensor)
 
 
@@ -81,7 +80,7 @@ def constant(levels: Sequence[Level], sigma: Sequence[float], dimensions: int, p
         dimensions: d.
         power: E ||x_0||^2 of the data.
     """
-    return _prior(power, dimensions, levels[0]) + 0.5 * dimensions * (LOG_2_PI + 2 * math.log(sigma[-1]))
+    return _prior(power, dimensions, levels[0]) + 0.5 * dimensions * math.log(2 * math.pi * sigma[-1] ** 2)
 
 
 def kernel_mean(row: Row, prediction: Prediction) -> Tensor:
@@ -144,8 +143,7 @@ def last_term(x0: Tensor, mean: Tensor, sigma: float, bin_width: float | None = 
         raise ValueError(f"sigma = {sigma}: the last term needs sigma > 0")
     off = x0.double() - mean.double()
     if bin_width is None:
-        terms = 0.5 * (off / sigma).square() + math.log(sigma) + 0.5 * LOG_2_PI
-        return terms.flatten(1).sum(1)
+        return -log_normal(off, 0.0, sigma)
     half = bin_width / 2
     upper = torch.where(x0 > 1 - half, math.inf, (off + half) / sigma)
     lower = torch.where(x0 < -1 + half, -math.inf, (off - half) / sigma)

@@ -191,6 +191,12 @@ class ModelConfig(BaseModel):
             raise ValueError(f"T is {self.schedule.T}, the error is given at {len(self.error)} times")
         return self
 
+    @property
+    def needs_label(self) -> bool:
+        """Whether the network takes labels and was never trained without one."""
+        recipe = self.provenance.training
+        return bool(self.network.classes) and recipe is not None and recipe.label_drop == 0
+
     def error_at(self, level: schedules.Level) -> float:
         """The table `error` at a level, linear in t between its times, and to 1 at t = 0: clean data tell of no noise.
 

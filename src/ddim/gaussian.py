@@ -12,6 +12,12 @@ from torch import Tensor
 from ddim.schedule import Level, Scales
 
 
+def log_normal(x: Tensor, mean: Tensor | float, std: float) -> Tensor:
+    """log N(x; mean, std^2 I) in nats for each sample of (N, ...): (N,), in the dtype of x."""
+    terms = -0.5 * ((x - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+    return terms.reshape(len(x), -1).sum(dim=1)
+
+
 def diffuse(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
     """Eq. (4): a draw of q(x_t | x_0) = N(signal x_0, noise^2 I), given its noise.
 

@@ -7,7 +7,6 @@ eq. (7) or from the cleanest up by eq. (8); both give the same joint distributio
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ddim.errors import DdimError
-from ddim.gaussian import diffuse, forward_weights, posterior_weights
+from ddim.gaussian import diffuse, forward_weights, log_normal, posterior_weights
 from ddim.gaussian import sigma as sigma_of_eta
 from ddim.schedule import Level
 
@@ -122,7 +121,7 @@ class Inference:
         last = len(self.levels) - 1
         total = _log_marginal(path[last], x0, self.levels[last])
         for i, std in enumerate(self.sigma):
-            total = total + _log_normal(path[i], self._mean(i, path[i + 1], x0), std)
+            total = total + log_normal(path[i], self._mean(i, path[i + 1], x0), std)
         return total + self._log_outside(path, x0)
 
     def log_prob_forward(self, path: Tensor, x0: Tensor) -> Tensor:
@@ -131,7 +130,7 @@ class Inference:
         total = _log_marginal(path[0], x0, self.levels[0])
         for i, (now, following) in enumerate(itertools.pairwise(self.levels)):
             of_x, of_x0, std = forward_weights(now, following, self.sigma[i])
-            total = total + _log_normal(path[i + 1], of_x * path[i] + of_x0 * x0, std)
+            total = total + log_normal(path[i + 1], of_x * path[i] + of_x0 * x0, std)
         return total + self._log_outside(path, x0)
 
     def _mean(self, i: int, x: Tensor, x0: Tensor) -> Tensor:
@@ -157,13 +156,7 @@ class Inference:
 
 
 def _log_marginal(x: Tensor, x0: Tensor, level: Level) -> Tensor:
-    return _log_normal(x, level.signal * x0, level.noise)
-
-
-def _log_normal(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """log N(x; mean, std^2 I), summed over all but the first axis: (N,)."""
-    terms = -0.5 * ((x - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
-    return terms.reshape(len(x), -1).sum(dim=1)
+    return log_normal(x, level.signal * x0, level.noise)
 
 
 def _check_levels(levels: tuple[Level, ...], outside: tuple[Level, ...]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim.bound import LOG_2_PI, last_term
+from ddim.bound import last_term
 from ddim.denoiser import Denoiser, Prediction, x0_from_eps
-from ddim.gaussian import diffuse
+from ddim.gaussian import diffuse, log_normal
 from ddim.loop import run
 from ddim.pixels import BIN
 from ddim.plan import Plan
@@ -59,7 +59,7 @@ class Traced:
 
 def standard_normal(x: Tensor) -> Tensor:
     """log N(x; 0, I) for each sample of (N, d)."""
-    return -0.5 * (x.square().sum(1) + x.shape[1] * LOG_2_PI)
+    return log_normal(x, 0.0, 1.0)
 
 
 def log_density(

@@ -93,10 +93,9 @@ class Model:
         Raises:
             DdimError: If labels are given to a network without them, or are out of range.
         """
-        classes, recipe = self.config.network.classes, self.config.provenance.training
+        classes = self.config.network.classes
         plain = NetworkDenoiser(self._fast, self.config.predicts, None, self._body)
-        always = classes and recipe is not None and recipe.label_drop == 0
-        if always and (labels is None or guidance not in (None, 1)):
+        if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
             if guidance is not None:

@@ -61,6 +61,11 @@ class Row:
         """How many states or predictions, the newest included, the row looks at."""
         return max(len(self.x), len(self.x0), len(self.eps))
 
+    @property
+    def size(self) -> float:
+        """What rounding is held against: a wrong weight shows against what is added up, not against the sum."""
+        return 1 + max((abs(value) for value in (*self.x, *self.x0, *self.eps)), default=0.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -127,7 +132,6 @@ class Plan:
         """
         if not self.rows:
             raise DdimError("plan", "holds no rows", "give at least one step")
-        levels = [row.now for row in self.rows]
         for k, row in enumerate(self.rows):
             where = f"plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
             if k and self.rows[k - 1].next != row.now:
@@ -145,16 +149,19 @@ class Plan:
                 raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
             if self.keeps_marginals and row.z != row.sigma:
                 raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
-            signal = sum(w * levels[k - j].signal for j, w in enumerate(row.x)) + sum(row.x0)
-            noise = sum(w * levels[k - j].noise for j, w in enumerate(row.x)) + sum(row.eps)
-            # A wrong weight shows against the size of what is added up, not against the sum.
-            size = 1 + max((abs(value) for value in (*row.x, *row.x0, *row.eps)), default=0.0)
-            off = abs(signal - row.next.signal)
-            if self.straight:
-                off = max(off, abs(noise - math.sqrt(max(row.next.variance - row.sigma**2, 0.0))))
-            if off > TOLERANCE * size:
+            of_x0, of_eps = self.line_error(k)
+            off = max(of_x0, of_eps) if self.straight else of_x0
+            if off > TOLERANCE * row.size:
                 raise DdimError(where, f"is off by {off:.3g} on a straight line", "mend its weights")
         return self
+
+    def line_error(self, k: int) -> tuple[float, float]:
+        """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
+        row, past = self.rows[k], [row.now for row in self.rows[k::-1]]
+        signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
+        noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
+        wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
+        return abs(signal - row.next.signal), abs(noise - wanted)
 
     def check_schedule(self, schedule: Schedule, to_clean: bool = False) -> Plan:
         """The plan itself, if its times have the levels that a schedule gives them.

@@ -77,8 +77,7 @@ def model(model: Model, pictures: Tensor | np.ndarray | None = None, quick: bool
     x0 = None
     if pictures is not None:
         x0 = to_float(pictures) if pictures.dtype in (np.uint8, torch.uint8) else torch.as_tensor(pictures)
-    recipe = model.config.provenance.training
-    always = bool(model.config.network.classes) and recipe is not None and recipe.label_drop == 0
+    always = model.config.needs_label
     denoise = model.denoiser(torch.tensor([0])) if always else model.denoise
     if always:
         yield info("label", "0", "the model was never trained without one")

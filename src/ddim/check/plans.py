@@ -53,11 +53,6 @@ def _largest(plan: Plan, off: list[float]) -> str:
     return f"largest in row {at} ({_where(plan.rows[at])})" if off[at] else "in every row"
 
 
-def _size(row: Row) -> float:
-    """A wrong weight shows against the size of what is added up, not against the sum."""
-    return 1 + max((abs(value) for value in (*row.x, *row.x0, *row.eps)), default=0.0)
-
-
 def _joined(plan: Plan) -> Finding:
     broken = [
         f"row {k} ({_where(row)})"
@@ -90,14 +85,8 @@ def _end(plan: Plan) -> Finding:
 
 def _straight(plan: Plan) -> Iterator[Finding]:
     """Each row on x_t = signal x_0 + noise eps with constant x_0 and eps, against the size of what it adds up."""
-    levels = [row.now for row in plan.rows]
-    parts: tuple[list[float], list[float]] = ([], [])
-    for k, row in enumerate(plan.rows):
-        past = levels[k::-1]
-        signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
-        noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
-        parts[0].append(abs(signal - row.next.signal) / _size(row))
-        parts[1].append(abs(noise - math.sqrt(max(row.next.variance - row.sigma**2, 0.0))) / _size(row))
+    errors = [[off / row.size for off in plan.line_error(k)] for k, row in enumerate(plan.rows)]
+    parts = [list(column) for column in zip(*errors, strict=True)]
     for name, off in zip(("x_0", "eps"), parts, strict=True):
         title = f"straight line, {name} off by"
         if name == "eps" and not plan.straight:
@@ -139,7 +128,7 @@ def _marginals(plan: Plan) -> Iterator[Finding]:
                 after = after + weight * vector
         after[k + 2] += row.z
         states.appendleft(after)
-        sizes.append(max(sizes[-1], _size(row)))  # what a large row has rounded away stays in the states after it
+        sizes.append(max(sizes[-1], row.size))  # what a large row has rounded away stays in the states after it
         mean.append(abs(after[0] - row.next.signal) / sizes[-1])
         off.append(abs(float(after[1:] @ after[1:]) - row.next.variance))
     yield at_most("marginals, mean off by", largest(mean), TOLERANCE, "Lemma 1, with the true x_0 as the prediction")
