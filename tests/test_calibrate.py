@@ -29,7 +29,7 @@ def scalar(variance: float) -> GaussianData:
     return GaussianData(torch.zeros(1), torch.tensor([variance]))
 
 
-@given(T=st.integers(1, 300), count=st.integers(12, 400), dark=st.booleans())
+@given(T=st.integers(1, 300), count=st.integers(24, 400), dark=st.booleans())
 def test_the_times_are_few_rising_and_reach_both_ends(T: int, count: int, dark: bool) -> None:
     schedule = zero_terminal_snr(linear(T)) if dark and T > 1 else linear(T)
     times = choose_times(schedule, count)
@@ -51,7 +51,7 @@ def test_a_hundred_times_tell_the_rest_to_3_percent(variance: float, name: str) 
     assert np.abs(np.array(table)[lit] / truth[lit] - 1).max() < 0.03
 
 
-@pytest.mark.parametrize("count", [11, 0, -3])
+@pytest.mark.parametrize("count", [23, 0, -3])
 def test_too_few_times_are_refused(count: int) -> None:
     with pytest.raises(DdimError, match=f"times {count}: is too few"):
         choose_times(linear(50), count)
@@ -142,7 +142,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def calibrate(place: Path, *more: object, out: str = "out") -> int:
-    words = ("--limit", 5, "--times", 14, "--device", "cpu")
+    words = ("--limit", 5, "--times", 24, "--device", "cpu")
     return ddim("calibrate", place / "model", place / "pictures", *words, "--out", place / out, *more)
 
 
@@ -155,7 +155,7 @@ def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: 
     assert sorted(after) == ["config.json", "model.safetensors"]
     assert after["model.safetensors"] == before["model.safetensors"]
     model = load_tiny(place / "out")
-    times = choose_times(model.schedule, 14)
+    times = choose_times(model.schedule, 24)
     found = list(error_table(model, stripes(6)[:5], times, 3))
     assert model.config.error == pytest.approx(complete(times, [one.error for one in found], 1000), rel=1e-4)
     assert model.config.provenance.error_from == "calibrate pictures (train), 5 pictures"

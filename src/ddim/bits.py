@@ -124,6 +124,8 @@ def ode_request(
     Raises:
         DdimError: If a number is out of range, or the schedule has no signal at T.
     """
+    if steps > model.schedule.T:
+        raise DdimError(f"steps {steps}", f"is more than T = {model.schedule.T}", "give fewer; 40 is the default")
     if steps < 2 or steps % 2:
         raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
     if probes < 1:
@@ -242,7 +244,11 @@ def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> 
         terms = torch.empty(0, 0)
         figures, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
     if not (torch.isfinite(figures).all() and torch.isfinite(error).all()):
-        raise DdimError(f"pictures {first}..{first + count - 1}", "have a figure that is not finite", "use float32")
+        raise DdimError(
+            f"pictures {first}..{first + count - 1}",
+            "have a figure that is not finite",
+            "use float32, or a less extreme sigma, in a new folder",
+        )
     return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
 
 

@@ -22,6 +22,7 @@ from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
 
 DENSE = 10
+FEWEST = 24
 DIGITS = 5
 
 
@@ -48,15 +49,15 @@ def choose_times(schedule: Schedule, count: int) -> list[int]:
 
     Args:
         schedule: The model's.
-        count: 12 or more, or T or more.
+        count: 24 or more, or T or more: with fewer, what lies between the times is a guess.
 
     Raises:
         DdimError: If `count` is too small.
     """
     if count >= schedule.T:
         return list(range(1, schedule.T + 1))
-    if count < DENSE + 2:
-        raise DdimError(f"times {count}", "is too few to interpolate between", f"give {DENSE + 2} or more")
+    if count < FEWEST:
+        raise DdimError(f"times {count}", "is too few to interpolate between", f"give {FEWEST} or more")
     finite = schedule.log_snr[np.isfinite(schedule.log_snr)]
     even = np.linspace(finite[0], finite[-1], count - DENSE)
     nearest = 1 + np.abs(finite[:, None] - even).argmin(0)

@@ -88,7 +88,8 @@ def denoiser(
 
     Its pair is consistent; it takes part of the noise away; what it leaves does not follow x; its eps is of unit size
     on noise; a sample's prediction is the same alone and in a batch, and the second time; and pictures come back from
-    a round trip, the nearer the more steps. A network whose times are off by one passes all of these.
+    a round trip, the nearer the more steps. A network whose times are off by one passes all of these, and one on
+    a wrong schedule may.
 
     Args:
         denoise: The denoiser.
@@ -159,7 +160,8 @@ def _denoising(bench: _Bench, x0: Tensor) -> Iterator[Finding]:
         yield at_most(f"error in eps at t = {level.t:g}", error, 1 + chance, note)
     yield at_most("predictions not finite", broken, 0, f"at {len(levels)} times")
     worst = levels[int(np.argmax(np.abs(slopes)))]
-    note = f"slope of that in {asked} on x, t = {worst.t:g}; if not: another output, schedule or times"
+    cause = "another output, schedule or times, or too little training"
+    note = f"slope of that in {asked} on x, t = {worst.t:g}; if not: {cause}"
     yield at_most("error that follows x", largest(map(abs, slopes)), 0.1 + chance, note)
     yield at_most("x - (signal x_0 + noise eps)", largest(pairs), 1e-5, "beside x: the predicted pair is consistent")
 

@@ -105,7 +105,7 @@ def _legal(plan: Plan) -> Finding:
         limit = row.next.variance
         parts.append(row.sigma**2 / limit if limit else math.inf if row.sigma else 0.0)
     worst = largest(parts)
-    told = _largest(plan, parts) if worst else "no noise in any row"
+    told = _largest(plan, parts) if worst else "sigma is 0 in every row"
     return Finding(name, worst, "<= 1", worst <= 1 + TOLERANCE, told)
 
 

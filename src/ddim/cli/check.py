@@ -37,7 +37,8 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
     """Hold WHAT against the theory: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
 
     A schedule's file holds a list of betas, or the `schedule` part of a model's config.json. Exit code 0: all is as it
-    must be; 1: something deviates, marked FAIL; 2: bad input. Times that are off by one, nothing here can tell.
+    must be; 1: something deviates, marked FAIL; 2: bad input. Times that are off by one, nothing here can tell, and a
+    network on a wrong schedule may pass.
 
     \b
     Examples:
@@ -139,7 +140,7 @@ def _file(path: Path) -> Plan | Schedule:
     kind = body.get("format") if isinstance(body, dict) else None
     if kind == FORMAT:
         return Plan.from_json(text, str(path), checked=False)
-    if kind is not None or not isinstance(body, dict):
+    if kind is not None or not isinstance(body, dict) or not body.keys() & {"name", "betas"}:
         wrong = f"is a {kind} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
         raise DdimError(path, wrong, "give a model's folder, a plan file, or a schedule: a list of betas")
     return parse(ScheduleConfig, text, path).build()

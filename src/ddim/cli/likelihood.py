@@ -10,7 +10,7 @@ import click
 
 from ddim.cli.main import Stopper
 from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.bits import Request
@@ -134,6 +134,8 @@ def _tell(made: dict[str, Any], out: Path) -> None:
     click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
     if made["method"] == "ode":
         told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
+        if made["solver_error_mean"] > 0.1:
+            say("the solver's error is large: give more --steps before this figure is used")
         click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
     else:
         inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
