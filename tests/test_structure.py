@@ -21,14 +21,15 @@ LONGEST_BODY = 45  # without
 
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
-    {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels"},  # 0 ground
+    {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
     {"plan", "gaussian", "inference", "categorical"},  # 1 theory
     {"denoiser", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
-    {"loop", "network", "latents", "training", "likelihood"},  # 3 journeys
+    {"loop", "blocks", "network", "latents", "training", "likelihood"},  # 3 journeys
     {
         "config",
         "presets",
         "checkpoint",
+        "engine",
         "model",
         "run_config",
         "runs",

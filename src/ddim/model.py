@@ -2,116 +2,29 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ddim import checkpoint, samplers
-from ddim.config import ModelConfig
-from ddim.denoiser import Denoiser, Guided
+from ddim.engine import DType as DType
+from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.grid import DEFAULT
-from ddim.loop import run
-from ddim.network import NetworkDenoiser
 from ddim.nn.unet import UNet
 from ddim.pixels import to_float
 from ddim.plan import Plan
-from ddim.schedule import Level, Schedule
-from ddim.seeds import Noise
-from ddim.training import fast_dtype
+from ddim.schedule import Level
 
-DType = Literal["auto", "float32", "bfloat16"]
 STEPS = 20
 
 
-class Model:
-    """A trained model.
-
-    Args:
-        network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
-        config: What it is.
-        device: Where it computes.
-        dtype: What the network computes in: "auto" is bfloat16 where the device is fast at it.
-        compile: Whether the network goes through torch.compile.
-        micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
-            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU, 64 on a GPU.
-
-    Raises:
-        DdimError: If dtype or micro_batch is not one.
-    """
-
-    def __init__(
-        self,
-        network: UNet,
-        config: ModelConfig,
-        device: torch.device | str = "cpu",
-        dtype: DType = "auto",
-        compile: bool = False,
-        micro_batch: int | None = None,
-    ):
-        self.network = network.to(device).eval().requires_grad_(False)
-        self.config, self.device, self.compile = config, torch.device(device), compile
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise DdimError(f"dtype {dtype!r}", "is unknown", "choose auto, float32 or bfloat16")
-        self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        default = 8 if self.device.type == "cpu" else 64
-        self.micro_batch = default if micro_batch is None else micro_batch
-        if self.micro_batch < 1:
-            raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
-
-    @cached_property
-    def schedule(self) -> Schedule:
-        """The noise schedule."""
-        return self.config.schedule.build()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one sample, (C, H, W)."""
-        return (self.config.network.in_channels, self.config.network.height, self.config.network.width)
-
-    @cached_property
-    def _fast(self) -> UNet:
-        return copy.deepcopy(self.network).cast_body(self.dtype)
-
-    @cached_property
-    def _body(self) -> Callable[..., Tensor]:
-        return torch.compile(self._fast.body) if self.compile else self._fast.body
-
-    def denoiser(self, labels: Tensor | None = None, guidance: float | None = None) -> Denoiser:
-        """The network as a denoiser.
-
-        Args:
-            labels: int64, (N,), for batches of N; None for no labels.
-            guidance: Scale of classifier-free guidance; None or 1 is the conditional model itself.
-
-        Raises:
-            DdimError: If labels are given to a network without them, or are out of range.
-        """
-        classes = self.config.network.classes
-        plain = NetworkDenoiser(self._fast, self.config.predicts, None, self._body)
-        if self.config.needs_label and (labels is None or guidance not in (None, 1)):
-            raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
-        if labels is None:
-            if guidance is not None:
-                raise DdimError("guidance", "needs a label", "give labels too")
-            return plain
-        if not classes:
-            raise DdimError("labels", "this model was trained without labels", "leave them out")
-        if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
-        labelled = NetworkDenoiser(self._fast, self.config.predicts, labels.to(self.device), self._body)
-        return labelled if guidance in (None, 1) else Guided(labelled, plain, float(guidance or 0))
-
-    @cached_property
-    def denoise(self) -> Denoiser:
-        """The unconditional denoiser: `model.denoise(x, level) -> Prediction`."""
-        return self.denoiser()
+class Model(Engine):
+    """A trained model: an `Engine`, with plans made for it, and what is done with them."""
 
     def levels(
         self, grid: str | Sequence[float] = DEFAULT, steps: int | None = None, encode: bool = False
@@ -159,11 +72,6 @@ class Model:
         about = f"{label}, S={len(levels) - 1}"
         return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
 
-    def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
-        """The randomness of samples start..start + n - 1, or of the samples listed."""
-        indices = tuple(range(start, start + n)) if isinstance(n, int) else tuple(n)
-        return Noise(seed, indices, self.shape, self.device)
-
     def sample(
         self,
         n: int,
@@ -202,55 +110,6 @@ class Model:
         if each is not None and len(each) != n:
             raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
         return torch.cat([self.empty(), *self.sample_blocks(plan, range(start, start + n), seed, each, guidance)])
-
-    def sample_blocks(
-        self,
-        plan: Plan,
-        indices: Sequence[int],
-        seed: int = 0,
-        labels: Sequence[int] | None = None,
-        guidance: float | None = None,
-    ) -> Iterator[Tensor]:
-        """Sample the listed indices in micro-batches of one fixed size.
-
-        Yields:
-            float32, (up to micro_batch, C, H, W), in the order of `indices`.
-
-        Raises:
-            DdimError: If the plan is not one for this model, or does not end at clean data.
-        """
-        plan.check_schedule(self.schedule, to_clean=True)
-        size, plain = self.micro_batch, None if labels is not None else self.denoiser(None, guidance)
-        for first in range(0, len(indices), size):
-            wanted = list(indices[first : first + size])
-            padded = wanted + [wanted[-1]] * (size - len(wanted))
-            some = list(labels[first : first + size]) if labels is not None else []
-            some += some[-1:] * (size - len(some))
-            denoise = plain or self.denoiser(torch.tensor(some), guidance)
-            yield run(denoise, plan, self.noise(padded, seed))[: len(wanted)]
-
-    def run_blocks(self, plan: Plan, states: Tensor) -> Iterator[Tensor]:
-        """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
-
-        Yields:
-            float32, (up to micro_batch, C, H, W).
-
-        Raises:
-            DdimError: If the plan is not one for this model, or the states are not of its shape.
-        """
-        plan.check_schedule(self.schedule)
-        if states.shape[1:] != self.shape:
-            raise DdimError(
-                "states", f"are {tuple(states.shape[1:])}, the model's are {self.shape}", "use this model's"
-            )
-        for part in torch.split(states.to(self.device, torch.float32), self.micro_batch):
-            missing = self.micro_batch - len(part) if len(states) else 0
-            padded = torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part
-            yield run(self.denoise, plan, padded)[: len(part)]
-
-    def empty(self) -> Tensor:
-        """No samples: float32, (0, C, H, W)."""
-        return torch.empty((0, *self.shape), device=self.device)
 
     def encode(
         self, images: Tensor | np.ndarray, steps: int | None = None, grid: str | Sequence[float] = DEFAULT
@@ -291,11 +150,6 @@ class Model:
         """
         weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
         checkpoint.write(Path(folder), self.config, weights)
-
-    @property
-    def fingerprint(self) -> str:
-        """The checksum of the weights file, or of the weights themselves for a model that was never saved."""
-        return self.config.sha256 or checkpoint.digest(self.network.state_dict())
 
 
 def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model:

@@ -1,7 +1,7 @@
 """The plan: a sampler as a small float64 table, which can be printed, checked, saved, inverted and run.
 
 With states x_0 (where the run starts), x_1, ... and one network call per row, which gives the pair
-(x0_k, eps_k) = prediction at x_k, row k says
+(x0_k, eps_k) = prediction at x_k, row k says (x_{-1}, ... being states that a run may be given beside its start)
 
     x_{k+1} = sum_j X[j] x_{k-j}  +  sum_j P[j] x0_{k-j}  +  sum_j E[j] eps_{k-j}  +  z z_k,    z_k ~ N(0, I)
 
@@ -13,17 +13,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddim.errors import DdimError
+from ddim.plan_file import FORMAT, VERSION, read_plan, word
 from ddim.schedule import Level, Schedule
 
-FORMAT = "ddim-plan"
-VERSION = 1
 TOLERANCE = 1e-9
 
 
@@ -78,6 +73,10 @@ class Plan:
         keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (sigma-hat, sigma optimal).
         about: The settings it was made from, for people and manifests.
         straight: False only for a plan that is right in the limit of small steps alone, such as Euler in dt.
+        before: Levels of states older than the start, newest first, that a run must be given beside the start: two
+            states are what a two-step plan goes back from, see `ddim.inversion`.
+        lattice: If not 0, states are whole multiples of this power of two, in float64: a row's predictions are rounded
+            to it and states enter with whole weights exactly, so that a sum can be undone to the last bit.
     """
 
     sampler: str
@@ -86,6 +85,8 @@ class Plan:
     keeps_marginals: bool = True
     about: str = ""
     straight: bool = True
+    before: tuple[Level, ...] = ()
+    lattice: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,15 +133,19 @@ class Plan:
         """
         if not self.rows:
             raise DdimError("plan", "holds no rows", "give at least one step")
+        if not (self.lattice == 0 or (0 < self.lattice <= 1 and math.frexp(self.lattice)[0] == 0.5)):
+            raise DdimError("plan", f"has lattice {self.lattice}", "give 0, or a power of two such as 2**-32")
         for k, row in enumerate(self.rows):
             where = f"plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
             if k and self.rows[k - 1].next != row.now:
                 raise DdimError(where, "does not start where the row before it ended", "mend the plan's levels")
-            if row.memory > k + 1:
+            known = k + 1 + len(self.before)
+            if len(row.x) > known or max(len(row.x0), len(row.eps)) > k + 1:
                 raise DdimError(where, f"looks back {row.memory - 1} states, there are {k}", "shorten its weights")
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
-            numbers += tuple(value for at in (row.now, row.next, row.query) for value in (at.t, at.alpha_bar))
-            if min(row.now.t, row.next.t, row.query.t) < 0:
+            named = (row.now, row.next, row.query, *self.before)
+            numbers += tuple(value for at in named for value in (at.t, at.alpha_bar))
+            if min(level.t for level in named) < 0:
                 raise DdimError(where, "names a time before 0", "mend the plan's levels")
             if not all(math.isfinite(value) for value in numbers):
                 raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
@@ -157,11 +162,14 @@ class Plan:
 
     def line_error(self, k: int) -> tuple[float, float]:
         """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
-        row, past = self.rows[k], [row.now for row in self.rows[k::-1]]
+        row, past = self.rows[k], [*(row.now for row in self.rows[k::-1]), *self.before]
         signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
         noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
         wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
         return abs(signal - row.next.signal), abs(noise - wanted)
+
+    def _starts(self) -> str:
+        return " and ".join(f"{level.t:g}" for level in (self.start, *self.before))
 
     def check_schedule(self, schedule: Schedule, to_clean: bool = False) -> Plan:
         """The plan itself, if its times have the levels that a schedule gives them.
@@ -176,7 +184,7 @@ class Plan:
         if to_clean and (self.end.t != 0 or self.start.t == 0):
             wrong = f"goes from t = {self.start.t:g} to {self.end.t:g}"
             raise DdimError("plan", wrong, "to sample it must end at t = 0")
-        for level in {level for row in self.rows for level in (row.now, row.next, row.query)}:
+        for level in {level for row in self.rows for level in (row.now, row.next, row.query)} | {*self.before}:
             own = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
             if not (own == level.log_snr or abs(own - level.log_snr) < 1e-6):
                 wrong = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {own:.6g}"
@@ -185,7 +193,8 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON; floats keep all their digits."""
-        levels = {(level.t, level.log_snr): None for row in self.rows for level in (row.now, row.next, row.query)}
+        named = [level for row in self.rows for level in (row.now, row.next, row.query)]
+        levels = {(level.t, level.log_snr): None for level in (*named, *self.before)}
         places = {key: place for place, key in enumerate(levels)}
 
         def place(level: Level) -> int:
@@ -209,7 +218,9 @@ class Plan:
             "clip_x0": self.clip_x0,
             "keeps_marginals": self.keeps_marginals,
             **({} if self.straight else {"straight": False}),
-            "levels": [[t, _word(log_snr)] for t, log_snr in levels],
+            **({"before": [place(level) for level in self.before]} if self.before else {}),
+            **({"lattice": self.lattice} if self.lattice else {}),
+            "levels": [[t, word(log_snr)] for t, log_snr in levels],
             "rows": rows,
         }
         return json.dumps(body)
@@ -226,16 +237,7 @@ class Plan:
         Raises:
             DdimError: If it is not a plan of this version, or fails `check`.
         """
-        try:
-            file = _File.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise DdimError(
-                name, f"is not a plan: {where}: {first['msg']}", "write it with `ddim plan --json`"
-            ) from None
-        if file.format != FORMAT or file.version != VERSION:
-            raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
+        file = read_plan(text, name)
         levels = [Level(t, float(log_snr)) for t, log_snr in file.levels]
         try:
             rows = tuple(
@@ -251,14 +253,18 @@ class Plan:
                 )
                 for row in file.rows
             )
+            before = tuple(levels[place] for place in file.before)
         except IndexError:
             raise DdimError(name, "a row names a level that is not there", "write it again") from None
-        plan = Plan(file.sampler, rows, file.clip_x0, file.keeps_marginals, file.about, file.straight)
+        flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice)
+        plan = Plan(file.sampler, rows, *flags)
         return plan.check() if checked else plan
 
     def __str__(self) -> str:
         title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
         title += "" if self.straight else ", not exact on straight lines"
+        title += f", from the states at t = {self._starts()}" if self.before else ""
+        title += f", states on multiples of {self.lattice:g}" if self.lattice else ""
         columns = [
             ("from", [_time(row.now, row.at) for row in self.rows]),
             ("to", [f"{row.next.t:g}" for row in self.rows]),
@@ -277,36 +283,6 @@ class Plan:
         for k in range(len(self.rows)):
             lines.append("  ".join(cells[k].rjust(width) for (_, cells), width in zip(columns, widths, strict=True)))
         return "\n".join([title, *lines])
-
-
-class _FileRow(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    now: int = Field(ge=0)
-    next: int = Field(ge=0)
-    at: int | None = Field(None, ge=0)
-    x: tuple[float, ...] = ()
-    x0: tuple[float, ...] = ()
-    eps: tuple[float, ...] = ()
-    z: float = 0.0
-    sigma: float = 0.0
-
-
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    format: str
-    version: int
-    sampler: str
-    about: str
-    clip_x0: bool
-    keeps_marginals: bool
-    straight: bool = True
-    levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
-    rows: Sequence[_FileRow]
-
-
-def _word(value: float) -> Any:
-    """JSON has no infinities; they are written as words."""
-    return value if math.isfinite(value) else str(value)
 
 
 def _time(level: Level, at: Level | None) -> str:

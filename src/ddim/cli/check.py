@@ -123,7 +123,8 @@ def _read(what: str) -> Plan | Schedule | str:
 def _file(path: Path) -> Plan | Schedule:
     """A plan, whether or not it is a right one, or a schedule."""
     from ddim.config import ScheduleConfig, parse
-    from ddim.plan import FORMAT, Plan
+    from ddim.plan import Plan
+    from ddim.plan_file import FORMAT
     from ddim.schedule import from_betas
 
     try:

@@ -1,0 +1,70 @@
+"""Running a plan in blocks of one fixed size, so that a sample's bits do not depend on its neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ddim.denoiser import Denoiser
+from ddim.loop import run
+from ddim.plan import Plan
+from ddim.seeds import Noise
+
+
+def sample_blocks(
+    denoiser: Callable[[Tensor | None], Denoiser],
+    plan: Plan,
+    noise: Callable[[Sequence[int]], Noise],
+    indices: Sequence[int],
+    size: int,
+    labels: Sequence[int] | None = None,
+    origin: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """Sample the listed indices in blocks of one size; the last one is filled up with copies that are dropped.
+
+    Args:
+        denoiser: Makes the denoiser of a block from its labels, int64 (size,), or None.
+        plan: What to run.
+        noise: Makes the randomness of listed samples.
+        indices: The samples' indices, (N,).
+        size: Samples in a block.
+        labels: One for each index, or None.
+        origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
+
+    Yields:
+        (up to size, ...), in the order of `indices`.
+    """
+    plain = denoiser(None) if labels is None else None
+    for first in range(0, len(indices), size):
+        some = range(first, min(first + size, len(indices)))
+        places = [*some, *[some[-1]] * (size - len(some))]
+        drawn = noise([indices[place] for place in places])
+        denoise = plain or denoiser(torch.tensor([labels[place] for place in places] if labels is not None else []))
+        start = drawn.start()
+        if origin is not None:
+            own = origin if len(origin) == 1 else origin[places]
+            start = own.to(start) * plan.start.signal + start * plan.start.noise
+        yield run(denoise, plan, start, drawn)[: len(some)]
+
+
+def run_blocks(
+    denoise: Denoiser, plan: Plan, states: Tensor, size: int, earlier: Sequence[Tensor] = ()
+) -> Iterator[Tensor]:
+    """Run a noiseless plan from given states in blocks of one size; the last one is filled up with copies.
+
+    Args:
+        denoise: The denoiser.
+        plan: What to run.
+        states: The first states, (N, ...).
+        size: Samples in a block.
+        earlier: States older than the first, (N, ...) each, one for each level of `plan.before`.
+
+    Yields:
+        (up to size, ...).
+    """
+    for parts in zip(*(torch.split(state, size) for state in (states, *earlier)), strict=True):
+        missing = size - len(parts[0]) if len(states) else 0
+        full = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part for part in parts]
+        yield run(denoise, plan, full[0], earlier=full[1:])[: len(parts[0])]
