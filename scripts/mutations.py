@@ -171,6 +171,34 @@ SLIPS = (
         "to_x0 = now.alpha_bar - sigma * next.alpha_bar",
         "test_categorical.py::test_marginals_are_kept",
     ),
+    Slip(
+        "x_0 integrated over noise / signal, which is eps's measure",
+        "samplers/multistep.py",
+        'if quantity == "eps" else (1, end.noise)',
+        'if quantity == "eps" else (-1, end.noise)',
+        "test_multistep.py::test_polynomials_are_integrated_exactly",
+    ),
+    Slip(
+        "UniPC without its correction",
+        "samplers/multistep.py",
+        "change = [keep * weight for weight in _correction(before, behind)]",
+        "change = [0.0 * weight for weight in _correction(before, behind)]",
+        "test_multistep.py::test_unipc_in_one_state_is_unipc_in_two",
+    ),
+    Slip(
+        "a wrong coefficient of Adams and Bashforth, their sum kept",
+        "samplers/multistep.py",
+        "3: (23 / 12, -16 / 12, 5 / 12)",
+        "3: (23 / 12, -15 / 12, 4 / 12)",
+        "test_multistep.py::test_ipndm_is_adams_bashforth_on_even_levels",
+    ),
+    Slip(
+        "2M extrapolated to the end of the step, not to its middle",
+        "samplers/multistep.py",
+        "/ (now.log_snr - nodes[1].log_snr) / 2",
+        "/ (now.log_snr - nodes[1].log_snr)",
+        "test_multistep.py::test_two_steps_of_the_dpm_solver",
+    ),
 )
 
 HEAD = """\

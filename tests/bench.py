@@ -6,32 +6,56 @@ library's own tables.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from ddim import exact, grid, samplers, schedule
 from ddim.errors import DdimWarning
+from ddim.inversion import encoding
+from ddim.loop import run
 from ddim.plan import Plan, Row
 from ddim.schedule import Level, Schedule
 
 Levels = Sequence[Level]
 
-SAMPLERS: dict[str, Callable[[Levels], Plan]] = {
-    "eta 0": lambda levels: samplers.ddim(levels),
+SAMPLERS: dict[str, Callable[..., Plan]] = {
+    "eta 0": samplers.ddim,
     "eta 0.3": lambda levels: samplers.ddim(levels, eta=0.3),
     "eta 1": lambda levels: samplers.ddim(levels, eta=1.0),
     "sigma given": lambda levels: samplers.ddim(levels, sigma=[level.noise / 2 for level in levels[1:]]),
     "sigma-hat": lambda levels: samplers.ddim(levels, sigma="hat"),
     "eq. (15)": lambda levels: samplers.probability_flow(with_signal(levels)),
-    "Runge-Kutta 2": lambda levels: samplers.runge_kutta(with_signal(levels), schedule_of(levels), 2),
-    "Runge-Kutta 4": lambda levels: samplers.runge_kutta(with_signal(levels), schedule_of(levels), 4),
+    "Runge-Kutta 2": lambda levels, clean_as=None: runge_kutta(levels, 2, clean_as),
+    "Runge-Kutta 4": lambda levels, clean_as=None: runge_kutta(levels, 4, clean_as),
+    **{
+        f"Adams-Bashforth {order} {quantity}": partial(samplers.adams_bashforth, order=order, quantity=quantity)
+        for quantity in ("eps", "v", "x0")
+        for order in (2, 3, 4)
+    },
+    "Adams-Bashforth 3 eps in angle": partial(samplers.adams_bashforth, order=3, coordinate="angle"),
+    "Adams-Bashforth 3 x0 in angle": partial(samplers.adams_bashforth, order=3, quantity="x0", coordinate="angle"),
+    "DEIS 3": partial(samplers.deis, order=3),
+    "DPM++ 2M": partial(samplers.dpm_solver_pp, order=2),
+    "DPM++ 3M": partial(samplers.dpm_solver_pp, order=3),
+    "UniPC 2": partial(samplers.unipc, order=2),
+    "UniPC 3": partial(samplers.unipc, order=3),
+    "iPNDM 2": partial(samplers.ipndm, order=2),
+    "iPNDM 3": partial(samplers.ipndm, order=3),
+    "iPNDM 4": partial(samplers.ipndm, order=4),
+    "BDIA, gamma 1": lambda levels: two_step(partial(samplers.bdia, gamma=1), levels),
+    "O-BELM": lambda levels: two_step(samplers.o_belm, with_signal(levels)),
 }
 
 # The order of convergence of each deterministic sampler.
-ORDERS = {"eta 0": 1, "eq. (15)": 1, "Runge-Kutta 2": 2, "Runge-Kutta 4": 4}
+ORDERS = {"eta 0": 1, "eq. (15)": 1, "Runge-Kutta 2": 2, "Runge-Kutta 4": 4, "DEIS 3": 3, "DPM++ 2M": 2, "DPM++ 3M": 3}
+ORDERS |= {"BDIA, gamma 1": 2, "O-BELM": 2}
+ORDERS |= {"UniPC 2": 3, "UniPC 3": 4, "iPNDM 2": 2, "iPNDM 3": 2, "iPNDM 4": 2}
+ORDERS |= {name: int(name.split()[1]) for name in SAMPLERS if name.startswith("Adams-Bashforth")}
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
 SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
@@ -56,6 +80,19 @@ def with_signal(levels: Levels) -> Levels:
     return [level for level in levels if level.signal]
 
 
+def runge_kutta(levels: Levels, order: int, clean_as: Level | None) -> Plan:
+    """The library's, which asks for the schedule too."""
+    return samplers.runge_kutta(with_signal(levels), schedule_of(levels), order, clean_as)
+
+
+def two_step(make: Callable[[Levels], Plan], levels: Levels) -> Plan:
+    """A falling plan, or for rising levels the falling one gone back."""
+    if levels[-1].log_snr > levels[0].log_snr:
+        return make(levels)
+    plan = make(levels[::-1])
+    return encoding(plan, levels[1]) if len(plan) > 1 else samplers.ddim(levels)
+
+
 def schedule_of(levels: Levels) -> Schedule:
     """The first of `SCHEDULES` that the levels come from."""
     return next(made for made in SCHEDULES.values() if all(made.level(level.t) == level for level in levels))
@@ -72,6 +109,14 @@ def equal_ratios(made: Schedule, steps: int, top: float = 1000, bottom: float = 
     which any order can be observed."""
     first, last = made.level(top).log_snr, made.level(bottom).log_snr
     return made.levels([made.time_at_log_snr(first + (last - first) * i / steps) for i in range(steps + 1)])
+
+
+def eased_in(levels: Levels, made: Schedule, parts: int = 10) -> tuple[Level, ...]:
+    """Levels whose first step is cut in halves towards its start, again and again: the first steps of a multistep
+    plan, which are of lower order, are then too short to matter."""
+    first, last = levels[0].log_snr, levels[1].log_snr
+    times = [made.time_at_log_snr(first + (last - first) / 2**part) for part in range(parts, 0, -1)]
+    return (levels[0], *made.levels(times), *levels[1:])
 
 
 def apply(row: Row, states: Sequence[Tensor], x0: Sequence[Tensor], eps: Sequence[Tensor]) -> Tensor:
@@ -104,3 +149,17 @@ def mixture(components: int = 5, dimensions: int = 3) -> exact.MixtureData:
 
 
 MIXTURE = mixture()
+
+
+@cache
+def mixture_path(now: Level, end: Level) -> tuple[Tensor, Tensor]:
+    """Where four samples of the mixture are at two levels of one path of the ODE."""
+    start = MIXTURE.reference(MIXTURE.sample(4, seed=0), Level(0.0, math.inf), now, 500)
+    return start, MIXTURE.reference(start, now, end, 800)
+
+
+def observed_order(make: Callable[[Levels], Plan], coarse: Levels, fine: Levels) -> float:
+    """By how many powers of 2 the error on the mixture's ODE falls from one grid to one of twice as many steps."""
+    start, end = mixture_path(coarse[0], coarse[-1])
+    before, after = ((run(MIXTURE.denoise, make(levels), start) - end).abs().max().item() for levels in (coarse, fine))
+    return math.log2(before / after)

@@ -20,6 +20,7 @@ from ddim.cli.main import COMMANDS
 from ddim.cli.options import GRIDS
 from ddim.cli.train import LOSS_WEIGHTS
 from ddim.grid import NAMED
+from ddim.guidance import cfg_plus_plus
 from ddim.latents import read_latents
 from ddim.model import Model, load
 from ddim.objective import Gamma
@@ -129,7 +130,7 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     out = tmp_path / "out"
     words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
     told = say(*words, "--sheet", tmp_path / "sheet.png")
-    assert told.startswith("9 pictures, ddim(equal-angle, S=5, eta=0), 5 network calls each: ")
+    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=4), 5 network calls each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
@@ -194,6 +195,19 @@ def test_labels_and_guidance_from_the_command_line(tmp_path: Path, say: Say) -> 
     for index in range(3):
         with Image.open(tmp_path / "out" / f"{index:06d}.png") as picture:
             assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+
+
+def test_cfg_plus_plus_from_the_command_line(tmp_path: Path, say: Say) -> None:
+    labelled, words = save_tiny(tmp_path / "labelled", classes=3), ("--steps", 3, "--label", 2, "--cfg-plus-plus", 0.6)
+    say("sample", labelled, "-n", 2, *words, "--out", tmp_path / "out")
+    model = load(labelled)
+    plan = model.plan(3)
+    scale = cfg_plus_plus(plan, 0.6)
+    expected = to_uint8(model.sample(2, plan=plan, labels=2, guidance=scale))
+    with Image.open(tmp_path / "out" / "000001.png") as picture:
+        assert (np.asarray(picture) == expected[1, :, :, 0]).all()
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    assert manifest["guidance"] == [scale(row.now) for row in plan.rows]
 
 
 def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, say: Say) -> None:
@@ -270,7 +284,7 @@ def test_interpolate_between_seeds(trained: Path, tmp_path: Path, say: Say) -> N
     strip = np.asarray(Image.open(out))
     model = load(trained, dtype="float32")
     for seed, index, left in ((3, 0, 2), (14, 2, 4 * 18 + 2)):
-        end = to_uint8(model.sample(1, steps=4, seed=seed, start=index))[0, :, :, 0]
+        end = to_uint8(model.sample(1, steps=4, seed=seed, start=index, sampler="ddim"))[0, :, :, 0]
         shown = strip[2:18:2, left : left + 16 : 2].astype(int)
         assert np.abs(shown - end).max() <= 1  # micro-batches of other neighbours
 
@@ -287,6 +301,32 @@ def test_interpolate_over_a_sheet(trained: Path, tmp_path: Path, say: Say) -> No
     words = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
     assert say(*words, "--out", tmp_path / "sheet.png").startswith("9 pictures, ddim(linear")
     assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
+
+
+def test_interpolate_with_weights(trained: Path, tmp_path: Path, say: Say) -> None:
+    words = (
+        "interpolate",
+        trained,
+        "--seeds",
+        "1,2:5,3",
+        "--steps",
+        3,
+        "--weights",
+        "0,1,0; 1,2,-1",
+        "--weights",
+        "1,0,0",
+    )
+    assert say(*words, "--out", tmp_path / "blends.png").startswith("3 pictures, ddim(")
+    model = load(trained, dtype="float32")
+    ends = torch.cat([model.noise([index], seed).start() for seed, index in ((1, 0), (2, 5), (3, 0))])
+    weights = torch.tensor([[0, 1, 0], [1, 2, -1], [1, 0, 0]]).double()
+    expected = to_uint8(
+        model.decode((weights / weights.norm(dim=1, keepdim=True) @ ends.double().flatten(1)).reshape(3, 1, 8, 8), 3)
+    )
+    strip = np.asarray(Image.open(tmp_path / "blends.png")).astype(int)
+    for place, picture in enumerate(expected[:, :, :, 0]):
+        shown = strip[2:18:2, 2 + 18 * place : 18 + 18 * place : 2]
+        assert np.abs(shown - picture).max() <= 1
 
 
 def test_info_says_what_a_model_is(trained: Path, say: Say) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ddim import samplers, schedule
 from ddim.files import lock
-from ddim.latents import write_latents
+from ddim.latents import LatentsFile, write_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 
@@ -41,10 +41,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = (root / "pictures/0.png").read_bytes()
     (root / "bad/z.png").write_bytes(whole[: len(whole) // 2])
     (root / "text.png").write_text("no picture")
+    Image.new("L", (9, 8), 255).save(root / "wide.png")
+    Image.new("L", (8, 8), 0).save(root / "black.png")
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     model = tiny_model()
     latents, plan = torch.zeros(2, 1, 8, 8), model.plan(4, encode=True)
-    write_latents(root / "strange.safetensors", latents, ["a", "b"], plan, "0" * 64)
+    write_latents(root / "strange.safetensors", latents, LatentsFile(("a", "b"), model.plan(4), "0" * 64))
     (root / "plan.json").write_text('{"format": "ddim-plan"}')
     (root / "up.json").write_text(plan.to_json())
     levels = schedule.cosine().levels([500, 0])
@@ -57,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SAMPLE = "sample {0}/model -n 2 --steps 2 --out {0}/out"
 TRAIN = "train {0}/pictures --preset digits --steps 2 --batch 2 --out {0}/out"
 CALIBRATE = "calibrate {{0}}/model {{0}}/{}"
+EDIT = "edit {0}/model {0}/pictures/0.png --steps 2 --out {0}/out"
 INTERPOLATE = "interpolate {0}/model --steps 2"
 
 # A command, and what its complaint must name.
@@ -105,6 +108,39 @@ BAD: dict[str, tuple[str, str]] = {
     "label out of range": ("sample {0}/labelled --label 3 --out {0}/out", "label"),
     "guidance without label": ("sample {0}/labelled --guidance 2 --out {0}/out", "guidance"),
     "guidance nan": ("sample {0}/labelled --label 1 --guidance nan --out {0}/out", "guidance"),
+    "CFG++ without label": ("sample {0}/labelled --cfg-plus-plus 0.6 --out {0}/out", "guidance"),
+    "CFG++ of 2": ("sample {0}/labelled --label 1 --cfg-plus-plus 2 --out {0}/out", "CFG++ of 2"),
+    "CFG++ with guidance": (
+        "sample {0}/labelled --label 1 --cfg-plus-plus 0.6 --guidance 2 --out {0}/out",
+        "--cfg-plus-plus",
+    ),
+    "CFG++ where x0 is clipped": (
+        "sample {0}/labelled --steps 4 --label 1 --cfg-plus-plus 0.6 --sigma hat --out {0}/out",
+        "clips x0",
+    ),
+    "edit: nothing kept": (EDIT, "edit"),
+    "edit: no picture": ("edit {0}/model {0}/nowhere.png --start-at 500 --steps 2 --out {0}/out", "nowhere.png"),
+    "edit: start at 0": (EDIT + " --start-at 0", "--start-at 0"),
+    "edit: start after T": (EDIT + " --start-at 1001", "--start-at 1001"),
+    "edit: more steps than times": (EDIT + " --start-at 1", "top 1"),
+    "edit: start with a list": (
+        "edit {0}/model {0}/pictures/0.png --out {0}/out --grid 1,500 --start-at 500",
+        "top 500",
+    ),
+    "edit: start with a grid that has a top": (EDIT + " --start-at 500 --grid linear", "linear"),
+    "edit: colour of grey": (EDIT + " --colour", "--colour"),
+    "edit: two of three": (EDIT + " --colour --upscale 2", "--upscale"),
+    "edit: upscale 3": (EDIT + " --upscale 3", "--upscale 3"),
+    "edit: upscale 1": (EDIT + " --upscale 1", "--upscale 1"),
+    "edit: no mask": (EDIT + " --mask {0}/nowhere.png", "nowhere.png"),
+    "edit: mask of another size": (EDIT + " --mask {0}/wide.png", "wide.png"),
+    "edit: black mask": (EDIT + " --mask {0}/black.png", "black.png"),
+    "edit: guidance without label": (EDIT + " --start-at 500 --guidance 2", "guidance"),
+    "edit: among samples": (
+        "edit {0}/model {0}/pictures/0.png --steps 2 -n 2 --start-at 500 --out {0}/samples",
+        "samples",
+    ),
+    "edit: n 0": (EDIT + " --start-at 500 -n 0", "n 0"),
     "device bogus": (SAMPLE + " --device bogus", "--device bogus"),
     "plan file missing": ("sample {0}/model -n 2 --out {0}/out --plan {0}/nowhere.json", "nowhere.json"),
     "plan file malformed": ("sample {0}/model -n 2 --out {0}/out --plan {0}/plan.json", "plan.json"),
@@ -130,6 +166,11 @@ BAD: dict[str, tuple[str, str]] = {
     "encode: empty folder": ("encode {0}/model {0}/empty --out {0}/out.safetensors", "empty"),
     "encode: limit 0": ("encode {0}/model digits --limit 0 --out {0}/out.safetensors", "--limit 0"),
     "encode: no folder for it": ("encode {0}/model digits --out {0}/nowhere/out.safetensors", "nowhere"),
+    "encode: unknown method": ("encode {0}/model {0}/pictures --method x --out {0}/out.safetensors", "--method"),
+    "encode: too few steps": (
+        "encode {0}/model {0}/pictures --steps 1 --method lossless --out {0}/out.safetensors",
+        "one row",
+    ),
     "encode: steps 0": ("encode {0}/model {0}/pictures --steps 0 --out {0}/out.safetensors", "steps 0"),
     "decode: no latents": ("decode {0}/model {0}/nowhere --out {0}/out", "nowhere"),
     "decode: text": ("decode {0}/model {0}/file --out {0}/out", "file"),
@@ -144,8 +185,15 @@ BAD: dict[str, tuple[str, str]] = {
     "interpolate: neither": (INTERPOLATE + " --out {0}/out.png", "--seeds"),
     "interpolate: no folder": (INTERPOLATE + " --seeds 3,4 --out {0}/nowhere/out.png", "nowhere"),
     "interpolate: a folder": (INTERPOLATE + " --seeds 3,4 --out {0}/empty", "empty"),
+    "interpolate: weights of words": (INTERPOLATE + " --seeds 3,4 --weights a,b --out {0}/out.png", "--weights a,b"),
+    "interpolate: a weight too few": (INTERPOLATE + " --seeds 3,4,5 --weights 1,2 --out {0}/out.png", "--weights 1,2"),
+    "interpolate: weights 0": (INTERPOLATE + " --seeds 3,4 --weights 1,1;0,0 --out {0}/out.png", "--weights 0,0"),
+    "interpolate: weights and frames": (INTERPOLATE + " --seeds 3,4 --weights 1,1 --frames 3 --out {0}/o", "--frames"),
+    "interpolate: weights and grid": (INTERPOLATE + " --seeds 3,4 --weights 1,1 --grid --out {0}/out.png", "--grid"),
+    "interpolate: three": (INTERPOLATE + " --seeds 3,4,5 --out {0}/out.png", "--seeds"),
     "interpolate: no picture": (INTERPOLATE + " --images {0}/a.png,{0}/b.png --out {0}/out.png", "a.png"),
     "reconstruct: steps 10,x": ("reconstruct {0}/model {0}/pictures --steps 10,x --out {0}/out", "--steps 10,x"),
+    "reconstruct: unknown method": ("reconstruct {0}/model {0}/pictures --method ddim,x --out {0}/out", "--method x"),
     "reconstruct: steps 0": ("reconstruct {0}/model {0}/pictures --steps 0 --out {0}/out", "steps 0"),
     "reconstruct: among others": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/stuff", "stuff"),
     "reconstruct: below a file": ("reconstruct {0}/model {0}/pictures --steps 2 --out {0}/file/out", "file/out"),

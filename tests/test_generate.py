@@ -67,7 +67,7 @@ def test_the_bytes_do_not_depend_on_how_the_run_is_cut(settings: dict[str, Any],
 
 
 def test_the_files_hold_what_sample_gives(model: Model, tmp_path: Path) -> None:
-    list(generate(model, model.plan(4), tmp_path / "out", 5, start=2, seed=5))
+    list(generate(model, model.plan(4, sampler="auto"), tmp_path / "out", 5, start=2, seed=5))
     expected = to_uint8(model.sample(5, steps=4, seed=5, start=2))
     assert (read_sheet(tmp_path / "out", range(2, 7)) == expected).all()
 

@@ -16,7 +16,16 @@ from torch import Tensor
 
 from ddim.denoiser import Prediction
 from ddim.errors import DdimError
-from ddim.latents import between_four, read_latents, reconstruction_error, slerp, walk, write_latents
+from ddim.latents import (
+    LatentsFile,
+    between_four,
+    blend,
+    read_latents,
+    reconstruction_error,
+    slerp,
+    walk,
+    write_latents,
+)
 from ddim.loop import run
 from ddim.pixels import to_float
 from ddim.plan import Plan
@@ -39,6 +48,41 @@ def test_slerp_is_the_papers_formula(seed: int, a: float, d: int) -> None:
     theta = math.acos(cosine)
     expected = (math.sin((1 - a) * theta) * z0 + math.sin(a * theta) * z1) / math.sin(theta)
     torch.testing.assert_close(slerp(z0[None], z1[None], a)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@hypothesis.given(seed=st.integers(0, 10**6), n=st.integers(1, 6))
+def test_a_blend_keeps_the_distribution(seed: int, n: int) -> None:
+    """sum w z / sqrt(sum w^2) is linear with weights of square sum 1: independent N(0, I) latents give N(0, I)."""
+    weights = gaussian(n, seed=seed)
+    coefficients = blend(torch.eye(n, dtype=torch.float64), weights)
+    torch.testing.assert_close(coefficients, weights / weights.square().sum().sqrt(), rtol=1e-12, atol=1e-12)
+    assert float(coefficients @ coefficients) == pytest.approx(1, rel=1e-12)
+    latents = gaussian(n, 2, 3, seed=seed + 1)
+    expected = sum(c * z for c, z in zip(coefficients, latents, strict=True))
+    torch.testing.assert_close(blend(latents, weights), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(blend(latents, 7e-200 * weights), blend(latents, weights), rtol=1e-12, atol=1e-12)
+
+
+def test_one_weight_is_that_latent() -> None:
+    for dtype in (torch.float32, torch.float64):
+        z = gaussian(3, 2, 2, dtype=dtype)
+        for weight in (1.0, 0.3, 1e-300, 1e300):
+            assert torch.equal(blend(z, [0, weight, 0]), z[1])
+        assert torch.equal(blend(z, [[0, 0, 2.0], [-0.3, 0, 0]]), torch.stack([z[2], -z[0]]))
+        assert blend(z, torch.eye(3)).dtype == dtype
+
+
+@pytest.mark.parametrize("a", [0.0, 0.2, 0.5, 0.9, 1.0])
+def test_of_two_at_right_angles_and_of_one_length_a_blend_is_slerp(a: float) -> None:
+    z = 3 * torch.linalg.qr(gaussian(9, 2)).Q.T
+    made = blend(z, [math.cos(a * math.pi / 2), math.sin(a * math.pi / 2)])
+    torch.testing.assert_close(made, slerp(z[:1], z[1:], a)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [1], [1, 2, 3], [[1, 0], [0, 0]], [1, math.nan], [math.inf, 1], 1.0, []])
+def test_weights_that_make_no_blend_are_refused(weights: Any) -> None:
+    with pytest.raises(DdimError, match="weights"):
+        blend(gaussian(2, 4), weights)
 
 
 HARD = {
@@ -178,12 +222,12 @@ def test_reconstruction_error_is_the_mean_square_in_0_1() -> None:
 
 
 def plan() -> Plan:
-    return tiny_model().plan(5, encode=True)
+    return tiny_model().plan(5)
 
 
 def test_a_latents_file_keeps_everything(tmp_path: Path) -> None:
     latents = gaussian(3, 1, 8, 8, dtype=torch.float32)
-    write_latents(tmp_path / "z.safetensors", latents, ["a", "b", "ü"], plan(), "abc")
+    write_latents(tmp_path / "z.safetensors", latents, LatentsFile(("a", "b", "ü"), plan(), "abc"))
     again, file = read_latents(tmp_path / "z.safetensors")
     assert torch.equal(again, latents)
     assert file.names == ("a", "b", "ü")
@@ -192,7 +236,7 @@ def test_a_latents_file_keeps_everything(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["z.safetensors"]
 
 
-GOOD: dict[str, Any] = {"format": "ddim-latents", "version": 1, "names": ["a", "b"], "model_sha256": ""}
+GOOD: dict[str, Any] = {"format": "ddim-latents", "version": 2, "names": ["a", "b"], "model_sha256": ""}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import (
@@ -17,11 +20,14 @@ from bench import (
     SAMPLERS,
     SCHEDULES,
     apply,
+    eased_in,
     equal_angles,
     equal_ratios,
     falling,
     levels_of,
+    observed_order,
     randn,
+    with_signal,
 )
 from ddim.denoiser import Prediction
 from ddim.errors import DdimError
@@ -155,11 +161,12 @@ def test_ddim_on_gaussian_data_is_the_product_of_its_factors() -> None:
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("direction", ["sampling", "encoding"])
 def test_the_order_of_convergence(name: str, direction: str) -> None:
-    """Against the closed-form flow of Gaussian data, between two levels above t = 0: halving the step halves DDIM's
-    error, and divides that of a sampler of order p by 2^p."""
-    counts = {1: (200, 400, 800), 2: (50, 100, 200)}.get(ORDERS[name], (25, 50, 100))
-    observed = orders(name, [equal_ratios(LINEAR, steps) for steps in counts], direction)
-    assert observed == pytest.approx([ORDERS[name]] * 2, abs=0.15)
+    """Between two levels of the mixture's ODE: halving the step divides the error of a sampler of order p by 2^p."""
+    coarse, fine = (equal_ratios(LINEAR, steps, 600, 50) for steps in (80, 160))
+    if direction == "encoding":
+        coarse, fine = coarse[::-1], fine[::-1]
+    observed = observed_order(DETERMINISTIC[name], eased_in(coarse, LINEAR), eased_in(fine, LINEAR))
+    assert observed == pytest.approx(ORDERS[name], abs=0.15)
 
 
 @pytest.mark.parametrize("direction", ["sampling", "encoding"])
@@ -179,8 +186,44 @@ def orders(name: str, grids: list[tuple[Level, ...]], direction: str) -> list[fl
     return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
 
 
-def test_encoding_is_undone_by_decoding_where_eps_is_constant() -> None:
-    """Eq. (13) run backwards: on a straight line Euler is exact both ways."""
+STRAIGHT = {name: make for name, make in DETERMINISTIC.items() if make(falling(LINEAR, [500, 1000])).straight}
+# Those that can be told at which level to ask the network for clean data.
+TOLD = {name: make for name, make in STRAIGHT.items() if "clean_as" in inspect.signature(make).parameters}
+LEGAL_TIMES = st.lists(
+    st.floats(0.01, 1000) | st.integers(1, 1_000_000).map(lambda k: k / 1000), min_size=1, max_size=8, unique=True
+).filter(lambda times: np.diff(sorted({0, 1000, *times})).min() > 1e-3 - 1e-9)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+@given(schedule=st.sampled_from([*SCHEDULES]), times=LEGAL_TIMES, rising=st.booleans())
+def test_any_times_give_a_plan(name: str, schedule: str, times: list[float], rising: bool) -> None:
+    """A thousandth of a step beside one of a thousand steps: weights are finite, and rows exact on straight lines."""
+    levels = falling(SCHEDULES[schedule], sorted(times))
+    if name == "eq. (15)" and rising:  # it divides by the noise it starts from
+        levels = levels[:-1]
+    if len(with_signal(levels)) > 1:
+        plan = DETERMINISTIC[name](levels[::-1] if rising else levels)
+        assert plan.check() is plan
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+@pytest.mark.parametrize("direction", ["sampling", "encoding"])
+def test_a_row_that_looks_at_the_newest_state_only_is_ddims(name: str, direction: str) -> None:
+    """With x = signal x_0 + noise eps put in, its weights of x_0 and eps are those of eq. (12): order 1 is DDIM."""
+    levels = levels_of(LINEAR, "equal-angle", 5)
+    plan = STRAIGHT[name](levels if direction == "sampling" else levels[::-1])
+    alone = [row for row in plan.rows if row.memory == 1]
+    assert plan.rows[0] in alone
+    for row in alone:
+        x, x0, eps = (sum(weights) for weights in (row.x, row.x0, row.eps))
+        [like] = ddim([row.now, row.next]).rows
+        expected = [*like.x0, *like.eps] if row.now.t else [row.next.signal, row.next.noise]
+        assert [x * row.now.signal + x0, x * row.now.noise + eps] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_encoding_is_undone_by_decoding_where_eps_is_constant(name: str) -> None:
+    """Eq. (13) run backwards: on a straight line Euler, and all that extrapolates from it, is exact both ways."""
     levels = levels_of(LINEAR, "equal-angle", 10)
     eps = randn(2, 3, seed=6)
 
@@ -189,12 +232,17 @@ def test_encoding_is_undone_by_decoding_where_eps_is_constant() -> None:
         return Prediction(x0, eps)
 
     x = randn(2, 3, seed=7)
-    encoded = run(constant, ddim(levels[::-1]), x)
-    torch.testing.assert_close(encoded, levels[0].signal * x + levels[0].noise * eps, rtol=0, atol=1e-12)
-    torch.testing.assert_close(run(constant, ddim(levels), encoded), x, rtol=0, atol=1e-11)
+    encode, decode = STRAIGHT[name](levels[::-1]), STRAIGHT[name](levels)
+    assert "encode" in str(encode).splitlines()[0]
+    assert Plan.from_json(encode.to_json()) == encode
+    encoded = run(constant, encode, x)
+    rounding = 1e-12 * max(row.size for row in (*encode.rows, *decode.rows))
+    torch.testing.assert_close(encoded, levels[0].signal * x + levels[0].noise * eps, rtol=0, atol=rounding)
+    torch.testing.assert_close(run(constant, decode, encoded), x, rtol=0, atol=10 * rounding)
 
 
-def test_encoding_asks_the_network_at_a_time_it_knows() -> None:
+@pytest.mark.parametrize("name", TOLD)
+def test_encoding_asks_the_network_at_a_time_it_knows(name: str) -> None:
     levels = levels_of(LINEAR, "equal-angle", 10)[::-1]
     asked = []
 
@@ -202,11 +250,13 @@ def test_encoding_asks_the_network_at_a_time_it_knows() -> None:
         asked.append(level.t)
         return GAUSSIAN.denoise(x, level)
 
-    run(spy, ddim(levels, clean_as=LINEAR.level(1)), randn(2, 4))
-    assert asked == [1.0, *[level.t for level in levels[1:-1]]]
+    plan = TOLD[name](levels, clean_as=LINEAR.level(1))
+    run(spy, plan, randn(2, 4))
+    assert asked == [1.0, *[row.now.t for row in plan.rows[1:]]]
+    assert Plan.from_json(plan.to_json()) == plan
     asked.clear()
-    run(spy, ddim(levels), randn(2, 4))
-    assert asked == [levels[1].t, *[level.t for level in levels[1:-1]]]
+    run(spy, TOLD[name](levels), randn(2, 4))
+    assert asked == [levels[1].t, *[row.now.t for row in plan.rows[1:]]]
 
 
 @every_sampler

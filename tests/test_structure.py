@@ -23,8 +23,19 @@ LONGEST_BODY = 45  # without
 FLOORS = (
     {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
     {"plan", "gaussian", "inference", "categorical"},  # 1 theory
-    {"denoiser", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
-    {"loop", "blocks", "network", "latents", "training", "likelihood"},  # 3 journeys
+    {"denoiser", "guidance", "hooks", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
+    {
+        "loop",
+        "blocks",
+        "fitting",
+        "tuning",
+        "implicit",
+        "inversion",
+        "network",
+        "latents",
+        "training",
+        "likelihood",
+    },  # 3 journeys
     {
         "config",
         "presets",

@@ -64,7 +64,26 @@ def run_blocks(
     Yields:
         (up to size, ...).
     """
-    for parts in zip(*(torch.split(state, size) for state in (states, *earlier)), strict=True):
-        missing = size - len(parts[0]) if len(states) else 0
+    for (made,) in in_blocks(
+        lambda first, *older: (run(denoise, plan, first, earlier=older),), (states, *earlier), size
+    ):
+        yield made
+
+
+def in_blocks(
+    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], size: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Apply a function to tensors, (N, ...) each, in blocks of one size; the last one is filled up with copies.
+
+    Args:
+        function: From tensors (size, ...), one for each of `tensors`, to tensors (size, ...).
+        tensors: What it is applied to.
+        size: Samples in a block.
+
+    Yields:
+        What it returns, (up to size, ...) each, the copies dropped.
+    """
+    for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
+        missing = size - len(parts[0]) if len(tensors[0]) else 0
         full = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part for part in parts]
-        yield run(denoise, plan, full[0], earlier=full[1:])[: len(parts[0])]
+        yield tuple(made[: len(parts[0])] for made in function(*full))

@@ -6,6 +6,7 @@ x = signal x0 + noise eps. Samplers never learn what the network predicts.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -15,6 +16,10 @@ from ddim.plan import Plan
 from ddim.schedule import Level, Scales
 
 Predicts = Literal["eps", "x0", "v"]
+Hook = Callable[[Tensor, Level], Tensor]
+"""What is done to a predicted x_0, (N, ...), at a level; see `ddim.hooks`."""
+Guidance = float | Callable[[Level], float]
+"""A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,26 @@ def v_from_pair(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Hooked:
+    """A denoiser whose x_0 goes through a hook, eps being derived again so that the pair stays consistent.
+
+    Args:
+        denoiser: The denoiser to wrap.
+        hook: `hook(x0, level) -> x0`, the shape kept; see `ddim.hooks`.
+    """
+
+    denoiser: Denoiser
+    hook: Hook
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The changed prediction."""
+        x0 = self.hook(self.denoiser(x, level).x0, level)
+        return Prediction(x0, eps_from_x0(x0, x, level))
+
+
+@dataclass(frozen=True, slots=True)
 class Clipped:
-    """A denoiser whose x_0 is clipped to [low, high], eps being derived again so that the pair stays consistent.
+    """A denoiser whose x_0 is clipped to [low, high], eps being derived again: `Hooked` with `ddim.hooks.clip`.
 
     Args:
         denoiser: The denoiser to wrap.
@@ -98,8 +121,7 @@ class Clipped:
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The clipped prediction."""
-        x0 = self.denoiser(x, level).x0.clamp(self.low, self.high)
-        return Prediction(x0, eps_from_x0(x0, x, level))
+        return Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high))(x, level)
 
 
 def as_planned(denoise: Denoiser, plan: Plan) -> Denoiser:
@@ -114,14 +136,15 @@ class Guided:
     Args:
         conditional: The denoiser that knows the label.
         unconditional: The one that does not.
-        scale: 0 ignores the label, 1 is the conditional model, more exaggerates it.
+        scale: 0 ignores the label, 1 is the conditional model, more exaggerates it; or a function of the level.
     """
 
     conditional: Denoiser
     unconditional: Denoiser
-    scale: float
+    scale: Guidance
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The guided prediction; two calls."""
         on, off = self.conditional(x, level), self.unconditional(x, level)
-        return Prediction(off.x0.lerp(on.x0, self.scale), off.eps.lerp(on.eps, self.scale))
+        scale = self.scale(level) if callable(self.scale) else self.scale
+        return Prediction(off.x0.lerp(on.x0, scale), off.eps.lerp(on.eps, scale))

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
-from typing import Literal
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ddim import blocks, checkpoint
+from ddim import blocks, checkpoint, inversion
 from ddim.config import ModelConfig
-from ddim.denoiser import Denoiser, Guided
+from ddim.denoiser import Denoiser, Guidance, Guided
 from ddim.errors import DdimError
 from ddim.network import NetworkDenoiser
 from ddim.nn.unet import UNet
@@ -22,6 +23,21 @@ from ddim.seeds import Noise
 from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Some pictures' latents.
+
+    Args:
+        latents: (N, C, H, W), float32; float64 where the plan has a lattice.
+        earlier: Where a latent is two states, the one step before; of the same kind.
+        calls: How many network calls it took.
+    """
+
+    latents: Tensor
+    earlier: Tensor | None
+    calls: int
 
 
 class Engine:
@@ -77,12 +93,13 @@ class Engine:
     def _body(self) -> Callable[..., Tensor]:
         return torch.compile(self._fast.body) if self.compile else self._fast.body
 
-    def denoiser(self, labels: Tensor | None = None, guidance: float | None = None) -> Denoiser:
+    def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> Denoiser:
         """The network as a denoiser.
 
         Args:
             labels: int64, (N,), for batches of N; None for no labels.
-            guidance: Scale of classifier-free guidance; None or 1 is the conditional model itself.
+            guidance: Scale of classifier-free guidance, or a function from level to scale; None or 1 is the conditional
+                model itself.
 
         Raises:
             DdimError: If labels are given to a network without them, or are out of range.
@@ -100,7 +117,7 @@ class Engine:
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
         labelled = NetworkDenoiser(self._fast, self.config.predicts, labels.to(self.device), self._body)
-        return labelled if guidance in (None, 1) else Guided(labelled, plain, float(guidance or 0))
+        return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
 
     @cached_property
     def denoise(self) -> Denoiser:
@@ -118,7 +135,7 @@ class Engine:
         indices: Sequence[int],
         seed: int = 0,
         labels: Sequence[int] | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
         origin: Tensor | None = None,
         through: Callable[[Denoiser], Denoiser] | None = None,
     ) -> Iterator[Tensor]:
@@ -129,7 +146,7 @@ class Engine:
             indices: The samples' indices.
             seed: The run's seed.
             labels: One for each, for a model with labels.
-            guidance: Scale of classifier-free guidance.
+            guidance: Scale of classifier-free guidance, or a function from level to scale.
             origin: Pictures in [-1, 1] to start from, partly noised, (1, C, H, W) or one each; not pure noise.
             through: What the denoiser is wrapped in, such as a hook on x_0.
 
@@ -139,7 +156,7 @@ class Engine:
         Raises:
             DdimError: If the plan is not one for this model, or does not end at clean data.
         """
-        plan.check_schedule(self.schedule, to_clean=True)
+        plan.check_schedule(self.schedule, to_clean=True).check_model(lambda: self.fingerprint)
 
         def denoiser(some: Tensor | None) -> Denoiser:
             made = self.denoiser(some, guidance)
@@ -171,19 +188,54 @@ class Engine:
         Raises:
             DdimError: If the plan is not one for this model, or the states are not of its shape.
         """
-        plan.check_schedule(self.schedule)
-        for given in (states, *earlier):
+        first, *older = self._fit(plan, [states, *earlier])
+        denoise = through(self.denoise) if through else self.denoise
+        yield from blocks.run_blocks(denoise, plan, first, self.micro_batch, older)
+
+    def encode_blocks(self, way: inversion.Way, pictures: Tensor) -> Iterator[Encoded]:
+        """Turn pictures into latents, in micro-batches of one fixed size.
+
+        Args:
+            way: The method and its plans, see `Model.way`.
+            pictures: float, (N, C, H, W), in [-1, 1].
+
+        Yields:
+            The latents of up to micro_batch pictures.
+
+        Raises:
+            DdimError: If the plans are not for this model, the pictures not of its shape, or one cannot be encoded.
+        """
+        [states] = self._fit(way.up or way.down, [pictures])
+        numbered = (states, torch.arange(len(states)))
+        encode = partial(inversion.encode, self.denoise, way)
+        for latents, earlier, calls in blocks.in_blocks(encode, numbered, self.micro_batch):
+            yield Encoded(latents, earlier if way.pair else None, int(calls[0]) if len(calls) else 0)
+
+    def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
+        """States on the device, in the plan's dtype, if they and the plan are this model's."""
+        plan.check_schedule(self.schedule).check_model(lambda: self.fingerprint)
+        for given in states:
             if given.shape[1:] != self.shape:
                 wrong = f"are {tuple(given.shape[1:])}, the model's are {self.shape}"
                 raise DdimError("states", wrong, "use this model's")
         dtype = torch.float64 if plan.lattice else torch.float32
-        first, *older = (given.to(self.device, dtype) for given in (states, *earlier))
-        denoise = through(self.denoise) if through else self.denoise
-        yield from blocks.run_blocks(denoise, plan, first, self.micro_batch, older)
+        return [given.to(self.device, dtype) for given in states]
 
     def empty(self) -> Tensor:
         """No samples: float32, (0, C, H, W)."""
         return torch.empty((0, *self.shape), device=self.device)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the last bits of a result depend on beside the model, the plan and the states."""
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "micro_batch": self.micro_batch,
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
+            "compile": self.compile,
+            "torch": torch.__version__,
+        }
 
     @property
     def fingerprint(self) -> str:

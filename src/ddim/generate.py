@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import ddim
+from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.errors import DdimError
 from ddim.files import lock, make_folder, remove_parts
 from ddim.manifest import claim, identity
@@ -44,6 +45,21 @@ class Made:
     found: int
 
 
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """What samples are made from and held to, beside noise.
+
+    Args:
+        said: What the other two are, in words and checksums, for the manifest.
+        origin: A picture to start from, partly noised: float, (1, C, H, W), in [-1, 1].
+        hook: What is done to each predicted x_0, see `ddim.hooks`.
+    """
+
+    said: Mapping[str, Any]
+    origin: Tensor | None = None
+    hook: Hook | None = None
+
+
 def picture_path(folder: Path, index: int) -> Path:
     """The file of picture `index`."""
     return folder / f"{index:06d}.png"
@@ -59,7 +75,8 @@ def generate(
     name: str = "",
     batch: int = 1,
     label: int | None = None,
-    guidance: float | None = None,
+    guidance: Guidance | None = None,
+    edit: Edit | None = None,
 ) -> Iterator[Made]:
     """Make pictures start..start + n - 1 of a run, those that are not in the folder yet.
 
@@ -73,7 +90,8 @@ def generate(
         name: The model's name, for the metadata.
         batch: Pictures held before they are written, rounded up to micro-batches.
         label: One label for all, for a model with labels.
-        guidance: Scale of classifier-free guidance.
+        guidance: Scale of classifier-free guidance, or a function from level to scale.
+        edit: What the pictures start from and are held to.
 
     Yields:
         Where it stands: once before the first picture, then each time some were written.
@@ -86,33 +104,44 @@ def generate(
             raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
-    if guidance is not None and not math.isfinite(guidance):
-        raise DdimError(f"guidance {guidance}", "is not a finite number", "give a number such as 2")
+    scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
+    if scale is not None and not np.isfinite(scale).all():
+        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
     model.denoiser(None if label is None else torch.tensor([label]), guidance)
-    plan.check_schedule(model.schedule, to_clean=True)
-    asked = {"seed": seed, "label": label, "guidance": guidance}
-    what = {"format": "ddim-samples", "version": 1, **asked, **identity(model, plan, name)}
+    plan.check_schedule(model.schedule, to_clean=True).check_model(lambda: model.fingerprint)
+    asked = {"seed": seed, "label": label, "guidance": scale}
+    kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
+    what = {**kind, "version": 1, **asked, **identity(model, plan, name)}
     text = {"seed": str(seed)} | ({} if label is None else {"label": str(label)})
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
         labels = None if label is None else [label] * len(indices)
-        return model.sample_blocks(plan, indices, seed, labels, guidance)
+        origin, hook = (edit.origin, edit.hook) if edit else (None, None)
+        through = partial(Hooked, hook=hook) if hook else None
+        return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
     yield from _fill(folder, what, lambda index: text, range(start, start + n), batch, make)
 
 
 def decode(
-    model: Model, plan: Plan, folder: Path, latents: Tensor, names: Sequence[str], name: str = ""
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    latents: Tensor,
+    names: Sequence[str],
+    name: str = "",
+    beside: Sequence[Tensor] = (),
 ) -> Iterator[Made]:
     """Decode latents into a folder, those whose pictures are not there yet.
 
     Args:
         model: The model.
-        plan: What to run; without noise.
+        plan: What to run; without noise, to t = 0, or at most 1.
         folder: Where to; made if it is not there.
-        latents: float32, (N, C, H, W).
+        latents: The states the plan starts from, float, (N, C, H, W).
         names: Where each latent comes from, (N,), for the metadata.
         name: The model's name, for the metadata.
+        beside: The states of `plan.before`, (N, C, H, W) each.
 
     Yields:
         Where it stands: once before the first picture, then each time some were written.
@@ -120,13 +149,17 @@ def decode(
     Raises:
         DdimError: If the plan is not one for this model, or the folder holds something else or is in use.
     """
-    plan.check_schedule(model.schedule, to_clean=True)
-    digest = hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
+    plan.check_schedule(model.schedule)
+    if plan.end.t > 1 or plan.start.t <= plan.end.t:
+        wrong = f"goes from t = {plan.start.t:g} to {plan.end.t:g}"
+        raise DdimError("plan", wrong, "to decode it must end at t = 0, or at most 1")
+    digest = hashlib.sha256(b"".join(state.contiguous().numpy().tobytes() for state in (latents, *beside))).hexdigest()
     what = {"format": "ddim-decoded", "version": 1, "latents_sha256": digest, **identity(model, plan, name)}
     what["names"] = list(names)
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
-        return model.run_blocks(plan, latents[list(indices)])
+        some = list(indices)
+        return model.run_blocks(plan, latents[some], [state[some] for state in beside])
 
     yield from _fill(folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
 

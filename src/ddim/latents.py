@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddim import samplers
 from ddim.errors import DdimError
 from ddim.plan import Plan
 from ddim.tensors import read_tensors, write_tensors
@@ -88,6 +90,35 @@ def between_four(corners: Tensor, rows: int, columns: int) -> Tensor:
     return torch.cat([walk(a, b, columns) for a, b in zip(left, right, strict=True)])
 
 
+def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
+    """sum_i w_i z_i / sqrt(sum_i w_i^2): of independent N(0, I) latents again one of N(0, I) (Bodin et al. 2024).
+
+    Computed in float64. With one weight it is that latent (its negative for a negative weight), and only the weights'
+    ratios matter. Of two latents of equal length at right angles, the weights cos(a pi / 2), sin(a pi / 2) give slerp
+    at a. Blends of latents that are not independent, of pictures encoded for instance, are not N(0, I) exactly.
+
+    Args:
+        latents: (n, ...).
+        weights: (n,), or (m, n) for m blends; finite, of any sign, not all 0.
+
+    Returns:
+        (...), or (m, ...), the dtype of latents.
+
+    Raises:
+        DdimError: If the weights do not fit the latents, are not finite or all 0.
+    """
+    w = torch.as_tensor(weights, dtype=torch.float64, device=latents.device)
+    if w.ndim not in (1, 2) or w.shape[-1] != len(latents):
+        raise DdimError("weights", f"are {tuple(w.shape)} for {len(latents)} latents", "give one for each latent")
+    largest = w.abs().amax(-1, keepdim=True) if w.numel() else w
+    if not (torch.isfinite(w).all() and (largest > 0).all()):
+        raise DdimError("weights", "are all 0, or not finite", "give each blend a weight that is not 0")
+    w = w / largest
+    made = torch.tensordot(w / w.norm(dim=-1, keepdim=True), latents.double(), 1)
+    result: Tensor = made.to(latents.dtype)
+    return result
+
+
 def reconstruction_error(images: Tensor, again: Tensor) -> Tensor:
     """The paper's Table 2: mean squared error per dimension, pictures scaled to [0, 1], neither clipped nor rounded.
 
@@ -101,39 +132,57 @@ def reconstruction_error(images: Tensor, again: Tensor) -> Tensor:
     return (images.double() - again.double()).div(2).square().flatten(1).mean(1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LatentsFile:
     """What a latents file says beside its latents.
 
     Args:
         names: Where each latent comes from, (N,).
-        plan: The plan that encoded.
+        plan: The plan that decodes; of latents that are two states, from the second of them on.
         model_sha256: The checksum of the model's weights.
+        method: The method that encoded, one of `ddim.inversion.METHODS`.
+        earlier: The states one step before the latents, (N, C, H, W), where a latent is two states.
+        conditions: What else the last bits depend on, see `ddim.engine.Engine.conditions`.
     """
 
     names: tuple[str, ...]
     plan: Plan
     model_sha256: str
+    method: str = "ddim"
+    earlier: Tensor | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def other_conditions(self, now: Mapping[str, Any]) -> str:
+        """How `now` differs from the conditions of the encoding, in words; "" where it does not."""
+        return ", ".join(
+            f"{key} {self.conditions[key]}, now {now[key]}"
+            for key in self.conditions
+            if self.conditions[key] != now.get(key)
+        )
 
 
-def write_latents(path: Path, latents: Tensor, names: Sequence[str], plan: Plan, model_sha256: str) -> None:
-    """Write latents, float32 (N, C, H, W), to a safetensors file with what decoding must know.
+def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
+    """Write latents, (N, C, H, W), float32 or float64, to a safetensors file with what decoding must know.
 
     Raises:
         DdimError: If it cannot be written.
     """
     meta = {
         "format": "ddim-latents",
-        "version": 1,
-        "names": list(names),
-        "plan": plan.to_json(),
-        "model_sha256": model_sha256,
+        "version": 2,
+        "names": list(file.names),
+        "plan": file.plan.to_json(),
+        "model_sha256": file.model_sha256,
+        "method": file.method,
+        "conditions": dict(file.conditions),
     }
-    write_tensors(path, {"latents": latents}, meta)
+    write_tensors(path, {"latents": latents} | ({} if file.earlier is None else {"earlier": file.earlier}), meta)
 
 
 def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
-    """Latents, float32 (N, C, H, W), and what their file says beside them.
+    """Latents, (N, C, H, W), float32 or float64, and what their file says beside them.
+
+    A file of version 1 holds the plan that encoded, always eq. (13) backwards; it is given as the one that decodes.
 
     Raises:
         DdimError: If it is not such a file, or holds numbers that are not finite.
@@ -141,7 +190,24 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
     tensors, meta = read_tensors(path)
     if meta.get("format") != "ddim-latents" or "latents" not in tensors or not {"names", "plan"} <= meta.keys():
         raise DdimError(path, "is not a latents file", "write one with `ddim encode`")
-    latents, names = tensors["latents"].float(), tuple(meta["names"] or ())
-    if latents.ndim != 4 or len(names) != len(latents) or not torch.isfinite(latents).all():
+    if meta.get("version") not in (1, 2):
+        raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
+    latents, names = tensors["latents"], tuple(meta["names"] or ())
+    latents, plan = (
+        (latents if latents.dtype == torch.float64 else latents.float()),
+        Plan.from_json(meta["plan"], str(path)),
+    )
+    earlier, conditions = tensors.get("earlier"), meta.get("conditions", {})
+    states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
+    sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
+    if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    return latents, LatentsFile(names, Plan.from_json(meta["plan"], str(path)), meta.get("model_sha256", ""))
+    if not isinstance(conditions, dict):
+        raise DdimError(path, "does not say what encoded it", "write it again with `ddim encode`")
+    if meta["version"] == 1:
+        levels = [*(row.next for row in reversed(plan.rows)), plan.start]
+        plan = samplers.ddim(levels, about=plan.about.removesuffix(", encode"))
+    method = str(meta.get("method", "ddim"))
+    return latents, LatentsFile(
+        names, plan, meta.get("model_sha256", ""), method, states[1] if earlier is not None else None, conditions
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import checkpoint, samplers
+from ddim import checkpoint, inversion, samplers, tuning
+from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import DType as DType
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 from ddim.grid import DEFAULT
 from ddim.nn.unet import UNet
 from ddim.pixels import to_float
@@ -21,13 +24,18 @@ from ddim.plan import Plan
 from ddim.schedule import Level
 
 STEPS = 20
+PILOTS = 2**63  # of seeds of tuning
 
 
 class Model(Engine):
     """A trained model: an `Engine`, with plans made for it, and what is done with them."""
 
     def levels(
-        self, grid: str | Sequence[float] = DEFAULT, steps: int | None = None, encode: bool = False
+        self,
+        grid: str | Sequence[float] = DEFAULT,
+        steps: int | None = None,
+        encode: bool = False,
+        top: int | None = None,
     ) -> tuple[Level, ...]:
         """The levels a sampler walks, see `ddim.samplers.walk`: the grid's from the noisiest down, then clean data.
 
@@ -35,42 +43,58 @@ class Model(Engine):
             grid: A grid's name (see `ddim.grid`) or a rising list of times.
             steps: S, the number of network calls; with a named grid 20 if left out.
             encode: Rising instead, from clean data to the noisiest.
+            top: The noisiest time, where a run starts from a picture partly noised.
 
         Raises:
             DdimError: See `ddim.grid.tau`.
         """
         some = STEPS if isinstance(grid, str) and steps is None else steps
-        return samplers.walk(self.schedule, self.config.predicts, grid, some, encode)
+        return samplers.walk(self.schedule, self.config.predicts, grid, some, encode, top)
 
     def plan(
         self,
         steps: int | None = None,
-        grid: str | Sequence[float] = DEFAULT,
+        grid: str | Sequence[float] | None = None,
         eta: float = 0.0,
         sigma: Sequence[float] | str | None = None,
         clip_x0: bool | None = None,
         encode: bool = False,
         default: int = STEPS,
+        top: int | None = None,
+        sampler: str = "ddim",
     ) -> Plan:
-        """A DDIM plan for this model.
+        """A plan for this model.
 
         Args:
             steps: S, the number of network calls.
-            grid: A grid's name (see `ddim.grid`) or a rising list of times.
+            grid: A grid's name (see `ddim.grid`) or a rising list of times; equal-angle if left out.
             eta: See `ddim.samplers.ddim`, as for the rest.
             sigma: Instead of eta, or "optimal" for the variance that fits this model's own error.
             clip_x0: Whether x_0 is clipped to [-1, 1].
             encode: A plan that encodes.
             default: The steps of a named grid where none are given.
+            top: The noisiest time, where a run starts from a picture partly noised; T if left out.
+            sampler: One of `ddim.samplers.NAMED`; all but "ddim" are without noise. "auto" is what
+                `ddim.samplers.recommended` names for so many steps, where nothing but the steps is given; else "ddim".
 
         Raises:
             DdimError: See `ddim.grid.tau`, `ddim.samplers.ddim` and `ddim.config.ModelConfig.error_at`.
         """
-        levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode)
-        label = grid if isinstance(grid, str) else "own grid"
+        chosen = ""
+        if sampler == "auto":
+            sampler = "ddim"
+            if grid is None and not eta and sigma is None and clip_x0 is None and not encode and top is None:
+                sampler, grid = samplers.recommended(steps or default)
+                chosen = "auto: "
+        grid = DEFAULT if grid is None else grid
+        levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode, top)
         clean_as = self.schedule.level(1) if encode else None
-        about = f"{label}, S={len(levels) - 1}"
-        return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
+        about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        if sampler == "ddim":
+            return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
+        if eta or sigma is not None:
+            raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
+        return replace(samplers.named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
 
     def sample(
         self,
@@ -79,8 +103,10 @@ class Model(Engine):
         seed: int = 0,
         start: int = 0,
         labels: int | Sequence[int] | None = None,
-        guidance: float | None = None,
+        guidance: Guidance | None = None,
         plan: Plan | None = None,
+        origin: Tensor | None = None,
+        hook: Hook | None = None,
         **settings: Any,
     ) -> Tensor:
         """Sample pictures. Picture i is a function of (model, plan, seed, start + i), whatever n is.
@@ -91,9 +117,12 @@ class Model(Engine):
             seed: The run's seed.
             start: The first sample's index.
             labels: One label for all or one each, for a model with labels.
-            guidance: Scale of classifier-free guidance.
+            guidance: Scale of classifier-free guidance, or a function from level to scale, see `ddim.guidance`.
             plan: A plan of one's own, instead of steps and settings.
-            settings: As for `Model.plan`: grid, eta, sigma, clip_x0.
+            origin: Pictures to start from, partly noised, (1, C, H, W) or one each, in [-1, 1]; goes with `top`.
+            hook: What is done to each predicted x_0, see `ddim.hooks`.
+            settings: As for `Model.plan`: sampler (if left out "auto", but "ddim" with origin or hook), grid, eta,
+                sigma, clip_x0, top.
 
         Returns:
             float32, (n, C, H, W), nominally in [-1, 1].
@@ -105,41 +134,126 @@ class Model(Engine):
             raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
         if plan is not None and (settings or steps is not None):
             raise DdimError("plan", "is given beside steps or settings", "give one or the other")
-        plan = plan or self.plan(steps, **settings)
+        own = "ddim" if hook or origin is not None else "auto"
+        plan = plan or self.plan(steps, **{"sampler": own, **settings})
         each = [labels] * n if isinstance(labels, int) else labels
         if each is not None and len(each) != n:
             raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
-        return torch.cat([self.empty(), *self.sample_blocks(plan, range(start, start + n), seed, each, guidance)])
+        through = partial(Hooked, hook=hook) if hook else None
+        blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
+        return torch.cat([self.empty(), *blocks])
+
+    def tuning(self, calls: int, solver: str = "fitted", pilots: int = 128, seed: int = 0) -> Iterator[tuning.Progress]:
+        """Find a plan for this model and a number of network calls, see `ddim.tuning`.
+
+        Args:
+            calls: Network calls, 2..30.
+            solver: "fitted", or a sampler of which the times alone are searched.
+            pilots: Samples to tune on, half of them held out; they come from another stream than `sample`'s.
+            seed: Their seed.
+
+        Yields:
+            Where it stands; the last one's `found.plan` is the plan, made for this model alone where tuning won.
+
+        Raises:
+            DdimError: If an argument is out of range.
+        """
+        start = self.noise(pilots, PILOTS + seed).start()
+        for step in tuning.tuning(self.denoise, self.schedule, calls, start, solver, self.micro_batch):
+            if step.found is not None and step.found.won:
+                plan = replace(step.found.plan, made_for=self.fingerprint)
+                step = replace(step, found=replace(step.found, plan=plan))
+            yield step
+
+    def way(
+        self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
+    ) -> inversion.Way:
+        """The plans of a way to latents and back, see `ddim.inversion` and docs/inversion.md.
+
+        Args:
+            method: "ddim", "ddim-target", "fixed-point", "reversible" or "lossless".
+            steps: S, the number of network calls down; with a named grid 50 if left out.
+            grid: A grid's name or a rising list of times; equal-angle if left out, for "fixed-point" times closer near
+                t = 1, see `ddim.inversion.graded`.
+
+        Raises:
+            DdimError: If the method is unknown, or as `Model.levels`.
+        """
+        some = 50 if steps is None and (grid is None or isinstance(grid, str)) else steps
+        levels = self.levels(DEFAULT if grid is None else grid, some)
+        label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "own grid"
+        if method == "fixed-point" and grid is None:
+            times = inversion.graded(self.schedule, len(levels) - 1, levels[0].t)
+            levels, label = self.schedule.levels(times[::-1]), "graded"
+        return inversion.way(method, levels, self.schedule.level(1), label)
 
     def encode(
-        self, images: Tensor | np.ndarray, steps: int | None = None, grid: str | Sequence[float] = DEFAULT
+        self,
+        images: Tensor | np.ndarray,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        method: str = "ddim",
     ) -> Tensor:
-        """Pictures to latents x_T: eq. (13) run backwards, first order, so decoding returns them approximately.
+        """Pictures to latents x_T; docs/inversion.md compares the methods.
 
         Args:
             images: float (N, C, H, W) in [-1, 1], or uint8 (N, H, W, C).
-            steps: S, the number of network calls; with a named grid 50 if left out.
-            grid: The grid's name or a rising list of times.
+            steps: S, the number of network calls down; with a named grid 50 if left out.
+            grid: The grid's name or a rising list of times; the method's own if left out.
+            method: "ddim" is eq. (13) run backwards, first order, so decoding returns the pictures approximately;
+                "ddim-target" is the same, the network told the level ahead. Exact are "fixed-point", several calls
+                a step, "reversible" and, to the last bit, "lossless", one call a step.
 
         Returns:
-            float32, (N, C, H, W).
+            float32, (N, C, H, W). For "reversible" and "lossless" a latent is two states: (2, N, C, H, W), x_T and the
+            state one step before it, float64 for "lossless".
+
+        Raises:
+            DdimError: If an argument is out of range, or a picture cannot be encoded.
         """
         pictures = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
-        plan = self.plan(steps, grid, encode=True, default=50)
-        return torch.cat([self.empty(), *self.run_blocks(plan, pictures)])
+        way = self.way(method, steps, grid)
+        made = [*self.encode_blocks(way, pictures)]
+        latents = torch.cat([self.empty(), *(part.latents for part in made)])
+        if not way.pair:
+            return latents
+        return torch.stack([latents, torch.cat([self.empty(), *(p.earlier for p in made if p.earlier is not None)])])
 
-    def decode(self, latents: Tensor, steps: int | None = None, grid: str | Sequence[float] = DEFAULT) -> Tensor:
-        """Latents x_T to pictures, without noise.
+    def decode(
+        self,
+        latents: Tensor,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        method: str = "ddim",
+    ) -> Tensor:
+        """Latents to pictures, without noise.
 
         Args:
-            latents: float, (N, C, H, W).
-            steps: S, the number of network calls; with a named grid 50 if left out.
-            grid: The grid's name or a rising list of times.
+            latents: What `encode` returned, or x_T alone, (N, C, H, W).
+            steps: S, the number of network calls, as encoded; with a named grid 50 if left out.
+            grid: The grid's name or a rising list of times, as encoded.
+            method: The method that encoded.
 
         Returns:
             float32, (N, C, H, W), nominally in [-1, 1].
+
+        Raises:
+            DdimError: If an argument is out of range, or latents of two states are given to a method of one.
+
+        Warns:
+            DdimWarning: If a method of two states is given x_T alone: then pictures come back approximately.
         """
-        return torch.cat([self.empty(), *self.run_blocks(self.plan(steps, grid, default=50), latents)])
+        way = self.way(method, steps, grid)
+        if latents.ndim == 5 and not (way.pair and len(latents) == 2):
+            wrong = f"are {len(latents)} states each, {method} takes {2 if way.pair else 1}"
+            raise DdimError("latents", wrong, "name the method that encoded")
+        if latents.ndim == 5:
+            blocks = self.run_blocks(way.onward, latents[1], [latents[0]])
+        else:
+            if way.pair:
+                say(f"{method}: x_T is given without the state before it; pictures come back approximately")
+            blocks = self.run_blocks(way.down, latents)
+        return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, `model.safetensors` + `config.json`.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ddim.errors import DdimError
@@ -77,6 +78,7 @@ class Plan:
             states are what a two-step plan goes back from, see `ddim.inversion`.
         lattice: If not 0, states are whole multiples of this power of two, in float64: a row's predictions are rounded
             to it and states enter with whole weights exactly, so that a sum can be undone to the last bit.
+        made_for: The checksum of the model whose own paths it was fitted to, see `ddim.tuning`; "" for any model.
     """
 
     sampler: str
@@ -87,6 +89,7 @@ class Plan:
     straight: bool = True
     before: tuple[Level, ...] = ()
     lattice: float = 0.0
+    made_for: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -168,6 +171,20 @@ class Plan:
         wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
         return abs(signal - row.next.signal), abs(noise - wanted)
 
+    def check_model(self, fingerprint: Callable[[], str]) -> Plan:
+        """The plan itself, if it was made for the model of that checksum, or for any.
+
+        Args:
+            fingerprint: Gives the checksum; it is asked only where it matters.
+
+        Raises:
+            DdimError: If it was made for another model.
+        """
+        if self.made_for and self.made_for != fingerprint():
+            wrong = f"was made for another model, {self.made_for[:12]}..."
+            raise DdimError(f"plan {self.name}", wrong, "tune one for this model, or say --any-model")
+        return self
+
     def _starts(self) -> str:
         return " and ".join(f"{level.t:g}" for level in (self.start, *self.before))
 
@@ -220,6 +237,7 @@ class Plan:
             **({} if self.straight else {"straight": False}),
             **({"before": [place(level) for level in self.before]} if self.before else {}),
             **({"lattice": self.lattice} if self.lattice else {}),
+            **({"made_for": self.made_for} if self.made_for else {}),
             "levels": [[t, word(log_snr)] for t, log_snr in levels],
             "rows": rows,
         }
@@ -256,7 +274,7 @@ class Plan:
             before = tuple(levels[place] for place in file.before)
         except IndexError:
             raise DdimError(name, "a row names a level that is not there", "write it again") from None
-        flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice)
+        flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice, file.made_for)
         plan = Plan(file.sampler, rows, *flags)
         return plan.check() if checked else plan
 

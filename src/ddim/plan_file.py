@@ -41,6 +41,7 @@ class PlanFile(BaseModel):
     straight: bool = True
     before: tuple[Annotated[int, Field(ge=0)], ...] = ()
     lattice: float = 0.0
+    made_for: str = ""
     levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
     rows: Sequence[PlanFileRow]
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.encode import METHODS, make_way
 from ddim.cli.main import Stopper
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
+from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar
 from ddim.errors import DdimError, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.latents import LatentsFile
+    from ddim.model import Model
+    from ddim.plan import Plan
 
 
 @click.command("decode")
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
+@click.option("--method", type=click.Choice(METHODS), help="The method that encoded. [default: as in the file]")
 @click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
 @grid_option(default="as encoded")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
@@ -24,6 +34,7 @@ def command(
     model: str,
     latents: Path,
     out: Path,
+    method: str | None,
     steps: int | None,
     grid: str | None,
     sheet: Path | None,
@@ -31,7 +42,7 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Turn LATENTS, a file that `ddim encode` wrote, back into pictures, with eta = 0.
+    """Turn LATENTS, a file that `ddim encode` wrote, back into pictures, with eta = 0 and the plan in the file.
 
     \b
     Example:
@@ -49,16 +60,14 @@ def command(
     states, file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
-    times = [row.next.t for row in file.plan.rows]
-    as_encoded = steps is None and grid is None
-    plan = loaded.plan(grid=times) if as_encoded else make_plan(loaded, steps, grid, default=50)
-    if times != [row.now.t for row in reversed(plan.rows)]:
-        say(f"{latents}: was encoded with {file.plan.name}, is decoded with {plan.name}")
+    if method not in (None, file.method):
+        raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
+    plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
     made = None
     begun = time.monotonic()
     with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task("decoding", total=len(states), rate="")
-        for made in decode(loaded, plan, out, states, file.names, Path(model).name):
+        task = bar.add_task("decoding", total=len(start), rate="")
+        for made in decode(loaded, plan, out, start, file.names, Path(model).name, beside):
             rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
             bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
             if stopper() and made.done < made.total:
@@ -73,3 +82,24 @@ def command(
         pictures = read_sheet(out, range(made.total))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))
         click.echo(f"sheet: {sheet}")
+
+
+def _decoding(
+    model: Model, name: str, latents: Tensor, file: LatentsFile, steps: int | None, grid: str | None
+) -> tuple[Plan, Tensor, list[Tensor]]:
+    """The plan, the states it starts from and those beside; what makes the result differ is said."""
+    whole = file.plan.calls + len(file.plan.before)
+    plan, start = file.plan, latents
+    beside: list[Tensor] = []
+    if steps is not None or grid is not None:
+        asked = make_way(model, file.method, steps or (None if grid and grid[:1].isdigit() else whole), grid)
+        plan = file.plan if asked.onward.rows == file.plan.rows else asked.down
+        if plan is asked.down:
+            told = " from x_T alone, so approximately" if file.earlier is not None else ""
+            say(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{told}")
+    if file.earlier is not None and plan is file.plan:
+        start, beside = file.earlier, [latents]
+    others = file.other_conditions(model.conditions)
+    if others and file.method not in METHODS[:2]:
+        say(f"{name}: was encoded under other conditions ({others}); what comes back may differ in the last bits")
+    return plan, start, beside

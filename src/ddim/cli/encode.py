@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,19 +12,39 @@ from ddim.cli.options import (
     exact_device_options,
     grid_option,
     load_model,
-    make_plan,
+    numbers,
     output_file,
     progress_bar,
     steps_option,
 )
+
+if TYPE_CHECKING:
+    from ddim.inversion import Way
+    from ddim.model import Model
+
+METHODS = ("ddim", "ddim-target", "fixed-point", "reversible", "lossless")
+
+
+def make_way(model: Model, method: str, steps: int | None, grid: str | None) -> Way:
+    """The plans that --method, --steps and --grid ask for, see `ddim.Model.way`."""
+    return model.way(method, steps, numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
 
 
 @click.command("encode")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The latents file, *.safetensors.")
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default=METHODS[0],
+    show_default=True,
+    help="ddim: eq. (13) backwards, and ddim-target, told the level ahead: approximate, one call a step. "
+    "fixed-point: plain DDIM undone, several calls a step. reversible, lossless: two-step plans undone, one call a "
+    "step, latents of two states; lossless to the last bit.",
+)
 @steps_option(50)
-@grid_option()
+@grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @exact_device_options
@@ -31,6 +52,7 @@ def command(
     model: str,
     images: tuple[str, ...],
     out: Path,
+    method: str,
     steps: int | None,
     grid: str | None,
     split: str | None,
@@ -39,11 +61,12 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Turn IMAGES (files, a folder, or a data set) into latents x_T by eq. (13) run backwards.
+    """Turn IMAGES (files, a folder, or a data set) into latents x_T.
 
     \b
-    Example:
+    Examples:
       ddim encode mnist two.png three.png --out latents.safetensors --steps 50
+      ddim encode mnist two.png three.png --out latents.safetensors --steps 50 --method lossless
     """
     import torch
 
@@ -51,19 +74,24 @@ def command(
 
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim.latents import write_latents
+    from ddim.latents import LatentsFile, write_latents
     from ddim.pixels import to_float
 
-    plan = make_plan(loaded, steps, grid, encode=True, default=50)
+    way = make_way(loaded, method, steps, grid)
     pictures, names = read_pictures(images, loaded.config.data, split, limit)
-    begun, blocks = time.monotonic(), [loaded.empty()]
+    begun, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")
-        for block in loaded.run_blocks(plan, to_float(pictures)):
-            blocks.append(block)
-            bar.advance(task, len(block))
+        for part in loaded.encode_blocks(way, to_float(pictures)):
+            parts.append(part)
+            bar.advance(task, len(part.latents))
             rate = bar.tasks[0].completed / (time.monotonic() - begun)
             bar.update(task, rate=f"{rate:.1f} images/s")
-    latents = torch.cat(blocks)
-    write_latents(out, latents, names, plan, loaded.config.sha256)
-    click.echo(f"{len(latents)} latents, {plan.name}, std {latents.std():.3f}: {out}")
+    latents = torch.cat([part.latents for part in parts])
+    beside = [part.earlier for part in parts if part.earlier is not None]
+    earlier = torch.cat(beside) if beside else None
+    about = (way.onward, loaded.config.sha256, method, earlier, loaded.conditions)
+    write_latents(out, latents, LatentsFile(tuple(names), *about))
+    name = (way.up or way.down).name
+    how = "" if method == METHODS[0] else f"{method}, "
+    click.echo(f"{len(latents)} latents, {how}{name}, std {latents.std():.3f}: {out}")

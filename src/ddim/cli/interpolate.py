@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, output_file, steps_option
+from ddim.cli.options import (
+    exact_device_options,
+    grid_option,
+    load_model,
+    make_plan,
+    numbers,
+    output_file,
+    steps_option,
+)
 from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.model import Model
+    from ddim.plan import Plan
 
 
 @click.command("interpolate")
 @click.argument("model")
-@click.option("--seeds", help="Two seeds (or four, for a sheet), each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
-@click.option("--images", help="Instead of seeds: two (or four) picture files, which are encoded first.")
+@click.option("--seeds", help="Seeds, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9: two, four with --grid.")
+@click.option("--images", help="Instead of seeds: picture files, which are encoded first.")
+@click.option(
+    "--weights",
+    multiple=True,
+    help="Blend any number of seeds or pictures, one weight for each, such as 0.5,0.3,0.2; more blends after ';', or "
+    "with the option again.",
+)
 @click.option(
     "--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ..."
 )
-@click.option("--frames", type=int, default=11, show_default=True, help="Pictures from one end to the other.")
+@click.option("--frames", type=int, help="Pictures from one end to the other. [default: 11]")
 @steps_option(50)
 @grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
@@ -26,8 +48,9 @@ def command(
     model: str,
     seeds: str | None,
     images: str | None,
+    weights: tuple[str, ...],
     four: bool,
-    frames: int,
+    frames: int | None,
     steps: int | None,
     grid: str | None,
     out: Path,
@@ -37,48 +60,77 @@ def command(
 ) -> None:
     """Walk between two latents by slerp and decode every point of the way, with eta = 0.
 
+    With --weights: blends of any number of latents instead, sum w z / sqrt(sum w^2), which are as noisy as they are.
+
     \b
     Examples:
       ddim interpolate mnist --seeds 3,14 --frames 11 --out strip.png
       ddim interpolate mnist --images two.png,seven.png --out strip.png
       ddim interpolate mnist --seeds 1,2,3,4 --grid --frames 8 --out sheet.png
+      ddim interpolate mnist --seeds 1,2,3 --weights "0.5,0.3,0.2; 1,1,1" --out blends.png
     """
     import numpy as np
     import torch
 
     if (seeds is None) == (images is None):
         raise DdimError("--seeds and --images", "exactly one of them is needed", "write --seeds 3,14")
-    if frames < 2:
-        raise DdimError(f"--frames {frames}", "is less than 2", "give 2 or more")
     given = (seeds or images or "").split(",")
-    corners = 4 if four else 2
+    blends = _blends(weights, len(given), four or frames is not None)
+    count = 11 if frames is None else frames
+    if count < 2:
+        raise DdimError(f"--frames {frames}", "is less than 2", "give 2 or more")
+    corners = len(given) if blends else 4 if four else 2
     if len(given) != corners:
-        more = "" if four else " (four with --grid)"
-        raise DdimError(
-            "--seeds" if seeds else "--images", f"names {len(given)}, not {corners}", f"give {corners}{more}"
-        )
+        more = "" if four else " (four with --grid, any number with --weights)"
+        name = "--seeds" if seeds else "--images"
+        raise DdimError(name, f"names {len(given)}, not {corners}", f"give {corners}{more}")
     places = [_place(text) for text in given] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim.latents import between_four, walk
-    from ddim.pixels import to_float, to_uint8
+    from ddim.latents import between_four, blend, walk
+    from ddim.pixels import to_uint8
     from ddim.sheet import save_png, sheet
 
     plan = make_plan(loaded, steps, grid, default=50)
-    if seeds:
-        ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places])
+    ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
+    if ends is None:
+        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50))
+    if blends:
+        latents, columns = blend(ends, blends), min(len(blends), 11)
+    elif four:
+        latents, columns = between_four(ends, count, count), count
     else:
-        from ddim.cli.pictures import read_pictures
-
-        pictures, _ = read_pictures(tuple(given), loaded.config.data, None, None)
-        ends = torch.cat(
-            [*loaded.run_blocks(make_plan(loaded, steps, grid, encode=True, default=50), to_float(pictures))]
-        )
-    latents = between_four(ends, frames, frames) if four else walk(ends[0], ends[1], frames)
+        latents, columns = walk(ends[0], ends[1], count), count
     made = to_uint8(torch.cat([*loaded.run_blocks(plan, latents)]))
-    page = sheet(np.asarray(made), columns=frames, zoom=2 if made.shape[1] <= 32 else 1)
-    save_png(out, page, {"model": Path(model).name, "plan": plan.name, "between": ",".join(given)})
+    page = sheet(np.asarray(made), columns, zoom=2 if made.shape[1] <= 32 else 1)
+    text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(given)}
+    save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
     click.echo(f"{len(made)} pictures, {plan.name}: {out}")
+
+
+def _encoded(model: Model, files: tuple[str, ...], plan: Plan) -> Tensor:
+    """The latents of picture files, (N, C, H, W)."""
+    import torch
+
+    from ddim.cli.pictures import read_pictures
+    from ddim.pixels import to_float
+
+    pictures, _ = read_pictures(files, model.config.data, None, None)
+    return torch.cat([*model.run_blocks(plan, to_float(pictures))])
+
+
+def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[float]]:
+    """--weights: one list for each blend, none where it is left out."""
+    blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
+    if blends and walks:
+        raise DdimError("--weights", "is given beside --grid or --frames", "leave those out")
+    for blend in blends:
+        shown = ",".join(f"{weight:g}" for weight in blend)
+        if len(blend) != given:
+            raise DdimError(f"--weights {shown}", f"are {len(blend)} for {given} latents", "give one for each")
+        if not any(blend) or not all(map(math.isfinite, blend)):
+            raise DdimError(f"--weights {shown}", "are all 0, or not finite", "give a weight that is not 0")
+    return blends
 
 
 def _place(text: str) -> tuple[int, int]:

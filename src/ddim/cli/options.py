@@ -32,6 +32,30 @@ GRIDS = (
 )
 _GRID_HELP = f"Times at which the network is called: {', '.join(GRIDS)}, or rising times such as 1,250,1000."
 
+# A second list, as is GRIDS, so that `--help` need not load torch; a test holds it to `ddim.samplers.NAMED`.
+SAMPLERS = (
+    "ddim",
+    "ab2",
+    "ab3",
+    "ab4",
+    "ab2-v",
+    "ab3-v",
+    "ab4-v",
+    "ipndm2",
+    "ipndm3",
+    "ipndm4",
+    "deis2",
+    "deis3",
+    "deis4",
+    "dpm++2m",
+    "dpm++3m",
+    "unipc2",
+    "unipc3",
+    "heun",
+    "rk4",
+    "probability-flow",
+)
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -66,6 +90,13 @@ def steps_option(default: int) -> Decorator:
     """--steps; left out with a grid that is a list of times."""
     text = f"S, the number of network calls; left out with a list of times. [default: {default}]"
     return click.option("--steps", type=int, help=text)
+
+
+def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--sampler."""
+    text = "auto: what docs/solvers.md found best at so many steps, where nothing else is said; else ddim, which alone "
+    text += f"adds noise. One of auto, {', '.join(SAMPLERS)}."
+    return click.option("--sampler", default="auto", show_default=True, help=text)(function)
 
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -135,16 +166,18 @@ def make_plan(
     clip_x0: bool | None = None,
     encode: bool = False,
     default: int = 20,
+    sampler: str = "ddim",
 ) -> Plan:
     """The plan that a command's options ask for; `default` is its number of steps where none is given."""
     if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat", "optimal") else numbers(sigma, "--sigma")
-    grid = grid or GRIDS[0]
-    times = numbers(grid, "--grid") if grid[:1].isdigit() else grid
-    if steps is None and isinstance(times, str):
+    times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
+    if steps is None and not isinstance(times, list):
         steps = default
-    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode)
+    if sampler == "auto" and eta is not None:
+        sampler = "ddim"
+    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, sampler=sampler)
 
 
 def numbers(text: str | None, name: str) -> list[float]:

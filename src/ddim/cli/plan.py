@@ -6,12 +6,13 @@ import json
 
 import click
 
-from ddim.cli.options import grid_option, make_plan, noise_options, steps_option
+from ddim.cli.options import grid_option, make_plan, noise_options, sampler_option, steps_option
 
 
 @click.command("plan")
 @click.argument("model")
 @steps_option(20)
+@sampler_option
 @grid_option()
 @noise_options
 @click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
@@ -19,6 +20,7 @@ from ddim.cli.options import grid_option, make_plan, noise_options, steps_option
 def command(
     model: str,
     steps: int | None,
+    sampler: str,
     grid: str | None,
     eta: float | None,
     sigma: str | None,
@@ -28,14 +30,17 @@ def command(
 ) -> None:
     """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
 
-    Each row says x_next = x0 * predicted x_0 + eps * predicted noise + z * fresh noise.
+    Each row says x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
+    eps[-1] weighs the prediction one row before.
 
     \b
     Examples:
+      ddim plan mnist --steps 10
       ddim plan mnist --steps 10 --eta 0.5
+      ddim plan mnist --steps 10 --sampler unipc3 --grid log-snr
       ddim plan mnist --grid 1,50,300,1000 --json > plan.json
     """
     from ddim.model import load
 
-    made = make_plan(load(model, "cpu"), steps, grid, eta, sigma, clip_x0, encode)
+    made = make_plan(load(model, "cpu"), steps, grid, eta, sigma, clip_x0, encode, sampler=sampler)
     click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))

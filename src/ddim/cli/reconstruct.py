@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.options import (
-    GRIDS,
-    exact_device_options,
-    grid_option,
-    load_model,
-    make_plan,
-    progress_bar,
-    whole_numbers,
-)
-from ddim.errors import DdimError
+from ddim.cli.encode import METHODS, make_way
+from ddim.cli.options import GRIDS, exact_device_options, grid_option, load_model, progress_bar, whole_numbers
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ddim.inversion import Way
+    from ddim.model import Model
     from ddim.roundtrip import RoundTrip
 
 SHOWN = 16
@@ -32,8 +27,9 @@ SHOWN = 16
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table and the picture.")
-@click.option("--steps", default="10,20,50,100", show_default=True, help="Numbers of network calls each way.")
-@grid_option()
+@click.option("--steps", default="10,20,50,100", show_default=True, help="Numbers of network calls down.")
+@click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Of {', '.join(METHODS)}; several.")
+@grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @exact_device_options
@@ -42,6 +38,7 @@ def command(
     images: tuple[str, ...],
     out: Path,
     steps: str,
+    methods: str,
     grid: str | None,
     split: str | None,
     limit: int | None,
@@ -52,69 +49,110 @@ def command(
     """Encode and decode IMAGES and print the per-dimension mean squared error in [0, 1] (the paper's Table 2).
 
     \b
-    Example:
+    Examples:
       ddim reconstruct mnist ./mnist --split test --limit 1000 --steps 10,20,50,100 --out round-trip
+      ddim reconstruct mnist ./mnist --split test --limit 200 --method ddim,fixed-point,lossless --out round-trip
     """
     from ddim.cli.pictures import read_pictures
     from ddim.files import make_folder, strangers
-    from ddim.roundtrip import join, round_trips
 
-    counts = whole_numbers(steps, "--steps")
+    counts, chosen = whole_numbers(steps, "--steps"), methods.split(",")
+    for method in chosen:
+        if method not in METHODS:
+            raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
     if strangers(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
-    plans = [(make_plan(loaded, s, grid, encode=True), make_plan(loaded, s, grid)) for s in counts]
+    ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
     pictures, _ = read_pictures(images, loaded.config.data, split, limit)
     make_folder(out)
-    results: list[tuple[int, RoundTrip]] = []
-    begun = time.monotonic()
-    with progress_bar() as bar:
-        task = bar.add_task("round trips", total=len(pictures) * len(plans), rate="")
-        for up, down in plans:
-            parts = []
-            for part in round_trips(loaded, pictures, up, down):
-                parts.append(part)
-                bar.advance(task, len(part.again))
-                bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
-            results.append((down.calls, join(parts)))
+    results, failed = _measure(loaded, ways, pictures)
     about = {
         "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
         "images": len(pictures),
         "split": split,
         "grid": grid or GRIDS[0],
-        "dtype": str(loaded.dtype).removeprefix("torch."),
+        **loaded.conditions,
+        "failed": failed,
     }
     click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
     _report(out, about, pictures, results)
 
 
-def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[int, RoundTrip]]) -> None:
+def _measure(
+    model: Model, ways: list[Way], pictures: np.ndarray
+) -> tuple[list[tuple[Way, RoundTrip]], list[dict[str, Any]]]:
+    """The round trips, and what failed; that is said, and the others go on."""
+    from ddim.roundtrip import join, round_trips
+
+    results: list[tuple[Way, RoundTrip]] = []
+    failed: list[dict[str, Any]] = []
+    begun = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("round trips", total=len(pictures) * len(ways), rate="")
+        for way in ways:
+            parts = []
+            try:
+                for part in round_trips(model, pictures, way.up, way.down, way.method):
+                    parts.append(part)
+                    bar.advance(task, len(part.again))
+                    bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
+            except DdimError as error:
+                if len(ways) == 1:
+                    raise
+                say(f"{way.method}, S = {way.down.calls}, is left out: {error}")
+                failed.append({"method": way.method, "steps": way.down.calls, "error": str(error)})
+                bar.advance(task, len(pictures) - sum(len(part.again) for part in parts))
+                continue
+            results.append((way, join(parts)))
+    return results, failed
+
+
+def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[Way, RoundTrip]]) -> None:
     from ddim.files import write_atomic
     from ddim.sheet import labelled_rows, save_png
 
     table = [
         {
-            "steps": steps,
+            "method": way.method,
+            "steps": way.down.calls,
+            "plan": way.down.name,
             "mse": trip.mse,
             "standard_error": trip.standard_error,
+            "rms": trip.rms,
+            "max": float(trip.largest.max()),
             "latent_std": float(trip.latent_std.mean()),
+            "calls_per_step": float(trip.calls.double().mean()) / way.down.calls,
+            "seconds": float(trip.seconds.mean()),
         }
-        for steps, trip in results
+        for way, trip in results
     ]
     report = {
         **about,
-        "method": "eq. (13) backwards, then forwards, S calls each way",
-        "error": "mean squared error per dimension, pictures in [0, 1], neither clipped nor rounded",
+        "error": "mse: mean squared error per dimension, pictures in [0, 1], neither clipped nor rounded; rms and max: "
+        "pictures in [-1, 1]",
+        "calls_per_step": "network calls that encoding takes for each step down",
+        "seconds": "up and down, for one picture",
         "rows": table,
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
-    rows = [("original", pictures[:SHOWN]), *((f"S = {steps}", trip.again[:SHOWN]) for steps, trip in results)]
-    save_png(out / "reconstruct.png", labelled_rows(rows, zoom=2 if pictures.shape[1] <= 32 else 1))
-    click.echo("    S   MSE in [0,1]   standard error   latent std")
+    alone = len({way.method for way, _ in results}) == 1
+    names = [f"S = {way.down.calls}" if alone else f"{way.method}, S = {way.down.calls}" for way, _ in results]
+    rows = [("original", pictures), *zip(names, (trip.again for _, trip in results), strict=True)]
+    shown = [(name, some[:SHOWN]) for name, some in rows]
+    save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if pictures.shape[1] <= 32 else 1))
+    click.echo(_HEAD)
     for line in table:
         spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"
-        click.echo(f"{line['steps']:5d}   {line['mse']:12.3e}   {spread:>14}   {line['latent_std']:10.3f}")
+        click.echo(
+            f"{line['method']:<11}  {line['steps']:5d}   {line['mse']:12.3e}   {spread:>14}   {line['rms']:8.2e}   "
+            f"{line['max']:8.2e}   {line['latent_std']:10.3f}   {line['calls_per_step']:10.2f}   {line['seconds']:7.3f}"
+        )
     click.echo(f"table: {out / 'reconstruct.json'}\npicture: {out / 'reconstruct.png'}")
 
 
+_HEAD = (
+    "method           S   MSE in [0,1]   standard error        rms        max   latent std   calls/step   seconds\n"
+    "                                                  (of pictures in [-1,1])                (up)     (a picture)"
+)
 _OURS = ("reconstruct.json", "reconstruct.png")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +17,14 @@ from ddim.cli.options import (
     noise_options,
     output_file,
     progress_bar,
+    sampler_option,
     steps_option,
 )
 from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.denoiser import Guidance
+    from ddim.plan import Plan
 
 
 @click.command("sample")
@@ -25,6 +32,7 @@ from ddim.errors import DdimError
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The samples folder; made, or completed.")
 @click.option("-n", "n", type=int, default=64, show_default=True, help="How many pictures.")
 @steps_option(20)
+@sampler_option
 @grid_option()
 @noise_options
 @click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
@@ -39,12 +47,14 @@ from ddim.errors import DdimError
 @click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
 @click.option("--label", type=int, help="A label, for a model trained with labels.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
+@click.option("--cfg-plus-plus", type=float, help="CFG++ instead of it, with --label: 0..1, such as 0.6.")
 @click.option(
     "--plan",
     "plan_file",
     type=click.Path(path_type=Path),
     help="A plan file, instead of --steps, --grid, --eta.",
 )
+@click.option("--any-model", is_flag=True, help="Run a plan that was tuned for another model.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @device_options
 def command(
@@ -52,6 +62,7 @@ def command(
     out: Path,
     n: int,
     steps: int | None,
+    sampler: str,
     grid: str | None,
     eta: float | None,
     sigma: str | None,
@@ -62,7 +73,9 @@ def command(
     micro_batch: int | None,
     label: int | None,
     guidance: float | None,
+    cfg_plus_plus: float | None,
     plan_file: Path | None,
+    any_model: bool,
     sheet: Path | None,
     device: str | None,
     dtype: str,
@@ -84,24 +97,28 @@ def command(
         output_file(sheet)
     loaded = load_model(model, device, dtype, compile_, micro_batch=micro_batch)
     from ddim.generate import generate, picture_path, read_sheet
-    from ddim.plan import Plan
     from ddim.sheet import save_png
     from ddim.sheet import sheet as make_sheet
 
     if plan_file is not None:
-        given = {"--steps": steps, "--grid": grid, "--eta": eta, "--sigma": sigma, "--clip": clip_x0}
-        for option in [name for name, value in given.items() if value is not None]:
-            raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
-        if not plan_file.is_file():
-            raise DdimError(plan_file, "no such file", "write one with `ddim plan MODEL --json`")
-        plan = Plan.from_json(plan_file.read_text(errors="replace"), str(plan_file))
+        given = {
+            "--sampler": None if sampler == "auto" else sampler,
+            "--steps": steps,
+            "--grid": grid,
+            "--eta": eta,
+            "--sigma": sigma,
+            "--clip": clip_x0,
+        }
+        plan = _read_plan(plan_file, given, any_model)
     else:
-        plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0)
+        sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
+        plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0, sampler=sampler)
+    scale = _scale(plan, guidance, cfg_plus_plus)
     made = None
     begun = time.monotonic()
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task(f"{plan.calls} calls each", total=n, rate="")
-        for made in generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, guidance):
+        for made in generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale):
             elapsed = time.monotonic() - begun
             rate = (made.done - made.found) / elapsed if elapsed else 0.0
             bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
@@ -117,3 +134,28 @@ def command(
         pictures = read_sheet(out, range(start, start + n))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(n**0.5))))
         click.echo(f"sheet: {sheet}")
+
+
+def _read_plan(path: Path, given: Mapping[str, object], any_model: bool) -> Plan:
+    """The plan of --plan, beside which none of the options given may have a value."""
+    from dataclasses import replace
+
+    from ddim.plan import Plan
+
+    for option in [name for name, value in given.items() if value is not None]:
+        raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
+    if not path.is_file():
+        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
+    plan = Plan.from_json(path.read_text(errors="replace"), str(path))
+    return replace(plan, made_for="") if any_model else plan
+
+
+def _scale(plan: Plan, guidance: float | None, lam: float | None) -> Guidance | None:
+    """What --guidance or --cfg-plus-plus asks for."""
+    from ddim.guidance import cfg_plus_plus
+
+    if lam is None:
+        return guidance
+    if guidance is not None:
+        raise DdimError("--guidance and --cfg-plus-plus", "are both given", "give one of them")
+    return cfg_plus_plus(plan, lam)

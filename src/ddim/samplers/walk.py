@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ddim.denoiser import Predicts
-from ddim.errors import say
+from ddim.errors import DdimError, say
 from ddim.grid import DEFAULT, tau
 from ddim.schedule import Level, Schedule
 
@@ -18,6 +18,7 @@ def walk(
     grid: str | Sequence[float] = DEFAULT,
     steps: int | None = None,
     encode: bool = False,
+    top: int | None = None,
 ) -> tuple[Level, ...]:
     """The grid's levels from the noisiest down, then clean data.
 
@@ -31,15 +32,17 @@ def walk(
         grid: A grid's name (see `ddim.grid`) or a rising list of times.
         steps: S, the number of network calls; left out with a list.
         encode: Rising instead, from clean data to the noisiest.
+        top: The noisiest time, of an `equal-angle` or `log-snr` grid, where a run starts from a picture partly noised.
 
     Raises:
-        DdimError: See `ddim.grid.tau`.
+        DdimError: See `ddim.grid.tau`; or if top is given beside a list of times.
 
     Warns:
         DdimWarning: As `ddim.grid.tau`, or if the grid ends below T because the network predicts eps.
     """
-    top = None
-    if predicts == "eps" and isinstance(grid, str) and grid == "equal-angle" and steps:
+    if top is not None and not isinstance(grid, str):
+        raise DdimError(f"top {top}", "is given beside a list of times", "let the list end there")
+    if top is None and predicts == "eps" and isinstance(grid, str) and grid == "equal-angle" and steps:
         top = max(round(EPS_TOP * schedule.T), min(steps, schedule.T))
         if top < schedule.T:
             say(f"grid equal-angle: starts at t = {top}, not T = {schedule.T}: this network predicts eps")

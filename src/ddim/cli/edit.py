@@ -1,0 +1,225 @@
+"""`ddim edit`."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import device_options, grid_option, load_model, numbers, output_file, progress_bar, steps_option
+from ddim.errors import DdimError, say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from ddim.generate import Edit
+    from ddim.hooks import Operator
+    from ddim.model import Model
+    from ddim.plan import Plan
+
+STEPS = 50
+ETA = 0.85
+ROUNDS = 5
+
+
+@click.command("edit")
+@click.argument("model")
+@click.argument("picture", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder; made, or completed.")
+@click.option("-n", "n", type=int, default=8, show_default=True, help="How many variants.")
+@click.option("--start-at", type=int, help="Start from PICTURE noised to this time, 1..T: early keeps more of it.")
+@click.option("--mask", type=click.Path(path_type=Path), help="White where PICTURE is kept, black where it is not.")
+@click.option("--upscale", type=int, help="Take PICTURE as so many times smaller than the model's pictures.")
+@click.option("--colour", is_flag=True, help="Take PICTURE as grey, and give it colours.")
+@steps_option(STEPS)
+@grid_option()
+@click.option("--eta", type=float, default=ETA, show_default=True, help="0 is DDIM, 1 is DDPM.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
+@click.option("--label", type=int, help="A label, for a model trained with labels.")
+@click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: PICTURE, what is known, variants.")
+@device_options
+def command(
+    model: str,
+    picture: Path,
+    out: Path,
+    n: int,
+    start_at: int | None,
+    mask: Path | None,
+    upscale: int | None,
+    colour: bool,
+    steps: int | None,
+    grid: str | None,
+    eta: float,
+    seed: int,
+    label: int | None,
+    guidance: float | None,
+    sheet: Path | None,
+    device: str | None,
+    dtype: str,
+    compile_: bool,
+) -> None:
+    """Make variants of PICTURE with MODEL into a folder.
+
+    With --start-at, PICTURE is noised to that time and the noise taken away again (SDEdit): what is coarse stays, what
+    is fine is made anew. With --mask, --upscale or --colour, what is known of it is put into the prediction at every
+    step (DDNM), so that it is in every variant, and the rest is filled in. Both may be combined.
+
+    Variant i depends on the model, the picture, the options, the seed and i alone. Run again after an interruption, the
+    same command makes the variants that are missing.
+
+    \b
+    Examples:
+      ddim edit mnist scribble.png --start-at 350 --out neat --sheet neat.png
+      ddim edit mnist digit.png --mask upper-half.png --out whole --sheet whole.png
+      ddim edit mnist small.png --upscale 4 --out large
+    """
+    if sum((mask is not None, upscale is not None, colour)) > 1:
+        raise DdimError("--mask, --upscale and --colour", "are given together", "give one of them")
+    if start_at is None and mask is None and upscale is None and not colour:
+        raise DdimError("edit", "nothing says what is kept", "give --start-at, --mask, --upscale or --colour")
+    if sheet is not None:
+        output_file(sheet)
+    loaded = load_model(model, device, dtype, compile_)
+    from ddim.generate import generate, picture_path
+
+    shown, operator, y = _known(loaded, picture, mask, upscale, colour)
+    plan = _plan(loaded, steps, grid, eta, start_at)
+    edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
+    made, begun = None, time.monotonic()
+    with Stopper() as stopper, progress_bar() as bar:
+        task = bar.add_task(f"{plan.calls} calls each", total=n, rate="")
+        for made in generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit):
+            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
+            if stopper() and made.done < n:
+                break
+    assert made is not None
+    if made.done < n:
+        click.echo(f"stopped: {made.done} of {n} variants in {out}; run the same command to make the rest", err=True)
+        raise SystemExit(stopper.code)
+    there = f" ({made.found} were there)" if made.found else ""
+    click.echo(f"{n} variants{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
+    if sheet is not None:
+        known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
+        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)
+        click.echo(f"sheet: {sheet}")
+
+
+def _known(
+    model: Model, path: Path, mask: Path | None, upscale: int | None, colour: bool
+) -> tuple[Tensor, Operator | None, Tensor]:
+    """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
+    from ddim import hooks
+    from ddim.data import open_picture
+    from ddim.pixels import to_float
+
+    policy = model.config.data
+    if colour and policy.channels != 3:
+        raise DdimError("--colour", "this model makes grey pictures", "use a colour model")
+    small = None if upscale is None else _small(model, path, upscale)
+    if upscale is not None and small is not None:
+        return hooks.MeanPool(upscale).pinv(small), hooks.MeanPool(upscale), small
+    full = to_float(open_picture(path, policy)[None])
+    operator: Operator | None = None
+    if mask is not None:
+        operator = hooks.Mask(_mask(model, mask, path))
+    elif upscale is not None:
+        operator = hooks.MeanPool(upscale)
+        say(f"{path}: is not {_size(model, upscale)} pixels; it is brought to full size, and means of {upscale} taken")
+    elif colour:
+        operator = hooks.Grey(hooks.LUMA)
+    return full, operator, operator.apply(full) if operator else full
+
+
+def _mask(model: Model, path: Path, picture: Path) -> Tensor:
+    """What is kept: bool, (C, H, W)."""
+    import torch
+
+    from ddim.data.pictures import natural_policy, open_picture
+
+    own, other = natural_policy(path), natural_policy(picture)
+    size, of_picture = (own.height, own.width), (other.height, other.width)
+    if size not in (of_picture, model.shape[1:]):
+        wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
+        raise DdimError(path, wrong, "make it as large as the picture")
+    changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
+    kept = torch.as_tensor(open_picture(path, model.config.data.model_copy(update=changes))[:, :, 0] >= 128)
+    if kept.all() or not kept.any():
+        wrong = f"is {'white' if kept.all() else 'black'} all over"
+        raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
+    return kept.expand(model.shape)
+
+
+def _size(model: Model, k: int) -> str:
+    return f"{model.shape[2] // k}x{model.shape[1] // k}"
+
+
+def _small(model: Model, path: Path, k: int) -> Tensor | None:
+    """The picture if it is of the small size already, (1, C, H / k, W / k) in [-1, 1]; else None."""
+    from ddim.data.pictures import MisfitError, open_picture
+    from ddim.pixels import to_float
+
+    _, height, width = model.shape
+    if k < 2 or height % k or width % k:
+        wrong = f"does not divide the model's {width}x{height} pixels" if k >= 2 else "is less than 2"
+        raise DdimError(f"--upscale {k}", wrong, "give a factor such as 2 or 4")
+    changes = {"height": height // k, "width": width // k, "fit": "exact", "box": None}
+    try:
+        return to_float(open_picture(path, model.config.data.model_copy(update=changes))[None])
+    except MisfitError:
+        return None
+
+
+def _plan(model: Model, steps: int | None, grid: str | None, eta: float, start_at: int | None) -> Plan:
+    if start_at is not None and not 1 <= start_at <= model.schedule.T:
+        raise DdimError(f"--start-at {start_at}", f"is outside 1..{model.schedule.T}", "give a time of the schedule")
+    times = numbers(grid, "--grid") if grid and grid[0].isdigit() else grid or "equal-angle"
+    if steps is None and isinstance(times, str):
+        steps = min(STEPS, start_at or STEPS)
+    return model.plan(steps, times, eta, top=start_at)
+
+
+def _edit(
+    plan: Plan,
+    shown: Tensor,
+    operator: Operator | None,
+    y: Tensor,
+    start_at: int | None,
+    said: dict[str, object],
+) -> Edit:
+    from ddim import hooks
+    from ddim.generate import Edit
+
+    digest = hashlib.sha256()
+    for tensor in (shown, y):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    if isinstance(operator, hooks.Mask):
+        digest.update(operator.mask.contiguous().numpy().tobytes())
+    said = {
+        **said,
+        "start_at": start_at,
+        "rounds": ROUNDS if operator else None,
+        "eps": "kept" if operator else None,
+        "known_sha256": digest.hexdigest(),
+    }
+    hook = hooks.eps_kept(hooks.consistent(operator, y, ROUNDS), plan) if operator else None
+    return Edit(said, None if start_at is None else shown, hook)
+
+
+def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
+    """The first pictures (1, C, H, W) and the variants of a folder, ten in a row."""
+    import numpy as np
+
+    from ddim.generate import read_sheet
+    from ddim.pixels import to_uint8
+    from ddim.sheet import save_png, sheet
+
+    made: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
+    page = sheet(np.concatenate(made), columns=10, zoom=2 if made[0].shape[1] <= 32 else 1)
+    save_png(path, page)

@@ -1,0 +1,116 @@
+"""Plans that can be gone back exactly, and the encoding that asks the network at the level a step goes to.
+
+Two-step plans look at two states and one prediction, x_{k+1} = a x_k + b x_{k-1} + P x0_k + E eps_k. What is on the
+right but x_{k-1} is known from x_k alone, so x_{k-1} can be had back from x_k and x_{k+1}: `ddim.inversion.reverse`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ddim.errors import DdimError
+from ddim.plan import Plan, Row
+from ddim.samplers.ddim import ddim
+from ddim.schedule import Level
+
+BUDGET = 1e-2
+
+
+def bdia(levels: Sequence[Level], gamma: float | None = None, lattice: float = 0.0, about: str = "") -> Plan:
+    """BDIA (Zhang, Lewis and Kleijn 2023): x_n = gamma (x_p - DDIM_{i to p}(x_i)) + DDIM_{i to n}(x_i).
+
+    p, i, n are three levels in a row. The first step is plain DDIM. With gamma = 1 and equal rotations it is the
+    leapfrog method in the angle, and of order 2 wherever steps change smoothly. With two steps alternating errors come
+    in, which shrink by gamma at each step down and grow by 1 / gamma at each step back: gamma = 1 keeps them, and a
+    smaller one has larger latents.
+
+    Args:
+        levels: S + 1 falling levels, the start first; zero signal is allowed.
+        gamma: In (0, 1]. By default 10^(-2 / S), so that gamma^S = 1/100; 1 where there is a lattice.
+        lattice: See `Plan`; needs gamma = 1.
+        about: Settings to add to the plan's name.
+
+    Returns:
+        A checked plan of S rows.
+
+    Raises:
+        DdimError: If the levels do not fall, gamma is out of range, or not 1 beside a lattice.
+    """
+    rows = list(_falling(levels, "bdia").rows)
+    if gamma is None:
+        gamma = 1.0 if lattice else BUDGET ** (1 / len(rows))
+    if not 0 < gamma <= 1:
+        raise DdimError(f"gamma {gamma}", "is outside (0, 1]", "use 1, or leave it out")
+    if lattice and gamma != 1:
+        raise DdimError(f"gamma {gamma}", "is not 1 beside a lattice, so states could not be had back", "use 1")
+    for k, (p, i, n) in enumerate(zip(levels, levels[1:], levels[2:], strict=False), start=1):
+        back = (n.signal - gamma * p.signal, n.noise - gamma * p.noise)
+        rows[k] = Row(i, n, x=(0.0, gamma), x0=back[:1], eps=back[1:])
+    name = ", ".join(part for part in (about, f"gamma={gamma:.4g}") if part)
+    return Plan("bdia", tuple(rows), about=name, lattice=lattice).check()
+
+
+def o_belm(levels: Sequence[Level], about: str = "") -> Plan:
+    """O-BELM (Wang et al. 2024): xbar_n = r^2 xbar_p + (1 - r^2) xbar_i - h (1 + r) eps_i, r = h / h_1.
+
+    p, i, n are three levels in a row, h = v_i - v_n, h_1 = v_p - v_i, xbar = x / signal and v = noise / signal; the
+    first step is plain DDIM. Of order 2 on any grid. Its latents are not of unit size: going back, the error of the
+    second state grows by 1 / r^2 each step, by (h_max / h_min)^2 in all.
+
+    Args:
+        levels: S + 1 falling levels with signal, the start first.
+        about: Settings to add to the plan's name.
+
+    Returns:
+        A checked plan of S rows.
+
+    Raises:
+        DdimError: If the levels do not fall, or one has no signal.
+    """
+    rows = list(_falling(levels, "o_belm").rows)
+    for level in levels:
+        if math.isinf(level.ratio):
+            raise DdimError(f"level t = {level.t:g}", "has no signal, which O-BELM divides by", "use bdia")
+    for k, (p, i, n) in enumerate(zip(levels, levels[1:], levels[2:], strict=False), start=1):
+        h = i.ratio - n.ratio
+        r = h / (p.ratio - i.ratio)
+        weights = ((1 - r**2) * n.signal / i.signal, r**2 * n.signal / p.signal)
+        rows[k] = Row(i, n, x=weights, eps=(-n.signal * h * (1 + r),))
+    return Plan("o-belm", tuple(rows), about=about).check()
+
+
+def ddim_target(levels: Sequence[Level], about: str = "") -> Plan:
+    """The rising plan of `ddim`, but the network is told the level that each step goes to.
+
+    xbar_next = xbar_now + (v_next - v_now) eps_theta(x_now, told the next level): what other software calls DDIM
+    inversion.
+
+    Args:
+        levels: S + 1 rising levels, the start first; clean data is allowed.
+        about: Settings to add to the plan's name.
+
+    Returns:
+        A checked plan of S rows.
+
+    Raises:
+        DdimError: If the levels do not rise.
+    """
+    if len(levels) < 2 or levels[-1].log_snr > levels[0].log_snr:
+        raise DdimError("levels", "do not rise", "give rising levels: this plan encodes")
+    rows = []
+    for row in ddim(levels).rows:
+        stretch = row.next.signal / row.now.signal
+        eps = row.next.noise - stretch * row.now.noise
+        rows.append(Row(row.now, row.next, x=(stretch,), eps=(eps,), at=row.next))
+    name = ", ".join(part for part in (about, "encode, told the level ahead") if part)
+    return Plan("ddim", tuple(rows), about=name).check()
+
+
+def _falling(levels: Sequence[Level], sampler: str) -> Plan:
+    """The plan of `ddim`, which holds the levels to their order."""
+    plan = ddim(levels)
+    if plan.end.log_snr < plan.start.log_snr:
+        mend = "give falling levels, and go back with ddim.inversion.reverse"
+        raise DdimError(sampler, "is asked for rising levels", mend)
+    return plan

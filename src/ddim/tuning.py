@@ -1,0 +1,242 @@
+"""Tuning: the times and the weights of a plan, found for one denoiser and a number of network calls.
+
+Data-free. Pilot samples are solved with many calls (the teacher); then
+
+1. the fixed grids, and one found by dynamic programming over the cost of DDIM's own jumps along the teacher's paths,
+   are tried with every sampler;
+2. weights are fitted (`fitted`): each row's by least squares to the teacher's state at its end, held to straight lines;
+3. the times are searched, one after another, for the smallest distance to the teacher's ends, all on the same pilots.
+
+What was found is held against the untuned plans on pilots that nothing was fitted to, and is taken only if it is the
+nearest to the teacher there as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from ddim import grid
+from ddim.denoiser import Denoiser
+from ddim.errors import DdimError, DdimWarning
+from ddim.fitting import Memo, Teacher, fitted, rms
+from ddim.loop import run
+from ddim.plan import Plan
+from ddim.samplers import ONE_CALL, named
+from ddim.schedule import Level, Schedule
+
+GRIDS = ("equal-angle", "quadratic", "log-snr", "linear")
+SCREEN = 8  # pilots on which every sampler is tried with every grid
+BEST = 4  # of the untuned ones, how many go on to all pilots
+STRIDES = (0.5, 0.3, 0.18, 0.11)  # by which log(noise / signal) of a time is moved
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What came out.
+
+    Args:
+        plan: The plan to use.
+        error: Its root mean square distance to the teacher's ends on held-out pilots, per dimension.
+        untuned: The best plan that was not tuned, by name and grid.
+        untuned_error: Its distance there.
+        won: Whether `plan` is the tuned one.
+    """
+
+    plan: Plan
+    error: float
+    untuned: Plan
+    untuned_error: float
+    won: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a tuning stands.
+
+    Args:
+        stage: What is being done.
+        done: Parts done.
+        total: Of so many, about.
+        found: The result, at the end.
+    """
+
+    stage: str
+    done: int
+    total: int
+    found: Tuned | None = None
+
+
+def jump_cost(teacher: Teacher) -> np.ndarray:
+    """Entry (i, j), i < j: the root mean square error of DDIM's one step from the teacher's state i to its state j."""
+    levels, states = teacher.levels, teacher.states
+    cost = np.full((len(levels), len(levels)), math.inf)
+    for i, j in itertools.combinations(range(len(levels)), 2):
+        step = teacher.steps[i]
+        made = step.x0 * levels[j].signal + step.eps * levels[j].noise
+        cost[i, j] = rms(made, states[j])
+    return cost
+
+
+def cheapest_path(cost: np.ndarray, steps: int) -> list[int]:
+    """The nodes of the path of so many steps from the first to the last with the least total cost."""
+    last = len(cost) - 1
+    value = np.full(len(cost), math.inf)
+    value[last] = 0.0
+    choices = []
+    for _ in range(steps):
+        through = cost + value[None, :]
+        choices.append(through.argmin(1))
+        value = through.min(1)
+    path = [0]
+    for choice in reversed(choices):
+        path.append(int(choice[path[-1]]))
+    return path
+
+
+FITTED = "fitted"
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """A plan on the way: how it was made, and how far from the teacher it ends on the pilots."""
+
+    solver: str
+    about: str
+    levels: tuple[Level, ...]
+    plan: Plan
+    error: float
+
+
+def tuning(
+    denoise: Denoiser,
+    schedule: Schedule,
+    calls: int,
+    pilots: Tensor,
+    solver: str = FITTED,
+    size: int = 8,
+) -> Iterator[Progress]:
+    """Find a plan for a denoiser and a number of network calls.
+
+    Deterministic: the same pilots give the same plan.
+
+    Args:
+        denoise: The denoiser.
+        schedule: Its schedule.
+        calls: Network calls of the plan, 2 or more.
+        pilots: x_T of the pilot samples, (N, ...), N at least 4 and even: the second half is held out.
+        solver: "fitted", or one of `ddim.samplers.ONE_CALL` whose times alone are searched.
+        size: Samples the denoiser sees at once.
+
+    Yields:
+        `Progress`; the last one with what was found.
+
+    Raises:
+        DdimError: If the solver is unknown, or there are too few calls or pilots.
+    """
+    _refuse(schedule, calls, pilots, solver)
+    half = len(pilots) // 2
+    memo, teachers = Memo(denoise, size), (Teacher(schedule), Teacher(schedule))
+    total, done = 2 * len(teachers[0].plan), 0
+    for teacher, start in zip(teachers, (pilots[:half], pilots[half:]), strict=True):
+        for _ in teacher.solve(Memo(denoise, size, keep=0), start):
+            done += 1
+            yield Progress("teacher", done, total)
+    teacher, held = teachers
+    bench = _Bench(memo, schedule, teacher)
+    untuned: list[_Tried] = []
+    grids = _grids(schedule, calls, teacher)
+    for name, times in grids.items():
+        for sampler in ONE_CALL:
+            untuned.append(bench.attempt(sampler, name, times, SCREEN))
+            yield Progress("samplers x grids", len(untuned), len(grids) * len(ONE_CALL))
+    untuned = sorted(untuned, key=lambda one: one.error)[:BEST]
+    starts = [bench.attempt(solver, name, times) for name, times in grids.items()]
+    best = min(starts, key=lambda one: one.error)
+    for done, total, best in _search(bench, best):  # noqa: B007, B020
+        yield Progress("times", done, total)
+    errors = []
+    for place, one in enumerate((best, *untuned)):
+        errors.append(rms(run(Memo(denoise, size, keep=0), one.plan, held.start), held.end))
+        yield Progress("held out", place + 1, 1 + len(untuned))
+    at = int(np.argmin(errors[1:]))
+    won = errors[0] <= errors[1 + at]
+    plan = replace(best.plan, sampler="tuned", about=f"{best.about}, {len(pilots)} pilots")
+    found = Tuned(
+        plan if won else untuned[at].plan, errors[0 if won else 1 + at], untuned[at].plan, errors[1 + at], won
+    )
+    yield Progress("held out", 1 + len(untuned), 1 + len(untuned), found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bench:
+    """Where plans are tried: the denoiser that remembers, and the teacher of the pilots that plans are fitted to."""
+
+    memo: Memo
+    schedule: Schedule
+    teacher: Teacher
+
+    def attempt(self, solver: str, name: str, times: Sequence[float], few: int | None = None) -> _Tried:
+        """A plan of a solver at rising times, and its error on the first `few` pilots, or all."""
+        levels = self.schedule.levels([*reversed(times), 0.0])
+        about = f"{name}, S={len(times)}"
+        if solver == FITTED:
+            plan = replace(fitted(self.memo, levels, self.teacher.start, self.teacher.at), about=about)
+        else:
+            plan = named(solver, levels, self.schedule, about=about)
+        end = run(self.memo, plan, self.teacher.start[:few])
+        return _Tried(solver, about, levels, plan, rms(end, self.teacher.end[:few]))
+
+
+def _search(bench: _Bench, best: _Tried) -> Iterator[tuple[int, int, _Tried]]:
+    """One time after another is moved both ways in log(noise / signal), by less and less; what is nearer is kept."""
+    moves = [*itertools.product(STRIDES, range(1, len(best.levels) - 1))]
+    for done, (stride, place) in enumerate(moves):
+        for way in (1, -1):
+            yield done, len(moves), best
+            times = _moved(bench.schedule, best.levels, place, way * stride)
+            trial = bench.attempt(best.solver, f"{best.solver}, times searched", times) if times else best
+            if trial.error < best.error:
+                best = trial
+                break
+    yield len(moves), len(moves), best
+
+
+def _moved(schedule: Schedule, levels: Sequence[Level], place: int, by: float) -> list[float] | None:
+    """Rising times, one of them moved in log(noise / signal); None where it would meet its neighbour or pass t = 1."""
+    moved, last = levels[place].log_snr - 2 * by, place + 2 == len(levels)
+    cleaner = schedule.level(1).log_snr if last else levels[place + 1].log_snr - 1e-3
+    if not levels[place - 1].log_snr + 1e-3 < moved <= cleaner:
+        return None
+    times = [level.t for level in reversed(levels[:-1])]
+    times[-1 - place] = schedule.time_at_log_snr(moved)
+    return times
+
+
+def _grids(schedule: Schedule, calls: int, teacher: Teacher) -> dict[str, list[float]]:
+    """Rising times by the grid's name: those of `GRIDS` that have so many, and dynamic programming's."""
+    found = {}
+    for name in GRIDS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DdimWarning)
+            times = grid.tau(schedule, name, calls)
+        if len(times) == calls and times[-1] == schedule.T:
+            found[name] = times
+    path = cheapest_path(jump_cost(teacher), calls)
+    return {**found, "dynamic programming": [teacher.levels[place].t for place in reversed(path[:-1])]}
+
+
+def _refuse(schedule: Schedule, calls: int, pilots: Tensor, solver: str) -> None:
+    most = min(schedule.T, len(Teacher(schedule).plan)) // 2
+    if not 2 <= calls <= most:
+        raise DdimError(f"calls {calls}", f"is outside 2..{most}", "choose a number of calls that needs tuning")
+    if len(pilots) < 4 or len(pilots) % 2:
+        raise DdimError(f"{len(pilots)} pilots", "cannot be halved into two that are measured", "give 128 or more")
+    if solver != FITTED and solver not in ONE_CALL:
+        raise DdimError(f"solver {solver!r}", "is unknown", f"choose one of {', '.join((FITTED, *ONE_CALL))}")

@@ -1,0 +1,416 @@
+"""Ways to latents and back: the algebra of two-step plans, rows solved backwards, and the files and commands."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bench import GAUSSIAN, MIXTURE, SCHEDULES, equal_angles, levels_of, randn
+from ddim import samplers
+from ddim.cli import encode as encode_command
+from ddim.denoiser import Prediction, predict
+from ddim.errors import DdimError, DdimWarning
+from ddim.inversion import LATTICE, METHODS, continued, encode, encoding, graded, reverse, solve, way
+from ddim.latents import LatentsFile, read_latents, write_latents
+from ddim.loop import run, trajectory
+from ddim.pixels import to_float
+from ddim.plan import Plan
+from ddim.schedule import Level
+from ddim.tensors import read_tensors, write_tensors
+from models import ddim, save_tiny, stripes, tiny_model, write_pictures
+
+LINEAR = SCHEDULES["linear"]
+FIRST = LINEAR.level(1)
+TWO_STEP: dict[str, Callable[..., Plan]] = {
+    "bdia": samplers.bdia,
+    "bdia, gamma 1": lambda levels: samplers.bdia(levels, gamma=1),
+    "bdia, gamma 0.8": lambda levels: samplers.bdia(levels, gamma=0.8),
+    "o-belm": samplers.o_belm,
+}
+
+
+def wild(x: Tensor, level: Level, /) -> Prediction:
+    """A network that knows nothing: any smooth function of the state and the level."""
+    mix = randn(x.shape[1], x.shape[1], seed=1).to(x)
+    return predict(torch.sin(x @ mix + level.angle), x, level, "v")
+
+
+def states(plan: Plan, start: Tensor, *earlier: Tensor) -> list[Tensor]:
+    """All states of a run, the start first."""
+    return [start, *(step.x for step in trajectory(wild, plan, start, earlier=earlier))]
+
+
+@pytest.mark.parametrize("name", TWO_STEP)
+def test_a_two_step_plan_is_gone_back(name: str) -> None:
+    """The algebraic inverse in float64, of a network without any sense."""
+    plan = TWO_STEP[name](levels_of(LINEAR, "equal-angle", 20))
+    down = states(plan, randn(5, 4))
+    back = reverse(plan)
+    assert len(back) == len(plan) - 1
+    assert (back.start, back.before) == (plan.rows[-1].now, (plan.end,))
+    size = max(float(state.abs().max()) for state in down)
+    up = states(back, down[-2], down[-1])
+    for there, here in zip(up, down[-2::-1], strict=True):
+        torch.testing.assert_close(there, here, rtol=0, atol=1e-10 * size)
+
+
+@pytest.mark.parametrize("name", TWO_STEP)
+def test_a_reversed_plan_reversed_is_the_plan_from_its_second_state_on(name: str) -> None:
+    plan = TWO_STEP[name](levels_of(LINEAR, "quadratic", 10))
+    twice, once = reverse(reverse(plan)), continued(plan)
+    assert (twice.before, len(twice)) == (once.before, len(once))
+    for mine, other in zip(twice.rows, once.rows, strict=True):
+        assert (mine.now, mine.next) == (other.now, other.next)
+        assert (*mine.x, *mine.x0, *mine.eps) == pytest.approx((*other.x, *other.x0, *other.eps), rel=1e-12)
+    assert Plan.from_json(reverse(plan).to_json()) == reverse(plan)
+
+
+@pytest.mark.parametrize("name", TWO_STEP)
+def test_a_picture_goes_up_and_comes_down(name: str) -> None:
+    """Encoding has one call a step and needs nothing beside the picture; decoding needs the last two states."""
+    plan = TWO_STEP[name](levels_of(LINEAR, "linear", 10))
+    up, picture = encoding(plan, FIRST), randn(5, 4, seed=2)
+    assert (len(up), up.before, up.start.t, up.rows[0].query) == (len(plan), (), 0, FIRST)
+    reached = states(up, picture)
+    size = max(float(state.abs().max()) for state in reached)
+    again = run(wild, continued(plan), reached[-2], earlier=[reached[-1]])
+    torch.testing.assert_close(again, picture, rtol=0, atol=1e-10 * size)
+
+
+@pytest.mark.parametrize("schedule", ["cosine+zero-terminal-snr", "linear+zero-terminal-snr"])
+def test_bdia_goes_to_zero_signal_and_back(schedule: str) -> None:
+    made = SCHEDULES[schedule]
+    ways = [way(name, levels_of(made, "linear", 10), made.level(1)) for name in ("reversible", "lossless")]
+    for some in ways:
+        z, earlier, calls = encode(wild, some, randn(5, 4, seed=2).float())
+        assert some.down.start.signal == 0
+        assert calls.tolist() == [10] * 5
+        again = run(wild, some.onward, earlier, earlier=[z]).float()
+        torch.testing.assert_close(again, randn(5, 4, seed=2).float(), rtol=0, atol=1e-4)
+
+
+def test_bdia_is_what_its_paper_prints() -> None:
+    """x_n = gamma (x_p - DDIM from i to p) + DDIM from i to n."""
+    p, i, n = LINEAR.levels([900, 600, 200])
+    plan = samplers.bdia([p, i, n], gamma=0.7)
+    x_i, x_p = randn(3, 4), randn(3, 4, seed=1)
+    [step] = trajectory(wild, continued(plan), x_i, earlier=[x_p])
+    there, here = (run(wild, samplers.ddim([i, end]), x_i) for end in (p, n))
+    torch.testing.assert_close(step.x, 0.7 * (x_p - there) + here, rtol=1e-12, atol=1e-12)
+    assert plan.rows[0] == samplers.ddim([p, i]).rows[0]
+
+
+def test_the_default_gamma_leaves_a_hundredth() -> None:
+    for steps in (5, 20, 50):
+        gammas = {row.x[1] for row in samplers.bdia(levels_of(LINEAR, "equal-angle", steps)).rows[1:]}
+        [gamma] = gammas
+        assert gamma**steps == pytest.approx(0.01)
+
+
+def test_bdia_with_gamma_1_is_of_order_2_in_equal_rotations() -> None:
+    """Against the closed-form flow of Gaussian data; plain DDIM is of order 1."""
+    errors: dict[str, list[float]] = {"bdia": [], "ddim": []}
+    for steps in (40, 80, 160, 320):
+        levels = equal_angles(LINEAR, steps)
+        x = randn(6, 4, seed=5)
+        exact = GAUSSIAN.flow(x, levels[0], levels[-1])
+        for name, plan in (("bdia", samplers.bdia(levels, gamma=1)), ("ddim", samplers.ddim(levels))):
+            errors[name].append(float((run(GAUSSIAN.denoise, plan, x) - exact).square().mean().sqrt()))
+    orders = {name: [math.log2(a / b) for a, b in itertools.pairwise(some)] for name, some in errors.items()}
+    assert orders["bdia"] == pytest.approx([2, 2, 2], abs=0.3)
+    assert orders["ddim"] == pytest.approx([1, 1, 1], abs=0.2)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_lossless_is_lossless(steps: int) -> None:
+    """All 256 grey values on the lattice, up and down: the same bits, in float32 and in float64."""
+    pictures = to_float(np.arange(256, dtype=np.uint8).reshape(64, 2, 2, 1)).flatten(1)
+    assert torch.equal((pictures.double() / LATTICE).round() * LATTICE, pictures.double())
+    some = way("lossless", levels_of(LINEAR, "equal-angle", steps), FIRST)
+    z, earlier, _ = encode(wild, some, pictures)
+    again = run(wild, some.onward, earlier, earlier=[z])
+    assert torch.equal(again, pictures.double())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_loses_no_bit(dtype: str) -> None:
+    """3 and 1 of a micro-batch of 2: padding and neighbours do not matter."""
+    model, pictures = tiny_model(dtype=dtype, micro_batch=2), stripes(5)
+    latents = model.encode(pictures, steps=10, method="lossless")
+    assert latents.shape == (2, 5, 1, 8, 8)
+    assert latents.dtype == torch.float64
+    assert torch.equal(model.decode(latents, steps=10, method="lossless"), to_float(pictures))
+    assert torch.equal(model.decode(latents[:, 3:4], steps=10, method="lossless"), to_float(pictures)[3:4])
+
+
+@pytest.mark.parametrize(("method", "off"), [("reversible", 5e-5), ("fixed-point", 5e-5), ("lossless", 0)])
+@pytest.mark.parametrize("grid", [None, "quadratic", [100.0, 400.0, 700.0, 1000.0]])
+def test_a_model_returns_its_pictures(method: str, off: float, grid: str | list[float] | None) -> None:
+    model, pictures = tiny_model(), to_float(stripes(3))
+    steps = None if isinstance(grid, list) else 12
+    latents = model.encode(pictures, steps, grid, method)
+    again = model.decode(latents, steps, grid, method)
+    assert again.dtype == torch.float32
+    assert float((again - pictures).abs().max()) <= off
+    assert model.encode(pictures[:0], steps, grid, method).shape[-4] == 0
+
+
+def test_one_state_of_two_is_approximate_and_said() -> None:
+    model, pictures = tiny_model(), to_float(stripes(2))
+    latents = model.encode(pictures, 20, method="reversible")
+    with pytest.warns(DdimWarning, match="approximately"):
+        again = model.decode(latents[0], 20, method="reversible")
+    assert float((again - pictures).square().mean().sqrt()) > 1e-3
+    with pytest.raises(DdimError, match=r"latents: are 2 states each, ddim takes 1"):
+        model.decode(latents, 20)
+    with pytest.raises(DdimError, match="method 'magic': is unknown"):
+        model.encode(pictures, 20, method="magic")
+
+
+def test_told_the_level_ahead() -> None:
+    """xbar' = xbar + (v' - v) eps, eps being what the network says of x when told the next level."""
+    levels = levels_of(LINEAR, "linear", 6)[::-1]
+    x, asked = randn(3, 4), []
+
+    def spy(x: Tensor, level: Level, /) -> Prediction:
+        asked.append(level)
+        return wild(x, level)
+
+    plan = samplers.ddim_target(levels)
+    for step, (now, following) in zip(trajectory(spy, plan, x), itertools.pairwise(levels), strict=True):
+        bar = x / now.signal + (following.ratio - now.ratio) * wild(x, following).eps
+        torch.testing.assert_close(step.x, following.signal * bar, rtol=1e-10, atol=1e-10)
+        x = step.x
+    assert asked == list(levels[1:])
+
+
+@pytest.mark.parametrize("data", [GAUSSIAN, MIXTURE], ids=["gaussian", "mixture"])
+def test_ddim_is_solved_row_by_row(data: object) -> None:
+    """Each row carries the state found to the state known, and the whole plan comes back."""
+    denoise = data.denoise  # type: ignore[attr-defined]
+    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 20, 1000)[::-1]))
+    picture = data.sample(16, 0) / 4  # type: ignore[attr-defined]
+    known = picture
+    for solved in solve(denoise, plan, picture, tolerance=1e-12, limit=200):
+        made = run(denoise, Plan("row", (solved.row,)), solved.x)
+        miss = (made - known).square().mean(1).sqrt()
+        torch.testing.assert_close(miss, solved.residual, rtol=1e-6, atol=1e-15)
+        assert float(miss.max()) <= 1e-12
+        assert 1 <= solved.calls <= 200
+        known = solved.x
+    torch.testing.assert_close(run(denoise, plan, known), picture, rtol=0, atol=1e-6)
+
+
+def test_on_gaussian_data_the_solution_is_the_closed_form() -> None:
+    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 10, 1000)[::-1]))
+    start = randn(8, 4)
+    levels = [plan.start, *(row.next for row in plan.rows)]
+    *_, last = solve(GAUSSIAN.denoise, plan, GAUSSIAN.ddim_map(start, levels), tolerance=1e-13, limit=100)
+    torch.testing.assert_close(last.x, start, rtol=0, atol=1e-8)
+
+
+def test_a_sample_is_solved_by_itself() -> None:
+    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 10, 1000)[::-1]))
+    pictures = MIXTURE.sample(6, 0) / 4
+    *_, together = solve(MIXTURE.denoise, plan, pictures, tolerance=1e-10, limit=100)
+    *_, alone = solve(MIXTURE.denoise, plan, pictures[2:3], tolerance=1e-10, limit=100)
+    torch.testing.assert_close(together.x[2:3], alone.x, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [1, 3, 20, 400, 999])
+def test_graded_times(schedule: str, steps: int) -> None:
+    times = graded(SCHEDULES[schedule], steps, 1000)
+    assert (times[0], times[-1], len(times)) == (1, 1000, steps + 1)
+    assert all(later - earlier >= 1 and later == int(later) for earlier, later in itertools.pairwise(times))
+
+
+def test_graded_times_need_room() -> None:
+    with pytest.raises(DdimError, match=r"steps 1000: is not a whole number in 1\.\.999"):
+        graded(LINEAR, 1000, 1000)
+
+
+DOWN = levels_of(LINEAR, "linear", 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "wrong"),
+    [
+        (lambda: reverse(samplers.ddim(DOWN)), r"plan row 1 \(t = 750 to 500\): cannot be gone back"),
+        (lambda: reverse(samplers.ddim(DOWN, eta=1)), r"plan row 1 .* cannot be gone back"),
+        (lambda: reverse(samplers.ddim(DOWN[-2:])), "plan: holds one row"),
+        (lambda: samplers.bdia(DOWN, gamma=0), r"gamma 0: is outside \(0, 1\]"),
+        (lambda: samplers.bdia(DOWN, gamma=math.nan), r"gamma nan: is outside \(0, 1\]"),
+        (lambda: samplers.bdia(DOWN, gamma=0.5, lattice=LATTICE), "not 1 beside a lattice"),
+        (lambda: samplers.bdia(DOWN[::-1]), "bdia: is asked for rising levels"),
+        (lambda: samplers.o_belm(levels_of(SCHEDULES["cosine+zero-terminal-snr"], "linear", 4)), "has no signal"),
+        (lambda: samplers.ddim_target(DOWN), "levels: do not rise"),
+        (lambda: way("reversible", DOWN[-2:], FIRST), "use 2 steps or more"),
+        (lambda: way("none", DOWN, FIRST), "method 'none': is unknown"),
+        (lambda: [*solve(wild, samplers.ddim(DOWN), randn(2, 4))], r"t = 250 to 0\): cannot be solved"),
+        (lambda: [*solve(wild, samplers.ddim(DOWN[:-1], eta=1), randn(2, 4))], r"plan row 0 .* cannot be solved"),
+        (lambda: [*solve(wild, samplers.ddim(DOWN[:-1], clip_x0=True), randn(2, 4))], "cannot be solved: it clips"),
+        (lambda: [*solve(wild, samplers.bdia(DOWN[:-1]), randn(2, 4))], "plan row 1 .* looks back"),
+    ],
+)
+def test_what_cannot_be_gone_back_is_refused(call: Callable[[], object], wrong: str) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        call()
+
+
+def test_a_row_without_a_solution_names_its_samples() -> None:
+    """x_0 is 0 wherever x is: no x can lead to a picture far from 0 but the second one, which is 0."""
+    plan = samplers.ddim(LINEAR.levels([1000, 1]))
+    pictures = torch.stack([torch.ones(4), torch.zeros(4), torch.full((4,), math.nan)])
+
+    def flat(x: Tensor, level: Level, /) -> Prediction:
+        return Prediction(torch.zeros_like(x), torch.tanh(x))
+
+    with pytest.raises(DdimError) as told:
+        [*solve(flat, plan, pictures, limit=15, index=torch.tensor([7, 8, 9]))]
+    assert "samples 7, 9: plan row 0 (t = 1000 to 1): is not solved after 15 calls: residual" in str(told.value)
+    assert str(told.value).endswith("use more steps, or method reversible")
+    assert "\n" not in str(told.value)
+
+
+def test_states_too_large_for_the_lattice_are_refused() -> None:
+    def loud(x: Tensor, level: Level, /) -> Prediction:
+        return predict(1e7 * torch.ones_like(x), x, level, "v")
+
+    with pytest.raises(DdimError, match=r"lossless: plan row 0: makes a state larger than 1\.04858e\+06"):
+        encode(loud, way("lossless", DOWN, FIRST), randn(2, 4))
+
+
+def test_the_commands_know_the_methods() -> None:
+    assert encode_command.METHODS == METHODS
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.mark.parametrize("method", ["fixed-point", "reversible", "lossless"])
+def test_files_and_commands_return_the_pictures(
+    method: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = write_pictures(tmp_path / "pictures", 3)
+    latents = tmp_path / "z.safetensors"
+    assert ddim("encode", tiny, *paths, "--method", method, "--steps", 12, "--out", latents) == 0
+    assert f"3 latents, {method}, " in capsys.readouterr().out
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "out") == 0
+    assert "note" not in capsys.readouterr().err
+    for index in range(3):
+        with Image.open(tmp_path / "out" / f"{index:06d}.png") as picture:
+            assert (np.asarray(picture) == stripes(3)[index, :, :, 0]).all()
+    states, file = read_latents(latents)
+    assert (file.method, states.dtype) == (method, torch.float64 if method == "lossless" else torch.float32)
+    assert (file.earlier is None) == (method == "fixed-point")
+    # The same grid asked for is the same decoding; another one is said, and starts from x_T.
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "out", "--steps", 12, "--method", method) == 0
+    assert "note" not in capsys.readouterr().err
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "other", "--steps", 9) == 0
+    told = capsys.readouterr().err
+    assert "is decoded with" in told
+    assert ("approximately" in told) == (method != "fixed-point")
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "wrong", "--method", "ddim") == 2
+    assert f"was encoded with method {method}, not ddim" in capsys.readouterr().err
+
+
+def test_other_conditions_are_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_pictures(tmp_path / "pictures", 2)
+    latents = tmp_path / "z.safetensors"
+    assert ddim("encode", tiny, *paths, "--method", "lossless", "--steps", 5, "--out", latents) == 0
+    states, file = read_latents(latents)
+    assert not file.other_conditions(file.conditions)
+    write_latents(latents, states, replace(file, conditions={**file.conditions, "threads": 64}))
+    capsys.readouterr()
+    assert ddim("decode", tiny, latents, "--out", tmp_path / "out") == 0
+    assert "was encoded under other conditions (threads 64, now 1)" in capsys.readouterr().err
+
+
+def test_a_file_of_version_1_is_read(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It holds the plan that encoded; what it is decoded with is that one's grid, falling."""
+    model = tiny_model()
+    up, latents = model.plan(5, "quadratic", encode=True), randn(2, 1, 8, 8, dtype=torch.float32)
+    assert ddim("encode", tiny, *write_pictures(tmp_path / "p", 1), "--steps", 3, "--out", tmp_path / "new") == 0
+    sha = read_latents(tmp_path / "new")[1].model_sha256
+    meta = {"format": "ddim-latents", "version": 1, "names": ["a", "b"], "plan": up.to_json(), "model_sha256": sha}
+    write_tensors(tmp_path / "old", {"latents": latents}, meta)
+    states, file = read_latents(tmp_path / "old")
+    assert torch.equal(states, latents)
+    assert file.plan == model.plan(5, "quadratic")
+    assert (file.method, file.earlier, file.names) == ("ddim", None, ("a", "b"))
+    capsys.readouterr()
+    assert ddim("decode", tiny, tmp_path / "old", "--out", tmp_path / "out") == 0
+    assert "note" not in capsys.readouterr().err
+
+
+def test_a_file_without_its_second_states_is_refused(tiny: Path, tmp_path: Path) -> None:
+    paths = write_pictures(tmp_path / "pictures", 2)
+    path = tmp_path / "z.safetensors"
+    assert ddim("encode", tiny, *paths, "--method", "reversible", "--steps", 5, "--out", path) == 0
+    tensors, meta = read_tensors(path)
+    for broken in ({"latents": tensors["latents"]}, {**tensors, "earlier": tensors["earlier"][:1]}):
+        write_tensors(path, broken, meta)
+        with pytest.raises(DdimError, match="holds no usable latents"):
+            read_latents(path)
+    write_tensors(path, tensors, {**meta, "version": 3})
+    with pytest.raises(DdimError, match="version 3; this ddim reads"):
+        read_latents(path)
+
+
+def test_a_failed_solution_is_one_line(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write_pictures(tmp_path / "pictures", 2)
+    monkeypatch.setattr("ddim.implicit.RESIDUAL", 0.0)
+    out = tmp_path / "z.safetensors"
+    assert ddim("encode", tiny, *paths, "--method", "fixed-point", "--steps", 2, "--out", out) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line for line in told if line.startswith("error: ")] == told[-1:]
+    assert "samples 0, 1: plan row 1" in told[-1]
+    assert not out.exists()
+    words = ("reconstruct", tiny, *paths, "--steps", 2, "--method", "ddim,fixed-point", "--out", tmp_path / "table")
+    assert ddim(*words) == 0
+    assert "fixed-point, S = 2, is left out: samples 0, 1" in capsys.readouterr().err
+
+
+def test_reconstruct_compares_methods(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = write_pictures(tmp_path / "pictures", 3)
+    words = ("reconstruct", tiny, *paths, "--steps", "6,12", "--out", tmp_path / "table", "--method")
+    assert ddim(*words, ",".join(METHODS)) == 0
+    told = capsys.readouterr().out
+    rows = json.loads((tmp_path / "table/reconstruct.json").read_text())["rows"]
+    assert [(row["method"], row["steps"]) for row in rows] == [*itertools.product(METHODS, (6, 12))]
+    by = {(row["method"], row["steps"]): row for row in rows}
+    assert by["lossless", 6]["max"] == by["lossless", 6]["mse"] == 0
+    assert by["fixed-point", 12]["rms"] < 1e-5 < by["ddim", 12]["rms"]
+    assert by["fixed-point", 12]["calls_per_step"] > 1 == by["reversible", 12]["calls_per_step"]
+    assert all(row["rms"] == pytest.approx(2 * math.sqrt(row["mse"])) for row in rows)
+    assert all(name in told for name in METHODS)
+    assert ddim(*words, "ddim,magic") == 2
+
+
+def test_latents_files_say_how_they_were_made(tmp_path: Path) -> None:
+    model = tiny_model()
+    some = model.way("lossless", 4)
+    [made] = model.encode_blocks(some, to_float(stripes(2)))
+    file = LatentsFile(("a", "b"), some.onward, "", "lossless", made.earlier, model.conditions)
+    write_latents(tmp_path / "z", made.latents, file)
+    states, again = read_latents(tmp_path / "z")
+    assert again.earlier is not None
+    assert made.earlier is not None
+    assert torch.equal(states, made.latents)
+    assert torch.equal(again.earlier, made.earlier)
+    assert (again.plan, dict(again.conditions)) == (some.onward, model.conditions)

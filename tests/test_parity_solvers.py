@@ -1,0 +1,144 @@
+"""The higher-order solvers against the installed diffusers' schedulers, on the levels their tables hold.
+
+Their sigmas (our noise / signal) are set to float64 after `set_timesteps`, so that what differs is the formula. Their
+DPM-Solver++ computes in float32 all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    HeunDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor
+
+from bench import randn
+from ddim.denoiser import Prediction, predict
+from ddim.loop import trajectory
+from ddim.plan import Plan
+from ddim.samplers import deis, dpm_solver_pp, runge_kutta, unipc
+from ddim.schedule import Level, Schedule
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+
+SHAPE = (2, 3, 4, 4)
+STEPS = 20  # their lowering of the order at the end, below 15 steps, is then off
+
+
+def set_up(kind: type, steps: int = STEPS, **settings: Any) -> tuple[Any, list[Level]]:
+    """A scheduler of theirs with a float64 table, and the levels it goes through: from their sigmas."""
+    made = kind(**settings)
+    made.set_timesteps(steps)
+    made.sigmas = made.sigmas.double()
+    sigmas = list(dict.fromkeys(made.sigmas.tolist()))  # Heun's holds most of them twice
+    return made, [Level(float(len(sigmas) - 1 - k), -2 * math.log(s) if s else math.inf) for k, s in enumerate(sigmas)]
+
+
+def network(x: Tensor, log_snr: float) -> Tensor:
+    """Any eps_theta."""
+    return torch.tanh(x.roll(1, -1)) * 0.8 + math.cos(log_snr) * 0.2
+
+
+def denoise(x: Tensor, level: Level, /) -> Prediction:
+    return predict(network(x, level.log_snr), x, level, "eps")
+
+
+def ours(plan: Plan, x: Tensor) -> list[Tensor]:
+    return [step.x for step in trajectory(denoise, plan, x)]
+
+
+def theirs(made: Any, levels: Sequence[Level], x: Tensor) -> list[Tensor]:
+    states = []
+    for t, level in zip(made.timesteps, levels[:-1], strict=True):
+        x = made.step(network(x, level.log_snr), t, x).prev_sample
+        states.append(x)
+    return states
+
+
+def gaps(mine: Sequence[Tensor], other: Sequence[Tensor]) -> list[float]:
+    """The largest difference in each state, in parts of the state's largest number."""
+    return [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(mine, other, strict=True)]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_two_steps_of_the_dpm_solver(spacing: str, steps: int) -> None:
+    """All states, in their float32; the last step is of order 1 in both, for it goes to clean data."""
+    made, levels = set_up(DPMSolverMultistepScheduler, steps, solver_order=2, timestep_spacing=spacing)
+    assert levels[-1].log_snr == math.inf
+    x = randn(*SHAPE)
+    assert max(gaps(ours(dpm_solver_pp(levels, 2), x), theirs(made, levels, x))) < 1e-6
+
+
+def with_half_of_the_second_difference(plan: Plan) -> Plan:
+    """The weight 2 phi_3(-h) of D2 = h^2 f''/2 (divided differences of x0 in log(signal / noise)) made phi_3(-h)."""
+    rows = list(plan.rows)
+    for k in range(2, len(rows) - 1):
+        row = rows[k]
+        a, b, c = (past.now.log_snr / 2 for past in rows[k::-1][:3])
+        h = row.next.log_snr / 2 - a
+        d2 = h**2 * np.array([1 / ((a - b) * (a - c)), 1 / ((b - a) * (b - c)), 1 / ((c - a) * (c - b))])
+        less = row.next.signal * (0.5 - (math.expm1(-h) + h) / h**2) * d2
+        rows[k] = replace(row, x0=tuple(float(value) for value in row.x0 - less))
+    return replace(plan, rows=tuple(rows)).check()
+
+
+def test_three_steps_of_the_dpm_solver_part_at_the_second_difference() -> None:
+    """Theirs has half of its weight, and so is of order 2 only, see test_multistep; else all is equal."""
+    made, levels = set_up(DPMSolverMultistepScheduler, solver_order=3)
+    x, plan = randn(*SHAPE), dpm_solver_pp(levels, 3)
+    other = theirs(made, levels, x)
+    apart = gaps(ours(plan, x), other)
+    assert max(apart[:2]) < 1e-6
+    assert min(apart[2:]) > 1e-4
+    assert max(gaps(ours(with_half_of_the_second_difference(plan), x), other)) < 1e-6
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc(order: int) -> None:
+    """All states, in float64: predictor, corrector and the lower orders at the start."""
+    settings = {"lower_order_final": False, "final_sigmas_type": "sigma_min"}
+    made, levels = set_up(UniPCMultistepScheduler, solver_order=order, solver_type="bh2", **settings)
+    x = randn(*SHAPE)
+    assert max(gaps(ours(unipc(levels, order), x), theirs(made, levels, x))) < 1e-10
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_to_clean_data(order: int) -> None:
+    """As they set it up: the last step is of order 1 in both. Of order 3 theirs makes the last but one of order 2."""
+    made, levels = set_up(UniPCMultistepScheduler, solver_order=order)
+    assert levels[-1].log_snr == math.inf
+    x = randn(*SHAPE)
+    apart = gaps(ours(unipc(levels, order), x), theirs(made, levels, x))
+    assert max(apart[:-2]) < 1e-10
+    assert (max(apart[-2:]) < 1e-10) == (order == 2)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order: int) -> None:
+    """Log-rho, all states, in float64; they go to the first time of the schedule, not to clean data."""
+    made, levels = set_up(DEISMultistepScheduler, solver_order=order)
+    x = randn(*SHAPE)
+    assert max(gaps(ours(deis(levels, order), x), theirs(made, levels, x))) < 1e-10
+
+
+def test_heun() -> None:
+    """Both stages of each step, in float64. Theirs keeps x / signal; the last step, to clean data, is Euler's."""
+    made, levels = set_up(HeunDiscreteScheduler)
+    plan = runge_kutta(levels, Schedule(np.array([level.log_snr for level in levels[-2::-1]])), order=2)
+    x = randn(*SHAPE)
+    state = x / levels[0].signal
+    for row, t, mine in zip(plan.rows, made.timesteps, ours(plan, x), strict=True):
+        eps = network(made.scale_model_input(state, t), row.now.log_snr)
+        state = made.step(eps, t, state).prev_sample
+        torch.testing.assert_close(mine, state * row.next.signal, rtol=1e-9, atol=1e-9)

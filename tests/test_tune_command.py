@@ -1,0 +1,120 @@
+"""`ddim tune`, `--sampler` and plans that are for one model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ddim.cli.options import SAMPLERS
+from ddim.plan import Plan
+from ddim.samplers import NAMED, recommended
+from models import contents, ddim, load_tiny, save_tiny, tiny_model
+
+SMALL = ("--pilots", 8, "--device", "cpu")
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save_tiny(tmp_path / "model")
+    save_tiny(tmp_path / "other", seed=1)
+    return tmp_path
+
+
+def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = ("tune", place / "model", "--calls", 3, *SMALL)
+    assert ddim(*tune, "--out", place / "plan.json") == 0
+    said = capsys.readouterr()
+    plan = Plan.from_json((place / "plan.json").read_text())
+    assert plan.calls == 3
+    assert f"{plan.name}, 3 network calls" in said.out
+    assert ddim(*tune, "--out", place / "again.json") == 0
+    assert "tuned before" in capsys.readouterr().err
+    assert (place / "again.json").read_bytes() == (place / "plan.json").read_bytes()
+    assert ddim(*tune, "--out", place / "anew.json", "--fresh") == 0
+    assert "tuned before" not in capsys.readouterr().err
+    assert (place / "anew.json").read_bytes() == (place / "plan.json").read_bytes()
+    sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
+    assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
+    assert len(contents(place / "samples")) == 3
+
+
+def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tune = ("tune", place / "model", "--calls", 2, *SMALL, "--out", place / "plan.json")
+    assert ddim(*tune) == 0
+    [kept] = (place / "cache").rglob("*.json")
+    first = (place / "plan.json").read_bytes()
+    kept.write_text(kept.read_text()[:100])
+    capsys.readouterr()
+    assert ddim(*tune) == 0
+    assert "tuned before" not in capsys.readouterr().err
+    assert (place / "plan.json").read_bytes() == first
+
+
+def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = json.loads(tiny_model().plan(3).to_json())
+    own = load_tiny(place / "model").fingerprint
+    (place / "plan.json").write_text(json.dumps({**body, "made_for": own}))
+    sample = ("--plan", place / "plan.json", "-n", 1, "--device", "cpu")
+    assert ddim("sample", place / "model", *sample, "--out", place / "a") == 0
+    capsys.readouterr()
+    assert ddim("sample", place / "other", *sample, "--out", place / "b") == 2
+    assert "was made for another model" in capsys.readouterr().err
+    assert not (place / "b").exists()
+    assert ddim("sample", place / "other", *sample, "--any-model", "--out", place / "b") == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (("--calls", 1), "calls 1: is outside 2..30"),
+        (("--calls", 5, "--pilots", 3), "3 pilots: cannot be halved"),
+        (("--calls", 5, "--solver", "euler"), "solver 'euler': is unknown"),
+        (("--calls", 5, "--seed", -1), "--seed -1: is outside"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...], wrong: str
+) -> None:
+    assert ddim("tune", place / "model", *words, "--device", "cpu", "--out", place / "plan.json") == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {wrong}")
+    assert err.count("\n") == 1
+    assert not (place / "plan.json").exists()
+
+
+def test_the_commands_know_every_sampler() -> None:
+    assert tuple(NAMED) == SAMPLERS
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_makes_pictures(place: Path, name: str) -> None:
+    words = ("-n", 1, "--steps", 3, "--sampler", name, "--device", "cpu")
+    assert ddim("sample", place / "model", *words, "--out", place / "out") == 0
+    assert json.loads((place / "out" / "manifest.json").read_text())["plan_name"]
+
+
+def test_auto_is_what_is_recommended_and_says_so() -> None:
+    model = tiny_model()
+    for steps in (5, 10, 40):
+        sampler, grid = recommended(steps)
+        auto, plain = model.plan(steps, sampler="auto"), model.plan(steps, grid, sampler=sampler)
+        assert auto.rows == plain.rows
+        assert auto.name.replace("auto: ", "") == plain.name
+        assert "auto" in auto.name
+    assert model.plan(10, eta=0.5, sampler="auto") == model.plan(10, eta=0.5)
+    assert model.plan(10, "log-snr", sampler="auto") == model.plan(10, "log-snr")
+    assert (model.sample(2, steps=4) == model.sample(2, plan=model.plan(4, sampler="auto"))).all()
+
+
+@pytest.mark.parametrize("words", [("--eta", 0.5), ("--sigma", "hat")])
+def test_noise_goes_with_ddim_alone(place: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]) -> None:
+    assert ddim("sample", place / "model", "--sampler", "unipc3", *words, "--out", place / "out") == 2
+    assert "sampler unipc3: adds no noise" in capsys.readouterr().err
+
+
+def test_an_unknown_sampler_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ddim("sample", place / "model", "--sampler", "euler", "--out", place / "out") == 2
+    assert capsys.readouterr().err.startswith("error: sampler 'euler': is unknown; choose one of ddim, ab2")
