@@ -40,6 +40,7 @@ def bdia(levels: Sequence[Level], gamma: float | None = None, lattice: float = 0
     rows = list(_falling(levels, "bdia").rows)
     if gamma is None:
         gamma = 1.0 if lattice else BUDGET ** (1 / len(rows))
+    gamma = float(gamma)
     if not 0 < gamma <= 1:
         raise DdimError(f"gamma {gamma}", "is outside (0, 1]", "use 1, or leave it out")
     if lattice and gamma != 1:
