@@ -129,9 +129,8 @@ def measure(bed: Bed, found: dict[str, Any], save: Callable[[], None]) -> None:
         assert result is not None
         seconds = time.monotonic() - begun
         error = each(run(memo, result.plan, bed.start), reference)
-        rows.append(
-            {"sampler": "tuned", "grid": "", "calls": calls, **error, "seconds": seconds, "plan": result.plan.name}
-        )
+        kept = {"plan": result.plan.name, "rows": json.loads(result.plan.to_json())}
+        rows.append({"sampler": "tuned", "grid": "", "calls": calls, **error, "seconds": seconds, **kept})
         print(f"{bed.name} {result.plan.name}: {error['rms']:.4f} ({seconds:.0f} s)", flush=True)
         save()
     for name, grid_name, calls, make in plans(bed):
@@ -184,7 +183,7 @@ def quality(bed: Bed, found: dict[str, Any], save: Callable[[], None], data: str
     for calls in CALLS:
         made = {
             "ddim": plain(bed, "ddim", "equal-angle", calls),
-            "auto": plain(bed, *samplers.recommended(calls), calls),
+            "auto": plain(bed, *samplers.recommended(calls, bed.schedule.T), calls),
             "tuned": kept.get(calls),
         }
         for name, plan in made.items():

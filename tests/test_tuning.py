@@ -15,7 +15,7 @@ from ddim.denoiser import Prediction
 from ddim.errors import DdimError
 from ddim.fitting import Memo, Teacher, fitted, rms
 from ddim.loop import run, trajectory
-from ddim.schedule import Level
+from ddim.schedule import Level, linear
 from ddim.tuning import Tuned, cheapest_path, jump_cost, tuning
 
 LINEAR = SCHEDULES["linear"]
@@ -184,3 +184,25 @@ def test_what_cannot_be_tuned_is_refused(settings: dict, wrong: str) -> None:
     given = {"calls": 5, "pilots": 8, "solver": "fitted"} | settings
     with pytest.raises(DdimError, match=wrong):
         next(tuning(MIXTURE.denoise, LINEAR, given["calls"], randn(given["pilots"], 3), given["solver"]))
+
+
+def test_nothing_is_fitted_to_the_held_out_half() -> None:
+    """Other held-out pilots: the same tuned plan, and another error."""
+    pilots = randn(256, 3, seed=5)
+    other = torch.cat([pilots[:128], randn(128, 3, seed=6)])
+    results = []
+    for given in (pilots, other):
+        *_, last = tuning(MIXTURE.denoise, LINEAR, 6, given, "fitted", 128)
+        assert last.found is not None
+        assert last.found.won
+        results.append(last.found)
+    assert results[0].plan == results[1].plan
+    assert results[0].error != results[1].error
+
+
+@pytest.mark.parametrize(("steps", "T"), [(10, 1000), (31, 1000), (32, 1000), (12, 100), (20, 100), (30, 500), (5, 8)])
+def test_the_default_has_as_many_calls_as_are_asked_for(steps: int, T: int) -> None:
+    schedule = LINEAR if T == 1000 else linear(T)
+    sampler, name = samplers.recommended(steps, T)
+    times = grid.tau(schedule, name, steps)
+    assert samplers.named(sampler, falling(schedule, times), schedule).calls == steps

@@ -67,12 +67,12 @@ class Teacher:
         self.plan = unipc(self.levels, 3)
         self.steps: list[Step] = []
 
-    def solve(self, denoise: Denoiser, start: Tensor) -> Iterator[Step]:
-        """Solve the pilots, one step after another."""
+    def solve(self, denoise: Denoiser, start: Tensor, path: bool = True) -> Iterator[Step]:
+        """Solve the pilots, one step after another; where the `path` is not to be kept, their end alone is."""
         self.start = start
         self.steps = []
         for step in trajectory(denoise, self.plan, start):
-            self.steps.append(step)
+            self.steps = [*self.steps, step] if path else [step]
             yield step
 
     @property
@@ -110,7 +110,7 @@ def fitted(
     dimensions alike, row after row, each from the states that the rows before have really made.
 
     Args:
-        denoise: The denoiser; it is asked for the same again and again, so one that remembers (`Memo`).
+        denoise: The denoiser; it is called once a row.
         levels: S + 1 falling levels.
         start: The samples' first state, (N, ...).
         wanted: The state (N, ...) at each level.
@@ -120,8 +120,15 @@ def fitted(
         A checked plan of S rows.
     """
     rows: list[Row] = []
+    known: list[Prediction] = []
     for base in ddim(levels).rows:
-        steps = [*trajectory(denoise, Plan("fitted", (*rows, base)), start)]
+        again = iter([*known])
+
+        def told(x: Tensor, level: Level, /) -> Prediction:
+            return next(again, None) or denoise(x, level)  # noqa: B023
+
+        steps = [*trajectory(told, Plan("fitted", (*rows, base)), start)]
+        known.append(Prediction(steps[-1].x0, steps[-1].eps))
         rows.append(_fit(base, steps[::-1][:memory], wanted(base.next)))
     return Plan("fitted", tuple(rows)).check()
 

@@ -84,7 +84,7 @@ class Model(Engine):
         if sampler == "auto":
             sampler = "ddim"
             if grid is None and not eta and sigma is None and clip_x0 is None and not encode and top is None:
-                sampler, grid = samplers.recommended(steps or default)
+                sampler, grid = samplers.recommended(steps or default, self.schedule.T)
                 chosen = "auto: "
         grid = DEFAULT if grid is None else grid
         levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode, top)

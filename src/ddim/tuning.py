@@ -2,13 +2,13 @@
 
 Data-free. Pilot samples are solved with many calls (the teacher); then
 
-1. the fixed grids, and one found by dynamic programming over the cost of DDIM's own jumps along the teacher's paths,
-   are tried with every sampler;
+1. every sampler is tried on the fixed grids, and on one found by dynamic programming over the cost of DDIM's own jumps
+   along the teacher's paths;
 2. weights are fitted (`fitted`): each row's by least squares to the teacher's state at its end, held to straight lines;
 3. the times are searched, one after another, for the smallest distance to the teacher's ends, all on the same pilots.
 
-What was found is held against the untuned plans on pilots that nothing was fitted to, and is taken only if it is the
-nearest to the teacher there as well.
+What was found is held, on pilots that nothing was fitted to, against plans that are not tuned: the default, and the
+best of the fixed grids (all on a few pilots, the best of them on all). The nearest there is taken.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ from ddim.errors import DdimError, DdimWarning
 from ddim.fitting import Memo, Teacher, fitted, rms
 from ddim.loop import run
 from ddim.plan import Plan
-from ddim.samplers import ONE_CALL, named
+from ddim.samplers import ONE_CALL, named, recommended
 from ddim.schedule import Level, Schedule
 
 GRIDS = ("equal-angle", "quadratic", "log-snr", "linear")
+CHEAPEST = "dynamic programming"
 SCREEN = 8  # pilots on which every sampler is tried with every grid
-BEST = 4  # of the untuned ones, how many go on to all pilots
+SHORT = 12  # of the untuned ones, how many go on to all pilots that are not held out
+BEST = 4  # and of these, how many to the held-out ones
 STRIDES = (0.5, 0.3, 0.18, 0.11)  # by which log(noise / signal) of a time is moved
 
 
@@ -113,6 +115,10 @@ class _Tried:
     plan: Plan
     error: float
 
+    def renamed(self, pilots: int) -> Plan:
+        """The plan as a tuned one."""
+        return replace(self.plan, sampler="tuned", about=f"{self.solver}, {self.about}, {pilots} pilots")
+
 
 def tuning(
     denoise: Denoiser,
@@ -144,34 +150,35 @@ def tuning(
     half = len(pilots) // 2
     memo, teachers = Memo(denoise, size), (Teacher(schedule), Teacher(schedule))
     total, done = 2 * len(teachers[0].plan), 0
-    for teacher, start in zip(teachers, (pilots[:half], pilots[half:]), strict=True):
-        for _ in teacher.solve(Memo(denoise, size, keep=0), start):
+    for teacher, start, kept in zip(teachers, (pilots[:half], pilots[half:]), (True, False), strict=True):
+        for _ in teacher.solve(Memo(denoise, size, keep=0), start, kept):
             done += 1
             yield Progress("teacher", done, total)
     teacher, held = teachers
     bench = _Bench(memo, schedule, teacher)
     untuned: list[_Tried] = []
-    grids = _grids(schedule, calls, teacher)
+    tuned: list[_Tried] = []
+    path = bench.cheapest(calls)
+    grids: dict[str, Sequence[float]] = {**_grids(schedule, calls), CHEAPEST: path}
     for name, times in grids.items():
         for sampler in ONE_CALL:
-            untuned.append(bench.attempt(sampler, name, times, SCREEN))
-            yield Progress("samplers x grids", len(untuned), len(grids) * len(ONE_CALL))
-    untuned = sorted(untuned, key=lambda one: one.error)[:BEST]
+            (tuned if times is path else untuned).append(bench.attempt(sampler, name, times, SCREEN))
+            yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_CALL))
+    untuned, tuned = bench.best(untuned, SHORT)[:BEST], bench.best(tuned, 2)[:1]
+    sampler, name = recommended(calls, schedule.T)
+    untuned.append(bench.attempt(sampler, name, grids[name]))
     starts = [bench.attempt(solver, name, times) for name, times in grids.items()]
     best = min(starts, key=lambda one: one.error)
     for done, total, best in _search(bench, best):  # noqa: B007, B020
         yield Progress("times", done, total)
-    errors = []
-    for place, one in enumerate((best, *untuned)):
-        errors.append(rms(run(Memo(denoise, size, keep=0), one.plan, held.start), held.end))
-        yield Progress("held out", place + 1, 1 + len(untuned))
-    at = int(np.argmin(errors[1:]))
-    won = errors[0] <= errors[1 + at]
-    plan = replace(best.plan, sampler="tuned", about=f"{best.about}, {len(pilots)} pilots")
-    found = Tuned(
-        plan if won else untuned[at].plan, errors[0 if won else 1 + at], untuned[at].plan, errors[1 + at], won
-    )
-    yield Progress("held out", 1 + len(untuned), 1 + len(untuned), found)
+    found = []
+    for place, one in enumerate((best, *tuned, *untuned)):
+        error = rms(run(Memo(denoise, size, keep=0), one.plan, held.start), held.end)
+        found.append((error, place, one.renamed(len(pilots)) if place <= len(tuned) else one.plan))
+        yield Progress("held out", place + 1, 1 + len(tuned) + len(untuned))
+    nearest, beside = min(found), min(found[1 + len(tuned) :])
+    result = Tuned(nearest[2], nearest[0], beside[2], beside[0], nearest[1] <= len(tuned))
+    yield Progress("held out", len(found), len(found), result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +197,22 @@ class _Bench:
             plan = replace(fitted(self.memo, levels, self.teacher.start, self.teacher.at), about=about)
         else:
             plan = named(solver, levels, self.schedule, about=about)
-        end = run(self.memo, plan, self.teacher.start[:few])
-        return _Tried(solver, about, levels, plan, rms(end, self.teacher.end[:few]))
+        return self.measured(_Tried(solver, name, levels, plan, math.nan), few)
+
+    def measured(self, one: _Tried, few: int | None = None) -> _Tried:
+        """It with its error on the first `few` pilots, or all."""
+        end = run(self.memo, one.plan, self.teacher.start[:few])
+        return replace(one, error=rms(end, self.teacher.end[:few]))
+
+    def best(self, tried: Sequence[_Tried], count: int) -> list[_Tried]:
+        """The best few on the pilots they were tried on, the nearest on all pilots first."""
+        some = sorted(tried, key=lambda one: one.error)[:count]
+        return sorted((self.measured(one) for one in some), key=lambda one: one.error)
+
+    def cheapest(self, calls: int) -> list[float]:
+        """The rising times of dynamic programming."""
+        path = cheapest_path(jump_cost(self.teacher), calls)
+        return [self.teacher.levels[place].t for place in reversed(path[:-1])]
 
 
 def _search(bench: _Bench, best: _Tried) -> Iterator[tuple[int, int, _Tried]]:
@@ -201,7 +222,7 @@ def _search(bench: _Bench, best: _Tried) -> Iterator[tuple[int, int, _Tried]]:
         for way in (1, -1):
             yield done, len(moves), best
             times = _moved(bench.schedule, best.levels, place, way * stride)
-            trial = bench.attempt(best.solver, f"{best.solver}, times searched", times) if times else best
+            trial = bench.attempt(best.solver, "times searched", times) if times else best
             if trial.error < best.error:
                 best = trial
                 break
@@ -219,17 +240,16 @@ def _moved(schedule: Schedule, levels: Sequence[Level], place: int, by: float) -
     return times
 
 
-def _grids(schedule: Schedule, calls: int, teacher: Teacher) -> dict[str, list[float]]:
-    """Rising times by the grid's name: those of `GRIDS` that have so many, and dynamic programming's."""
-    found = {}
+def _grids(schedule: Schedule, calls: int) -> dict[str, Sequence[float]]:
+    """Rising times by the grid's name: those of `GRIDS` that have so many and start at T."""
+    found: dict[str, Sequence[float]] = {}
     for name in GRIDS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
             times = grid.tau(schedule, name, calls)
         if len(times) == calls and times[-1] == schedule.T:
             found[name] = times
-    path = cheapest_path(jump_cost(teacher), calls)
-    return {**found, "dynamic programming": [teacher.levels[place].t for place in reversed(path[:-1])]}
+    return found
 
 
 def _refuse(schedule: Schedule, calls: int, pilots: Tensor, solver: str) -> None:

@@ -61,9 +61,12 @@ NAMED: dict[str, Maker] = {
 }
 
 
-def recommended(steps: int) -> tuple[str, str]:
-    """The sampler and the grid that docs/solvers.md found nearest to the converged solution at so many calls."""
-    return ("ipndm4", "quadratic") if steps <= 31 else ("ipndm4", "equal-angle")
+def recommended(steps: int, T: int = 1000) -> tuple[str, str]:
+    """The sampler and the grid that docs/solvers.md recommends at so many calls.
+
+    The grid `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
+    """
+    return "ipndm4", "quadratic" if steps**2 <= T else "equal-angle"
 
 
 # Those with one call in every step, and exact on straight lines: what a plan of so many calls may be.
