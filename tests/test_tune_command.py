@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ddim.cli.options import SAMPLERS
+from ddim.errors import DdimError, DdimWarning
 from ddim.plan import Plan
 from ddim.samplers import NAMED, recommended
 from models import contents, ddim, load_tiny, save_tiny, tiny_model
@@ -118,3 +120,35 @@ def test_noise_goes_with_ddim_alone(place: Path, capsys: pytest.CaptureFixture[s
 def test_an_unknown_sampler_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ddim("sample", place / "model", "--sampler", "euler", "--out", place / "out") == 2
     assert capsys.readouterr().err.startswith("error: sampler 'euler': is unknown; choose one of ddim, ab2")
+
+
+def test_a_cache_that_cannot_be_written_costs_no_plan(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
+    assert ddim("tune", place / "model", "--calls", 2, *SMALL, "--out", place / "plan.json") == 0
+    assert "cannot be written" in capsys.readouterr().err
+    assert Plan.from_json((place / "plan.json").read_text()).calls == 2
+
+
+def test_samplers_of_several_calls_a_step_say_so() -> None:
+    with pytest.warns(DdimWarning, match="sampler heun: 5 steps are 9 network calls"):
+        assert tiny_model().plan(5, sampler="heun").calls == 9
+
+
+def test_a_plan_that_starts_from_two_states_is_not_sampled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    way = load_tiny(place / "model").way("reversible", 4)
+    (place / "plan.json").write_text(way.onward.to_json())
+    words = ("sample", place / "model", "--plan", place / "plan.json", "-n", 1, "--device", "cpu")
+    assert ddim(*words, "--out", place / "out") == 2
+    assert "starts from the states at t = " in capsys.readouterr().err
+    assert not (place / "out").exists()
+    assert ddim("check", place / "plan.json") == 0
+
+
+def test_what_a_picture_to_start_from_must_be() -> None:
+    model = tiny_model()
+    for origin in (torch.zeros(3, 1, 8, 8), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(DdimError, match="origin: is"):
+            model.sample(4, steps=3, origin=origin, top=500)

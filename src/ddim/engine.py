@@ -157,6 +157,11 @@ class Engine:
             DdimError: If the plan is not one for this model, or does not end at clean data.
         """
         plan.check_schedule(self.schedule, to_clean=True).check_model(lambda: self.fingerprint)
+        if origin is not None and (origin.shape[1:] != self.shape or len(origin) not in (1, len(indices))):
+            wrong = f"is {tuple(origin.shape)}, the model's pictures are {self.shape}"
+            raise DdimError("origin", wrong, "give one picture, or one for each sample")
+        if origin is not None and not origin.is_floating_point():
+            raise DdimError("origin", f"is {origin.dtype}", "give floats in [-1, 1], see ddim.pixels.to_float")
 
         def denoiser(some: Tensor | None) -> Denoiser:
             made = self.denoiser(some, guidance)
@@ -215,8 +220,8 @@ class Engine:
         """States on the device, in the plan's dtype, if they and the plan are this model's."""
         plan.check_schedule(self.schedule).check_model(lambda: self.fingerprint)
         for given in states:
-            if given.shape[1:] != self.shape:
-                wrong = f"are {tuple(given.shape[1:])}, the model's are {self.shape}"
+            if given.shape[1:] != self.shape or len(given) != len(states[0]):
+                wrong = f"are {tuple(given.shape)}, the model's are {(len(states[0]), *self.shape)}"
                 raise DdimError("states", wrong, "use this model's")
         dtype = torch.float64 if plan.lattice else torch.float32
         return [given.to(self.device, dtype) for given in states]

@@ -149,7 +149,12 @@ def decode(
     Raises:
         DdimError: If the plan is not one for this model, or the folder holds something else or is in use.
     """
-    plan.check_schedule(model.schedule)
+    plan.check_schedule(model.schedule).check_model(lambda: model.fingerprint)
+    for state in (latents, *beside):
+        if state.shape[1:] != model.shape:
+            raise DdimError(
+                "latents", f"are {tuple(state.shape[1:])}, the model's are {model.shape}", "use this model's"
+            )
     if plan.end.t > 1 or plan.start.t <= plan.end.t:
         wrong = f"goes from t = {plan.start.t:g} to {plan.end.t:g}"
         raise DdimError("plan", wrong, "to decode it must end at t = 0, or at most 1")

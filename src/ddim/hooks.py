@@ -81,13 +81,17 @@ def consistent(operator: Operator, y: Tensor, rounds: int = 0) -> Hook:
 
     Args:
         operator: What was measured.
-        y: What it gave: (1, ...) for all samples or (N, ...).
+        y: What it gave: (1, ...) for all samples, or one for each sample of a batch. A model samples in micro-batches
+            of its own, so give `Model.sample` one for all.
         rounds: How often x_0 is before that made to agree and clipped to [-1, 1], in turn: projections by turns lead to
             a picture that has both (where `pinv` is the pseudo-inverse). Without, what A takes means of may agree
             through values that no picture has.
     """
 
     def hook(x0: Tensor, level: Level) -> Tensor:
+        if len(y) not in (1, len(x0)):
+            wrong = f"are {len(y)} for a batch of {len(x0)}"
+            raise DdimError("known data", wrong, "give one for all samples; a model samples in micro-batches")
         known = operator.pinv(y.to(x0))
         for _ in range(rounds):
             x0 = (known + (x0 - operator.pinv(operator.apply(x0)))).clamp(-1, 1)

@@ -155,9 +155,7 @@ class LatentsFile:
     def other_conditions(self, now: Mapping[str, Any]) -> str:
         """How `now` differs from the conditions of the encoding, in words; "" where it does not."""
         return ", ".join(
-            f"{key} {self.conditions[key]}, now {now[key]}"
-            for key in self.conditions
-            if self.conditions[key] != now.get(key)
+            f"{key} {value}, now {now.get(key)}" for key, value in self.conditions.items() if value != now.get(key)
         )
 
 
@@ -192,7 +190,7 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         raise DdimError(path, "is not a latents file", "write one with `ddim encode`")
     if meta.get("version") not in (1, 2):
         raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
-    latents, names = tensors["latents"], tuple(meta["names"] or ())
+    latents, names = tensors["latents"], tuple(meta["names"]) if isinstance(meta["names"], list) else ()
     latents, plan = (
         (latents if latents.dtype == torch.float64 else latents.float()),
         Plan.from_json(meta["plan"], str(path)),
@@ -202,12 +200,16 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
     sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
     if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    if not isinstance(conditions, dict):
+    method = meta.get("method", "ddim")
+    if not isinstance(conditions, dict) or not isinstance(method, str):
         raise DdimError(path, "does not say what encoded it", "write it again with `ddim encode`")
+    if not isinstance(meta["names"], list) or not all(isinstance(name, str) for name in names):
+        raise DdimError(path, "does not name its latents", "write it again with `ddim encode`")
+    if plan.stochastic:
+        raise DdimError(path, "holds a plan that adds noise", "write it again with `ddim encode`")
     if meta["version"] == 1:
         levels = [*(row.next for row in reversed(plan.rows)), plan.start]
         plan = samplers.ddim(levels, about=plan.about.removesuffix(", encode"))
-    method = str(meta.get("method", "ddim"))
     return latents, LatentsFile(
         names, plan, meta.get("model_sha256", ""), method, states[1] if earlier is not None else None, conditions
     )

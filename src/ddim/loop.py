@@ -107,7 +107,8 @@ def _update(
         return _sum([*kept, *added], states[0].dtype)
     # Whole multiples of the lattice add without rounding in float64, so only the rest is put on it.
     whole = [(weight, state) for weight, state in kept if weight == int(weight)]
-    rest = _sum([*(term for term in kept if term[0] != int(term[0])), *added], torch.float64)
+    others = [*(term for term in kept if term[0] != int(term[0])), *added]
+    rest = _sum(others or [(0.0, states[0])], torch.float64)
     return _sum([(1.0, _on_lattice(rest, lattice)), *whole], torch.float64)
 
 

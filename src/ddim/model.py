@@ -66,7 +66,7 @@ class Model(Engine):
         """A plan for this model.
 
         Args:
-            steps: S, the number of network calls.
+            steps: S, the number of network calls; of steps, for "heun" and "rk4" (2 and 4 calls each).
             grid: A grid's name (see `ddim.grid`) or a rising list of times; equal-angle if left out.
             eta: See `ddim.samplers.ddim`, as for the rest.
             sigma: Instead of eta, or "optimal" for the variance that fits this model's own error.
@@ -76,6 +76,7 @@ class Model(Engine):
             top: The noisiest time, where a run starts from a picture partly noised; T if left out.
             sampler: One of `ddim.samplers.NAMED`; all but "ddim" are without noise. "auto" is what
                 `ddim.samplers.recommended` names for so many steps, where nothing but the steps is given; else "ddim".
+                It is what `sample` and the commands `sample` and `plan` take unless told otherwise.
 
         Raises:
             DdimError: See `ddim.grid.tau`, `ddim.samplers.ddim` and `ddim.config.ModelConfig.error_at`.
@@ -94,7 +95,10 @@ class Model(Engine):
             return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
         if eta or sigma is not None:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
-        return replace(samplers.named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
+        plan = replace(samplers.named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
+        if plan.calls != len(levels) - 1:
+            say(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network calls")
+        return plan
 
     def sample(
         self,
@@ -141,7 +145,7 @@ class Model(Engine):
             raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
         through = partial(Hooked, hook=hook) if hook else None
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
-        return torch.cat([self.empty(), *blocks])
+        return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
     def tuning(self, calls: int, solver: str = "fitted", pilots: int = 128, seed: int = 0) -> Iterator[tuning.Progress]:
         """Find a plan for this model and a number of network calls, see `ddim.tuning`.

@@ -144,7 +144,9 @@ class Plan:
                 raise DdimError(where, "does not start where the row before it ended", "mend the plan's levels")
             known = k + 1 + len(self.before)
             if len(row.x) > known or max(len(row.x0), len(row.eps)) > k + 1:
-                raise DdimError(where, f"looks back {row.memory - 1} states, there are {k}", "shorten its weights")
+                raise DdimError(
+                    where, f"looks back {row.memory - 1} states, there are {known - 1}", "shorten its weights"
+                )
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
             named = (row.now, row.next, row.query, *self.before)
             numbers += tuple(value for at in named for value in (at.t, at.alpha_bar))
@@ -201,6 +203,8 @@ class Plan:
         if to_clean and (self.end.t != 0 or self.start.t == 0):
             wrong = f"goes from t = {self.start.t:g} to {self.end.t:g}"
             raise DdimError("plan", wrong, "to sample it must end at t = 0")
+        if to_clean and self.before:
+            raise DdimError("plan", f"starts from the states at t = {self._starts()}", "run it with `ddim decode`")
         for level in {level for row in self.rows for level in (row.now, row.next, row.query)} | {*self.before}:
             own = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
             if not (own == level.log_snr or abs(own - level.log_snr) < 1e-6):

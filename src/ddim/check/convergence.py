@@ -24,7 +24,8 @@ def gaussian_error(plan: Plan) -> float:
     """Root mean square distance of a noiseless plan's end from the closed-form flow, x_0 not clipped."""
     clean = DATA.sample(SAMPLES, seed=0)
     start = DATA.flow(clean, CLEAN, plan.start)
-    reached = run(DATA.denoise, replace(plan, clip_x0=False), start)
+    earlier = [DATA.flow(clean, CLEAN, level) for level in plan.before]
+    reached = run(DATA.denoise, replace(plan, clip_x0=False), start, earlier=earlier)
     return float((reached - DATA.flow(clean, CLEAN, plan.end)).square().mean().sqrt())
 
 

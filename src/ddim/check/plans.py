@@ -57,7 +57,9 @@ def _joined(plan: Plan) -> Finding:
     broken = [
         f"row {k} ({_where(row)})"
         for k, row in enumerate(plan.rows)
-        if row.memory > k + 1 or (k and plan.rows[k - 1].next != row.now)
+        if len(row.x) > k + 1 + len(plan.before)
+        or max(len(row.x0), len(row.eps)) > k + 1
+        or (k and plan.rows[k - 1].next != row.now)
     ]
     told = f"first {broken[0]}" if broken else "each row starts where the last one ended"
     return at_most("rows that do not join", len(broken), 0, told)
@@ -115,7 +117,8 @@ def _marginals(plan: Plan) -> Iterator[Finding]:
     Each state is followed as its weights on x_0, the first noise and each row's own.
     """
     basis = np.eye(2, len(plan) + 2)
-    states = deque([plan.start.signal * basis[0] + plan.start.noise * basis[1]], maxlen=plan.memory)
+    given = [level.signal * basis[0] + level.noise * basis[1] for level in (plan.start, *plan.before)]
+    states = deque(given, maxlen=max(plan.memory, len(given)))
     noises: deque[np.ndarray] = deque(maxlen=plan.memory)
     mean, off, sizes = [], [], [1.0]
     for k, row in enumerate(plan.rows):

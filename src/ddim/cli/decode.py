@@ -60,6 +60,8 @@ def command(
     states, file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
+    if file.method not in METHODS:
+        raise DdimError(latents, f"was encoded with method {file.method!r}", f"this ddim knows {', '.join(METHODS)}")
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
     plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
@@ -92,7 +94,8 @@ def _decoding(
     plan, start = file.plan, latents
     beside: list[Tensor] = []
     if steps is not None or grid is not None:
-        asked = make_way(model, file.method, steps or (None if grid and grid[:1].isdigit() else whole), grid)
+        listed = grid is not None and grid[:1].isdigit()
+        asked = make_way(model, file.method, whole if steps is None and not listed else steps, grid)
         plan = file.plan if asked.onward.rows == file.plan.rows else asked.down
         if plan is asked.down:
             told = " from x_T alone, so approximately" if file.earlier is not None else ""

@@ -182,7 +182,10 @@ def _plan(model: Model, steps: int | None, grid: str | None, eta: float, start_a
     times = numbers(grid, "--grid") if grid and grid[0].isdigit() else grid or "equal-angle"
     if steps is None and isinstance(times, str):
         steps = min(STEPS, start_at or STEPS)
-    return model.plan(steps, times, eta, top=start_at)
+    listed = isinstance(times, list)
+    if listed and start_at is not None and times[-1] != start_at:
+        raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", "let its last time be that")
+    return model.plan(steps, times, eta, top=None if listed else start_at)
 
 
 def _edit(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.encode import METHODS, make_way
-from ddim.cli.options import GRIDS, exact_device_options, grid_option, load_model, progress_bar, whole_numbers
+from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar, whole_numbers
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -67,11 +67,13 @@ def command(
     pictures, _ = read_pictures(images, loaded.config.data, split, limit)
     make_folder(out)
     results, failed = _measure(loaded, ways, pictures)
+    if not results:
+        raise DdimError("round trips", "have all failed", "give more steps, or another method")
     about = {
         "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
         "images": len(pictures),
         "split": split,
-        "grid": grid or GRIDS[0],
+        "grid": grid or "the method's own",
         **loaded.conditions,
         "failed": failed,
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.options import exact_device_options, load_model, output_file, progress_bar
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.model import Model
@@ -45,8 +45,10 @@ def command(
 ) -> None:
     """Find a better plan for MODEL and a number of network calls, from the model alone, in about a minute.
 
-    The plan file is for `ddim sample --plan`. It is never farther from the converged solution, on pilots that nothing
-    was fitted to, than the best plan that is not tuned: if tuning does not win there, that one is written, and said.
+    The plan file is for `ddim sample --plan`. On pilots that nothing was fitted to it is compared with the default plan
+    and the best found of every sampler on the fixed grids: if tuning does not win there, the nearest of those is
+    written, and said.
+
     What was found is kept in the user's cache folder, by the model's checksum and the settings.
 
     \b
@@ -66,9 +68,9 @@ def command(
     known = found is not None
     if found is None:
         found = _tune(loaded, settings)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(kept, json.dumps(found).encode())
     write_atomic(out, (json.dumps(found["plan"], indent=1) + "\n").encode())
+    if not known:
+        _keep(kept, found)
     if known:
         click.echo(f"tuned before, with the same model and settings: {kept} (--fresh tunes again)", err=True)
     tuned, untuned = (f"{found[key]:.4f}" for key in ("error", "untuned_error"))
@@ -111,6 +113,16 @@ def _kept(model: Model, settings: dict[str, Any]) -> Path:
     return Path(home) / "ddim" / "plans" / f"{key}.json"
 
 
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    from ddim.files import write_atomic
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(found).encode())
+    except (OSError, DdimError) as error:
+        say(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there, if it is whole."""
     from ddim.plan import Plan
@@ -118,6 +130,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(path.read_bytes())
         Plan.from_json(json.dumps(found["plan"]))
-        return found if {"name", "error", "untuned", "untuned_error", "won"} <= found.keys() else None
+        kinds = {"name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
+        return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None
     except (OSError, ValueError, KeyError, TypeError, DdimError):
         return None
