@@ -35,13 +35,14 @@ from ddim.tuning import tuning
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "solvers.json"
 PICTURE = ROOT / "docs" / "images" / "solvers.png"
-CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
+CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 100)
 TUNED = {"mixture": (5, 6, 8, 10, 12, 15, 20), "mnist": (5, 8, 10, 15), "fashion-mnist": (5, 10, 15)}
 GRIDS = ("equal-angle", "linear", "quadratic", "log-snr")
 SAMPLERS = tuple(name for name in samplers.NAMED if name not in ("rk4", "probability-flow"))
 # On models, where each costs minutes: at least one of each family.
 FEWER = ("ddim", "ipndm4", "unipc3", "ab3-v", "dpm++2m", "unipc2", "deis3", "ipndm3", "ab2-v", "heun", "ab2", "ab3")
 SHOWN = ("ddim", "heun", "dpm++2m", "unipc3", "ab3-v", "ipndm4", "tuned")
+QUALITY = (5, 8, 10, 15, 20, 50)
 REFERENCE = 300
 PILOTS = 128
 
@@ -91,7 +92,7 @@ def plans(bed: Bed) -> Iterator[tuple[str, str, int, Callable[[], Plan | None]]]
     for name in {"mixture": SAMPLERS, "mnist": FEWER}.get(bed.name, SHOWN[:-1]):
         for grid_name in GRIDS:
             for calls in CALLS:
-                if calls == 100 and bed.name != "mixture" and name != "ddim":
+                if name != "ddim" and (calls == 40 or (calls == 100 and bed.name != "mixture")):
                     continue
                 yield name, grid_name, calls, lambda n=name, g=grid_name, c=calls: plain(bed, n, g, c)
 
@@ -180,7 +181,7 @@ def quality(bed: Bed, found: dict[str, Any], save: Callable[[], None], data: str
     done = {(row["plan"], row["calls"]) for row in rows}
     start, memo = bed.noise(3, samples), Memo(bed.denoise, bed.size, 0)
     kept = {row["calls"]: Plan.from_json(json.dumps(row["rows"])) for row in found["rows"] if row["sampler"] == "tuned"}
-    for calls in CALLS:
+    for calls in QUALITY:
         made = {
             "ddim": plain(bed, "ddim", "equal-angle", calls),
             "auto": plain(bed, *samplers.recommended(calls, bed.schedule.T), calls),
@@ -248,16 +249,17 @@ def report(results: dict[str, Any]) -> None:
             if key not in best or row["rms"] < best[key]["rms"]:
                 best[key] = row
         print("| sampler | " + " | ".join(map(str, CALLS)) + " |\n|-|" + "-|" * len(CALLS))
-        for sampler in (*SAMPLERS, "tuned"):
+        known = [sampler for sampler in (*SAMPLERS, "tuned") if any(name == sampler for name, _ in best)]
+        for sampler in known:
             cells = [best.get((sampler, calls)) for calls in CALLS]
             print(f"| {sampler} | " + " | ".join(cell_of(cell) for cell in cells) + " |")
         if "quality" in found:
             quality_table(found["quality"])
-        for at in (50, 100):
+        for at in (40, 100):
             limit = min(row["rms"] for row in rows if row["sampler"] == "ddim" and row["calls"] == at)
             need = {
                 s: min((c for (n, c), row in best.items() if n == s and row["rms"] <= limit), default=None)
-                for s in (*SAMPLERS, "tuned")
+                for s in known
             }
             print(
                 f"\ncalls for the error of ddim at {at} ({limit:.4f}): "

@@ -130,7 +130,7 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     out = tmp_path / "out"
     words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
     told = say(*words, "--sheet", tmp_path / "sheet.png")
-    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=4), 5 network calls each: ")
+    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=3), 5 network calls each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))

@@ -66,7 +66,9 @@ def recommended(steps: int, T: int = 1000) -> tuple[str, str]:
 
     The grid `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
     """
-    return "ipndm4", "quadratic" if steps**2 <= T else "equal-angle"
+    if steps**2 > T:
+        return "unipc3", "log-snr"
+    return "ipndm3" if steps <= 10 else "ipndm4", "quadratic"
 
 
 # Those with one call in every step, and exact on straight lines: what a plan of so many calls may be.
