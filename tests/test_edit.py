@@ -62,10 +62,7 @@ def test_from_clean_data_the_picture_comes_back(model: Model) -> None:
     """From t = 1 a network that predicts v gives (1 - noise^2) x0 and terms of the size of noise = 0.01."""
     made = model.sample(3, steps=1, top=1, origin=PICTURE)
     noise = model.schedule.level(1).noise
-    latents = model.noise(3).start()
-    v = model.denoise(model.schedule.level(1).signal * PICTURE + noise * latents, model.schedule.level(1))
     assert float((made - PICTURE).abs().max()) < 5 * noise
-    assert v.x0.shape == made.shape
 
 
 def test_the_earlier_the_start_the_more_is_kept(model: Model) -> None:
