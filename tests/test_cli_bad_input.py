@@ -122,10 +122,10 @@ BAD: dict[str, tuple[str, str]] = {
     "edit: no picture": ("edit {0}/model {0}/nowhere.png --start-at 500 --steps 2 --out {0}/out", "nowhere.png"),
     "edit: start at 0": (EDIT + " --start-at 0", "--start-at 0"),
     "edit: start after T": (EDIT + " --start-at 1001", "--start-at 1001"),
-    "edit: more steps than times": (EDIT + " --start-at 1", "top 1"),
+    "edit: more steps than times": (EDIT + " --start-at 1", "--start-at 1"),
     "edit: start with a list": (
-        "edit {0}/model {0}/pictures/0.png --out {0}/out --grid 1,500 --start-at 500",
-        "top 500",
+        "edit {0}/model {0}/pictures/0.png --out {0}/out --grid 1,400 --start-at 500",
+        "--start-at 500",
     ),
     "edit: start with a grid that has a top": (EDIT + " --start-at 500 --grid linear", "linear"),
     "edit: colour of grey": (EDIT + " --colour", "--colour"),

@@ -249,7 +249,7 @@ DOWN = levels_of(LINEAR, "linear", 4)
         (lambda: reverse(samplers.ddim(DOWN)), r"plan row 1 \(t = 750 to 500\): cannot be gone back"),
         (lambda: reverse(samplers.ddim(DOWN, eta=1)), r"plan row 1 .* cannot be gone back"),
         (lambda: reverse(samplers.ddim(DOWN[-2:])), "plan: holds one row"),
-        (lambda: samplers.bdia(DOWN, gamma=0), r"gamma 0: is outside \(0, 1\]"),
+        (lambda: samplers.bdia(DOWN, gamma=0), r"gamma 0.0: is outside \(0, 1\]"),
         (lambda: samplers.bdia(DOWN, gamma=math.nan), r"gamma nan: is outside \(0, 1\]"),
         (lambda: samplers.bdia(DOWN, gamma=0.5, lattice=LATTICE), "not 1 beside a lattice"),
         (lambda: samplers.bdia(DOWN[::-1]), "bdia: is asked for rising levels"),

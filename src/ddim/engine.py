@@ -109,6 +109,8 @@ class Engine:
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
+            if guidance is not None and not classes:
+                raise DdimError("guidance", "this model was trained without labels", "leave it out")
             if guidance is not None:
                 raise DdimError("guidance", "needs a label", "give labels too")
             return plain
@@ -210,6 +212,9 @@ class Engine:
         Raises:
             DdimError: If the plans are not for this model, the pictures not of its shape, or one cannot be encoded.
         """
+        if way.up is None and self.dtype != torch.float32:
+            name = str(self.dtype).removeprefix("torch.")
+            raise DdimError(way.method, f"cannot be solved in {name}, which is not smooth", "compute in float32")
         [states] = self._fit(way.up or way.down, [pictures])
         numbered = (states, torch.arange(len(states)))
         encode = partial(inversion.encode, self.denoise, way)

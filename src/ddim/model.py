@@ -138,6 +138,14 @@ class Model(Engine):
             raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
         if plan is not None and (settings or steps is not None):
             raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        if (
+            (origin is None) != (settings.get("top") is None)
+            and plan is None
+            and not isinstance(settings.get("grid"), list)
+        ):
+            raise DdimError(
+                "origin and top", "are not both given", "a picture to start from goes with a time to start at"
+            )
         own = "ddim" if hook or origin is not None else "auto"
         plan = plan or self.plan(steps, **{"sampler": own, **settings})
         each = [labels] * n if isinstance(labels, int) else labels

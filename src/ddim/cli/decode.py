@@ -104,5 +104,5 @@ def _decoding(
         start, beside = file.earlier, [latents]
     others = file.other_conditions(model.conditions)
     if others and file.method not in METHODS[:2]:
-        say(f"{name}: was encoded under other conditions ({others}); what comes back may differ in the last bits")
+        say(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")
     return plan, start, beside

@@ -116,6 +116,7 @@ def _known(
 ) -> tuple[Tensor, Operator | None, Tensor]:
     """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
     from ddim import hooks
+    from ddim.cli.pictures import open_said
     from ddim.data import open_picture
     from ddim.pixels import to_float
 
@@ -125,7 +126,7 @@ def _known(
     small = None if upscale is None else _small(model, path, upscale)
     if upscale is not None and small is not None:
         return hooks.MeanPool(upscale).pinv(small), hooks.MeanPool(upscale), small
-    full = to_float(open_picture(path, policy)[None])
+    full = to_float((open_picture if upscale is not None else open_said)(path, policy)[None])
     operator: Operator | None = None
     if mask is not None:
         operator = hooks.Mask(_mask(model, mask, path))
@@ -183,6 +184,8 @@ def _plan(model: Model, steps: int | None, grid: str | None, eta: float, start_a
     if steps is None and isinstance(times, str):
         steps = min(STEPS, start_at or STEPS)
     listed = isinstance(times, list)
+    if steps is not None and start_at is not None and steps > start_at:
+        raise DdimError(f"--steps {steps}", f"are more than the times below --start-at {start_at}", "give fewer")
     if listed and start_at is not None and times[-1] != start_at:
         raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", "let its last time be that")
     return model.plan(steps, times, eta, top=None if listed else start_at)

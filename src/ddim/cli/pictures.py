@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.data import ImagePolicy
@@ -44,5 +44,20 @@ def read_pictures(
         if split is not None:
             raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
         chosen = images[:limit]
-        return np.stack([data.open_picture(Path(name), policy) for name in chosen]), list(chosen)
+        return np.stack([open_said(Path(name), policy) for name in chosen]), list(chosen)
     return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]
+
+
+def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
+    """A picture file on the model's grid, uint8 (H, W, C); another size or kind of its own is said."""
+    from ddim.data import open_picture
+    from ddim.data.pictures import natural_policy
+
+    own = natural_policy(path)
+    changed = [f"{own.width}x{own.height} brought to {policy.width}x{policy.height}"]
+    changed = changed if (own.width, own.height) != (policy.width, policy.height) else []
+    if own.channels > policy.channels:
+        changed.append("colour reduced to grey")
+    if changed:
+        say(f"{path}: {', '.join(changed)}")
+    return open_picture(path, policy)

@@ -13,7 +13,7 @@ from ddim.cli.options import grid_option, make_plan, noise_options, sampler_opti
 @click.argument("model")
 @steps_option(20)
 @sampler_option
-@grid_option()
+@grid_option(default="equal-angle; auto has its own")
 @noise_options
 @click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
 @click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("-n", "n", type=int, default=64, show_default=True, help="How many pictures.")
 @steps_option(20)
 @sampler_option
-@grid_option()
+@grid_option(default="equal-angle; auto has its own")
 @noise_options
 @click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
 @click.option("--start", type=int, default=0, show_default=True, help="Index of the first picture.")
@@ -110,6 +110,8 @@ def command(
             "--clip": clip_x0,
         }
         plan = _read_plan(plan_file, given, any_model)
+    elif any_model:
+        raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
     else:
         sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
         plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0, sampler=sampler)

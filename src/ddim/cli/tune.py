@@ -16,6 +16,8 @@ from ddim.errors import DdimError, say
 if TYPE_CHECKING:
     from ddim.model import Model
 
+RECIPE = 2  # of `ddim.tuning`; another one, and what was kept is not what it would find
+
 
 @click.command("tune")
 @click.argument("model")
@@ -49,7 +51,8 @@ def command(
     and the best found of every sampler on the fixed grids: if tuning does not win there, the nearest of those is
     written, and said.
 
-    What was found is kept in the user's cache folder, by the model's checksum and the settings.
+    What was found is kept in the user's cache folder, by the model's checksum and the settings; stopped before the end,
+    it keeps nothing and starts over.
 
     \b
     Example:
@@ -107,7 +110,7 @@ def _kept(model: Model, settings: dict[str, Any]) -> Path:
     """Where what these settings give is kept."""
     from ddim import __version__
 
-    what = {**settings, "model": model.fingerprint, "dtype": str(model.dtype), "version": __version__}
+    what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "dtype": str(model.dtype), "version": __version__}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "ddim" / "plans" / f"{key}.json"
