@@ -275,3 +275,15 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes, tmp_path: Path) -> 
             read(path)
     with pytest.raises(DdimError, match="no such file"):
         read_latents(tmp_path / "nowhere")
+
+
+def test_latents_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
+    plan = tiny_model().plan(2)
+    path = tmp_path / "latents.safetensors"
+    write_latents(path, torch.ones(2, 1, 8, 8), LatentsFile(("a", "b"), plan, "0" * 64))
+    assert torch.equal(read_latents(path)[0], torch.ones(2, 1, 8, 8))
+    body = bytearray(path.read_bytes())
+    body[-2] ^= 1
+    path.write_bytes(body)
+    with pytest.raises(DdimError, match="is damaged"):
+        read_latents(path)

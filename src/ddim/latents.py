@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +175,14 @@ def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
         "method": file.method,
         "conditions": dict(file.conditions),
     }
-    write_tensors(path, {"latents": latents} | ({} if file.earlier is None else {"earlier": file.earlier}), meta)
+    states = {"latents": latents} | ({} if file.earlier is None else {"earlier": file.earlier})
+    write_tensors(path, states, {**meta, "sha256": _digest(states)})
+
+
+def _digest(states: Mapping[str, Tensor]) -> str:
+    """The checksum of the states, in the order of their names."""
+    parts = [states[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(states)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
@@ -190,6 +198,8 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         raise DdimError(path, "is not a latents file", "write one with `ddim encode`")
     if meta.get("version") not in (1, 2):
         raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
+    if meta.get("sha256") not in (None, _digest(tensors)):
+        raise DdimError(path, "is damaged: its latents are not those that were written", "encode again")
     latents, names = tensors["latents"], tuple(meta["names"]) if isinstance(meta["names"], list) else ()
     latents, plan = (
         (latents if latents.dtype == torch.float64 else latents.float()),
