@@ -34,6 +34,7 @@ from ddim.tuning import tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "solvers.json"
+TEN = ROOT / "docs" / "images" / "ten-calls.png"
 PICTURE = ROOT / "docs" / "images" / "solvers.png"
 CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 100)
 TUNED = {"mixture": (5, 6, 8, 10, 12, 15, 20), "mnist": (5, 8, 10, 15), "fashion-mnist": (10,)}
@@ -314,6 +315,26 @@ def draw(results: dict[str, Any]) -> None:
     print(f"picture: {PICTURE.relative_to(ROOT)}")
 
 
+def ten_calls(found: dict[str, Any], samples: int = 12) -> None:
+    """The same latents of `mnist` in ten calls by three plans, beside what they converge to."""
+    from ddim.pixels import to_uint8
+    from ddim.sheet import labelled_rows, save_png
+
+    bed = Bed("mnist", samples)
+    tuned = next(row for row in found["rows"] if row["sampler"] == "tuned" and row["calls"] == 10)
+    made = {
+        "ddim, 10 calls": plain(bed, "ddim", "equal-angle", 10),
+        "auto, 10 calls": plain(bed, *samplers.recommended(10), 10),
+        "tuned, 10 calls": Plan.from_json(json.dumps(tuned["rows"])),
+        "ddim, 100 calls": plain(bed, "ddim", "equal-angle", 100),
+        "converged": Teacher(bed.schedule, REFERENCE).plan,
+    }
+    memo = Memo(bed.denoise, bed.size, 0)
+    rows = [(name, to_uint8(run(memo, plan, bed.start))) for name, plan in made.items() if plan is not None]
+    save_png(TEN, labelled_rows(rows, zoom=2))
+    print(f"picture: {TEN.relative_to(ROOT)}")
+
+
 def main(beds: Sequence[str], data: str | None, samples: int, out: Path, report_only: bool) -> None:
     results: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
 
@@ -331,6 +352,8 @@ def main(beds: Sequence[str], data: str | None, samples: int, out: Path, report_
         quality(bed, found, save, data and str(Path(data) / name.replace("-", "_")))
     report(results)
     draw(results)
+    if report_only and "mnist" in results:
+        ten_calls(results["mnist"])
 
 
 if __name__ == "__main__":

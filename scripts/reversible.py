@@ -1,0 +1,46 @@
+"""How far samples of the reversible plans are from the converged solution, beside DDIM's: docs/inversion.md.
+
+    python scripts/reversible.py
+
+The bundled model `mnist` in float32, samples 0 to 23 of seed 0; writes docs/results/reversible.json. Some minutes.
+"""
+
+from __future__ import annotations
+
+import json
+
+from solvers import REFERENCE, ROOT, Bed, each
+
+from ddim import grid, samplers
+from ddim.files import write_atomic
+from ddim.fitting import Memo
+from ddim.loop import run
+
+SAMPLES, STEPS, GRIDS = 24, (10, 20, 30), ("equal-angle", "linear")
+PLANS = {
+    "ddim": lambda levels: samplers.ddim(levels),
+    "reversible (BDIA, default gamma)": lambda levels: samplers.bdia(levels),
+    "BDIA, gamma 1 (as lossless)": lambda levels: samplers.bdia(levels, 1.0),
+    "O-BELM": lambda levels: samplers.o_belm(levels),
+}
+
+
+def main() -> None:
+    bed = Bed("mnist", SAMPLES)
+    reference, memo, rows = bed.converged(REFERENCE), Memo(bed.denoise, bed.size), []
+    print("| plan | grid | " + " | ".join(f"S = {steps}" for steps in STEPS) + " |\n|-|-|" + "-|" * len(STEPS))
+    for name, make in PLANS.items():
+        for place in GRIDS:
+            found = []
+            for steps in STEPS:
+                levels = bed.schedule.levels([*reversed(grid.tau(bed.schedule, place, steps)), 0.0])
+                found.append(each(run(memo, make(levels), bed.start), reference)["rms"])
+                rows.append({"plan": name, "grid": place, "steps": steps, "rms": found[-1]})
+            print(f"| {name} | {place} | " + " | ".join(f"{value:.4f}" for value in found) + " |", flush=True)
+    about = {"command": "python scripts/reversible.py", "model": "mnist, float32", "samples": SAMPLES}
+    text = json.dumps({**about, "error": "root mean square to the converged solution", "rows": rows}, indent=1)
+    write_atomic(ROOT / "docs" / "results" / "reversible.json", (text + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
