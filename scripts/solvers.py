@@ -37,7 +37,7 @@ RESULTS = ROOT / "docs" / "results" / "solvers.json"
 TEN = ROOT / "docs" / "images" / "ten-calls.png"
 PICTURE = ROOT / "docs" / "images" / "solvers.png"
 CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 100)
-TUNED = {"mixture": (5, 6, 8, 10, 12, 15, 20), "mnist": (5, 8, 10, 15), "fashion-mnist": (10,)}
+TUNED = {"mixture": (5, 6, 8, 10, 12, 15, 20), "mnist": (5, 8, 10, 15), "fashion-mnist": (10, 15)}
 GRIDS = ("equal-angle", "linear", "quadratic", "log-snr")
 SAMPLERS = tuple(name for name in samplers.NAMED if name not in ("rk4", "probability-flow"))
 # On models, where each costs minutes: at least one of each family.

@@ -45,7 +45,7 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Find a better plan for MODEL and a number of network calls, from the model alone, in about a minute.
+    """Find a better plan for MODEL and a number of network calls, from the model alone, in some minutes.
 
     The plan file is for `ddim sample --plan`. On pilots that nothing was fitted to it is compared with the default plan
     and the best found of every sampler on the fixed grids: if tuning does not win there, the nearest of those is
