@@ -257,6 +257,10 @@ def report(results: dict[str, Any]) -> None:
         for sampler in known:
             cells = [best.get((sampler, calls)) for calls in CALLS]
             print(f"| {sampler} | " + " | ".join(cell_of(cell) for cell in cells) + " |")
+        print(
+            "\nauto, its error and its median against the smallest of any plan that is not tuned: "
+            + ", ".join(auto(rows))
+        )
         if "quality" in found:
             quality_table(found["quality"])
         for at in (40, 100):
@@ -269,6 +273,18 @@ def report(results: dict[str, Any]) -> None:
                 f"\ncalls for the error of ddim at {at} ({limit:.4f}): "
                 + ", ".join(f"{s} {c or 'more than 100'}" for s, c in need.items())
             )
+
+
+def auto(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """At each number of calls, by which factors the recommended plan is farther than the nearest there."""
+    for calls in CALLS:
+        here = {
+            (row["sampler"], row["grid"]): row for row in rows if row["calls"] == calls and row["sampler"] != "tuned"
+        }
+        own = here.get(samplers.recommended(calls))
+        if own:
+            least = {key: min(row[key] for row in here.values()) for key in ("rms", "median")}
+            yield f"{calls}: {own['rms'] / least['rms']:.2f} and {own['median'] / least['median']:.2f}"
 
 
 def quality_table(found: dict[str, Any]) -> None:

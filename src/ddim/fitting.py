@@ -72,7 +72,9 @@ class Teacher:
         self.start = start
         self.steps = []
         for step in trajectory(denoise, self.plan, start):
-            self.steps = [*self.steps, step] if path else [step]
+            if not path:
+                self.steps.clear()
+            self.steps.append(step)
             yield step
 
     @property

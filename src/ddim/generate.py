@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def generate(
     label: int | None = None,
     guidance: Guidance | None = None,
     edit: Edit | None = None,
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """Make pictures start..start + n - 1 of a run, those that are not in the folder yet.
 
     Args:
@@ -131,7 +131,7 @@ def decode(
     names: Sequence[str],
     name: str = "",
     beside: Sequence[Tensor] = (),
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     """Decode latents into a folder, those whose pictures are not there yet.
 
     Args:
@@ -184,7 +184,7 @@ def _fill(
     indices: range,
     batch: int,
     make: Callable[[Sequence[int]], Iterator[Tensor]],
-) -> Iterator[Made]:
+) -> Generator[Made, None, None]:
     make_folder(folder)
     with lock(folder):
         claim(folder, what, indices.start, len(indices))

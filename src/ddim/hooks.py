@@ -101,7 +101,7 @@ def consistent(operator: Operator, y: Tensor, rounds: int = 0) -> Hook:
 
 
 def eps_kept(hook: Hook, plan: Plan) -> Hook:
-    """A hook that changes x_0 alone: the noise that a row puts back is the network's own, as in DDNM's code.
+    """A hook that changes x_0 alone: the noise that a row puts back is the network's own.
 
     The pair stays consistent all the same: x_0 is changed further, by w of `ddim.guidance.eps_kept`, so that with eps
     derived from it each row ends where it would with x_0 changed by the hook and eps left alone. In between, a step's

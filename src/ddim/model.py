@@ -138,11 +138,9 @@ class Model(Engine):
             raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
         if plan is not None and (settings or steps is not None):
             raise DdimError("plan", "is given beside steps or settings", "give one or the other")
-        if (
-            (origin is None) != (settings.get("top") is None)
-            and plan is None
-            and not isinstance(settings.get("grid"), list)
-        ):
+        grid = settings.get("grid")
+        by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of times starts where it ends
+        if by_name and (origin is None) != (settings.get("top") is None):
             raise DdimError(
                 "origin and top", "are not both given", "a picture to start from goes with a time to start at"
             )

@@ -15,7 +15,6 @@ from ddim.inversion import Way
 from ddim.latents import reconstruction_error
 from ddim.model import Model
 from ddim.pixels import to_float, to_uint8
-from ddim.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +53,17 @@ class RoundTrip:
         return 2 * math.sqrt(self.mse)
 
 
-def round_trips(
-    model: Model, pictures: np.ndarray, up: Plan | None, down: Plan, method: str = "ddim"
-) -> Iterator[RoundTrip]:
+def round_trips(model: Model, pictures: np.ndarray, way: Way) -> Iterator[RoundTrip]:
     """Encode and decode pictures in micro-batches.
 
     Args:
         model: The model.
         pictures: uint8, (N, H, W, C).
-        up: The plan that encodes; None where the plan that decodes is solved row by row.
-        down: The plan that decodes.
-        method: What the two are, see `ddim.inversion.Way`.
+        way: The method and its plans, see `Model.way`.
 
     Yields:
         A `RoundTrip` of up to `model.micro_batch` pictures.
     """
-    way = Way(method, down, up)
     for part in torch.split(to_float(pictures), model.micro_batch):
         begun = time.monotonic()
         [made] = model.encode_blocks(way, part)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from ddim.cli.encode import METHODS, make_way
-from ddim.cli.main import Stopper
-from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar
+from ddim.cli.filling import fill
+from ddim.cli.options import exact_device_options, grid_option, load_model
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -65,19 +64,8 @@ def command(
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
     plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
-    made = None
-    begun = time.monotonic()
-    with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task("decoding", total=len(start), rate="")
-        for made in decode(loaded, plan, out, start, file.names, Path(model).name, beside):
-            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
-            if stopper() and made.done < made.total:
-                break
-    assert made is not None
-    if made.done < made.total:
-        click.echo(f"stopped: {made.done} of {made.total} in {out}; run the same command to make the rest", err=True)
-        raise SystemExit(stopper.code)
+    making = decode(loaded, plan, out, start, file.names, Path(model).name, beside)
+    made = fill(making, "decoding", len(start), "pictures", out)
     there = f" ({made.found} were there)" if made.found else ""
     click.echo(f"{made.total} pictures{there}, {plan.name}: {picture_path(out, 0)} ...")
     if sheet is not None:

@@ -112,7 +112,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     pictures = found.batch(range(len(found)))
     rows, errors = [("original", pictures)], []
     for steps in (10, 50):
-        trip = join(list(round_trips(model, pictures, model.plan(steps, encode=True), model.plan(steps))))
+        trip = join(list(round_trips(model, pictures, model.way(steps=steps))))
         rows.append((f"S={steps}", trip.again))
         errors.append(f"{trip.mse:.4f} (S={steps})")
     caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.main import Stopper
-from ddim.cli.options import device_options, grid_option, load_model, numbers, output_file, progress_bar, steps_option
+from ddim.cli.filling import fill
+from ddim.cli.options import device_options, grid_option, load_model, numbers, output_file, steps_option
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -91,18 +90,8 @@ def command(
     shown, operator, y = _known(loaded, picture, mask, upscale, colour)
     plan = _plan(loaded, steps, grid, eta, start_at)
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
-    made, begun = None, time.monotonic()
-    with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task(f"{plan.calls} calls each", total=n, rate="")
-        for made in generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit):
-            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
-            if stopper() and made.done < n:
-                break
-    assert made is not None
-    if made.done < n:
-        click.echo(f"stopped: {made.done} of {n} variants in {out}; run the same command to make the rest", err=True)
-        raise SystemExit(stopper.code)
+    making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit)
+    made = fill(making, f"{plan.calls} calls each", n, "variants", out)
     there = f" ({made.found} were there)" if made.found else ""
     click.echo(f"{n} variants{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
     if sheet is not None:

@@ -94,7 +94,7 @@ def steps_option(default: int) -> Decorator:
 
 def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--sampler."""
-    text = "auto: what docs/solvers.md found best at so many steps, where nothing else is said; else ddim, which alone "
+    text = "auto: what docs/solvers.md recommends at so many steps, where nothing else is said; else ddim, which alone "
     text += f"adds noise. One of auto, {', '.join(SAMPLERS)}."
     return click.option("--sampler", default="auto", show_default=True, help=text)(function)
 

@@ -95,7 +95,7 @@ def _measure(
         for way in ways:
             parts = []
             try:
-                for part in round_trips(model, pictures, way.up, way.down, way.method):
+                for part in round_trips(model, pictures, way):
                     parts.append(part)
                     bar.advance(task, len(part.again))
                     bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")

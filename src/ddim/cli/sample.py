@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.main import Stopper
+from ddim.cli.filling import fill
 from ddim.cli.options import (
     device_options,
     grid_option,
@@ -16,7 +16,6 @@ from ddim.cli.options import (
     make_plan,
     noise_options,
     output_file,
-    progress_bar,
     sampler_option,
     steps_option,
 )
@@ -91,7 +90,6 @@ def command(
       ddim sample mnist --steps 20 -n 64 --seed 0 --out samples --sheet sheet.png
       ddim sample mnist --steps 50 --grid quadratic --eta 1 --out ddpm
     """
-    import time
 
     if sheet is not None:
         output_file(sheet)
@@ -116,20 +114,8 @@ def command(
         sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
         plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0, sampler=sampler)
     scale = _scale(plan, guidance, cfg_plus_plus)
-    made = None
-    begun = time.monotonic()
-    with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task(f"{plan.calls} calls each", total=n, rate="")
-        for made in generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale):
-            elapsed = time.monotonic() - begun
-            rate = (made.done - made.found) / elapsed if elapsed else 0.0
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
-            if stopper() and made.done < n:
-                break
-    assert made is not None
-    if made.done < n:
-        click.echo(f"stopped: {made.done} of {n} pictures in {out}; run the same command to make the rest", err=True)
-        raise SystemExit(stopper.code)
+    making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale)
+    made = fill(making, f"{plan.calls} calls each", n, "pictures", out)
     there = f" ({made.found} were there)" if made.found else ""
     click.echo(f"{n} pictures{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, start)} ...")
     if sheet is not None:

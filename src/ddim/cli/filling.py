@@ -1,0 +1,46 @@
+"""A folder of pictures being filled: the bar, the stop in between, and what is said of it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import progress_bar
+
+if TYPE_CHECKING:
+    from ddim.generate import Made
+
+
+def fill(steps: Generator[Made, None, None], title: str, total: int, what: str, out: Path) -> Made:
+    """Go through a bulk sampling or decoding, and exit with a signal's code where one asks to stop.
+
+    Args:
+        steps: What `ddim.generate` yields.
+        title: What is being done.
+        total: How many pictures are asked for.
+        what: What they are called.
+        out: The folder.
+
+    Returns:
+        The last step, when all are there.
+    """
+    made, begun = None, time.monotonic()
+    with contextlib.closing(steps), Stopper() as stopper, progress_bar() as bar:  # closed, it lets go of the folder
+        task = bar.add_task(title, total=total, rate="")
+        for made in steps:
+            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
+            if stopper() and made.done < made.total:
+                break
+    assert made is not None
+    if made.done < made.total:
+        told = f"stopped: {made.done} of {made.total} {what} in {out}; run the same command to make the rest"
+        click.echo(told, err=True)
+        raise SystemExit(stopper.code)
+    return made
