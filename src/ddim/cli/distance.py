@@ -1,0 +1,87 @@
+"""`ddim distance`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, size_option, size_policy
+from ddim.cli.options import output_file
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.evaluation import Statistics
+
+
+@click.command("distance")
+@click.argument("samples")
+@click.argument("data")
+@click.option("--split", help="Which part of SAMPLES, where it is a data set. [default: train]")
+@click.option("--against-split", help="Which part of DATA, where it is a data set. [default: train]")
+@click.option("--limit", type=int, help="At most so many pictures of each that is no file.")
+@size_option
+@extractor_options
+@click.option("--any-protocol", is_flag=True, help="Compare what was made in different ways.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def command(
+    samples: str,
+    data: str,
+    split: str | None,
+    against_split: str | None,
+    limit: int | None,
+    size: str | None,
+    extractor: str | None,
+    inception_weights: Path | None,
+    any_protocol: bool,
+    out: Path | None,
+    device: str | None,
+) -> None:
+    """The distance of SAMPLES from DATA: each a samples folder, any folder, parquet files, or a statistics file.
+
+    \b
+    Examples:
+      ddim distance samples ./mnist
+      ddim distance ./mnist mnist-test.safetensors
+      ddim distance samples ./photos --size 64x64x3 --extractor inception
+    """
+    from ddim.evaluation import check_comparable, distances
+    from ddim.report.tables import number, write_json
+
+    if out is not None:
+        output_file(out)
+
+    def measured(source: str, part: str | None) -> Statistics:
+        from ddim.evaluation import from_data, measuring, read_statistics
+
+        if Path(source).suffix == ".safetensors":
+            if part is not None:
+                raise DdimError(source, "is a statistics file, which has no splits", "leave the split out")
+            return read_statistics(Path(source))
+        found = get_data(source, size_policy(size), part, limit)
+        space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
+        pictures = from_data(found)
+        return drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)[0]
+
+    first, second = measured(samples, split), measured(data, against_split)
+    if not any_protocol:
+        check_comparable(first, second)
+    figures = distances(first, second, any_protocol=any_protocol)
+    own = first.protocol
+    metric = "FID" if own.extractor == "inception" else f"FD({own.extractor})"
+    spread = "" if figures["fd_error"] is None else f" +- {number(figures['fd_error'], 2)} (standard error)"
+    click.echo(f"{metric} {figures['fd']:.5g}{spread}, {own.count} pictures against {second.protocol.count}")
+    if figures["fd_limit"] is not None:
+        told = f"{figures['fd_limit']:.4g} +- {number(figures['fd_limit_error'], 2)} (of the extrapolation)"
+        click.echo(f"of infinitely many samples: {told}")
+    if figures["kid"] is not None:
+        click.echo(f"KID {figures['kid']:.5g} +- {number(figures['kid_std'], 2)} (deviation over subsets)")
+        click.echo(f"precision {figures['precision']:.4f}, recall {figures['recall']:.4f}")
+    else:
+        click.echo("note: no KID, precision and recall: they need torch-fidelity (pip install 'ddim[eval]')", err=True)
+    if out is not None:
+        protocols = {"samples": own.model_dump(), "data": second.protocol.model_dump()}
+        write_json(out, {"format": "ddim-distance", "version": 1, "metric": metric, **protocols, **figures})
+        click.echo(f"figures: {out}")

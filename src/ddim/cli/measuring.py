@@ -1,0 +1,153 @@
+"""What the commands that measure quality share: the extractor, the data, and statistics with a bar."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddim.cli.main import Stopper
+from ddim.cli.options import load_pictures, progress_bar
+from ddim.errors import DdimError, say
+
+if TYPE_CHECKING:
+    from ddim.data import ImagePolicy, ImageSet
+    from ddim.evaluation import Extractor, Statistics
+
+T = TypeVar("T")
+
+
+def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--extractor and --inception-weights."""
+    for option in (
+        click.option(
+            "--inception-weights",
+            type=click.Path(path_type=Path),
+            help="A local file of Inception's weights; by default they are downloaded on first use.",
+        ),
+        click.option(
+            "--extractor",
+            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28), or a file "
+            "of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--size."""
+    text = (
+        "Bring pictures to height x width x channels, such as 32x32x3, cropped to the aspect ratio. [default: as they "
+    )
+    return click.option("--size", help=text + "are, which must then be of one size]")(function)
+
+
+def size_policy(size: str | None) -> ImagePolicy | None:
+    """The grid that --size asks for; None where it is left out."""
+    from pydantic import ValidationError
+
+    from ddim.data import ImagePolicy
+
+    if size is None:
+        return None
+    try:
+        height, width, channels = (int(part) for part in size.split("x"))
+        return ImagePolicy(height=height, width=width, channels=channels)
+    except (ValueError, ValidationError):
+        wrong = "is not height x width x channels, with 1 or 3 channels"
+        raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
+
+
+def get_extractor(
+    name: str | None, weights: Path | None, shape: tuple[int, int, int], data: str, device: str | None
+) -> Extractor:
+    """The extractor asked for, or the bundled one that fits, which is said.
+
+    Args:
+        name: --extractor.
+        weights: --inception-weights.
+        shape: (H, W, C) of the pictures.
+        data: The data set's name, by which one of two that fit is chosen.
+        device: --device.
+    """
+    import torch
+
+    from ddim.evaluation import extractors
+
+    chosen = name or ("inception" if weights else extractors.choose(shape, data))
+    at = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = extractors.load(chosen, at, weights)
+    if found.shape not in (None, shape):
+        own, shown = ("x".join(map(str, one)) for one in (found.shape or (), shape))
+        raise DdimError(f"--extractor {chosen}", f"takes {own}, the pictures are {shown}", "choose another one")
+    if name is None:
+        click.echo(f"extractor: {found.name} ({found.note})" if found.note else f"extractor: {found.name}", err=True)
+    return found
+
+
+def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
+    """The data set of a command's argument; "digits" in the look of MNIST where the grid is 28x28."""
+    from ddim.data import digits_as_mnist
+    from ddim.data.sources import load
+
+    if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
+        return digits_as_mnist(split or "train", limit)
+    if data == "digits":
+        return load(data, policy, split or "train", limit)
+    return load_pictures(data, policy, split or "train", limit)  # type: ignore[arg-type]
+
+
+def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
+    """Go through a generator of counts with a bar, and exit with a signal's code where one asks to stop.
+
+    Args:
+        steps: Yields how many are done.
+        title: What is being done.
+        total: How many there are.
+        kept: Whether what was done is kept, for the message.
+    """
+    begun, found = time.monotonic(), None
+    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
+        task = bar.add_task(title, total=total, rate="")
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                made: T = end.value
+                return made
+            found = done if found is None else found
+            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=done, rate=f"{rate:.1f} images/s")
+            if stopper() and done < total:
+                break
+    told = "; run the same command to go on" if kept else ""
+    click.echo(f"stopped: {done} of {total} pictures{told}", err=True)
+    raise SystemExit(stopper.code)
+
+
+def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
+    """Statistics of a data set, kept in a folder if one is given.
+
+    Args:
+        data: The data.
+        extractor: The feature space.
+        folder: Where they are kept and gone on with.
+    """
+    from ddim.evaluation import from_data, measuring
+    from ddim.evaluation.table import digest
+
+    pictures = from_data(data)
+    if pictures.count < 2:
+        raise DdimError(data.name, "holds one picture", "a distance needs two or more, better thousands")
+    path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    made, _ = drive(measuring(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None)
+    if made.moments.count <= made.moments.dim:
+        say(f"{data.name}: {made.moments.count} pictures for {made.moments.dim} features: the distance means little")
+    return made

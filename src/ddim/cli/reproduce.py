@@ -1,0 +1,182 @@
+"""`ddim reproduce`."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddim.cli.evaluate import _seconds, fill
+from ddim.cli.main import Stopper
+from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference
+from ddim.cli.options import device_options, grid_option, load_model, progress_bar, whole_numbers
+from ddim.errors import DdimError, say
+
+if TYPE_CHECKING:
+    from ddim.model import Model
+    from ddim.report.budget import Counts
+
+T = TypeVar("T")
+
+
+@click.command("reproduce")
+@click.argument("model")
+@click.argument("data")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the report; gone on with.")
+@click.option(
+    "--budget",
+    type=click.Choice(["10min", "1h", "full"]),
+    default="1h",
+    show_default=True,
+    help="About how long it may take: counts are scaled to it, S that do not fit are left out, and captions say so. "
+    "full: 50,000 samples a cell and the whole test set.",
+)
+@click.option("-n", "n", help="Samples of each cell of Table 1 instead of what the budget gives, as in evaluate.")
+@click.option("--pictures", type=int, help="Round trips of Table 2 instead of what the budget gives.")
+@click.option("--steps", help="S of Table 1. [default: 10,20,50,100,1000, those that fit]")
+@click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows of Table 1.")
+@grid_option(default="linear; quadratic for CIFAR-10; as in the paper")
+@click.option("--split", default="train", show_default=True, help="Which part samples are held against.")
+@click.option("--test-split", default="test", show_default=True, help="Which part is encoded and decoded.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
+@click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@extractor_options
+@device_options
+def command(
+    model: str,
+    data: str,
+    out: Path,
+    budget: str,
+    n: str | None,
+    pictures: int | None,
+    steps: str | None,
+    eta: str,
+    grid: str | None,
+    split: str,
+    test_split: str,
+    seed: int,
+    images: Path | None,
+    extractor: str | None,
+    inception_weights: Path | None,
+    device: str | None,
+    dtype: str,
+    compile_: bool,
+) -> None:
+    """The whole of the paper's section 5 for MODEL and DATA: Tables 1 and 2, Figures 3 to 6, on one HTML page.
+
+    Run again after an interruption, the same command goes on where it was. The page loads nothing from anywhere.
+
+    \b
+    Examples:
+      ddim reproduce mnist ./mnist --budget 10min --out report
+      ddim reproduce runs/cifar ./cifar10 --budget full --extractor inception --out report
+    """
+    from ddim.evaluation import table
+    from ddim.files import lock, make_folder, remove_parts
+    from ddim.report import page, published
+
+    page.need()
+    loaded = load_model(model, device, dtype, compile_)
+    exact = load_model(model, device, "float32", compile_)
+    if loaded.config.needs_label:
+        raise DdimError(model, "was never trained without a label", "take another model; evaluate has --label")
+    policy = loaded.config.data
+    found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
+    space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
+    grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
+    rows = [part.strip() for part in eta.split(",") if part.strip()]
+    wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= loaded.schedule.T]
+    make_folder(out)
+    with lock(out):
+        request: dict[str, Any] = {
+            "model": loaded.fingerprint,
+            "data": found.fingerprint(),
+            "budget": budget,
+            "n": n,
+            "steps": wanted,
+        }
+        request |= {"eta": rows, "grid": grid, "seed": seed, "pictures": pictures, "extractor": space.sha256}
+        counts = _counts(out, request, loaded, len(test))
+        if counts.left_out:
+            say(f"budget {budget}: left out: {counts.left_out}")
+        remove_parts(out)
+        make_folder(out / "pictures")
+        some = table.cells(loaded, counts.steps, rows, table.counts(counts.samples), grid)
+        real = reference(found, space, out / "reference")
+        name = Path(model).name
+        filling = table.filling(loaded, some, real, space, out / "cells", seed, name, None, images)
+        made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
+        from ddim.report.reproduction import write_report
+        from ddim.report.sections import round_tripping, walking
+        from ddim.report.tables import about, print_table
+
+        trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl")
+        trips = _drive(trip, "round trips")
+        _drive(walking(loaded, out / "pictures", seed), "walks")
+        facts = about(loaded, name, real, space, seed)
+        times = {(m.cell.row, m.cell.steps): _seconds(loaded, m, None) for m in made}
+        written = write_report(out, facts, request, counts, made, times, trips, test)
+    click.echo(print_table(made, space.metric))
+    click.echo(f"figures: {out / 'report.json'}\npage: {written}")
+
+
+def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Counts:
+    """How much is made: what the folder says of it, or what the budget gives now, which is kept."""
+    import json
+
+    from ddim.files import strangers, write_atomic
+    from ddim.report import budget
+    from ddim.report.budget import Counts
+
+    path = out / "request.json"
+    if path.exists():
+        try:
+            there = json.loads(path.read_bytes())
+            was, counts = there["request"], Counts.model_validate(there["counts"])
+        except (ValueError, KeyError, TypeError):
+            raise DdimError(path, "is not a report's request", "choose another folder") from None
+        if was != request:
+            key = next(key for key in request if was.get(key) != request[key])
+            wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request[key]}"
+            raise DdimError(out, wrong, "choose another folder, or the same settings")
+        return counts
+    if strangers(out):
+        raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
+    pictures, steps = request["pictures"], request["steps"]
+    if pictures is not None and not 1 <= pictures <= test:
+        raise DdimError(f"--pictures {pictures}", f"is outside 1..{test}", "there are so many test pictures")
+    every = tuple(s for s in budget.TABLE_2_STEPS if s <= model.schedule.T)
+    if request["budget"] == "full":
+        counts = Counts(samples=str(budget.FULL), steps=tuple(steps), pictures=test, round_trips=every)
+    else:
+        seconds = budget.SECONDS[request["budget"]]
+        counts = budget.fit(budget.speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)
+    if request["n"] is not None:
+        counts = counts.model_copy(update={"samples": request["n"], "steps": tuple(steps)})
+    if pictures is not None:
+        counts = counts.model_copy(update={"pictures": pictures})
+    write_atomic(path, (json.dumps({"request": request, "counts": counts.model_dump()}, indent=1) + "\n").encode())
+    return counts
+
+
+def _drive(steps: Generator[tuple[int, int], None, T], title: str) -> T:
+    begun, found = time.monotonic(), None
+    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
+        task = bar.add_task(title, total=None, rate="")
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                made: T = end.value
+                return made
+            found = done if found is None else found
+            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} images/s")
+            if stopper() and done < total:
+                break
+    click.echo(f"stopped: {done} of {total} {title}; run the same command to go on", err=True)
+    raise SystemExit(stopper.code)

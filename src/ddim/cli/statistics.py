@@ -1,0 +1,50 @@
+"""`ddim statistics`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, size_option, size_policy
+from ddim.cli.options import output_file
+
+
+@click.command("statistics")
+@click.argument("data")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The statistics file, .safetensors.")
+@click.option("--split", help="Which part of a data set: train or test. [default: train]")
+@click.option("--limit", type=int, help="At most so many pictures.")
+@size_option
+@extractor_options
+@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+def command(
+    data: str,
+    out: Path,
+    split: str | None,
+    limit: int | None,
+    size: str | None,
+    extractor: str | None,
+    inception_weights: Path | None,
+    device: str | None,
+) -> None:
+    """Write the feature statistics of DATA (a folder, parquet files, a hub name) with their protocol.
+
+    Where the pictures are of several sizes, --size brings them to one, and the file says how.
+
+    \b
+    Examples:
+      ddim statistics ./mnist --split test --out mnist-test.safetensors
+      ddim statistics ./photos --size 64x64x3 --extractor inception --out photos.safetensors
+    """
+    from ddim.evaluation import from_data, measuring
+
+    output_file(out)
+    found = get_data(data, size_policy(size), split, limit)
+    space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
+    pictures = from_data(found)
+    made, _ = drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)
+    made.moments.covariance  # of one picture there is none  # noqa: B018
+    made.save(out)
+    told = f"{made.moments.count} pictures {pictures.grid}, {made.moments.dim} features of {space.name}"
+    click.echo(f"{told}: {out}")

@@ -1,0 +1,41 @@
+"""Quality of samples: FID and its like, in one interface over pictures wherever they come from.
+
+from ddim import evaluation
+
+digits = evaluation.load_extractor("digits28")
+real = evaluation.measure(ddim.data.load("./mnist"), digits)
+made = evaluation.measure(model.sample(1000), digits)
+evaluation.distances(made, real)
+"""
+
+from ddim.evaluation.consistency import Consistency, consistency
+from ddim.evaluation.extractors import Extractor, from_module
+from ddim.evaluation.extractors import load as load_extractor
+from ddim.evaluation.inception import inception
+from ddim.evaluation.metrics import distances
+from ddim.evaluation.moments import Moments, frechet
+from ddim.evaluation.sets import PictureSet, from_arrays, from_data, from_model, measure, measuring
+from ddim.evaluation.statistics import Protocol, Statistics, check_comparable
+from ddim.evaluation.statistics import read as read_statistics
+
+__all__ = [
+    "Consistency",
+    "Extractor",
+    "Moments",
+    "PictureSet",
+    "Protocol",
+    "Statistics",
+    "check_comparable",
+    "consistency",
+    "distances",
+    "frechet",
+    "from_arrays",
+    "from_data",
+    "from_model",
+    "from_module",
+    "inception",
+    "load_extractor",
+    "measure",
+    "measuring",
+    "read_statistics",
+]

@@ -1,0 +1,199 @@
+"""From pictures to feature vectors: the bundled extractors, Inception, and a user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim import checkpoint
+from ddim.errors import DdimError
+from ddim.files import sha256
+from ddim.nn.classifier import Classifier, ClassifierConfig
+from ddim.pixels import to_float
+from ddim.tensors import read_tensors
+
+INCEPTION = "inception"
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature space.
+
+    Args:
+        name: What distances in it are labelled with.
+        sha256: The checksum of the weights.
+        function: uint8 (B, H, W, C) in [0, 255] to features (B, D).
+        shape: (H, W, C) of the pictures it takes; None for any.
+        batch: Pictures it sees at once, smaller parts being padded, so that features do not depend on neighbours.
+        note: What a reader of its figures should know.
+    """
+
+    name: str
+    sha256: str
+    function: Callable[[np.ndarray], Tensor]
+    shape: tuple[int, int, int] | None = None
+    batch: int = BATCH
+    note: str = ""
+
+    @property
+    def metric(self) -> str:
+        """What the Frechet distance in this space is called: FID with Inception's standard weights only."""
+        return "FID" if self.name == INCEPTION else f"FD({self.name})"
+
+    def __call__(self, pictures: np.ndarray) -> Tensor:
+        """The features of pictures.
+
+        Args:
+            pictures: uint8, (N, H, W, C).
+
+        Returns:
+            float32, (N, D), on the CPU.
+
+        Raises:
+            DdimError: If they are not of the shape it takes, or a feature is not finite.
+        """
+        if pictures.dtype != np.uint8 or pictures.ndim != 4:
+            wrong = f"are {pictures.dtype} {pictures.shape}"
+            raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
+        if self.shape is not None and pictures.shape[1:] != self.shape:
+            shown = "x".join(map(str, pictures.shape[1:]))
+            own = "x".join(map(str, self.shape))
+            raise DdimError(f"extractor {self.name}", f"takes {own}, the pictures are {shown}", "choose another one")
+        made = []
+        for first in range(0, len(pictures), self.batch):
+            part = pictures[first : first + self.batch]
+            full = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
+            with torch.no_grad():
+                features = self.function(full)
+            if features.ndim != 2 or len(features) != self.batch:
+                wrong = f"gives {tuple(features.shape)} for {self.batch} pictures"
+                raise DdimError(f"extractor {self.name}", wrong, "it must give one vector a picture, (B, D)")
+            made.append(features[: len(part)].to("cpu", torch.float32))
+        out = torch.cat(made)
+        if not torch.isfinite(out).all():
+            raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
+        return out
+
+
+def bundled() -> dict[str, Path]:
+    """The extractors that come with the package: name to folder."""
+    root = Path(str(importlib.resources.files("ddim"))) / "extractors"
+    return {path.name: path for path in sorted(root.glob("*")) if (path / "config.json").is_file()}
+
+
+def load(name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> Extractor:
+    """An extractor by name or from a file.
+
+    Args:
+        name: A bundled one's name; "inception" for FID; or the path of a TorchScript file or of an exported program
+            (.pt2) that takes float (B, C, H, W) in [-1, 1] and gives (B, D). Such a file is a program: what it holds is
+            run, so give only one you trust.
+        device: Where it computes.
+        weights: A local file of Inception's weights; by default they are downloaded on first use.
+
+    Raises:
+        DdimError: If there is no such extractor, or its weights cannot be had.
+    """
+    if name == INCEPTION:
+        from ddim.evaluation.inception import inception
+
+        return inception(weights, device)
+    if weights is not None:
+        raise DdimError("inception weights", f"are given for {name}", "leave them out, or say --extractor inception")
+    if name in bundled():
+        return _bundled(name, bundled()[name], device)
+    if Path(name).is_file():
+        return from_file(Path(name), device)
+    names = ", ".join([*bundled(), INCEPTION])
+    raise DdimError(f"extractor {name}", "is unknown", f"choose of {names}, or give a TorchScript or .pt2 file")
+
+
+def choose(shape: tuple[int, int, int], data: str) -> str:
+    """The extractor for pictures of that shape (H, W, C) where none is named; for FID one names "inception".
+
+    Raises:
+        DdimError: If none of the bundled ones fits.
+    """
+    if shape == (28, 28, 1):
+        return "clothing28" if "fashion" in data else "digits28"
+    if shape == (32, 32, 3) and "colour32" in bundled():
+        return "colour32"
+    shown = "x".join(map(str, shape))
+    raise DdimError("extractor", f"none of the bundled ones takes {shown}", "give --extractor, such as inception")
+
+
+def from_module(
+    module: nn.Module, name: str, shape: tuple[int, int, int] | None = None, device: torch.device | str = "cpu"
+) -> Extractor:
+    """A user's network as an extractor.
+
+    Args:
+        module: Takes float (B, C, H, W) in [-1, 1] and gives (B, D), or (B, D, 1, 1).
+        name: What distances in its space are labelled with.
+        shape: (H, W, C) of the pictures it takes; None for any.
+        device: Where it computes.
+
+    Raises:
+        DdimError: If the name is that of a bundled extractor or of Inception.
+    """
+    if name in bundled() or name == INCEPTION:
+        raise DdimError(f"extractor {name}", "is the name of another one", "choose a name of its own")
+    module = module.to(device).eval()
+    return Extractor(name, checkpoint.digest(module.state_dict()), _float_input(module, device), shape)
+
+
+def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
+    """A TorchScript file or an exported program (.pt2) as an extractor, named by its file. It is a program: see `load`.
+
+    Raises:
+        DdimError: If it is neither.
+    """
+    try:
+        if path.suffix == ".pt2":
+            module = torch.export.load(path).module()
+        else:
+            module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        wrong = f"is neither a TorchScript file nor an exported program ({reason})"
+        raise DdimError(path, wrong, "write one with torch.jit.save or torch.export.save") from None
+    return Extractor(path.stem, sha256(path), _float_input(module, device))
+
+
+def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str) -> Callable[[np.ndarray], Tensor]:
+    def function(pictures: np.ndarray) -> Tensor:
+        try:
+            return module(to_float(pictures).to(device)).flatten(1)
+        except (RuntimeError, AssertionError) as error:
+            wrong = f"fails on pictures {pictures.shape} ({str(error).strip().splitlines()[-1]})"
+            raise DdimError("extractor", wrong, "it must take float (B, C, H, W) in [-1, 1]") from None
+
+    return function
+
+
+def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
+    about = json.loads((folder / "config.json").read_bytes())
+    weights = folder / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if digest != about["sha256"]:
+        raise DdimError(weights, "does not match its checksum", "install ddim again")
+    network = Classifier(ClassifierConfig.model_validate(about["network"]))
+    tensors, _ = read_tensors(weights)
+    network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
+    network = network.to(device).eval().requires_grad_(False)
+    side, channels = network.config.side, network.config.in_channels
+    note = f"{about['test_accuracy']:.2%} of the test labels of {about['trained_on']['data']} right"
+
+    def function(pictures: np.ndarray) -> Tensor:
+        return network.features(to_float(pictures).to(device))
+
+    return Extractor(name, digest, function, (side, side, channels), note=note)

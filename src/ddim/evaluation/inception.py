@@ -1,0 +1,86 @@
+"""The feature space of FID: Inception v3 with the weights ported from TensorFlow, as torch-fidelity computes it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.evaluation import fidelity
+from ddim.evaluation.extractors import INCEPTION, Extractor
+from ddim.files import sha256
+
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+FILE = "weights-inception-2015-12-05-6726825d.pth"
+LAYER = "2048"
+
+
+def inception(
+    weights: Path | None = None, device: torch.device | str = "cpu", expected: str = SHA256, batch: int = 32
+) -> Extractor:
+    """Inception v3's 2,048 pooled features; grey pictures are spread to RGB.
+
+    Args:
+        weights: A local file of the weights; by default torch-fidelity's download, kept in torch's own cache.
+        device: Where it computes.
+        expected: The SHA-256 the file must have. With another than the standard one the space is not called
+            "inception", and distances in it are not called FID.
+        batch: Pictures it sees at once.
+
+    Raises:
+        DdimError: If torch-fidelity is not installed, or the weights are missing, damaged or cannot be downloaded.
+    """
+    fidelity.need("Inception")
+    path = _downloaded() if weights is None else weights
+    if not path.is_file():
+        raise DdimError(path, "no such file", f"give {FILE}, or leave it out to download it")
+    found = sha256(path)
+    if found != expected:
+        wrong = f"has SHA-256 {found[:12]}..., not {expected[:12]}..."
+        raise DdimError(path, wrong, f"give the file {FILE}, or remove it to download it again")
+    network = _network(path).to(device)
+    name = INCEPTION if found == SHA256 else f"inception-{found[:8]}"
+
+    def function(pictures: np.ndarray) -> Tensor:
+        rgb = np.repeat(pictures, 3, axis=3) if pictures.shape[3] == 1 else pictures
+        [features] = network(torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(device))
+        return torch.as_tensor(features)
+
+    return Extractor(name, found, function, batch=batch)
+
+
+def _network(path: Path) -> Any:
+    """torch-fidelity's network with the weights of a file. It would unpickle them; here only tensors are read."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+        again = io.BytesIO()
+        torch.save({str(key): torch.as_tensor(value) for key, value in state.items()}, again)
+        again.seek(0)
+        return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=again)
+    except Exception as error:  # torch raises many kinds, its unpickler its own
+        reason = str(error).strip().splitlines()[0]
+        raise DdimError(path, f"does not hold Inception's weights ({reason})", f"give the file {FILE}") from None
+
+
+def _downloaded() -> Path:
+    """Where torch keeps the file, downloaded if it is not there."""
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=SHA256[:8], progress=False)
+        except (OSError, RuntimeError) as error:
+            reason = getattr(error, "reason", None) or error
+            wrong = f"are not there and cannot be downloaded ({reason})"
+            mend = f"give {FILE} with --inception-weights, or choose a bundled extractor"
+            raise DdimError("Inception's weights", wrong, mend) from None
+    return path

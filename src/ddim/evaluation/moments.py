@@ -1,0 +1,95 @@
+"""Running mean and covariance in float64, from one pass, and the distance between two Gaussians that have them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+
+
+@dataclass
+class Moments:
+    """Count, mean and scatter of vectors of D numbers, gathered a batch at a time (Chan et al. 1983).
+
+    Args:
+        dim: D.
+        count: How many vectors went in.
+        mean: float64, (D,).
+        scatter: sum (x - mean)(x - mean)^T, float64, (D, D).
+    """
+
+    dim: int
+    count: int = 0
+    mean: Tensor = field(default_factory=lambda: torch.empty(0))
+    scatter: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def __post_init__(self) -> None:
+        if not self.count:
+            self.mean = torch.zeros(self.dim, dtype=torch.float64)
+            self.scatter = torch.zeros(self.dim, self.dim, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> Moments:
+        """Take in a batch of vectors, (B, D); the moments themselves, changed."""
+        if not len(features):
+            return self
+        x = features.to("cpu", torch.float64)
+        mean = x.mean(0)
+        centred = x - mean
+        return self.merge(Moments(self.dim, len(x), mean, centred.T @ centred))
+
+    def merge(self, other: Moments) -> Moments:
+        """Take in other moments; these themselves, changed."""
+        if not other.count:
+            return self
+        total, away = self.count + other.count, other.mean - self.mean
+        self.scatter += other.scatter + torch.outer(away, away) * (self.count * other.count / total)
+        self.mean += away * (other.count / total)
+        self.count = total
+        return self
+
+    def copy(self) -> Moments:
+        """Moments of their own."""
+        return Moments(self.dim, self.count, self.mean.clone(), self.scatter.clone())
+
+    @property
+    def covariance(self) -> Tensor:
+        """The unbiased covariance, float64, (D, D).
+
+        Raises:
+            DdimError: Of fewer than two vectors.
+        """
+        if self.count < 2:
+            raise DdimError("statistics", f"are of {self.count} picture", "a covariance needs two or more")
+        return self.scatter / (self.count - 1)
+
+
+def of(features: Tensor, block: int = 64) -> Moments:
+    """The moments of vectors, (N, D), taken in `block` at a time."""
+    made = Moments(features.shape[1])
+    for part in torch.split(features, block):
+        made.add(part)
+    return made
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """The squared Frechet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017 call it FID).
+
+    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2, by two symmetric eigenvalue problems in float64.
+
+    Raises:
+        DdimError: If the two are of different dimensions, of fewer than two vectors, or not finite.
+    """
+    if a.dim != b.dim:
+        raise DdimError("statistics", f"are of {a.dim} and of {b.dim} features", "use one extractor for both")
+    first, second = a.covariance, b.covariance
+    if not all(torch.isfinite(part).all() for part in (a.mean, b.mean, first, second)):
+        raise DdimError("statistics", "hold numbers that are not finite", "make them again")
+    values, vectors = torch.linalg.eigh(first)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    inner = root @ second @ root
+    cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
+    away = (a.mean - b.mean).square().sum()
+    return float(away + first.trace() + second.trace() - 2 * cross)

@@ -1,0 +1,117 @@
+"""What is known of a set of pictures in a feature space, its protocol with it, and its file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.evaluation.moments import Moments
+from ddim.tensors import read_tensors, write_tensors
+
+FORMAT = "ddim-statistics"
+
+
+class Protocol(BaseModel):
+    """How statistics were made.
+
+    Args:
+        data: What the pictures are: a data set's name, a folder's, or a model and its plan.
+        split: Which part of a data set; "" for what has none.
+        fingerprint: What tells these pictures from others of the same name; "" if not known.
+        count: How many pictures.
+        grid: Size and channels in which the extractor saw them, such as "28x28x1".
+        resize: How larger or smaller pictures are brought to it, such as "crop, lanczos"; "" for what never was.
+        extractor: The extractor's name.
+        extractor_sha256: The checksum of its weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: str
+    split: str = ""
+    fingerprint: str = ""
+    count: int = Field(ge=1)
+    grid: str
+    resize: str = ""
+    extractor: str
+    extractor_sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """A set of pictures in a feature space.
+
+    Args:
+        moments: Count, mean and scatter of all of them.
+        features: Features of some of them, float32, (K, D), for measures that need vectors.
+        protocol: How they were made.
+    """
+
+    moments: Moments
+    features: Tensor
+    protocol: Protocol
+
+    def save(self, path: Path) -> None:
+        """Write a statistics file, safetensors with the protocol in its metadata.
+
+        Raises:
+            DdimError: If it cannot be written.
+        """
+        tensors = {"mean": self.moments.mean, "scatter": self.moments.scatter, "features": self.features}
+        write_tensors(path, tensors, {"format": FORMAT, "version": 1, "protocol": self.protocol.model_dump()})
+
+
+def read(path: Path) -> Statistics:
+    """Statistics from their file. Nothing in it is ever executed.
+
+    Raises:
+        DdimError: If it is no such file, or holds numbers that are not finite or do not fit each other.
+    """
+    tensors, meta = read_tensors(path)
+    again = "write it again with `ddim statistics`"
+    if meta.get("format") != FORMAT or meta.get("version") != 1:
+        raise DdimError(path, "is not a statistics file of this version", again)
+    try:
+        protocol = Protocol.model_validate(meta.get("protocol"))
+    except ValidationError as error:
+        raise DdimError(path, f"has no sound protocol ({error.errors()[0]['msg']})", again) from None
+    mean, scatter, features = (tensors.get(name) for name in ("mean", "scatter", "features"))
+    if mean is None or scatter is None or features is None or mean.ndim != 1:
+        raise DdimError(path, "lacks its mean, scatter or features", again)
+    dim = len(mean)
+    if scatter.shape != (dim, dim) or features.ndim != 2 or features.shape[1] != dim:
+        raise DdimError(path, "holds a mean, scatter and features of different dimensions", again)
+    if mean.dtype != torch.float64 or scatter.dtype != torch.float64:
+        raise DdimError(path, "holds moments that are not float64", again)
+    if not all(torch.isfinite(part).all() for part in (mean, scatter, features)):
+        raise DdimError(path, "holds numbers that are not finite", "make it again from sound pictures")
+    return Statistics(Moments(dim, protocol.count, mean, scatter), features.float(), protocol)
+
+
+def check_comparable(a: Statistics, b: Statistics) -> None:
+    """Refuse to compare what was not made in the same way.
+
+    Data, split and count are what may differ: they are what one compares.
+
+    Raises:
+        DdimError: Naming the first part of the protocols that differs.
+    """
+    names: dict[str, Any] = {
+        "extractor": "",
+        "extractor_sha256": "the extractor's checksum",
+        "grid": "the grid",
+        "resize": "",
+    }
+    for key, told in names.items():
+        first, second = getattr(a.protocol, key), getattr(b.protocol, key)
+        if first != second and (key != "resize" or (first and second)):  # samples are never resized
+            wrong = f"were made by another protocol: {told or key} is {first}, and {second}"
+            raise DdimError("statistics", wrong, "make both in one way, or say --any-protocol")
+    if a.moments.dim != b.moments.dim:
+        wrong = f"are of {a.moments.dim} and of {b.moments.dim} features"
+        raise DdimError("statistics", wrong, "use one extractor for both")

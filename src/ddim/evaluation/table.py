@@ -1,0 +1,267 @@
+"""The paper's Table 1 for a model: samples of every number of calls and amount of noise, held against data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ddim.errors import DdimError
+from ddim.evaluation import sets
+from ddim.evaluation.extractors import Extractor
+from ddim.evaluation.gather import Gathered
+from ddim.evaluation.metrics import distances
+from ddim.evaluation.statistics import Statistics
+from ddim.files import write_atomic
+from ddim.model import Model
+from ddim.plan import Plan
+
+ETAS = ("0", "0.2", "0.5", "1", "hat")
+STEPS = (10, 20, 50, 100, 1000)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One place of the table.
+
+    Args:
+        row: "0", "0.2", "hat", or the name of a sampler without noise.
+        steps: S.
+        n: How many samples.
+        plan: What makes them.
+    """
+
+    row: str
+    steps: int
+    n: int
+    plan: Plan
+
+    @property
+    def label(self) -> str:
+        """The row in words."""
+        return label(self.row)
+
+    @property
+    def folder(self) -> str:
+        """The name of its samples folder, where samples are kept."""
+        return f"S{self.steps}-{self.row}"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a table stands.
+
+    Args:
+        cell: The cell at hand.
+        done: Its samples so far.
+        calls: Network calls for samples so far, over all cells, and of those that were there before.
+        found: The calls that were there before.
+    """
+
+    cell: Cell
+    done: int
+    calls: int
+    found: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A cell and what was found.
+
+    Args:
+        cell: The cell.
+        figures: See `ddim.evaluation.metrics.distances`.
+        gathered: Its features, and the first of its pictures.
+    """
+
+    cell: Cell
+    figures: dict[str, Any]
+    gathered: Gathered
+
+
+def label(row: str) -> str:
+    """A row of the table in words."""
+    return "sigma-hat" if row == "hat" else f"eta = {row}" if row[:1].isdigit() else row
+
+
+def counts(text: str) -> Callable[[int, str], int]:
+    """How many samples each cell is to have.
+
+    Args:
+        text: Entries `[S[:ROW]=]N` separated by commas, of which later ones win; N = 0 leaves a cell out. For instance
+            "5000,1000=500,1000:0.2=0".
+
+    Raises:
+        DdimError: If it cannot be read.
+    """
+    entries: list[tuple[int | None, str | None, int]] = []
+    for part in text.split(","):
+        place, _, number = part.strip().rpartition("=")
+        steps, _, row = place.partition(":")
+        try:
+            entries.append((int(steps) if steps else None, row or None, int(number)))
+        except ValueError:
+            mend = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
+            raise DdimError(f"-n {part.strip()}", "is not [S[:ETA]=]N", mend) from None
+        if entries[-1][2] < 0 or entries[-1][2] == 1:
+            raise DdimError(f"-n {part.strip()}", "are too few samples", "give two or more, or 0 to leave a cell out")
+
+    def find(steps: int, row: str) -> int:
+        fitting = [n for s, r, n in entries if s in (None, steps) and r in (None, row)]
+        if not fitting:
+            raise DdimError(f"-n {text}", f"says nothing of S = {steps}", "begin it with a number for all")
+        return fitting[-1]
+
+    return find
+
+
+def cells(
+    model: Model,
+    steps: Sequence[int],
+    rows: Sequence[str],
+    n: Callable[[int, str], int],
+    grid: str | None = None,
+) -> list[Cell]:
+    """The cells of a table, the cheap ones first.
+
+    Args:
+        model: The model.
+        steps: Numbers of network calls S.
+        rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
+        n: How many samples each has, see `counts`.
+        grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
+
+    Raises:
+        DdimError: If one cannot be made, is named twice, or none is left.
+    """
+    for name, given in (("--steps", [*map(str, steps)]), ("--eta", [*rows])):
+        if len({*given}) < len(given) or not given:
+            raise DdimError(f"{name} {','.join(given)}", "names one twice, or none", "name each once")
+    made = []
+    for s in sorted(steps):
+        for row in rows:
+            if not (count := n(s, row)):
+                continue
+            if row == "hat":
+                plan = model.plan(s, grid, sigma="hat")
+            elif row[:1].isdigit():
+                plan = model.plan(s, grid, eta=_eta(row))
+            else:
+                plan = model.plan(s, None if row == "auto" else grid, sampler=row)
+            made.append(Cell(row, s, count, plan))
+    if not made:
+        raise DdimError("the table", "has no cell left", "give -n a number for one")
+    return made
+
+
+def _eta(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise DdimError(f"--eta {text}", "is not a number", "write --eta 0,0.2,1,hat") from None
+
+
+def filling(
+    model: Model,
+    some: Sequence[Cell],
+    data: Statistics,
+    extractor: Extractor,
+    folder: Path,
+    seed: int = 0,
+    name: str = "",
+    label: int | None = None,
+    images: Path | None = None,
+) -> Generator[Standing, None, list[Measured]]:
+    """Sample and measure every cell, going on with what the folder holds.
+
+    Args:
+        model: The model.
+        some: The cells.
+        data: What samples are held against.
+        extractor: The feature space of both.
+        folder: Where cells are kept, by what they depend on; it is made.
+        seed: Of the samples: sample i of every cell starts from the same x_T.
+        name: The model's name.
+        label: One label for all samples, for a model with labels.
+        images: A folder to keep the samples in as PNG files; none are written without.
+
+    Yields:
+        Where it stands, after each chunk of samples.
+
+    Returns:
+        What was found, in the order of the cells.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made: list[Measured] = []
+    calls = found = 0
+    for cell in some:
+        kept = images / cell.folder if images else None
+        pictures = sets.from_model(model, cell.plan, cell.n, seed, name, label, kept)
+        path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
+        steps, done, before = sets.measuring(pictures, extractor, path), 0, calls
+        first = True
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                statistics, gathered = end.value
+                break
+            found += done * cell.plan.calls if first else 0
+            first, calls = False, before + done * cell.plan.calls
+            try:
+                yield Standing(cell, done, calls, found)
+            except BaseException:
+                steps.close()
+                raise
+        made.append(Measured(cell, _figures(path, statistics, data, seed), gathered))
+    return made
+
+
+def digest(what: dict[str, Any], extractor: Extractor) -> str:
+    """What tells a gathering from others: 12 hexadecimal digits of what it depends on, software left out."""
+    named = {key: value for key, value in what.items() if key != "software"}
+    text = json.dumps([named, extractor.name, extractor.sha256], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> dict[str, Any]:
+    """The distances, kept beside the cell: nearest neighbours and kernels take longer than small networks do."""
+    asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
+    kept = path.with_suffix(".json")
+    if kept.exists():
+        try:
+            there = json.loads(kept.read_bytes())
+            if there["asked"] == asked:
+                return dict(there["figures"])
+        except (ValueError, KeyError, TypeError):
+            pass  # of an older form: made anew
+    figures = distances(samples, data, seed)
+    write_atomic(kept, (json.dumps({"asked": asked, "figures": figures}, indent=1) + "\n").encode())
+    return figures
+
+
+def seconds(model: Model, cell: Cell, gathered: Gathered, label: int | None = None) -> tuple[float, int]:
+    """Seconds a sample takes and of how many samples that is the mean; one micro-batch is timed where none was.
+
+    Args:
+        model: The model.
+        cell: The cell.
+        gathered: What was gathered of it.
+        label: One label for all samples.
+    """
+    if gathered.timed:
+        return gathered.seconds / gathered.timed, gathered.timed
+    indices = range(model.micro_batch)
+    labels = None if label is None else [label] * len(indices)
+    begun = time.monotonic()
+    for _ in model.sample_blocks(cell.plan, indices, 0, labels):
+        pass
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return (time.monotonic() - begun) / len(indices), len(indices)

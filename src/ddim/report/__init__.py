@@ -1,0 +1,1 @@
+"""Tables, pictures and one HTML page of what was measured."""

@@ -1,0 +1,82 @@
+"""How much of the paper's section 5 fits into a time: counts that are the same for all cells that are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from ddim.model import Model
+
+SECONDS = {"10min": 600.0, "1h": 3600.0}
+LEAST_SAMPLES, LEAST_PICTURES = 200, 16
+FULL = 50_000
+TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
+_TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time; the rest is for features, walks and the page
+
+
+class Counts(BaseModel):
+    """How much is made.
+
+    Args:
+        samples: For each cell of Table 1, in the grammar of `ddim.evaluation.table.counts`.
+        steps: The S of Table 1.
+        pictures: Round trips of Table 2 for each S.
+        round_trips: The S of Table 2.
+        left_out: What does not fit, in words; "" if all does.
+        calls_per_second: Network calls for a sample that were measured in a second; None where nothing was scaled.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    samples: str
+    steps: tuple[int, ...]
+    pictures: int
+    round_trips: tuple[int, ...]
+    left_out: str = ""
+    calls_per_second: float | None = None
+
+
+def speed(model: Model, calls: int = 5) -> float:
+    """Network calls for a sample that the model makes in a second, in micro-batches, after one that is not timed."""
+    plan, size = model.plan(calls), model.micro_batch
+    for begin in (0, size):
+        begun = time.monotonic()
+        for _ in model.sample_blocks(plan, range(begin, begin + size)):
+            pass
+    return calls * size / (time.monotonic() - begun)
+
+
+def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Counts:
+    """The counts that fit: first the largest S are left out, then the number of samples is lowered.
+
+    Args:
+        per_second: Network calls for a sample in a second.
+        seconds: The time.
+        steps: The S of Table 1 that are wanted.
+        rows: How many rows Table 1 has.
+        test: How many test pictures there are.
+        T: The schedule's length.
+    """
+    kept, n = _most(per_second * seconds * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
+    trips = [s for s in TABLE_2_STEPS if s <= T]
+    some, pictures = _most(per_second * seconds * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    gone = {1: sorted(steps)[len(kept) :], 2: trips[len(some) :]}
+    out = [f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left]
+    return Counts(
+        samples=str(n),
+        steps=tuple(kept),
+        pictures=pictures,
+        round_trips=tuple(some),
+        left_out=" and ".join(out),
+        calls_per_second=per_second,
+    )
+
+
+def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
+    """The longest beginning of `steps` of which `least` fit, and how many of each do (at least 2)."""
+    for count in range(len(steps), 0, -1):
+        n = int(calls / (rows * sum(steps[:count])))
+        if n >= least or count == 1:
+            return [*steps[:count]], max(2, min(most, n if n < 100 else n // 10 * 10))
+    raise ValueError("no steps")

@@ -1,0 +1,78 @@
+"""Pictures of what was measured, drawn by matplotlib without a window."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddim.evaluation.table import label
+
+COLOURS = ("#1b4965", "#2a9d8f", "#8ab17d", "#e9a23b", "#d1495b", "#6d597a", "#457b9d", "#b56576")
+INK, FAINT = "#1f2933", "#d9dee3"
+
+
+def installed() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _axes(columns: int, height: float = 3.4) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#9aa5b1")
+        axes.tick_params(colors=INK, which="both", labelsize=9)
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
+
+
+def _finish(figure: Any, png: bool) -> bytes:
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    with rc_context({"svg.hashsalt": "ddim", "svg.fonttype": "path"}):
+        kind: dict[str, Any] = {"format": "png", "dpi": 130} if png else {"format": "svg", "metadata": {"Date": None}}
+        figure.savefig(out, **kind)
+    return out.getvalue()
+
+
+def _ticks(axes: Any, values: Sequence[float]) -> None:
+    axes.set_xticks(sorted({*values}), labels=[f"{value:g}" for value in sorted({*values})])
+    axes.minorticks_off()
+
+
+def quality(
+    cells: Sequence[Mapping[str, Any]],
+    times: Mapping[tuple[str, int], Mapping[str, Any]],
+    metric: str,
+    png: bool = False,
+) -> bytes:
+    """Distance against network calls and against seconds a sample, a line for each row: the paper's Figure 4.
+
+    Args:
+        cells: As in evaluate.json.
+        times: Seconds a sample of each (row, S).
+        metric: What the distance is called.
+        png: PNG, otherwise SVG.
+    """
+    figure, (left, right) = _axes(2)
+    for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
+        mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in mine]
+        values = [cell["fd"] for cell in mine]
+        spread = [2 * (cell["fd_error"] or 0.0) for cell in mine]
+        style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
+        left.errorbar([cell["network_calls"] for cell in mine], values, spread, label=label(row), **style)
+        right.errorbar(seconds, values, spread, **style)
+    for axes, told in ((left, "network calls"), (right, "seconds a sample")):
+        axes.set(xscale="log", yscale="log", xlabel=told)
+    _ticks(left, [cell["network_calls"] for cell in cells])
+    left.set_ylabel(f"{metric}, log scale")
+    left.legend(fontsize=8, frameon=False)
+    return _finish(figure, png)

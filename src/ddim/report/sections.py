@@ -1,0 +1,167 @@
+"""The parts of the paper's section 5 beside Table 1, each into a file of its own and gone on with where it stopped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddim.data import ImageSet
+from ddim.evaluation.table import Measured, label
+from ddim.files import write_atomic
+from ddim.latents import between_four, walk
+from ddim.model import Model
+from ddim.pixels import to_uint8
+from ddim.roundtrip import round_trips
+from ddim.sheet import labelled_rows, png, sheet
+
+SHOWN = 12
+ROWS, FRAMES, SIDE, WALK_STEPS = 5, 11, 8, 50
+
+
+def round_tripping(
+    model: Model, test: ImageSet, steps: Sequence[int], count: int, path: Path, grid: str | None = None
+) -> Generator[tuple[int, int], None, list[dict[str, Any]]]:
+    """Table 2: encode and decode test pictures with S calls each way, micro-batch by micro-batch.
+
+    Args:
+        model: The model, in float32 for figures to be trusted.
+        test: The test set, of which the first pictures are taken.
+        steps: The S.
+        count: How many pictures.
+        path: Where every micro-batch becomes a line.
+        grid: The grid; the default one if None.
+
+    Yields:
+        Pictures done and pictures asked for, over all S.
+
+    Returns:
+        A row for each S, with the first pictures that came back, uint8 (P, H, W, C).
+    """
+    pictures, size = test.batch(range(count)), model.micro_batch
+    lines = _lines(path)
+    done: dict[tuple[int, int], dict[str, Any]] = {(line["steps"], line["first"]): line for line in lines}
+    total = count * len(steps)
+    made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
+    yield made, total
+    with open(path, "a", encoding="utf-8") as file:
+        for s in steps:
+            way = model.way("ddim", s, grid)
+            for first in range(0, count, size):
+                if (s, first) in done:
+                    continue
+                [trip] = round_trips(model, pictures[first : first + size], way)
+                shown = trip.again[: max(0, SHOWN - first)]
+                line = {"steps": s, "first": first, "mse": trip.error.tolist(), "largest": trip.largest.tolist()}
+                line |= {"plan": way.down.name, "again": base64.b64encode(shown.tobytes()).decode()}
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                done[s, first] = line
+                made += len(trip.again)
+                yield made, total
+    return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:]) for s in steps]
+
+
+def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...]) -> dict[str, Any]:
+    errors = np.array([value for line in lines for value in line["mse"]])
+    shown = b"".join(base64.b64decode(line["again"]) for line in lines)
+    return {
+        "steps": steps,
+        "plan": lines[0]["plan"],
+        "pictures": len(errors),
+        "mse": float(errors.mean()),
+        "standard_error": float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else None,
+        "largest": max(value for line in lines for value in line["largest"]),
+        "again": np.frombuffer(shown, np.uint8).reshape(-1, *shape),
+    }
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file, which is cut to them."""
+    if not path.exists():
+        return []
+    found, kept = [], b""
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            made = json.loads(line)
+            if not line.endswith(b"\n") or not isinstance(made, dict) or "again" not in made:
+                break
+        except ValueError:
+            break
+        found.append(made)
+        kept += line
+    write_atomic(path, kept)
+    return found
+
+
+def walking(model: Model, folder: Path, seed: int) -> Generator[tuple[int, int], None, list[Path]]:
+    """Figure 6: walks between two latents, and a sheet between four.
+
+    Args:
+        model: The model.
+        folder: Where the two pictures go.
+        seed: Of the latents.
+
+    Yields:
+        Pictures done and pictures asked for.
+
+    Returns:
+        The two files.
+    """
+    total = ROWS * FRAMES + SIDE**2
+    paths = [folder / "walks.png", folder / "four-corners.png"]
+    done = 0
+    for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
+        yield done, total
+        if not path.exists():
+            plan, ends = model.plan(WALK_STEPS), model.noise(2 * ROWS + 4, seed).start()
+            if path == paths[0]:
+                latents = torch.cat([walk(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
+            else:
+                latents = between_four(ends[-4:], SIDE, SIDE)
+            parts = []
+            for block in model.run_blocks(plan, latents):
+                parts.append(to_uint8(block))
+                yield done + sum(map(len, parts)), total
+            made = np.concatenate(parts)
+            columns = FRAMES if path == paths[0] else SIDE
+            write_atomic(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))
+        done += count
+    yield done, total
+    return paths
+
+
+def _zoom(pictures: np.ndarray) -> int:
+    return max(1, 64 // int(pictures.shape[1]))
+
+
+def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
+    """Figure 3: samples of one S, a row for each amount of noise, from the same x_T: PNG, or None if there are none."""
+    mine = [m for m in made if m.cell.steps == steps]
+    if not mine:
+        return None
+    count = min(count, *(len(m.gathered.pictures) for m in mine))
+    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in mine]
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1]) // 2 or 1))
+
+
+def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
+    """Figure 5: samples from the same x_T, a line for each S: PNG, or None if there are fewer than two S."""
+    mine = [m for m in made if m.cell.row == row]
+    if len(mine) < 2:
+        return None
+    count = min(count, *(len(m.gathered.pictures) for m in mine))
+    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in mine]
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1]) // 2 or 1))
+
+
+def trips(rows: Sequence[dict[str, Any]], test: ImageSet) -> bytes:
+    """Table 2 as a picture: test pictures, and what came back for each S: PNG."""
+    count = min(len(row["again"]) for row in rows)
+    lines = [("original", test.batch(range(count))), *((f"S = {row['steps']}", row["again"][:count]) for row in rows)]
+    return png(labelled_rows(lines, zoom=_zoom(lines[0][1]) // 2 or 1))
