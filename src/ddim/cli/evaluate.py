@@ -78,6 +78,7 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
     some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, table.counts(n), grid or "linear")
+    table.check(loaded, some, seed, label)
     if strangers(out, "cells", "reference", *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     policy = loaded.config.data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,9 @@ from ddim.cli.options import device_options, grid_option, load_model, progress_b
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
+    from ddim.data import ImageSet
+    from ddim.evaluation import Extractor, Statistics
+    from ddim.evaluation.table import Measured
     from ddim.model import Model
     from ddim.report.budget import Counts
 
@@ -81,47 +84,59 @@ def command(
 
     page.need()
     loaded = load_model(model, device, dtype, compile_)
-    exact = load_model(model, device, "float32", compile_)
     if loaded.config.needs_label:
         raise DdimError(model, "was never trained without a label", "take another model; evaluate has --label")
-    policy = loaded.config.data
+    policy, T = loaded.config.data, loaded.schedule.T
     found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
-    wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= loaded.schedule.T]
+    wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= T]
+    table.check(loaded, table.cells(loaded, wanted, rows, table.counts(n or "2"), grid), seed)
+    if pictures is not None and not 1 <= pictures <= len(test):
+        raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     make_folder(out)
     with lock(out):
-        request: dict[str, Any] = {
-            "model": loaded.fingerprint,
-            "data": found.fingerprint(),
-            "budget": budget,
-            "n": n,
-            "steps": wanted,
-        }
-        request |= {"eta": rows, "grid": grid, "seed": seed, "pictures": pictures, "extractor": space.sha256}
+        request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
+        request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
+        request |= {"extractor": space.sha256, "compile": compile_}
+        request["dtype"] = loaded.conditions["dtype"]
         counts = _counts(out, request, loaded, len(test))
         if counts.left_out:
             say(f"budget {budget}: left out: {counts.left_out}")
         remove_parts(out)
-        make_folder(out / "pictures")
         some = table.cells(loaded, counts.steps, rows, table.counts(counts.samples), grid)
         real = reference(found, space, out / "reference")
-        name = Path(model).name
-        filling = table.filling(loaded, some, real, space, out / "cells", seed, name, None, images)
+        filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
-        from ddim.report.reproduction import write_report
-        from ddim.report.sections import round_tripping, walking
-        from ddim.report.tables import about, print_table
+        exact = load_model(model, device, "float32", compile_)
+        written = _finish(out, (loaded, exact), (real, space, Path(model).name), request, counts, made, test)
+    click.echo(written)
 
-        trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl")
-        trips = _drive(trip, "round trips")
-        _drive(walking(loaded, out / "pictures", seed), "walks")
-        facts = about(loaded, name, real, space, seed)
-        times = {(m.cell.row, m.cell.steps): _seconds(loaded, m, None) for m in made}
-        written = write_report(out, facts, request, counts, made, times, trips, test)
-    click.echo(print_table(made, space.metric))
-    click.echo(f"figures: {out / 'report.json'}\npage: {written}")
+
+def _finish(
+    out: Path,
+    models: tuple[Model, Model],
+    about_data: tuple[Statistics, Extractor, str],
+    request: dict[str, Any],
+    counts: Counts,
+    made: Sequence[Measured],
+    test: ImageSet,
+) -> str:
+    """Table 2, the walks and the page; what to print."""
+    from ddim.files import make_folder
+    from ddim.report.reproduction import write_report
+    from ddim.report.sections import round_tripping, walking
+    from ddim.report.tables import about, print_table
+
+    (loaded, exact), (real, space, name), seed = models, about_data, request["seed"]
+    make_folder(out / "pictures")
+    trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl")
+    trips = _drive(trip, "round trips")
+    _drive(walking(loaded, out / "pictures", seed), "walks")
+    times = {(m.cell.row, m.cell.steps): _seconds(loaded, m, None) for m in made}
+    page = write_report(out, about(loaded, name, real, space, seed), request, counts, made, times, trips, test)
+    return f"{print_table(made, space.metric)}\nfigures: {out / 'report.json'}\npage: {page}"
 
 
 def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Counts:
@@ -147,8 +162,6 @@ def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Coun
     if strangers(out):
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     pictures, steps = request["pictures"], request["steps"]
-    if pictures is not None and not 1 <= pictures <= test:
-        raise DdimError(f"--pictures {pictures}", f"is outside 1..{test}", "there are so many test pictures")
     every = tuple(s for s in budget.TABLE_2_STEPS if s <= model.schedule.T)
     if request["budget"] == "full":
         counts = Counts(samples=str(budget.FULL), steps=tuple(steps), pictures=test, round_trips=every)

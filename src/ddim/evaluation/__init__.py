@@ -9,12 +9,13 @@ evaluation.distances(made, real)
 """
 
 from ddim.evaluation.consistency import Consistency, consistency
-from ddim.evaluation.extractors import Extractor, from_module
+from ddim.evaluation.extractors import from_module
 from ddim.evaluation.extractors import load as load_extractor
 from ddim.evaluation.inception import inception
 from ddim.evaluation.metrics import distances
 from ddim.evaluation.moments import Moments, frechet
 from ddim.evaluation.sets import PictureSet, from_arrays, from_data, from_model, measure, measuring
+from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Protocol, Statistics, check_comparable
 from ddim.evaluation.statistics import read as read_statistics
 

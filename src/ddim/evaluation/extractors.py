@@ -6,7 +6,6 @@ import hashlib
 import importlib.resources
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,73 +14,12 @@ from torch import Tensor, nn
 
 from ddim import checkpoint
 from ddim.errors import DdimError
+from ddim.evaluation.inception import inception
+from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.files import sha256
 from ddim.nn.classifier import Classifier, ClassifierConfig
 from ddim.pixels import to_float
 from ddim.tensors import read_tensors
-
-INCEPTION = "inception"
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """A feature space.
-
-    Args:
-        name: What distances in it are labelled with.
-        sha256: The checksum of the weights.
-        function: uint8 (B, H, W, C) in [0, 255] to features (B, D).
-        shape: (H, W, C) of the pictures it takes; None for any.
-        batch: Pictures it sees at once, smaller parts being padded, so that features do not depend on neighbours.
-        note: What a reader of its figures should know.
-    """
-
-    name: str
-    sha256: str
-    function: Callable[[np.ndarray], Tensor]
-    shape: tuple[int, int, int] | None = None
-    batch: int = BATCH
-    note: str = ""
-
-    @property
-    def metric(self) -> str:
-        """What the Frechet distance in this space is called: FID with Inception's standard weights only."""
-        return "FID" if self.name == INCEPTION else f"FD({self.name})"
-
-    def __call__(self, pictures: np.ndarray) -> Tensor:
-        """The features of pictures.
-
-        Args:
-            pictures: uint8, (N, H, W, C).
-
-        Returns:
-            float32, (N, D), on the CPU.
-
-        Raises:
-            DdimError: If they are not of the shape it takes, or a feature is not finite.
-        """
-        if pictures.dtype != np.uint8 or pictures.ndim != 4:
-            wrong = f"are {pictures.dtype} {pictures.shape}"
-            raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
-        if self.shape is not None and pictures.shape[1:] != self.shape:
-            shown = "x".join(map(str, pictures.shape[1:]))
-            own = "x".join(map(str, self.shape))
-            raise DdimError(f"extractor {self.name}", f"takes {own}, the pictures are {shown}", "choose another one")
-        made = []
-        for first in range(0, len(pictures), self.batch):
-            part = pictures[first : first + self.batch]
-            full = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
-            with torch.no_grad():
-                features = self.function(full)
-            if features.ndim != 2 or len(features) != self.batch:
-                wrong = f"gives {tuple(features.shape)} for {self.batch} pictures"
-                raise DdimError(f"extractor {self.name}", wrong, "it must give one vector a picture, (B, D)")
-            made.append(features[: len(part)].to("cpu", torch.float32))
-        out = torch.cat(made)
-        if not torch.isfinite(out).all():
-            raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
-        return out
 
 
 def bundled() -> dict[str, Path]:
@@ -104,8 +42,6 @@ def load(name: str, device: torch.device | str = "cpu", weights: Path | None = N
         DdimError: If there is no such extractor, or its weights cannot be had.
     """
     if name == INCEPTION:
-        from ddim.evaluation.inception import inception
-
         return inception(weights, device)
     if weights is not None:
         raise DdimError("inception weights", f"are given for {name}", "leave them out, or say --extractor inception")
@@ -162,11 +98,15 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
             module = torch.export.load(path).module()
         else:
             module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        wrong = f"is neither a TorchScript file nor an exported program ({reason})"
+    except Exception as error:  # of many kinds, those of zip files among them
+        wrong = f"is neither a TorchScript file nor an exported program ({_reason(error)})"
         raise DdimError(path, wrong, "write one with torch.jit.save or torch.export.save") from None
     return Extractor(path.stem, sha256(path), _float_input(module, device))
+
+
+def _reason(error: Exception) -> str:
+    """The last line of what an error says, which in torch is the one that tells."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str) -> Callable[[np.ndarray], Tensor]:
@@ -174,7 +114,7 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
         try:
             return module(to_float(pictures).to(device)).flatten(1)
         except (RuntimeError, AssertionError) as error:
-            wrong = f"fails on pictures {pictures.shape} ({str(error).strip().splitlines()[-1]})"
+            wrong = f"fails on pictures {pictures.shape} ({_reason(error)})"
             raise DdimError("extractor", wrong, "it must take float (B, C, H, W) in [-1, 1]") from None
 
     return function

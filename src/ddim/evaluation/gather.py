@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ddim.errors import DdimError, say
 from ddim.evaluation import moments
-from ddim.evaluation.extractors import Extractor
 from ddim.evaluation.moments import Moments
+from ddim.evaluation.space import Extractor
 from ddim.tensors import read_tensors, write_tensors
 
 CHUNK = 64
@@ -145,15 +145,17 @@ def gather(make: Make, n: int, extractor: Extractor) -> Gathered:
 def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:
     """The pictures in whole chunks and a last part, with the seconds that making each took."""
     held, done, spent, begun = np.empty(0), start, 0.0, time.monotonic()
-    for block in make(range(start, n)):
+    blocks = iter(make(range(start, n)))
+    for block in blocks:
         held = np.concatenate([held, block]) if len(held) else block
         spent += time.monotonic() - begun
-        while len(held) >= min(CHUNK, n - done) > 0:
-            size = min(CHUNK, n - done)
+        while len(held) >= (size := min(CHUNK, n - done)) > 0:
+            if done + size == n and (len(held) > size or next(blocks, None) is not None):
+                raise DdimError("pictures", f"are more than {n}", "give as many as are asked for")
             yield held[:size], spent
             held, done, spent = held[size:], done + size, 0.0
         begun = time.monotonic()
-    if done != n or len(held):
+    if done != n:
         raise DdimError("pictures", f"are {done + len(held)}, not {n}", "give as many as are asked for")
 
 

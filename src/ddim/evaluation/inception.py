@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity
-from ddim.evaluation.extractors import INCEPTION, Extractor
+from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.files import sha256
 
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddim.data import ImageSet
 from ddim.errors import DdimError
-from ddim.evaluation.extractors import Extractor
 from ddim.evaluation.gather import CHUNK, Gathered, Make, gathering
+from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Protocol, Statistics
 from ddim.generate import generate, read_sheet
 from ddim.manifest import identity

@@ -14,9 +14,9 @@ import torch
 
 from ddim.errors import DdimError
 from ddim.evaluation import sets
-from ddim.evaluation.extractors import Extractor
 from ddim.evaluation.gather import Gathered
 from ddim.evaluation.metrics import distances
+from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Statistics
 from ddim.files import write_atomic
 from ddim.model import Model
@@ -165,6 +165,16 @@ def _eta(text: str) -> float:
         return float(text)
     except ValueError:
         raise DdimError(f"--eta {text}", "is not a number", "write --eta 0,0.2,1,hat") from None
+
+
+def check(model: Model, some: Sequence[Cell], seed: int, label: int | None = None) -> None:
+    """Refuse what would go wrong at the first sample, before anything is written for it.
+
+    Raises:
+        DdimError: If the seed or the label is none, or the model needs one.
+    """
+    for cell in some:
+        sets.from_model(model, cell.plan, cell.n, seed, label=label)
 
 
 def filling(

@@ -42,9 +42,13 @@ def _finish(figure: Any, png: bool) -> bytes:
     return out.getvalue()
 
 
-def _ticks(axes: Any, values: Sequence[float]) -> None:
-    axes.set_xticks(sorted({*values}), labels=[f"{value:g}" for value in sorted({*values})])
-    axes.minorticks_off()
+def _ticks(axis: Any, values: Sequence[float] = ()) -> None:
+    """Ticks of a logarithmic axis: at the values given, else at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(sorted({*values})) if values else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def quality(
@@ -72,7 +76,9 @@ def quality(
         right.errorbar(seconds, values, spread, **style)
     for axes, told in ((left, "network calls"), (right, "seconds a sample")):
         axes.set(xscale="log", yscale="log", xlabel=told)
-    _ticks(left, [cell["network_calls"] for cell in cells])
+        _ticks(axes.yaxis)
+    _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
+    _ticks(right.xaxis)
     left.set_ylabel(f"{metric}, log scale")
     left.legend(fontsize=8, frameon=False)
     return _finish(figure, png)

@@ -48,22 +48,7 @@ def write_report(
         The page.
     """
     table = write_table(out, facts, made, times)
-    steps = sorted({m.cell.steps for m in made})
-    chosen = [steps[0], *([max(s for s in steps if s <= 100)] if steps[0] < 100 else [])]
-    shown = [(f"samples-{s}", s) for s in dict.fromkeys(chosen)]
-    walks = out / PICTURES / "walks.png", out / PICTURES / "four-corners.png"
-    pictures: dict[str, bytes | None] = {
-        **{name: sections.samples(made, s) for name, s in shown},
-        "quality": figures.quality(table["cells"], times, facts["metric"]),
-        "same_start": sections.same_start(made),
-        "walks": walks[0].read_bytes(),
-        "corners": walks[1].read_bytes(),
-        "trips": sections.trips(trips, test),
-    }
-    for name, data in pictures.items():
-        if data and name not in ("walks", "corners"):
-            suffix = "png" if data.startswith(b"\x89PNG") else "svg"
-            write_atomic(out / PICTURES / f"{name.replace('_', '-')}.{suffix}", data)
+    pictures, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
     report = {
         "format": "ddim-report",
         "version": 1,
@@ -85,6 +70,30 @@ def write_report(
     text = page.render({**report, "manifest_text": manifest(report)}, pictures)
     write_atomic(out / "report.html", text.encode())
     return out / "report.html"
+
+
+def _pictures(
+    out: Path, table: Mapping[str, Any], metric: str, made: Sequence[Measured], times: Times, trips: bytes
+) -> tuple[dict[str, bytes | None], list[tuple[str, int]]]:
+    """Every figure, written to its file too, and the names of Figure 3's with their S."""
+    steps = sorted({m.cell.steps for m in made})
+    chosen = [steps[0], *([max(s for s in steps if s <= 100)] if steps[0] < 100 else [])]
+    shown = [(f"samples-{s}", s) for s in dict.fromkeys(chosen)]
+    drawn: dict[str, bytes | None] = {
+        **{name: sections.samples(made, s) for name, s in shown},
+        "quality": figures.quality(table["cells"], times, metric),
+        "same_start": sections.same_start(made),
+        "trips": trips,
+    }
+    for name, data in drawn.items():
+        if data:
+            suffix = "png" if data.startswith(b"\x89PNG") else "svg"
+            write_atomic(out / PICTURES / f"{name.replace('_', '-')}.{suffix}", data)
+    walks = {name: (out / PICTURES / f"{file}.png").read_bytes() for name, file in _WALKS.items()}
+    return {**drawn, **walks}, shown
+
+
+_WALKS = {"walks": "walks", "corners": "four-corners"}
 
 
 def software() -> dict[str, str]:

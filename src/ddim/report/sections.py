@@ -147,7 +147,7 @@ def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | No
         return None
     count = min(count, *(len(m.gathered.pictures) for m in mine))
     rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in mine]
-    return png(labelled_rows(rows, zoom=_zoom(rows[0][1]) // 2 or 1))
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
 def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
@@ -157,11 +157,11 @@ def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> byt
         return None
     count = min(count, *(len(m.gathered.pictures) for m in mine))
     rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in mine]
-    return png(labelled_rows(rows, zoom=_zoom(rows[0][1]) // 2 or 1))
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
 def trips(rows: Sequence[dict[str, Any]], test: ImageSet) -> bytes:
     """Table 2 as a picture: test pictures, and what came back for each S: PNG."""
     count = min(len(row["again"]) for row in rows)
     lines = [("original", test.batch(range(count))), *((f"S = {row['steps']}", row["again"][:count]) for row in rows)]
-    return png(labelled_rows(lines, zoom=_zoom(lines[0][1]) // 2 or 1))
+    return png(labelled_rows(lines, zoom=_zoom(lines[0][1])))

@@ -1,0 +1,220 @@
+"""Feature spaces: a picture's features are its own, and what is no extractor is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ddim import evaluation, seeds
+from ddim.data import digits_as_mnist, load
+from ddim.errors import DdimError
+from ddim.evaluation import extractors, fidelity
+from ddim.evaluation.extractors import INCEPTION, bundled, choose, from_file, from_module
+from ddim.evaluation.inception import SHA256, inception
+from ddim.files import sha256
+from ddim.nn.classifier import Classifier, ClassifierConfig
+from ddim.pixels import to_float
+from ddim.tensors import read_tensors
+from evaluation.kit import Small, random_pictures, save_script, small
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_features_do_not_depend_on_neighbours(name: str) -> None:
+    space = evaluation.load_extractor(name)
+    assert space.shape is not None
+    pictures = random_pictures(70, space.shape[0], space.shape[2])
+    features = space(pictures)
+    assert features.dtype == torch.float32
+    assert torch.equal(features[:3], space(pictures[:3]))
+    assert torch.equal(features[[69, 5]], space(pictures[[69, 5]]))
+    assert features.std(0).max() > 0
+
+
+@pytest.mark.parametrize("name", bundled())
+def test_a_bundled_extractor_says_what_it_is(name: str) -> None:
+    about = json.loads((bundled()[name] / "config.json").read_bytes())
+    space = evaluation.load_extractor(name)
+    assert space.metric == f"FD({name})"
+    assert space.sha256 == sha256(bundled()[name] / "model.safetensors") == about["sha256"]
+    assert f"{about['test_accuracy']:.2%}" in space.note
+    network = Classifier(ClassifierConfig.model_validate(about["network"]))
+    missing = network.load_state_dict(read_tensors(bundled()[name] / "model.safetensors")[0], strict=False)
+    assert not missing.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("digits28", "mnist"), ("clothing28", "fashion_mnist")])
+def test_the_stated_accuracy_is_that_of_the_test_set(name: str, folder: str, shared: Path) -> None:
+    found = load(shared / folder, split="test")
+    about = json.loads((bundled()[name] / "config.json").read_bytes())
+    network = Classifier(ClassifierConfig.model_validate(about["network"])).eval()
+    stored = read_tensors(bundled()[name] / "model.safetensors")[0]
+    network.load_state_dict({key: value.float() for key, value in stored.items()}, strict=False)
+    right = 0
+    with torch.no_grad():
+        for first in range(0, 10000, 1000):
+            some = range(first, first + 1000)
+            right += int((network(to_float(found.batch(some))).argmax(1).numpy() == found.labels[some]).sum())
+    assert right / 10000 == pytest.approx(about["test_accuracy"], abs=3e-4)
+
+
+def test_the_digits_features_tell_digits_apart() -> None:
+    """Of digits that it never saw, the nearest neighbour in feature space mostly has the same label."""
+    pytest.importorskip("sklearn")
+    found = digits_as_mnist("train", 600)
+    features = evaluation.load_extractor("digits28")(found.batch(range(600)))
+    nearest = torch.cdist(features, features).fill_diagonal_(torch.inf).argmin(1).numpy()
+    assert (found.labels[nearest] == found.labels).mean() > 0.85
+
+
+def test_the_extractor_that_fits() -> None:
+    assert choose((28, 28, 1), "mnist") == "digits28"
+    assert choose((28, 28, 1), "fashion_mnist") == "clothing28"
+    with pytest.raises(DdimError, match="none of the bundled ones takes 64x64x3"):
+        choose((64, 64, 3), "photos")
+
+
+def test_files_give_what_the_module_gives(tmp_path: Path) -> None:
+    pictures, own = random_pictures(20), small()
+    script = from_file(save_script(tmp_path / "script.pt"))
+    assert torch.allclose(script(pictures), own(pictures), atol=1e-6)
+    program = torch.export.export(Small().eval(), (torch.zeros(64, 1, 8, 8),))
+    torch.export.save(program, tmp_path / "program.pt2")
+    exported = from_file(tmp_path / "program.pt2")
+    assert torch.allclose(exported(pictures), own(pictures), atol=1e-6)
+    assert (script.name, script.metric) == ("script", "FD(script)")
+    assert script.sha256 == sha256(tmp_path / "script.pt")
+
+
+def test_what_is_no_extractor(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_bytes(b"nothing")
+    (tmp_path / "x.pt2").write_bytes(b"nothing")
+    for name in ("x.pt", "x.pt2"):
+        with pytest.raises(DdimError, match="neither a TorchScript file nor an exported program"):
+            extractors.load(str(tmp_path / name))
+    with pytest.raises(DdimError, match="is unknown; choose of"):
+        extractors.load("incepshun")
+    with pytest.raises(DdimError, match="takes 28x28x1, the pictures are 8x8x1"):
+        extractors.load("digits28")(random_pictures(3))
+    with pytest.raises(DdimError, match="uint8"):
+        small()(np.zeros((2, 8, 8, 1), np.float32))
+    with pytest.raises(DdimError, match="name of another one"):
+        from_module(Small(), "digits28")
+    with pytest.raises(DdimError, match="name of another one"):
+        from_module(Small(), INCEPTION)
+
+    class Flat(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum() * torch.ones(3)
+
+    for module, word in ((nn.Conv2d(3, 4, 3), "fails on pictures"), (Flat(), "one vector a picture")):
+        with pytest.raises(DdimError, match=word):
+            from_module(module, "wrong")(random_pictures(3))
+    with pytest.raises(DdimError, match="not finite"):
+        from_module(nn.Sequential(Small(), nn.Hardtanh(float("nan"), float("nan"))), "nan")(random_pictures(3))
+
+
+def blank() -> Any:
+    """torch-fidelity's own network before it loads weights, with weights from numpy's Philox."""
+    fidelity.need("Inception")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Blank(FeatureExtractorInceptionV3):  # type: ignore[misc]
+        def load_state_dict(self, *_: Any, **__: Any) -> None:
+            return
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    network = Blank("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
+    for number, (key, value) in enumerate(network.state_dict().items()):
+        if value.is_floating_point():
+            drawn = torch.from_numpy(seeds.normal(7, number, 0, tuple(value.shape)))
+            if value.ndim > 1:
+                drawn *= (2 / value[0].numel()) ** 0.5
+            elif key.endswith(("running_var", "bn.weight")):
+                drawn = 1 + 0.1 * drawn.abs()
+            else:
+                drawn *= 0.1
+            value.copy_(drawn)
+    return network
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(dict(blank().state_dict()), path)
+    return path
+
+
+RECORDED = json.loads((Path(__file__).parent / "inception.json").read_bytes())
+
+
+def test_inception_is_the_librarys_and_stays_so(weights: Path) -> None:
+    """The library itself, and what it gave when the fixture was recorded (torch-fidelity 0.4.0)."""
+    space = inception(weights, expected=sha256(weights), batch=2)
+    pictures = random_pictures(2, 32, 3, seed=1)
+    features = space(pictures)
+    assert features.shape == (2, 2048)
+    library = blank()(torch.from_numpy(pictures.transpose(0, 3, 1, 2).copy()))[0]
+    assert torch.allclose(features, library, rtol=1e-4, atol=1e-5)
+    recorded = torch.tensor(RECORDED["features"])
+    assert torch.allclose(features[:, RECORDED["places"]], recorded, rtol=1e-3, atol=1e-4)
+    grey = pictures[..., :1]
+    assert torch.equal(space(grey), space(grey.repeat(3, axis=3)))
+
+
+def test_only_the_standard_weights_are_called_fid(weights: Path) -> None:
+    space = inception(weights, expected=sha256(weights))
+    assert space.metric == f"FD(inception-{sha256(weights)[:8]})"
+    assert evaluation.Extractor(INCEPTION, SHA256, lambda x: torch.zeros(1)).metric == "FID"
+    with pytest.raises(DdimError, match="has SHA-256"):
+        inception(weights)
+
+
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DdimError, match="no such file"):
+        inception(tmp_path / "nowhere.pth")
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(3)}, path)
+    with pytest.raises(DdimError, match="does not hold Inception's weights"):
+        inception(path, expected=sha256(path))
+
+
+def test_weights_that_would_run_code_are_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.weight": Trap()}, path)
+    with pytest.raises(DdimError, match="does not hold Inception's weights"):
+        inception(path, expected=sha256(path))
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_without_a_network_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(DdimError, match=r"cannot be downloaded.*no network.*--inception-weights"):
+        inception()
+
+
+def test_without_torch_fidelity_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fidelity, "installed", lambda: False)
+    with pytest.raises(DdimError, match=r"pip install 'ddim\[eval\]'"):
+        evaluation.load_extractor(INCEPTION)
+    features = torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(DdimError, match="KID"):
+        fidelity.kid(features, features)
