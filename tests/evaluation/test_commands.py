@@ -16,11 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim.config import ScheduleConfig
 from ddim.evaluation.fidelity import installed
 from ddim.report import budget, published
 from ddim.report.page import table_1
 from evaluation.kit import random_pictures, save_script
-from models import contents, ddim, process, save_tiny
+from models import contents, ddim, process, save_tiny, tiny_model
 
 NAMES = ("evaluate.json", "evaluate.csv")
 
@@ -28,7 +29,9 @@ NAMES = ("evaluate.json", "evaluate.csv")
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluation")
-    save_tiny(root / "model")
+    short = tiny_model()
+    short.config = short.config.model_copy(update={"schedule": ScheduleConfig(T=60, beta_end=0.3)})
+    short.save(root / "model")
     save_tiny(root / "labelled", classes=3)
     save_script(root / "small.pt")
     save_script(root / "wide.pt", features=9)
@@ -61,7 +64,7 @@ def test_evaluate_writes_the_table(place: Path, tmp_path: Path, capsys: pytest.C
     assert [(c["row"], c["steps"], c["n"]) for c in found["cells"]] == [
         ("0", 2, 80), ("1", 2, 80), ("hat", 2, 80), ("0", 4, 80), ("hat", 4, 80)
     ]  # fmt: skip
-    assert found["cells"][0]["tau"] == [500, 1000]
+    assert found["cells"][0]["tau"] == [30, 60]
     assert found["metric"] == "FD(small)"
     assert "FID" not in printed
     assert re.search(r"eta = 1 +\S+ \+- \S+ +-", printed)
@@ -151,7 +154,7 @@ def test_reproduce_makes_a_page_that_needs_nothing(place: Path, tmp_path: Path) 
     report = json.loads((out / "report.json").read_bytes())
     assert [row["pictures"] for row in report["table_2"]] == [5] * len(report["table_2"])
     assert report["table_1"]["cells"] == json.loads((out / "evaluate.json").read_bytes())["cells"]
-    assert '"S = 4": "250, 500, 750, 1000"' in page.replace("&#34;", '"')
+    assert '"S = 4": "15, 30, 45, 60"' in page.replace("&#34;", '"')
     before = contents(out)
     assert ddim(*words, "--budget", "10min", "--out", out) == 0
     after = contents(out)
@@ -204,7 +207,10 @@ BAD: dict[str, tuple[str, str]] = {
     "unknown sampler": (EVALUATE + " --sampler x", "sampler 'x'"),
     "unknown grid": (EVALUATE + " --grid x", "grid 'x'"),
     "seed -1": (EVALUATE + " --seed -1", "seed -1"),
-    "a folder of something else": ("evaluate {0}/model {0}/data --extractor {0}/small.pt --out {0}/stuff", "stuff"),
+    "a folder of something else": (
+        "evaluate {0}/model {0}/data --steps 2 --extractor {0}/small.pt --out {0}/stuff",
+        "stuff",
+    ),
     "report in a folder of something else": (
         "reproduce {0}/model {0}/data --extractor {0}/small.pt --out {0}/stuff",
         "stuff",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
         DdimError: If it is neither.
     """
     try:
+        if not zipfile.is_zipfile(path):  # torch.export would write its own traceback of it
+            raise ValueError("it is no archive")
         if path.suffix == ".pt2":
             module = torch.export.load(path).module()
         else:
@@ -112,8 +115,9 @@ def _reason(error: Exception) -> str:
 def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str) -> Callable[[np.ndarray], Tensor]:
     def function(pictures: np.ndarray) -> Tensor:
         try:
-            return module(to_float(pictures).to(device)).flatten(1)
-        except (RuntimeError, AssertionError) as error:
+            features = module(to_float(pictures).to(device))
+            return features.flatten(1) if features.ndim > 1 else features
+        except Exception as error:  # a user's module may raise anything
             wrong = f"fails on pictures {pictures.shape} ({_reason(error)})"
             raise DdimError("extractor", wrong, "it must take float (B, C, H, W) in [-1, 1]") from None
 
