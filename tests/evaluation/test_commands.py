@@ -117,6 +117,7 @@ def test_killed_once_the_table_comes_out_the_same(place: Path, tmp_path: Path) -
 
 
 @pytest.mark.heavy
+@pytest.mark.timeout(1500)
 def test_killed_ten_times_the_table_comes_out_the_same(place: Path, tmp_path: Path) -> None:
     check_kills(place, tmp_path, 10, 3000)
 

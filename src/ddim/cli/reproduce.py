@@ -170,6 +170,7 @@ def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Coun
         counts = budget.fit(budget.speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)
     if request["n"] is not None:
         counts = counts.model_copy(update={"samples": request["n"], "steps": tuple(steps)})
+        counts = counts.model_copy(update={"left_out": budget.left_out((), every[len(counts.round_trips) :])})
     if pictures is not None:
         counts = counts.model_copy(update={"pictures": pictures})
     write_atomic(path, (json.dumps({"request": request, "counts": counts.model_dump()}, indent=1) + "\n").encode())

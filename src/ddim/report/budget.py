@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ddim.model import Model
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
-LEAST_SAMPLES, LEAST_PICTURES = 200, 16
+LEAST_SAMPLES, LEAST_PICTURES = 200, 50
 FULL = 50_000
 TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
 _TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time; the rest is for features, walks and the page
@@ -61,16 +61,20 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
     kept, n = _most(per_second * seconds * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
     some, pictures = _most(per_second * seconds * _TABLE_2, trips, 2, LEAST_PICTURES, test)
-    gone = {1: sorted(steps)[len(kept) :], 2: trips[len(some) :]}
-    out = [f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left]
     return Counts(
         samples=str(n),
         steps=tuple(kept),
         pictures=pictures,
         round_trips=tuple(some),
-        left_out=" and ".join(out),
+        left_out=left_out(sorted(steps)[len(kept) :], trips[len(some) :]),
         calls_per_second=per_second,
     )
+
+
+def left_out(table_1: Sequence[int], table_2: Sequence[int]) -> str:
+    """The S that do not fit, in words."""
+    gone = {1: table_1, 2: table_2}
+    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left)
 
 
 def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:

@@ -55,7 +55,7 @@ def write_report(
         **facts,
         "software": software(),
         "request": dict(request),
-        "budget": request["budget"],
+        "budget": _budget(request),
         "counts": counts.model_dump(exclude={"calls_per_second"}),
         "grid": request["grid"],
         "published": published.data_set(facts["data"]["data"]),
@@ -94,6 +94,13 @@ def _pictures(
 
 
 _WALKS = {"walks": "walks", "corners": "four-corners"}
+
+
+def _budget(request: Mapping[str, Any]) -> str:
+    """What captions say of how much was made."""
+    asked = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
+    asked += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
+    return "; ".join([request["budget"], *asked])
 
 
 def software() -> dict[str, str]:
