@@ -111,6 +111,11 @@ def test_what_is_no_extractor(tmp_path: Path) -> None:
     with pytest.raises(DdimError, match="name of another one"):
         from_module(Small(), INCEPTION)
 
+    for name in ("inception", "digits28"):
+        save_script(tmp_path / f"{name}.pt")
+        with pytest.raises(DdimError, match="rename the file"):
+            extractors.load(str(tmp_path / f"{name}.pt"))
+
     class Flat(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sum() * torch.ones(3)
@@ -176,6 +181,7 @@ def test_only_the_standard_weights_are_called_fid(weights: Path) -> None:
     space = inception(weights, expected=sha256(weights))
     assert space.metric == f"FD(inception-{sha256(weights)[:8]})"
     assert evaluation.Extractor(INCEPTION, SHA256, lambda x: torch.zeros(1)).metric == "FID"
+    assert evaluation.Extractor(INCEPTION, "0" * 64, lambda x: torch.zeros(1)).metric != "FID"
     with pytest.raises(DdimError, match="has SHA-256"):
         inception(weights)
 

@@ -124,8 +124,9 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         drain(gathering(make, 64, small(), path))
 
 
-def test_time_is_kept_of_what_was_made(tmp_path: Path) -> None:
-    made = drain(gathering(maker(PICTURES, 10), 100, small(), tmp_path / "cell"))
-    assert made.timed == 100
+@pytest.mark.parametrize("block", [10, 300])
+def test_time_is_kept_of_what_was_made(tmp_path: Path, block: int) -> None:
+    made = drain(gathering(maker(PICTURES, block), 300, small(), tmp_path / "cell"))
+    assert made.timed == 300
     assert made.seconds > 0
-    assert drain(gathering(maker(PICTURES, 10), 100, small(), timed=False)).timed == 0
+    assert drain(gathering(maker(PICTURES, block), 300, small(), timed=False)).timed == 0

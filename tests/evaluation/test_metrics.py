@@ -118,7 +118,17 @@ def test_the_limit_takes_the_bias_of_few_samples_away() -> None:
         plain.append(frechet(of(features), data))
         followed.append(found.value)
     assert abs(np.mean(followed)) < 0.15 * np.mean(plain)
-    assert limit(draws(100, 20), data) is None
+    assert limit(draws(80, 20), data) is None
+
+
+def test_the_error_of_more_samples_than_are_kept() -> None:
+    """It is scaled from the features that are kept to all of them."""
+    features, data = draws(4000), statistics(draws(3000, seed=1))
+    whole = statistics(features)
+    few = Statistics(whole.moments, features[:1000], whole.protocol)
+    all_of_it, scaled = (distances(one, data)["fd_error"] for one in (whole, few))
+    assert scaled == pytest.approx(all_of_it, rel=0.6)
+    assert (distances(few, data)["kept"], distances(few, data)["fd"]) == (1000, distances(whole, data)["fd"])
 
 
 def test_all_distances_at_once() -> None:

@@ -14,6 +14,7 @@ from ddim import evaluation
 from ddim.errors import DdimError
 from ddim.evaluation import Statistics, table
 from ddim.evaluation.consistency import consistency
+from ddim.evaluation.counts import Counts
 from ddim.evaluation.gather import Gathered
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.statistics import read
@@ -52,18 +53,24 @@ def run(folder: Path, some: list[table.Cell], stop: int = 0, images: Path | None
     ],
 )
 def test_the_grammar_of_counts(text: str, found: dict[tuple[int, str], int]) -> None:
-    n = table.counts(text)
+    n = Counts(text)
     assert {key: n(*key) for key in found} == found
+
+
+@pytest.mark.parametrize("text", ["9,1000=5", "9,2:0.2=5", "9,4:hat=5"])
+def test_counts_that_fit_no_cell(text: str) -> None:
+    with pytest.raises(DdimError, match="fits no cell"):
+        table.cells(MODEL, [2], ["0", "hat"], Counts(text), "linear")
 
 
 @pytest.mark.parametrize("text", ["", "x", "5=x", "5:0=", "-3", "1", "10=1"])
 def test_counts_that_cannot_be_read(text: str) -> None:
     with pytest.raises(DdimError, match="-n"):
-        table.counts(text)(20, "0")
+        Counts(text)(20, "0")
 
 
 def test_the_cells_are_the_plans_that_sampling_runs() -> None:
-    some = table.cells(MODEL, [4, 2], ["0", "0.5", "hat", "auto", "unipc3"], table.counts("10,4:hat=0"), "linear")
+    some = table.cells(MODEL, [4, 2], ["0", "0.5", "hat", "auto", "unipc3"], Counts("10,4:hat=0"), "linear")
     assert [(c.steps, c.row) for c in some] == [
         *[(2, row) for row in ("0", "0.5", "hat", "auto", "unipc3")],
         *[(4, row) for row in ("0", "0.5", "auto", "unipc3")],
@@ -82,6 +89,7 @@ def test_the_cells_are_the_plans_that_sampling_runs() -> None:
         ([2, 2], ["0"], "9", "names one twice"),
         ([2], ["0", "0"], "9", "names one twice"),
         ([2], [], "9", "or none"),
+        ([2], ["0", "0.0"], "9", "names one twice"),
         ([2], ["0"], "0", "no cell left"),
         ([2], ["0x"], "9", "--eta 0x"),
         ([2], ["nonsense"], "9", "sampler 'nonsense'"),
@@ -91,12 +99,12 @@ def test_the_cells_are_the_plans_that_sampling_runs() -> None:
 )
 def test_tables_that_cannot_be_made(steps: list[int], rows: list[str], n: str, word: str) -> None:
     with pytest.raises(DdimError, match=word):
-        table.cells(MODEL, steps, rows, table.counts(n), "linear")
+        table.cells(MODEL, steps, rows, Counts(n), "linear")
 
 
 def test_samples_are_those_of_bulk_sampling(tmp_path: Path) -> None:
     """The same pictures as `ddim sample` writes, and the same features from its folder."""
-    some = table.cells(MODEL, [3], ["1"], table.counts("70"), "linear")
+    some = table.cells(MODEL, [3], ["1"], Counts("70"), "linear")
     [made] = run(tmp_path / "cells", some)
     blocks = MODEL.sample_blocks(some[0].plan, range(70), 0)
     pictures = to_uint8(torch.cat([*blocks]))
@@ -115,7 +123,7 @@ def test_samples_are_those_of_bulk_sampling(tmp_path: Path) -> None:
 
 
 def test_every_cell_starts_from_the_same_noise(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [8, 16], ["0", "0.5"], table.counts("20"), "linear")
+    some = table.cells(MODEL, [8, 16], ["0", "0.5"], Counts("20"), "linear")
     made = {(m.cell.steps, m.cell.row): m.gathered for m in run(tmp_path, some)}
     alike, unlike = consistency(made[8, "0"], made[16, "0"]), consistency(made[8, "0"], made[16, "0.5"])
     assert alike.correlation > 0.9 > alike.unrelated
@@ -125,7 +133,7 @@ def test_every_cell_starts_from_the_same_noise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_stopped_anywhere_the_table_comes_out_the_same(tmp_path: Path, stop: int) -> None:
-    some = table.cells(MODEL, [1, 2], ["0", "hat"], table.counts("100,2:hat=70"), "linear")
+    some = table.cells(MODEL, [1, 2], ["0", "hat"], Counts("100,2:hat=70"), "linear")
     whole = run(tmp_path / "whole", some)
     run(tmp_path / "cut", some, stop)
     again = run(tmp_path / "cut", some)
@@ -138,7 +146,7 @@ def test_stopped_anywhere_the_table_comes_out_the_same(tmp_path: Path, stop: int
 def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
     names = []
     for seed, rows in ((0, ["0"]), (1, ["0"]), (0, ["0", "0.2"])):
-        some = table.cells(MODEL, [2], rows, table.counts("10"), "linear")
+        some = table.cells(MODEL, [2], rows, Counts("10"), "linear")
         steps = table.filling(MODEL, some, DATA, SPACE, tmp_path, seed)
         standings = [*steps]
         names.append(sorted(path.name for path in tmp_path.glob("*.safetensors")))
@@ -148,7 +156,7 @@ def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
 
 
 def test_the_time_of_a_sample_is_measured(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2], ["0"], table.counts("10"), "linear")
+    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     [made] = run(tmp_path, some)
     value, timed = table.seconds(MODEL, made.cell, made.gathered)
     assert value > 0
@@ -157,6 +165,31 @@ def test_the_time_of_a_sample_is_measured(tmp_path: Path) -> None:
     value, timed = table.seconds(MODEL, made.cell, untimed)
     assert value > 0
     assert timed == MODEL.micro_batch
+
+
+def test_samples_are_written_for_cells_whose_figures_are_known(tmp_path: Path) -> None:
+    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    run(tmp_path / "cells", some)
+    run(tmp_path / "cells", some, images=tmp_path / "images")
+    assert len(list((tmp_path / "images/S2-0").glob("*.png"))) == 10
+
+
+def test_folders_of_other_samples_are_refused_before_any_is_made(tmp_path: Path) -> None:
+    some = table.cells(MODEL, [2, 4], ["0"], Counts("10"), "linear")
+    table.check(MODEL, some, 0, images=tmp_path)
+    with pytest.raises(DdimError, match="seed"):
+        table.check(MODEL, some, 1, images=tmp_path)
+    assert not list(tmp_path.rglob("*.png"))
+
+
+def test_figures_are_made_again_when_more_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    whole = run(tmp_path, some)[0].figures
+    with monkeypatch.context() as patched:
+        patched.setattr(table.fidelity, "installed", lambda: False)
+        assert run(tmp_path, some)[0].figures == whole | dict.fromkeys(("kid", "kid_std", "precision", "recall"))
+    assert run(tmp_path, some)[0].figures == whole
+    assert whole["kid"] is not None
 
 
 def gathered(pictures: np.ndarray) -> Gathered:
@@ -173,6 +206,8 @@ def test_consistency_of_the_same_and_of_unrelated_pictures() -> None:
     turned = consistency(gathered(pictures), gathered(255 - pictures))
     assert turned.correlation == pytest.approx(-1)
     assert consistency(gathered(np.zeros_like(pictures)), gathered(pictures)).correlation == 0
+    flat = consistency(gathered(np.zeros_like(pictures)), gathered(np.zeros_like(pictures)))
+    assert (flat.correlation, flat.ratio) == (0, None)
     with pytest.raises(DdimError, match="fewer than two"):
         consistency(gathered(pictures[:1]), gathered(pictures))
 
@@ -185,7 +220,6 @@ def test_pictures_from_anywhere_give_the_same_statistics() -> None:
         made = evaluation.measure(way, SPACE)
         assert torch.equal(made.features, DATA.features)
         assert made.protocol.model_copy(update={"data": DATA.protocol.data}) == DATA.protocol
-    [*_] = made.protocol
 
 
 @pytest.mark.parametrize(
@@ -197,6 +231,7 @@ def test_pictures_from_anywhere_give_the_same_statistics() -> None:
         (np.zeros((2, 8, 8)), "not finite"),
         (torch.full((2, 1, 8, 8), torch.nan), "not finite"),
         (np.zeros((2, 8, 8, 1), np.int64), "int64"),
+        (torch.full((2, 1, 8, 8), 255.0), "reach 255"),
     ],
 )
 def test_what_are_no_pictures(pictures: Any, word: str) -> None:
@@ -240,7 +275,7 @@ def test_a_damaged_statistics_file_is_refused(tmp_path: Path, changes: dict[str,
 
 
 def test_figures_of_an_older_form_are_made_again(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2], ["0"], table.counts("10"), "linear")
+    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     [made] = run(tmp_path, some)
     [kept] = tmp_path.glob("*.json")
     for text in ("{", json.dumps({"asked": 1, "figures": {}})):

@@ -48,10 +48,14 @@ def command(
       ddim distance samples ./photos --size 64x64x3 --extractor inception
     """
     from ddim.evaluation import check_comparable, distances
+    from ddim.evaluation.metrics import FEWEST
+    from ddim.evaluation.space import called
     from ddim.report.tables import number, write_json
 
     if out is not None:
         output_file(out)
+    if extractor is not None and all(Path(source).suffix == ".safetensors" for source in (samples, data)):
+        raise DdimError("--extractor", "is given beside two statistics files, which have theirs", "leave it out")
 
     def measured(source: str, part: str | None) -> Statistics:
         from ddim.evaluation import from_data, measuring, read_statistics
@@ -70,7 +74,7 @@ def command(
         check_comparable(first, second)
     figures = distances(first, second, any_protocol=any_protocol)
     own = first.protocol
-    metric = "FID" if own.extractor == "inception" else f"FD({own.extractor})"
+    metric = called(own.extractor, own.extractor_sha256)
     spread = "" if figures["fd_error"] is None else f" +- {number(figures['fd_error'], 2)} (standard error)"
     click.echo(f"{metric} {figures['fd']:.5g}{spread}, {own.count} pictures against {second.protocol.count}")
     if figures["fd_limit"] is not None:
@@ -80,7 +84,9 @@ def command(
         click.echo(f"KID {figures['kid']:.5g} +- {number(figures['kid_std'], 2)} (deviation over subsets)")
         click.echo(f"precision {figures['precision']:.4f}, recall {figures['recall']:.4f}")
     else:
-        click.echo("note: no KID, precision and recall: they need torch-fidelity (pip install 'ddim[eval]')", err=True)
+        few = min(len(first.features), len(second.features)) < FEWEST
+        why = f"{FEWEST} pictures of each" if few else "torch-fidelity (pip install 'ddim[eval]')"
+        click.echo(f"note: no KID, precision and recall: they need {why}", err=True)
     if out is not None:
         protocols = {"samples": own.model_dump(), "data": second.protocol.model_dump()}
         write_json(out, {"format": "ddim-distance", "version": 1, "metric": metric, **protocols, **figures})

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference
-from ddim.cli.options import device_options, grid_option, load_model, progress_bar, whole_numbers
+from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli.options import device_options, load_model, progress_bar, whole_numbers
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--steps", default="10,20,50,100,1000", show_default=True, help="Numbers of network calls S.")
 @click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows: etas, and hat for sigma-hat.")
 @click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
-@grid_option(default="linear, as the paper's; auto has its own")
+@table_grid_option("linear, as the paper's; auto has its own")
 @click.option(
     "-n",
     "n",
@@ -73,20 +73,24 @@ def command(
       ddim evaluate runs/cifar ./cifar10 --extractor inception --grid quadratic --out table-1
     """
     from ddim.evaluation import table
+    from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
 
     loaded = load_model(model, device, dtype, compile_)
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, table.counts(n), grid or "linear")
-    table.check(loaded, some, seed, label)
-    if strangers(out, "cells", "reference", *_OURS):
+    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear")
+    table.check(loaded, some, seed, label=label)
+    inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
+    if strangers(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     policy = loaded.config.data
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     make_folder(out)
     with lock(out):
-        remove_parts(out)
+        for folder in (out, out / "cells", out / "reference"):
+            remove_parts(folder)
+        table.check(loaded, some, seed, Path(model).name, label, images)
         real = reference(found, space, out / "reference")
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
@@ -98,6 +102,10 @@ def command(
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
         click.echo(f"picture: {out / 'evaluate.png'}")
+
+
+def _below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
 
 
 _OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import load_pictures, progress_bar
+from ddim.cli.options import GRIDS, check_device, load_pictures, progress_bar
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -37,6 +37,12 @@ def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):
         function = option(function)
     return function
+
+
+def table_grid_option(default: str) -> Callable[..., Any]:
+    """--grid by name: a list of times has one S, a table has several."""
+    text = f"Times at which the network is called: {', '.join(GRIDS)}. [default: {default}]"
+    return click.option("--grid", type=click.Choice(GRIDS), metavar="NAME", help=text)
 
 
 def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -79,6 +85,7 @@ def get_extractor(
 
     from ddim.evaluation import extractors
 
+    check_device(device)
     chosen = name or ("inception" if weights else extractors.choose(shape, data))
     at = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = extractors.load(chosen, at, weights)

@@ -12,8 +12,8 @@ import click
 
 from ddim.cli.evaluate import _seconds, fill
 from ddim.cli.main import Stopper
-from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference
-from ddim.cli.options import device_options, grid_option, load_model, progress_bar, whole_numbers
+from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli.options import device_options, load_model, progress_bar, whole_numbers
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -35,14 +35,15 @@ T = TypeVar("T")
     type=click.Choice(["10min", "1h", "full"]),
     default="1h",
     show_default=True,
-    help="About how long it may take: counts are scaled to it, S that do not fit are left out, and captions say so. "
+    help="About how long sampling may take, features come on top: counts are scaled to it, S that do not fit are left "
+    "out, and captions say so. "
     "full: 50,000 samples a cell and the whole test set.",
 )
 @click.option("-n", "n", help="Samples of each cell of Table 1 instead of what the budget gives, as in evaluate.")
 @click.option("--pictures", type=int, help="Round trips of Table 2 instead of what the budget gives.")
 @click.option("--steps", help="S of Table 1. [default: 10,20,50,100,1000, those that fit]")
 @click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows of Table 1.")
-@grid_option(default="linear; quadratic for CIFAR-10; as in the paper")
+@table_grid_option("linear; quadratic for CIFAR-10; as in the paper")
 @click.option("--split", default="train", show_default=True, help="Which part samples are held against.")
 @click.option("--test-split", default="test", show_default=True, help="Which part is encoded and decoded.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
@@ -79,7 +80,8 @@ def command(
       ddim reproduce runs/cifar ./cifar10 --budget full --extractor inception --out report
     """
     from ddim.evaluation import table
-    from ddim.files import lock, make_folder, remove_parts
+    from ddim.evaluation.counts import Counts as Samples
+    from ddim.files import lock, make_folder, remove_parts, strangers
     from ddim.report import page, published
 
     page.need()
@@ -92,20 +94,25 @@ def command(
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
     wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= T]
-    table.check(loaded, table.cells(loaded, wanted, rows, table.counts(n or "2"), grid), seed)
+    table.check(loaded, table.cells(loaded, wanted, rows, Samples(n or "2"), grid), seed)
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
+    if strangers(out) and not (out / "request.json").exists():
+        raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     make_folder(out)
     with lock(out):
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
         request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
         request |= {"extractor": space.sha256, "compile": compile_}
-        request["dtype"] = loaded.conditions["dtype"]
+        request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
+        request["test"] = test.fingerprint()
         counts = _counts(out, request, loaded, len(test))
         if counts.left_out:
             say(f"budget {budget}: left out: {counts.left_out}")
-        remove_parts(out)
-        some = table.cells(loaded, counts.steps, rows, table.counts(counts.samples), grid)
+        for folder in (out, out / "cells", out / "reference", out / "pictures"):
+            remove_parts(folder)
+        some = table.cells(loaded, counts.steps, rows, Samples(counts.samples), grid)
+        table.check(loaded, some, seed, Path(model).name, None, images)
         real = reference(found, space, out / "reference")
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
@@ -129,11 +136,11 @@ def _finish(
     from ddim.report.sections import round_tripping, walking
     from ddim.report.tables import about, print_table
 
-    (loaded, exact), (real, space, name), seed = models, about_data, request["seed"]
+    (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")
-    trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl")
+    trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl", grid)
     trips = _drive(trip, "round trips")
-    _drive(walking(loaded, out / "pictures", seed), "walks")
+    _drive(walking(loaded, out / "pictures", seed, grid), "walks")
     times = {(m.cell.row, m.cell.steps): _seconds(loaded, m, None) for m in made}
     page = write_report(out, about(loaded, name, real, space, seed), request, counts, made, times, trips, test)
     return f"{print_table(made, space.metric)}\nfigures: {out / 'report.json'}\npage: {page}"
@@ -143,7 +150,7 @@ def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Coun
     """How much is made: what the folder says of it, or what the budget gives now, which is kept."""
     import json
 
-    from ddim.files import strangers, write_atomic
+    from ddim.files import write_atomic
     from ddim.report import budget
     from ddim.report.budget import Counts
 
@@ -159,8 +166,6 @@ def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Coun
             wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request[key]}"
             raise DdimError(out, wrong, "choose another folder, or the same settings")
         return counts
-    if strangers(out):
-        raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     pictures, steps = request["pictures"], request["steps"]
     every = tuple(s for s in budget.TABLE_2_STEPS if s <= model.schedule.T)
     if request["budget"] == "full":

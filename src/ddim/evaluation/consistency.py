@@ -32,9 +32,12 @@ class Consistency:
     unrelated_distance: float
 
     @property
-    def ratio(self) -> float:
-        """The distance in units of that of unrelated samples: 0 for the same pictures, 1 for unrelated ones."""
-        return self.distance / self.unrelated_distance
+    def ratio(self) -> float | None:
+        """The distance in units of that of unrelated samples: 0 for the same pictures, 1 for unrelated ones.
+
+        None where unrelated samples are all alike too.
+        """
+        return self.distance / self.unrelated_distance if self.unrelated_distance else None
 
 
 def consistency(a: Gathered, b: Gathered) -> Consistency:

@@ -82,8 +82,7 @@ def from_module(
     Raises:
         DdimError: If the name is that of a bundled extractor or of Inception.
     """
-    if name in bundled() or name == INCEPTION:
-        raise DdimError(f"extractor {name}", "is the name of another one", "choose a name of its own")
+    _check_name(name, "choose a name of its own")
     module = module.to(device).eval()
     return Extractor(name, checkpoint.digest(module.state_dict()), _float_input(module, device), shape)
 
@@ -92,19 +91,29 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
     """A TorchScript file or an exported program (.pt2) as an extractor, named by its file. It is a program: see `load`.
 
     Raises:
-        DdimError: If it is neither.
+        DdimError: If it is neither, or has the name of another extractor.
     """
+    from torch.export.passes import move_to_device_pass
+
+    _check_name(path.stem, "rename the file")
     try:
         if not zipfile.is_zipfile(path):  # torch.export would write its own traceback of it
             raise ValueError("it is no archive")
         if path.suffix == ".pt2":
-            module = torch.export.load(path).module()
+            program = torch.export.load(path)
+            module = move_to_device_pass(program, device).module()
         else:
             module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # of many kinds, those of zip files among them
         wrong = f"is neither a TorchScript file nor an exported program ({_reason(error)})"
         raise DdimError(path, wrong, "write one with torch.jit.save or torch.export.save") from None
     return Extractor(path.stem, sha256(path), _float_input(module, device))
+
+
+def _check_name(name: str, mend: str) -> None:
+    """Refuse a name by which distances would pass for those of another space."""
+    if name in bundled() or name.startswith(INCEPTION):
+        raise DdimError(f"extractor {name}", "is the name of another one", mend)
 
 
 def _reason(error: Exception) -> str:

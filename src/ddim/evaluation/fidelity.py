@@ -58,7 +58,7 @@ def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> d
     Args:
         a: Features, (N, D).
         b: Features, (M, D).
-        seed: Of the subsets.
+        seed: Of the subsets; the library takes 32 bits of it.
         subsets: How many.
 
     Returns:
@@ -73,7 +73,7 @@ def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> d
     size = min(1000, len(a) // 2, len(b) // 2)
     if size < 2:
         raise DdimError("KID", f"cannot be had of {min(len(a), len(b))} pictures", "give four or more")
-    settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed, "verbose": False}
+    settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
     found = kid_features_to_metric(a.double(), b.double(), **settings)
     return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD], "kid_subset": size}
 

@@ -57,15 +57,15 @@ class Gathered:
         """How many pictures went in."""
         return self.moments.count
 
-    def add(self, chunk: np.ndarray, features: Tensor, seconds: float = 0.0) -> Gathered:
-        """This and one chunk more."""
+    def add(self, chunk: np.ndarray, features: Tensor, seconds: float | None = None, own: bool = False) -> Gathered:
+        """This and one chunk more; with `own` this one's moments become those of the other."""
         room = min(SHOWN, max(1, SHOWN_BYTES // chunk[0].size))
         return Gathered(
-            self.moments.copy().add(features),
+            (self.moments if own else self.moments.copy()).add(features),
             torch.cat([self.features, features[: max(0, KEEP - len(self.features))]]),
             np.concatenate([self.pictures, chunk[: max(0, room - len(self.pictures))]]),
-            self.seconds + seconds,
-            self.timed + (len(chunk) if seconds else 0),
+            self.seconds + (seconds or 0.0),
+            self.timed + (0 if seconds is None else len(chunk)),
         )
 
 
@@ -76,7 +76,7 @@ def gathering(
     path: Path | None = None,
     what: Mapping[str, Any] | None = None,
     timed: bool = True,
-    every: float = SAVE_EVERY,
+    every: float | None = None,
 ) -> Generator[int, None, Gathered]:
     """Take the features of pictures 0..n - 1, going on with what a file holds of them.
 
@@ -87,7 +87,7 @@ def gathering(
         path: The file; None for none.
         what: What the pictures depend on; a file that says otherwise is refused.
         timed: Whether the time that making them takes is kept.
-        every: Seconds between two writings of the file; it is also written when the generator is closed.
+        every: Seconds between two writings, `SAVE_EVERY` if None; closing the generator writes too.
 
     Yields:
         How many are done: once before the first, then after each chunk.
@@ -107,20 +107,20 @@ def gathering(
         return _first(all_of_it, n, path)
     found = saved = whole.count if whole else 0
     yield found
-    last = time.monotonic()
+    last, pause = time.monotonic(), SAVE_EVERY if every is None else every
     try:
         for chunk, seconds in _chunks(make, found, n):
-            features, seconds = extractor(chunk), seconds if timed else 0.0
+            features, spent = extractor(chunk), seconds if timed else None
             if whole is None:
                 whole = Gathered(Moments(features.shape[1]), features[:0], chunk[:0])
             if len(chunk) < CHUNK:  # the last part, which is kept beside: it cannot be gone on from
-                made = whole.add(chunk, features, seconds)
+                made = whole.add(chunk, features, spent)
                 _write(path, asked, whole, (chunk, features))
                 saved = whole.count
                 yield n
                 return made
-            whole = whole.add(chunk, features, seconds)
-            if time.monotonic() - last > every or whole.count == n:
+            whole = whole.add(chunk, features, spent, own=True)
+            if time.monotonic() - last > pause or whole.count == n:
                 _write(path, asked, whole)
                 last, saved = time.monotonic(), whole.count
             yield whole.count

@@ -13,9 +13,9 @@ from torch import Tensor
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity
 from ddim.evaluation.space import INCEPTION, Extractor
+from ddim.evaluation.space import INCEPTION_SHA256 as SHA256
 from ddim.files import sha256
 
-SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 LAYER = "2048"
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity
-from ddim.evaluation.moments import Moments, frechet, of
+from ddim.evaluation.moments import Moments, frechet, of, root
 from ddim.evaluation.statistics import Statistics, check_comparable
 from ddim.seeds import permutation
 
 GROUPS = 10
 SIZES = 8
+FEWEST = 8  # of pictures for KID, precision and recall
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +47,13 @@ def jackknife(features: Tensor, reference: Moments, groups: int = GROUPS) -> flo
     if len(features) < 2 * groups:
         return None
     parts = [of(features[k::groups]) for k in range(groups)]
-    values = []
+    values, half = [], root(reference)
     for left_out in range(groups):
         rest = Moments(features.shape[1])
         for k, part in enumerate(parts):
             if k != left_out:
                 rest.merge(part)
-        values.append(frechet(rest, reference))
+        values.append(frechet(rest, reference, half))
     spread = np.array(values) - np.mean(values)
     return float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
 
@@ -70,16 +71,16 @@ def limit(features: Tensor, reference: Moments, seed: int = 0, sizes: int = SIZE
         sizes: How many subsets, of sizes from N / 4, even in 1 / N.
 
     Returns:
-        The estimate; None of so few samples that a quarter of them is fewer than 2 D.
+        The estimate; None of so few samples that a quarter of them is not more than D.
     """
     n = len(features)
-    if n // 4 < 2 * features.shape[1]:
+    if n // 4 <= features.shape[1]:
         return None
     rates = np.linspace(4 / n, 1 / n, sizes)
-    values = []
+    values, half = [], root(reference)
     for k, rate in enumerate(rates):
         some = permutation(seed, k, n)[: round(1 / rate)]
-        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference))
+        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, half))
     design = np.stack([np.ones(sizes), rates], axis=1)
     (intercept, _), *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
     residual = np.array(values) - design @ np.linalg.lstsq(design, np.array(values), rcond=None)[0]
@@ -99,8 +100,9 @@ def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol
 
     Returns:
         "fd" (called FID in Inception's space), "fd_error", its jackknife standard error over the samples, "fd_limit"
-        and "fd_limit_error", see `limit`; with torch-fidelity installed "kid", "kid_std", "precision" and "recall" too,
-        of the features that are kept. What cannot be had is None.
+        and "fd_limit_error", see `limit`; with torch-fidelity installed "kid", "kid_std", "precision" and "recall" too.
+        All but "fd" come from the features that are kept, "kept" in number; "fd_error" is scaled to all of them. What
+        cannot be had is None.
 
     Raises:
         DdimError: If they are not comparable, or hold too few pictures.
@@ -111,15 +113,17 @@ def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol
         if one.moments.count < 2:
             raise DdimError(one.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
     far = limit(samples.features, data.moments, seed)
+    error, kept = jackknife(samples.features, data.moments), len(samples.features)
     made: dict[str, Any] = {
         "fd": frechet(samples.moments, data.moments),
-        "fd_error": jackknife(samples.features, data.moments),
+        "fd_error": None if error is None else error * (kept / samples.moments.count) ** 0.5,
+        "kept": kept,
         "fd_limit": far.value if far else None,
         "fd_limit_error": far.error if far else None,
     }
     names = ("kid", "kid_std", "precision", "recall")
     found: dict[str, Any] = {}
-    if fidelity.installed() and min(len(samples.features), len(data.features)) >= 8:
+    if fidelity.installed() and min(len(samples.features), len(data.features)) >= FEWEST:
         found = fidelity.kid(samples.features, data.features, seed)
         found |= fidelity.precision_recall(samples.features, data.features)
     return made | {name: found.get(name) for name in names}

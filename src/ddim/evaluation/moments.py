@@ -74,10 +74,22 @@ def of(features: Tensor, block: int = 64) -> Moments:
     return made
 
 
-def frechet(a: Moments, b: Moments) -> float:
+def root(moments: Moments) -> Tensor:
+    """The symmetric square root of a covariance, float64, (D, D)."""
+    values, vectors = torch.linalg.eigh(moments.covariance)
+    half: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return half
+
+
+def frechet(a: Moments, b: Moments, root_b: Tensor | None = None) -> float:
     """The squared Frechet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017 call it FID).
 
-    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2, by two symmetric eigenvalue problems in float64.
+    |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_b^1/2 C_a C_b^1/2)^1/2, by two symmetric eigenvalue problems in float64.
+
+    Args:
+        a: Count, mean and scatter of one set.
+        b: Of the other.
+        root_b: `root(b)`, where many are held against one.
 
     Raises:
         DdimError: If the two are of different dimensions, of fewer than two vectors, or not finite.
@@ -87,9 +99,8 @@ def frechet(a: Moments, b: Moments) -> float:
     first, second = a.covariance, b.covariance
     if not all(torch.isfinite(part).all() for part in (a.mean, b.mean, first, second)):
         raise DdimError("statistics", "hold numbers that are not finite", "make them again")
-    values, vectors = torch.linalg.eigh(first)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    inner = root @ second @ root
+    half = root(b) if root_b is None else root_b
+    inner = half @ first @ half
     cross = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt().sum()
     away = (a.mean - b.mean).square().sum()
     return float(away + first.trace() + second.trace() - 2 * cross)

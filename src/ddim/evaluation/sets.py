@@ -24,6 +24,7 @@ from ddim.plan import Plan
 from ddim.seeds import permutation
 
 Arrays = np.ndarray | Tensor
+FARTHEST = 3.0  # samples overshoot [-1, 1] a little; more than this is another scale
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +67,8 @@ def from_data(found: ImageSet) -> PictureSet:
     what |= {"policy": policy.model_dump()}
     height, width, channels = policy.shape
     grid = f"{height}x{width}x{channels}"
-    return PictureSet(found.name, len(found), make, what, grid, found.split, digest, f"{policy.fit}, {policy.filter}")
+    resize = "" if policy.fit == "exact" else f"{policy.fit}, {policy.filter}"
+    return PictureSet(found.name, len(found), make, what, grid, found.split, digest, resize)
 
 
 def from_model(
@@ -144,6 +146,9 @@ def _as_uint8(part: Arrays) -> np.ndarray:
     if (isinstance(part, Tensor) and part.is_floating_point()) or part.dtype in (np.float32, np.float64):
         floats = torch.as_tensor(part)
         if floats.ndim == 4 and torch.isfinite(floats).all():
+            if len(floats) and floats.abs().max() > FARTHEST:
+                wrong = f"reach {float(floats.abs().max()):g}, and floats are in [-1, 1]"
+                raise DdimError("pictures", wrong, "divide by 127.5 and subtract 1, or give uint8")
             return to_uint8(floats)
         raise DdimError("pictures", f"are {tuple(floats.shape)}, or not finite", "give (N, C, H, W) in [-1, 1]")
     array = part.numpy() if isinstance(part, Tensor) else np.asarray(part)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddim.errors import DdimError
 
 INCEPTION = "inception"
+INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 BATCH = 64
 
 
@@ -38,7 +39,7 @@ class Extractor:
     @property
     def metric(self) -> str:
         """What the Frechet distance in this space is called: FID with Inception's standard weights only."""
-        return "FID" if self.name == INCEPTION else f"FD({self.name})"
+        return called(self.name, self.sha256)
 
     def __call__(self, pictures: np.ndarray) -> Tensor:
         """The features of pictures.
@@ -73,3 +74,8 @@ class Extractor:
         if not torch.isfinite(out).all():
             raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
         return out
+
+
+def called(name: str, sha256: str) -> str:
+    """What the Frechet distance is called in an extractor's space: FID with Inception's standard weights only."""
+    return "FID" if (name, sha256) == (INCEPTION, INCEPTION_SHA256) else f"FD({name})"

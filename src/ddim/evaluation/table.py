@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ddim.errors import DdimError
-from ddim.evaluation import sets
-from ddim.evaluation.gather import Gathered
+from ddim.evaluation import fidelity, sets
+from ddim.evaluation.counts import Counts, row_name
+from ddim.evaluation.gather import CHUNK, Gathered
 from ddim.evaluation.metrics import distances
+from ddim.evaluation.moments import Moments
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Statistics
 from ddim.files import write_atomic
+from ddim.generate import generate
 from ddim.model import Model
 from ddim.plan import Plan
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 STEPS = (10, 20, 50, 100, 1000)
+PAIRS = 2000  # of features for consistency
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,42 +95,11 @@ def label(row: str) -> str:
     return "sigma-hat" if row == "hat" else f"eta = {row}" if row[:1].isdigit() else row
 
 
-def counts(text: str) -> Callable[[int, str], int]:
-    """How many samples each cell is to have.
-
-    Args:
-        text: Entries `[S[:ROW]=]N` separated by commas, of which later ones win; N = 0 leaves a cell out. For instance
-            "5000,1000=500,1000:0.2=0".
-
-    Raises:
-        DdimError: If it cannot be read.
-    """
-    entries: list[tuple[int | None, str | None, int]] = []
-    for part in text.split(","):
-        place, _, number = part.strip().rpartition("=")
-        steps, _, row = place.partition(":")
-        try:
-            entries.append((int(steps) if steps else None, row or None, int(number)))
-        except ValueError:
-            mend = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
-            raise DdimError(f"-n {part.strip()}", "is not [S[:ETA]=]N", mend) from None
-        if entries[-1][2] < 0 or entries[-1][2] == 1:
-            raise DdimError(f"-n {part.strip()}", "are too few samples", "give two or more, or 0 to leave a cell out")
-
-    def find(steps: int, row: str) -> int:
-        fitting = [n for s, r, n in entries if s in (None, steps) and r in (None, row)]
-        if not fitting:
-            raise DdimError(f"-n {text}", f"says nothing of S = {steps}", "begin it with a number for all")
-        return fitting[-1]
-
-    return find
-
-
 def cells(
     model: Model,
     steps: Sequence[int],
     rows: Sequence[str],
-    n: Callable[[int, str], int],
+    n: Counts,
     grid: str | None = None,
 ) -> list[Cell]:
     """The cells of a table, the cheap ones first.
@@ -134,13 +108,14 @@ def cells(
         model: The model.
         steps: Numbers of network calls S.
         rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
-        n: How many samples each has, see `counts`.
+        n: How many samples each has, see `ddim.evaluation.counts.Counts`.
         grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
 
     Raises:
         DdimError: If one cannot be made, is named twice, or none is left.
     """
-    for name, given in (("--steps", [*map(str, steps)]), ("--eta", [*rows])):
+    rows = [row_name(row) for row in rows]
+    for name, given in (("--steps", [*map(str, steps)]), ("--eta", rows)):
         if len({*given}) < len(given) or not given:
             raise DdimError(f"{name} {','.join(given)}", "names one twice, or none", "name each once")
     made = []
@@ -151,30 +126,43 @@ def cells(
             if row == "hat":
                 plan = model.plan(s, grid, sigma="hat")
             elif row[:1].isdigit():
-                plan = model.plan(s, grid, eta=_eta(row))
+                plan = model.plan(s, grid, eta=float(row))
             else:
                 plan = model.plan(s, None if row == "auto" else grid, sampler=row)
             made.append(Cell(row, s, count, plan))
+    n.check_used()
     if not made:
         raise DdimError("the table", "has no cell left", "give -n a number for one")
     return made
 
 
-def _eta(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise DdimError(f"--eta {text}", "is not a number", "write --eta 0,0.2,1,hat") from None
+def check(
+    model: Model,
+    some: Sequence[Cell],
+    seed: int,
+    name: str = "",
+    label: int | None = None,
+    images: Path | None = None,
+) -> None:
+    """Refuse what would go wrong at a sample, before any is made; folders of samples are claimed.
 
-
-def check(model: Model, some: Sequence[Cell], seed: int, label: int | None = None) -> None:
-    """Refuse what would go wrong at the first sample, before anything is written for it.
+    Args:
+        model: The model.
+        some: The cells.
+        seed: Of the samples.
+        name: The model's name.
+        label: One label for all samples.
+        images: Where samples are to be kept.
 
     Raises:
-        DdimError: If the seed or the label is none, or the model needs one.
+        DdimError: If the seed or the label is none, the model needs one, or a folder holds something else.
     """
     for cell in some:
         sets.from_model(model, cell.plan, cell.n, seed, label=label)
+    for cell in some if images else ():
+        steps = generate(model, cell.plan, (images or Path()) / cell.folder, cell.n, 0, seed, name, CHUNK, label)
+        with contextlib.closing(steps):
+            next(steps)
 
 
 def filling(
@@ -214,6 +202,9 @@ def filling(
         kept = images / cell.folder if images else None
         pictures = sets.from_model(model, cell.plan, cell.n, seed, name, label, kept)
         path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
+        if kept and path.exists():  # its figures may be known, its samples not written
+            for _ in generate(model, cell.plan, kept, cell.n, 0, seed, name, CHUNK, label):
+                yield Standing(cell, 0, calls, found)
         steps, done, before = sets.measuring(pictures, extractor, path), 0, calls
         first = True
         while True:
@@ -229,7 +220,7 @@ def filling(
             except BaseException:
                 steps.close()
                 raise
-        made.append(Measured(cell, _figures(path, statistics, data, seed), gathered))
+        made.append(Measured(cell, _figures(path, statistics, data, seed), _slim(gathered)))
     return made
 
 
@@ -240,9 +231,16 @@ def digest(what: dict[str, Any], extractor: Extractor) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _slim(gathered: Gathered) -> Gathered:
+    """Without what only the distances need: in Inception's space a hundred megabytes a cell."""
+    sums = Moments(0, gathered.count, torch.empty(0), torch.empty(0, 0))
+    return replace(gathered, moments=sums, features=gathered.features[:PAIRS].clone())
+
+
 def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> dict[str, Any]:
     """The distances, kept beside the cell: nearest neighbours and kernels take longer than small networks do."""
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
+    asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
     if kept.exists():
         try:

@@ -42,11 +42,12 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> s
 
     world = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     world.filters |= {"number": number, "row_label": label}
+    paper = report["published"] if report["metric"] == "FID" else None
     page: str = world.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         r=report,
-        grid=table_1(report["table_1"], report["published"]),
+        grid=table_1(report["table_1"], paper),
         trips=table_2(report["table_2"], report["published"]),
-        shape=None if report["published"] else shape(),
+        shape=None if paper else shape(),
         figures={name: _uri(data) for name, data in pictures.items() if data},
     )
     return page
@@ -71,10 +72,15 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
         line = []
         for s in steps:
             cell = known.get((row, s))
-            best = cell is not None and cell["fd"] == least[s]
+            best = cell is not None and cell["fd"] == least[s] and len(counts[s]) == 1
             line.append({"cell": cell, "best": best, "paper": printed.get((row, s))})
         lines.append({"label": label(row), "cells": line})
-    return {"steps": steps, "rows": lines, "counts": ["/".join(map(str, counts[s])) for s in steps]}
+    return {
+        "steps": steps,
+        "rows": lines,
+        "counts": ["/".join(map(str, counts[s])) for s in steps],
+        "uneven": len({n for s in steps for n in counts[s]}) > 1,
+    }
 
 
 def table_2(rows: Sequence[Mapping[str, Any]], paper: str | None) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ddim.data import ImageSet
+from ddim.errors import DdimError
 from ddim.evaluation.table import Measured, label
 from ddim.files import write_atomic
 from ddim.latents import between_four, walk
@@ -64,11 +65,13 @@ def round_tripping(
                 done[s, first] = line
                 made += len(trip.again)
                 yield made, total
-    return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:]) for s in steps]
+    return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
 
 
-def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...]) -> dict[str, Any]:
+def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], count: int) -> dict[str, Any]:
     errors = np.array([value for line in lines for value in line["mse"]])
+    if len(errors) != count:
+        raise DdimError("round trips", f"of S = {steps} are {len(errors)}, not {count}", "remove round-trips.jsonl")
     shown = b"".join(base64.b64decode(line["again"]) for line in lines)
     return {
         "steps": steps,
@@ -99,13 +102,16 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def walking(model: Model, folder: Path, seed: int) -> Generator[tuple[int, int], None, list[Path]]:
+def walking(
+    model: Model, folder: Path, seed: int, grid: str | None = None
+) -> Generator[tuple[int, int], None, list[Path]]:
     """Figure 6: walks between two latents, and a sheet between four.
 
     Args:
         model: The model.
         folder: Where the two pictures go.
         seed: Of the latents.
+        grid: The grid; the default one if None.
 
     Yields:
         Pictures done and pictures asked for.
@@ -119,7 +125,7 @@ def walking(model: Model, folder: Path, seed: int) -> Generator[tuple[int, int],
     for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
         yield done, total
         if not path.exists():
-            plan, ends = model.plan(WALK_STEPS), model.noise(2 * ROWS + 4, seed).start()
+            plan, ends = model.plan(min(WALK_STEPS, model.schedule.T), grid), model.noise(2 * ROWS + 4, seed).start()
             if path == paths[0]:
                 latents = torch.cat([walk(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
             else:

@@ -20,7 +20,7 @@ from ddim.model import Model
 from ddim.report import figures
 
 Times = Mapping[tuple[str, int], Mapping[str, Any]]
-MEASURES = ("fd", "fd_error", "fd_limit", "fd_limit_error", "kid", "kid_std", "precision", "recall")
+MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_std", "precision", "recall")
 
 
 def about(

@@ -1,0 +1,63 @@
+"""The rows of a table by name, and how many samples each cell is to have."""
+
+from __future__ import annotations
+
+from ddim.errors import DdimError
+
+
+def row_name(text: str) -> str:
+    """A row as it is called in tables and files: etas in their shortest form, "1.0" as "1"."""
+    try:
+        return f"{float(text):g}" if text[:1].isdigit() else text
+    except ValueError:
+        raise DdimError(f"--eta {text}", "is not a number", "write --eta 0,0.2,1,hat") from None
+
+
+class Counts:
+    """How many samples each cell is to have.
+
+    Args:
+        text: Entries `[S[:ROW]=]N` separated by commas, of which later ones win; N = 0 leaves a cell out. For instance
+            "5000,1000=500,1000:0.2=0".
+
+    Raises:
+        DdimError: If it cannot be read.
+    """
+
+    def __init__(self, text: str):
+        self.text = text
+        self.entries: list[tuple[str, int | None, str | None, int]] = []
+        self.used: set[str] = set()
+        for part in (part.strip() for part in text.split(",")):
+            place, _, number = part.rpartition("=")
+            steps, _, row = place.partition(":")
+            try:
+                entry = (part, int(steps) if steps else None, row_name(row) or None, int(number))
+            except (ValueError, DdimError):
+                mend = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
+                raise DdimError(f"-n {part}", "is not [S[:ETA]=]N", mend) from None
+            if entry[3] < 0 or entry[3] == 1:
+                raise DdimError(f"-n {part}", "are too few samples", "give two or more, or 0 to leave a cell out")
+            self.entries.append(entry)
+
+    def __call__(self, steps: int, row: str) -> int:
+        """How many samples the cell of S and a row is to have.
+
+        Raises:
+            DdimError: If nothing is said of it.
+        """
+        fitting = [(part, n) for part, s, r, n in self.entries if s in (None, steps) and r in (None, row)]
+        if not fitting:
+            raise DdimError(f"-n {self.text}", f"says nothing of S = {steps}", "begin it with a number for all")
+        self.used |= {part for part, _ in fitting}
+        return fitting[-1][1]
+
+    def check_used(self) -> None:
+        """Refuse entries that no cell has asked for.
+
+        Raises:
+            DdimError: Naming the first.
+        """
+        for part, *_ in self.entries:
+            if part not in self.used:
+                raise DdimError(f"-n {part}", "fits no cell of the table", "name an S and a row that are asked for")
