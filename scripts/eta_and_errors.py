@@ -2,9 +2,9 @@
 
     python scripts/eta_and_errors.py
 
-The bed is the mixture of ten Gaussians fitted to scikit-learn's 8x8 digits, whose denoiser, mean and covariance are known
-exactly. The erring denoiser adds to v a fixed smooth function of the state, sin(W x) / sqrt(d) times a size, as a network's
-error is one: the same wherever the path comes by, not fresh at each call.
+The bed is the mixture of ten Gaussians fitted to scikit-learn's 8x8 digits, whose denoiser, mean and covariance are
+known exactly. The erring denoiser adds to v a fixed smooth function of the state and the time, as a network's error is
+one: the same wherever the path comes by, not fresh at each call.
 """
 
 from __future__ import annotations
