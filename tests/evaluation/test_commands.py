@@ -121,7 +121,7 @@ def test_killed_once_the_table_comes_out_the_same(place: Path, tmp_path: Path) -
 @pytest.mark.heavy
 @pytest.mark.timeout(1500)
 def test_killed_ten_times_the_table_comes_out_the_same(place: Path, tmp_path: Path) -> None:
-    check_kills(place, tmp_path, 10, 2000)
+    check_kills(place, tmp_path, 10, 600)
 
 
 def test_distance_of_folders_and_files(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
