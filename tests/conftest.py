@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import hypothesis
+import pytest
 import torch
 
 from ddim.evaluation.fidelity import mend_torchvision
@@ -9,5 +12,17 @@ from ddim.evaluation.fidelity import mend_torchvision
 hypothesis.settings.register_profile("ddim", derandomize=True, deadline=None, max_examples=60)
 hypothesis.settings.load_profile("ddim")
 torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data sets beside the checkout; tests that ask for it are skipped without."""
+    if not SHARED.is_dir():
+        pytest.skip("the shared data sets are not beside this checkout")
+    return SHARED
+
+
 # Before diffusers or torch-fidelity is imported: torchvision is there for the latter, and may not fit this torch.
 mend_torchvision()

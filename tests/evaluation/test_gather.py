@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ddim.data.gather import drain
 from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation import gather as module
 from ddim.evaluation.gather import CHUNK, Gathered, gather, gathering
@@ -18,14 +19,6 @@ from ddim.tensors import read_tensors, write_tensors
 from evaluation.kit import maker, random_pictures, small
 
 PICTURES = random_pictures(300)
-
-
-def drain(steps: Any) -> Gathered:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def same(a: Gathered, b: Gathered) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,6 +17,8 @@ from ddim.errors import DdimError
 
 if TYPE_CHECKING:
     from ddim.evaluation.table import Measured, Standing
+    from ddim.model import Model
+    from ddim.report.tables import Times
 
 
 @click.command("evaluate")
@@ -97,7 +99,7 @@ def command(
         from ddim.report.tables import about, print_table, write_table
 
         facts = about(loaded, Path(model).name, real, space, seed, label)
-        write_table(out, facts, made, {(m.cell.row, m.cell.steps): _seconds(loaded, m, label) for m in made})
+        write_table(out, facts, made, times(loaded, made, label))
     click.echo(print_table(made, space.metric))
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
@@ -111,11 +113,12 @@ def _below(path: Path, folder: Path) -> bool:
 _OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
 
 
-def _seconds(model: Any, measured: Measured, label: int | None) -> dict[str, Any]:
+def times(model: Model, made: Sequence[Measured], label: int | None = None) -> Times:
+    """Seconds a sample of each cell, see `ddim.evaluation.table.seconds`."""
     from ddim.evaluation.table import seconds
 
-    value, timed = seconds(model, measured.cell, measured.gathered, label)
-    return {"seconds_per_image": value, "images": timed}
+    found = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
+    return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in found.items()}
 
 
 def fill(steps: Generator[Standing, None, Sequence[Measured]], total: int, out: Path) -> Sequence[Measured]:

@@ -100,13 +100,10 @@ def get_extractor(
 def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
     """The data set of a command's argument; "digits" in the look of MNIST where the grid is 28x28."""
     from ddim.data import digits_as_mnist
-    from ddim.data.sources import load
 
     if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
         return digits_as_mnist(split or "train", limit)
-    if data == "digits":
-        return load(data, policy, split or "train", limit)
-    return load_pictures(data, policy, split or "train", limit)  # type: ignore[arg-type]
+    return load_pictures(data, policy, split or "train", limit)
 
 
 def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
@@ -133,7 +130,7 @@ def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) ->
             if stopper() and done < total:
                 break
     told = "; run the same command to go on" if kept else ""
-    click.echo(f"stopped: {done} of {total} pictures{told}", err=True)
+    click.echo(f"stopped: {title}: {done} of {total}{told}", err=True)
     raise SystemExit(stopper.code)
 
 
@@ -147,13 +144,14 @@ def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Stat
     """
     from ddim.evaluation import from_data, measuring
     from ddim.evaluation.table import digest
+    from ddim.files import make_folder
 
     pictures = from_data(data)
     if pictures.count < 2:
         raise DdimError(data.name, "holds one picture", "a distance needs two or more, better thousands")
     path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     made, _ = drive(measuring(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None)
     if made.moments.count <= made.moments.dim:
         say(f"{data.name}: {made.moments.count} pictures for {made.moments.dim} features: the distance means little")

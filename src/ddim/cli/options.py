@@ -140,7 +140,7 @@ def check_device(device: str | None) -> None:
 
 
 def load_pictures(
-    data: str, policy: ImagePolicy, split: str, limit: int | None, skip_unreadable: bool = False
+    data: str, policy: ImagePolicy | None, split: str, limit: int | None, skip_unreadable: bool = False
 ) -> ImageSet:
     """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
     from ddim.data import loading

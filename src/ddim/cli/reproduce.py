@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.evaluate import _seconds, fill
-from ddim.cli.main import Stopper
-from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, load_model, progress_bar, whole_numbers
+from ddim.cli.evaluate import fill, times
+from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli.options import device_options, load_model, whole_numbers
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -22,8 +19,6 @@ if TYPE_CHECKING:
     from ddim.evaluation.table import Measured
     from ddim.model import Model
     from ddim.report.budget import Counts
-
-T = TypeVar("T")
 
 
 @click.command("reproduce")
@@ -133,16 +128,16 @@ def _finish(
     """Table 2, the walks and the page; what to print."""
     from ddim.files import make_folder
     from ddim.report.reproduction import write_report
-    from ddim.report.sections import round_tripping, walking
+    from ddim.report.sections import WALKED, round_tripping, walking
     from ddim.report.tables import about, print_table
 
     (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")
     trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl", grid)
-    trips = _drive(trip, "round trips")
-    _drive(walking(loaded, out / "pictures", seed, grid), "walks")
-    times = {(m.cell.row, m.cell.steps): _seconds(loaded, m, None) for m in made}
-    page = write_report(out, about(loaded, name, real, space, seed), request, counts, made, times, trips, test)
+    trips = drive(trip, "round trips", counts.pictures * len(counts.round_trips), kept=True)
+    drive(walking(loaded, out / "pictures", seed, grid), "walks", WALKED, kept=True)
+    facts = about(loaded, name, real, space, seed)
+    page = write_report(out, facts, request, counts, made, times(loaded, made), trips, test)
     return f"{print_table(made, space.metric)}\nfigures: {out / 'report.json'}\npage: {page}"
 
 
@@ -180,22 +175,3 @@ def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Coun
         counts = counts.model_copy(update={"pictures": pictures})
     write_atomic(path, (json.dumps({"request": request, "counts": counts.model_dump()}, indent=1) + "\n").encode())
     return counts
-
-
-def _drive(steps: Generator[tuple[int, int], None, T], title: str) -> T:
-    begun, found = time.monotonic(), None
-    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
-        task = bar.add_task(title, total=None, rate="")
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                made: T = end.value
-                return made
-            found = done if found is None else found
-            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=done, total=total, rate=f"{rate:.2f} images/s")
-            if stopper() and done < total:
-                break
-    click.echo(f"stopped: {done} of {total} {title}; run the same command to go on", err=True)
-    raise SystemExit(stopper.code)

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -205,7 +205,7 @@ def scanning(
     return [(items.name(index), error.wrong) for index, error in found.bad.items()]
 
 
-def drain(steps: Generator[tuple[int, int], None, T]) -> T:
+def drain(steps: Generator[Any, None, T]) -> T:
     """Run a generator of steps to its end and give what it returns."""
     while True:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.resources
 import json
 import zipfile
@@ -136,7 +135,7 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
 def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
     about = json.loads((folder / "config.json").read_bytes())
     weights = folder / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    digest = sha256(weights)
     if digest != about["sha256"]:
         raise DdimError(weights, "does not match its checksum", "install ddim again")
     network = Classifier(ClassifierConfig.model_validate(about["network"]))

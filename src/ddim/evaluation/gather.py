@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.data.gather import drain
 from ddim.errors import DdimError, say
 from ddim.evaluation import moments
 from ddim.evaluation.moments import Moments
@@ -133,13 +134,7 @@ def gathering(
 
 def gather(make: Make, n: int, extractor: Extractor) -> Gathered:
     """`gathering`, from beginning to end and without a file."""
-    steps = gathering(make, n, extractor)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made: Gathered = end.value
-            return made
+    return drain(gathering(make, n, extractor))
 
 
 def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:

@@ -82,11 +82,11 @@ def limit(features: Tensor, reference: Moments, seed: int = 0, sizes: int = SIZE
         some = permutation(seed, k, n)[: round(1 / rate)]
         values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, half))
     design = np.stack([np.ones(sizes), rates], axis=1)
-    (intercept, _), *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
-    residual = np.array(values) - design @ np.linalg.lstsq(design, np.array(values), rcond=None)[0]
+    line, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
+    residual = np.array(values) - design @ line
     variance = (residual**2).sum() / (sizes - 2)
     error = float(np.sqrt(variance * np.linalg.inv(design.T @ design)[0, 0]))
-    return Estimate(float(intercept), error)
+    return Estimate(float(line[0]), error)
 
 
 def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol: bool = False) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim.data import ImageSet
+from ddim.data.gather import drain
 from ddim.errors import DdimError
 from ddim.evaluation.gather import CHUNK, Gathered, Make, gathering
 from ddim.evaluation.space import Extractor
@@ -197,10 +198,5 @@ def measure(
         pictures = from_data(pictures)
     elif not isinstance(pictures, PictureSet):
         pictures = from_arrays(pictures, name)
-    steps = measuring(pictures, extractor)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            made: Statistics = end.value[0]
-            return made
+    made, _ = drain(measuring(pictures, extractor))
+    return made

@@ -112,6 +112,3 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
             wrong = f"were made by another protocol: {told or key} is {first}, and {second}"
             raise DdimError("statistics", wrong, "make both in one way, or say --any-protocol")
-    if a.moments.dim != b.moments.dim:
-        wrong = f"are of {a.moments.dim} and of {b.moments.dim} features"
-        raise DdimError("statistics", wrong, "use one extractor for both")

@@ -21,7 +21,7 @@ from ddim.evaluation.metrics import distances
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Statistics
-from ddim.files import write_atomic
+from ddim.files import make_folder, write_atomic
 from ddim.generate import generate
 from ddim.model import Model
 from ddim.plan import Plan
@@ -195,7 +195,7 @@ def filling(
     Returns:
         What was found, in the order of the cells.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     made: list[Measured] = []
     calls = found = 0
     for cell in some:
@@ -242,13 +242,10 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
     asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
-    if kept.exists():
-        try:
-            there = json.loads(kept.read_bytes())
-            if there["asked"] == asked:
-                return dict(there["figures"])
-        except (ValueError, KeyError, TypeError):
-            pass  # of an older form: made anew
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or of an older form: made anew
+        there = json.loads(kept.read_bytes())
+        if there["asked"] == asked:
+            return dict(there["figures"])
     figures = distances(samples, data, seed)
     write_atomic(kept, (json.dumps({"asked": asked, "figures": figures}, indent=1) + "\n").encode())
     return figures

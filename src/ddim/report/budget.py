@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pydantic import BaseModel, ConfigDict
 
 from ddim.model import Model
+from ddim.report.sections import WALK_STEPS, WALKED
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
 LEAST_SAMPLES, LEAST_PICTURES = 200, 50
 FULL = 50_000
 TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
 _TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time without the walks; the rest is for features and the page
-WALKS = 119 * 50  # network calls of Figure 6
 
 
 class Counts(BaseModel):
@@ -59,7 +59,7 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
         test: How many test pictures there are.
         T: The schedule's length.
     """
-    calls = max(0.0, per_second * seconds - WALKS)
+    calls = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
     kept, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
     some, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)

@@ -23,11 +23,12 @@ from ddim.sheet import labelled_rows, png, sheet
 
 SHOWN = 12
 ROWS, FRAMES, SIDE, WALK_STEPS = 5, 11, 8, 50
+WALKED = ROWS * FRAMES + SIDE**2
 
 
 def round_tripping(
     model: Model, test: ImageSet, steps: Sequence[int], count: int, path: Path, grid: str | None = None
-) -> Generator[tuple[int, int], None, list[dict[str, Any]]]:
+) -> Generator[int, None, list[dict[str, Any]]]:
     """Table 2: encode and decode test pictures with S calls each way, micro-batch by micro-batch.
 
     Args:
@@ -39,7 +40,7 @@ def round_tripping(
         grid: The grid; the default one if None.
 
     Yields:
-        Pictures done and pictures asked for, over all S.
+        How many pictures are done, over all S.
 
     Returns:
         A row for each S, with the first pictures that came back, uint8 (P, H, W, C).
@@ -47,9 +48,8 @@ def round_tripping(
     pictures, size = test.batch(range(count)), model.micro_batch
     lines = _lines(path)
     done: dict[tuple[int, int], dict[str, Any]] = {(line["steps"], line["first"]): line for line in lines}
-    total = count * len(steps)
     made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
-    yield made, total
+    yield made
     with open(path, "a", encoding="utf-8") as file:
         for s in steps:
             way = model.way("ddim", s, grid)
@@ -64,7 +64,7 @@ def round_tripping(
                 file.flush()
                 done[s, first] = line
                 made += len(trip.again)
-                yield made, total
+                yield made
     return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
 
 
@@ -102,9 +102,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def walking(
-    model: Model, folder: Path, seed: int, grid: str | None = None
-) -> Generator[tuple[int, int], None, list[Path]]:
+def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> Generator[int, None, list[Path]]:
     """Figure 6: walks between two latents, and a sheet between four.
 
     Args:
@@ -114,16 +112,15 @@ def walking(
         grid: The grid; the default one if None.
 
     Yields:
-        Pictures done and pictures asked for.
+        How many of the `WALKED` pictures are done.
 
     Returns:
         The two files.
     """
-    total = ROWS * FRAMES + SIDE**2
     paths = [folder / "walks.png", folder / "four-corners.png"]
     done = 0
     for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
-        yield done, total
+        yield done
         if not path.exists():
             plan, ends = model.plan(min(WALK_STEPS, model.schedule.T), grid), model.noise(2 * ROWS + 4, seed).start()
             if path == paths[0]:
@@ -133,12 +130,12 @@ def walking(
             parts = []
             for block in model.run_blocks(plan, latents):
                 parts.append(to_uint8(block))
-                yield done + sum(map(len, parts)), total
+                yield done + sum(map(len, parts))
             made = np.concatenate(parts)
             columns = FRAMES if path == paths[0] else SIDE
             write_atomic(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))
         done += count
-    yield done, total
+    yield done
     return paths
 
 
