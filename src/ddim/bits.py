@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddim import bound, samplers
 from ddim.errors import DdimError
-from ddim.files import lock, make_folder, remove_parts, write_atomic
+from ddim.files import lock, make_folder, read_journal, remove_parts, write_atomic
 from ddim.likelihood import bits, discrete_nats, log_density
 from ddim.manifest import claim, identity
 from ddim.model import Model
@@ -209,24 +209,17 @@ def measure(
 
 def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Block]:
     """The whole lines of a file of blocks, which is cut to them."""
-    blocks: list[Block] = []
-    if path.exists():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        for line in lines:
-            first = len(blocks) * size
-            count = min(size, total - first)
-            lengths = (count, 0, 1 + len(request.plan)) if request.method == "bound" else (count, count, 0)
-            try:
-                block = Block(**json.loads(line))
-                parts = [np.array(part, dtype=np.float64) for part in (block.bits, block.error, block.terms)]
-            except (ValueError, TypeError):
-                break
-            right = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
-            if not (right and line.endswith("\n") and block.first == first):
-                break
-            blocks.append(block)
-        write_atomic(path, "".join(lines[: len(blocks)]).encode())
-    return blocks
+
+    def parse(line: Any, before: int) -> Block | None:
+        first = before * size
+        count = min(size, total - first)
+        lengths = (count, 0, 1 + len(request.plan)) if request.method == "bound" else (count, count, 0)
+        block = Block(**line)
+        parts = [np.array(part, dtype=np.float64) for part in (block.bits, block.error, block.terms)]
+        right = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
+        return block if right and block.first == first else None
+
+    return read_journal(path, parse)
 
 
 def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> Block:

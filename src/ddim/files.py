@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ddim.errors import DdimError
+
+T = TypeVar("T")
 
 
 def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
@@ -37,6 +41,32 @@ def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
         with contextlib.suppress(OSError):
             part.unlink()
         raise DdimError(path, f"cannot be written ({error.strerror})", "choose a place you may write to") from None
+
+
+def read_journal(path: Path, parse: Callable[[Any, int], T | None]) -> list[T]:
+    """The sound lines at the beginning of a file of JSON lines, which is cut to them: a kill may leave half a line.
+
+    Args:
+        path: The file; if there is none, there are no lines.
+        parse: What a line's JSON stands for, given how many lines were before it; None for a line that is not sound.
+
+    Returns:
+        What they stand for, in order.
+    """
+    found: list[T] = []
+    if not path.exists():
+        return found
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for line in lines:
+        try:
+            made = parse(json.loads(line), len(found)) if line.endswith("\n") else None
+        except (ValueError, TypeError, KeyError):
+            made = None
+        if made is None:
+            break
+        found.append(made)
+    write_atomic(path, "".join(lines[: len(found)]).encode())
+    return found
 
 
 def sync_folder(folder: Path) -> None:

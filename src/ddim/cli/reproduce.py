@@ -11,14 +11,14 @@ import click
 from ddim.cli.evaluate import fill, times
 from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
 from ddim.cli.options import device_options, load_model, whole_numbers
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError
 
 if TYPE_CHECKING:
     from ddim.data import ImageSet
     from ddim.evaluation import Extractor, Statistics
     from ddim.evaluation.table import Measured
     from ddim.model import Model
-    from ddim.report.budget import Counts
+    from ddim.report.budget import Amounts
 
 
 @click.command("reproduce")
@@ -75,9 +75,10 @@ def command(
       ddim reproduce runs/cifar ./cifar10 --budget full --extractor inception --out report
     """
     from ddim.evaluation import table
-    from ddim.evaluation.counts import Counts as Samples
+    from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
     from ddim.report import page, published
+    from ddim.report.budget import settle
 
     page.need()
     loaded = load_model(model, device, dtype, compile_)
@@ -89,7 +90,7 @@ def command(
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
     wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= T]
-    table.check(loaded, table.cells(loaded, wanted, rows, Samples(n or "2"), grid), seed)
+    table.check(loaded, table.cells(loaded, wanted, rows, Counts(n or "2"), grid), seed)
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     if strangers(out) and not (out / "request.json").exists():
@@ -101,12 +102,10 @@ def command(
         request |= {"extractor": space.sha256, "compile": compile_}
         request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
         request["test"] = test.fingerprint()
-        counts = _counts(out, request, loaded, len(test))
-        if counts.left_out:
-            say(f"budget {budget}: left out: {counts.left_out}")
+        counts = settle(out / "request.json", request, loaded, len(test))
         for folder in (out, out / "cells", out / "reference", out / "pictures"):
             remove_parts(folder)
-        some = table.cells(loaded, counts.steps, rows, Samples(counts.samples), grid)
+        some = table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid)
         table.check(loaded, some, seed, Path(model).name, None, images)
         real = reference(found, space, out / "reference")
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
@@ -121,7 +120,7 @@ def _finish(
     models: tuple[Model, Model],
     about_data: tuple[Statistics, Extractor, str],
     request: dict[str, Any],
-    counts: Counts,
+    counts: Amounts,
     made: Sequence[Measured],
     test: ImageSet,
 ) -> str:
@@ -139,39 +138,3 @@ def _finish(
     facts = about(loaded, name, real, space, seed)
     page = write_report(out, facts, request, counts, made, times(loaded, made), trips, test)
     return f"{print_table(made, space.metric)}\nfigures: {out / 'report.json'}\npage: {page}"
-
-
-def _counts(out: Path, request: dict[str, Any], model: Model, test: int) -> Counts:
-    """How much is made: what the folder says of it, or what the budget gives now, which is kept."""
-    import json
-
-    from ddim.files import write_atomic
-    from ddim.report import budget
-    from ddim.report.budget import Counts
-
-    path = out / "request.json"
-    if path.exists():
-        try:
-            there = json.loads(path.read_bytes())
-            was, counts = there["request"], Counts.model_validate(there["counts"])
-        except (ValueError, KeyError, TypeError):
-            raise DdimError(path, "is not a report's request", "choose another folder") from None
-        if was != request:
-            key = next(key for key in request if was.get(key) != request[key])
-            wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request[key]}"
-            raise DdimError(out, wrong, "choose another folder, or the same settings")
-        return counts
-    pictures, steps = request["pictures"], request["steps"]
-    every = tuple(s for s in budget.TABLE_2_STEPS if s <= model.schedule.T)
-    if request["budget"] == "full":
-        counts = Counts(samples=str(budget.FULL), steps=tuple(steps), pictures=test, round_trips=every)
-    else:
-        seconds = budget.SECONDS[request["budget"]]
-        counts = budget.fit(budget.speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)
-    if request["n"] is not None:
-        counts = counts.model_copy(update={"samples": request["n"], "steps": tuple(steps)})
-        counts = counts.model_copy(update={"left_out": budget.left_out((), every[len(counts.round_trips) :])})
-    if pictures is not None:
-        counts = counts.model_copy(update={"pictures": pictures})
-    write_atomic(path, (json.dumps({"request": request, "counts": counts.model_dump()}, indent=1) + "\n").encode())
-    return counts

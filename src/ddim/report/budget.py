@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.errors import DdimError, say
+from ddim.files import write_atomic
 from ddim.model import Model
 from ddim.report.sections import WALK_STEPS, WALKED
 
@@ -17,11 +22,11 @@ TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
 _TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time without the walks; the rest is for features and the page
 
 
-class Counts(BaseModel):
+class Amounts(BaseModel):
     """How much is made.
 
     Args:
-        samples: For each cell of Table 1, in the grammar of `ddim.evaluation.table.counts`.
+        samples: For each cell of Table 1, in the grammar of `ddim.evaluation.counts.Counts`.
         steps: The S of Table 1.
         pictures: Round trips of Table 2 for each S.
         round_trips: The S of Table 2.
@@ -48,7 +53,7 @@ def speed(model: Model, calls: int = 5) -> float:
     return calls * size / (time.monotonic() - begun)
 
 
-def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Counts:
+def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Amounts:
     """The counts that fit: first the largest S are left out, then the number of samples is lowered.
 
     Args:
@@ -63,7 +68,7 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
     kept, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
     some, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
-    return Counts(
+    return Amounts(
         samples=str(n),
         steps=tuple(kept),
         pictures=pictures,
@@ -86,3 +91,55 @@ def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) 
         if n >= least or count == 1:
             return [*steps[:count]], max(2, min(most, n if n < 100 else n // 10 * 10))
     raise ValueError("no steps")
+
+
+def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+    """How much is made: what a report's file says of it, or what the request gives now, which is kept there.
+
+    Args:
+        path: The file.
+        request: The report's settings: "budget", "steps", "eta", "n", "pictures", and what else it depends on.
+        model: The model.
+        test: How many test pictures there are.
+
+    Raises:
+        DdimError: If the file is of another request.
+    """
+    if path.exists():
+        amounts = _kept(path, request)
+    else:
+        amounts = _asked(request, model, test)
+        kept = {"request": dict(request), "counts": amounts.model_dump()}
+        write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
+    if amounts.left_out:
+        say(f"budget {request['budget']}: left out: {amounts.left_out}")
+    return amounts
+
+
+def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
+    try:
+        there = json.loads(path.read_bytes())
+        was, amounts = there["request"], Amounts.model_validate(there["counts"])
+    except (ValueError, KeyError, TypeError):
+        raise DdimError(path, "is not a report's request", "choose another folder") from None
+    if was != request:
+        key = next(key for key in {**request, **was} if was.get(key) != request.get(key))
+        wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request.get(key)}"
+        raise DdimError(path.parent, wrong, "choose another folder, or the same settings")
+    return amounts
+
+
+def _asked(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+    steps, trips = tuple(request["steps"]), tuple(s for s in TABLE_2_STEPS if s <= model.schedule.T)
+    if request["budget"] == "full":
+        amounts = Amounts(samples=str(FULL), steps=steps, pictures=test, round_trips=trips)
+    else:
+        seconds = SECONDS[request["budget"]]
+        amounts = fit(speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)
+    update: dict[str, Any] = {}
+    if request["n"] is not None:
+        update |= {"samples": request["n"], "steps": steps}
+        update |= {"left_out": left_out((), trips[len(amounts.round_trips) :])}
+    if request["pictures"] is not None:
+        update |= {"pictures": request["pictures"]}
+    return amounts.model_copy(update=update)

@@ -16,7 +16,7 @@ from ddim.data import ImageSet
 from ddim.evaluation.table import Measured
 from ddim.files import write_atomic
 from ddim.report import figures, page, published, sections
-from ddim.report.budget import Counts
+from ddim.report.budget import Amounts
 from ddim.report.tables import Times, write_json, write_table
 
 PICTURES = "pictures"
@@ -26,7 +26,7 @@ def write_report(
     out: Path,
     facts: Mapping[str, Any],
     request: Mapping[str, Any],
-    counts: Counts,
+    counts: Amounts,
     made: Sequence[Measured],
     times: Times,
     trips: Sequence[dict[str, Any]],

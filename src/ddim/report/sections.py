@@ -14,7 +14,7 @@ import torch
 from ddim.data import ImageSet
 from ddim.errors import DdimError
 from ddim.evaluation.table import Measured, label
-from ddim.files import write_atomic
+from ddim.files import read_journal, write_atomic
 from ddim.latents import between_four, walk
 from ddim.model import Model
 from ddim.pixels import to_uint8
@@ -46,8 +46,8 @@ def round_tripping(
         A row for each S, with the first pictures that came back, uint8 (P, H, W, C).
     """
     pictures, size = test.batch(range(count)), model.micro_batch
-    lines = _lines(path)
-    done: dict[tuple[int, int], dict[str, Any]] = {(line["steps"], line["first"]): line for line in lines}
+    lines: list[dict[str, Any]] = read_journal(path, lambda line, _: line if "again" in line else None)
+    done = {(line["steps"], line["first"]): line for line in lines}
     made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
     yield made
     with open(path, "a", encoding="utf-8") as file:
@@ -82,24 +82,6 @@ def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], co
         "largest": max(value for line in lines for value in line["largest"]),
         "again": np.frombuffer(shown, np.uint8).reshape(-1, *shape),
     }
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a file, which is cut to them."""
-    if not path.exists():
-        return []
-    found, kept = [], b""
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            made = json.loads(line)
-            if not line.endswith(b"\n") or not isinstance(made, dict) or "again" not in made:
-                break
-        except ValueError:
-            break
-        found.append(made)
-        kept += line
-    write_atomic(path, kept)
-    return found
 
 
 def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> Generator[int, None, list[Path]]:
