@@ -87,14 +87,14 @@ def test_the_error_is_told_in_eps_whatever_the_network_predicts(predicts: str) -
     for gamma in ("simple", "sigmoid"):
         objective = Objective(LINEAR, predicts, gamma)
         error = objective.error(network, X0, TIMES, EPS)
-        in_eps = objective.in_eps(error, TIMES)
+        in_eps = objective.told(error, TIMES)
         np.testing.assert_allclose(in_eps, literal(predicts, "simple"), rtol=1e-3 if predicts == "x0" else 1e-4)
         assert torch.equal(objective.weigh(error, TIMES), objective.loss(network, X0, TIMES, EPS))
 
 
 def test_without_signal_eps_is_known_and_its_error_nothing() -> None:
     for predicts in ("v", "x0"):
-        assert Objective(ZERO, predicts).in_eps(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
+        assert Objective(ZERO, predicts).told(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
 
 
 def test_the_network_is_given_equation_4_and_the_time() -> None:

@@ -22,8 +22,8 @@ LONGEST_BODY = 45  # without
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
     {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
-    {"plan", "gaussian", "inference", "categorical"},  # 1 theory
-    {"denoiser", "guidance", "hooks", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
+    {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical"},  # 1 theory
+    {"denoiser", "tokens", "guidance", "hooks", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
     {
         "loop",
         "blocks",
@@ -40,8 +40,10 @@ FLOORS = (
         "config",
         "presets",
         "checkpoint",
+        "kinds",
         "engine",
         "model",
+        "token_model",
         "run_config",
         "runs",
         "generate",

@@ -12,7 +12,8 @@ from torch._dynamo.testing import CompileCounter
 
 from bench import randn
 from ddim.nn.ema import EMA
-from ddim.nn.unet import Attention, Block, UNet, UNetConfig, sinusoidal
+from ddim.nn.network import sinusoidal
+from ddim.nn.unet import Attention, Block, UNet, UNetConfig
 
 SMALL = UNetConfig(
     in_channels=2, height=8, width=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.0

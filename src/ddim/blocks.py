@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Denoiser
+from ddim.denoiser import AnyDenoiser, Denoiser
 from ddim.loop import run
 from ddim.plan import Plan
 from ddim.seeds import Noise
+from ddim.table import Table
 
 
 def sample_blocks(
-    denoiser: Callable[[Tensor | None], Denoiser],
-    plan: Plan,
+    denoiser: Callable[[Tensor | None], AnyDenoiser],
+    plan: Table[Any],
     noise: Callable[[Sequence[int]], Noise],
     indices: Sequence[int],
     size: int,

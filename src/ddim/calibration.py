@@ -108,7 +108,7 @@ def _errors(model: Model, x0: Tensor, first: int, level: Level, seed: int, label
     eps = Noise(seed, tuple(places), model.shape, model.device).row(int(level.t) - 1)
     denoise = model.denoise if labels is None else model.denoiser(labels[first : places.stop])
     part = x0[first : places.stop].to(model.device, torch.float32)
-    said = denoise(diffuse(part, eps, level), level).eps
+    said: Tensor = denoise(diffuse(part, eps, level), level).eps
     return (said - eps).square().flatten(1).mean(1).cpu().double()
 
 

@@ -10,11 +10,60 @@ The direction differs from real-valued data: the largest sigma is the least rand
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddim.schedule import Level
+
+
+@dataclass(frozen=True, eq=False)
+class Alphabet:
+    """The categories of x_t and what noise draws them from.
+
+    Args:
+        pi: float64, (K,), >= 0, of sum 1.
+        mask: The id that stands for "unknown", which no x_0 is; pi is all on it. None where there is none.
+        carry_over: Whether a token that is not the mask is taken for x_0 with certainty.
+
+    Raises:
+        ValueError: If pi is no distribution, or is not all on the mask, or there is no mask to carry over from.
+    """
+
+    pi: Tensor
+    mask: int | None = None
+    carry_over: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pi.ndim != 1 or not bool((self.pi >= 0).all()) or not abs(float(self.pi.sum()) - 1) < 1e-9:
+            raise ValueError("pi is not a distribution over the categories")
+        if self.mask is not None and float(self.pi[self.mask]) != 1:
+            raise ValueError("noise that is a mask draws nothing else")
+        if self.carry_over and self.mask is None:
+            raise ValueError("without a mask no token is known to be kept")
+
+    @property
+    def size(self) -> int:
+        """K, the mask included."""
+        return len(self.pi)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Pi as plain numbers."""
+        return tuple(self.pi.tolist())
+
+    @classmethod
+    def uniform(cls, size: int) -> Alphabet:
+        """The paper's: noise draws every one of K categories alike."""
+        return cls(torch.full((size,), 1 / size, dtype=torch.float64))
+
+    @classmethod
+    def masked(cls, size: int, carry_over: bool = False) -> Alphabet:
+        """K categories of data and a mask, whose id is K: absorbing diffusion."""
+        pi = torch.zeros(size + 1, dtype=torch.float64)
+        pi[size] = 1
+        return cls(pi, size, carry_over)
 
 
 def marginal(x0: Tensor, level: Level, pi: Tensor | None = None) -> Tensor:
@@ -144,3 +193,89 @@ def _noise(pi: Tensor | None, like: Tensor) -> Tensor:
     if not like.is_floating_point():
         raise ValueError("ids alone do not say how many categories there are: give pi, or distributions")
     return torch.full((like.shape[-1],), 1 / like.shape[-1], dtype=torch.float64, device=like.device)
+
+
+def markov_weights(now: Level, next: Level) -> tuple[float, float, float]:
+    """The reversal of the chain that replaces tokens one time after another, given an x_0 that is not x_now.
+
+    With a = abar_now / abar_next, the probability that the chain keeps a token from `next` to `now`, q(x_next | x_now,
+    x_0) is proportional to q(x_now | x_next) q(x_next | x_0); for x_now != x_0 it is a mixture again. For x_now = x_0
+    it is another one, see `markov_fresh`, so that no sigma of eq. (18) gives both; but with a mask the largest does.
+
+    Args:
+        now: The level of x_now.
+        next: The level of x_next, cleaner.
+
+    Returns:
+        (keep, to_x0, fresh), their sum 1.
+    """
+    kept = now.alpha_bar / next.alpha_bar
+    keep, fresh = (part * next.variance / now.variance for part in (kept, 1 - kept))
+    return keep, (1 - kept) * next.alpha_bar / now.variance, fresh
+
+
+def markov_fresh(now: Level, next: Level, pi: Tensor) -> Tensor:
+    """The weight of fresh noise in the same reversal where x_0 is x_now; with the rest the token stays as it is.
+
+    Args:
+        now: The level of x_now.
+        next: The level of x_next, cleaner.
+        pi: The probability of that token under the noise, (...).
+
+    Returns:
+        The shape of pi.
+    """
+    kept = now.alpha_bar / next.alpha_bar
+    return (1 - kept) * next.variance * pi / (now.alpha_bar + now.variance * pi)
+
+
+def markov_posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, pi: Tensor | None = None) -> Tensor:
+    """The reversal of the Markov chain with x_0 averaged over: sum_{x_0} q(x_next | x_now, x_0) p(x_0 | x_now).
+
+    Multinomial diffusion (Hoogeboom et al. 2021) and, averaged like this, D3PM (Austin et al. 2021). Not in the family
+    of eq. (19).
+
+    Args:
+        x_t: x_now, ids (...).
+        x0_probs: p(x_0 | x_now), distributions (..., K), or ids (...) if pi is given.
+        now: The level of x_now.
+        next: The level of x_next, cleaner.
+        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+
+    Returns:
+        float64, (..., K).
+
+    Raises:
+        ValueError: If K cannot be told, or differs.
+    """
+    pi = _noise(pi, x0_probs)
+    here, probs = _distribution(x_t, pi), _distribution(x0_probs, pi)
+    same = (here * probs).sum(-1, keepdim=True)
+    keep, to_x0, fresh = markov_weights(now, next)
+    again = markov_fresh(now, next, pi[x_t])[..., None]
+    other = keep * (1 - same) * here + to_x0 * (probs - same * here) + fresh * (1 - same) * pi
+    return other + same * ((1 - again) * here + again * pi)
+
+
+def sharpen(probabilities: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Distributions made less random: raised to 1 / temperature, then cut to their likeliest part.
+
+    Args:
+        probabilities: (..., K), sums to 1.
+        temperature: > 0; 1 leaves them, below 1 is sharper.
+        top_p: In (0, 1]: the likeliest categories are kept whose probabilities first reach this sum (Holtzman et al.
+            2020); at least one is.
+
+    Returns:
+        The same shape and dtype, sums to 1.
+    """
+    if temperature != 1:
+        scaled = probabilities / probabilities.amax(-1, keepdim=True)  # so that no power underflows for all
+        probabilities = scaled.pow(1 / temperature)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    if top_p < 1:
+        order = probabilities.sort(dim=-1, descending=True, stable=True)
+        before = order.values.cumsum(-1) - order.values
+        kept = torch.zeros_like(probabilities).scatter(-1, order.indices, order.values * (before < top_p))
+        probabilities = kept / kept.sum(-1, keepdim=True)
+    return probabilities

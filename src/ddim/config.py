@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ddim import schedule as schedules
+from ddim.categorical import Alphabet
 from ddim.data.policy import ImagePolicy
+from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
+from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
 
@@ -60,6 +64,42 @@ class ScheduleConfig(BaseModel):
             given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
             made = schedules.NAMED[self.name](self.T, **given)
         return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
+
+
+class CategoricalConfig(BaseModel):
+    """Data of categories instead of real numbers, see `ddim.categorical`.
+
+    Args:
+        categories: Kinds of tokens, or grey levels, of the data.
+        pi: What noise draws from: "uniform" as in the paper, "mask" (one more category, absorbing diffusion), or one
+            probability for each category.
+        carry_over: With a mask, whether a token that is not masked is taken for x_0 with certainty.
+    """
+
+    model_config = _STRICT
+    categories: int = Field(ge=2)
+    pi: Literal["uniform", "mask"] | tuple[_Error, ...] = "uniform"
+    carry_over: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> CategoricalConfig:
+        if isinstance(self.pi, tuple) and len(self.pi) != self.categories:
+            raise ValueError(f"there are {self.categories} categories, pi has {len(self.pi)} numbers")
+        self.alphabet()
+        return self
+
+    @property
+    def size(self) -> int:
+        """Categories of x_t: the data's, and the mask."""
+        return self.categories + (self.pi == "mask")
+
+    def alphabet(self) -> Alphabet:
+        """The categories of x_t and their pi."""
+        if self.pi == "mask":
+            return Alphabet.masked(self.categories, self.carry_over)
+        if self.pi == "uniform":
+            return Alphabet(Alphabet.uniform(self.categories).pi, carry_over=self.carry_over)
+        return Alphabet(torch.tensor(self.pi, dtype=torch.float64), carry_over=self.carry_over)
 
 
 class TrainConfig(BaseModel):
@@ -159,13 +199,15 @@ class ModelConfig(BaseModel):
         format: Always "ddim-model".
         version: The format's version.
         schedule: The noise schedule.
-        predicts: "eps", "x0" or "v".
+        predicts: "eps", "x0" or "v"; "x0" for categories.
+        categorical: The categories of the data; None for real-valued pictures.
         network: The network's shape.
-        data: How pictures become the network's grid.
+        data: How pictures become the network's grid, or text its tokens.
         provenance: Where it comes from.
         error: E || eps - eps_theta ||^2 / d at t = 1..T, what is left of the noise after the network's guess; or None.
             From a training it is that of the network as it was trained (not averaged, with dropout and flips), over
-            the steps that the moving average remembers; from `ddim calibrate` that of this model.
+            the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
+            the cross-entropy of x_0 per token, in nats.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -174,17 +216,26 @@ class ModelConfig(BaseModel):
     version: Literal[1] = 1
     schedule: ScheduleConfig = ScheduleConfig()
     predicts: Predicts = "eps"
-    network: UNetConfig
-    data: ImagePolicy
+    categorical: CategoricalConfig | None = None
+    network: UNetConfig | TransformerConfig = Field(discriminator="kind")
+    data: ImagePolicy | TextPolicy
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     sha256: str = ""
 
     @model_validator(mode="after")
     def _agree(self) -> ModelConfig:
-        network = (self.network.height, self.network.width, self.network.in_channels)
-        if tuple(self.data.shape) != network:
-            raise ValueError(f"the data policy gives {self.data.shape}, the network takes {network}")
+        taken = self.network.shape[-2:] + self.network.shape[:1] if len(self.network.shape) == 3 else self.network.shape
+        if tuple(self.data.shape) != taken:
+            raise ValueError(f"the data policy gives {self.data.shape}, the network takes {taken}")
+        known = self.categorical.size if self.categorical else 0
+        if self.network.categories != known:
+            raise ValueError(f"x_t has {known} categories, the network {self.network.categories}")
+        words = self.data.categories if isinstance(self.data, TextPolicy) else None
+        if words is not None and self.categorical and self.categorical.categories != words:
+            raise ValueError(f"the vocabulary has {words} tokens, not {self.categorical.categories}")
+        if self.categorical and self.predicts != "x0":
+            raise ValueError("a network over categories predicts x0")
         if self.predicts == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("a network that predicts eps cannot start at zero terminal SNR; predict v or x0")
         if self.error is not None and len(self.error) != self.schedule.T:

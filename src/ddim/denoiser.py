@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from ddim.plan import Plan
 from ddim.schedule import Level, Scales
+from ddim.table import Hook as Hook
+from ddim.table import Table
 
 Predicts = Literal["eps", "x0", "v"]
-Hook = Callable[[Tensor, Level], Tensor]
-"""What is done to a predicted x_0, (N, ...), at a level; see `ddim.hooks`."""
 Guidance = float | Callable[[Level], float]
 """A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
 
@@ -33,6 +32,18 @@ class Prediction:
 
     x0: Tensor
     eps: Tensor
+
+    def with_x0(self, x0: Tensor, x: Tensor, level: Level) -> Prediction:
+        """The prediction with another x_0, eps being derived again so that the pair stays consistent at x_t."""
+        return Prediction(x0, eps_from_x0(x0, x, level))
+
+    def towards(self, other: Prediction, scale: float) -> Prediction:
+        """The prediction on the line from this one, at scale 0, through the other, at 1."""
+        return Prediction(self.x0.lerp(other.x0, scale), self.eps.lerp(other.eps, scale))
+
+
+AnyDenoiser = Callable[[Tensor, Level], Any]
+"""A denoiser of any kind of data: its prediction has `x0`, `with_x0` and `towards`, as `Prediction` has."""
 
 
 class Denoiser(Protocol):
@@ -89,20 +100,20 @@ def v_from_pair(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Hooked:
-    """A denoiser whose x_0 goes through a hook, eps being derived again so that the pair stays consistent.
+    """A denoiser whose x_0 goes through a hook; the rest of the prediction follows it, see `Prediction.with_x0`.
 
     Args:
         denoiser: The denoiser to wrap.
         hook: `hook(x0, level) -> x0`, the shape kept; see `ddim.hooks`.
     """
 
-    denoiser: Denoiser
+    denoiser: AnyDenoiser
     hook: Hook
 
-    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+    def __call__(self, x: Tensor, level: Level, /) -> Any:
         """The changed prediction."""
-        x0 = self.hook(self.denoiser(x, level).x0, level)
-        return Prediction(x0, eps_from_x0(x0, x, level))
+        made = self.denoiser(x, level)
+        return made.with_x0(self.hook(made.x0, level), x, level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +132,13 @@ class Clipped:
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The clipped prediction."""
-        return Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high))(x, level)
+        made: Prediction = Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high))(x, level)
+        return made
 
 
-def as_planned(denoise: Denoiser, plan: Plan) -> Denoiser:
-    """The denoiser that a plan runs: clipped where the plan says so."""
-    return Clipped(denoise) if plan.clip_x0 else denoise
+def as_planned(denoise: AnyDenoiser, plan: Table[Any]) -> AnyDenoiser:
+    """The denoiser that a plan runs: its x_0 through the plan's own hook, such as clipping, where there is one."""
+    return Hooked(denoise, plan.hook) if plan.hook else denoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +151,12 @@ class Guided:
         scale: 0 ignores the label, 1 is the conditional model, more exaggerates it; or a function of the level.
     """
 
-    conditional: Denoiser
-    unconditional: Denoiser
+    conditional: AnyDenoiser
+    unconditional: AnyDenoiser
     scale: Guidance
 
-    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+    def __call__(self, x: Tensor, level: Level, /) -> Any:
         """The guided prediction; two calls."""
         on, off = self.conditional(x, level), self.unconditional(x, level)
         scale = self.scale(level) if callable(self.scale) else self.scale
-        return Prediction(off.x0.lerp(on.x0, scale), off.eps.lerp(on.eps, scale))
+        return off.towards(on, scale)

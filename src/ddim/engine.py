@@ -6,23 +6,28 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ddim import blocks, checkpoint, inversion
+from ddim import blocks, checkpoint, inversion, samplers
 from ddim.config import ModelConfig
-from ddim.denoiser import Denoiser, Guidance, Guided
+from ddim.denoiser import AnyDenoiser, Guidance, Guided
 from ddim.errors import DdimError
+from ddim.grid import DEFAULT
+from ddim.kinds import Kind, kind_of
 from ddim.network import NetworkDenoiser
-from ddim.nn.unet import UNet
+from ddim.nn.network import Network
 from ddim.plan import Plan
-from ddim.schedule import Schedule
+from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
+from ddim.table import Table
 from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "bfloat16"]
+STEPS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +46,7 @@ class Encoded:
 
 
 class Engine:
-    """A trained network that computes; `ddim.Model` is one.
+    """A trained network that computes, whatever its data; `ddim.Model` and `ddim.TokenModel` are two.
 
     Args:
         network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
@@ -58,7 +63,7 @@ class Engine:
 
     def __init__(
         self,
-        network: UNet,
+        network: Network,
         config: ModelConfig,
         device: torch.device | str = "cpu",
         dtype: DType = "auto",
@@ -80,20 +85,25 @@ class Engine:
         """The noise schedule."""
         return self.config.schedule.build()
 
+    @cached_property
+    def kind(self) -> Kind:
+        """The kind of its data."""
+        return kind_of(self.config)
+
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one sample, (C, H, W)."""
-        return (self.config.network.in_channels, self.config.network.height, self.config.network.width)
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W) or (L,)."""
+        return self.config.network.shape
 
     @cached_property
-    def _fast(self) -> UNet:
+    def _fast(self) -> Network:
         return copy.deepcopy(self.network).cast_body(self.dtype)
 
     @cached_property
     def _body(self) -> Callable[..., Tensor]:
         return torch.compile(self._fast.body) if self.compile else self._fast.body
 
-    def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> Denoiser:
+    def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> AnyDenoiser:
         """The network as a denoiser.
 
         Args:
@@ -105,7 +115,7 @@ class Engine:
             DdimError: If labels are given to a network without them, or are out of range.
         """
         classes = self.config.network.classes
-        plain = NetworkDenoiser(self._fast, self.config.predicts, None, self._body)
+        plain = NetworkDenoiser(self._fast, self.kind.hub, None, self._body)
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
@@ -118,28 +128,74 @@ class Engine:
             raise DdimError("labels", "this model was trained without labels", "leave them out")
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
-        labelled = NetworkDenoiser(self._fast, self.config.predicts, labels.to(self.device), self._body)
+        labelled = NetworkDenoiser(self._fast, self.kind.hub, labels.to(self.device), self._body)
         return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
 
     @cached_property
-    def denoise(self) -> Denoiser:
+    def denoise(self) -> AnyDenoiser:
         """The unconditional denoiser: `model.denoise(x, level) -> Prediction`."""
         return self.denoiser()
 
     def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
         """The randomness of samples start..start + n - 1, or of the samples listed."""
         indices = tuple(range(start, start + n)) if isinstance(n, int) else tuple(n)
-        return Noise(seed, indices, self.shape, self.device)
+        return self.kind.noise(seed, indices, self.device)
+
+    def levels(
+        self,
+        grid: str | Sequence[float] = DEFAULT,
+        steps: int | None = None,
+        encode: bool = False,
+        top: int | None = None,
+    ) -> tuple[Level, ...]:
+        """The levels a sampler walks, see `ddim.samplers.walk`: the grid's from the noisiest down, then clean data.
+
+        Args:
+            grid: A grid's name (see `ddim.grid`) or a rising list of times.
+            steps: S, the number of network calls; with a named grid 20 if left out.
+            encode: Rising instead, from clean data to the noisiest.
+            top: The noisiest time, where a run starts from a picture partly noised.
+
+        Raises:
+            DdimError: See `ddim.grid.tau`.
+        """
+        some = STEPS if isinstance(grid, str) and steps is None else steps
+        return samplers.walk(self.schedule, self.config.predicts, grid, some, encode, top)
+
+    def check_plan(self, plan: Table[Any], to_clean: bool = False) -> None:
+        """See that a plan is one for this model.
+
+        Args:
+            plan: The plan.
+            to_clean: Whether it must go to clean data, as to sample it must.
+
+        Raises:
+            DdimError: Saying what does not fit.
+        """
+        self.kind.check_plan(plan)
+        plan.check_schedule(self.schedule, to_clean).check_model(lambda: self.fingerprint)
+
+    @staticmethod
+    def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
+        """Refuse a number of samples, labels or a plan that make no sense together: one label for each, or None."""
+        if n < 0:
+            raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
+        if plan is not None and others:
+            raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        each = [labels] * n if isinstance(labels, int) else labels
+        if each is not None and len(each) != n:
+            raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
+        return each
 
     def sample_blocks(
         self,
-        plan: Plan,
+        plan: Table[Any],
         indices: Sequence[int],
         seed: int = 0,
         labels: Sequence[int] | None = None,
         guidance: Guidance | None = None,
         origin: Tensor | None = None,
-        through: Callable[[Denoiser], Denoiser] | None = None,
+        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
     ) -> Iterator[Tensor]:
         """Sample the listed indices in micro-batches of one fixed size.
 
@@ -153,19 +209,19 @@ class Engine:
             through: What the denoiser is wrapped in, such as a hook on x_0.
 
         Yields:
-            float32, (up to micro_batch, C, H, W), in the order of `indices`.
+            float32, (up to micro_batch, C, H, W), or ids, (up to micro_batch, ...), in the order of `indices`.
 
         Raises:
             DdimError: If the plan is not one for this model, or does not end at clean data.
         """
-        plan.check_schedule(self.schedule, to_clean=True).check_model(lambda: self.fingerprint)
+        self.check_plan(plan, to_clean=True)
         if origin is not None and (origin.shape[1:] != self.shape or len(origin) not in (1, len(indices))):
             wrong = f"is {tuple(origin.shape)}, the model's pictures are {self.shape}"
             raise DdimError("origin", wrong, "give one picture, or one for each sample")
         if origin is not None and not origin.is_floating_point():
             raise DdimError("origin", f"is {origin.dtype}", "give floats in [-1, 1], see ddim.pixels.to_float")
 
-        def denoiser(some: Tensor | None) -> Denoiser:
+        def denoiser(some: Tensor | None) -> AnyDenoiser:
             made = self.denoiser(some, guidance)
             return through(made) if through else made
 
@@ -179,7 +235,7 @@ class Engine:
         plan: Plan,
         states: Tensor,
         earlier: Sequence[Tensor] = (),
-        through: Callable[[Denoiser], Denoiser] | None = None,
+        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
     ) -> Iterator[Tensor]:
         """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
 
@@ -223,7 +279,7 @@ class Engine:
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """States on the device, in the plan's dtype, if they and the plan are this model's."""
-        plan.check_schedule(self.schedule).check_model(lambda: self.fingerprint)
+        self.check_plan(plan)
         for given in states:
             if given.shape[1:] != self.shape or len(given) != len(states[0]):
                 wrong = f"are {tuple(given.shape)}, the model's are {(len(states[0]), *self.shape)}"
@@ -251,3 +307,13 @@ class Engine:
     def fingerprint(self) -> str:
         """The checksum of the weights file, or of the weights themselves for a model that was never saved."""
         return self.config.sha256 or checkpoint.digest(self.network.state_dict())
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, `model.safetensors` + `config.json`.
+
+        Args:
+            folder: Where; an older model there is replaced.
+            dtype: The dtype to store weights in; their own if None.
+        """
+        weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
+        checkpoint.write(Path(folder), self.config, weights)

@@ -65,9 +65,9 @@ class Teacher:
         first = [top.t] if finite is top else [top.t, finite.t]
         self.levels = schedule.levels([*first, *inner, 1.0, 0.0])
         self.plan = unipc(self.levels, 3)
-        self.steps: list[Step] = []
+        self.steps: list[Step[Row]] = []
 
-    def solve(self, denoise: Denoiser, start: Tensor, path: bool = True) -> Iterator[Step]:
+    def solve(self, denoise: Denoiser, start: Tensor, path: bool = True) -> Iterator[Step[Row]]:
         """Solve the pilots, one step after another; where the `path` is not to be kept, their end alone is."""
         self.start = start
         self.steps = []
@@ -135,7 +135,7 @@ def fitted(
     return Plan("fitted", tuple(rows)).check()
 
 
-def _fit(base: Row, steps: Sequence[Step], wanted: Tensor) -> Row:
+def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
     """The row with weights on older predictions; `steps` newest first, the first one made with the row itself."""
     newest, older = steps[0], steps[1:]
     columns = [step.eps - newest.eps for step in older] + [step.x0 - newest.x0 for step in older]

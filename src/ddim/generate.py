@@ -21,13 +21,15 @@ from torch import Tensor
 
 import ddim
 from ddim.denoiser import Guidance, Hook, Hooked
+from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.files import lock, make_folder, remove_parts
+from ddim.kinds import Kind
+from ddim.kinds import picture_path as picture_path
 from ddim.manifest import claim, identity
 from ddim.model import Model
-from ddim.pixels import to_uint8
 from ddim.plan import Plan
-from ddim.sheet import save_png
+from ddim.table import Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +62,9 @@ class Edit:
     hook: Hook | None = None
 
 
-def picture_path(folder: Path, index: int) -> Path:
-    """The file of picture `index`."""
-    return folder / f"{index:06d}.png"
-
-
 def generate(
-    model: Model,
-    plan: Plan,
+    model: Engine,
+    plan: Table[Any],
     folder: Path,
     n: int,
     start: int = 0,
@@ -108,7 +105,7 @@ def generate(
     if scale is not None and not np.isfinite(scale).all():
         raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
     model.denoiser(None if label is None else torch.tensor([label]), guidance)
-    plan.check_schedule(model.schedule, to_clean=True).check_model(lambda: model.fingerprint)
+    model.check_plan(plan, to_clean=True)
     asked = {"seed": seed, "label": label, "guidance": scale}
     kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
     what = {**kind, "version": 1, **asked, **identity(model, plan, name)}
@@ -120,7 +117,7 @@ def generate(
         through = partial(Hooked, hook=hook) if hook else None
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
-    yield from _fill(folder, what, lambda index: text, range(start, start + n), batch, make)
+    yield from _fill(model.kind, folder, what, lambda index: text, range(start, start + n), batch, make)
 
 
 def decode(
@@ -149,7 +146,7 @@ def decode(
     Raises:
         DdimError: If the plan is not one for this model, or the folder holds something else or is in use.
     """
-    plan.check_schedule(model.schedule).check_model(lambda: model.fingerprint)
+    model.check_plan(plan)
     for state in (latents, *beside):
         if state.shape[1:] != model.shape:
             raise DdimError(
@@ -166,7 +163,7 @@ def decode(
         some = list(indices)
         return model.run_blocks(plan, latents[some], [state[some] for state in beside])
 
-    yield from _fill(folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
+    yield from _fill(model.kind, folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
 
 
 def read_sheet(folder: Path, indices: range) -> np.ndarray:
@@ -178,6 +175,7 @@ def read_sheet(folder: Path, indices: range) -> np.ndarray:
 
 
 def _fill(
+    kind: Kind,
     folder: Path,
     what: dict[str, Any],
     describe: Callable[[int], dict[str, str]],
@@ -189,21 +187,21 @@ def _fill(
     with lock(folder):
         claim(folder, what, indices.start, len(indices))
         remove_parts(folder)
-        missing = [i for i in indices if not picture_path(folder, i).exists()]
+        missing = [i for i in indices if not kind.path(folder, i).exists()]
         found, done = len(indices) - len(missing), 0
         yield Made(found, len(indices), found)
         text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
         text |= {"plan_sha256": _digest(what["plan"]), "software": f"ddim {ddim.__version__}"}
-        held: list[np.ndarray] = []
+        held: list[Any] = []
         for block in make(missing) if missing else ():
             if not torch.isfinite(block).all():
                 raise DdimError("samples", "are not finite numbers", "use --dtype float32, --clip, or another grid")
-            held += list(to_uint8(block))
+            held += kind.render(block)
             if len(held) < batch and done + len(held) < len(missing):
                 continue
-            for picture in held:
+            for sample in held:
                 index = missing[done]
-                save_png(picture_path(folder, index), picture, {**text, **describe(index), "index": str(index)})
+                kind.save(kind.path(folder, index), sample, {**text, **describe(index), "index": str(index)})
                 done += 1
             held.clear()
             yield Made(found + done, len(indices), found)

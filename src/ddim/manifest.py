@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 import ddim
+from ddim.engine import Engine
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
-from ddim.model import Model
-from ddim.plan import Plan
+from ddim.table import Table
 
 MANIFEST = "manifest.json"
 
@@ -56,7 +56,7 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
     write_atomic(path, (json.dumps({**what, "ranges": ranges}, indent=1) + "\n").encode())
 
 
-def identity(model: Model, plan: Plan, name: str) -> dict[str, Any]:
+def identity(model: Engine, plan: Table[Any], name: str) -> dict[str, Any]:
     """What a model and a plan make depends on, for a manifest."""
     versions = {"ddim": ddim.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {

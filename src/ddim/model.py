@@ -6,50 +6,42 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim import checkpoint, inversion, samplers, tuning
+from ddim.config import ModelConfig
+from ddim.data.policy import ImagePolicy
 from ddim.denoiser import Guidance, Hook, Hooked
+from ddim.engine import STEPS, Engine
 from ddim.engine import DType as DType
-from ddim.engine import Engine
 from ddim.errors import DdimError, say
 from ddim.grid import DEFAULT
-from ddim.nn.unet import UNet
+from ddim.nn.network import Network
 from ddim.pixels import to_float
 from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.token_model import TokenModel
 
-STEPS = 20
 PILOTS = 2**63  # of seeds of tuning
 
 
 class Model(Engine):
-    """A trained model: an `Engine`, with plans made for it, and what is done with them."""
+    """A trained model of real-valued pictures: an `Engine`, with plans made for it, and what is done with them."""
 
-    def levels(
-        self,
-        grid: str | Sequence[float] = DEFAULT,
-        steps: int | None = None,
-        encode: bool = False,
-        top: int | None = None,
-    ) -> tuple[Level, ...]:
-        """The levels a sampler walks, see `ddim.samplers.walk`: the grid's from the noisiest down, then clean data.
+    SETTINGS = frozenset({"eta", "sigma", "clip_x0", "encode"})
 
-        Args:
-            grid: A grid's name (see `ddim.grid`) or a rising list of times.
-            steps: S, the number of network calls; with a named grid 20 if left out.
-            encode: Rising instead, from clean data to the noisiest.
-            top: The noisiest time, where a run starts from a picture partly noised.
+    @property
+    def policy(self) -> ImagePolicy:
+        """How pictures become the network's grid."""
+        return cast(ImagePolicy, self.config.data)
 
-        Raises:
-            DdimError: See `ddim.grid.tau`.
-        """
-        some = STEPS if isinstance(grid, str) and steps is None else steps
-        return samplers.walk(self.schedule, self.config.predicts, grid, some, encode, top)
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one sample, (C, H, W)."""
+        return cast(tuple[int, int, int], self.config.network.shape)
 
     def plan(
         self,
@@ -134,10 +126,7 @@ class Model(Engine):
         Raises:
             DdimError: If an argument is out of range, or the plan is not one for this model.
         """
-        if n < 0:
-            raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
-        if plan is not None and (settings or steps is not None):
-            raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        each = self.check_request(n, labels, plan, settings or steps is not None)
         grid = settings.get("grid")
         by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of times starts where it ends
         if by_name and (origin is None) != (settings.get("top") is None):
@@ -146,9 +135,6 @@ class Model(Engine):
             )
         own = "ddim" if hook or origin is not None else "auto"
         plan = plan or self.plan(steps, **{"sampler": own, **settings})
-        each = [labels] * n if isinstance(labels, int) else labels
-        if each is not None and len(each) != n:
-            raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
         through = partial(Hooked, hook=hook) if hook else None
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
@@ -265,18 +251,8 @@ class Model(Engine):
             blocks = self.run_blocks(way.down, latents)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
-    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model folder, `model.safetensors` + `config.json`.
 
-        Args:
-            folder: Where; an older model there is replaced.
-            dtype: The dtype to store weights in; their own if None.
-        """
-        weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
-        checkpoint.write(Path(folder), self.config, weights)
-
-
-def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model:
+def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model | TokenModel:
     """A model: bundled, a model folder, or a training run's folder. Nothing in it is ever executed.
 
     Args:
@@ -289,9 +265,15 @@ def load(name: str | Path, device: torch.device | str | None = None, **settings:
     """
     config, weights = checkpoint.read(name)
     with torch.device("meta"):  # no draws from the global generator, no time spent on weights to be replaced
-        network = UNet(config.network)
+        network = config.network.build()
     network.to_empty(device="cpu")
     checkpoint.fill(network, weights, name)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(network, config, device, **settings)
+    return of(network, config, device, **settings)
+
+
+def of(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model | TokenModel:
+    """A network and its configuration as a model of its kind; settings: dtype, compile, micro_batch."""
+    assert isinstance(network, Network)
+    return (TokenModel if config.categorical else Model)(network, config, device, **settings)

@@ -3,43 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from ddim.categorical import Alphabet
 from ddim.denoiser import Prediction, Predicts, predict
-from ddim.nn.unet import UNet
+from ddim.nn.network import Network
 from ddim.schedule import Level
+from ddim.tokens import TokenPrediction, predict_tokens
+
+P = TypeVar("P", bound=Prediction | TokenPrediction)
+Hub = Callable[[Tensor, Tensor, Level], P]
+"""What a network's output at x and a level says."""
 
 
-class NetworkDenoiser:
+def pictures_hub(predicts: Predicts) -> Hub[Prediction]:
+    """The hub of a network over real-valued data that predicts eps, x_0 or v."""
+
+    def read(output: Tensor, x: Tensor, level: Level) -> Prediction:
+        return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, predicts)
+
+    return read
+
+
+def tokens_hub(alphabet: Alphabet) -> Hub[TokenPrediction]:
+    """The hub of a network over categories, which gives logits."""
+    return partial(predict_tokens, alphabet=alphabet)
+
+
+class NetworkDenoiser(Generic[P]):
     """A trained network as a denoiser; what depends on time alone is computed once per time.
 
     Args:
         network: The network, its body in the dtype to compute in.
-        predicts: What it predicts.
+        hub: What its output says.
         labels: int64, (N,), one label for each sample of the batches to come, or None.
         body: The network's body, if it is to be replaced by a compiled one.
     """
 
     def __init__(
         self,
-        network: UNet,
-        predicts: Predicts,
+        network: Network,
+        hub: Hub[P],
         labels: Tensor | None = None,
         body: Callable[..., Tensor] | None = None,
     ):
-        self.network, self.predicts, self.labels = network, predicts, labels
+        self.network, self.hub, self.labels = network, hub, labels
         self.body = body or network.body
-        self.dtype = network.conv_in.weight.dtype
-        self.device = network.conv_in.weight.device
+        first = next(network.entry.parameters())
+        self.dtype, self.device = first.dtype, first.device
         self._conditions: dict[float, Tensor] = {}
 
-    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
-        """The prediction at x, (N, C, H, W), float32 or float64; differentiable in x where x asks for it."""
-        inner = x.to(self.dtype, memory_format=torch.channels_last)
-        output = self.body(inner, self._condition(level.t))
-        return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, self.predicts)
+    def __call__(self, x: Tensor, level: Level, /) -> P:
+        """The prediction at x, (N, ...): floats, differentiable in x where x asks for it, or ids."""
+        return self.hub(self.body(self.network.enter(x), self._condition(level.t)), x, level)
 
     def _condition(self, t: float) -> Tensor:
         # One time after another: made together, their bits would depend on which times were asked for before.

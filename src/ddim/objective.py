@@ -139,6 +139,10 @@ class Objective:
         """
         return self.weigh(self.error(network, x0, t, eps), t)
 
+    def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The randomness that noises x0 (B, ...): standard normal, of its shape."""
+        return torch.randn(x0.shape, generator=generator, device=x0.device)
+
     def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """The squared error of the network's own output per dimension; arguments and shape as for `loss`."""
         signal, noise = self._table[:2, t - 1].unbind()
@@ -153,8 +157,8 @@ class Objective:
         """L_gamma of what `error` gives, (B,)."""
         return self._table[2, t - 1] * error
 
-    def in_eps(self, error: Tensor, t: Tensor) -> Tensor:
-        """|| eps - eps_theta ||^2 / d of what `error` gives, (B,); no division, so that no weight may spoil it."""
+    def told(self, error: Tensor, t: Tensor) -> Tensor:
+        """What the table of errors holds: || eps - eps_theta ||^2 / d, (B,), of what `error` gives; no division."""
         return self._table[3, t - 1] * error
 
 

@@ -39,3 +39,29 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """
     scaled = images.detach().to("cpu", torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_levels(images: np.ndarray | Tensor, levels: int) -> Tensor:
+    """Pictures as ids of K grey levels, each a range of values: floor(u K / 256).
+
+    Args:
+        images: uint8, (N, H, W, C), in [0, 255].
+        levels: K, 2..256.
+
+    Returns:
+        int64, (N, C, H, W), in 0..K-1.
+    """
+    return torch.as_tensor(images).permute(0, 3, 1, 2).long().mul(levels).div(256, rounding_mode="floor")
+
+
+def from_levels(ids: Tensor, levels: int) -> np.ndarray:
+    """Ids of K grey levels as pictures, the levels spread over 0..255.
+
+    Args:
+        ids: int64, (N, C, H, W), in 0..K-1.
+        levels: K.
+
+    Returns:
+        uint8, (N, H, W, C).
+    """
+    return (ids.cpu() * 255 / (levels - 1)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddim.errors import DdimError
+from ddim.schedule import Level
 
 FORMAT = "ddim-plan"
 VERSION = 1
 
 
-class PlanFileRow(BaseModel):
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+_Place = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0)]
+
+
+class FileRow(BaseModel):
     """A row; levels are places in the file's list."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    now: int = Field(ge=0)
-    next: int = Field(ge=0)
-    at: int | None = Field(None, ge=0)
+    model_config = _STRICT
+    now: _Place
+    next: _Place
+    at: _Place | None = None
+
+    def levels(self, known: Sequence[Level]) -> dict[str, Any]:
+        """The row's levels by name."""
+        return {
+            "now": known[self.now],
+            "next": known[self.next],
+            "at": None if self.at is None else known[self.at],
+        }
+
+
+class File(BaseModel):
+    """What every plan's file holds."""
+
+    model_config = _STRICT
+    format: str
+    version: int
+    sampler: str
+    about: str
+    made_for: str = ""
+    levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
+
+    def known(self) -> list[Level]:
+        """The file's levels."""
+        return [Level(t, float(log_snr)) for t, log_snr in self.levels]
+
+
+class PlanFileRow(FileRow):
+    """A row over real-valued data."""
+
     x: tuple[float, ...] = ()
     x0: tuple[float, ...] = ()
     eps: tuple[float, ...] = ()
@@ -28,22 +65,38 @@ class PlanFileRow(BaseModel):
     sigma: float = 0.0
 
 
-class PlanFile(BaseModel):
-    """A whole file."""
+class PlanFile(File):
+    """A plan over real-valued data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    format: str
-    version: int
-    sampler: str
-    about: str
     clip_x0: bool
     keeps_marginals: bool
     straight: bool = True
-    before: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    before: tuple[_Place, ...] = ()
     lattice: float = 0.0
-    made_for: str = ""
-    levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
     rows: Sequence[PlanFileRow]
+
+
+class MixtureFileRow(FileRow):
+    """A row over categories."""
+
+    keep: _Share = 0.0
+    to_x0: _Share = 0.0
+    fresh: _Share = 0.0
+
+
+class MixtureFile(File):
+    """A plan over categories."""
+
+    kind: Literal["categorical"]
+    kernel: Literal["ddim", "markov"] = "ddim"
+    categories: int = Field(ge=2)
+    pi: Literal["uniform"] | _Place | tuple[_Share, ...] = "uniform"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    rows: Sequence[MixtureFileRow]
+
+
+Kind = TypeVar("Kind", bound=File)
 
 
 def word(value: float) -> Any:
@@ -51,14 +104,24 @@ def word(value: float) -> Any:
     return value if math.isfinite(value) else str(value)
 
 
-def read_plan(text: str, name: str) -> PlanFile:
+def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
     """The file, its form validated; whether it is a sound plan is seen elsewhere.
 
+    Args:
+        text: The file's text.
+        name: Its name, for messages.
+        kind: `PlanFile` or `MixtureFile`.
+
     Raises:
-        DdimError: If it is not a plan of this version.
+        DdimError: If it is not a plan of this version and kind.
     """
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        wants = "kind" in kind.model_fields
+        if wants != ("kind" in json.loads(text)) and json.loads(text).get("format") == FORMAT:
+            over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
+            raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
     try:
-        file = PlanFile.model_validate_json(text)
+        file = kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"

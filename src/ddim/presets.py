@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from ddim.config import ScheduleConfig, TrainConfig
+from ddim.config import CategoricalConfig, ScheduleConfig, TrainConfig
 from ddim.data.policy import ImagePolicy
+from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
+from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 
 
@@ -18,18 +20,20 @@ class Preset(BaseModel):
 
     Args:
         about: What it is for, and what it costs.
-        data: How pictures become the network's grid.
+        data: How pictures become the network's grid, or text its tokens (then the vocabulary is the data's).
         network: The network's shape.
         predicts: What it predicts.
+        categorical: The categories of the data; None for real-valued pictures.
         schedule: The noise schedule.
         train: How it is trained.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     about: str
-    data: ImagePolicy
-    network: UNetConfig
+    data: ImagePolicy | TextPolicy
+    network: UNetConfig | TransformerConfig = Field(discriminator="kind")
     predicts: Predicts = "v"
+    categorical: CategoricalConfig | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     train: TrainConfig
 
@@ -42,7 +46,7 @@ def _preset(
         {
             "about": about,
             "data": data,
-            "network": {"in_channels": channels, "height": size, "width": size, **network},
+            "network": {"kind": "unet", "in_channels": channels, "height": size, "width": size, **network},
             "train": train,
             **rest,
         }
@@ -61,6 +65,8 @@ _SMALL_TRAIN = {
     "ema": 0.999,
     **_V,
 }
+# Of categories the network says p(x_0 | x_t), trained by plain cross-entropy; the cosine reveals them evenly in time.
+_TOKENS: dict[str, Any] = {"predicts": "x0", "schedule": {"name": "cosine"}}
 _LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
 PRESETS: dict[str, Preset] = {
@@ -95,6 +101,38 @@ PRESETS: dict[str, Preset] = {
         1,
         _SMALL,
         {**_SMALL_TRAIN, "steps": 6500, "flip": True, "checkpoint_every": 500, "preview_every": 1000},
+    ),
+    "mnist-4level": _preset(
+        "MNIST 28x28 in four grey levels, categorical; the network of mnist, over an hour on two cores",
+        28,
+        1,
+        {**_SMALL, "categories": 4},
+        {**_SMALL_TRAIN, "gamma": "simple", "steps": 4000, "flip": False, "checkpoint_every": 500},
+        categorical={"categories": 4},
+        **_TOKENS,
+    ),
+    "tinyshakespeare": Preset.model_validate(
+        {
+            "about": "text by characters, 2.2 M parameters, for a megabyte of it; the bundled model",
+            "data": {"length": 256},
+            "network": {"kind": "transformer", "length": 256},
+            "categorical": {"categories": 2},
+            "train": {
+                "steps": 3600,
+                "batch": 16,
+                "lr": 1.5e-3,
+                "warmup": 100,
+                "decay": "linear",
+                "decay_fraction": 0.6,
+                "weight_decay": 0.01,
+                "betas": (0.9, 0.98),
+                "ema": 0.995,
+                "flip": False,
+                "checkpoint_every": 250,
+                "preview_every": 500,
+            },
+            **_TOKENS,
+        }
     ),
     "cifar10": _preset(
         "CIFAR-10, the 35.7 M-parameter network and recipe of Ho et al., predicting v; for a GPU",

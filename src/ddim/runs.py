@@ -25,15 +25,13 @@ from ddim import checkpoint, seeds
 from ddim.calibration import complete
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
+from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
 from ddim.files import lock, make_folder, remove_parts, write_atomic
-from ddim.model import Model
-from ddim.nn.unet import UNet
-from ddim.objective import Objective
-from ddim.pixels import to_uint8
-from ddim.plan import Plan
+from ddim.kinds import kind_of
+from ddim.model import of
 from ddim.run_config import RunConfig, claim, refuse_foreign
-from ddim.sheet import save_png, sheet
+from ddim.table import Table
 from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
@@ -63,7 +61,7 @@ class Report:
 def train(
     folder: Path,
     config: RunConfig,
-    pictures: ImageSet,
+    pictures: ImageSet | TextSet,
     device: torch.device | str,
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
@@ -93,13 +91,15 @@ def train(
 
 
 class _Loop:
-    def __init__(self, folder: Path, config: RunConfig, pictures: ImageSet, device: torch.device, command: str):
+    def __init__(
+        self, folder: Path, config: RunConfig, pictures: ImageSet | TextSet, device: torch.device, command: str
+    ):
         self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
         recipe, model = config.train, config.model
         with seeds.forked("cpu", recipe.seed):
-            self.network = UNet(model.network).to(device)
-        self.device = device
-        self.objective = Objective(model.schedule.build(), model.predicts, recipe.gamma, device)
+            self.network = model.network.build().to(device)
+        self.device, self.kind = device, kind_of(model)
+        self.objective = self.kind.loss(recipe.gamma, device)
         classes = model.network.classes
         if classes and pictures.labels is None:
             raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
@@ -114,11 +114,12 @@ class _Loop:
             recipe,
             pictures.labels if classes else None,
             classes,
+            self.kind.read,
         )
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved = -1
-        self.preview_plan: Plan | None = None
+        self.preview_plan: Table[Any] | None = None
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -270,14 +271,12 @@ class _Loop:
         return self.config.model.model_copy(update={"provenance": provenance, "error": error})
 
     def _preview(self) -> str:
-        averaged = self.trainer.ema.module
-        assert isinstance(averaged, UNet)
-        model = Model(averaged, self.config.model, self.device)
         classes = self.config.model.network.classes
         labels = [i % classes for i in range(PREVIEWS)] if classes else None
+        model = of(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
             self.preview_plan = model.plan(20)
-        images = to_uint8(model.sample(PREVIEWS, seed=self.config.train.seed, labels=labels, plan=self.preview_plan))
-        path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}.png"
-        save_png(path, sheet(images, 6, zoom=2 if images.shape[1] <= 32 else 1))
-        return path.name
+        blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
+        samples = [sample for block in blocks for sample in self.kind.render(block)]
+        path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
+        return self.kind.preview(path, samples).name

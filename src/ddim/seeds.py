@@ -52,6 +52,26 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
     return made
 
 
+def pick(u: Tensor, probabilities: Tensor) -> Tensor:
+    """The category of each u by the inverse of the distribution function, exact but for rounding of the sums.
+
+    Args:
+        u: In [0, 1), (...).
+        probabilities: (K,), or (..., K), one distribution each; a sum that is not 1 is divided away.
+
+    Returns:
+        int64, (...); never a category of probability 0.
+    """
+    edges = probabilities.double().cumsum(-1)
+    at = u.double()[..., None] * edges[..., -1:]
+    if probabilities.ndim == 1:
+        ids = torch.searchsorted(edges, at.squeeze(-1).contiguous(), right=True)
+    else:
+        ids = torch.searchsorted(edges, at.contiguous(), right=True).squeeze(-1)
+    # u near 1 times the sum may round to the sum itself: then the last category that has any probability.
+    return torch.minimum(ids, (edges < edges[..., -1:]).sum(-1))
+
+
 @contextlib.contextmanager
 def forked(device: torch.device | str, seed: int) -> Iterator[None]:
     """Seed the global generator of one device for a while, and put its state back.
@@ -99,7 +119,7 @@ class Noise:
         return self._draw(0)
 
     def row(self, k: int) -> Tensor:
-        """The noise z_k of plan row k >= 0: float32, (N, *shape)."""
+        """What row k >= 0 of a plan draws: here the noise z_k, float32, (N, *shape)."""
         if k < 0:
             raise ValueError(f"plan rows count from 0, not {k}")
         return self._draw(k + 1)
@@ -108,6 +128,33 @@ class Noise:
         out = np.empty((len(self.indices), *self.shape), dtype=np.float32)
         for place, index in zip(out, self.indices, strict=True):
             place[...] = normal(self.seed, index, draw, self.shape)
+        return torch.from_numpy(out).to(self.device)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenNoise(Noise):
+    """The randomness of a batch of samples of categories.
+
+    Args:
+        seed: As for `Noise`, like the next three.
+        indices: As above.
+        shape: As above, for example (L,).
+        device: As above.
+        pi: What x_T is drawn from, float64, (K,).
+    """
+
+    pi: Tensor | None = None
+
+    def start(self) -> Tensor:
+        """x_T of every sample, each token drawn from pi: int64, (N, *shape)."""
+        assert self.pi is not None
+        return pick(self._draw(0)[..., 0], self.pi.to(self.device))
+
+    def _draw(self, draw: int) -> Tensor:
+        """Uniform on [0, 1), three for each token: float64, (N, *shape, 3)."""
+        out = np.empty((len(self.indices), *self.shape, 3))
+        for place, index in zip(out, self.indices, strict=True):
+            place[...] = _stream(self.seed, index, draw).random(place.shape)
         return torch.from_numpy(out).to(self.device)
 
 

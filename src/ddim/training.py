@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ddim import seeds
 from ddim.errors import DdimError, say
 from ddim.nn.ema import EMA
-from ddim.objective import Objective, draw_times
+from ddim.objective import draw_times
 from ddim.pixels import to_float
+from ddim.schedule import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,28 @@ class Update:
     images_seen: int
 
 
+class Loss(Protocol):
+    """What a network is trained on: `ddim.objective.Objective` for real-valued data, `ddim.tokens.CrossEntropy`."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+
+    def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The randomness that noises x0, (B, ...)."""
+
+    def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The error of each sample, float32, (B,)."""
+
+    def weigh(self, error: Tensor, t: Tensor) -> Tensor:
+        """The loss of each sample, (B,)."""
+
+    def told(self, error: Tensor, t: Tensor) -> Tensor:
+        """What the table of errors holds of each sample, (B,)."""
+
+
 class ErrorTable:
-    """|| eps - eps_theta ||^2 / d of the network in training at every time: a mean in which old steps fade.
+    """The error of the network in training at every time (`Loss.told`): a mean in which old steps fade.
 
     Each step counts for less and less, exactly as it does in the moving average of the weights; times that have long
     not been drawn are forgotten.
@@ -76,24 +97,27 @@ class Trainer:
 
     Args:
         network: Called as network(x, t) or network(x, t, labels).
-        objective: L_gamma.
-        pictures: Called with indices (B,), gives uint8 (B, H, W, C).
-        count: How many pictures there are.
+        objective: L_gamma, or the cross-entropy.
+        pictures: Called with indices (B,), gives a batch of the data, such as uint8 (B, H, W, C).
+        count: How many samples there are.
         recipe: A `ddim.config.TrainConfig`, or anything with its fields.
         labels: int64, (count,), where the network takes labels.
         classes: How many labels there are.
+        read: From such a batch to x_0, (B, ...).
     """
 
     def __init__(
         self,
         network: nn.Module,
-        objective: Objective,
+        objective: Loss,
         pictures: Callable[[np.ndarray], np.ndarray],
         count: int,
         recipe: Any,
         labels: np.ndarray | None = None,
         classes: int = 0,
+        read: Callable[[np.ndarray], Tensor] = to_float,
     ):
+        self.read = read
         self.network, self.objective, self.recipe = network.train(), objective, recipe
         self.pictures, self.count, self.classes = pictures, count, classes
         self.labels = None if labels is None else torch.from_numpy(labels)
@@ -158,18 +182,18 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         draw = seeds.generator(self.device, recipe.seed, self.step)
-        x0 = to_float(batch).to(self.device)
+        x0 = self.read(batch).to(self.device)
         if recipe.flip:
             flipped = torch.rand(len(x0), generator=draw, device=self.device) < 0.5
             x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
         t = draw_times(len(x0), self.objective.schedule.T, draw, recipe.antithetic)
-        eps = torch.randn(x0.shape, generator=draw, device=self.device)
+        noise = self.objective.draw(x0, draw)
         labels = self._drop(labels, draw)
         total, errors = torch.zeros((), device=self.device), []
         dropout = int(torch.randint(2**62, (1,), generator=draw, device=self.device))
         with seeds.forked(self.device, dropout):
             for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
-                loss, error = self._loss(x0[part], t[part], eps[part], None if labels is None else labels[part])
+                loss, error = self._loss(x0[part], t[part], noise[part], None if labels is None else labels[part])
                 (loss / recipe.accumulate).backward()
                 total += loss.detach() / recipe.accumulate
                 errors.append(error)
@@ -183,15 +207,15 @@ class Trainer:
         self.step += 1
         return Update(self.step, total, norm, rate, self.step * recipe.batch)
 
-    def _loss(self, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """L_gamma of a part of the batch, and each sample's error in eps."""
+    def _loss(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of a part of the batch, and what the table of errors is told of each sample."""
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
                 return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
 
-        error = self.objective.error(network, x0, t, eps)
-        return self.objective.weigh(error, t).mean(), self.objective.in_eps(error.detach(), t)
+        error = self.objective.error(network, x0, t, noise)
+        return self.objective.weigh(error, t).mean(), self.objective.told(error.detach(), t)
 
     def _drop(self, labels: Tensor | None, draw: torch.Generator) -> Tensor | None:
         if labels is None or not self.classes:

@@ -58,7 +58,7 @@ def command(
     config = loaded.config
     times = choose_times(loaded.schedule, count)
     refuse_other(out, config.sha256)
-    found = _pictures(data, config.data, split, limit)
+    found = _pictures(data, loaded.policy, split, limit)
     labels = found.labels if config.network.classes else None
     make_folder(out.parent)
     measured: list[Measured] = []

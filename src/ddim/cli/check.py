@@ -91,7 +91,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
         from ddim.cli.pictures import read_pictures
 
         limit = LIMIT if settings["limit"] is None else settings["limit"]
-        pictures, _ = read_pictures((data,), model.config.data, settings["split"], limit)
+        pictures, _ = read_pictures((data,), model.policy, settings["split"], limit)
     schedule = model.schedule
     on = "its own samples" if pictures is None else f"{Path(data).name}, {len(pictures)} picture(s)"
     title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"

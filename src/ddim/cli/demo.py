@@ -103,7 +103,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
     source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
     if source:
-        found, label = data.load(source, model.config.data, "test", SHOWN), "MNIST test digits"
+        found, label = data.load(source, model.policy, "test", SHOWN), "MNIST test digits"
     else:
         found, label = (
             data.digits_as_mnist("test", SHOWN),

@@ -109,7 +109,7 @@ def _known(
     from ddim.data import open_picture
     from ddim.pixels import to_float
 
-    policy = model.config.data
+    policy = model.policy
     if colour and policy.channels != 3:
         raise DdimError("--colour", "this model makes grey pictures", "use a colour model")
     small = None if upscale is None else _small(model, path, upscale)
@@ -139,7 +139,7 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
         wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
         raise DdimError(path, wrong, "make it as large as the picture")
     changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
-    kept = torch.as_tensor(open_picture(path, model.config.data.model_copy(update=changes))[:, :, 0] >= 128)
+    kept = torch.as_tensor(open_picture(path, model.policy.model_copy(update=changes))[:, :, 0] >= 128)
     if kept.all() or not kept.any():
         wrong = f"is {'white' if kept.all() else 'black'} all over"
         raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
@@ -161,7 +161,7 @@ def _small(model: Model, path: Path, k: int) -> Tensor | None:
         raise DdimError(f"--upscale {k}", wrong, "give a factor such as 2 or 4")
     changes = {"height": height // k, "width": width // k, "fit": "exact", "box": None}
     try:
-        return to_float(open_picture(path, model.config.data.model_copy(update=changes))[None])
+        return to_float(open_picture(path, model.policy.model_copy(update=changes))[None])
     except MisfitError:
         return None
 

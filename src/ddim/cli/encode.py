@@ -78,7 +78,7 @@ def command(
     from ddim.pixels import to_float
 
     way = make_way(loaded, method, steps, grid)
-    pictures, names = read_pictures(images, loaded.config.data, split, limit)
+    pictures, names = read_pictures(images, loaded.policy, split, limit)
     begun, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")

@@ -85,7 +85,7 @@ def command(
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if strangers(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
-    policy = loaded.config.data
+    policy = loaded.policy
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     make_folder(out)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from ddim.config import CategoricalConfig
 
 
 @click.command("info")
@@ -24,25 +29,23 @@ def command(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(to_json(config), nl=False)
         return
-    net, policy, origin = config.network, config.data, config.provenance
+    net, policy, origin, noise = config.network, config.data, config.provenance, config.categorical
     parameters = sum(p.numel() for p in loaded.network.parameters())
     first, last = loaded.schedule.level(1), loaded.schedule.level(loaded.schedule.T)
-    recipe = origin.training
+    recipe, things = origin.training, loaded.kind.things
     lines = {
         "model": str(find(model)),
-        "pictures": f"{policy.height}x{policy.width}, {'grey' if policy.channels == 1 else 'colour'}",
-        "network": f"U-Net, {parameters / 1e6:.1f} M parameters, {net.channels} channels x {list(net.multipliers)}, "
-        f"{net.blocks} blocks, patch {net.patch}, attention at {list(net.attention)}",
+        **policy.facts(),
+        **({} if noise is None else {"categories": f"{noise.categories}, noise {_pi(noise)}"}),
+        "network": f"{net}; {parameters / 1e6:.1f} M parameters",
         "labels": f"{net.classes} classes" if net.classes else "none",
         "predicts": config.predicts,
         "schedule": f"{loaded.schedule.name}, T = {loaded.schedule.T}, log-SNR {first.log_snr:.2f} at t = 1 to "
         f"{last.log_snr:.2f} at T",
-        "data policy": f"fit {policy.fit}, filter {policy.filter}, matte {policy.matte}"
-        + (f", box {list(policy.box)}" if policy.box else ""),
-        "trained on": f"{origin.data} ({origin.split}), {origin.pictures} pictures, hash {origin.data_fingerprint}"
+        "trained on": f"{origin.data} ({origin.split}), {origin.pictures} {things}, hash {origin.data_fingerprint}"
         if origin.data
         else "unknown",
-        "training": f"{origin.steps} steps, {origin.images_seen} pictures seen, {origin.seconds / 60:.0f} minutes"
+        "training": f"{origin.steps} steps, {origin.images_seen} {things} seen, {origin.seconds / 60:.0f} minutes"
         + (f", gamma {recipe.gamma}, EMA {recipe.ema}, seed {recipe.seed}" if recipe else ""),
         "error table": f"from {origin.error_from or 'an unknown place'}: {config.error[0]:.4g} at t = 1 to "
         f"{config.error[-1]:.4g} at T"
@@ -55,3 +58,8 @@ def command(model: str, as_json: bool) -> None:
     width = max(len(key) for key in lines)
     for key, value in lines.items():
         click.echo(f"{key:{width}}  {value}")
+
+
+def _pi(noise: CategoricalConfig) -> str:
+    named = noise.pi if isinstance(noise.pi, str) else "of a given pi"
+    return named + (", tokens that are not masked are carried over" if noise.carry_over else "")

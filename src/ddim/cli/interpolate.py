@@ -115,7 +115,7 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan) -> Tensor:
     from ddim.cli.pictures import read_pictures
     from ddim.pixels import to_float
 
-    pictures, _ = read_pictures(files, model.config.data, None, None)
+    pictures, _ = read_pictures(files, model.policy, None, None)
     return torch.cat([*model.run_blocks(plan, to_float(pictures))])
 
 

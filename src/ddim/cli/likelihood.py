@@ -71,7 +71,7 @@ def command(
 
     loaded = load_model(model, device, dtype, compile_)
     request = (_bound if method == "bound" else _ode)(loaded, seed, settings)
-    pictures, names = read_pictures(data, loaded.config.data, split, limit)
+    pictures, names = read_pictures(data, loaded.policy, split, limit)
 
     from ddim import bits
 

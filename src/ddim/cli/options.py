@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ddim.data import ImagePolicy, ImageSet
     from ddim.model import Model
     from ddim.plan import Plan
+    from ddim.table import Table
+    from ddim.token_model import TokenModel
 
 GRIDS = (
     "equal-angle",
@@ -119,12 +121,32 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
-    """The model of a command's MODEL argument."""
+def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--temperature, --top-p."""
+    for option in (
+        click.option("--top-p", type=float, help="Categories: only the likeliest, up to this sum. [default: 1]"),
+        click.option("--temperature", type=float, help="Categories: below 1 the prediction is sharper. [default: 1]"),
+    ):
+        function = option(function)
+    return function
+
+
+def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model | TokenModel:
+    """The model of a command's MODEL argument, whatever its data."""
     from ddim.model import load
 
     check_device(device)
     return load(name, device, dtype=dtype, compile=compile_, **settings)
+
+
+def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
+    """The model of a command's MODEL argument, which must be one of real-valued pictures."""
+    from ddim.model import Model
+
+    model = load_any(name, device, dtype, compile_, **settings)
+    if not isinstance(model, Model):
+        raise DdimError(name, "is a model of categories", "this command needs one of real-valued pictures")
+    return model
 
 
 def check_device(device: str | None) -> None:
@@ -155,6 +177,23 @@ def load_pictures(
                 pictures: ImageSet = end.value
                 return pictures
             bar.update(task, completed=done, total=total)
+
+
+def make_any_plan(
+    model: Model | TokenModel, steps: int | None, grid: str | None, sampler: str, **settings: Any
+) -> Table[Any]:
+    """The plan that a command's options ask for, of a model of either kind; options left out are None."""
+    from ddim.model import Model
+
+    settings = {key: value for key, value in settings.items() if value is not None}
+    for name in settings.keys() - model.SETTINGS:
+        kind = "real-valued data" if isinstance(model, Model) else "categories"
+        option = f"--{name.removesuffix('_x0').replace('_', '-')}"
+        raise DdimError(option, f"is not a setting of samplers over {kind}", "leave it out")
+    if isinstance(model, Model):
+        return make_plan(model, steps, grid, sampler=sampler, **settings)
+    times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
+    return model.plan(steps, times, sampler=sampler, **settings)
 
 
 def make_plan(

@@ -6,7 +6,7 @@ import json
 
 import click
 
-from ddim.cli.options import grid_option, make_plan, noise_options, sampler_option, steps_option
+from ddim.cli.options import grid_option, make_any_plan, noise_options, sampler_option, sharpness_options, steps_option
 
 
 @click.command("plan")
@@ -15,6 +15,7 @@ from ddim.cli.options import grid_option, make_plan, noise_options, sampler_opti
 @sampler_option
 @grid_option(default="equal-angle; auto has its own")
 @noise_options
+@sharpness_options
 @click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
 @click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
 def command(
@@ -25,13 +26,16 @@ def command(
     eta: float | None,
     sigma: str | None,
     clip_x0: bool | None,
+    temperature: float | None,
+    top_p: float | None,
     encode: bool,
     as_json: bool,
 ) -> None:
     """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
 
     Each row says x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
-    eps[-1] weighs the prediction one row before.
+    eps[-1] weighs the prediction one row before. Of categories it says with what probability a token is kept, drawn
+    from the predicted x_0, or from the noise.
 
     \b
     Examples:
@@ -42,5 +46,7 @@ def command(
     """
     from ddim.model import load
 
-    made = make_plan(load(model, "cpu"), steps, grid, eta, sigma, clip_x0, encode, sampler=sampler)
+    settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
+    sharp = {"temperature": temperature, "top_p": top_p}
+    made = make_any_plan(load(model, "cpu"), steps, grid, sampler, **settings, **sharp)
     click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))

@@ -64,7 +64,7 @@ def command(
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
-    pictures, _ = read_pictures(images, loaded.config.data, split, limit)
+    pictures, _ = read_pictures(images, loaded.policy, split, limit)
     make_folder(out)
     results, failed = _measure(loaded, ways, pictures)
     if not results:

@@ -84,7 +84,7 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     if loaded.config.needs_label:
         raise DdimError(model, "was never trained without a label", "take another model; evaluate has --label")
-    policy, T = loaded.config.data, loaded.schedule.T
+    policy, T = loaded.policy, loaded.schedule.T
     found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")

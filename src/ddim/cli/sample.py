@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,18 +12,20 @@ from ddim.cli.filling import fill
 from ddim.cli.options import (
     device_options,
     grid_option,
-    load_model,
-    make_plan,
+    load_any,
+    make_any_plan,
     noise_options,
     output_file,
     sampler_option,
+    sharpness_options,
     steps_option,
 )
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
     from ddim.denoiser import Guidance
-    from ddim.plan import Plan
+    from ddim.engine import Engine
+    from ddim.table import Table
 
 
 @click.command("sample")
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @sampler_option
 @grid_option(default="equal-angle; auto has its own")
 @noise_options
+@sharpness_options
 @click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
 @click.option("--start", type=int, default=0, show_default=True, help="Index of the first picture.")
 @click.option(
@@ -66,6 +69,8 @@ def command(
     eta: float | None,
     sigma: str | None,
     clip_x0: bool | None,
+    temperature: float | None,
+    top_p: float | None,
     seed: int,
     start: int,
     batch: int,
@@ -80,10 +85,10 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Sample pictures of MODEL (a bundled model, a model folder or a run) into a folder.
+    """Sample pictures or texts of MODEL (a bundled model, a model folder or a run) into a folder.
 
-    Picture i depends on the model, the plan, the seed and i alone. Run again after an interruption, the same command
-    makes exactly the pictures that are missing.
+    Sample i depends on the model, the plan, the seed and i alone. Run again after an interruption, the same command
+    makes exactly those that are missing.
 
     \b
     Examples:
@@ -93,57 +98,58 @@ def command(
 
     if sheet is not None:
         output_file(sheet)
-    loaded = load_model(model, device, dtype, compile_, micro_batch=micro_batch)
-    from ddim.generate import generate, picture_path, read_sheet
+    loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
+    from ddim.generate import generate, read_sheet
     from ddim.sheet import save_png
     from ddim.sheet import sheet as make_sheet
 
+    settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
+    if sheet is not None and loaded.kind.unit != "images":
+        raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
     if plan_file is not None:
-        given = {
-            "--sampler": None if sampler == "auto" else sampler,
-            "--steps": steps,
-            "--grid": grid,
-            "--eta": eta,
-            "--sigma": sigma,
-            "--clip": clip_x0,
-        }
-        plan = _read_plan(plan_file, given, any_model)
+        given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
+        plan = _read_plan(loaded, plan_file, given, any_model)
     elif any_model:
         raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
     else:
         sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
-        plan = make_plan(loaded, steps, grid, eta, sigma, clip_x0, sampler=sampler)
+        plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
     making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale)
-    made = fill(making, f"{plan.calls} calls each", n, "pictures", out)
+    what = loaded.kind.things
+    made = fill(making, f"{plan.calls} calls each", n, what, out)
     there = f" ({made.found} were there)" if made.found else ""
-    click.echo(f"{n} pictures{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, start)} ...")
+    first = loaded.kind.path(out, start)
+    click.echo(f"{n} {what}{there}, {plan.name}, {plan.calls} network calls each: {first} ...")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(n**0.5))))
         click.echo(f"sheet: {sheet}")
 
 
-def _read_plan(path: Path, given: Mapping[str, object], any_model: bool) -> Plan:
+def _read_plan(model: Engine, path: Path, given: Mapping[str, object], any_model: bool) -> Table[Any]:
     """The plan of --plan, beside which none of the options given may have a value."""
     from dataclasses import replace
 
-    from ddim.plan import Plan
-
-    for option in [name for name, value in given.items() if value is not None]:
+    for name in [name for name, value in given.items() if value is not None]:
+        option = f"--{name.removesuffix('_x0').replace('_', '-')}"
         raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
     if not path.is_file():
         raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
-    plan = Plan.from_json(path.read_text(errors="replace"), str(path))
-    return replace(plan, made_for="") if any_model else plan
+    plan: Any = model.kind.read_plan(path.read_text(errors="replace"), str(path))
+    made: Table[Any] = replace(plan, made_for="") if any_model else plan
+    return made
 
 
-def _scale(plan: Plan, guidance: float | None, lam: float | None) -> Guidance | None:
+def _scale(plan: Table[Any], guidance: float | None, lam: float | None) -> Guidance | None:
     """What --guidance or --cfg-plus-plus asks for."""
     from ddim.guidance import cfg_plus_plus
+    from ddim.plan import Plan
 
     if lam is None:
         return guidance
+    if not isinstance(plan, Plan):
+        raise DdimError("--cfg-plus-plus", "is for real-valued pictures", "use --guidance")
     if guidance is not None:
         raise DdimError("--guidance and --cfg-plus-plus", "are both given", "give one of them")
     return cfg_plus_plus(plan, lam)

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -17,6 +17,7 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from ddim.config import ModelConfig, TrainConfig
     from ddim.data import ImageSet
+    from ddim.data.text import TextPolicy, TextSet
     from ddim.presets import Preset
 
 _RECIPE = (
@@ -61,6 +62,8 @@ LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vl
 @click.option("--split", default="train", show_default=True, help="Which part of the data.")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and say which.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: a tokenizers file. [default: characters]")
+@click.option("--length", type=int, help="Text: tokens of a sequence, instead of the preset's.")
 @click.option("--size", type=int, help="Side of the square the pictures are brought to, instead of the preset's.")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour, instead of the preset's.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.")
@@ -98,6 +101,8 @@ def command(
     split: str,
     limit: int | None,
     skip_unreadable: bool,
+    tokenizer: Path | None,
+    length: int | None,
     size: int | None,
     channels: str | None,
     predicts: str | None,
@@ -130,29 +135,38 @@ def command(
             raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
     recipe = preset(name)
     changes = {
-        "data": _changes(height=size, width=size, channels=channels and int(channels)),
+        "data": _changes(height=size, width=size, channels=channels and int(channels), length=length),
         "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_),
         "network": {},
         "schedule": {},
+        "categorical": {},
     }
     for setting in settings:
         _set(changes, setting)
+    if is_text := hasattr(recipe.data, "length"):
+        changes["data"] |= _vocabulary(data, tokenizer)
+    elif tokenizer or length:
+        raise DdimError("--tokenizer and --length", "are about text", f"leave them out with the preset {name}")
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
-    pictures = load_pictures(data, model.data, split, limit, skip_unreadable)
-    if labels:
-        changes["network"]["classes"] = _classes(data, pictures)
-        model, train = _configure(recipe, changes, predicts)
+    found: ImageSet | TextSet
+    if is_text:
+        found = _text(data, model, split, limit, labels)
+    else:
+        found = pictures = load_pictures(data, cast(Any, model.data), split, limit, skip_unreadable)
+        if labels:
+            changes["network"]["classes"] = _classes(data, pictures)
+            model, train = _configure(recipe, changes, predicts)
     config = RunConfig(
-        data=pictures.name,
-        split=pictures.split,
+        data=found.name,
+        split=found.split,
         limit=limit,
-        data_fingerprint=pictures.fingerprint(),
+        data_fingerprint=found.fingerprint(),
         model=model,
         train=train,
     )
-    _train(out, config, pictures, device)
+    _train(out, config, found, device)
 
 
 def _changes(**values: Any) -> dict[str, Any]:
@@ -174,6 +188,21 @@ def _classes(data: str, pictures: ImageSet) -> int:
     return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
 
 
+def _vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
+    """What a text's tokens are: a tokenizer's, or all of its characters."""
+    from ddim.data.text import characters, read_tokenizer
+
+    return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
+
+
+def _text(data: str, model: ModelConfig, split: str, limit: int | None, labels: bool) -> TextSet:
+    from ddim.data.text import load_text
+
+    if labels:
+        raise DdimError("--labels", "is about pictures", "leave it out")
+    return load_text(data, cast("TextPolicy", model.data), split, limit)
+
+
 def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
     """Put a KEY=VALUE such as network.channels=96 into the changes; the value is JSON, or else a word."""
     key, equals, text = setting.partition("=")
@@ -193,43 +222,66 @@ def _configure(
     recipe: Preset, changes: dict[str, dict[str, Any]], predicts: str | None
 ) -> tuple[ModelConfig, TrainConfig]:
     """A preset with changes; the network's size follows the pictures'."""
-    from ddim.config import ModelConfig, TrainConfig, build
-    from ddim.data import ImagePolicy
-    from ddim.objective import weights
+    import torch
 
-    policy = build(ImagePolicy, recipe.data.model_dump() | changes["data"], "pictures")
+    from ddim.config import CategoricalConfig, ModelConfig, TrainConfig, build
+    from ddim.kinds import kind_of
+
+    policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
     what = predicts or recipe.predicts
     training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
-    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width}
-    scale = policy.height / recipe.data.height  # attention stays at its level
-    attention = [round(side * scale) for side in recipe.network.attention]
-    network = recipe.network.model_dump() | {"attention": attention} | shape | changes["network"]
+    categorical = _categorical(recipe, policy, changes["categorical"])
+    network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
+    if categorical:
+        network["categories"] = build(CategoricalConfig, categorical, "categorical").size
     schedule = recipe.schedule.model_dump() | changes["schedule"]
-    model = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
     made = build(ModelConfig, model, "model")
-    weights(made.schedule.build(), made.predicts, train.gamma)  # refuses one that is infinite
+    kind_of(made).loss(train.gamma, torch.device("cpu"))  # refuses a weight that is infinite, or another kind's
     return made, train
 
 
-def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> None:
+def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
+    """What of the network's shape follows the data's."""
+    if len(policy.shape) == 1:
+        return {"length": policy.length}
+    scale = policy.height / recipe.data.height  # type: ignore[union-attr]  # attention stays at its level
+    attention = [round(side * scale) for side in recipe.network.attention]  # type: ignore[union-attr]
+    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width}
+    return {"attention": attention} | shape
+
+
+def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[str, Any] | None:
+    """The categories: a text's are as many as its vocabulary has."""
+    if recipe.categorical is None:
+        if changes:
+            raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
+        return None
+    own = {"categories": policy.categories} if len(policy.shape) == 1 else {}
+    return recipe.categorical.model_dump() | own | changes
+
+
+def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None) -> None:
     import torch
 
     from ddim import runs
+    from ddim.kinds import kind_of
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
-    steps, batch = config.train.steps, config.train.batch
+    steps, batch, unit = config.train.steps, config.train.batch, kind_of(config.model).unit
     report = None
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=steps, rate="")
         start: tuple[float, int] | None = None
-        for report in runs.train(out, config, pictures, device, line, stopper):
+        for report in runs.train(out, config, data, device, line, stopper):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
-            told = f"loss {report.loss:.4f}  {rate:.0f} images/s" if rate else ""
+            told = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
             bar.update(task, completed=report.step, rate=told)
             if report.event:
                 bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
@@ -238,4 +290,4 @@ def _train(out: Path, config: Any, pictures: ImageSet, device: str | None) -> No
         click.echo(f"stopped at step {report.step} of {steps}; run the same command to go on", err=True)
         raise SystemExit(stopper.code)
     done = "done" if start and start[1] < steps else "nothing left to do"
-    click.echo(f"{done}: {steps} steps, {report.images_seen} images seen; the model is {out / 'model'}")
+    click.echo(f"{done}: {steps} steps, {report.images_seen} {unit} seen; the model is {out / 'model'}")

@@ -48,3 +48,11 @@ class ImagePolicy(BaseModel):
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of every picture: (H, W, C)."""
         return self.height, self.width, self.channels
+
+    def facts(self) -> dict[str, str]:
+        """What it says, for people."""
+        box = f", box {list(self.box)}" if self.box else ""
+        return {
+            "pictures": f"{self.height}x{self.width}, {'grey' if self.channels == 1 else 'colour'}",
+            "data policy": f"fit {self.fit}, filter {self.filter}, matte {self.matte}{box}",
+        }

@@ -6,13 +6,14 @@ Written to be run many times at few distinct times: all that depends on time alo
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ddim.nn.network import Network, zero
 
 
 class UNetConfig(BaseModel):
@@ -33,6 +34,8 @@ class UNetConfig(BaseModel):
         dropout: Dropout rate inside the blocks.
         patch: Side of the square of pixels that becomes one position (1 = none).
         classes: Number of labels, 0 for none. Label `classes` means "no label".
+        categories: 0 for real-valued pictures; else the grey levels of a channel, a mask among them where there is one,
+            and the network is a `CategoricalUNet`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +53,7 @@ class UNetConfig(BaseModel):
     dropout: float = Field(0.1, ge=0, lt=1)
     patch: int = Field(1, ge=1)
     classes: int = Field(0, ge=0)
+    categories: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _fits(self) -> UNetConfig:
@@ -69,21 +73,18 @@ class UNetConfig(BaseModel):
                 raise ValueError(f"{self.heads} heads do not divide {self.channels * multiplier} channels")
         return self
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W)."""
+        return (self.in_channels, self.height, self.width)
 
-def sinusoidal(t: Tensor, channels: int) -> Tensor:
-    """The transformer's position embedding as DDPM uses it: [sin, cos], frequencies 1 to 1/10000.
+    def build(self) -> UNet | CategoricalUNet:
+        """The network, its weights drawn from the global generator."""
+        return CategoricalUNet(self) if self.categories else UNet(self)
 
-    Args:
-        t: float32, (B,).
-        channels: Even number of channels.
-
-    Returns:
-        float32, (B, channels).
-    """
-    half = channels // 2
-    rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / max(half - 1, 1)))
-    angles = t.float()[:, None] * rates[None, :]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    def __str__(self) -> str:
+        said = f"U-Net, {self.channels} channels x {list(self.multipliers)}, {self.blocks} blocks, patch {self.patch}, "
+        return said + f"attention at {list(self.attention)}" + (f", {self.categories} ids" if self.categories else "")
 
 
 class Block(nn.Module):
@@ -95,7 +96,7 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = _zero(nn.Linear(channels, channels))
+        self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """The attended picture."""
@@ -150,7 +151,7 @@ class Up(nn.Module):
         return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
 
 
-class UNet(nn.Module):
+class UNet(Network):
     """The network: x_t and a time in, eps, x_0 or v out, whichever it was trained for."""
 
     def __init__(self, config: UNetConfig):
@@ -194,26 +195,17 @@ class UNet(nn.Module):
                 self.ups.append(Up(now))
                 side *= 2
         self.norm_out = nn.GroupNorm(c.groups, now, eps=1e-6)
-        self.conv_out = _zero(nn.Conv2d(now, c.in_channels * c.patch**2, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(now, c.in_channels * c.patch**2, 3, padding=1))
         self.time_to_blocks = nn.Linear(embedding, sum(self.widths))
 
-    def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """All that depends on time and label alone, for every block.
+    @property
+    def entry(self) -> nn.Module:
+        """The first convolution."""
+        return self.conv_in
 
-        Args:
-            t: Times in our counting, 1..T, whole or not, (B,). This is the one place where the network's own
-                counting, t - 1, is made of them.
-            labels: int64, (B,), in 0..classes, where `classes` means no label; None means no label for all.
-
-        Returns:
-            (B, sum of all blocks' channels), in the dtype of the time layers.
-        """
-        embedded = self.time(sinusoidal(t - 1.0, self.config.channels).to(cast(nn.Linear, self.time[0]).weight.dtype))
-        if self.label is not None:
-            if labels is None:
-                labels = torch.full(t.shape, self.config.classes, device=t.device)
-            embedded = embedded + self.label(labels)
-        return cast(Tensor, self.time_to_blocks(F.silu(embedded)))
+    def enter(self, x: Tensor) -> Tensor:
+        """Pictures in the body's dtype, in channels-last memory."""
+        return x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
 
     def body(self, x: Tensor, condition: Tensor) -> Tensor:
         """Everything else.
@@ -249,24 +241,51 @@ class UNet(nn.Module):
         h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else cast(Tensor, h)
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """`body` at `condition`: x (B, C, H, W), t (B,) in 1..T, labels (B,) or None."""
-        return self.body(x, self.condition(t, labels).to(x.dtype))
 
-    def cast_body(self, dtype: torch.dtype) -> UNet:
-        """Put all but the time layers into another dtype, in channels-last memory; the time layers stay float32."""
-        time = {id(p) for p in [*self.time.parameters(), *self.time_to_blocks.parameters()]}
-        if self.label is not None:
-            time |= {id(p) for p in self.label.parameters()}
-        with torch.no_grad():
-            for parameter in self.parameters():
-                if id(parameter) not in time:
-                    kind: Any = {"memory_format": torch.channels_last} if parameter.ndim == 4 else {}
-                    parameter.data = parameter.data.to(dtype=dtype, **kind)
-        return self
+class CategoricalUNet(Network):
+    """A U-Net over pictures of few grey levels: ids x_t (B, C, H, W) in, the logits of p(x_0 | x_t) out.
 
+    Each id becomes K learned numbers, so that the U-Net inside sees, and gives, C K channels.
+    """
 
-def _zero(module: Any) -> Any:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        self.token = nn.Embedding(config.categories, config.categories)
+        inside = {"in_channels": config.in_channels * config.categories, "categories": 0}
+        self.unet = UNet(config.model_copy(update=inside))
+
+    @property
+    def time(self) -> nn.Sequential:  # type: ignore[override]
+        """The time layers of the U-Net inside."""
+        return self.unet.time
+
+    @property
+    def label(self) -> nn.Embedding | None:  # type: ignore[override]
+        """Its labels."""
+        return self.unet.label
+
+    @property
+    def time_to_blocks(self) -> nn.Linear:  # type: ignore[override]
+        """Its last time layer."""
+        return self.unet.time_to_blocks
+
+    @property
+    def entry(self) -> nn.Module:
+        """The embedding of ids."""
+        return self.token
+
+    def body(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Everything but the time layers.
+
+        Args:
+            x: int64, (B, C, H, W).
+            condition: What `condition` made, in the dtype of the body.
+
+        Returns:
+            Logits, (B, C, H, W, K).
+        """
+        b, c, h, w = x.shape
+        inner = self.token(x).permute(0, 1, 4, 2, 3).reshape(b, -1, h, w)
+        out = self.unet.body(inner.contiguous(memory_format=torch.channels_last), condition)
+        return out.reshape(b, c, self.config.categories, h, w).permute(0, 1, 3, 4, 2)

@@ -1,6 +1,7 @@
 """Samplers: functions from levels to a `Plan`, one file per family."""
 
 from ddim.samplers.ddim import ddim
+from ddim.samplers.discrete import DISCRETE, discrete, discrete_markov
 from ddim.samplers.multistep import adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
 from ddim.samplers.named import NAMED, ONE_CALL, named, recommended
 from ddim.samplers.ode import probability_flow, runge_kutta
@@ -8,6 +9,7 @@ from ddim.samplers.reversible import bdia, ddim_target, o_belm
 from ddim.samplers.walk import walk
 
 __all__ = [
+    "DISCRETE",
     "NAMED",
     "ONE_CALL",
     "adams_bashforth",
@@ -15,6 +17,8 @@ __all__ = [
     "ddim",
     "ddim_target",
     "deis",
+    "discrete",
+    "discrete_markov",
     "dpm_solver_pp",
     "ipndm",
     "named",

@@ -1,0 +1,250 @@
+"""Text as windows of token ids: characters, or the tokens of a `tokenizers` file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ddim.data.decoding import printable
+from ddim.errors import DdimError
+
+SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
+"""The parts of a single file, by characters: the first 90 %, the next 5 %, the last 5 %."""
+
+UNKNOWN = "\N{WHITE SQUARE}"
+"""What a masked token looks like."""
+
+
+class TextPolicy(BaseModel):
+    """How text becomes token ids; kept in a model's config.
+
+    Attributes:
+        length: Tokens of a sequence, at least 1.
+        characters: The vocabulary where a token is a character: id i is characters[i].
+        tokenizer: Else the JSON text of a tokenizer of the `tokenizers` library.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    length: int = Field(ge=1)
+    characters: str = ""
+    tokenizer: str = Field("", repr=False)
+
+    @model_validator(mode="after")
+    def _one_vocabulary(self) -> TextPolicy:
+        if self.characters and self.tokenizer:
+            raise ValueError("characters and tokenizer are both given")
+        if len(set(self.characters)) < len(self.characters):
+            raise ValueError("a character is in the vocabulary twice")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of a sequence, (L,)."""
+        return (self.length,)
+
+    @property
+    def categories(self) -> int:
+        """Kinds of tokens K; 0 before there is a vocabulary."""
+        return _tokenizer(self.tokenizer).get_vocab_size() if self.tokenizer else len(self.characters)
+
+    def facts(self) -> dict[str, str]:
+        """What it says, for people."""
+        tokens = "tokens of a tokenizer" if self.tokenizer else "characters"
+        return {"text": f"sequences of {self.length} tokens, of {self.categories} {tokens}"}
+
+    def encode(self, text: str, name: str = "the text") -> np.ndarray:
+        """Text as ids.
+
+        Args:
+            text: The text.
+            name: What to call it in an error.
+
+        Returns:
+            int64, (number of tokens,).
+
+        Raises:
+            DdimError: If it holds a character that is not in the vocabulary.
+        """
+        if self.tokenizer:
+            return np.asarray(_tokenizer(self.tokenizer).encode(text, add_special_tokens=False).ids, np.int64)
+        points = np.frombuffer(text.encode("utf-32-le"), "<u4")
+        known = np.array([ord(character) for character in self.characters], np.uint32)
+        order = np.argsort(known)
+        places = np.minimum(np.searchsorted(known[order], points), len(known) - 1)
+        ids = order[places]
+        if len(points) and (wrong := known[ids] != points).any():
+            at = int(np.argmax(wrong))
+            line = text.count("\n", 0, at) + 1
+            raise DdimError(name, f"line {line} holds {text[at]!r}, which the vocabulary lacks", "replace it")
+        return ids.astype(np.int64)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Ids (L,) as text; an id beyond the vocabulary, the mask, as a square."""
+        if self.tokenizer:
+            known = [int(i) for i in ids if i < self.categories]
+            return str(_tokenizer(self.tokenizer).decode(known, skip_special_tokens=False))
+        return "".join(self.characters[i] if i < len(self.characters) else UNKNOWN for i in map(int, ids))
+
+
+class TextSet:
+    """The windows of a text: sequence i begins at token i.
+
+    Attributes:
+        name: What the set is called, without the folder it lies in.
+        split: Which part of it this is.
+        policy: Its vocabulary and the length of a window.
+        ids: int64, (number of tokens,).
+        labels: None, as for pictures without labels.
+        classes: None.
+
+    Args:
+        name: As above.
+        split: As above.
+        policy: As above.
+        ids: As above.
+
+    Raises:
+        DdimError: If it is shorter than a window.
+    """
+
+    labels: None = None
+    classes: None = None
+
+    def __init__(self, name: str, split: str, policy: TextPolicy, ids: np.ndarray):
+        self.name, self.split, self.policy, self.ids = name, split, policy, ids
+        if len(ids) < policy.length:
+            wrong = f"{split} holds {len(ids)} tokens, a sequence {policy.length}"
+            raise DdimError(name, wrong, "give more text, or a shorter length")
+        self._windows = np.lib.stride_tricks.sliding_window_view(ids, policy.length)
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __repr__(self) -> str:
+        return f"TextSet({self.name!r}, {self.split!r}: {len(self.ids)} tokens of {self.policy.categories} kinds)"
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Windows by their first token: int64, (B, L); a copy."""
+        return np.array(self._windows[np.asarray(indices, np.int64)])
+
+    def apart(self) -> np.ndarray:
+        """The windows that do not overlap, from the first token on: int64, (number of tokens // L, L)."""
+        return np.array(self._windows[:: self.policy.length])
+
+    def fingerprint(self) -> str:
+        """A hash of the name, the split, the vocabulary and all tokens: 16 hexadecimal digits."""
+        digest = hashlib.sha256(repr((self.name, self.split, self.policy.model_dump_json())).encode())
+        digest.update(self.ids.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
+
+
+def read_text(source: str | Path, split: str | None = "train") -> str:
+    """The text of a file, or of a folder that holds one, or one for each split.
+
+    Args:
+        source: A UTF-8 file, cut into `SHARES`; or a folder with one .txt file, or with `train.txt` and others.
+        split: Which part; None for all of a single file.
+
+    Raises:
+        DdimError: If there is no such file or split, or it is not UTF-8 text.
+    """
+    path, where = Path(source).expanduser(), printable(source)
+    if path.is_dir():
+        files = sorted(path.glob("*.txt"))
+        named = {file.stem: file for file in files if file.stem in SHARES}
+        if named and split is not None:
+            if split not in named:
+                raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(named)}")
+            return _read(named[split])
+        if len(files) != 1:
+            wrong = f"holds {len(files)} text files"
+            raise DdimError(where, wrong, "give one file, or name them train.txt, validation.txt and test.txt")
+        path = files[0]
+    if not path.is_file():
+        raise DdimError(where, "no such file or folder", "check the path")
+    text = _read(path)
+    if split is None:
+        return text
+    if split not in SHARES:
+        raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(SHARES)}")
+    first, end = (round(share * len(text)) for share in SHARES[split])
+    return text[first:end]
+
+
+def load_text(source: str | Path, policy: TextPolicy, split: str = "train", limit: int | None = None) -> TextSet:
+    """A set of windows of text.
+
+    Args:
+        source: See `read_text`.
+        policy: The vocabulary and the length; without a vocabulary, that of all characters of the source.
+        split: Which part.
+        limit: At most so many characters of it, the first ones.
+
+    Raises:
+        DdimError: As `read_text`, or if a character is not in the vocabulary, or there is less than one window.
+    """
+    if limit is not None and limit < 1:
+        raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
+    if not policy.categories:
+        policy = policy.model_copy(update={"characters": characters(source)})
+    name = Path(source).resolve().name
+    text = read_text(source, split)[:limit]
+    return TextSet(name, split, policy, policy.encode(text, name))
+
+
+def characters(source: str | Path) -> str:
+    """Every character of a source, all its splits, each once and in order.
+
+    Raises:
+        DdimError: As `read_text`.
+    """
+    path = Path(source).expanduser()
+    named = [file for file in sorted(path.glob("*.txt")) if file.stem in SHARES] if path.is_dir() else []
+    return "".join(sorted({*("".join(map(_read, named)) if named else read_text(source, None))}))
+
+
+def is_text(source: str | Path) -> bool:
+    """Whether a source is a text file, or a folder of such."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return any(path.glob("*.txt"))
+    return path.suffix.lower() == ".txt"
+
+
+def read_tokenizer(path: Path) -> str:
+    """The JSON text of a tokenizer file, checked.
+
+    Raises:
+        DdimError: If there is no such file, or it is no tokenizer.
+    """
+    text = _read(path)
+    _tokenizer(text)
+    return text
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise DdimError(printable(path), "no such file", "check the path")
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DdimError(printable(path), f"is not UTF-8 text (byte {error.start})", "convert it") from None
+
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(text: str) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise DdimError("tokenizer", "the library tokenizers is not installed", "pip install 'ddim[text]'") from None
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:
+        raise DdimError("tokenizer", f"cannot be read ({error})", "give the JSON file of a tokenizer") from None

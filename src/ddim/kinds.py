@@ -1,0 +1,232 @@
+"""The kinds of data a model can be over, and all in which they differ: pictures, pictures of few levels, text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ddim.categorical import Alphabet
+from ddim.config import ModelConfig
+from ddim.data.text import TextPolicy
+from ddim.errors import DdimError
+from ddim.files import write_atomic
+from ddim.mixture import CategoricalPlan
+from ddim.network import Hub, pictures_hub, tokens_hub
+from ddim.objective import Objective
+from ddim.pixels import from_levels, to_float, to_levels, to_uint8
+from ddim.plan import Plan
+from ddim.seeds import Noise, TokenNoise
+from ddim.sheet import save_png, sheet
+from ddim.table import Table
+from ddim.tokens import CrossEntropy
+from ddim.training import Loss
+
+
+@dataclass(frozen=True)
+class Kind(ABC):
+    """What depends on the kind of data.
+
+    Args:
+        config: The model's.
+    """
+
+    config: ModelConfig
+    unit: ClassVar[str]
+    """What is counted per second."""
+    things: ClassVar[str]
+    """What samples are called."""
+
+    @property
+    @abstractmethod
+    def hub(self) -> Hub[Any]:
+        """What the network's output says."""
+
+    @abstractmethod
+    def loss(self, gamma: Any, device: torch.device) -> Loss:
+        """What the network is trained on."""
+
+    @abstractmethod
+    def read(self, batch: np.ndarray) -> Tensor:
+        """A batch of the data set as x_0, (B, ...)."""
+
+    @abstractmethod
+    def noise(self, seed: int, indices: Sequence[int], device: torch.device) -> Noise:
+        """The randomness of listed samples."""
+
+    @abstractmethod
+    def check_plan(self, plan: Table[Any]) -> None:
+        """Refuse a plan over another kind of data."""
+
+    @abstractmethod
+    def read_plan(self, text: str, name: str) -> Table[Any]:
+        """A plan over this kind of data from its JSON."""
+
+    @abstractmethod
+    def path(self, folder: Path, index: int) -> Path:
+        """The file of sample `index`."""
+
+    @abstractmethod
+    def render(self, block: Tensor) -> Sequence[Any]:
+        """What is saved of each sample of a block (N, ...)."""
+
+    @abstractmethod
+    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
+        """Write a rendered sample; metadata only where the format has a place for them."""
+
+    @abstractmethod
+    def preview(self, path: Path, samples: Sequence[Any]) -> Path:
+        """Write some rendered samples into one file: its path, the suffix added."""
+
+
+def picture_path(folder: Path, index: int) -> Path:
+    """The file of picture `index`."""
+    return folder / f"{index:06d}.png"
+
+
+class _InPng(Kind):
+    """Samples that are PNG files."""
+
+    unit, things = "images", "pictures"
+
+    @override
+    def path(self, folder: Path, index: int) -> Path:
+        return picture_path(folder, index)
+
+    @override
+    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
+        save_png(path, sample, text)
+
+    @override
+    def preview(self, path: Path, samples: Sequence[Any]) -> Path:
+        file = path.with_suffix(".png")
+        save_png(file, sheet(np.stack(samples), 6, zoom=2 if samples[0].shape[0] <= 32 else 1))
+        return file
+
+
+class Pictures(_InPng):
+    """Real-valued pictures, x_0 in [-1, 1]."""
+
+    @property
+    @override
+    def hub(self) -> Hub[Any]:
+        return pictures_hub(self.config.predicts)
+
+    @override
+    def loss(self, gamma: Any, device: torch.device) -> Loss:
+        return Objective(self.config.schedule.build(), self.config.predicts, gamma, device)
+
+    @override
+    def read(self, batch: np.ndarray) -> Tensor:
+        return to_float(batch)
+
+    @override
+    def noise(self, seed: int, indices: Sequence[int], device: torch.device) -> Noise:
+        return Noise(seed, tuple(indices), self.config.network.shape, device)
+
+    @override
+    def check_plan(self, plan: Table[Any]) -> None:
+        if not isinstance(plan, Plan):
+            raise DdimError(f"plan {plan.name}", "is over categories, the data are pictures", "take Model.plan's")
+
+    @override
+    def read_plan(self, text: str, name: str) -> Table[Any]:
+        return Plan.from_json(text, name)
+
+    @override
+    def render(self, block: Tensor) -> Sequence[Any]:
+        return list(to_uint8(block))
+
+
+class _Categories(Kind):
+    """Data of categories."""
+
+    @cached_property
+    def alphabet(self) -> Alphabet:
+        assert self.config.categorical is not None
+        return self.config.categorical.alphabet()
+
+    @property
+    @override
+    def hub(self) -> Hub[Any]:
+        return tokens_hub(self.alphabet)
+
+    @override
+    def loss(self, gamma: Any, device: torch.device) -> Loss:
+        return CrossEntropy(self.config.schedule.build(), self.alphabet, gamma, device)
+
+    @override
+    def noise(self, seed: int, indices: Sequence[int], device: torch.device) -> Noise:
+        return TokenNoise(seed, tuple(indices), self.config.network.shape, device, self.alphabet.pi)
+
+    @override
+    def check_plan(self, plan: Table[Any]) -> None:
+        if not isinstance(plan, CategoricalPlan):
+            raise DdimError(f"plan {plan.name}", "is over real-valued data, not categories", "take TokenModel.plan's")
+        if plan.pi != self.alphabet.weights:
+            wrong = f"has {len(plan.pi)} categories, or another pi than the model, which has {self.alphabet.size}"
+            raise DdimError(f"plan {plan.name}", wrong, "make the plan for this model")
+
+    @override
+    def read_plan(self, text: str, name: str) -> Table[Any]:
+        return CategoricalPlan.from_json(text, name)
+
+
+class Levels(_InPng, _Categories):
+    """Pictures of K grey levels a channel."""
+
+    @override
+    def read(self, batch: np.ndarray) -> Tensor:
+        return to_levels(batch, self._levels)
+
+    @override
+    def render(self, block: Tensor) -> Sequence[Any]:
+        return list(from_levels(block, self._levels))
+
+    @property
+    def _levels(self) -> int:
+        assert self.config.categorical is not None
+        return self.config.categorical.categories
+
+
+class Text(_Categories):
+    """Sequences of tokens."""
+
+    unit, things = "sequences", "texts"
+
+    @override
+    def read(self, batch: np.ndarray) -> Tensor:
+        return torch.from_numpy(batch)
+
+    @override
+    def path(self, folder: Path, index: int) -> Path:
+        return folder / f"{index:06d}.txt"
+
+    @override
+    def render(self, block: Tensor) -> Sequence[Any]:
+        return [cast(TextPolicy, self.config.data).decode(ids.cpu().numpy()) for ids in block]
+
+    @override
+    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
+        write_atomic(path, sample.encode())
+
+    @override
+    def preview(self, path: Path, samples: Sequence[Any]) -> Path:
+        file = path.with_suffix(".txt")
+        write_atomic(file, ("\n" + "-" * 80 + "\n").join(samples).encode())
+        return file
+
+
+def kind_of(config: ModelConfig) -> Kind:
+    """The kind of a model's data."""
+    if config.categorical is None:
+        return Pictures(config)
+    return Text(config) if isinstance(config.data, TextPolicy) else Levels(config)
