@@ -23,7 +23,18 @@ LONGEST_BODY = 45  # without
 FLOORS = (
     {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
     {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical"},  # 1 theory
-    {"denoiser", "tokens", "guidance", "hooks", "objective", "samplers", "bound", "ode", "exact"},  # 2 method
+    {
+        "denoiser",
+        "tokens",
+        "guidance",
+        "hooks",
+        "objective",
+        "samplers",
+        "bound",
+        "token_bound",
+        "ode",
+        "exact",
+    },  # 2 method
     {
         "loop",
         "blocks",

@@ -234,12 +234,26 @@ def terms(
     denoise = as_planned(denoise, plan)
     yield prior_term(x0, plan.start)
     for k, row in enumerate(plan.rows):
-        eps = noise(k)
-        predicted = denoise(diffuse(x0, eps, row.now), row.query)
-        if row.next.t > 0:
-            yield step_kl(row, Prediction(x0, eps), predicted)
-        else:
-            yield last_term(x0, kernel_mean(row, predicted), last_sigma, bin_width)
+        yield row_term(denoise, row, x0, noise(k), last_sigma, bin_width)
+
+
+def row_term(
+    denoise: Denoiser, row: Row, x0: Tensor, eps: Tensor, last_sigma: float, bin_width: float | None = None
+) -> Tensor:
+    """A row's term of the bound at one draw of x_t, see `terms`: float64, (N,), in nats.
+
+    Args:
+        denoise: The denoiser that the plan runs.
+        row: The row.
+        x0: The data, (N, ...).
+        eps: Standard normal, the shape of x0.
+        last_sigma: sigma_1.
+        bin_width: See `last_term`.
+    """
+    predicted = denoise(diffuse(x0, eps, row.now), row.query)
+    if row.next.t > 0:
+        return step_kl(row, Prediction(x0, eps), predicted)
+    return last_term(x0, kernel_mean(row, predicted), last_sigma, bin_width)
 
 
 def accelerated_bound(

@@ -143,6 +143,13 @@ def posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, sigma: flo
     return keep * _distribution(x_t, pi) + to_x0 * _distribution(x0_probs, pi) + fresh * pi
 
 
+def divergence(q: Tensor, p: Tensor) -> Tensor:
+    """KL(q || p) of distributions (..., K): float64, (...), nats; inf where p excludes what q allows."""
+    # 0 log 0 = 0, in the gradient as well: where q is 0, p does not matter.
+    log_q, log_p = (torch.where(q > 0, probs, 1.0).log() for probs in (q, p))
+    return (q * (log_q - log_p)).sum(-1)
+
+
 def kl(
     x_t: Tensor, x0: Tensor, predicted: Tensor, now: Level, next: Level, sigma: float, pi: Tensor | None = None
 ) -> Tensor:
@@ -170,9 +177,7 @@ def kl(
     pi = _noise(pi, predicted)
     q = posterior(x_t, x0, now, next, sigma, pi)
     p = posterior(x_t, predicted, now, next, sigma, pi)
-    # 0 log 0 = 0, in the gradient as well: where q is 0, p does not matter.
-    log_q, log_p = (torch.where(q > 0, probs, 1.0).log() for probs in (q, p))
-    return (q * (log_q - log_p)).sum(dim=-1)
+    return divergence(q, p)
 
 
 def _distribution(x: Tensor, pi: Tensor) -> Tensor:
@@ -209,9 +214,8 @@ def markov_weights(now: Level, next: Level) -> tuple[float, float, float]:
     Returns:
         (keep, to_x0, fresh), their sum 1.
     """
-    kept = now.alpha_bar / next.alpha_bar
-    keep, fresh = (part * next.variance / now.variance for part in (kept, 1 - kept))
-    return keep, (1 - kept) * next.alpha_bar / now.variance, fresh
+    ratio = next.variance / now.variance
+    return now.alpha_bar / next.alpha_bar * ratio, 1 - ratio, _replaced(now, next) * ratio
 
 
 def markov_fresh(now: Level, next: Level, pi: Tensor) -> Tensor:
@@ -225,8 +229,12 @@ def markov_fresh(now: Level, next: Level, pi: Tensor) -> Tensor:
     Returns:
         The shape of pi.
     """
-    kept = now.alpha_bar / next.alpha_bar
-    return (1 - kept) * next.variance * pi / (now.alpha_bar + now.variance * pi)
+    return _replaced(now, next) * next.variance * pi / (now.alpha_bar + now.variance * pi)
+
+
+def _replaced(now: Level, next: Level) -> float:
+    """1 - abar_now / abar_next, without cancellation near clean data."""
+    return (now.variance - next.variance) / next.alpha_bar
 
 
 def markov_posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, pi: Tensor | None = None) -> Tensor:

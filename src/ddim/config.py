@@ -89,6 +89,11 @@ class CategoricalConfig(BaseModel):
         return self
 
     @property
+    def excludes(self) -> bool:
+        """Whether noise never draws some category: then x_T must tell nothing of x_0, or its divergence is infinite."""
+        return self.pi == "mask" if isinstance(self.pi, str) else 0 in self.pi
+
+    @property
     def size(self) -> int:
         """Categories of x_t: the data's, and the mask."""
         return self.categories + (self.pi == "mask")
@@ -236,6 +241,9 @@ class ModelConfig(BaseModel):
             raise ValueError(f"the vocabulary has {words} tokens, not {self.categorical.categories}")
         if self.categorical and self.predicts != "x0":
             raise ValueError("a network over categories predicts x0")
+        top = self.schedule.build().level(self.schedule.T) if self.categorical and self.categorical.excludes else None
+        if top and top.alpha_bar > 0:
+            raise ValueError("noise that does not draw every category needs schedule.zero_terminal_snr = true")
         if self.predicts == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("a network that predicts eps cannot start at zero terminal SNR; predict v or x0")
         if self.error is not None and len(self.error) != self.schedule.T:

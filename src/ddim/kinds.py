@@ -14,15 +14,17 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from ddim import bound, token_bound
 from ddim.categorical import Alphabet
 from ddim.config import ModelConfig
 from ddim.data.text import TextPolicy
+from ddim.denoiser import AnyDenoiser, as_planned
 from ddim.errors import DdimError
 from ddim.files import write_atomic
 from ddim.mixture import CategoricalPlan
 from ddim.network import Hub, pictures_hub, tokens_hub
 from ddim.objective import Objective
-from ddim.pixels import from_levels, to_float, to_levels, to_uint8
+from ddim.pixels import BIN, from_levels, to_float, to_levels, to_uint8
 from ddim.plan import Plan
 from ddim.seeds import Noise, TokenNoise
 from ddim.sheet import save_png, sheet
@@ -44,6 +46,8 @@ class Kind(ABC):
     """What is counted per second."""
     things: ClassVar[str]
     """What samples are called."""
+    measured: ClassVar[str] = "bits/dim"
+    """What a likelihood is given in."""
 
     @property
     @abstractmethod
@@ -69,6 +73,14 @@ class Kind(ABC):
     @abstractmethod
     def read_plan(self, text: str, name: str) -> Table[Any]:
         """A plan over this kind of data from its JSON."""
+
+    @abstractmethod
+    def prior(self, plan: Any, x0: Tensor) -> Tensor:
+        """KL(q(x_T | x_0) || p(x_T)) for each sample: float64, (N,), in nats."""
+
+    @abstractmethod
+    def term(self, denoise: AnyDenoiser, plan: Any, k: int, x0: Tensor, fresh: Tensor, last_sigma: float) -> Tensor:
+        """The variational bound's term of row k at one draw of x_t: float64, (N,), in nats."""
 
     @abstractmethod
     def path(self, folder: Path, index: int) -> Path:
@@ -142,6 +154,14 @@ class Pictures(_InPng):
         return Plan.from_json(text, name)
 
     @override
+    def prior(self, plan: Any, x0: Tensor) -> Tensor:
+        return bound.prior_term(x0, plan.start)
+
+    @override
+    def term(self, denoise: AnyDenoiser, plan: Any, k: int, x0: Tensor, fresh: Tensor, last_sigma: float) -> Tensor:
+        return bound.row_term(as_planned(denoise, plan), plan.rows[k], x0, fresh, last_sigma, BIN)
+
+    @override
     def render(self, block: Tensor) -> Sequence[Any]:
         return list(to_uint8(block))
 
@@ -179,6 +199,14 @@ class _Categories(Kind):
     def read_plan(self, text: str, name: str) -> Table[Any]:
         return CategoricalPlan.from_json(text, name)
 
+    @override
+    def prior(self, plan: Any, x0: Tensor) -> Tensor:
+        return token_bound.prior_term(plan, x0)
+
+    @override
+    def term(self, denoise: AnyDenoiser, plan: Any, k: int, x0: Tensor, fresh: Tensor, last_sigma: float) -> Tensor:
+        return token_bound.row_term(denoise, plan, plan.rows[k], x0, fresh)
+
 
 class Levels(_InPng, _Categories):
     """Pictures of K grey levels a channel."""
@@ -200,7 +228,7 @@ class Levels(_InPng, _Categories):
 class Text(_Categories):
     """Sequences of tokens."""
 
-    unit, things = "sequences", "texts"
+    unit, things, measured = "sequences", "texts", "bits/token"
 
     @override
     def read(self, batch: np.ndarray) -> Tensor:

@@ -6,19 +6,20 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, load_model, progress_bar, whole_numbers
+from ddim.cli.options import device_options, load_any, progress_bar, sharpness_options, whole_numbers
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.evaluation.table import Measured, Standing
+    from ddim.evaluation.table import Cell, Measured, Standing
     from ddim.model import Model
     from ddim.report.tables import Times
+    from ddim.token_model import TokenModel
 
 
 @click.command("evaluate")
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table; gone on with.")
 @click.option("--steps", default="10,20,50,100,1000", show_default=True, help="Numbers of network calls S.")
-@click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows: etas, and hat for sigma-hat.")
+@click.option(
+    "--eta",
+    help="Rows: etas, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; of categories 0,0.1,0.5]",
+)
 @click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
+@sharpness_options
 @table_grid_option("linear, as the paper's; auto has its own")
 @click.option(
     "-n",
@@ -49,8 +54,10 @@ def command(
     data: str,
     out: Path,
     steps: str,
-    eta: str,
+    eta: str | None,
     samplers: str | None,
+    temperature: float | None,
+    top_p: float | None,
     grid: str | None,
     n: str,
     split: str | None,
@@ -66,6 +73,9 @@ def command(
 ) -> None:
     """Sample MODEL for every number of calls and amount of noise and measure how far from DATA (the paper's Table 1).
 
+    Samples of text are held against DATA, a text, too: words that its training part has, n-grams as in its --split
+    (test, unless told otherwise), bits under an n-gram model. They are kept under --out.
+
     Cells are kept in the folder by what they depend on: run again after an interruption, or with more cells, the same
     command makes what is missing. No sample is written to a file, unless --images asks for it.
 
@@ -73,19 +83,31 @@ def command(
     Examples:
       ddim evaluate mnist ./mnist -n 1000 --steps 10,20,50 --eta 0,1,hat --out table
       ddim evaluate runs/cifar ./cifar10 --extractor inception --grid quadratic --out table-1
+      ddim evaluate tinyshakespeare ./shakespeare.txt -n 64 --steps 8,32,128 --eta 0,0.1 --out table-a
     """
+    from ddim.data.text import TextPolicy
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
 
-    loaded = load_model(model, device, dtype, compile_)
+    loaded = load_any(model, device, dtype, compile_)
+    eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear")
+    sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
+    for key in sharp.keys() - loaded.SETTINGS:
+        raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
+    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear", **sharp)
+    if isinstance(loaded.config.data, TextPolicy):
+        about_pictures = {"--label": label, "--images": images, "--extractor": extractor or inception_weights}
+        for option in [option for option, value in about_pictures.items() if value is not None]:
+            raise DdimError(option, "is of pictures", "leave it out")
+        _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
+        return
     table.check(loaded, some, seed, label=label)
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if strangers(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
-    policy = loaded.policy
+    policy = loaded.config.data
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     make_folder(out)
@@ -113,7 +135,39 @@ def _below(path: Path, folder: Path) -> bool:
 _OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
 
 
-def times(model: Model, made: Sequence[Measured], label: int | None = None) -> Times:
+def _evaluate_text(
+    model: TokenModel,
+    some: Sequence[Cell],
+    data: str,
+    split: str,
+    limit: int | None,
+    out: Path,
+    seed: int,
+    name: str,
+) -> None:
+    from ddim.data.text import read_text
+    from ddim.evaluation import text_table
+    from ddim.evaluation.text import Reference
+    from ddim.files import make_folder, strangers
+    from ddim.report.texts import write_text_table
+
+    if strangers(out, "samples", *_OURS):
+        raise DdimError(out, "holds something else", "choose an empty or new folder")
+    training, held_out = read_text(data, "train"), read_text(data, split)[:limit]
+    real = text_table.windows(read_text(data, "validation"), model, max(cell.n for cell in some))
+    make_folder(out)
+    steps = text_table.filling(model, some, out / "samples", seed, name)
+    fill(steps, sum(cell.n * cell.plan.calls for cell in some), out)
+    rows = text_table.measure(model, some, out / "samples", Reference(training, held_out), real)
+    facts = {"model": name, "model_sha256": model.fingerprint, "seed": seed, "dtype": model.conditions["dtype"]}
+    write_text_table(out, facts | {"data": Path(data).name, "split": split}, rows)
+    click.echo(text_table.print_table(rows))
+    click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; texts: {out / 'samples'}")
+    if (out / "evaluate.png").exists():
+        click.echo(f"picture: {out / 'evaluate.png'}")
+
+
+def times(model: Model | TokenModel, made: Sequence[Measured], label: int | None = None) -> Times:
     """Seconds a sample of each cell, see `ddim.evaluation.table.seconds`."""
     from ddim.evaluation.table import seconds
 
@@ -121,7 +175,7 @@ def times(model: Model, made: Sequence[Measured], label: int | None = None) -> T
     return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in found.items()}
 
 
-def fill(steps: Generator[Standing, None, Sequence[Measured]], total: int, out: Path) -> Sequence[Measured]:
+def fill(steps: Generator[Standing, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
     """Go through the cells of a table with one bar over all their network calls.
 
     Args:
@@ -136,7 +190,7 @@ def fill(steps: Generator[Standing, None, Sequence[Measured]], total: int, out: 
             try:
                 standing = next(steps)
             except StopIteration as end:
-                return list(end.value)
+                return list(end.value or [])
             rate = (standing.calls - standing.found) / max(time.monotonic() - begun, 1e-9)
             cell = standing.cell
             told = f"{cell.label}, S = {cell.steps}: {standing.done} of {cell.n}  {rate:.0f} calls/s"

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from ddim.generate import Made
 
 
-def fill(steps: Generator[Made, None, None], title: str, total: int, what: str, out: Path) -> Made:
+def fill(
+    steps: Generator[Made, None, None], title: str, total: int, what: str, out: Path, unit: str = "images"
+) -> Made:
     """Go through a bulk sampling or decoding, and exit with a signal's code where one asks to stop.
 
     Args:
@@ -26,6 +28,7 @@ def fill(steps: Generator[Made, None, None], title: str, total: int, what: str, 
         total: How many pictures are asked for.
         what: What they are called.
         out: The folder.
+        unit: What is counted per second.
 
     Returns:
         The last step, when all are there.
@@ -35,7 +38,7 @@ def fill(steps: Generator[Made, None, None], title: str, total: int, what: str, 
         task = bar.add_task(title, total=total, rate="")
         for made in steps:
             rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} images/s")
+            bar.update(task, completed=made.done, rate=f"{rate:.1f} {unit}/s")
             if stopper() and made.done < made.total:
                 break
     assert made is not None

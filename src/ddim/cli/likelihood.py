@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.main import Stopper
-from ddim.cli.options import exact_device_options, grid_option, load_model, make_plan, progress_bar
+from ddim.cli.options import exact_device_options, grid_option, load_any, make_any_plan, make_plan, progress_bar
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.bits import Request
     from ddim.model import Model
+    from ddim.token_model import TokenModel
 
 
 @click.command("likelihood")
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="bound: S, network calls [default: T]. ode: Runge-Kutta steps [default: 40].")
 @grid_option(default="linear")
 @click.option("--eta", type=float, help="bound: sigma = eta times the posterior's; above 0. [default: 1]")
+@click.option("--sampler", help="bound of categories: markov or ddim, whose --eta is then its knob. [default: markov]")
+@click.option("--draws", type=int, help="bound: so many of the S rows for each micro-batch, drawn. [default: all]")
 @click.option("--sigma", help="bound: hat, one number per step (0 for the last), or, with --eta, optimal.")
 @click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: the step before's]")
 @click.option(
@@ -58,6 +61,10 @@ def command(
 ) -> None:
     """Bits per dimension of 8-bit pictures DATA under MODEL: a bound for any sigma and S, or through the ODE.
 
+    Of a model of categories the bound alone: bits per character, token or pixel. Its default is that of the Markov
+    chain's reversal, averaged over the predicted x_0. That of --sampler ddim with a fixed --eta above 0 grows with S
+    without limit: use such kernels to sample.
+
     Figures are written after every micro-batch; run again after an interruption, the same command goes on. A model
     with labels is measured without them.
 
@@ -66,31 +73,47 @@ def command(
       ddim likelihood mnist ./mnist --split test --limit 500 --out bound
       ddim likelihood mnist ./mnist --split test --limit 500 --method ode --out ode
       ddim likelihood mnist ./mnist --split test --limit 500 --steps 50 --sigma hat --out bound-50
+      ddim likelihood tinyshakespeare ./shakespeare.txt --split test --draws 50 --out bound-text
     """
-    from ddim.cli.pictures import read_pictures
+    from ddim.cli.pictures import read_items
 
-    loaded = load_model(model, device, dtype, compile_)
-    request = (_bound if method == "bound" else _ode)(loaded, seed, settings)
-    pictures, names = read_pictures(data, loaded.policy, split, limit)
+    loaded = load_any(model, device, dtype, compile_)
+    request = _request(loaded, method, seed, settings)
+    pictures, names = read_items(data, loaded, split, limit)
 
     from ddim import bits
 
     blocks: list[bits.Block] = []
     total, begun, found = len(pictures), time.monotonic(), None
+    words = loaded.kind.measured, loaded.kind.things
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
         for blocks in bits.measure(loaded, pictures, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
             found = done if found is None else found
             elapsed = time.monotonic() - begun
-            told = f"{bits.summary(blocks, request)['bits_per_dim']:.4f} bits/dim  " if blocks else ""
-            bar.update(task, completed=done, rate=f"{told}{(done - found) / elapsed if elapsed else 0.0:.2f} images/s")
+            told = f"{bits.summary(blocks, request)['bits_per_dim']:.4f} {words[0]}  " if blocks else ""
+            bar.update(
+                task,
+                completed=done,
+                rate=f"{told}{(done - found) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
+            )
             if stopper() and done < total:
-                click.echo(f"stopped: {done} of {total} pictures in {out}; run the same command to go on", err=True)
+                click.echo(f"stopped: {done} of {total} {words[1]} in {out}; run the same command to go on", err=True)
                 raise SystemExit(stopper.code)
-    _tell(bits.summary(blocks, request), out)
+    _tell(bits.summary(blocks, request), out, *words)
     if method == "bound":
         _draw(bits.summary(blocks, request), out / "terms.png")
+
+
+def _request(model: Model | TokenModel, method: str, seed: int, settings: dict[str, Any]) -> Request:
+    from ddim.model import Model
+
+    if isinstance(model, Model):
+        return (_bound if method == "bound" else _ode)(model, seed, settings)
+    if method == "ode":
+        raise DdimError("--method ode", "is for real-valued data", "leave it out: of categories there is the bound")
+    return _tokens(model, seed, settings)
 
 
 def _refuse(settings: dict[str, Any], names: tuple[str, ...], method: str) -> None:
@@ -104,6 +127,8 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     from ddim import bits
 
     _refuse(settings, ("probes", "dequantize"), "bound")
+    if settings["sampler"] is not None:
+        raise DdimError("--sampler", "is for categories", "leave it out: --eta and --sigma say the kernel")
     eta, sigma = settings["eta"], settings["sigma"]
     plan = make_plan(
         model,
@@ -113,25 +138,41 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         sigma,
         default=model.schedule.T,
     )
-    return bits.bound_request(model, plan, settings["last_sigma"], seed)
+    return bits.bound_request(model, plan, settings["last_sigma"], seed, settings["draws"] or 0)
+
+
+def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
+    from ddim import bits
+
+    for name in ("last_sigma", "sigma", "probes", "dequantize"):
+        if settings[name] is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise DdimError(option, "is for real-valued data", "leave it out")
+    eta, sampler = settings["eta"], settings["sampler"] or ("markov" if settings["eta"] is None else "ddim")
+    steps = None if (settings["grid"] or "")[:1].isdigit() else settings["steps"] or model.schedule.T
+    plan: Any = make_any_plan(model, steps, settings["grid"] or "linear", sampler, eta=eta)
+    if eta:
+        say(f"eta {eta:g}: this bound grows without limit as S grows; compare models with --sampler markov")
+    return bits.token_request(model, plan, seed, settings["draws"] or 0)
 
 
 def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     from ddim import bits
 
-    _refuse(settings, ("grid", "eta", "sigma"), "ode")
+    _refuse(settings, ("grid", "eta", "sigma", "draws", "sampler"), "ode")
     given = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
     if given.get("dequantize") == "uniform":
         _refuse(settings, ("last_sigma",), "ode --dequantize uniform")
     return bits.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
 
 
-def _tell(made: dict[str, Any], out: Path) -> None:
+def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     spread = made["standard_error"]
     width = "" if spread is None else f" +- {spread:.4f} (standard error)"
-    click.echo(f"{made['bits_per_dim']:.4f} bits/dim{width}, {made['pictures']} pictures, {made['plan']}")
+    click.echo(f"{made['bits_per_dim']:.4f} {measured}{width}, {made['pictures']} {things}, {made['plan']}")
     sigma = made["last_sigma"]
-    click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
+    if made["dequantisation"]:
+        click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
     if made["method"] == "ode":
         told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
         if made["solver_error_mean"] > 0.1:
@@ -139,7 +180,7 @@ def _tell(made: dict[str, Any], out: Path) -> None:
         click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
     else:
         inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
-        click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} bits/dim")
+        click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} {measured}")
     click.echo(f"figures: {out / 'likelihood.json'}, {out / 'values.csv'}")
 
 

@@ -11,6 +11,8 @@ from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.data import ImagePolicy
+    from ddim.model import Model
+    from ddim.token_model import TokenModel
 
 
 def read_pictures(
@@ -46,6 +48,38 @@ def read_pictures(
         chosen = images[:limit]
         return np.stack([open_said(Path(name), policy) for name in chosen]), list(chosen)
     return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]
+
+
+def read_items(
+    data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """What a model's likelihood is measured of: its pictures, or the sequences of its text, one after another.
+
+    Args:
+        data: As `read_pictures`; or one text.
+        model: The model.
+        split: Which part of a data set.
+        limit: At most so many.
+
+    Returns:
+        uint8, (N, H, W, C), or int64, (N, L), and a name for each.
+
+    Raises:
+        DdimError: If something cannot be read.
+    """
+    from ddim.data.text import TextPolicy, load_text
+
+    policy = model.config.data
+    if not isinstance(policy, TextPolicy):
+        return read_pictures(data, policy, split, limit)
+    if len(data) > 1:
+        raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
+    found = load_text(data[0], policy, split or "train")
+    items = found.apart()
+    if (left := len(found.ids) - items.size) and limit is None:
+        say(f"{found.name}: the last {left} tokens, less than a sequence, are left out")
+    names = [f"{found.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]
+    return items[:limit], names[:limit]
 
 
 def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:

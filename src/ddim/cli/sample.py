@@ -117,7 +117,7 @@ def command(
     scale = _scale(plan, guidance, cfg_plus_plus)
     making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale)
     what = loaded.kind.things
-    made = fill(making, f"{plan.calls} calls each", n, what, out)
+    made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
     there = f" ({made.found} were there)" if made.found else ""
     first = loaded.kind.path(out, start)
     click.echo(f"{n} {what}{there}, {plan.name}, {plan.calls} network calls each: {first} ...")

@@ -235,6 +235,8 @@ def _configure(
     if categorical:
         network["categories"] = build(CategoricalConfig, categorical, "categorical").size
     schedule = recipe.schedule.model_dump() | changes["schedule"]
+    if categorical and build(CategoricalConfig, categorical, "categorical").excludes:
+        schedule["zero_terminal_snr"] = True
     model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from ddim.data import ImageSet
 from ddim.data.gather import drain
+from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.evaluation.gather import CHUNK, Gathered, Make, gathering
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Protocol, Statistics
 from ddim.generate import generate, read_sheet
 from ddim.manifest import identity
-from ddim.model import Model
 from ddim.pixels import to_uint8
-from ddim.plan import Plan
 from ddim.seeds import permutation
+from ddim.table import Table
 
 Arrays = np.ndarray | Tensor
 FARTHEST = 3.0  # samples overshoot [-1, 1] a little; more than this is another scale
@@ -73,8 +73,8 @@ def from_data(found: ImageSet) -> PictureSet:
 
 
 def from_model(
-    model: Model,
-    plan: Plan,
+    model: Engine,
+    plan: Table[Any],
     n: int,
     seed: int = 0,
     name: str = "",
@@ -95,7 +95,7 @@ def from_model(
     Raises:
         DdimError: If the plan is not one for this model.
     """
-    plan.check_schedule(model.schedule, to_clean=True).check_model(lambda: model.fingerprint)
+    model.check_plan(plan, to_clean=True)
     model.denoiser(None if label is None else torch.tensor([label]))
     model.noise(1, seed)
 
@@ -104,7 +104,7 @@ def from_model(
         for block in model.sample_blocks(plan, some, seed, labels):
             if not torch.isfinite(block).all():
                 raise DdimError("samples", "are not finite numbers", "use --dtype float32, or another grid")
-            yield to_uint8(block)
+            yield np.stack(model.kind.render(block))
 
     def kept(some: range) -> Iterator[np.ndarray]:
         assert folder is not None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity, sets
 from ddim.evaluation.counts import Counts, row_name
@@ -24,7 +25,8 @@ from ddim.evaluation.statistics import Statistics
 from ddim.files import make_folder, write_atomic
 from ddim.generate import generate
 from ddim.model import Model
-from ddim.plan import Plan
+from ddim.table import Table
+from ddim.token_model import TokenModel
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 STEPS = (10, 20, 50, 100, 1000)
@@ -45,7 +47,7 @@ class Cell:
     row: str
     steps: int
     n: int
-    plan: Plan
+    plan: Table[Any]
 
     @property
     def label(self) -> str:
@@ -96,11 +98,12 @@ def label(row: str) -> str:
 
 
 def cells(
-    model: Model,
+    model: Model | TokenModel,
     steps: Sequence[int],
     rows: Sequence[str],
     n: Counts,
     grid: str | None = None,
+    **settings: Any,
 ) -> list[Cell]:
     """The cells of a table, the cheap ones first.
 
@@ -110,6 +113,7 @@ def cells(
         rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
         n: How many samples each has, see `ddim.evaluation.counts.Counts`.
         grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
+        settings: Of categories, `temperature` and `top_p`.
 
     Raises:
         DdimError: If one cannot be made, is named twice, or none is left.
@@ -123,21 +127,23 @@ def cells(
         for row in rows:
             if not (count := n(s, row)):
                 continue
-            if row == "hat":
-                plan = model.plan(s, grid, sigma="hat")
-            elif row[:1].isdigit():
-                plan = model.plan(s, grid, eta=float(row))
-            else:
-                plan = model.plan(s, None if row == "auto" else grid, sampler=row)
-            made.append(Cell(row, s, count, plan))
+            made.append(Cell(row, s, count, _plan(model, row, s, grid, settings)))
     n.check_used()
     if not made:
         raise DdimError("the table", "has no cell left", "give -n a number for one")
     return made
 
 
+def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> Table[Any]:
+    if row == "hat" and "sigma" not in model.SETTINGS:
+        raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
+    given: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
+    named: dict[str, Any] = {} if given else {"sampler": row}
+    return model.plan(steps, None if row == "auto" else grid, **given, **named, **settings)
+
+
 def check(
-    model: Model,
+    model: Model | TokenModel,
     some: Sequence[Cell],
     seed: int,
     name: str = "",
@@ -166,7 +172,7 @@ def check(
 
 
 def filling(
-    model: Model,
+    model: Model | TokenModel,
     some: Sequence[Cell],
     data: Statistics,
     extractor: Extractor,
@@ -251,7 +257,7 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     return figures
 
 
-def seconds(model: Model, cell: Cell, gathered: Gathered, label: int | None = None) -> tuple[float, int]:
+def seconds(model: Engine, cell: Cell, gathered: Gathered, label: int | None = None) -> tuple[float, int]:
     """Seconds a sample takes and of how many samples that is the mean; one micro-batch is timed where none was.
 
     Args:

@@ -82,3 +82,29 @@ def quality(
     left.set_ylabel(f"{metric}, log scale")
     left.legend(fontsize=8, frameon=False)
     return _finish(figure, png)
+
+
+def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
+    """Valid words, n-grams and bits of samples of text against network calls, a line for each eta, as PNG.
+
+    Args:
+        cells: As in evaluate.json.
+        real: The figures of real text, a dashed line.
+    """
+    figure, panels = _axes(3)
+    titles = {
+        "valid_words": "share of words that exist",
+        "gram_divergence": "divergence of 3-grams, bits",
+        "bits_per_character": "bits/character, 5-gram model",
+    }
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
+            mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+            places = [cell["steps"] for cell in mine]
+            axes.plot(places, [cell[key] for cell in mine], color=colour, marker="o", ms=4, lw=1.8, label=label(row))
+        axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
+        axes.set(xscale="log", xlabel="network calls S", title=title)
+        axes.title.set_size(10)
+        _ticks(axes.xaxis, [cell["steps"] for cell in cells])
+    panels[0].legend(fontsize=8, frameon=False)
+    return _finish(figure, png=True)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 import ddim
+from ddim.engine import Engine
 from ddim.errors import say
 from ddim.evaluation import Extractor, Statistics, consistency
 from ddim.evaluation.table import Measured, label
 from ddim.files import write_atomic
-from ddim.model import Model
 from ddim.report import figures
 
 Times = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -24,7 +24,7 @@ MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_
 
 
 def about(
-    model: Model, name: str, data: Statistics, extractor: Extractor, seed: int, given: int | None = None
+    model: Engine, name: str, data: Statistics, extractor: Extractor, seed: int, given: int | None = None
 ) -> dict[str, Any]:
     """What a table depends on beside its cells: model, data, extractor, seed, precision."""
     return {
@@ -49,7 +49,7 @@ def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
             "network_calls": m.cell.plan.calls,
             "n": m.cell.n,
             "plan": m.cell.plan.name,
-            "clip_x0": m.cell.plan.clip_x0,
+            "clip_x0": m.cell.plan.hook is not None,
             "tau": [row.now.t for row in reversed(m.cell.plan.rows)],
             **{key: m.figures[key] for key in MEASURES},
         }

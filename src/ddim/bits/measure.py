@@ -15,55 +15,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import bound, samplers
+from ddim.bits.request import Request
+from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.files import lock, make_folder, read_journal, remove_parts, write_atomic
 from ddim.likelihood import bits, discrete_nats, log_density
 from ddim.manifest import claim, identity
-from ddim.model import Model
-from ddim.pixels import BIN, to_float
+from ddim.mixture import CategoricalPlan
 from ddim.plan import Plan
 from ddim.seeds import Noise
-
-Dequantize = Literal["decoder", "uniform"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be measured.
-
-    Args:
-        method: "bound", the variational bound J_sigma of eq. (11), or "ode", the probability flow's exact density.
-        plan: The plan whose bound it is, or the rising plan along which the ODE is solved.
-        last_sigma: sigma_1, the standard deviation of the discretised last step; None for uniform dequantisation.
-        check: With "ode", a plan of half the steps, for the estimate of the solver's error.
-        probes: With "ode", how many probes of the trace each picture has.
-        seed: Of all draws; picture i's depend on (seed, i).
-    """
-
-    method: Literal["bound", "ode"]
-    plan: Plan
-    last_sigma: float | None
-    check: Plan | None = None
-    probes: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.method == "ode") != (self.check is not None) or (self.method == "bound" and self.last_sigma is None):
-            raise ValueError("a bound needs last_sigma, the ODE a second plan: see `bound_request` and `ode_request`")
-
-    @property
-    def calls(self) -> int:
-        """Network calls per picture; with "ode" nearly all of them with a pass backwards per probe."""
-        if self.check is None:
-            return self.plan.calls
-        return self.plan.calls + self.check.calls + (2 if self.last_sigma else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +41,7 @@ class Block:
         bits: Bits per dimension of each.
         error: The solver's error in each, bits per dimension: the difference to half the steps; empty for the bound.
         terms: The bound's terms in the plan's order, KL(q(x_T | x_0) || N(0, I)) first, in bits per dimension,
-            summed over the block's pictures; empty for the ODE.
+            summed over the block's pictures, 0 for rows it did not have; empty for the ODE.
     """
 
     first: int
@@ -84,98 +50,14 @@ class Block:
     terms: list[float]
 
 
-def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, seed: int = 0) -> Request:
-    """The bound of a plan for a model.
-
-    Args:
-        model: The model.
-        plan: A plan of eq. (12) with noise at every step but the last.
-        last_sigma: sigma_1; if None see `default_last_sigma`.
-        seed: Of the draws.
-
-    Raises:
-        DdimError: If the bound of the plan is infinite, or it is not one for this model.
-    """
-    _check_model(model, seed)
-    plan.check_schedule(model.schedule, to_clean=True)
-    sigma = default_last_sigma(plan) if last_sigma is None else last_sigma
-    bound.check_bound(plan, sigma)
-    return Request("bound", plan, sigma, seed=seed)
-
-
-def ode_request(
-    model: Model,
-    steps: int = 40,
-    dequantize: Dequantize = "decoder",
-    last_sigma: float | None = None,
-    probes: int = 1,
-    seed: int = 0,
-) -> Request:
-    """The exact likelihood through the ODE, from t = 1 up to T in Runge-Kutta steps of order 4, even in log-SNR.
-
-    Args:
-        model: The model.
-        steps: Steps of four calls each, even, at least 2; half as many are run too, for the error estimate.
-        dequantize: "decoder" or "uniform", see `ddim.likelihood.discrete_nats`.
-        last_sigma: sigma_1 for "decoder"; the same default as the bound's at S = T.
-        probes: Probes of the trace per picture.
-        seed: Of the draws.
-
-    Raises:
-        DdimError: If a number is out of range, or the schedule has no signal at T.
-    """
-    if steps > model.schedule.T:
-        raise DdimError(f"steps {steps}", f"is more than T = {model.schedule.T}", "give fewer; 40 is the default")
-    if steps < 2 or steps % 2:
-        raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
-    if probes < 1:
-        raise DdimError(f"probes {probes}", "is less than 1", "give 1 or more")
-    _check_model(model, seed)
-    schedule = model.schedule
-    if schedule.T < 2:
-        raise DdimError("the ODE", "has no way to go on a schedule of one time", "take a schedule of more")
-    first, top = schedule.level(1), schedule.level(schedule.T)
-    if not math.isfinite(top.log_snr):
-        raise DdimError("the ODE", "has no start where there is no signal at T", "take the method bound")
-    inner = [first.log_snr + (top.log_snr - first.log_snr) * i / steps for i in range(1, steps)]
-    levels = schedule.levels([1.0, *(schedule.time_at_log_snr(value) for value in inner), float(schedule.T)])
-    plan = samplers.runge_kutta(levels, schedule, about=f"even in log-SNR, {steps} steps")
-    check = samplers.runge_kutta(levels[::2], schedule, about=f"even in log-SNR, {steps // 2} steps")
-    if dequantize == "uniform":
-        last_sigma = None
-    elif last_sigma is None:
-        last_sigma = default_last_sigma(samplers.ddim(schedule.levels([2, 1, 0]), eta=1.0))
-    if last_sigma is not None:
-        bound.check_last_sigma(last_sigma)
-    return Request("ode", plan, last_sigma, check, probes, seed)
-
-
-def _check_model(model: Model, seed: int) -> None:
-    """Refuse what would go wrong in the first block, before a folder is claimed for it."""
-    model.noise(1, seed)
-    if model.config.needs_label:
-        raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
-
-
-def default_last_sigma(plan: Plan) -> float:
-    """sigma_1 where none is given: the noise of the step before the last, as Ho et al. (2020) do.
-
-    Raises:
-        DdimError: If the plan has one step only.
-    """
-    if len(plan) < 2:
-        raise DdimError("plan", "has one step only, so no step before the last", "give --last-sigma")
-    return plan.rows[-2].z
-
-
 def measure(
-    model: Model, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
+    model: Engine, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
 ) -> Iterator[list[Block]]:
     """Measure pictures block by block into a folder, going on with what is there.
 
     Args:
         model: The model, in float32 for figures to be trusted.
-        pictures: uint8, (N, H, W, C).
+        pictures: uint8, (N, H, W, C); or token ids, (N, L).
         names: A name for each.
         request: What to measure.
         folder: Where to.
@@ -189,6 +71,7 @@ def measure(
     """
     what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
     what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
+    what |= {"draws": request.draws} if request.draws else {}
     what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
     what |= identity(model, request.plan, name) | {"network_calls": request.calls}
     make_folder(folder)
@@ -222,15 +105,15 @@ def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Bl
     return read_journal(path, parse)
 
 
-def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> Block:
+def _block(model: Engine, pictures: np.ndarray, first: int, request: Request) -> Block:
     """One micro-batch, padded to its fixed size, so that a picture's figures do not depend on its neighbours."""
     count, size = len(pictures), model.micro_batch
     indices = [first + min(i, count - 1) for i in range(size)]
-    x0 = to_float(pictures[[i - first for i in indices]]).to(model.device)
+    x0 = model.kind.read(pictures[[i - first for i in indices]]).to(model.device)
     noise = model.noise(indices, request.seed)
     if request.method == "bound":
         with torch.no_grad():
-            each = [*bound.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma or 0.0, BIN)]
+            each = _bound(model, x0, noise, request, request.rows(first))
         terms = torch.stack([bits(term, x0[0].numel()) for term in each])[:, :count].cpu()
         figures, error = terms.sum(0), torch.empty(0)
     else:
@@ -245,7 +128,17 @@ def _block(model: Model, pictures: np.ndarray, first: int, request: Request) -> 
     return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
 
 
-def _ode(model: Model, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
+def _bound(model: Engine, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The bound's terms in nats, (N,) each, the prior's first; 0 for rows that are not listed."""
+    kind, plan, prior = model.kind, request.plan, model.kind.prior(request.plan, x0)
+    each = [prior, *(torch.zeros_like(prior) for _ in plan.rows)]
+    for k, weight in rows:
+        term = kind.term(model.denoise, plan, k, x0, noise.row(k), request.last_sigma or 0.0)
+        each[1 + k] = weight * term
+    return each
+
+
+def _ode(model: Engine, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
     probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(request.probes)])
     assert request.check is not None
     figures = []
@@ -256,7 +149,7 @@ def _ode(model: Model, x0: Tensor, noise: Noise, request: Request) -> tuple[Tens
     return figures[0], (figures[0] - figures[1]).abs()
 
 
-def _density(model: Model, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
+def _density(model: Engine, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: log_density(model.denoise, plan, x, probes)
 
 
@@ -273,6 +166,8 @@ def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
         "dequantisation": "uniform" if request.last_sigma is None else "discretised Gaussian at the last step",
         "last_sigma": request.last_sigma,
     }
+    if isinstance(request.plan, CategoricalPlan):
+        made |= {"dequantisation": None, "last_sigma": None}
     if request.method == "ode":
         errors = np.array([value for block in blocks for value in block.error])
         made |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}

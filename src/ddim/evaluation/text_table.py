@@ -1,0 +1,120 @@
+"""The table of Appendix A that the paper has not: text of every number of calls and amount of noise, held to real."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from ddim.data.text import TextPolicy
+from ddim.errors import DdimError
+from ddim.evaluation.table import Cell, Standing, label
+from ddim.evaluation.text import GRAM, ORDER, Reference
+from ddim.files import make_folder
+from ddim.generate import generate
+from ddim.token_model import TokenModel
+
+REAL = "real text"
+COLUMNS = {
+    "valid_words": "share of words that the training text has, %; larger is better",
+    "gram_divergence": f"divergence of {GRAM}-grams from held-out text, bits; smaller is better",
+    "bits_per_character": f"bits per character under a {ORDER}-gram model; real text is the aim",
+}
+
+
+def filling(
+    model: TokenModel, some: Sequence[Cell], folder: Path, seed: int, name: str
+) -> Generator[Standing, None, None]:
+    """Sample every cell into a folder of its own, going on with what is there.
+
+    Args:
+        model: The model, of text.
+        some: The cells.
+        folder: Where the cells' folders are; it is made.
+        seed: Of the samples: sample i of every cell starts from the same x_T.
+        name: The model's name.
+
+    Yields:
+        Where it stands, after each micro-batch.
+
+    Raises:
+        DdimError: If a folder holds something else.
+    """
+    make_folder(folder)
+    calls = found = 0
+    for cell in some:
+        before = calls
+        with contextlib.closing(generate(model, cell.plan, folder / cell.folder, cell.n, 0, seed, name)) as steps:
+            for made in steps:
+                found += (made.found if made.done == made.found else 0) * cell.plan.calls
+                calls = before + made.done * cell.plan.calls
+                yield Standing(cell, made.done, calls, found)
+
+
+def windows(text: str, model: TokenModel, n: int) -> list[str]:
+    """Up to n windows of real text, of as many tokens as a sample, spread over it without overlap.
+
+    Raises:
+        DdimError: If it holds less than two.
+    """
+    policy = cast(TextPolicy, model.config.data)
+    ids = policy.encode(text)
+    whole = len(ids) // policy.length
+    if whole < 2:
+        raise DdimError("real text", f"holds {whole} windows of {policy.length} tokens", "give a longer text")
+    places = np.unique(np.linspace(0, whole - 1, min(n, whole)).astype(int)) * policy.length
+    return [policy.decode(ids[place : place + policy.length]) for place in places]
+
+
+def read(model: TokenModel, cell: Cell, folder: Path) -> list[str]:
+    """The texts of a cell.
+
+    Raises:
+        DdimError: If one cannot be read.
+    """
+    paths = [model.kind.path(folder / cell.folder, index) for index in range(cell.n)]
+    try:
+        return [path.read_bytes().decode() for path in paths]
+    except (OSError, ValueError) as error:
+        raise DdimError(folder / cell.folder, f"cannot be read ({error})", "remove it, and run again") from None
+
+
+def measure(
+    model: TokenModel, some: Sequence[Cell], folder: Path, reference: Reference, real: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The figures of every cell, and of as many windows of real text.
+
+    Args:
+        model: The model.
+        some: The cells, sampled.
+        folder: Where.
+        reference: What they are held against.
+        real: Windows of real text, in neither part of the reference.
+    """
+    rows = [{"row": REAL, "steps": None, "n": len(real), **reference.measure(real)}]
+    for cell in some:
+        made = reference.measure(read(model, cell, folder))
+        rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **made})
+    return rows
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The table as text, one block for each figure."""
+    cells = [row for row in rows if row["row"] != REAL]
+    steps = sorted({row["steps"] for row in cells})
+    names = list(dict.fromkeys(row["row"] for row in cells))
+    known = {(row["row"], row["steps"]): row for row in cells}
+    lines = []
+    for key, title in COLUMNS.items():
+        scale, digits = (100, 1) if key == "valid_words" else (1, 3)
+        lines += ["", title, f"{'S':>12} " + "".join(f"{s:>10}" for s in steps)]
+        for name in names:
+            found = [known.get((name, s)) for s in steps]
+            told = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in found]
+            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in told))
+        lines += [f"{REAL:>12} {scale * row[key]:>10.{digits}f}" for row in rows if row["row"] == REAL]
+    counts = sorted({row["n"] for row in rows})
+    return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples a cell"])
