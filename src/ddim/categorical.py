@@ -227,9 +227,10 @@ def markov_fresh(now: Level, next: Level, pi: Tensor) -> Tensor:
         pi: The probability of that token under the noise, (...).
 
     Returns:
-        The shape of pi.
+        The shape of pi; 0 for a token that cannot be x_now.
     """
-    return _replaced(now, next) * next.variance * pi / (now.alpha_bar + now.variance * pi)
+    chance = now.alpha_bar + now.variance * pi
+    return torch.where(chance > 0, _replaced(now, next) * next.variance * pi / chance, 0.0)
 
 
 def _replaced(now: Level, next: Level) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.options import device_options, load_model, progress_bar
+from ddim.cli.options import device_options, load_any, load_model, progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ddim.model import Model
 
 SEEDS, SHOWN = 32, 12
+TEXT = "tinyshakespeare"
 STEPS = (5, 10, 20, 50, 100)
 
 
@@ -34,7 +35,7 @@ STEPS = (5, 10, 20, 50, 100)
 )
 @device_options
 def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
-    """Sample the same 32 seeds with 5 to 100 network calls, interpolate, and encode and decode real digits.
+    """Sample the same 32 seeds with 5 to 100 network calls, interpolate, encode and decode digits, and write a text.
 
     \b
     Example:
@@ -51,6 +52,7 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     click.echo(f"reconstruction: {caption}")
     for what, path in pictures.items():
         click.echo(f"{what:19} {path.resolve()}")
+    click.echo(_text(device, dtype, compile_))
 
 
 def _consistency(model: Model, path: Path) -> Path:
@@ -118,6 +120,21 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"
     save_png(path, labelled_rows(rows, caption, zoom=2))
     return path, caption
+
+
+def _text(device: str | None, dtype: str, compile_: bool) -> str:
+    """A sample of the model of categories that comes with the package."""
+    from ddim.token_model import TokenModel
+
+    model = load_any(TEXT, device, dtype, compile_, micro_batch=1)
+    assert isinstance(model, TokenModel)
+    plan = model.plan(32, temperature=0.8)
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task("sampling text", total=1, rate="")
+        [made] = model.text(model.sample(1, seed=0, plan=plan))
+        bar.advance(task)
+    rule = "-" * 60
+    return f"{TEXT}: {plan.name}, {plan.calls} network calls\n{rule}\n{made}\n{rule}"
 
 
 _PLACES = (Path("mnist"), Path("data/mnist"))

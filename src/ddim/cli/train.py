@@ -112,7 +112,10 @@ def command(
     settings: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Train a model on DATA: "digits", a folder of pictures, parquet files, or a hub name such as owner/name.
+    """Train a model on DATA: "digits", a folder of pictures, parquet files, a hub name such as owner/name, or a text.
+
+    Of a single text file the first 90 % of the characters are its split train, then 5 % validation and 5 % test; a
+    folder may hold train.txt, validation.txt and test.txt.
 
     Everything is written under --out: checkpoints, metrics, previews, and the model itself in OUT/model. Stop it
     at any moment, in any way; the same command goes on where it stopped, and ends with the same weights.
@@ -121,12 +124,14 @@ def command(
     Examples:
       ddim train digits --out runs/digits
       ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
+    from ddim.data.text import is_text, load_text
     from ddim.presets import preset
     from ddim.run_config import RunConfig, refuse_foreign
 
-    name = preset_name or Path(data).name.replace("_", "-")
+    name = preset_name or (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
     if preset_name is None:
         from ddim.presets import PRESETS
 
@@ -143,16 +148,23 @@ def command(
     }
     for setting in settings:
         _set(changes, setting)
-    if is_text := hasattr(recipe.data, "length"):
+    of_text = len(recipe.data.shape) == 1
+    if of_text:
         changes["data"] |= _vocabulary(data, tokenizer)
-    elif tokenizer or length:
-        raise DdimError("--tokenizer and --length", "are about text", f"leave them out with the preset {name}")
+    _refuse_others(
+        name,
+        of_text,
+        {"--tokenizer": tokenizer, "--length": length},
+        pictures={"--size": size, "--channels": channels, "--flip": given["flip"] or None, "--labels": labels or None},
+    )
+    if is_text(data) and not of_text:
+        raise DdimError(data, "is text", f"the preset {name} is of pictures: take --preset tinyshakespeare")
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
     found: ImageSet | TextSet
-    if is_text:
-        found = _text(data, model, split, limit, labels)
+    if of_text:
+        found = load_text(data, cast("TextPolicy", model.data), split, limit)
     else:
         found = pictures = load_pictures(data, cast(Any, model.data), split, limit, skip_unreadable)
         if labels:
@@ -195,12 +207,11 @@ def _vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
     return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
 
 
-def _text(data: str, model: ModelConfig, split: str, limit: int | None, labels: bool) -> TextSet:
-    from ddim.data.text import load_text
-
-    if labels:
-        raise DdimError("--labels", "is about pictures", "leave it out")
-    return load_text(data, cast("TextPolicy", model.data), split, limit)
+def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: dict[str, Any]) -> None:
+    """Refuse options about text where the preset is of pictures, and the other way round."""
+    for option in [option for option, value in (pictures if of_text else text).items() if value is not None]:
+        kind, own = ("pictures", "text") if of_text else ("text", "pictures")
+        raise DdimError(option, f"is about {kind}, the preset {preset} of {own}", "leave it out")
 
 
 def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:

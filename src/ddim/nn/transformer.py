@@ -30,6 +30,8 @@ class TransformerConfig(BaseModel):
         depth: Blocks.
         heads: Attention heads.
         mlp: Hidden channels of a block's MLP, in multiples of `width`.
+        local: Tokens that each of the two convolutions before the blocks looks at, odd; 0 for none. On text they show
+            the blocks the letters around each letter, which attention is slow to find.
         dropout: Dropout rate inside the blocks.
         classes: Number of labels, 0 for none. Label `classes` means "no label".
     """
@@ -42,6 +44,7 @@ class TransformerConfig(BaseModel):
     depth: int = Field(4, ge=1)
     heads: int = Field(4, ge=1)
     mlp: int = Field(4, ge=1)
+    local: int = Field(5, ge=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     classes: int = Field(0, ge=0)
 
@@ -49,6 +52,8 @@ class TransformerConfig(BaseModel):
     def _fits(self) -> TransformerConfig:
         if self.width % (2 * self.heads):
             raise ValueError(f"{self.heads} heads of an even number of channels do not divide width {self.width}")
+        if self.local and self.local % 2 == 0:
+            raise ValueError(f"local {self.local} is even; give an odd number, or 0")
         return self
 
     @property
@@ -61,7 +66,8 @@ class TransformerConfig(BaseModel):
         return Transformer(self)
 
     def __str__(self) -> str:
-        return f"transformer, {self.depth} blocks of width {self.width}, {self.heads} heads"
+        local = f", two convolutions over {self.local} tokens before them" if self.local else ""
+        return f"transformer, {self.depth} blocks of width {self.width}, {self.heads} heads{local}"
 
 
 def rotate(x: Tensor) -> Tensor:
@@ -119,6 +125,7 @@ class Transformer(Network):
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(config.classes + 1, width) if config.classes else None
         self.token = nn.Embedding(config.categories, width)
+        self.local = _convolutions(width, config.local) if config.local else None
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.logits = zero(nn.Linear(width, config.categories))
         self.time_to_blocks = zero(nn.Linear(width, (_PARTS + 2) * width))
@@ -140,10 +147,17 @@ class Transformer(Network):
         """
         parts = condition.view(len(condition), _PARTS + 2, -1)
         h = self.token(x)
+        if self.local is not None:
+            h = h + self.local(h.mT).mT
         for layer in self.layers:
             h = layer(h, parts[:, :_PARTS])
         shift, scale = parts[:, _PARTS:].unsqueeze(2).unbind(1)
         return cast(Tensor, self.logits(_norm(h) * (1 + scale) + shift))
+
+
+def _convolutions(width: int, size: int) -> nn.Sequential:
+    one, two = (nn.Conv1d(width, width, size, padding=size // 2) for _ in range(2))
+    return nn.Sequential(one, nn.SiLU(), two)
 
 
 def _norm(x: Tensor) -> Tensor:

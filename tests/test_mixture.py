@@ -1,0 +1,289 @@
+"""Plans over categories: their rows are the kernels of Appendix A, and what they draw has that distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bench import SCHEDULES, randn
+from ddim import samplers
+from ddim.categorical import (
+    Alphabet,
+    markov_posterior,
+    markov_weights,
+    mixture_weights,
+    posterior,
+    sharpen,
+    sigma_largest,
+)
+from ddim.errors import DdimError
+from ddim.loop import trajectory
+from ddim.mixture import CategoricalPlan, Mixture
+from ddim.plan import Plan
+from ddim.schedule import Level, from_betas, zero_terminal_snr
+from ddim.seeds import TokenNoise, pick
+from ddim.tokens import TokenPrediction
+
+SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 1.0], "short")
+LEVELS = SHORT.levels([6, 4, 3, 1, 0])
+GIVEN = Alphabet(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
+ALPHABETS = {"uniform": Alphabet.uniform(4), "mask": Alphabet.masked(3), "given": GIVEN}
+every_alphabet = pytest.mark.parametrize("alphabet", ALPHABETS.values(), ids=ALPHABETS)
+MAKERS: dict[str, Callable[..., CategoricalPlan]] = {
+    "eta 0": samplers.discrete,
+    "eta 0.3": lambda levels, alphabet: samplers.discrete(levels, alphabet, 0.3),
+    "eta 1": lambda levels, alphabet: samplers.discrete(levels, alphabet, 1),
+    "markov": samplers.discrete_markov,
+}
+every_kernel = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+
+
+def guesses(size: int, mask: int | None, seed: int = 0) -> Tensor:
+    """p(x_0 | x_t) for each x_t: (K, K); no x_0 is a mask."""
+    logits = 2 * randn(size, size, seed=seed)
+    if mask is not None:
+        logits[:, mask] = -math.inf
+    return logits.softmax(-1)
+
+
+@every_alphabet
+@every_kernel
+@pytest.mark.parametrize("k", [0, 1, 3])
+def test_what_a_row_draws_has_the_kernels_distribution(k: int, make: Any, alphabet: Alphabet) -> None:
+    """Each x_t is drawn for at every point of a fine lattice of the three uniforms: shares are the probabilities."""
+    plan = make(LEVELS, alphabet)
+    row, K, fine = plan.rows[k], alphabet.size, 60
+    predicted = guesses(K, alphabet.mask)
+    ticks = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine
+    fresh = torch.cartesian_prod(ticks, ticks, ticks)
+    for x_t in range(K):
+        x = torch.full((len(fresh),), x_t)
+        said = TokenPrediction(predicted[x])
+        drawn = plan.advance(row, [x], [said], fresh)
+        shares = torch.bincount(drawn, minlength=K) / len(fresh)
+        here, probs = torch.tensor(x_t), predicted[x_t]
+        if plan.kernel == "markov":
+            expected = markov_posterior(here, probs, row.now, row.next, alphabet.pi)
+        else:
+            expected = posterior(here, probs, row.now, row.next, row.keep, alphabet.pi)
+        assert (shares - expected).abs().max() < 4 / fine, (x_t, shares, expected)
+        assert (shares[expected == 0] == 0).all()
+
+
+@st.composite
+def falls(draw: st.DrawFn) -> tuple[Level, Level, Tensor]:
+    schedule = draw(st.sampled_from([SHORT, SCHEDULES["linear"], SCHEDULES["cosine"]]))
+    s = draw(st.integers(0, schedule.T - 1))
+    t = draw(st.integers(s + 1, schedule.T))
+    pi = torch.softmax(2 * randn(draw(st.integers(2, 5)), seed=draw(st.integers(0, 99))), -1)
+    return schedule.level(t), schedule.level(s), pi
+
+
+@given(falls())
+def test_the_markov_kernel_is_the_chains_reversal(step: tuple[Level, Level, Tensor]) -> None:
+    """By Bayes' rule over the chain that keeps a token with abar_t / abar_s, else draws it from pi."""
+    now, following, pi = step
+    K, kept = len(pi), now.alpha_bar / following.alpha_bar
+    eye = torch.eye(K, dtype=torch.float64)
+    onward = kept * eye + (1 - kept) * pi  # x_s, x_t
+    before = following.alpha_bar * eye + following.variance * pi  # x_0, x_s
+    joint = before[:, None, :] * onward.T[None]  # x_0, x_t, x_s
+    bayes = joint / joint.sum(-1, keepdim=True)
+    x0, x_t = torch.arange(K)[:, None].expand(K, K), torch.arange(K)[None].expand(K, K)
+    made = markov_posterior(x_t.flatten(), eye[x0.flatten()], now, following, pi).view(K, K, K)
+    torch.testing.assert_close(made, bayes, rtol=1e-9, atol=1e-12)
+    # Averaged over the true q(x_0 | x_t) it takes q(x_t) to q(x_s).
+    p0 = torch.softmax(randn(K, seed=3), 0)
+    q_t = p0 @ (now.alpha_bar * eye + now.variance * pi)
+    back = (p0[:, None] * (now.alpha_bar * eye + now.variance * pi) / q_t).T  # x_t, x_0
+    moved = markov_posterior(torch.arange(K), back, now, following, pi)
+    torch.testing.assert_close(q_t @ moved, p0 @ before, rtol=0, atol=1e-12)
+
+
+@given(falls())
+def test_with_a_mask_the_chains_reversal_is_the_least_random_kernel(step: tuple[Level, Level, Tensor]) -> None:
+    now, following, _ = step
+    alphabet = Alphabet.masked(3)
+    predicted = guesses(4, 3, seed=1)
+    for x_t in range(4):
+        if x_t < 3:  # a token that is not masked is x_0
+            predicted[x_t] = torch.nn.functional.one_hot(torch.tensor(x_t), 4).double()
+        here = torch.tensor(x_t)
+        largest = sigma_largest(now, following)
+        least = posterior(here, predicted[x_t], now, following, largest, alphabet.pi)
+        chain = markov_posterior(here, predicted[x_t], now, following, alphabet.pi)
+        torch.testing.assert_close(least, chain, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("sigma_r", [0.0, 0.1, 0.25])
+def test_below_the_largest_sigma_a_mask_is_remdms_remasking(sigma_r: float) -> None:
+    """Wang et al. (2025), eq. (4): an uncovered token is masked again with probability sigma_R; a mask becomes x_0 with
+    (abar_s - (1 - sigma_R) abar_t) / (1 - abar_t)."""
+    now, following = SHORT.level(4), SHORT.level(2)
+    a_t, a_s, mask = now.alpha_bar, following.alpha_bar, 3
+    sigma = ((1 - a_s) - sigma_r) / (1 - a_t)
+    kernel = {
+        x_t: posterior(torch.tensor(x_t), torch.tensor(1), now, following, sigma, Alphabet.masked(3).pi)
+        for x_t in (1, mask)
+    }
+    uncovered = torch.tensor([0, 1 - sigma_r, 0, sigma_r], dtype=torch.float64)
+    to_x0 = (a_s - (1 - sigma_r) * a_t) / (1 - a_t)
+    masked = torch.tensor([0, to_x0, 0, 1 - to_x0], dtype=torch.float64)
+    torch.testing.assert_close(kernel[1], uncovered, rtol=0, atol=1e-14)
+    torch.testing.assert_close(kernel[mask], masked, rtol=0, atol=1e-14)
+
+
+@every_alphabet
+def test_eta_scales_between_the_least_and_the_most_random_kernel(alphabet: Alphabet) -> None:
+    for eta in (0.0, 0.25, 1.0):
+        plan = samplers.discrete(LEVELS, alphabet, eta)
+        for row in plan.rows:
+            assert row.keep == pytest.approx((1 - eta) * sigma_largest(row.now, row.next), abs=1e-16)
+            assert (row.keep, row.to_x0, row.fresh) == mixture_weights(row.now, row.next, row.keep)
+            assert row.keep * row.now.alpha_bar + row.to_x0 == pytest.approx(row.next.alpha_bar, abs=1e-14)
+    assert all(row.fresh == pytest.approx(0, abs=1e-15) for row in samplers.discrete(LEVELS, alphabet, 0).rows)
+    assert all(row.keep == 0 for row in samplers.discrete(LEVELS, alphabet, 1).rows)
+    assert all(
+        (row.keep, row.to_x0, row.fresh) == markov_weights(row.now, row.next)
+        for row in samplers.discrete_markov(LEVELS, alphabet).rows
+    )
+
+
+def test_the_network_is_asked_with_what_is_printed_and_its_answer_is_sharpened() -> None:
+    plan = samplers.discrete(LEVELS, GIVEN, 0.3, temperature=0.5, top_p=0.8)
+    seen: list[tuple[Tensor, Level]] = []
+
+    def denoise(x: Tensor, level: Level, /) -> TokenPrediction:
+        seen.append((x, level))
+        return TokenPrediction(guesses(4, None)[x])
+
+    noise = TokenNoise(3, (0, 1), (5,), "cpu", GIVEN.pi)
+    steps = list(trajectory(denoise, plan, noise))
+    assert [level for _, level in seen] == [row.now for row in plan.rows]
+    for step, (x, _) in zip(steps, seen, strict=True):
+        expected = sharpen(guesses(4, None)[x], 0.5, 0.8)
+        assert torch.equal(step.x0, expected)
+        assert (expected == 0).any()
+    assert torch.equal(seen[0][0], noise.start())
+    assert all(torch.equal(x, step.x) for step, (x, _) in zip(steps, seen[1:], strict=False))
+
+
+@given(st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 99))
+def test_sharpening(temperature: float, top_p: float, seed: int) -> None:
+    """Powers of p, then the fewest likeliest categories whose share of it first reaches top-p; order is kept."""
+    p = torch.softmax(3 * randn(6, seed=seed), 0)
+    made = sharpen(p, temperature, top_p)
+    assert float(made.sum()) == pytest.approx(1, abs=1e-12)
+    warm = p.double().pow(1 / temperature) / p.double().pow(1 / temperature).sum()
+    torch.testing.assert_close(sharpen(p, temperature), warm, rtol=1e-9, atol=1e-12)
+    order = warm.argsort(descending=True)
+    count = int((warm[order].cumsum(0) < top_p * (1 - 1e-12)).sum()) + 1
+    kept = order[: min(count, 6)]
+    assert {*made.nonzero()[:, 0].tolist()} == {*kept[warm[kept] > 0].tolist()}
+    torch.testing.assert_close(made[kept], warm[kept] / warm[kept].sum(), rtol=1e-9, atol=1e-12)
+    assert torch.equal(sharpen(p, 1.0, 1.0), p)
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 7)])
+def test_pick_is_the_inverse_of_the_distribution_function(shape: tuple[int, ...]) -> None:
+    p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
+    u = torch.tensor([0.0, 0.1, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64).expand(shape)
+    expected = torch.tensor([1, 1, 1, 3, 3, 4, 4]).expand(shape)
+    assert torch.equal(pick(u, p), expected)
+    assert torch.equal(pick(u, p.expand(*shape, 6)), expected)
+    third = torch.full((3,), 1 / 3, dtype=torch.float64)  # its sum rounds
+    assert pick(torch.tensor(1 - 2**-53, dtype=torch.float64), third) == 2
+
+
+PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"keep": 0.1}, "is off by"),
+        ({"to_x0": 0.2}, "is off by"),
+        ({"fresh": 0.0}, "is off by"),
+        ({"keep": -0.1}, "outside 0..1"),
+        ({"keep": math.nan}, "outside 0..1"),
+        ({"next": SHORT.level(5)}, "goes to a noisier level"),
+        ({"now": SHORT.level(5)}, "does not start where the row before it ended"),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["ddim", "markov"])
+def test_check_finds_planted_slips(changes: dict[str, Any], wrong: str, kernel: str) -> None:
+    plan = PLAN if kernel == "ddim" else samplers.discrete_markov(LEVELS, GIVEN)
+    rows = list(plan.rows)
+    rows[1] = replace(rows[1], **changes)
+    with pytest.raises(DdimError, match=f"^plan row 1 .*{wrong}"):
+        replace(plan, rows=tuple(rows)).check()
+
+
+def test_a_kernel_under_the_others_name_is_noticed() -> None:
+    with pytest.raises(DdimError, match=r"plan row \d .*is off by"):
+        replace(samplers.discrete_markov(LEVELS, GIVEN), kernel="ddim").check()
+    with pytest.raises(DdimError, match=r"plan row \d .*is off by"):
+        replace(PLAN, kernel="markov").check()
+
+
+@every_alphabet
+@every_kernel
+def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
+    plan = replace(make(LEVELS, alphabet), temperature=0.7, made_for="abc")
+    again = CategoricalPlan.from_json(plan.to_json())
+    assert again == plan
+    with pytest.raises(DdimError, match="is a plan over categories, the data are real-valued data"):
+        Plan.from_json(plan.to_json())
+    lines = str(plan).splitlines()
+    assert lines[0].startswith(f"{plan.name}: 4 network calls, {alphabet.size} categories")
+    assert lines[1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", "keep", "to_x0", "fresh"]
+    for line, row in zip(lines[2:], plan.rows, strict=True):
+        weights = [float(cell) for cell in line.split()[-3:]]
+        assert weights == pytest.approx([row.keep, row.to_x0, row.fresh], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "wrong"),
+    [
+        ({"eta": -0.1}, "eta -0.1: is outside 0..1"),
+        ({"eta": 1.1}, "eta 1.1: is outside 0..1"),
+        ({"eta": math.nan}, "eta nan: is outside 0..1"),
+        ({"temperature": 0}, "temperature 0: is not a number > 0"),
+        ({"temperature": math.inf}, "temperature inf: is not"),
+        ({"top_p": 0}, "top-p 0: is outside"),
+        ({"top_p": 1.5}, "top-p 1.5: is outside"),
+        ({"levels": LEVELS[::-1]}, "is not cleaner than the one before"),
+        ({"levels": LEVELS[:1]}, "hold no step"),
+    ],
+)
+def test_what_is_not_legal_is_refused(settings: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(DdimError, match=wrong):
+        samplers.discrete(**{"levels": LEVELS, "alphabet": GIVEN, **settings})
+
+
+@pytest.mark.parametrize(
+    ("made", "wrong"),
+    [
+        (lambda: Alphabet(torch.tensor([0.5, 0.6], dtype=torch.float64)), "not a distribution"),
+        (lambda: Alphabet(torch.tensor([1.5, -0.5], dtype=torch.float64)), "not a distribution"),
+        (lambda: Alphabet(Alphabet.uniform(3).pi, mask=2), "draws nothing else"),
+        (lambda: Alphabet(Alphabet.uniform(3).pi, carry_over=True), "without a mask"),
+    ],
+)
+def test_an_alphabet_that_is_none_is_refused(made: Callable[[], Alphabet], wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        made()
+
+
+def test_a_row_alone() -> None:
+    row = Mixture(SHORT.level(3), SHORT.level(2), at=SHORT.level(4))
+    assert (row.query.t, row.memory, row.draws) == (4, 1, True)
+    assert zero_terminal_snr(SCHEDULES["cosine"]).level(1000).alpha_bar == 0
