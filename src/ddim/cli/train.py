@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,7 +17,7 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from ddim.config import ModelConfig, TrainConfig
     from ddim.data import ImageSet
-    from ddim.data.text import TextPolicy, TextSet
+    from ddim.data.text import TextSet
     from ddim.presets import Preset
 
 _RECIPE = (
@@ -127,18 +127,18 @@ def command(
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
-    from ddim.data.text import is_text, load_text
-    from ddim.presets import preset
     from ddim.run_config import RunConfig, refuse_foreign
 
-    name = preset_name or (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
-    if preset_name is None:
-        from ddim.presets import PRESETS
-
-        if name not in PRESETS:
-            wrong = f"has no preset of its own name ({name})"
-            raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
-    recipe = preset(name)
+    name, recipe = _recipe(data, preset_name)
+    of_text = len(recipe.data.shape) == 1
+    about_text = {"--tokenizer": tokenizer, "--length": length}
+    about_pictures = {
+        "--size": size,
+        "--channels": channels,
+        "--flip": given["flip"] or None,
+        "--labels": labels or None,
+    }
+    _refuse_others(name, of_text, about_text, about_pictures)
     changes = {
         "data": _changes(height=size, width=size, channels=channels and int(channels), length=length),
         "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_),
@@ -148,37 +148,42 @@ def command(
     }
     for setting in settings:
         _set(changes, setting)
-    of_text = len(recipe.data.shape) == 1
     if of_text:
         changes["data"] |= _vocabulary(data, tokenizer)
-    _refuse_others(
-        name,
-        of_text,
-        {"--tokenizer": tokenizer, "--length": length},
-        pictures={"--size": size, "--channels": channels, "--flip": given["flip"] or None, "--labels": labels or None},
-    )
-    if is_text(data) and not of_text:
-        raise DdimError(data, "is text", f"the preset {name} is of pictures: take --preset tinyshakespeare")
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
-    found: ImageSet | TextSet
-    if of_text:
-        found = load_text(data, cast("TextPolicy", model.data), split, limit)
-    else:
-        found = pictures = load_pictures(data, cast(Any, model.data), split, limit, skip_unreadable)
-        if labels:
-            changes["network"]["classes"] = _classes(data, pictures)
-            model, train = _configure(recipe, changes, predicts)
-    config = RunConfig(
-        data=found.name,
-        split=found.split,
-        limit=limit,
-        data_fingerprint=found.fingerprint(),
-        model=model,
-        train=train,
-    )
-    _train(out, config, found, device)
+    found = _find(data, model.data, split, limit, skip_unreadable)
+    if labels:
+        changes["network"]["classes"] = _classes(data, found)
+        model, train = _configure(recipe, changes, predicts)
+    about = {"data": found.name, "split": found.split, "limit": limit, "data_fingerprint": found.fingerprint()}
+    _train(out, RunConfig(**about, model=model, train=train), found, device)
+
+
+def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
+    """The preset of --preset, or the one named like the data."""
+    from ddim.data.text import is_text
+    from ddim.presets import PRESETS, preset
+
+    if name is None:
+        name = (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
+        if name not in PRESETS:
+            wrong = f"has no preset of its own name ({name})"
+            raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
+    recipe = preset(name)
+    if is_text(data) and len(recipe.data.shape) > 1:
+        raise DdimError(data, "is text", f"the preset {name} is of pictures: take --preset tinyshakespeare")
+    return name, recipe
+
+
+def _find(data: str, policy: Any, split: str, limit: int | None, skip_unreadable: bool) -> ImageSet | TextSet:
+    """The data set that a policy asks for."""
+    from ddim.data.text import load_text
+
+    if len(policy.shape) == 1:
+        return load_text(data, policy, split, limit)
+    return load_pictures(data, policy, split, limit, skip_unreadable)
 
 
 def _changes(**values: Any) -> dict[str, Any]:
@@ -194,7 +199,7 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         ctx.exit()
 
 
-def _classes(data: str, pictures: ImageSet) -> int:
+def _classes(data: str, pictures: ImageSet | TextSet) -> int:
     if pictures.labels is None:
         raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
     return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
