@@ -33,7 +33,7 @@ from ddim.seeds import TokenNoise, pick
 from ddim.tokens import TokenPrediction
 
 SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 1.0], "short")
-LEVELS = SHORT.levels([6, 4, 3, 1, 0])
+LEVELS = SHORT.levels([6, 5, 2, 1, 0])
 GIVEN = Alphabet(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
 ALPHABETS = {"uniform": Alphabet.uniform(4), "mask": Alphabet.masked(3), "given": GIVEN}
 every_alphabet = pytest.mark.parametrize("alphabet", ALPHABETS.values(), ids=ALPHABETS)
@@ -56,14 +56,14 @@ def guesses(size: int, mask: int | None, seed: int = 0) -> Tensor:
 
 @every_alphabet
 @every_kernel
-@pytest.mark.parametrize("k", [0, 1, 3])
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
 def test_what_a_row_draws_has_the_kernels_distribution(k: int, make: Any, alphabet: Alphabet) -> None:
-    """Each x_t is drawn for at every point of a fine lattice of the three uniforms: shares are the probabilities."""
+    """Each x_t is drawn for at 2^14 points that fill the cube of the three uniforms evenly (Sobol's): shares are the
+    probabilities."""
     plan = make(LEVELS, alphabet)
-    row, K, fine = plan.rows[k], alphabet.size, 60
+    row, K = plan.rows[k], alphabet.size
     predicted = guesses(K, alphabet.mask)
-    ticks = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine
-    fresh = torch.cartesian_prod(ticks, ticks, ticks)
+    fresh = torch.quasirandom.SobolEngine(3).draw(2**14, dtype=torch.float64)
     for x_t in range(K):
         x = torch.full((len(fresh),), x_t)
         said = TokenPrediction(predicted[x])
@@ -74,7 +74,7 @@ def test_what_a_row_draws_has_the_kernels_distribution(k: int, make: Any, alphab
             expected = markov_posterior(here, probs, row.now, row.next, alphabet.pi)
         else:
             expected = posterior(here, probs, row.now, row.next, row.keep, alphabet.pi)
-        assert (shares - expected).abs().max() < 4 / fine, (x_t, shares, expected)
+        assert (shares - expected).abs().max() < 2e-3, (x_t, shares, expected)
         assert (shares[expected == 0] == 0).all()
 
 
@@ -214,8 +214,8 @@ PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
         ({"fresh": 0.0}, "is off by"),
         ({"keep": -0.1}, "outside 0..1"),
         ({"keep": math.nan}, "outside 0..1"),
-        ({"next": SHORT.level(5)}, "goes to a noisier level"),
-        ({"now": SHORT.level(5)}, "does not start where the row before it ended"),
+        ({"next": SHORT.level(6)}, "goes to a noisier level"),
+        ({"now": SHORT.level(4)}, "does not start where the row before it ended"),
     ],
 )
 @pytest.mark.parametrize("kernel", ["ddim", "markov"])
