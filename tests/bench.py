@@ -1,7 +1,7 @@
 """The instruments that the tests share: every sampler, grid and schedule in one list each, and data with closed forms.
 
-A new sampler is added to `SAMPLERS` and so comes under all generic tests; grids and schedules are taken from the
-library's own tables.
+A new sampler is added to `SAMPLERS`, or to `DISCRETE` where it is one of categories, and so comes under all generic
+tests; grids and schedules are taken from the library's own tables.
 """
 
 from __future__ import annotations
@@ -10,16 +10,23 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddim import exact, grid, samplers, schedule
+from ddim.categorical import Alphabet
+from ddim.denoiser import AnyDenoiser
 from ddim.errors import DdimWarning
 from ddim.inversion import encoding
 from ddim.loop import run
+from ddim.mixture import CategoricalPlan
 from ddim.plan import Plan, Row
 from ddim.schedule import Level, Schedule
+from ddim.seeds import Noise, TokenNoise
+from ddim.table import Table
+from ddim.tokens import TokenPrediction
 
 Levels = Sequence[Level]
 
@@ -50,6 +57,22 @@ SAMPLERS: dict[str, Callable[..., Plan]] = {
     "BDIA, gamma 1": lambda levels: two_step(partial(samplers.bdia, gamma=1), levels),
     "O-BELM": lambda levels: two_step(samplers.o_belm, with_signal(levels)),
 }
+
+ALPHABETS = {"uniform": Alphabet.uniform(3), "mask": Alphabet.masked(2)}
+
+DISCRETE: dict[str, Callable[[Levels], CategoricalPlan]] = {
+    f"{name}, {noise}": partial(make, alphabet=alphabet)
+    for noise, alphabet in ALPHABETS.items()
+    for name, make in {
+        "eta 0": samplers.discrete,
+        "eta 0.3": partial(samplers.discrete, eta=0.3),
+        "eta 1": partial(samplers.discrete, eta=1.0),
+        "sharper": partial(samplers.discrete, temperature=0.7, top_p=0.9),
+        "markov": samplers.discrete_markov,
+    }.items()
+}
+
+ALL_SAMPLERS: dict[str, Callable[[Levels], Table[Any]]] = {**SAMPLERS, **DISCRETE}
 
 # The order of convergence of each deterministic sampler.
 ORDERS = {"eta 0": 1, "eq. (15)": 1, "Runge-Kutta 2": 2, "Runge-Kutta 4": 4, "DEIS 3": 3, "DPM++ 2M": 2, "DPM++ 3M": 3}
@@ -163,3 +186,27 @@ def observed_order(make: Callable[[Levels], Plan], coarse: Levels, fine: Levels)
     start, end = mixture_path(coarse[0], coarse[-1])
     before, after = ((run(MIXTURE.denoise, make(levels), start) - end).abs().max().item() for levels in (coarse, fine))
     return math.log2(before / after)
+
+
+def chain(alphabet: Alphabet) -> exact.MarkovTokens:
+    """Sequences of two or three kinds of tokens; no token of the data is a mask."""
+    size = alphabet.size - (alphabet.mask is not None)
+    moves = torch.zeros(alphabet.size, alphabet.size, dtype=torch.float64)
+    moves[:, :size] = torch.softmax(2 * randn(alphabet.size, size, seed=13), -1)
+    return exact.MarkovTokens(moves[0], moves, alphabet.pi)
+
+
+CHAINS = {alphabet.weights: chain(alphabet) for alphabet in ALPHABETS.values()}
+
+
+def tokens_denoiser(plan: CategoricalPlan) -> AnyDenoiser:
+    """The exact denoiser of the chain that has the plan's noise."""
+    data = CHAINS[plan.pi]
+    return lambda x, level: TokenPrediction(data.predict(x, level))
+
+
+def surroundings(plan: Table[Any], seed: int = 1, indices: Sequence[int] = (0, 5, 2)) -> tuple[AnyDenoiser, Noise]:
+    """What a plan runs on: the exact denoiser of Gaussian data, or of a chain of tokens, and noise for a batch."""
+    if isinstance(plan, CategoricalPlan):
+        return tokens_denoiser(plan), TokenNoise(seed, tuple(indices), (6,), pi=CHAINS[plan.pi].pi)
+    return GAUSSIAN.denoise, Noise(seed, tuple(indices), (4,))

@@ -13,10 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.config import ModelConfig, TrainConfig
+from ddim.config import CategoricalConfig, ModelConfig, ScheduleConfig, TrainConfig
+from ddim.data.imageset import ImageSet
 from ddim.data.policy import ImagePolicy
-from ddim.model import Model, load
-from ddim.nn.unet import UNet, UNetConfig
+from ddim.data.text import TextPolicy, TextSet
+from ddim.model import load, of
+from ddim.nn.network import Network
+from ddim.nn.transformer import TransformerConfig
+from ddim.nn.unet import UNetConfig
+
+KINDS = ("pictures", "levels", "text", "masked text")
+CATEGORICAL = KINDS[1:]
+LETTERS = " abdeno"
+LENGTH = 12
+COUNT = 20
 
 
 def tiny_network(**changes: Any) -> UNetConfig:
@@ -26,7 +36,33 @@ def tiny_network(**changes: Any) -> UNetConfig:
     return UNetConfig(**(shape | changes))
 
 
-def wake(network: UNet, seed: int = 0) -> UNet:
+def tiny_config(kind: str = "pictures", predicts: str = "v", **changes: Any) -> ModelConfig:
+    """What a tiny model over some kind of data is: pictures, pictures of 4 grey levels, or text of `LETTERS`.
+
+    `changes` are the network's, but for `schedule`; categories are always predicted as x_0.
+    """
+    schedule = {"name": "linear" if kind == "pictures" else "cosine"} | changes.pop("schedule", {})
+    if kind in ("pictures", "levels"):
+        categorical = None if kind == "pictures" else CategoricalConfig(categories=4)
+        network = tiny_network(**({"categories": 4} if categorical else {}), **changes)
+        policy: Any = ImagePolicy(height=network.height, width=network.width, channels=network.in_channels)
+    else:
+        masked = kind == "masked text"
+        schedule |= {"zero_terminal_snr": True} if masked else {}
+        categorical = CategoricalConfig(categories=len(LETTERS), pi="mask" if masked else "uniform", carry_over=masked)
+        shape: dict[str, Any] = {"categories": categorical.size, "length": LENGTH, "width": 16, "depth": 1, "heads": 2}
+        network = TransformerConfig(**(shape | changes))
+        policy = TextPolicy(length=network.length, characters=LETTERS)
+    return ModelConfig(
+        network=network,
+        data=policy,
+        categorical=categorical,
+        predicts="x0" if categorical else predicts,
+        schedule=ScheduleConfig(**schedule),
+    )
+
+
+def wake(network: Network, seed: int = 0) -> Network:
     """Give small random weights to the layers that start at zero, so that every part of the network acts."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -36,20 +72,24 @@ def wake(network: UNet, seed: int = 0) -> UNet:
     return network
 
 
-def new_network(config: UNetConfig, seed: int = 0) -> UNet:
+def new_network(config: UNetConfig | TransformerConfig, seed: int = 0) -> Any:
     """A network with random weights, the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return wake(UNet(config), seed)
+        return wake(config.build(), seed)
 
 
-def tiny_model(seed: int = 0, dtype: Any = "float32", predicts: str = "v", **changes: Any) -> Model:
+def tiny_model(
+    seed: int = 0,
+    dtype: Any = "float32",
+    predicts: str = "v",
+    kind: str = "pictures",
+    micro_batch: int | None = None,
+    **changes: Any,
+) -> Any:
     """A model with random weights, in memory."""
-    micro_batch = changes.pop("micro_batch", None)
-    network = tiny_network(**changes)
-    policy = ImagePolicy(height=network.height, width=network.width, channels=network.in_channels)
-    config = ModelConfig(network=network, data=policy, predicts=predicts)
-    return Model(new_network(network, seed), config, dtype=dtype, micro_batch=micro_batch)
+    config = tiny_config(kind, predicts, **changes)
+    return of(new_network(config.network, seed), config, "cpu", dtype=dtype, micro_batch=micro_batch)
 
 
 def save_tiny(folder: Path, **changes: Any) -> Path:
@@ -58,7 +98,7 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def load_tiny(folder: Path, **settings: Any) -> Model:
+def load_tiny(folder: Path, **settings: Any) -> Any:
     """That folder's model, computing in float32."""
     return load(folder, "cpu", **({"dtype": "float32"} | settings))
 
@@ -75,6 +115,29 @@ def stripes(count: int = 20, size: int = 8, channels: int = 1) -> np.ndarray:
     """Pictures that differ: uint8, (count, size, size, channels)."""
     place = np.indices((count, size, size, channels))
     return ((place[0] * 37 + place[1] * 29 + place[2] * 13 * (place[0] % 3) + place[3] * 50) % 256).astype(np.uint8)
+
+
+class Stripes:
+    """Where the pictures of `tiny_set` come from."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def source(self, index: int) -> bytes:
+        return stripes(COUNT)[index].tobytes()
+
+    def name(self, index: int) -> str:
+        return f"stripes[{index}]"
+
+
+def tiny_set(kind: str = "pictures", labelled: bool = False) -> ImageSet | TextSet:
+    """Data for a tiny model: `COUNT` pictures, or windows of a text."""
+    policy = tiny_config(kind).data
+    if isinstance(policy, TextPolicy):
+        places = np.arange(COUNT + LENGTH - 1)
+        return TextSet("words.txt", "train", policy, (places**3 // 5 + places**2 // 3) % len(LETTERS))
+    labels = np.arange(COUNT) % 3 if labelled else None
+    return ImageSet("stripes", "train", policy, Stripes(), stripes(COUNT), labels)
 
 
 def write_pictures(folder: Path, count: int = 3, size: int = 8) -> list[Path]:

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddim import bound, samplers
-from ddim.bits import Request, bound_request, measure, ode_request
+from ddim import bound, samplers, token_bound
+from ddim.bits import Request, bound_request, measure, ode_request, token_request
 from ddim.errors import DdimError
 from ddim.likelihood import BIN, log_density
 from ddim.model import Model
 from ddim.pixels import to_float
-from models import contents, ddim, process, save_tiny, stripes, tiny_model, write_pictures
+from models import CATEGORICAL, contents, ddim, process, save_tiny, stripes, tiny_model, tiny_set, write_pictures
 
 PICTURES = stripes(11)
 NAMES = [f"{i}.png" for i in range(11)]
@@ -235,3 +235,71 @@ def test_bad_input_is_one_line(
     assert line.startswith("error: ")
     assert wrong in line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", CATEGORICAL)
+@pytest.mark.parametrize("settings", [{"sampler": "markov"}, {"eta": 0.2}], ids=str)
+def test_the_figures_of_categories_are_the_sums_of_their_terms(kind: str, settings: dict, tmp_path: Path) -> None:
+    model = tiny_model(kind=kind, micro_batch=4)
+    plan = model.plan(5, "linear", **settings)
+    data = tiny_set(kind).batch(range(7))
+    for _ in measure(model, data, NAMES[:7], token_request(model, plan, seed=3), tmp_path, "tiny"):
+        pass
+    noise, x0 = model.noise(range(7), 3), model.kind.read(data)
+    expected = torch.stack([*token_bound.terms(model.denoise, plan, x0, noise.row)]) / (x0[0].numel() * math.log(2))
+    np.testing.assert_allclose(values(tmp_path), expected.sum(0).detach(), rtol=1e-4)
+    made = json.loads((tmp_path / "likelihood.json").read_text())
+    assert made["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path)), rel=1e-12)
+    assert made["dequantisation"] is made["last_sigma"] is None
+
+
+@pytest.mark.parametrize(("steps", "draws"), [(50, 2), (50, 7), (50, 50), (10, 3)])
+def test_some_rows_drawn_stand_for_all(steps: int, draws: int) -> None:
+    """Each row is had as often as it counts: over many micro-batches the mean is that of all rows."""
+    model = tiny_model(kind="text")
+    request = token_request(model, model.plan(steps, "linear"), draws=draws)
+    assert request.calls == draws
+    shares = np.zeros(steps)
+    for first in range(0, 8 * 4000, 8):
+        rows = request.rows(first)
+        assert len(rows) == draws
+        assert rows[-1] == (steps - 1, 1)
+        assert sum(weight for _, weight in rows) == steps
+        assert rows == request.rows(first)
+        for k, weight in rows:
+            shares[k] += weight / 4000
+    np.testing.assert_allclose(shares, 1, atol=6 * np.sqrt(steps / draws / 4000) + 1e-12)
+
+
+def test_draws_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+    model = tiny_model(kind="text", micro_batch=4)
+    data = tiny_set("text").batch(range(7))
+
+    def bits(draws: int, folder: str) -> float:
+        request = token_request(model, model.plan(40, "linear", sampler="markov"), draws=draws)
+        for _ in measure(model, data, NAMES[:7], request, tmp_path / folder, "tiny"):
+            pass
+        return float(json.loads((tmp_path / folder / "likelihood.json").read_text())["bits_per_dim"])
+
+    assert bits(10, "some") == pytest.approx(bits(0, "all"), rel=0.25)
+    with pytest.raises(DdimError, match="figures of another run"):
+        bits(20, "some")
+    for draws in (1, 41):
+        with pytest.raises(DdimError, match=f"draws {draws}: is outside 2..40"):
+            bits(draws, "none")
+
+
+def test_the_command_measures_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_tiny(tmp_path / "model", kind="text")
+    (tmp_path / "text.txt").write_text(" abdeno" * 60)
+    ask = ("likelihood", tmp_path / "model", tmp_path / "text.txt", "--split", "train", "--limit", 3, "--device", "cpu")
+    assert ddim(*ask, "--steps", 6, "--out", tmp_path / "bits") == 0
+    told = capsys.readouterr().out
+    assert "bits/token" in told
+    assert "3 texts, markov(linear, S=6)" in told
+    assert ddim(*ask, "--steps", 6, "--eta", 0.2, "--out", tmp_path / "j") == 0
+    assert "grows without limit" in capsys.readouterr().err
+    assert ddim(*ask, "--method", "ode", "--out", tmp_path / "ode") == 2
+    assert ddim(*ask, "--sigma", "hat", "--out", tmp_path / "ode") == 2
+    assert ddim(*ask, "--temperature", 1, "--out", tmp_path / "ode") == 2
+    assert not (tmp_path / "ode").exists()

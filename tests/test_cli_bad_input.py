@@ -52,7 +52,22 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     levels = schedule.cosine().levels([500, 0])
     (root / "cosine.json").write_text(samplers.ddim(levels).to_json())
     (root / "binary.json").write_bytes(bytes(range(128, 256)))
+    save_tiny(root / "words", kind="text")
+    save_tiny(root / "masked", kind="masked text")
+    save_tiny(root / "levels", kind="levels")
+    save_tiny(root / "spoken", kind="text", classes=3)
+    (root / "words.json").write_text(tiny_model(kind="text").plan(4).to_json())
+    (root / "masked.json").write_text(tiny_model(kind="masked text").plan(4).to_json())
+    (root / "pictures.json").write_text(tiny_model().plan(4).to_json())
+    (root / "good.txt").write_text("a bad bed on a dead end " * 30)
+    (root / "short.txt").write_text("a bad bed")
+    (root / "strange.txt").write_text("a bad bed\na zebra " * 20)
+    (root / "latin.txt").write_bytes("a bad b\u00e9d ".encode("latin-1") * 30)
+    (root / "books").mkdir()
+    for name in ("one", "two"):
+        (root / f"books/{name}.txt").write_text("a bad bed")
     assert ddim("sample", root / "model", "-n", 2, "--steps", 2, "--out", root / "samples") == 0
+    assert ddim("sample", root / "words", "-n", 2, "--steps", 2, "--out", root / "texts") == 0
     return root
 
 
@@ -60,6 +75,8 @@ SAMPLE = "sample {0}/model -n 2 --steps 2 --out {0}/out"
 TRAIN = "train {0}/pictures --preset digits --steps 2 --batch 2 --out {0}/out"
 CALIBRATE = "calibrate {{0}}/model {{0}}/{}"
 EDIT = "edit {0}/model {0}/pictures/0.png --steps 2 --out {0}/out"
+TEXTS = "sample {0}/words -n 2 --steps 2 --out {0}/out"
+READ = "train {0}/good.txt --preset tinyshakespeare --length 12 --steps 2 --batch 2 --out {0}/out"
 INTERPOLATE = "interpolate {0}/model --steps 2"
 
 # A command, and what its complaint must name.
@@ -238,6 +255,85 @@ BAD: dict[str, tuple[str, str]] = {
     "train: among other things": ("train {0}/pictures --preset digits --out {0}/stuff", "stuff"),
     "train: in a samples folder": ("train {0}/pictures --preset digits --out {0}/samples", "samples"),
     "train: below a file": ("train {0}/pictures --preset digits --out {0}/file/out", "file/out"),
+    "text: encode": ("encode {0}/words {0}/pictures --out {0}/out.safetensors", "words: is a model of categories"),
+    "text: decode": ("decode {0}/words {0}/strange.safetensors --out {0}/out", "words: is a model of categories"),
+    "text: reconstruct": ("reconstruct {0}/words {0}/pictures --out {0}/out", "words: is a model of categories"),
+    "text: interpolate": ("interpolate {0}/words --seeds 3,4 --out {0}/out.png", "words: is a model of categories"),
+    "text: edit": ("edit {0}/words {0}/pictures/0.png --start-at 500 --out {0}/out", "words: is a model of categories"),
+    "text: tune": ("tune {0}/words --calls 5 --out {0}/out.json", "words: is a model of categories"),
+    "text: calibrate": ("calibrate {0}/words {0}/good.txt --out {0}/out", "words: is a model of categories"),
+    "levels: encode": ("encode {0}/levels {0}/pictures --out {0}/out.safetensors", "levels: is a model of categories"),
+    "levels: edit": ("edit {0}/levels {0}/pictures/0.png --start-at 500 --out {0}/out", "is a model of categories"),
+    "text: sheet": (TEXTS + " --sheet {0}/sheet.png", "--sheet"),
+    "text: sigma": (TEXTS + " --sigma hat", "--sigma"),
+    "text: clip": (TEXTS + " --clip", "--clip"),
+    "text: guidance without labels": (TEXTS + " --guidance 2", "guidance"),
+    "text: guidance without a label": ("sample {0}/spoken --guidance 2 --out {0}/out", "guidance: needs a label"),
+    "text: CFG++": ("sample {0}/spoken --label 1 --cfg-plus-plus 0.6 --out {0}/out", "--cfg-plus-plus"),
+    "text: label out of range": ("sample {0}/spoken --label 3 --out {0}/out", "label"),
+    "text: label for a model without": (TEXTS + " --label 1", "label"),
+    "text: temperature 0": (TEXTS + " --temperature 0", "temperature 0"),
+    "text: temperature nan": (TEXTS + " --temperature nan", "temperature nan"),
+    "text: top-p 2": (TEXTS + " --top-p 2", "top-p 2"),
+    "text: top-p 0": (TEXTS + " --top-p 0", "top-p 0"),
+    "text: eta 2": (TEXTS + " --eta 2", "eta 2"),
+    "text: eta nan": (TEXTS + " --eta nan", "eta nan"),
+    "text: sampler of pictures": (TEXTS + " --sampler unipc3", "unipc3"),
+    "text: markov with eta": (TEXTS + " --sampler markov --eta 0.5", "sampler markov"),
+    "text: steps 0": (TEXTS + " --steps 0", "steps 0"),
+    "text: grid unknown": (TEXTS + " --grid circular", "circular"),
+    "text: grid of words": (TEXTS + " --grid 1,x", "--grid 1,x"),
+    "text: n 0": (TEXTS + " -n 0", "n 0"),
+    "text: seed -1": (TEXTS + " --seed -1", "seed -1"),
+    "text: micro-batch 0": (TEXTS + " --micro-batch 0", "micro-batch 0"),
+    "text: texts of another seed": ("sample {0}/words -n 2 --steps 2 --seed 1 --out {0}/texts", "texts"),
+    "text: texts of another model": ("sample {0}/masked -n 2 --steps 2 --out {0}/texts", "texts"),
+    "text: among pictures": ("sample {0}/words -n 2 --steps 2 --out {0}/samples", "samples"),
+    "text: plan that encodes": ("plan {0}/words --encode", "--encode"),
+    "text: plan of pictures": ("sample {0}/words --plan {0}/pictures.json --out {0}/out", "pictures.json"),
+    "text: plan of other categories": ("sample {0}/words --plan {0}/masked.json --out {0}/out", "8 categories"),
+    "text: plan and temperature": (
+        "sample {0}/words --temperature 1 --plan {0}/words.json --out {0}/out",
+        "--temperature",
+    ),
+    "text: plan malformed": ("sample {0}/words --plan {0}/plan.json --out {0}/out", "plan.json"),
+    "pictures: plan of text": ("sample {0}/model --plan {0}/words.json --out {0}/out", "words.json"),
+    "pictures: temperature": (SAMPLE + " --temperature 0.5", "--temperature"),
+    "pictures: top-p": (SAMPLE + " --top-p 0.5", "--top-p"),
+    "pictures: markov": (SAMPLE + " --sampler markov", "markov"),
+    "likelihood: ode of text": ("likelihood {0}/words {0}/good.txt --method ode --out {0}/out", "--method ode"),
+    "likelihood: sigma of text": ("likelihood {0}/words {0}/good.txt --sigma hat --out {0}/out", "--sigma"),
+    "likelihood: no text": ("likelihood {0}/words {0}/nowhere.txt --out {0}/out", "nowhere.txt"),
+    "likelihood: pictures for text": ("likelihood {0}/words {0}/pictures --out {0}/out", "pictures"),
+    "likelihood: short text": ("likelihood {0}/words {0}/short.txt --out {0}/out", "short.txt"),
+    "likelihood: not UTF-8": ("likelihood {0}/words {0}/latin.txt --out {0}/out", "latin.txt: is not UTF-8"),
+    "likelihood: another alphabet": ("likelihood {0}/words {0}/strange.txt --out {0}/out", "line 1 holds"),
+    "likelihood: sampler of pictures": (
+        "likelihood {0}/model {0}/pictures --sampler markov --out {0}/out",
+        "--sampler",
+    ),
+    "train: no text": ("train {0}/nowhere.txt --preset tinyshakespeare --out {0}/out", "nowhere.txt"),
+    "train: not UTF-8": (READ.replace("good", "latin"), "latin.txt: is not UTF-8"),
+    "train: short text": (READ.replace("good", "short"), "short.txt"),
+    "train: two texts": (READ.replace("good.txt", "books"), "books: holds 2 text files"),
+    "train: a folder without text": (READ.replace("good.txt", "pictures"), "pictures: holds 0 text files"),
+    "train: length 0": (READ.replace("--length 12", "--length 0"), "length"),
+    "train: text with size": (READ + " --size 8", "--size: is about pictures"),
+    "train: text with channels": (READ + " --channels 1", "--channels: is about pictures"),
+    "train: text with labels": (READ + " --labels", "--labels"),
+    "train: text with flip": (READ + " --flip", "--flip: is about pictures"),
+    "train: text that predicts v": (READ + " --predicts v", "x0"),
+    "train: text with a weight of pictures": (READ + " --loss-weight v", "weight v"),
+    "train: text of no such split": (READ + " --split half", "half"),
+    "train: text with limit 0": (READ + " --limit 0", "limit"),
+    "train: no tokenizer": (READ + " --tokenizer {0}/nowhere.json", "nowhere.json"),
+    "train: a tokenizer that is none": (READ + " --tokenizer {0}/plan.json", "tokenizer"),
+    "train: pi of the wrong length": (READ + " --set categorical.pi=[0.5,0.5]", "pi has 2 numbers"),
+    "train: pi unknown": (READ + " --set categorical.pi=grey", "categorical"),
+    "train: carry over without a mask": (READ + " --set categorical.carry_over=true", "without a mask"),
+    "train: pictures by length": (TRAIN + " --length 12", "--length"),
+    "train: pictures by categories": (TRAIN + " --set categorical.pi=mask", "categorical"),
+    "train: text by the recipe of pictures": ("train {0}/good.txt --preset digits --out {0}/out", "good.txt"),
 }
 if not torch.cuda.is_available():
     BAD["device cuda"] = (SAMPLE + " --device cuda", "--device cuda")

@@ -4,22 +4,29 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench import GAUSSIAN, SAMPLERS, SCHEDULES, levels_of, randn
+from bench import ALL_SAMPLERS, DISCRETE, GAUSSIAN, SAMPLERS, SCHEDULES, levels_of, randn, surroundings
 from ddim.denoiser import Denoiser, Prediction, predict
 from ddim.loop import Step, run, trajectory
+from ddim.mixture import CategoricalPlan
 from ddim.plan import Plan
 from ddim.samplers import ddim
 from ddim.schedule import Level
 from ddim.seeds import Noise
+from ddim.table import Table
+from ddim.tokens import TokenPrediction
 
 LEVELS = levels_of(SCHEDULES["linear"], "equal-angle", 12)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+every_kind = pytest.mark.parametrize("sampler", ALL_SAMPLERS.values(), ids=ALL_SAMPLERS.keys())
+SOME = {"pictures": SAMPLERS["eta 1"], **DISCRETE}
+every_drawing = pytest.mark.parametrize("sampler", SOME.values(), ids=SOME.keys())
 NOISE = Noise(seed=1, indices=(0, 5, 2), shape=(4,))
 
 
@@ -43,15 +50,16 @@ def test_a_run_is_equation_12_row_by_row(eta: float) -> None:
         torch.testing.assert_close(steps[k].x0, f, rtol=1e-9, atol=1e-9)
 
 
-@every_sampler
-def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Callable[..., Plan]) -> None:
+@every_kind
+def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Callable[..., Table[Any]]) -> None:
     plan, asked = sampler(LEVELS), []
+    denoise, noise = surroundings(plan)
 
-    def spy(x: Tensor, level: Level, /) -> Prediction:
+    def spy(x: Tensor, level: Level, /) -> Any:
         asked.append(level)
-        return GAUSSIAN.denoise(x, level)
+        return denoise(x, level)
 
-    walk = trajectory(spy, plan, NOISE)
+    walk = trajectory(spy, plan, noise)
     assert asked == []
     kept: list[Step] = []
     for k, step in enumerate(walk):
@@ -60,8 +68,8 @@ def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Ca
         kept.append(step)
     assert asked == [row.query for row in plan.rows]
     # The steps are values: none is overwritten by a later one.
-    assert [step.x.tolist() for step in kept] == [s.x.tolist() for s in trajectory(GAUSSIAN.denoise, plan, NOISE)]
-    assert torch.equal(run(GAUSSIAN.denoise, plan, NOISE), kept[-1].x)
+    assert [step.x.tolist() for step in kept] == [s.x.tolist() for s in trajectory(denoise, plan, noise)]
+    assert torch.equal(run(denoise, plan, noise), kept[-1].x)
 
 
 @pytest.mark.parametrize("clip", [False, True])
@@ -88,35 +96,58 @@ def test_the_states_dtype_is_kept(sampler: Callable[..., Plan], dtype: torch.dty
         assert step.x.dtype == step.x0.dtype == step.eps.dtype == dtype
 
 
-def test_a_start_is_not_changed() -> None:
-    start = randn(3, 4)
+@every_kind
+def test_a_start_is_not_changed(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
+    denoise, noise = surroundings(plan)
+    start = noise.start()
     before = start.clone()
-    run(GAUSSIAN.denoise, ddim(LEVELS), start)
+    end = run(denoise, plan, start, noise)
+    assert not torch.equal(end, before)
     assert torch.equal(start, before)
 
 
-@every_sampler
-def test_global_generators_are_left_alone(sampler: Callable[..., Plan]) -> None:
+@pytest.mark.parametrize("sampler", DISCRETE.values(), ids=DISCRETE.keys())
+def test_tokens_stay_ids_and_none_is_left_a_mask(sampler: Callable[..., CategoricalPlan]) -> None:
+    plan = sampler(LEVELS)
+    denoise, noise = surroundings(plan, indices=range(20))
+    for step in trajectory(denoise, plan, noise):
+        assert (step.x.dtype, step.x.shape) == (torch.int64, (20, 6))
+        assert step.x0.shape == (20, 6, 3)
+    assert {*step.x.flatten().tolist()} == ({0, 1} if max(plan.pi) == 1 else {0, 1, 2})
+
+
+@every_kind
+def test_global_generators_are_left_alone(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
+    denoise, noise = surroundings(plan)
     before = torch.get_rng_state(), repr((np.random.get_state(), random.getstate()))  # noqa: NPY002
-    run(GAUSSIAN.denoise, sampler(LEVELS), NOISE)
+    run(denoise, plan, noise)
     after = torch.get_rng_state(), repr((np.random.get_state(), random.getstate()))  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
 
 
-def test_a_stochastic_plan_without_noise_is_refused() -> None:
+@every_drawing
+def test_a_stochastic_plan_without_noise_is_refused(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
+    denoise, noise = surroundings(plan)
     with pytest.raises(ValueError, match="adds noise"):
-        next(trajectory(GAUSSIAN.denoise, ddim(LEVELS, eta=1.0), randn(3, 4)))
+        next(trajectory(denoise, plan, noise.start()))
+
+
+def test_a_plan_that_draws_nothing_needs_no_noise() -> None:
     assert next(trajectory(GAUSSIAN.denoise, ddim(LEVELS), randn(3, 4))).index == 0
 
 
-def test_a_noise_as_start_is_the_same_as_its_draw_and_itself() -> None:
-    plan = ddim(LEVELS, eta=1.0)
-    assert torch.equal(run(GAUSSIAN.denoise, plan, NOISE), run(GAUSSIAN.denoise, plan, NOISE.start(), NOISE))
-    other = Noise(seed=2, indices=NOISE.indices, shape=NOISE.shape)
-    mixed = run(GAUSSIAN.denoise, plan, NOISE, other)
-    assert torch.equal(mixed, run(GAUSSIAN.denoise, plan, NOISE.start(), other))
-    assert not torch.equal(mixed, run(GAUSSIAN.denoise, plan, NOISE))
+@every_drawing
+def test_a_noise_as_start_is_the_same_as_its_draw_and_itself(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
+    (denoise, noise), (_, other) = surroundings(plan), surroundings(plan, seed=2)
+    assert torch.equal(run(denoise, plan, noise), run(denoise, plan, noise.start(), noise))
+    mixed = run(denoise, plan, noise, other)
+    assert torch.equal(mixed, run(denoise, plan, noise.start(), other))
+    assert not torch.equal(mixed, run(denoise, plan, noise))
 
 
 def convolution() -> Denoiser:
@@ -128,13 +159,16 @@ def convolution() -> Denoiser:
     return denoise
 
 
-@every_sampler
-def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., Plan]) -> None:
-    plan, denoise = sampler(LEVELS), convolution()
+@every_kind
+def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
 
     def sample(indices: range) -> Tensor:
+        if isinstance(plan, CategoricalPlan):
+            exact, draws = surroundings(plan, 0, indices)
+            return run(exact, plan, draws)
         noise = Noise(0, tuple(indices), (2, 8, 8))
-        return run(denoise, plan, noise.start().double(), noise)
+        return run(convolution(), plan, noise.start().double(), noise)
 
     together = sample(range(64))
     for size in (1, 7):
@@ -142,12 +176,17 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., Plan]) -> 
         torch.testing.assert_close(torch.cat(parts), together, rtol=0, atol=1e-12)
 
 
-def test_no_gradients_are_kept() -> None:
-    weight = torch.ones(4, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize("sampler", [SAMPLERS["eta 0"], DISCRETE["eta 0.3, uniform"]], ids=["pictures", "tokens"])
+def test_no_gradients_are_kept(sampler: Callable[..., Table[Any]]) -> None:
+    plan = sampler(LEVELS)
+    weight = torch.ones(4 if isinstance(plan, Plan) else 3, dtype=torch.float64, requires_grad=True)
 
-    def denoise(x: Tensor, level: Level, /) -> Prediction:
-        return predict(x * weight, x, level, "eps")
+    def denoise(x: Tensor, level: Level, /) -> Any:
+        if isinstance(plan, Plan):
+            return predict(x * weight, x, level, "eps")
+        return TokenPrediction(torch.softmax(weight, -1).expand(*x.shape, 3))
 
-    for step in trajectory(denoise, ddim(LEVELS), randn(3, 4)):
+    for step in trajectory(denoise, plan, surroundings(plan)[1]):
         assert not step.x.requires_grad
+        assert not step.x0.requires_grad
         assert torch.is_grad_enabled()

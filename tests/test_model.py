@@ -12,45 +12,85 @@ import ddim
 from ddim.errors import DdimError, DdimWarning
 from ddim.model import Model
 from ddim.pixels import to_float
-from models import stripes, tiny_model
+from ddim.token_model import TokenModel
+from models import KINDS, LENGTH, stripes, tiny_model, tiny_set
 
-PLANS: dict[str, dict[str, Any]] = {
-    "ddim": {"steps": 6},
-    "ddpm": {"steps": 6, "eta": 1.0},
-    "sigma hat": {"steps": 6, "sigma": "hat"},
-    "own grid": {"grid": [1, 250, 333.5, 1000]},
+PLANS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": ("pictures", {"steps": 6}),
+    "ddpm": ("pictures", {"steps": 6, "eta": 1.0}),
+    "sigma hat": ("pictures", {"steps": 6, "sigma": "hat"}),
+    "own grid": ("pictures", {"grid": [1, 250, 333.5, 1000]}),
+    "levels": ("levels", {"steps": 6}),
+    "levels, markov": ("levels", {"steps": 6, "sampler": "markov"}),
+    "text, eta 0.3": ("text", {"steps": 6, "eta": 0.3}),
+    "text, sharper": ("text", {"grid": [1, 250, 333.5, 1000], "temperature": 0.7, "top_p": 0.9}),
+    "masked text": ("masked text", {"steps": 6}),
+    "masked text, eta 1": ("masked text", {"steps": 6, "eta": 1.0}),
 }
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
-    return tiny_model(micro_batch=4)
+def model(request: pytest.FixtureRequest) -> Model | TokenModel:
+    """A model of pictures; of another kind where a test is parametrised over kinds."""
+    return tiny_model(kind=getattr(request, "param", "pictures"), micro_batch=4)
 
 
 @pytest.fixture(scope="module")
-def labelled() -> Model:
-    return tiny_model(classes=3, micro_batch=4)
+def labelled(request: pytest.FixtureRequest) -> Model | TokenModel:
+    return tiny_model(kind=getattr(request, "param", "pictures"), classes=3, micro_batch=4)
 
 
-@pytest.mark.parametrize("settings", PLANS.values(), ids=PLANS)
-def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model) -> None:
+every_kind = pytest.mark.parametrize("model", KINDS, indirect=True)
+every_labelled = pytest.mark.parametrize("labelled", KINDS, indirect=True)
+
+
+def guided(model: Model | TokenModel, n: int, steps: int, labels: Any = None, guidance: float | None = None) -> Any:
+    """Samples with labels and guidance, whatever the kind."""
+    if isinstance(model, Model):
+        return model.sample(n, steps, labels=labels, guidance=guidance)
+    blocks = model.sample_blocks(model.plan(steps), range(n), 0, labels, guidance)
+    return torch.cat([*blocks])
+
+
+@pytest.mark.parametrize(("model", "settings"), PLANS.values(), ids=PLANS, indirect=["model"])
+def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model | TokenModel) -> None:
     nine = model.sample(9, seed=3, **settings)
-    assert nine.shape == (9, 1, 8, 8)
-    assert nine.dtype == torch.float32
+    assert nine.shape == (9, *model.shape)
+    assert nine.dtype == (torch.float32 if isinstance(model, Model) else torch.int64)
     assert torch.equal(model.sample(5, seed=3, **settings), nine[:5])
     assert torch.equal(model.sample(1, seed=3, **settings), nine[:1])
     assert torch.equal(model.sample(3, seed=3, start=5, **settings), nine[5:8])
-    blocks = model.sample_blocks(model.plan(**settings, sampler="auto"), [7, 2, 2, 0, 8], seed=3)
+    blocks = model.sample_blocks(model.plan(**{"sampler": "auto", **settings}), [7, 2, 2, 0, 8], seed=3)
     assert torch.equal(torch.cat([*blocks]), nine[[7, 2, 2, 0, 8]])
     assert len({tuple(picture.flatten().tolist()) for picture in nine}) == 9
 
 
-def test_another_seed_makes_other_samples(model: Model) -> None:
+@pytest.mark.parametrize(("kind", "model"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=["model"])
+def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model | TokenModel) -> None:
+    data = tiny_set(kind)
+    batch = data.batch([0, 5, 19])
+    rendered = model.kind.render(model.kind.read(batch))
+    if kind == "pictures":
+        assert (np.stack(rendered) == batch).all()
+    elif kind == "levels":
+        assert (np.stack(rendered) == batch // 64 * 85).all()
+    else:
+        assert rendered == [data.policy.decode(ids) for ids in data.ids[[[0], [5], [19]] + np.arange(LENGTH)]]
+
+
+@every_kind
+def test_another_seed_makes_other_samples(model: Model | TokenModel) -> None:
     assert not torch.equal(model.sample(2, steps=3, seed=0), model.sample(2, steps=3, seed=1))
 
 
-def test_no_samples_are_an_empty_batch(model: Model) -> None:
-    assert model.sample(0, steps=3).shape == (0, 1, 8, 8)
+@every_kind
+def test_no_samples_are_an_empty_batch(model: Model | TokenModel) -> None:
+    none = model.sample(0, steps=3)
+    assert none.shape == (0, *model.shape)
+    assert none.dtype == model.sample(1, steps=3).dtype
+
+
+def test_no_pictures_have_no_latents(model: Model) -> None:
     assert model.encode(torch.zeros(0, 1, 8, 8), steps=3).shape == (0, 1, 8, 8)
 
 
@@ -66,13 +106,15 @@ def test_a_micro_batch_of_none_is_refused(micro_batch: int) -> None:
         tiny_model(micro_batch=micro_batch)
 
 
-def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> None:
+@pytest.mark.parametrize(("model", "labelled"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=True)
+def test_the_global_generator_is_left_alone(model: Model | TokenModel, labelled: Model | TokenModel) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     model.sample(3, steps=4, eta=1.0)
-    labelled.sample(3, steps=4, labels=1, guidance=2.0)
-    model.decode(model.encode(to_float(stripes(2)), 3), 3)
+    guided(labelled, 3, 4, [1, 1, 1], 2.0)
     model.noise(5).start()
+    if isinstance(model, Model):
+        model.decode(model.encode(to_float(stripes(2)), 3), 3)
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(6)
     torch.rand(7)
@@ -81,9 +123,10 @@ def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> No
     assert torch.equal(model.sample(3, steps=4, eta=1.0), again)
 
 
-def test_the_network_is_left_as_it_was(model: Model) -> None:
-    before = {key: value.clone() for key, value in model.network.state_dict().items()}
-    tiny = tiny_model(dtype="bfloat16")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_network_is_left_as_it_was(kind: str) -> None:
+    before = tiny_model(kind=kind).network.state_dict()
+    tiny = tiny_model(dtype="bfloat16", kind=kind)
     tiny.sample(2, steps=3)
     for key, value in tiny.network.state_dict().items():
         assert value.dtype == torch.float32
@@ -92,13 +135,13 @@ def test_the_network_is_left_as_it_was(model: Model) -> None:
     assert not tiny.network.training
 
 
-def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model) -> None:
-    plain = labelled.sample(5, steps=5)
-    conditional = labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1])
+@every_labelled
+def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model | TokenModel) -> None:
+    labels = [0, 1, 2, 0, 1]
+    plain, conditional = labelled.sample(5, steps=5), labelled.sample(5, steps=5, labels=labels)
     assert not torch.equal(plain, conditional)
-    assert torch.equal(labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1], guidance=1.0), conditional)
-    unguided = labelled.sample(5, steps=5, labels=[0, 1, 2, 0, 1], guidance=0.0)
-    torch.testing.assert_close(unguided, plain, rtol=0, atol=1e-4)
+    assert torch.equal(guided(labelled, 5, 5, labels, 1.0), conditional)
+    torch.testing.assert_close(guided(labelled, 5, 5, labels, 0.0), plain, rtol=0, atol=1e-4)
 
 
 def test_guidance_goes_beyond_the_label_in_a_straight_line(labelled: Model) -> None:
@@ -113,29 +156,33 @@ def test_guidance_goes_beyond_the_label_in_a_straight_line(labelled: Model) -> N
         torch.testing.assert_close(together, x, rtol=1e-4, atol=1e-4)
 
 
-def test_each_sample_has_its_own_label(labelled: Model) -> None:
-    mixed = labelled.sample(6, steps=4, labels=[0, 1, 2, 2, 1, 0], guidance=2.0)
+@every_labelled
+def test_each_sample_has_its_own_label(labelled: Model | TokenModel) -> None:
+    mixed = guided(labelled, 6, 4, [0, 1, 2, 2, 1, 0], 2.0)
     for label in range(3):
-        alone = labelled.sample(6, steps=4, labels=label, guidance=2.0)
+        alone = guided(labelled, 6, 4, [label] * 6, 2.0)
+        assert not torch.equal(mixed, alone)
         mine = torch.tensor([0, 1, 2, 2, 1, 0]) == label
         assert torch.equal(mixed[mine], alone[mine])
 
 
+@every_labelled
 @pytest.mark.parametrize(
-    ("settings", "wrong"),
-    [
-        ({"labels": 3}, "outside 0..2"),
-        ({"labels": -1}, "outside 0..2"),
-        ({"labels": [0, 1]}, "2 for 3 samples"),
-        ({"guidance": 2.0}, "needs a label"),
-    ],
+    ("labels", "wrong"), [(3, "outside 0..2"), (-1, "outside 0..2"), ([0, 1], "2 for 3 samples")], ids=str
 )
-def test_labels_that_make_no_sense_are_refused(settings: dict[str, Any], wrong: str, labelled: Model) -> None:
+def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled: Model | TokenModel) -> None:
     with pytest.raises(DdimError, match=wrong):
-        labelled.sample(3, steps=2, **settings)
+        labelled.sample(3, steps=2, labels=labels)
 
 
-def test_a_model_without_labels_refuses_them(model: Model) -> None:
+@every_labelled
+def test_guidance_needs_a_label(labelled: Model | TokenModel) -> None:
+    with pytest.raises(DdimError, match="needs a label"):
+        guided(labelled, 3, 2, guidance=2.0)
+
+
+@every_kind
+def test_a_model_without_labels_refuses_them(model: Model | TokenModel) -> None:
     with pytest.raises(DdimError, match="trained without labels"):
         model.sample(3, steps=2, labels=1)
 
@@ -167,7 +214,8 @@ def test_times_between_whole_ones_are_told_apart(model: Model) -> None:
     torch.testing.assert_close(middle, (low + high) / 2, rtol=1e-2, atol=1e-2)
 
 
-def test_the_plan_may_be_prepared_or_not(model: Model) -> None:
+@every_kind
+def test_the_plan_may_be_prepared_or_not(model: Model | TokenModel) -> None:
     """Times computed all at once give what times computed one by one give."""
     plan = model.plan(7)
     alone = list(ddim.trajectory(model.denoiser(), plan, model.noise(4, seed=2)))[-1].x

@@ -2,20 +2,25 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from bench import SAMPLERS, SCHEDULES, falling, levels_of
+from bench import ALL_SAMPLERS, ALPHABETS, SAMPLERS, SCHEDULES, falling, levels_of
 from ddim.errors import DdimError
+from ddim.mixture import CategoricalPlan, Mixture
 from ddim.plan import Plan, Row
-from ddim.samplers import ddim
+from ddim.samplers import ddim, discrete
 from ddim.schedule import Level
+from ddim.table import Table
 
 LEVELS = falling(SCHEDULES["linear"], [100, 400, 700, 1000])
 PLAN = ddim(LEVELS, eta=0.5, about="four")
+TOKENS = discrete(LEVELS, ALPHABETS["uniform"], eta=0.5, about="four")
+MASKED = discrete(LEVELS, ALPHABETS["mask"])
+every_kind = pytest.mark.parametrize("sampler", ALL_SAMPLERS.values(), ids=ALL_SAMPLERS.keys())
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
@@ -24,14 +29,14 @@ def spoilt(k: int, **changes: Any) -> Plan:
     return replace(PLAN, rows=tuple(replace(row, **changes) if i == k else row for i, row in enumerate(PLAN.rows)))
 
 
-@every_sampler
+@every_kind
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_json_gives_the_same_plan_back_to_the_last_bit(sampler: Callable[..., Plan], schedule: str) -> None:
+def test_json_gives_the_same_plan_back_to_the_last_bit(sampler: Callable[..., Any], schedule: str) -> None:
     plan = sampler(levels_of(SCHEDULES[schedule], "equal-angle", 7))
     assert plan.end.log_snr == math.inf
     text = plan.to_json()
-    assert Plan.from_json(text) == plan
-    assert Plan.from_json(text).to_json() == text
+    assert type(plan).from_json(text) == plan
+    assert type(plan).from_json(text).to_json() == text
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
@@ -52,56 +57,93 @@ def change(path: list[Any], value: Any) -> Callable[[dict[str, Any]], None]:
     return do
 
 
-@pytest.mark.parametrize(
-    ("spoil", "wrong"),
-    [
-        (change(["color"], "red"), "color: Extra inputs"),
-        (change(["rows", 0, "weight"], 1), r"rows\.0\.weight: Extra inputs"),
-        (lambda body: body.pop("levels"), "levels: Field required"),
-        (change(["version"], 2), "ddim-plan version 2"),
-        (change(["format"], "cake"), "is cake version 1"),
-        (change(["rows"], []), "holds no rows"),
-        (change(["rows", 1, "x0"], "much"), r"rows\.1\.x0: "),
-        (change(["rows", 1, "now"], 99), "level that is not there"),
-        (change(["rows", 1, "now"], -1), r"rows\.1\.now: "),
-        (change(["levels", 0, 1], "warm"), r"levels\.0\.1"),
-        (change(["levels", 0, 1], "nan"), r"levels\.0\.1"),
-        (change(["levels", 0, 1], math.nan), r"levels\.0\.1"),
-        (change(["levels", 0, 0], math.nan), r"levels\.0\.0"),
-        (change(["rows", 2, "sigma"], -0.1), r"plan row 2 .* sigma = -0.1 is outside"),
-        (change(["rows", 2, "x0"], [PLAN.rows[2].x0[0] * (1 + 1e-6)]), "plan row 2 .* off by .* on a straight line"),
-    ],
-)
-def test_files_that_are_no_plans_are_refused_in_one_line(spoil: Callable[[Any], Any], wrong: str) -> None:
-    body = json.loads(PLAN.to_json())
+COMMON: list[tuple[Callable[[Any], Any], str]] = [
+    (change(["color"], "red"), "color: Extra inputs"),
+    (change(["rows", 0, "weight"], 1), r"rows\.0\.weight: Extra inputs"),
+    (lambda body: body.pop("levels"), "levels: Field required"),
+    (change(["version"], 2), "ddim-plan version 2"),
+    (change(["format"], "cake"), "is cake version 1"),
+    (change(["rows"], []), "holds no rows"),
+    (change(["rows", 1, "now"], 99), "names a level .*that is not there"),
+    (change(["rows", 1, "now"], -1), r"rows\.1\.now: "),
+    (change(["levels", 0, 1], "warm"), r"levels\.0\.1"),
+    (change(["levels", 0, 1], "nan"), r"levels\.0\.1"),
+    (change(["levels", 0, 1], math.nan), r"levels\.0\.1"),
+    (change(["levels", 0, 0], math.nan), r"levels\.0\.0"),
+    (lambda body: body["rows"].reverse(), "does not start where the row before it ended"),
+]
+SPOILT: list[tuple[Table[Any], Callable[[Any], Any], str]] = [
+    *((plan, spoil, wrong) for plan in (PLAN, TOKENS) for spoil, wrong in COMMON),
+    (PLAN, change(["rows", 1, "x0"], "much"), r"rows\.1\.x0: "),
+    (PLAN, change(["rows", 2, "sigma"], -0.1), r"plan row 2 .* sigma = -0.1 is outside"),
+    (
+        PLAN,
+        change(["rows", 2, "x0"], [PLAN.rows[2].x0[0] * (1 + 1e-6)]),
+        "plan row 2 .* off by .* on a straight line",
+    ),
+    (PLAN, change(["kind"], "categorical"), "is a plan over categories, the data are real-valued data"),
+    (TOKENS, lambda body: body.pop("kind"), "is a plan over real-valued data, the data are categories"),
+    (TOKENS, change(["kind"], "graph"), "kind: "),
+    (TOKENS, change(["kernel"], "corn"), "kernel: "),
+    (TOKENS, change(["kernel"], "markov"), r"plan row \d .* off by"),
+    (TOKENS, change(["categories"], 1), "categories: "),
+    (TOKENS, change(["pi"], "even"), r"pi\b"),
+    (TOKENS, change(["pi"], 3), "category that is not there"),
+    (TOKENS, change(["pi"], [0.5, 0.5]), "category that is not there"),
+    (TOKENS, change(["pi"], [0.5, 0.5, 0.5]), "pi that is no distribution"),
+    (TOKENS, change(["pi"], [1.5, -0.5, 0.0]), r"pi\b"),
+    (TOKENS, change(["temperature"], 0), "temperature 0: is not a number > 0"),
+    (TOKENS, change(["temperature"], math.inf), "temperature"),
+    (TOKENS, change(["top_p"], 1.5), "top-p 1.5: is outside"),
+    (TOKENS, change(["rows", 1, "keep"], "much"), r"rows\.1\.keep: "),
+    (TOKENS, change(["rows", 1, "keep"], -0.1), r"rows\.1\.keep: "),
+    (TOKENS, change(["rows", 2, "to_x0"], TOKENS.rows[2].to_x0 * (1 + 1e-6)), "plan row 2 .* off by"),
+    (MASKED, change(["pi"], -1), r"pi\b"),
+    (MASKED, change(["rows", 1, "fresh"], 1.5), r"plan row 1 .* outside 0\.\.1"),
+]
+
+
+@pytest.mark.parametrize(("plan", "spoil", "wrong"), SPOILT)
+def test_files_that_are_no_plans_are_refused_in_one_line(plan: Any, spoil: Callable[[Any], Any], wrong: str) -> None:
+    body = json.loads(plan.to_json())
     spoil(body)
     with pytest.raises(DdimError, match=wrong) as caught:
-        Plan.from_json(json.dumps(body), name="my.json")
+        type(plan).from_json(json.dumps(body), name="my.json")
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kind", [Plan, CategoricalPlan])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"plan"'])
-def test_texts_that_are_no_plans_are_refused_by_name(text: str) -> None:
+def test_texts_that_are_no_plans_are_refused_by_name(text: str, kind: Any) -> None:
     with pytest.raises(DdimError, match=r"^my\.json: is not a plan: ") as caught:
-        Plan.from_json(text, name="my.json")
+        kind.from_json(text, name="my.json")
     assert "\n" not in str(caught.value)
 
 
-@every_sampler
-def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[..., Plan]) -> None:
+def nudged(row: Any, straight: bool) -> Iterator[dict[str, Any]]:
+    """Changes of a row: each weight of at least a hundredth becomes a millionth larger."""
+    if isinstance(row, Mixture):
+        weights = {kind: getattr(row, kind) for kind in ("keep", "to_x0", "fresh")}
+        yield from ({kind: weight * (1 + 1e-6)} for kind, weight in weights.items() if weight >= 0.01)
+        return
+    for kind in ("x", "x0", "eps") if straight else ("x", "x0"):
+        for j, weight in enumerate(weights := getattr(row, kind)):
+            if abs(weight) >= 0.01:
+                yield {kind: (*weights[:j], weight * (1 + 1e-6), *weights[j + 1 :])}
+
+
+@every_kind
+def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[..., Any]) -> None:
     plan = sampler(LEVELS)
     assert plan.check() is plan
+    wrong = "(is off by|outside 0..1)" if isinstance(plan, CategoricalPlan) else "straight line"
     for k, row in enumerate(plan.rows):
-        for kind in ("x", "x0", "eps") if plan.straight else ("x", "x0"):
-            for j, weight in enumerate(getattr(row, kind)):
-                if abs(weight) < 0.01:
-                    continue
-                weights = list(getattr(row, kind))
-                weights[j] = weight * (1 + 1e-6)
-                rows = list(plan.rows)
-                rows[k] = replace(row, **{kind: tuple(weights)})
-                with pytest.raises(DdimError, match=rf"plan row {k} .* straight line"):
-                    replace(plan, rows=tuple(rows)).check()
+        changes = list(nudged(row, getattr(plan, "straight", True)))
+        assert changes
+        for change in changes:
+            rows = (*plan.rows[:k], replace(row, **change), *plan.rows[k + 1 :])
+            with pytest.raises(DdimError, match=rf"plan row {k} .* {wrong}"):
+                replace(plan, rows=rows).check()
 
 
 @pytest.mark.parametrize(

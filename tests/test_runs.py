@@ -18,46 +18,27 @@ import torch
 from PIL import Image
 
 from ddim import runs
-from ddim.config import ModelConfig, ScheduleConfig
-from ddim.data.imageset import ImageSet
-from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError, DdimWarning
 from ddim.files import lock
 from ddim.model import load
 from ddim.runs import RunConfig
 from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer
-from models import contents, ddim, process, recipe, stripes, tiny_network, write_pictures
+from models import KINDS, LENGTH, LETTERS, contents, ddim, process, recipe, tiny_config, tiny_set, write_pictures
 
-GRID = ImagePolicy(height=8, width=8, channels=1)
 WORDS = ("--preset", "digits", "--steps", 60, "--batch", 16, "--checkpoint-every", 7, "--preview-every", 0)
 WORDS += ("--log-every", 5, "--device", "cpu")
 
 
-class Items:
-    def __len__(self) -> int:
-        return 20
-
-    def source(self, index: int) -> bytes:
-        return stripes(20)[index].tobytes()
-
-    def name(self, index: int) -> str:
-        return f"stripes[{index}]"
+def config(classes: int = 0, T: int = 1000, kind: str = "pictures", **changes: Any) -> RunConfig:
+    schedule = {"T": T, **({"beta_end": 0.2} if T < 100 and kind == "pictures" else {})}
+    model = tiny_config(kind, classes=classes, schedule=schedule)
+    data = tiny_set(kind, classes > 0)
+    train = recipe(**(({"gamma": "simple"} if model.categorical else {}) | changes))
+    return RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=model, train=train)
 
 
-def pictures(labelled: bool = False) -> ImageSet:
-    labels = np.arange(20) % 3 if labelled else None
-    return ImageSet("stripes", "train", GRID, Items(), stripes(20), labels)
-
-
-def config(classes: int = 0, T: int = 1000, **changes: Any) -> RunConfig:
-    schedule = ScheduleConfig(T=T, beta_end=0.2 if T < 100 else None)
-    model = ModelConfig(schedule=schedule, predicts="v", network=tiny_network(classes=classes), data=GRID)
-    found = pictures(classes > 0).fingerprint()
-    return RunConfig(data="stripes", data_fingerprint=found, model=model, train=recipe(**changes))
-
-
-def go(folder: Path, stop: int = 0, classes: int = 0, **changes: Any) -> list[runs.Report]:
+def go(folder: Path, stop: int = 0, classes: int = 0, kind: str = "pictures", **changes: Any) -> list[runs.Report]:
     """Run to the end, or until step `stop` is made."""
     at = [0]
 
@@ -66,7 +47,8 @@ def go(folder: Path, stop: int = 0, classes: int = 0, **changes: Any) -> list[ru
         return stop > 0 and first + at[0] == stop
 
     reports, first = [], 0
-    for report in runs.train(folder, config(classes, **changes), pictures(classes > 0), "cpu", "ddim train", asked):
+    run, data = config(classes, kind=kind, **changes), tiny_set(kind, classes > 0)
+    for report in runs.train(folder, run, data, "cpu", "ddim train", asked):
         if not reports:
             first = report.step
         reports.append(report)
@@ -110,22 +92,28 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return find
 
 
-def test_a_run_writes_all_it_promises(tmp_path: Path) -> None:
-    reports = go(tmp_path / "run", preview_every=6)
+@pytest.mark.parametrize("kind", ["pictures", "levels", "text"])
+def test_a_run_writes_all_it_promises(kind: str, tmp_path: Path) -> None:
+    reports = go(tmp_path / "run", kind=kind, preview_every=6)
     assert [report.step for report in reports] == list(range(13))
     assert reports[0].event == "started"
     assert reports[-1].images_seen == 96
     files = contents(tmp_path / "run")
     names = {"run.json", "metrics.jsonl", "model/config.json", "model/model.safetensors"}
     names |= {f"state/{step:08d}.safetensors" for step in (4, 8, 12)}
-    names |= {f"previews/{step:08d}.png" for step in (6, 12)}
+    names |= {f"previews/{step:08d}.{'txt' if kind == 'text' else 'png'}" for step in (6, 12)}
     events = {name for name in files if name.startswith("tensorboard/events.out.tfevents")}
     assert events
     assert set(files) == names | events
-    with Image.open(tmp_path / "run/previews/00000012.png") as preview:
-        assert preview.size == (6 * 18 + 2, 6 * 18 + 2)
+    if kind == "text":
+        texts = files["previews/00000012.txt"].decode().split("\n" + "-" * 80 + "\n")
+        assert [len(text) for text in texts] == [LENGTH] * 36
+        assert {*"".join(texts)} == {*LETTERS}
+    else:
+        with Image.open(tmp_path / "run/previews/00000012.png") as preview:
+            assert preview.size == (6 * 18 + 2, 6 * 18 + 2)
     assert [line["step"] for line in lines(tmp_path / "run")] == [3, 6, 9, 12]
-    assert RunConfig.model_validate_json(files["run.json"]) == config(preview_every=6)
+    assert RunConfig.model_validate_json(files["run.json"]) == config(kind=kind, preview_every=6)
 
 
 def test_tensorboard_can_read_the_events(tmp_path: Path) -> None:
@@ -137,21 +125,24 @@ def test_tensorboard_can_read_the_events(tmp_path: Path) -> None:
     assert told == [(line["step"], pytest.approx(line["loss"])) for line in lines(tmp_path)]
 
 
-def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(tmp_path: Path) -> None:
-    go(tmp_path)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(kind: str, tmp_path: Path) -> None:
+    go(tmp_path, kind=kind)
     model = load(tmp_path, "cpu")
     state, _ = read_tensors(newest(tmp_path))
     for key, value in model.network.state_dict().items():
         assert torch.equal(state[f"ema.{key}"], value)
     origin = model.config.provenance
-    assert (origin.data, origin.steps, origin.images_seen, origin.pictures) == ("stripes", 12, 96, 20)
-    assert origin.training == recipe()
+    name = tiny_set(kind).name
+    assert (origin.data, origin.steps, origin.images_seen, origin.pictures) == (name, 12, 96, 20)
+    assert origin.training == config(kind=kind).train
     assert origin.command == "ddim train"
 
 
-def test_the_model_is_given_the_errors_of_its_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["pictures", "masked text"])
+def test_the_model_is_given_the_errors_of_its_training(kind: str, tmp_path: Path) -> None:
     """At every time that was drawn the mean the state holds, and between those times a straight line."""
-    go(tmp_path, T=40, ema=0.5)
+    go(tmp_path, kind=kind, T=40, ema=0.5)
     config = load(tmp_path, "cpu").config
     state, _ = read_tensors(newest(tmp_path))
     known = state["errors.counts"] > 1e-12
@@ -199,7 +190,18 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
 ALL: dict[str, Any] = {"classes": 3, "flip": True, "decay": "cosine", "accumulate": 2, "keep": 1}
 
 
-@pytest.mark.parametrize(("stops", "changes"), [((1,), {}), ((4,), {}), ((5, 6, 11), {"T": 40}), ((3, 4, 7, 8), ALL)])
+@pytest.mark.parametrize(
+    ("stops", "changes"),
+    [
+        ((1,), {}),
+        ((4,), {}),
+        ((5, 6, 11), {"T": 40}),
+        ((3, 4, 7, 8), ALL),
+        ((5,), {"kind": "levels", "flip": True}),
+        ((1, 6, 11), {"kind": "text", "T": 40}),
+        ((3, 4), {"kind": "masked text", "decay": "cosine", "accumulate": 2, "keep": 1}),
+    ],
+)
 def test_stopped_and_gone_on_with_it_is_the_same_run(
     stops: tuple[int, ...], changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
@@ -211,12 +213,16 @@ def test_stopped_and_gone_on_with_it_is_the_same_run(
     assert_same_run(tmp_path / "stopped", whole(**changes))
 
 
-@pytest.mark.parametrize("after", [1, 4, 6, 11])
+@pytest.mark.parametrize(
+    ("after", "changes"),
+    [(1, {}), (4, {}), (6, {}), (11, {}), (6, {"kind": "text", "T": 40})],
+)
 def test_broken_off_between_checkpoints_it_is_the_same_run(
-    after: int, tmp_path: Path, whole: Callable[..., Path]
+    after: int, changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
     """As a kill would: nothing is saved at the moment it ends, and the last line may be cut."""
-    steps = runs.train(tmp_path / "broken", config(), pictures(), "cpu")
+    data = tiny_set(changes.get("kind", "pictures"))
+    steps = runs.train(tmp_path / "broken", config(**changes), data, "cpu")
     for report in steps:
         if report.step == after:
             break
@@ -224,16 +230,17 @@ def test_broken_off_between_checkpoints_it_is_the_same_run(
     with open(tmp_path / "broken/metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 12, "los')
     (tmp_path / "broken/state/.00000012.safetensors.1.part").write_bytes(b"half a state")
-    again = go(tmp_path / "broken")
+    again = go(tmp_path / "broken", **changes)
     assert again[0].step == after // 4 * 4
-    assert_same_run(tmp_path / "broken", whole())
+    assert_same_run(tmp_path / "broken", whole(**changes))
     assert not list((tmp_path / "broken").rglob("*.part"))
 
 
-def test_a_finished_run_started_again_changes_nothing(tmp_path: Path) -> None:
-    go(tmp_path)
+@pytest.mark.parametrize("kind", ["pictures", "text"])
+def test_a_finished_run_started_again_changes_nothing(kind: str, tmp_path: Path) -> None:
+    go(tmp_path, kind=kind, preview_every=12)
     before = contents(tmp_path)
-    (report,) = go(tmp_path)
+    (report,) = go(tmp_path, kind=kind, preview_every=12)
     assert report.step == 12
     after = {name: data for name, data in contents(tmp_path).items() if not name.startswith("tensorboard/")}
     assert after == {name: before[name] for name in after}
@@ -279,10 +286,13 @@ def test_how_often_is_saved_and_logged_may_change(tmp_path: Path, whole: Callabl
     assert_same_run(tmp_path, whole())
 
 
-def test_a_label_beyond_the_classes_is_refused(tmp_path: Path) -> None:
-    few = config(classes=2)
-    with pytest.raises(DdimError, match="has the label 2, the network 2 classes"):
-        next(runs.train(tmp_path, few, pictures(labelled=True), "cpu"))
+@pytest.mark.parametrize(
+    ("kind", "wrong"), [("levels", "has the label 2, the network 2 classes"), ("text", "has no labels")]
+)
+def test_a_label_beyond_the_classes_is_refused(kind: str, wrong: str, tmp_path: Path) -> None:
+    few = config(classes=2, kind=kind)
+    with pytest.raises(DdimError, match=wrong):
+        next(runs.train(tmp_path, few, tiny_set(kind, labelled=True), "cpu"))
 
 
 def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
@@ -302,20 +312,28 @@ def test_fewer_steps_than_are_made_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("kind", "changes", "named"),
     [
-        ({"lr": 1e-3}, "train.lr 0.002, not 0.001"),
-        ({"seed": 1}, "train.seed"),
-        ({"batch": 4}, "train.batch"),
-        ({"classes": 3}, "data_fingerprint|model.network.classes"),
-        ({"steps": 15, "ema": 0.5}, "train"),
+        ("pictures", {"lr": 1e-3}, "train.lr 0.002, not 0.001"),
+        ("pictures", {"seed": 1}, "train.seed"),
+        ("pictures", {"batch": 4}, "train.batch"),
+        ("pictures", {"classes": 3}, "data_fingerprint|model.network.classes"),
+        ("pictures", {"steps": 15, "ema": 0.5}, "train"),
+        ("pictures", {"kind": "levels"}, "model.schedule.name 'linear', not 'cosine'"),
+        ("pictures", {"kind": "text"}, "data 'stripes', not 'words.txt'"),
+        ("text", {"seed": 1}, "train.seed"),
+        ("text", {"gamma": "vlb"}, "train.gamma 'simple', not 'vlb'"),
+        ("text", {"T": 999}, "model.schedule.T"),
+        ("text", {"kind": "masked text"}, "model.schedule.zero_terminal_snr False, not True"),
     ],
 )
-def test_another_recipe_is_refused_and_the_key_named(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
-    go(tmp_path, stop=2)
+def test_another_recipe_is_refused_and_the_key_named(
+    kind: str, changes: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    go(tmp_path, stop=2, kind=kind)
     before = contents(tmp_path)
     with pytest.raises(DdimError, match=f"holds a run with {named}"):
-        go(tmp_path, **changes)
+        go(tmp_path, **{"kind": kind, **changes})
     assert contents(tmp_path) == before
 
 
@@ -327,35 +345,42 @@ def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    first = runs.train(tmp_path, config(), pictures(), "cpu")
+    first = runs.train(tmp_path, config(), tiny_set(), "cpu")
     next(first)
     with pytest.raises(DdimError, match="is in use by another process"):
-        next(runs.train(tmp_path, config(), pictures(), "cpu"))
+        next(runs.train(tmp_path, config(), tiny_set(), "cpu"))
     first.close()
     assert go(tmp_path)[-1].step == 12
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "foreign", "strange"])
+@pytest.mark.parametrize(
+    ("damage", "kind"),
+    [
+        *((damage, "pictures") for damage in ("cut", "empty", "text", "foreign", "strange")),
+        ("foreign", "text"),
+    ],
+)
 def test_a_damaged_state_is_named_and_without_it_the_one_before_serves(
-    damage: str, tmp_path: Path, whole: Callable[..., Path]
+    damage: str, kind: str, tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
-    go(tmp_path / "run", stop=9)
+    go(tmp_path / "run", stop=9, kind=kind)
     path = newest(tmp_path / "run")
     data = path.read_bytes()
     if damage == "foreign":
-        go(tmp_path / "other", stop=9, classes=3)
+        other: dict[str, Any] = {"classes": 3} if kind == "pictures" else {"kind": "masked text"}
+        go(tmp_path / "other", stop=9, **other)
         data = newest(tmp_path / "other").read_bytes()
     elif damage == "strange":
         data = (tmp_path / "run/model/model.safetensors").read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"a text"}.get(damage, data))
     with pytest.raises(DdimError) as caught:
-        go(tmp_path / "run")
+        go(tmp_path / "run", kind=kind)
     assert "00000009.safetensors: is not a state of this run" in str(caught.value)
     assert caught.value.mend == "remove it to go on from the one before"
     assert len(str(caught.value).splitlines()) == 1
     path.unlink()
-    assert go(tmp_path / "run")[0].step == 8
-    assert_same_run(tmp_path / "run", whole())
+    assert go(tmp_path / "run", kind=kind)[0].step == 8
+    assert_same_run(tmp_path / "run", whole(kind=kind))
 
 
 def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
@@ -384,9 +409,22 @@ def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_to_go_on_from(
     assert_same_run(tmp_path / "run", whole())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 7])
+SMALL = ("network.width=16", "network.depth=1", "network.heads=2")
+PRESETS = {
+    "pictures": ("--preset", "digits"),
+    "words.txt": ("--preset", "tinyshakespeare", "--length", LENGTH, *(f"--set={change}" for change in SMALL)),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "step", "number"),
+    [
+        *(("pictures", step, number) for step in (1, 7) for number in (signal.SIGINT, signal.SIGTERM)),
+        ("words.txt", 7, signal.SIGTERM),
+    ],
+)
 def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
+    data: str,
     step: int,
     number: signal.Signals,
     tmp_path: Path,
@@ -394,6 +432,7 @@ def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     write_pictures(tmp_path / "pictures", 6)
+    (tmp_path / "words.txt").write_text("a bad bed on a dead end ado " * 9, encoding="utf-8")
     real = Trainer.updates
 
     def interrupted(self: Trainer) -> Iterator[Any]:
@@ -403,7 +442,7 @@ def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
             yield update
 
     monkeypatch.setattr(Trainer, "updates", interrupted)
-    words = ("train", tmp_path / "pictures", "--preset", "digits", "--steps", 9, "--batch", 4, "--device", "cpu")
+    words = ("train", tmp_path / data, *PRESETS[data], "--steps", 9, "--batch", 4, "--device", "cpu")
     words += ("--preview-every", 0, "--out", tmp_path / "run")
     handler = signal.getsignal(number)
     assert ddim(*words) == 128 + number
@@ -415,7 +454,7 @@ def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
     assert ddim(*words) == 0
     told = capsys.readouterr()
     assert f"resumed at step {step}" in told.err
-    assert told.out.startswith("done: 9 steps, 36 images seen")
+    assert told.out.startswith(f"done: 9 steps, 36 {'images' if data == 'pictures' else 'sequences'} seen")
     assert ddim(*words) == 0
     assert capsys.readouterr().out.startswith("nothing left to do: 9 steps")
 

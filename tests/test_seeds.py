@@ -3,6 +3,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,21 +13,32 @@ from scipy import stats
 
 from ddim import seeds
 from ddim.errors import DdimError
-from ddim.seeds import Noise
+from ddim.seeds import Noise, TokenNoise
 
 SHAPE = (1, 4, 4)
+MAKERS: dict[str, Callable[..., Noise]] = {
+    "normal": Noise,
+    "tokens": partial(TokenNoise, pi=torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)),
+}
+every_noise = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 
 
+@every_noise
 @pytest.mark.parametrize("draw", ["start", "row 0", "row 9"])
-def test_a_sample_does_not_depend_on_its_batch(draw: str) -> None:
+def test_a_sample_does_not_depend_on_its_batch(draw: str, make: Callable[..., Noise]) -> None:
     def drawn(indices: tuple[int, ...]) -> torch.Tensor:
-        noise = Noise(seed=3, indices=indices, shape=SHAPE)
+        noise = make(seed=3, indices=indices, shape=SHAPE)
         return noise.start() if draw == "start" else noise.row(int(draw.split()[1]))
 
     order = tuple(np.random.default_rng(0).permutation(64).tolist())
     together = drawn(tuple(range(64)))
-    assert together.shape == (64, *SHAPE)
-    assert together.dtype == torch.float32
+    if make is Noise:
+        assert (together.shape, together.dtype) == ((64, *SHAPE), torch.float32)
+    elif draw == "start":
+        assert (together.shape, together.dtype) == ((64, *SHAPE), torch.int64)
+    else:
+        assert (together.shape, together.dtype) == ((64, *SHAPE, 3), torch.float64)
+    assert len({sample.numpy().tobytes() for sample in together}) == 64
     assert torch.equal(torch.cat([drawn((i,)) for i in range(64)]), together)
     assert torch.equal(torch.cat([drawn(tuple(range(i, min(i + 7, 64)))) for i in range(0, 64, 7)]), together)
     assert torch.equal(drawn(order), together[list(order)])
@@ -36,6 +49,28 @@ def test_noise_draws_what_normal_draws() -> None:
     for place, index in enumerate((2, 9)):
         assert np.array_equal(noise.start()[place].numpy(), seeds.normal(5, index, 0, SHAPE))
         assert np.array_equal(noise.row(4)[place].numpy(), seeds.normal(5, index, 5, SHAPE))
+
+
+def test_tokens_draw_uniform_numbers_of_the_same_streams() -> None:
+    """Three for each token; x_T is drawn from pi by the first."""
+    noise = MAKERS["tokens"](5, (2, 9), SHAPE)
+    for draw, got in ((0, noise.start()), (5, noise.row(4))):
+        for place, index in enumerate((2, 9)):
+            philox = np.random.Philox(key=np.array([5, index], np.uint64), counter=np.array([0, 0, 0, draw], np.uint64))
+            expected = np.random.Generator(philox).random((*SHAPE, 3))
+            if draw:
+                assert np.array_equal(got[place].numpy(), expected)
+            else:
+                assert np.array_equal(got[place].numpy(), np.searchsorted([0.2, 0.7], expected[..., 0], side="right"))
+
+
+@every_noise
+def test_every_draw_of_a_sample_is_another(make: Callable[..., Noise]) -> None:
+    noise = make(0, (3,), SHAPE)
+    rows = [noise.row(k) for k in range(4)]
+    assert len({row.numpy().tobytes() for row in rows}) == 4
+    with pytest.raises(ValueError, match="count from 0"):
+        noise.row(-1)
 
 
 def test_every_key_has_numbers_of_its_own() -> None:
@@ -60,9 +95,10 @@ def test_why_not_torch_generators() -> None:
     assert not torch.equal(draw(7, 7), draw(7, 64)[:7])
 
 
-def test_global_generators_are_left_alone() -> None:
+@every_noise
+def test_global_generators_are_left_alone(make: Callable[..., Noise]) -> None:
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    noise = Noise(0, (0, 1), SHAPE)
+    noise = make(0, (0, 1), SHAPE)
     noise.start(), noise.row(3)
     seeds.permutation(0, 0, 10), seeds.generator("cpu", 1, 2)
     after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
@@ -112,12 +148,14 @@ def test_training_generators_are_functions_of_their_whole_key() -> None:
     assert torch.equal(draws[2], torch.randn(4, generator=seeds.generator("cpu", 0, 1)))
 
 
-def test_a_noise_is_as_long_as_its_batch() -> None:
-    assert len(Noise(0, (4, 5), SHAPE)) == 2
-    assert Noise(0, (), SHAPE).start().shape == (0, *SHAPE)
+@every_noise
+def test_a_noise_is_as_long_as_its_batch(make: Callable[..., Noise]) -> None:
+    assert len(make(0, (4, 5), SHAPE)) == 2
+    assert make(0, (), SHAPE).start().shape == (0, *SHAPE)
 
 
+@every_noise
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
-def test_keys_out_of_range_are_refused(seed: int, index: int) -> None:
+def test_keys_out_of_range_are_refused(seed: int, index: int, make: Callable[..., Noise]) -> None:
     with pytest.raises(DdimError):
-        Noise(seed, (index,), SHAPE)
+        make(seed, (index,), SHAPE)

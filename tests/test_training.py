@@ -10,27 +10,35 @@ import pytest
 import torch
 
 from ddim.errors import DdimError, DdimWarning
+from ddim.kinds import kind_of
 from ddim.objective import Objective
-from ddim.schedule import Schedule, linear
+from ddim.schedule import linear
 from ddim.training import ErrorTable, Trainer
-from models import new_network, recipe, stripes, tiny_network
+from models import COUNT, KINDS, new_network, recipe, stripes, tiny_config, tiny_network, tiny_set
 
-COUNT = 20
-LINEAR = linear()
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def trainer(
-    labelled: bool = False, network: dict[str, Any] | None = None, schedule: Schedule = LINEAR, **changes: Any
+    labelled: bool = False,
+    network: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | None = None,
+    kind: str = "pictures",
+    **changes: Any,
 ) -> Trainer:
-    pictures = stripes(COUNT)
+    config = tiny_config(kind, classes=3 if labelled else 0, schedule=schedule or {}, **(network or {}))
+    made = kind_of(config)
+    if len(config.network.shape) == 1:
+        changes["flip"] = False
     return Trainer(
-        new_network(tiny_network(classes=3 if labelled else 0, **(network or {}))),
-        Objective(schedule, "v", "v", torch.device("cpu")),
-        lambda indices: pictures[indices],
+        new_network(config.network),
+        made.loss("simple" if config.categorical else "v", torch.device("cpu")),
+        tiny_set(kind).batch,
         COUNT,
         recipe(**changes),
         np.arange(COUNT) % 3 if labelled else None,
         3 if labelled else 0,
+        made.read,
     )
 
 
@@ -61,11 +69,12 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop", [1, 4])
-def test_resumed_from_a_state_it_goes_on_bit_for_bit(stop: int, precision: str) -> None:
-    straight = train(trainer(**EVERYTHING, precision=precision), 7)
-    state = train(trainer(**EVERYTHING, precision=precision), stop)
-    fresh = trainer(**EVERYTHING, precision=precision)
+@pytest.mark.parametrize(("kind", "stop"), [("pictures", 1), *((kind, 4) for kind in KINDS)])
+def test_resumed_from_a_state_it_goes_on_bit_for_bit(kind: str, stop: int, precision: str) -> None:
+    def begun() -> Trainer:
+        return trainer(**EVERYTHING, kind=kind, precision=precision)
+
+    straight, state, fresh = train(begun(), 7), train(begun(), stop), begun()
     fresh.load_state(state)
     assert fresh.step == stop
     times, means = fresh.errors.means()
@@ -75,8 +84,9 @@ def test_resumed_from_a_state_it_goes_on_bit_for_bit(stop: int, precision: str) 
     assert_same(train(fresh, 7), straight)
 
 
-def test_the_state_holds_all_that_moves() -> None:
-    some = trainer(**EVERYTHING)
+@every_kind
+def test_the_state_holds_all_that_moves(kind: str) -> None:
+    some = trainer(**EVERYTHING, kind=kind)
     before, after = train(some, 1), train(some, 2)
     parameters = sum(1 for _ in some.network.parameters())
     for part in ("network.", "ema.", "optimizer."):
@@ -85,21 +95,30 @@ def test_the_state_holds_all_that_moves() -> None:
     assert moved == {"network", "ema", "optimizer", "step", "errors"}
 
 
-@pytest.mark.parametrize("change", [{"flip": False}, {"label_drop": 0.9}, {"seed": 1}, {"network": {"dropout": 0.0}}])
-def test_each_source_of_randomness_matters(change: dict[str, Any]) -> None:
-    plain, other = train(trainer(**EVERYTHING), 3), train(trainer(**(EVERYTHING | change)), 3)
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (kind, change)
+        for kind in ("pictures", "levels", "text")
+        for change in ({"flip": False}, {"label_drop": 0.9}, {"seed": 1}, {"network": {"dropout": 0.0}})
+        if (kind, *change) != ("text", "flip")
+    ],
+)
+def test_each_source_of_randomness_matters(kind: str, change: dict[str, Any]) -> None:
+    plain, other = (train(trainer(**(EVERYTHING | some), kind=kind), 3) for some in ({}, change))
     assert any(not torch.equal(plain[key], other[key]) for key in plain if key.startswith("network."))
 
 
-def test_parts_of_a_batch_add_up_to_the_batch() -> None:
-    whole, parts = trainer(), trainer(accumulate=4)
+@every_kind
+def test_parts_of_a_batch_add_up_to_the_batch(kind: str) -> None:
+    whole, parts = trainer(kind=kind), trainer(kind=kind, accumulate=4)
     first, second = next(whole.updates()), next(parts.updates())
     torch.testing.assert_close(first.loss, second.loss, rtol=1e-5, atol=0)
     torch.testing.assert_close(first.grad_norm, second.grad_norm, rtol=1e-4, atol=0)
 
 
 def recorded(some: Trainer, to: int) -> list[dict[int, list[float]]]:
-    """Train, and note every sample's error in eps at its time, step by step."""
+    """Train, and note what the table is told of every sample at its time, step by step."""
     steps: list[dict[int, list[float]]] = []
     real = some._loss
 
@@ -116,9 +135,9 @@ def recorded(some: Trainer, to: int) -> list[dict[int, list[float]]]:
     return steps
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.2, 0.9])
-def test_the_table_of_errors_is_a_mean_that_fades_as_the_averaged_weights_do(ema: float) -> None:
-    some = trainer(ema=ema, batch=20, accumulate=4, schedule=linear(12))
+@pytest.mark.parametrize(("kind", "ema"), [("pictures", 0.0), ("pictures", 0.2), *((kind, 0.9) for kind in KINDS)])
+def test_the_table_of_errors_is_a_mean_that_fades_as_the_averaged_weights_do(kind: str, ema: float) -> None:
+    some = trainer(kind=kind, ema=ema, batch=20, accumulate=4, schedule={"T": 12})
     steps = recorded(some, 9)
     sums, counts = np.zeros(13), np.zeros(13)
     for n, step in enumerate(steps):
@@ -137,7 +156,7 @@ def test_the_table_of_errors_is_a_mean_that_fades_as_the_averaged_weights_do(ema
 
 def test_the_error_in_the_table_is_that_of_eps() -> None:
     """A network that always says v = 0 guesses eps as noise x_t: what is left is abar eps - signal noise x_0."""
-    some = trainer(batch=20, ema=0.0, schedule=linear(4, 0.2, 0.8), lr=1e-9)
+    some = trainer(batch=20, ema=0.0, schedule={"T": 4, "beta_start": 0.2, "beta_end": 0.8}, lr=1e-9)
     for parameter in some.network.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
     train(some, 1)
@@ -161,8 +180,9 @@ def test_times_not_drawn_for_long_are_forgotten() -> None:
     assert (times.tolist(), means.tolist()) == ([3], [pytest.approx(6.0)])
 
 
-def test_parts_of_a_batch_leave_the_same_table() -> None:
-    whole, parts = trainer(), trainer(accumulate=4)
+@every_kind
+def test_parts_of_a_batch_leave_the_same_table(kind: str) -> None:
+    whole, parts = trainer(kind=kind), trainer(kind=kind, accumulate=4)
     train(whole, 2)
     train(parts, 2)
     np.testing.assert_array_equal(whole.errors.means()[0], parts.errors.means()[0])
@@ -182,19 +202,21 @@ def test_a_state_of_an_older_version_has_no_table_and_that_is_said() -> None:
     assert differ == {"errors"}
 
 
-def test_the_global_generators_are_left_alone() -> None:
+@every_kind
+def test_the_global_generators_are_left_alone(kind: str) -> None:
     torch.manual_seed(11)
     torch_before, numpy_before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    train(trainer(**EVERYTHING), 3)
+    train(trainer(**EVERYTHING, kind=kind), 3)
     assert torch.equal(torch.random.get_rng_state(), torch_before)
     assert (np.random.get_state()[1] == numpy_before).all()  # noqa: NPY002
 
 
-def test_what_was_drawn_from_the_global_generator_before_does_not_matter() -> None:
-    one = train(trainer(**EVERYTHING), 2)
+@every_kind
+def test_what_was_drawn_from_the_global_generator_before_does_not_matter(kind: str) -> None:
+    one = train(trainer(**EVERYTHING, kind=kind), 2)
     torch.manual_seed(99)
     torch.rand(5)
-    assert_same(train(trainer(**EVERYTHING), 2), one)
+    assert_same(train(trainer(**EVERYTHING, kind=kind), 2), one)
 
 
 @pytest.mark.parametrize("batch", [3, 8, 20, 33])
@@ -243,25 +265,36 @@ def test_without_warm_up_it_starts_at_the_full_rate() -> None:
     assert trainer(warmup=0).lr(0) == 2e-3
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
-    some = trainer(steps=9)
+@every_kind
+def test_a_loss_that_is_not_finite_stops_before_the_update(kind: str) -> None:
+    some = trainer(kind=kind, steps=9)
     state = train(some, 3)
+    name, spoilt = next(some.network.named_parameters())
     with torch.no_grad():
-        some.network.conv_in.bias[0] = torch.nan
+        spoilt[0] = torch.nan
     with pytest.raises(DdimError, match=r"^step 4: the loss or its gradient is not finite; "):
         next(some.updates())
     assert some.step == 3
     after = some.state()
     assert_same(
-        {k: v for k, v in after.items() if k != "network.conv_in.bias"},
-        {k: v for k, v in state.items() if k != "network.conv_in.bias"},
+        {k: v for k, v in after.items() if k != f"network.{name}"},
+        {k: v for k, v in state.items() if k != f"network.{name}"},
     )
 
 
-def test_a_state_of_another_network_is_refused() -> None:
-    state = train(trainer(network={"channels": 24}), 1)
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("pictures", {"network": {"channels": 24}}),
+        ("pictures", {"kind": "levels"}),
+        ("text", {"kind": "text", "network": {"width": 24}}),
+        ("text", {"kind": "masked text"}),
+    ],
+)
+def test_a_state_of_another_network_is_refused(kind: str, other: dict[str, Any]) -> None:
+    state = train(trainer(**other), 1)
     with pytest.raises(RuntimeError):
-        trainer().load_state(state)
+        trainer(kind=kind).load_state(state)
 
 
 def test_it_learns() -> None:
