@@ -67,7 +67,7 @@ DISCRETE: dict[str, Callable[[Levels], CategoricalPlan]] = {
         "eta 0": samplers.discrete,
         "eta 0.3": partial(samplers.discrete, eta=0.3),
         "eta 1": partial(samplers.discrete, eta=1.0),
-        "sharper": partial(samplers.discrete, temperature=0.7, top_p=0.9),
+        "temperature 1.5, top-p 0.95": partial(samplers.discrete, temperature=1.5, top_p=0.95),
         "markov": samplers.discrete_markov,
     }.items()
 }

@@ -132,10 +132,9 @@ def test_stopped_half_way_it_is_completed_and_nothing_is_made_twice(
     assert [path.name for path in (tmp_path / "stopped").glob(".*")] == [".lock"]
 
 
-@pytest.mark.parametrize("saved", ["pictures", "masked text"], indirect=True)
-def test_killed_it_is_completed_by_the_same_command(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("saved", "n"), [("pictures", 400), ("masked text", 200)], indirect=["saved"])
+def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_path: Path) -> None:
     """A real process, ended by SIGKILL while it writes."""
-    n = 400
     words = ("sample", saved, "-n", n, "--steps", 2, "--eta", 1, "--dtype", "float32", "--batch", 4, "--device", "cpu")
     command, env = process(*words, "--out", tmp_path / "killed")
     running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
