@@ -49,6 +49,7 @@ FLOORS = (
     },  # 3 journeys
     {
         "config",
+        "categorical_config",
         "presets",
         "checkpoint",
         "kinds",

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddim import schedule as schedules
-from ddim.categorical import Alphabet
+from ddim.categorical_config import CategoricalConfig as CategoricalConfig
 from ddim.data.policy import ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
@@ -23,6 +22,17 @@ from ddim.objective import Gamma
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _STRICT = ConfigDict(extra="forbid", frozen=True)
+
+
+def _of_text(data: Any) -> str:
+    return "text" if isinstance(data, TextPolicy) or (isinstance(data, dict) and "length" in data) else "pictures"
+
+
+Policy = Annotated[
+    Annotated[ImagePolicy, Tag("pictures")] | Annotated[TextPolicy, Tag("text")], Discriminator(_of_text)
+]
+"""How a data set's items become the network's input: pictures, or text, which has a length."""
+_TAGS = ("pictures", "text", "unet", "transformer")  # of the unions above, which no file names
 
 
 class ScheduleConfig(BaseModel):
@@ -64,47 +74,6 @@ class ScheduleConfig(BaseModel):
             given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
             made = schedules.NAMED[self.name](self.T, **given)
         return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
-
-
-class CategoricalConfig(BaseModel):
-    """Data of categories instead of real numbers, see `ddim.categorical`.
-
-    Args:
-        categories: Kinds of tokens, or grey levels, of the data.
-        pi: What noise draws from: "uniform" as in the paper, "mask" (one more category, absorbing diffusion), or one
-            probability for each category.
-        carry_over: With a mask, whether a token that is not masked is taken for x_0 with certainty.
-    """
-
-    model_config = _STRICT
-    categories: int = Field(ge=2)
-    pi: Literal["uniform", "mask"] | tuple[_Error, ...] = "uniform"
-    carry_over: bool = False
-
-    @model_validator(mode="after")
-    def _is_one(self) -> CategoricalConfig:
-        if isinstance(self.pi, tuple) and len(self.pi) != self.categories:
-            raise ValueError(f"there are {self.categories} categories, pi has {len(self.pi)} numbers")
-        self.alphabet()
-        return self
-
-    @property
-    def excludes(self) -> bool:
-        """Whether noise never draws some category: then x_T must tell nothing of x_0, or its divergence is infinite."""
-        return self.pi == "mask" if isinstance(self.pi, str) else 0 in self.pi
-
-    @property
-    def size(self) -> int:
-        """Categories of x_t: the data's, and the mask."""
-        return self.categories + (self.pi == "mask")
-
-    def alphabet(self) -> Alphabet:
-        """The categories of x_t and their pi."""
-        if self.pi == "mask":
-            return Alphabet.masked(self.categories, self.carry_over)
-        if self.pi == "uniform":
-            return Alphabet(Alphabet.uniform(self.categories).pi, carry_over=self.carry_over)
-        return Alphabet(torch.tensor(self.pi, dtype=torch.float64), carry_over=self.carry_over)
 
 
 class TrainConfig(BaseModel):
@@ -223,7 +192,7 @@ class ModelConfig(BaseModel):
     predicts: Predicts = "eps"
     categorical: CategoricalConfig | None = None
     network: UNetConfig | TransformerConfig = Field(discriminator="kind")
-    data: ImagePolicy | TextPolicy
+    data: Policy
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     sha256: str = ""
@@ -305,7 +274,7 @@ def to_json(config: BaseModel) -> str:
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     """The first complaint of a validation, as one line."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
     got = f", not {value!r}" if isinstance(value, int | float | str | bool | None) and where else ""

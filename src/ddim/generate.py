@@ -185,7 +185,7 @@ def _fill(
 ) -> Generator[Made, None, None]:
     make_folder(folder)
     with lock(folder):
-        claim(folder, what, indices.start, len(indices))
+        claim(folder, what, indices.start, len(indices), kind.things)
         remove_parts(folder)
         missing = [i for i in indices if not kind.path(folder, i).exists()]
         found, done = len(indices) - len(missing), 0

@@ -152,6 +152,8 @@ class CategoricalPlan(Table[Mixture]):
             fresh: Uniform on [0, 1), (N, ..., 3): which weight it is, the draw of x_0, the draw from pi.
         """
         assert fresh is not None
+        if not torch.isfinite(predictions[0].x0.sum()):
+            raise DdimError("samples", "are of a prediction that is not finite", "use --dtype float32, or train longer")
         x, probabilities = states[0], predictions[0].x0
         pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
         which = fresh[..., 0]

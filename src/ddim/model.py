@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim import checkpoint, inversion, samplers, tuning
+from ddim import checkpoint, inversion, samplers, seeds, tuning
 from ddim.config import ModelConfig
 from ddim.data.policy import ImagePolicy
 from ddim.denoiser import Guidance, Hook, Hooked
@@ -264,9 +264,9 @@ def load(name: str | Path, device: torch.device | str | None = None, **settings:
         DdimError: If there is no such model, or it is damaged.
     """
     config, weights = checkpoint.read(name)
-    with torch.device("meta"):  # no draws from the global generator, no time spent on weights to be replaced
+    # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
+    with seeds.forked("cpu", 0):
         network = config.network.build()
-    network.to_empty(device="cpu")
     checkpoint.fill(network, weights, name)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -6,9 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ddim.config import CategoricalConfig, ScheduleConfig, TrainConfig
-from ddim.data.policy import ImagePolicy
-from ddim.data.text import TextPolicy
+from ddim.config import CategoricalConfig, Policy, ScheduleConfig, TrainConfig
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
 from ddim.nn.transformer import TransformerConfig
@@ -30,7 +28,7 @@ class Preset(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     about: str
-    data: ImagePolicy | TextPolicy
+    data: Policy
     network: UNetConfig | TransformerConfig = Field(discriminator="kind")
     predicts: Predicts = "v"
     categorical: CategoricalConfig | None = None

@@ -82,12 +82,25 @@ def train(
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
+    _check(config, pictures)
     refuse_foreign(folder)
     make_folder(folder)
     with lock(folder):
         remove_parts(folder)
         claim(folder, config)
         yield from _Loop(folder, config, pictures, torch.device(device), command).reports(stop)
+
+
+def _check(config: RunConfig, data: ImageSet | TextSet) -> None:
+    """Refuse a recipe that its data do not suit, before a folder is claimed for it."""
+    classes = config.model.network.classes
+    if classes and data.labels is None:
+        raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
+    if classes and data.labels is not None and int(data.labels.max()) >= classes:
+        wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
+        raise DdimError(config.data, wrong, "give the network a class for every label")
+    if config.train.flip and len(config.model.network.shape) == 1:
+        raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
 
 
 class _Loop:
@@ -101,11 +114,6 @@ class _Loop:
         self.device, self.kind = device, kind_of(model)
         self.objective = self.kind.loss(recipe.gamma, device)
         classes = model.network.classes
-        if classes and pictures.labels is None:
-            raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
-        if classes and pictures.labels is not None and int(pictures.labels.max()) >= classes:
-            wrong = f"has the label {int(pictures.labels.max())}, the network {classes} classes"
-            raise DdimError(config.data, wrong, "give the network a class for every label")
         self.trainer = Trainer(
             self.network,
             self.objective,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ddim import samplers
 from ddim.categorical import Alphabet
+from ddim.denoiser import Guidance
 from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.grid import DEFAULT
@@ -72,6 +73,7 @@ class TokenModel(Engine):
         seed: int = 0,
         start: int = 0,
         labels: int | Sequence[int] | None = None,
+        guidance: Guidance | None = None,
         plan: CategoricalPlan | None = None,
         **settings: Any,
     ) -> Tensor:
@@ -83,6 +85,7 @@ class TokenModel(Engine):
             seed: The run's seed.
             start: The first sample's index.
             labels: One label for all or one each, for a model with labels.
+            guidance: Scale of classifier-free guidance, or a function from level to scale.
             plan: A plan of one's own, instead of steps and settings.
             settings: As for `plan`: grid, eta, sampler, temperature, top_p.
 
@@ -94,7 +97,8 @@ class TokenModel(Engine):
         """
         each = self.check_request(n, labels, plan, settings or steps is not None)
         plan = plan or self.plan(steps, **settings)
-        return torch.cat([self.empty().long(), *self.sample_blocks(plan, range(start, start + n), seed, each)])
+        blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance)
+        return torch.cat([self.empty().long(), *blocks])
 
     def text(self, ids: Tensor) -> list[str]:
         """Sequences (N, L) as strings.

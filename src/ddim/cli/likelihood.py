@@ -138,7 +138,7 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         sigma,
         default=model.schedule.T,
     )
-    return bits.bound_request(model, plan, settings["last_sigma"], seed, settings["draws"] or 0)
+    return bits.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 
 
 def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
@@ -149,11 +149,20 @@ def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
             option = f"--{name.replace('_', '-')}"
             raise DdimError(option, "is for real-valued data", "leave it out")
     eta, sampler = settings["eta"], settings["sampler"] or ("markov" if settings["eta"] is None else "ddim")
-    steps = None if (settings["grid"] or "")[:1].isdigit() else settings["steps"] or model.schedule.T
+    steps = settings["steps"]
+    if steps is None and not (settings["grid"] or "")[:1].isdigit():
+        steps = model.schedule.T
     plan: Any = make_any_plan(model, steps, settings["grid"] or "linear", sampler, eta=eta)
     if eta:
         say(f"eta {eta:g}: this bound grows without limit as S grows; compare models with --sampler markov")
-    return bits.token_request(model, plan, seed, settings["draws"] or 0)
+    return bits.token_request(model, plan, seed, _draws(settings))
+
+
+def _draws(settings: dict[str, Any]) -> int:
+    """--draws; 0, which means all rows within, is no number of draws."""
+    if settings["draws"] == 0:
+        raise DdimError("--draws 0", "is less than 2", "leave it out for all steps")
+    return settings["draws"] or 0
 
 
 def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:

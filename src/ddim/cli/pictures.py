@@ -72,6 +72,8 @@ def read_items(
     policy = model.config.data
     if not isinstance(policy, TextPolicy):
         return read_pictures(data, policy, split, limit)
+    if limit is not None and limit < 1:
+        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
     if len(data) > 1:
         raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
     found = load_text(data[0], policy, split or "train")

@@ -132,12 +132,8 @@ def command(
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
     about_text = {"--tokenizer": tokenizer, "--length": length}
-    about_pictures = {
-        "--size": size,
-        "--channels": channels,
-        "--flip": given["flip"] or None,
-        "--labels": labels or None,
-    }
+    about_pictures = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
+    about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None}
     _refuse_others(name, of_text, about_text, about_pictures)
     changes = {
         "data": _changes(height=size, width=size, channels=channels and int(channels), length=length),
@@ -148,7 +144,7 @@ def command(
     }
     for setting in settings:
         _set(changes, setting)
-    if of_text:
+    if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= _vocabulary(data, tokenizer)
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
