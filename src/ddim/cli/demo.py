@@ -128,7 +128,7 @@ def _text(device: str | None, dtype: str, compile_: bool) -> str:
 
     model = load_any(TEXT, device, dtype, compile_, micro_batch=1)
     assert isinstance(model, TokenModel)
-    plan = model.plan(32, temperature=0.8)
+    plan = model.plan(32, eta=0.1, temperature=0.4)
     with progress_bar(transient=True) as bar:
         task = bar.add_task("sampling text", total=1, rate="")
         [made] = model.text(model.sample(1, seed=0, plan=plan))
