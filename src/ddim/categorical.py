@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ddim.schedule import Level
+from ddim.seeds import pick
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +83,21 @@ def marginal(x0: Tensor, level: Level, pi: Tensor | None = None) -> Tensor:
     """
     pi = _noise(pi, x0)
     return level.alpha_bar * _distribution(x0, pi) + level.variance * pi
+
+
+def noised(x0: Tensor, keep: float | Tensor, u: Tensor, pi: Tensor) -> Tensor:
+    """A draw of x_t from `marginal`, given uniform numbers.
+
+    Args:
+        x0: Ids (...).
+        keep: abar_t, a number or one for each id.
+        u: Uniform on [0, 1), (..., 2 or more): whether an id is kept, and what it becomes if not.
+        pi: What noise is drawn from, (K,).
+
+    Returns:
+        int64, (...).
+    """
+    return torch.where(u[..., 0] < keep, x0, pick(u[..., 1], pi))
 
 
 def sigma_largest(now: Level, next: Level) -> float:

@@ -21,7 +21,7 @@ from ddim.errors import DdimError
 from ddim.plan_file import MixtureFile, read_plan
 from ddim.schedule import Level
 from ddim.seeds import pick
-from ddim.table import Hook, Table
+from ddim.table import AnyRow, Hook, Table
 
 TOLERANCE = 1e-9
 Kernel = Literal["ddim", "markov"]
@@ -36,7 +36,7 @@ class Guess(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class Mixture(AnyRow):
     """One network call and the draw that follows it.
 
     Args:
@@ -54,11 +54,6 @@ class Mixture:
     to_x0: float = 0.0
     fresh: float = 0.0
     at: Level | None = None
-
-    @property
-    def query(self) -> Level:
-        """The level the network is told."""
-        return self.at or self.now
 
     @property
     def memory(self) -> int:

@@ -101,7 +101,7 @@ PRESETS: dict[str, Preset] = {
         {**_SMALL_TRAIN, "steps": 6500, "flip": True, "checkpoint_every": 500, "preview_every": 1000},
     ),
     "mnist-4level": _preset(
-        "MNIST 28x28 in four grey levels, categorical; the network of mnist, over an hour on two cores",
+        "MNIST 28x28 in four grey levels, categorical; the network of mnist, not trained yet",
         28,
         1,
         {**_SMALL, "categories": 4},

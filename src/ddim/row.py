@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddim.schedule import Level
+from ddim.table import AnyRow
 
 
 class Pair(Protocol):
@@ -25,7 +26,7 @@ class Pair(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Row(AnyRow):
     """One network call and the update that follows it.
 
     Args:
@@ -47,11 +48,6 @@ class Row:
     z: float = 0.0
     sigma: float = 0.0
     at: Level | None = None
-
-    @property
-    def query(self) -> Level:
-        """The level the network is told."""
-        return self.at or self.now
 
     @property
     def memory(self) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,26 +18,26 @@ Hook = Callable[[Tensor, Level], Tensor]
 """What is done to a predicted x_0, (N, ...), at a level; see `ddim.hooks`."""
 
 
-class AnyRow(Protocol):
-    """One network call and the update that follows it."""
+class AnyRow(ABC):
+    """One network call and the update that follows it. Subclasses are frozen dataclasses with these fields."""
 
-    @property
-    def now(self) -> Level:
-        """The level of the state the row starts from."""
-
-    @property
-    def next(self) -> Level:
-        """The level of the state it makes."""
+    __slots__ = ()
+    now: Level
+    next: Level
+    at: Level | None
 
     @property
     def query(self) -> Level:
-        """The level the network is told."""
+        """The level the network is told: `at`, or `now` if that is None."""
+        return self.at or self.now
 
     @property
+    @abstractmethod
     def memory(self) -> int:
         """How many states or predictions, the newest included, the row looks at."""
 
     @property
+    @abstractmethod
     def draws(self) -> bool:
         """Whether the row draws anything."""
 
@@ -45,7 +46,7 @@ R = TypeVar("R", bound=AnyRow)
 T = TypeVar("T", bound="Table[Any]")
 
 
-class Table(Generic[R]):
+class Table(ABC, Generic[R]):
     """A plan: rows to be run in order. Subclasses are frozen dataclasses with these fields."""
 
     __slots__ = ()
@@ -60,14 +61,15 @@ class Table(Generic[R]):
         return ()
 
     @property
+    @abstractmethod
     def hook(self) -> Hook | None:
         """What is done to each predicted x_0 before a row uses it."""
-        raise NotImplementedError
 
     def begin(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The states a run starts from, as the rows want them."""
         return list(states)
 
+    @abstractmethod
     def advance(self, row: R, states: Sequence[Tensor], predictions: Sequence[Any], fresh: Tensor | None) -> Tensor:
         """The state after a row.
 
@@ -77,7 +79,6 @@ class Table(Generic[R]):
             predictions: The predictions so far, newest first, the row's own included.
             fresh: What was drawn for the row, where it draws.
         """
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -203,21 +204,21 @@ class Table(Generic[R]):
         }
         return json.dumps(body)
 
+    @abstractmethod
     def _fields(self, place: Callable[[Level], int]) -> dict[str, Any]:
         """What the file holds beside the rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _weights(self, row: R) -> dict[str, Any]:
         """What the file holds of a row beside its levels."""
-        raise NotImplementedError
 
     def _title(self) -> str:
         """The line above the printed table."""
         return f"{self.name}: {self.calls} network calls"
 
+    @abstractmethod
     def _columns(self) -> list[tuple[str, list[str]]]:
         """The printed columns after the levels'."""
-        raise NotImplementedError
 
     def __str__(self) -> str:
         columns = [

@@ -5,7 +5,7 @@ All numbers are in nats, summed over tokens; `ddim.bits` makes bits per token of
 -log p_theta(x_0) <= KL(q(x_T | x_0) || pi) + sum_t KL(q(x_s | x_t, x_0) || p_theta(x_s | x_t)) - log p_theta(x_0 | x_1)
 
 for either kernel of a `ddim.mixture.CategoricalPlan`, on any sub-sequence of times. For "markov" p_theta averages the
-chain's reversal over the predicted x_0, and more steps make the bound tighter. For "ddim" with eta > 0, sigma a fixed
+chain's reversal over the predicted x_0. For "ddim" with eta > 0, sigma a fixed
 part of its largest, each step draws anew what the one before knew, and the bound grows with S without limit; at
 eta = 0 it does not, but stays above the chain's.
 """
@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from ddim.categorical import divergence, kl, marginal, markov_posterior
-from ddim.denoiser import AnyDenoiser, as_planned
+from ddim.categorical import divergence, kl, marginal, markov_posterior, noised
+from ddim.denoiser import AnyDenoiser
 from ddim.errors import DdimError
 from ddim.mixture import CategoricalPlan, Mixture
-from ddim.seeds import pick
 
 
 def check_bound(plan: CategoricalPlan) -> CategoricalPlan:
@@ -63,7 +62,7 @@ def row_term(denoise: AnyDenoiser, plan: CategoricalPlan, row: Mixture, x0: Tens
         float64, (N,), in nats.
     """
     pi = torch.tensor(plan.pi, dtype=torch.float64, device=x0.device)
-    x = torch.where(fresh[..., 0] < row.now.alpha_bar, x0, pick(fresh[..., 1], pi))
+    x = noised(x0, row.now.alpha_bar, fresh, pi)
     said = denoise(x, row.query).x0.double()
     if plan.kernel == "ddim":
         each = kl(x, x0, said, row.now, row.next, row.keep, pi)
@@ -86,7 +85,6 @@ def terms(denoise: AnyDenoiser, plan: CategoricalPlan, x0: Tensor, fresh: Callab
         DdimError: See `check_bound`.
     """
     check_bound(plan)
-    denoise = as_planned(denoise, plan)
     yield prior_term(plan, x0)
     for k, row in enumerate(plan.rows):
         yield row_term(denoise, plan, row, x0, fresh(k))

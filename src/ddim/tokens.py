@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.categorical import Alphabet
+from ddim.categorical import Alphabet, noised
 from ddim.errors import DdimError
 from ddim.schedule import Level, Schedule
-from ddim.seeds import pick
 
 Weight = Literal["simple", "vlb"]
 
@@ -142,7 +141,7 @@ class CrossEntropy:
             float32, (B,).
         """
         keep = self._table[0, t - 1].view(-1, *[1] * (x0.ndim - 1))
-        x = torch.where(noise[..., 0] < keep, x0, pick(noise[..., 1], self._pi))
+        x = noised(x0, keep, noise, self._pi)
         log_p = log_probabilities(network(x, t), x, self.alphabet)
         return -log_p.gather(-1, x0[..., None]).flatten(1).mean(1)
 

@@ -244,11 +244,12 @@ def _configure(
     training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
     categorical = _categorical(recipe, policy, changes["categorical"])
     network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
+    schedule = recipe.schedule.model_dump()
     if categorical:
-        network["categories"] = build(CategoricalConfig, categorical, "categorical").size
-    schedule = recipe.schedule.model_dump() | changes["schedule"]
-    if categorical and build(CategoricalConfig, categorical, "categorical").excludes:
-        schedule["zero_terminal_snr"] = True
+        noise = build(CategoricalConfig, categorical, "categorical")
+        network["categories"] = noise.size
+        schedule["zero_terminal_snr"] |= noise.excludes  # what a mask needs; said otherwise, it is refused
+    schedule |= changes["schedule"]
     model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from ddim.data.text import TextPolicy
+from ddim.data.text import TextPolicy, TextSet
 from ddim.errors import DdimError
 from ddim.evaluation.table import Cell, Standing, label
 from ddim.evaluation.text import GRAM, ORDER, Reference
@@ -61,12 +61,10 @@ def windows(text: str, model: TokenModel, n: int) -> list[str]:
         DdimError: If it holds less than two.
     """
     policy = cast(TextPolicy, model.config.data)
-    ids = policy.encode(text)
-    whole = len(ids) // policy.length
-    if whole < 2:
-        raise DdimError("real text", f"holds {whole} windows of {policy.length} tokens", "give a longer text")
-    places = np.unique(np.linspace(0, whole - 1, min(n, whole)).astype(int)) * policy.length
-    return [policy.decode(ids[place : place + policy.length]) for place in places]
+    apart = TextSet("real text", "validation", policy, policy.encode(text)).apart()
+    if len(apart) < 2:
+        raise DdimError("real text", f"holds one window of {policy.length} tokens", "give a longer text")
+    return [policy.decode(apart[i]) for i in np.unique(np.linspace(0, len(apart) - 1, min(n, len(apart))).astype(int))]
 
 
 def read(model: TokenModel, cell: Cell, folder: Path) -> list[str]:

@@ -29,21 +29,6 @@ def uniforms(n: int, seed: int, length: int, row: int = DATA) -> Tensor:
     return u
 
 
-def pick(u: Tensor, probabilities: Tensor) -> Tensor:
-    """The class of each u by the inverse of the distribution function.
-
-    Args:
-        u: In (0, 1), (n,).
-        probabilities: (K,), or (n, K), one distribution each.
-
-    Returns:
-        int64, (n,).
-    """
-    edges = probabilities.cumsum(-1)
-    edges = (edges / edges[..., -1:]).expand(len(u), -1)
-    return (u[:, None] >= edges).sum(-1).clamp(max=edges.shape[-1] - 1)
-
-
 def distribution(name: str, given: Tensor | None, size: int | None) -> Tensor:
     """A checked distribution.
 

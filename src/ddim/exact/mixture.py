@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ddim.denoiser import Prediction, v_from_pair
 from ddim.errors import DdimError
-from ddim.exact.draws import NOISE, distribution, normals, pick
+from ddim.exact.draws import NOISE, distribution, normals
 from ddim.gaussian import diffuse
 from ddim.schedule import Level
+from ddim.seeds import pick
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ddim.errors import DdimError
-from ddim.exact.draws import distribution, pick, uniforms
+from ddim.exact.draws import distribution, uniforms
 from ddim.schedule import Level
+from ddim.seeds import pick
 
 
 @dataclass(frozen=True, eq=False)

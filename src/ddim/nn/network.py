@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any, TypeVar, cast
 
 import torch
@@ -28,7 +29,7 @@ def sinusoidal(t: Tensor, channels: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A network that is run many times at few distinct times.
 
     All that depends on time alone is one tensor, made by `condition` once per time; `body` is the rest. A subclass
@@ -41,13 +42,13 @@ class Network(nn.Module):
     time_to_blocks: nn.Linear
 
     @property
+    @abstractmethod
     def entry(self) -> nn.Module:
         """The body's first layer with weights, whose dtype and device are the body's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def body(self, x: Tensor, condition: Tensor) -> Tensor:
         """All but the time layers: what `enter` gives, and the condition (B or 1, ...), to the output."""
-        raise NotImplementedError
 
     def enter(self, x: Tensor) -> Tensor:
         """A state as the body takes it."""
