@@ -28,18 +28,21 @@ class Prediction:
     Args:
         x0: The predicted clean data f_theta, the shape of x_t.
         eps: The predicted noise, the shape of x_t.
+        fraction: Where between its bounds the log-variance of a step lies, 0 (lower) to 1, the shape of x_t; None of a
+            network that does not say (Nichol & Dhariwal 2021, eq. (15) there).
     """
 
     x0: Tensor
     eps: Tensor
+    fraction: Tensor | None = None
 
     def with_x0(self, x0: Tensor, x: Tensor, level: Level) -> Prediction:
         """The prediction with another x_0, eps being derived again so that the pair stays consistent at x_t."""
-        return Prediction(x0, eps_from_x0(x0, x, level))
+        return Prediction(x0, eps_from_x0(x0, x, level), self.fraction)
 
     def towards(self, other: Prediction, scale: float) -> Prediction:
-        """The prediction on the line from this one, at scale 0, through the other, at 1."""
-        return Prediction(self.x0.lerp(other.x0, scale), self.eps.lerp(other.eps, scale))
+        """The prediction on the line from this one, at scale 0, through the other, at 1; the other's `fraction`."""
+        return Prediction(self.x0.lerp(other.x0, scale), self.eps.lerp(other.eps, scale), other.fraction)
 
 
 AnyDenoiser = Callable[[Tensor, Level], Any]

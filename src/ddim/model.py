@@ -61,7 +61,8 @@ class Model(Engine):
             steps: S, the number of network calls; of steps, for "heun" and "rk4" (2 and 4 calls each).
             grid: A grid's name (see `ddim.grid`) or a rising list of times; equal-angle if left out.
             eta: See `ddim.samplers.ddim`, as for the rest.
-            sigma: Instead of eta, or "optimal" for the variance that fits this model's own error.
+            sigma: Instead of eta, "learned" for the network's own, where it has one, or "optimal" for the variance
+                that fits this model's own error.
             clip_x0: Whether x_0 is clipped to [-1, 1].
             encode: A plan that encodes.
             default: The steps of a named grid where none are given.
@@ -84,6 +85,8 @@ class Model(Engine):
         clean_as = self.schedule.level(1) if encode else None
         about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
         if sampler == "ddim":
+            if sigma == "learned" and not getattr(self.config.network, "learned_variance", False):
+                raise DdimError("sigma learned", "this model's network does not say it", "use eta, hat or optimal")
             return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
         if eta or sigma is not None:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")

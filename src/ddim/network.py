@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -24,7 +25,11 @@ def pictures_hub(predicts: Predicts) -> Hub[Prediction]:
     """The hub of a network over real-valued data that predicts eps, x_0 or v."""
 
     def read(output: Tensor, x: Tensor, level: Level) -> Prediction:
-        return predict(output.to(x.dtype, memory_format=torch.contiguous_format), x, level, predicts)
+        said = output.to(x.dtype, memory_format=torch.contiguous_format)
+        if said.shape == x.shape:
+            return predict(said, x, level, predicts)
+        mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
+        return replace(predict(mean, x, level, predicts), fraction=(variance + 1) / 2)
 
     return read
 

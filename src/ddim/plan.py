@@ -36,7 +36,7 @@ class Plan(Table[Row]):
         sampler: What made it, for people: "ddim", "ddpm", ...
         rows: One per network call.
         clip_x0: Whether the predicted x_0 is clipped to [-1, 1], eps being derived again.
-        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (sigma-hat, sigma optimal).
+        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (hat, optimal, learned).
         about: The settings it was made from, for people and manifests.
         straight: False only for a plan that is right in the limit of small steps alone, such as Euler in dt.
         before: Levels of states older than the start, newest first, that a run must be given beside the start: two
@@ -77,12 +77,15 @@ class Plan(Table[Row]):
                 raise DdimError(
                     where, f"looks back {row.memory - 1} states, there are {known - 1}", "shorten its weights"
                 )
-            numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma)
+            numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma, row.z_high)
             if not all(math.isfinite(value) for value in numbers):
                 raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
             if row.sigma < 0 or row.z < 0 or row.sigma**2 > row.next.variance * (1 + TOLERANCE):
                 limit = math.sqrt(row.next.variance)
                 raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
+            if row.z_high and not 0 < row.z <= row.z_high:
+                wrong = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
+                raise DdimError(where, wrong, "the lower bound must be above 0 and not above the upper")
             if self.keeps_marginals and row.z != row.sigma:
                 raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
             of_x0, of_eps = self.line_error(k)
@@ -115,7 +118,7 @@ class Plan(Table[Row]):
         levels = file.known()
         try:
             rows = tuple(
-                Row(**row.levels(levels), x=row.x, x0=row.x0, eps=row.eps, z=row.z, sigma=row.sigma)
+                Row(**row.levels(levels), x=row.x, x0=row.x0, eps=row.eps, z=row.z, sigma=row.sigma, z_high=row.z_high)
                 for row in file.rows
             )
             before = tuple(levels[place] for place in file.before)
@@ -150,7 +153,7 @@ class Plan(Table[Row]):
     def _weights(self, row: Row) -> dict[str, Any]:
         return {
             **{name: list(getattr(row, name)) for name in ("x", "x0", "eps") if getattr(row, name)},
-            **{name: getattr(row, name) for name in ("z", "sigma") if getattr(row, name)},
+            **{name: getattr(row, name) for name in ("z", "sigma", "z_high") if getattr(row, name)},
         }
 
     def _title(self) -> str:
@@ -166,7 +169,10 @@ class Plan(Table[Row]):
             for j in range(width):
                 cells = [_cell(getattr(row, kind), j) for row in self.rows]
                 columns.append((f"{kind}[-{j}]" if j else kind, cells))
-        return [*columns, ("z", [f"{row.z:.6f}" if row.z else "." for row in self.rows])]
+        columns.append(("z", [f"{row.z:.6f}" if row.z else "." for row in self.rows]))
+        if any(row.z_high for row in self.rows):
+            columns.append(("z to", [f"{row.z_high:.6f}" if row.z_high else "." for row in self.rows]))
+        return columns
 
 
 def _cell(weights: tuple[float, ...], j: int) -> str:

@@ -63,6 +63,7 @@ class PlanFileRow(FileRow):
     eps: tuple[float, ...] = ()
     z: float = 0.0
     sigma: float = 0.0
+    z_high: float = 0.0
 
 
 class PlanFile(File):

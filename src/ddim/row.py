@@ -24,6 +24,10 @@ class Pair(Protocol):
     def eps(self) -> Tensor:
         """The predicted noise."""
 
+    @property
+    def fraction(self) -> Tensor | None:
+        """Where between z and z_high the noise lies, 0..1, or None."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row(AnyRow):
@@ -38,6 +42,7 @@ class Row(AnyRow):
         z: Standard deviation of the fresh noise that is added.
         sigma: The sigma of eq. (12) in the row's mean; equal to z except for sigma-hat and sigma optimal.
         at: The level the network is told; `now` if None.
+        z_high: If not 0, the network says for each number where between z and z_high its noise lies, on a log scale.
     """
 
     now: Level
@@ -48,6 +53,7 @@ class Row(AnyRow):
     z: float = 0.0
     sigma: float = 0.0
     at: Level | None = None
+    z_high: float = 0.0
 
     @property
     def memory(self) -> int:
@@ -81,7 +87,7 @@ class Row(AnyRow):
             *zip(self.eps, (p.eps for p in predictions), strict=False),
         ]
         if fresh is not None:
-            added.append((self.z, fresh.to(states[0].dtype)))
+            added.append((self.z, self._learned(fresh, predictions[0]).to(states[0].dtype)))
         if not lattice:
             return _sum([*kept, *added], states[0].dtype)
         # Whole multiples of the lattice add without rounding in float64, so only the rest is put on it.
@@ -89,6 +95,14 @@ class Row(AnyRow):
         others = [*(term for term in kept if term[0] != int(term[0])), *added]
         rest = _sum(others or [(0.0, states[0])], torch.float64)
         return _sum([(1.0, on_lattice(rest, lattice)), *whole], torch.float64)
+
+    def _learned(self, fresh: Tensor, prediction: Pair) -> Tensor:
+        """The noise times z^-f z_high^f, f being the network's `fraction`."""
+        if not self.z_high:
+            return fresh
+        if prediction.fraction is None:
+            raise ValueError("this plan takes its noise from the network, which does not say any")
+        return fresh * (self.z_high / self.z) ** prediction.fraction
 
 
 def on_lattice(x: Tensor, lattice: float) -> Tensor:

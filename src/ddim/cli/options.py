@@ -112,8 +112,9 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--sigma",
-            help="'hat' for the paper's larger noise; 'optimal' for the variance that fits the model's own error, "
-            "with the mean of --eta; or one standard deviation per step. The first and the last instead of --eta.",
+            help="'hat' for the paper's larger noise; 'learned' for the network's own; 'optimal' for the variance that "
+            "fits the model's own error, with the mean of --eta; or one standard deviation per step. All but 'optimal' "
+            "instead of --eta.",
         ),
         click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
@@ -210,7 +211,7 @@ def make_plan(
     """The plan that a command's options ask for; `default` is its number of steps where none is given."""
     if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
-    sigmas = sigma if sigma in (None, "hat", "optimal") else numbers(sigma, "--sigma")
+    sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
     if steps is None and not isinstance(times, list):
         steps = default

@@ -13,20 +13,23 @@ from torch.nn import functional as F
 Net = TypeVar("Net", bound="Network")
 
 
-def sinusoidal(t: Tensor, channels: int) -> Tensor:
+def sinusoidal(t: Tensor, channels: int, cos_first: bool = False, shift: int = 1) -> Tensor:
     """The transformer's position embedding as DDPM uses it: [sin, cos], frequencies 1 to 1/10000.
 
     Args:
         t: float32, (B,).
         channels: Even number of channels.
+        cos_first: Whether it is [cos, sin].
+        shift: With 0 the lowest frequency stays one step above 1/10000, as in the transformer itself.
 
     Returns:
         float32, (B, channels).
     """
     half = channels // 2
-    rates = torch.exp(torch.arange(half, device=t.device, dtype=torch.float32) * (-math.log(10000) / max(half - 1, 1)))
+    places = torch.arange(half, device=t.device, dtype=torch.float32)
+    rates = torch.exp(places * (-math.log(10000) / max(half - shift, 1)))
     angles = t.float()[:, None] * rates[None, :]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.cat([angles.cos(), angles.sin()] if cos_first else [angles.sin(), angles.cos()], dim=1)
 
 
 class Network(nn.Module, ABC):
@@ -54,19 +57,25 @@ class Network(nn.Module, ABC):
         """A state as the body takes it."""
         return x
 
+    def embed(self, t: Tensor) -> Tensor:
+        """Times in our counting, 1..T, (B,), as the time layers take them, (B, channels).
+
+        This and its overrides are where the network's own counting, t - 1, is made.
+        """
+        return sinusoidal(t - 1.0, cast(nn.Linear, self.time[0]).in_features)
+
     def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """All that depends on time and label alone, for every block.
 
         Args:
-            t: Times in our counting, 1..T, whole or not, (B,). This is the one place where the network's own
-                counting, t - 1, is made of them.
+            t: Times in our counting, 1..T, whole or not, (B,).
             labels: int64, (B,), in 0..classes, where `classes` means no label; None means no label for all.
 
         Returns:
             (B, sum of all blocks' channels), in the dtype of the time layers.
         """
         first = cast(nn.Linear, self.time[0])
-        embedded = self.time(sinusoidal(t - 1.0, first.in_features).to(first.weight.dtype))
+        embedded = self.time(self.embed(t).to(first.weight.dtype))
         if self.label is not None:
             if labels is None:
                 labels = torch.full(t.shape, self.config.classes, device=t.device)

@@ -6,14 +6,17 @@ Written to be run many times at few distinct times: all that depends on time alo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
-from ddim.nn.network import Network, zero
+from ddim.nn.network import Network, sinusoidal, zero
+from ddim.nn.parts import Attention, Block, Down, Up
 
 
 class UNetConfig(BaseModel):
@@ -36,6 +39,16 @@ class UNetConfig(BaseModel):
         classes: Number of labels, 0 for none. Label `classes` means "no label".
         categories: 0 for real-valued pictures; else the grey levels of a channel, a mask among them where there is one,
             and the network is a `CategoricalUNet`.
+        norm_eps: What group norm adds to the variance.
+        head_channels: Channels of an attention head, instead of `heads`; 0 for `heads`.
+        padding: Where a strided convolution is padded: at the "far" edges (Ho et al.) or at "both".
+        embedding: The order of the time embedding's halves.
+        embedding_shift: The lowest frequency is 10000^-1 of the highest with 1, one step above with 0.
+        time_scale: What t - 1 is multiplied with before it is embedded.
+        scale_shift: Whether time scales and shifts a block's second norm instead of being added before it.
+        resample: Whether resolution changes in a convolution or in a residual block.
+        learned_variance: Whether there are twice the channels in the output, the second half saying where between
+            its bounds the log-variance of a step lies (Nichol & Dhariwal 2021).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,6 +67,15 @@ class UNetConfig(BaseModel):
     patch: int = Field(1, ge=1)
     classes: int = Field(0, ge=0)
     categories: int = Field(0, ge=0)
+    norm_eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
+    head_channels: int = Field(0, ge=0)
+    padding: Literal["far", "both"] = "far"
+    embedding: Literal["sin-cos", "cos-sin"] = "sin-cos"
+    embedding_shift: Literal[0, 1] = 1
+    time_scale: float = Field(1.0, gt=0, allow_inf_nan=False)
+    scale_shift: bool = False
+    resample: Literal["conv", "block"] = "conv"
+    learned_variance: bool = False
 
     @model_validator(mode="after")
     def _fits(self) -> UNetConfig:
@@ -69,9 +91,16 @@ class UNetConfig(BaseModel):
         for multiplier in self.multipliers:
             if self.channels * multiplier % self.groups:
                 raise ValueError(f"{self.groups} groups do not divide {self.channels * multiplier} channels")
-            if self.channels * multiplier % self.heads:
-                raise ValueError(f"{self.heads} heads do not divide {self.channels * multiplier} channels")
+            if self.channels * multiplier % (self.head_channels or self.heads):
+                said = f"{self.heads} heads" if not self.head_channels else f"heads of {self.head_channels}"
+                raise ValueError(f"{said} do not divide {self.channels * multiplier} channels")
+        if self.learned_variance and self.categories:
+            raise ValueError("categories have no learned variance")
         return self
+
+    def heads_of(self, width: int) -> int:
+        """Attention heads at so many channels."""
+        return width // self.head_channels if self.head_channels else self.heads
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,70 +116,6 @@ class UNetConfig(BaseModel):
         return said + f"attention at {list(self.attention)}" + (f", {self.categories} ids" if self.categories else "")
 
 
-class Block(nn.Module):
-    """A residual block: norm, SiLU, conv, plus time, norm, SiLU, dropout, conv; (B, C_in, H, W) to (B, C_out, H, W)."""
-
-    def __init__(self, c_in: int, c_out: int, groups: int, dropout: float):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-6)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero(nn.Conv2d(c_out, c_out, 3, padding=1))
-        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """The block's output; `time` is (B or 1, C_out)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + time[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return cast(Tensor, self.skip(x) + h)
-
-
-class Attention(nn.Module):
-    """Self-attention over positions with a residual; (B, C, H, W) to itself."""
-
-    def __init__(self, channels: int, groups: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = zero(nn.Linear(channels, channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The attended picture."""
-        b, c, h, w = x.shape
-        # In channels-last memory this transposition moves nothing.
-        tokens = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
-        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + cast(Tensor, self.out(mixed)).view(b, h, w, c).permute(0, 3, 1, 2)
-
-
-class Down(nn.Module):
-    """Half the resolution by a strided 3x3 convolution, padded at the far edges only, as in Ho et al.'s code."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, H/2, W/2)."""
-        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
-
-
-class Up(nn.Module):
-    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, C, 2H, 2W)."""
-        return cast(Tensor, self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-
-
 class UNet(Network):
     """The network: x_t and a time in, eps, x_0 or v out, whichever it was trained for."""
 
@@ -163,40 +128,48 @@ class UNet(Network):
         self.label = nn.Embedding(c.classes + 1, embedding) if c.classes else None
         self.conv_in = nn.Conv2d(c.in_channels * c.patch**2, c.channels, 3, padding=1)
         self.widths: list[int] = []
-
-        def block(c_in: int, c_out: int) -> Block:
-            self.widths.append(c_out)
-            return Block(c_in, c_out, c.groups, c.dropout)
-
-        def attention(side: int, width: int) -> nn.Module:
-            return Attention(width, c.groups, c.heads) if side in c.attention else nn.Identity()
-
         side, now, skips = c.height // c.patch, c.channels, [c.channels]
         self.down_blocks, self.down_attention, self.downs = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(channels):
             for _ in range(c.blocks):
-                self.down_blocks.append(block(now, width))
-                self.down_attention.append(attention(side, width))
+                self.down_blocks.append(self._block(now, width))
+                self.down_attention.append(self._attention(width, side in c.attention))
                 now = width
                 skips.append(now)
             if level < len(channels) - 1:
-                self.downs.append(Down(now))
+                in_block = c.resample == "block"
+                self.downs.append(self._block(now, now, "down") if in_block else Down(now, c.padding))
                 skips.append(now)
                 side //= 2
-        self.middle = nn.ModuleList([block(now, now), block(now, now)])
-        self.middle_attention = Attention(now, c.groups, c.heads) if c.middle_attention else nn.Identity()
+        self.middle = nn.ModuleList([self._block(now, now), self._block(now, now)])
+        self.middle_attention = self._attention(now, c.middle_attention)
         self.up_blocks, self.up_attention, self.ups = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, width in reversed(list(enumerate(channels))):
             for _ in range(c.blocks + 1):
-                self.up_blocks.append(block(now + skips.pop(), width))
-                self.up_attention.append(attention(side, width))
+                self.up_blocks.append(self._block(now + skips.pop(), width))
+                self.up_attention.append(self._attention(width, side in c.attention))
                 now = width
             if level:
-                self.ups.append(Up(now))
+                self.ups.append(self._block(now, now, "up") if c.resample == "block" else Up(now))
                 side *= 2
-        self.norm_out = nn.GroupNorm(c.groups, now, eps=1e-6)
-        self.conv_out = zero(nn.Conv2d(now, c.in_channels * c.patch**2, 3, padding=1))
+        self.norm_out = nn.GroupNorm(c.groups, now, eps=c.norm_eps)
+        out = c.in_channels * c.patch**2 * (2 if c.learned_variance else 1)
+        self.conv_out = zero(nn.Conv2d(now, out, 3, padding=1))
         self.time_to_blocks = nn.Linear(embedding, sum(self.widths))
+
+    def _block(self, c_in: int, c_out: int, resample: str = "") -> Block:
+        c = self.config
+        self.widths.append(2 * c_out if c.scale_shift else c_out)
+        return Block(c_in, c_out, c.groups, c.dropout, c.norm_eps, c.scale_shift, resample)
+
+    def _attention(self, width: int, there: bool) -> nn.Module:
+        c = self.config
+        return Attention(width, c.groups, c.heads_of(width), c.norm_eps) if there else nn.Identity()
+
+    @override
+    def embed(self, t: Tensor) -> Tensor:
+        c = self.config
+        return sinusoidal((t - 1.0) * c.time_scale, c.channels, c.embedding == "cos-sin", c.embedding_shift)
 
     @property
     def entry(self) -> nn.Module:
@@ -215,7 +188,7 @@ class UNet(Network):
             condition: What `condition` made, (B or 1, sum of widths), in the dtype of x.
 
         Returns:
-            (B, C, H, W).
+            (B, C, H, W), or (B, 2 C, H, W) with learned variance, the prediction first.
         """
         times = iter(torch.split(condition, self.widths, dim=1))
         h = self.conv_in(F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x)
@@ -227,7 +200,7 @@ class UNet(Network):
                 skips.append(h)
                 place += 1
             if level < levels - 1:
-                h = self.downs[level](h)
+                h = self._resampled(self.downs[level], h, times)
                 skips.append(h)
         h = self.middle_attention(self.middle[0](h, next(times)))
         h = self.middle[1](h, next(times))
@@ -237,9 +210,13 @@ class UNet(Network):
                 h = self.up_attention[place](self.up_blocks[place](torch.cat([h, skips.pop()], dim=1), next(times)))
                 place += 1
             if level < levels - 1:
-                h = self.ups[level](h)
+                h = self._resampled(self.ups[level], h, times)
         h = self.conv_out(F.silu(self.norm_out(h)))
         return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else cast(Tensor, h)
+
+    @staticmethod
+    def _resampled(part: nn.Module, h: Tensor, times: Iterator[Tensor]) -> Tensor:
+        return cast(Tensor, part(h, next(times)) if isinstance(part, Block) else part(h))
 
 
 class CategoricalUNet(Network):
@@ -269,6 +246,10 @@ class CategoricalUNet(Network):
     def time_to_blocks(self) -> nn.Linear:  # type: ignore[override]
         """Its last time layer."""
         return self.unet.time_to_blocks
+
+    @override
+    def embed(self, t: Tensor) -> Tensor:
+        return self.unet.embed(t)
 
     @property
     def entry(self) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ddim.errors import DdimError
 from ddim.gaussian import posterior_weights, sigma_hat, weight_of_x0
@@ -34,7 +35,8 @@ def ddim(
         eta: sigma = eta times the posterior's, eq. (16): 0 is DDIM, 1 is DDPM.
         sigma: Instead of eta: S legal standard deviations, one per step, or "hat" for the paper's sigma-hat (mean as
             for eta = 1, larger noise, x_0 clipped as in the authors' code). With eta: "optimal", the mean as for eta
-            and the noise of `sigma_optimal`.
+            and the noise of `sigma_optimal`. "learned": the mean of eta = 1, and for each number a variance between the
+            posterior's and sigma-hat's, where the network says (Nichol & Dhariwal 2021).
         clip_x0: Whether x_0 is clipped to [-1, 1]; by default only with "hat".
         clean_as: The level the network is told for clean data, when encoding starts at t = 0, a time it was never
             trained on; the next level if None.
@@ -56,18 +58,22 @@ def ddim(
         rows = [_rising(now, following, clean_as) for now, following in steps]
         return Plan("ddim", tuple(rows), bool(clip_x0), about=_join(about, "encode")).check()
 
-    name, setting, mean_as = "ddim", f"eta={eta:g}", 1.0 if named == "hat" else eta
+    name, setting, mean_as = "ddim", f"eta={eta:g}", 1.0 if named in ("hat", "learned") else eta
     sigmas = [sigma_of_eta(*step, mean_as) if mean_as else 0.0 for step in steps]
     if sigma is not None and not named:
         sigmas, setting = [float(value) for value in sigma], "sigma given"
     added = _legal(sigmas, steps)
     if named == "hat":
         name, setting, added = "ddpm", "sigma-hat", [sigma_hat(*step) for step in steps]
+    elif named == "learned":
+        name, setting = "ddpm", "sigma learned"
     elif named:
         setting, added = f"sigma optimal, {setting}", _optimal(steps, sigmas, error, noise_at_end)
-    if named and not noise_at_end:
+    if named and not noise_at_end:  # the posterior of "learned" is 0 there anyway
         added = [z if following.t > 0 else 0.0 for z, (_, following) in zip(added, steps, strict=True)]
     rows = [_row(*step, s, z) for step, s, z in zip(steps, sigmas, added, strict=True)]
+    if named == "learned":
+        rows = [replace(row, z_high=sigma_hat(row.now, row.next)) if row.z else row for row in rows]
     clip = named == "hat" if clip_x0 is None else clip_x0
     return Plan(name, tuple(rows), clip, keeps_marginals=not named, about=_join(about, setting)).check()
 
@@ -113,8 +119,8 @@ def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> No
     """Refuse settings that make no sense, or not together."""
     if not (math.isfinite(eta) and eta >= 0):
         raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
-    if isinstance(sigma, str) and sigma not in ("hat", "optimal"):
-        raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat', 'optimal' or one number per step")
+    if isinstance(sigma, str) and sigma not in ("hat", "optimal", "learned"):
+        raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat', 'optimal', 'learned' or one number per step")
     if sigma is not None and eta and not (isinstance(sigma, str) and sigma == "optimal"):
         raise DdimError("eta and sigma", "are both given", "give one of them")
     if rising and (eta or sigma is not None):
