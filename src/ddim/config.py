@@ -166,6 +166,19 @@ class Provenance(BaseModel):
     error_from: str = ""
 
 
+class Origin(BaseModel):
+    """Which other code's model it was, see `ddim.interop`.
+
+    Args:
+        format: That code.
+        settings: What that code's sampler was set to, for those who want its very steps, and for the way back.
+    """
+
+    model_config = _STRICT
+    format: Literal["diffusers", "official", "openai", "lucidrains"]
+    settings: dict[str, str | bool | int | float | None] = {}
+
+
 class ModelConfig(BaseModel):
     """A model folder's `config.json`.
 
@@ -182,6 +195,7 @@ class ModelConfig(BaseModel):
             From a training it is that of the network as it was trained (not averaged, with dropout and flips), over
             the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
             the cross-entropy of x_0 per token, in nats.
+        origin: The other code it comes from, where it does.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -195,6 +209,7 @@ class ModelConfig(BaseModel):
     data: Policy
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
+    origin: Origin | None = None
     sha256: str = ""
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ x = signal x0 + noise eps. Samplers never learn what the network predicts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -108,15 +108,18 @@ class Hooked:
     Args:
         denoiser: The denoiser to wrap.
         hook: `hook(x0, level) -> x0`, the shape kept; see `ddim.hooks`.
+        eps_kept: Whether the rest stays as predicted instead, which is what some other codes do, see `ddim.emulate`.
     """
 
     denoiser: AnyDenoiser
     hook: Hook
+    eps_kept: bool = False
 
     def __call__(self, x: Tensor, level: Level, /) -> Any:
         """The changed prediction."""
         made = self.denoiser(x, level)
-        return made.with_x0(self.hook(made.x0, level), x, level)
+        x0 = self.hook(made.x0, level)
+        return replace(made, x0=x0) if self.eps_kept else made.with_x0(x0, x, level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +144,7 @@ class Clipped:
 
 def as_planned(denoise: AnyDenoiser, plan: Table[Any]) -> AnyDenoiser:
     """The denoiser that a plan runs: its x_0 through the plan's own hook, such as clipping, where there is one."""
-    return Hooked(denoise, plan.hook) if plan.hook else denoise
+    return Hooked(denoise, plan.hook, plan.eps_kept) if plan.hook else denoise
 
 
 @dataclass(frozen=True, slots=True)

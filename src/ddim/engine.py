@@ -61,6 +61,9 @@ class Engine:
         DdimError: If dtype or micro_batch is not one.
     """
 
+    notes: tuple[str, ...] = ()
+    """How a model of another code was read."""
+
     def __init__(
         self,
         network: Network,

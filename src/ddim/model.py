@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,20 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim import checkpoint, inversion, samplers, seeds, tuning
+from ddim import checkpoint, interop, inversion, seeds, tuning
 from ddim.config import ModelConfig
 from ddim.data.policy import ImagePolicy
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import STEPS, Engine
 from ddim.engine import DType as DType
 from ddim.errors import DdimError, say
-from ddim.grid import DEFAULT
 from ddim.nn.network import Network
 from ddim.pixels import to_float
 from ddim.plan import Plan
+from ddim.planning import Planner
 from ddim.token_model import TokenModel
 
 PILOTS = 2**63  # of seeds of tuning
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Model(Engine):
@@ -42,6 +44,11 @@ class Model(Engine):
     def shape(self) -> tuple[int, int, int]:
         """Shape of one sample, (C, H, W)."""
         return cast(tuple[int, int, int], self.config.network.shape)
+
+    @property
+    def _planner(self) -> Planner:
+        learned = bool(getattr(self.config.network, "learned_variance", False))
+        return Planner(self.schedule, self.config.predicts, self.config.error_at, learned)
 
     def plan(
         self,
@@ -74,26 +81,7 @@ class Model(Engine):
         Raises:
             DdimError: See `ddim.grid.tau`, `ddim.samplers.ddim` and `ddim.config.ModelConfig.error_at`.
         """
-        chosen = ""
-        if sampler == "auto":
-            sampler = "ddim"
-            if grid is None and not eta and sigma is None and clip_x0 is None and not encode and top is None:
-                sampler, grid = samplers.recommended(steps or default, self.schedule.T)
-                chosen = "auto: "
-        grid = DEFAULT if grid is None else grid
-        levels = self.levels(grid, default if steps is None and isinstance(grid, str) else steps, encode, top)
-        clean_as = self.schedule.level(1) if encode else None
-        about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
-        if sampler == "ddim":
-            if sigma == "learned" and not getattr(self.config.network, "learned_variance", False):
-                raise DdimError("sigma learned", "this model's network does not say it", "use eta, hat or optimal")
-            return samplers.ddim(levels, eta, sigma, clip_x0, clean_as, about, self.config.error_at)
-        if eta or sigma is not None:
-            raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
-        plan = replace(samplers.named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
-        if plan.calls != len(levels) - 1:
-            say(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network calls")
-        return plan
+        return self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
 
     def sample(
         self,
@@ -178,13 +166,7 @@ class Model(Engine):
         Raises:
             DdimError: If the method is unknown, or as `Model.levels`.
         """
-        some = 50 if steps is None and (grid is None or isinstance(grid, str)) else steps
-        levels = self.levels(DEFAULT if grid is None else grid, some)
-        label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "own grid"
-        if method == "fixed-point" and grid is None:
-            times = inversion.graded(self.schedule, len(levels) - 1, levels[0].t)
-            levels, label = self.schedule.levels(times[::-1]), "graded"
-        return inversion.way(method, levels, self.schedule.level(1), label)
+        return self._planner.way(method, steps, grid)
 
     def encode(
         self,
@@ -255,25 +237,54 @@ class Model(Engine):
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
 
-def load(name: str | Path, device: torch.device | str | None = None, **settings: Any) -> Model | TokenModel:
-    """A model: bundled, a model folder, or a training run's folder. Nothing in it is ever executed.
+def load(
+    name: str | Path,
+    device: torch.device | str | None = None,
+    hints: interop.Hints | None = None,
+    **settings: Any,
+) -> Model | TokenModel:
+    """A model: bundled, a model folder, a run's folder, or one of another code. Nothing in it is ever executed.
 
     Args:
-        name: A bundled model's name or a path.
+        name: A bundled model's name, a path (also of a diffusers folder, or of a file of weights, see `ddim.interop`),
+            or the name of a model on the hub, "org/name".
         device: Where it computes; a GPU if there is one, else the CPU.
+        hints: What a file of weights does not say of itself, such as its pictures' size.
         settings: dtype, compile, micro_batch: see `Model`.
 
     Raises:
         DdimError: If there is no such model, or it is damaged.
     """
-    config, weights = checkpoint.read(name)
+    place = place_of(name)
+    notes: tuple[str, ...] = ()
+    if interop.is_foreign(place):
+        foreign = interop.read(place, hints)
+        config, weights, notes = foreign.config, foreign.weights, foreign.notes
+    else:
+        config, weights = checkpoint.read(place)
     # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
     with seeds.forked("cpu", 0):
         network = config.network.build()
     checkpoint.fill(network, weights, name)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return of(network, config, device, **settings)
+    model = of(network, config, device, **settings)
+    model.notes = notes
+    return model
+
+
+def place_of(name: str | Path) -> str | Path:
+    """The name itself, or where a hub's model of that name was downloaded to: "org/name", where no such folder is here.
+
+    Raises:
+        DdimError: If it cannot be had.
+    """
+    path = Path(name)
+    if path.exists() or not isinstance(name, str) or not HUB_ID.fullmatch(name):
+        return name
+    from ddim import hub
+
+    return hub.fetch(name)
 
 
 def of(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model | TokenModel:

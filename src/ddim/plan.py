@@ -44,6 +44,9 @@ class Plan(Table[Row]):
         lattice: If not 0, states are whole multiples of this power of two, in float64: a row's predictions are rounded
             to it and states enter with whole weights exactly, so that a sum can be undone to the last bit.
         made_for: The checksum of the model whose own paths it was fitted to, see `ddim.tuning`; "" for any model.
+        emulates: Whose arithmetic it repeats, slips included, see `ddim.emulate`; "" for a plan of ours. A row may then
+            go to another level than its next one.
+        eps_kept: With clip_x0: eps stays as predicted, so that the pair no longer makes x.
     """
 
     sampler: str
@@ -55,13 +58,17 @@ class Plan(Table[Row]):
     before: tuple[Level, ...] = ()
     lattice: float = 0.0
     made_for: str = ""
+    emulates: str = ""
+    eps_kept: bool = False
 
     def check(self) -> Plan:
         """The plan itself, if it is exact on straight lines and its variances are legal.
 
         On x_t = signal_t x_0 + noise_t eps with constant x_0 and eps, every row must give its next level's mean:
         sum X signal + sum P = signal_next and sum X noise + sum E = sqrt(noise_next^2 - sigma^2), with
-        0 <= sigma^2 <= noise_next^2. Where `straight` is False only the first of the two sums must be right.
+        0 <= sigma^2 <= noise_next^2. Where `straight` is False only the first of the two sums must be right. Where the
+        plan `emulates` another code, each row must be right for some level: the squares of the two sums and of sigma
+        add up to 1.
 
         Raises:
             DdimError: Naming the first row that fails and by how much.
@@ -70,6 +77,8 @@ class Plan(Table[Row]):
             raise DdimError("plan", "holds no rows", "give at least one step")
         if not (self.lattice == 0 or (0 < self.lattice <= 1 and math.frexp(self.lattice)[0] == 0.5)):
             raise DdimError("plan", f"has lattice {self.lattice}", "give 0, or a power of two such as 2**-32")
+        if self.eps_kept and not self.clip_x0:
+            raise DdimError("plan", "keeps eps where x0 is clipped, and clips none", "say clip_x0, or not eps_kept")
         for k, row in enumerate(self.rows):
             self.check_levels(k)
             where, known = self.where(k), k + 1 + len(self.before)
@@ -80,25 +89,38 @@ class Plan(Table[Row]):
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma, row.z_high)
             if not all(math.isfinite(value) for value in numbers):
                 raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
-            if row.sigma < 0 or row.z < 0 or row.sigma**2 > row.next.variance * (1 + TOLERANCE):
-                limit = math.sqrt(row.next.variance)
+            highest = 1.0 if self.emulates else row.next.variance
+            if row.sigma < 0 or row.z < 0 or row.sigma**2 > highest * (1 + TOLERANCE):
+                limit = math.sqrt(highest)
                 raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
             if row.z_high and not 0 < row.z <= row.z_high:
                 wrong = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
                 raise DdimError(where, wrong, "the lower bound must be above 0 and not above the upper")
             if self.keeps_marginals and row.z != row.sigma:
                 raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
-            of_x0, of_eps = self.line_error(k)
-            off = max(of_x0, of_eps) if self.straight else of_x0
-            if off > TOLERANCE * row.size:
-                raise DdimError(where, f"is off by {off:.3g} on a straight line", "mend its weights")
+            self._check_line(k)
         return self
 
-    def line_error(self, k: int) -> tuple[float, float]:
-        """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
+    def _check_line(self, k: int) -> None:
+        of_x0, of_eps = self.line_error(k)
+        off = max(of_x0, of_eps) if self.straight else of_x0
+        wrong, row = "on a straight line", self.rows[k]
+        if self.emulates:
+            signal, noise = self.goes_to(k)
+            off, wrong = abs(signal**2 + noise**2 + row.sigma**2 - 1), "from a row that goes to any level"
+        if off > TOLERANCE * row.size:
+            raise DdimError(self.where(k), f"is off by {off:.3g} {wrong}", "mend its weights")
+
+    def goes_to(self, k: int) -> tuple[float, float]:
+        """The weights of x_0 and eps in the mean of what row k makes of a straight line's states, see `check`."""
         row, past = self.rows[k], [*(row.now for row in self.rows[k::-1]), *self.before]
         signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
         noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
+        return signal, noise
+
+    def line_error(self, k: int) -> tuple[float, float]:
+        """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
+        row, (signal, noise) = self.rows[k], self.goes_to(k)
         wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
         return abs(signal - row.next.signal), abs(noise - wanted)
 
@@ -125,7 +147,7 @@ class Plan(Table[Row]):
         except IndexError:
             raise DdimError(name, "a row names a level that is not there", "write it again") from None
         flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice, file.made_for)
-        plan = Plan(file.sampler, rows, *flags)
+        plan = Plan(file.sampler, rows, *flags, file.emulates, file.eps_kept)
         return plan.check() if checked else plan
 
     @property
@@ -148,6 +170,8 @@ class Plan(Table[Row]):
             **({} if self.straight else {"straight": False}),
             **({"before": [place(level) for level in self.before]} if self.before else {}),
             **({"lattice": self.lattice} if self.lattice else {}),
+            **({"emulates": self.emulates} if self.emulates else {}),
+            **({"eps_kept": True} if self.eps_kept else {}),
         }
 
     def _weights(self, row: Row) -> dict[str, Any]:
@@ -158,6 +182,8 @@ class Plan(Table[Row]):
 
     def _title(self) -> str:
         title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
+        title += " with eps left as predicted" if self.eps_kept else ""
+        title += f", the arithmetic of {self.emulates}, not checked on straight lines" if self.emulates else ""
         title += "" if self.straight else ", not exact on straight lines"
         title += f", from the states at t = {self._starts()}" if self.before else ""
         return title + (f", states on multiples of {self.lattice:g}" if self.lattice else "")

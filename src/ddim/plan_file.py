@@ -74,6 +74,8 @@ class PlanFile(File):
     straight: bool = True
     before: tuple[_Place, ...] = ()
     lattice: float = 0.0
+    emulates: str = ""
+    eps_kept: bool = False
     rows: Sequence[PlanFileRow]
 
 

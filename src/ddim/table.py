@@ -65,6 +65,11 @@ class Table(ABC, Generic[R]):
     def hook(self) -> Hook | None:
         """What is done to each predicted x_0 before a row uses it."""
 
+    @property
+    def eps_kept(self) -> bool:
+        """Whether the rest of the prediction stays as it was where the hook changed x_0."""
+        return False
+
     def begin(self, states: Sequence[Tensor]) -> list[Tensor]:
         """The states a run starts from, as the rows want them."""
         return list(states)

@@ -30,6 +30,7 @@ COMMANDS = {
     "calibrate": "Measure a model's error at each time, for `--sigma optimal`.",
     "tune": "Find a better plan for a model and a number of network calls.",
     "plan": "Print the table of coefficients that a sampler runs.",
+    "convert": "Bring a model of another code into ours, or ours into a diffusers folder.",
     "info": "Show what a model is and where it comes from.",
     "demo": "Make three pictures and a table with the bundled model.",
 }

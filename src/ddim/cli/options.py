@@ -137,7 +137,10 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
     from ddim.model import load
 
     check_device(device)
-    return load(name, device, dtype=dtype, compile=compile_, **settings)
+    model = load(name, device, dtype=dtype, compile=compile_, **settings)
+    for note in model.notes:
+        click.echo(f"note: {note}", err=True)
+    return model
 
 
 def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:

@@ -1,0 +1,114 @@
+"""`ddim convert`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.config import ModelConfig
+    from ddim.interop import Hints
+
+KINDS = ("diffusers", "official", "openai", "lucidrains")
+
+
+@click.command("convert")
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
+@click.option("--to", type=click.Choice(["ddim", "diffusers"]), default="ddim", show_default=True)
+@click.option("--from", "kind", type=click.Choice(KINDS), help="Whose code it is; found by its names if left out.")
+@click.option("--size", help="Pixels: 32, or 32x48 (height x width); a file of weights does not say.")
+@click.option("--schedule", help="Noise schedule by name, such as linear or cosine; likewise.")
+@click.option("--times", type=int, help="T, its number of times; likewise.")
+@click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts; likewise.")
+@click.option("--heads", type=int, help="Attention heads; likewise.")
+@click.option("--head-channels", type=int, help="Channels of an attention head, instead of --heads.")
+@click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI's codes: use_new_attention_order is new.")
+@click.option("--no-ema", is_flag=True, help="Take the weights as trained where there are averaged ones too.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What weights are stored in, with --to ddim.",
+)
+def command(
+    source: str,
+    out: Path,
+    to: str,
+    kind: str | None,
+    size: str | None,
+    schedule: str | None,
+    times: int | None,
+    predicts: str | None,
+    heads: int | None,
+    head_channels: int | None,
+    qkv: str | None,
+    no_ema: bool,
+    dtype: str,
+) -> None:
+    """Bring SOURCE (a diffusers folder or hub id, a checkpoint of another code, or a model of ours) into another form.
+
+    Every choice that was read or assumed is printed. Nothing in a checkpoint is ever executed.
+
+    \b
+    Examples:
+      ddim convert ./ddpm-cifar10-32 --out cifar10
+      ddim convert diffusion_cifar10.ckpt --size 32 --out cifar10
+      ddim convert runs/photos --to diffusers --out photos-diffusers
+    """
+    from ddim.interop import Hints
+
+    hints = Hints(_size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema)
+    config, weights, notes = _read(source, hints, kind)
+    for note in notes:
+        click.echo(note)
+    if to == "diffusers":
+        from ddim.interop import diffusers_write
+
+        for line in diffusers_write.write(out, config, weights):
+            click.echo(f"written: {line}")
+        click.echo(f"{out}: DDIMPipeline.from_pretrained({str(out)!r})")
+        return
+    import torch
+
+    from ddim import checkpoint
+
+    checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
+    click.echo(f"{out}: ddim sample {out} --out samples")
+
+
+def _read(source: str, hints: Hints, kind: str | None) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+    """Configuration, weights and notes of any source."""
+    from ddim import checkpoint, interop
+    from ddim.model import place_of
+
+    given = [name for name, value in asdict(hints).items() if value not in (None, True)]
+    place = place_of(source)
+    if not interop.is_foreign(place):
+        if kind or given:
+            wrong = f"is a model of ours and says itself what {kind or given[0]} is"
+            raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
+        return *checkpoint.read(place), ()
+    if Path(place).is_dir() and given:
+        raise DdimError(source, f"is a folder that says itself what {given[0]} is", "leave it out")
+    if kind and (kind == "diffusers") != Path(place).is_dir():
+        raise DdimError("--from " + kind, f"does not fit {source}", "diffusers' models are folders, the others' files")
+    made = interop.read(place, hints, kind)
+    return made.config, made.weights, made.notes
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise DdimError(f"--size {text}", "is no size", "write 32, or 32x48 for height x width")
+    return int(parts[0]), int(parts[-1])

@@ -1,0 +1,242 @@
+"""Folders of diffusers' unconditional pipelines, read: a UNet2DModel and a scheduler's configuration.
+
+Nothing of diffusers is imported: a folder is JSON and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddim.config import ModelConfig, Origin, ScheduleConfig, build
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError
+from ddim.interop.foreign import Foreign, read_json, read_state, tensors_of
+from ddim.interop.layout import Names, Place, ours
+from ddim.nn.unet import UNetConfig
+
+SCHEDULER = "scheduler/scheduler_config.json"
+PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+
+# What a key that older files lack stands for there.
+_UNET = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+}
+_KEPT = ("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset", "timestep_spacing", "variance_type")
+
+
+def _prefix(place: Place) -> str:
+    if place.way == "middle":
+        return f"mid_block.{'resnets' if place.kind == 'block' else 'attentions'}.{place.inner}"
+    room = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
+    return f"{place.way}_blocks.{place.level}.{room}.{0 if place.kind == 'resample' else place.inner}"
+
+
+NAMES = Names(
+    prefix=_prefix,
+    single={
+        "time.0": "time_embedding.linear_1",
+        "time.2": "time_embedding.linear_2",
+        "conv_in": "conv_in",
+        "norm_out": "conv_norm_out",
+        "conv_out": "conv_out",
+    },
+    block={name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+    | {"skip": "conv_shortcut", "time": "time_emb_proj"},
+    attention={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"},
+)
+_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def unet_folder(folder: Path) -> Path | None:
+    """Where a pipeline folder keeps its U-Net: in `unet`, or, as old ones do, in itself; None if nowhere."""
+    for place in (folder / "unet", folder):
+        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+            return place
+    return None
+
+
+def read(folder: Path) -> Foreign:
+    """A diffusers pipeline folder as a model of ours.
+
+    Raises:
+        DdimError: If it is damaged, or holds what our U-Net cannot be.
+    """
+    place = unet_folder(folder)
+    if place is None:
+        raise DdimError(folder, "holds no unet/config.json of diffusers", "give the folder of a whole pipeline")
+    network, said = _network(read_json(place / "config.json"), place / "config.json")
+    options = [folder / SCHEDULER, folder / "scheduler_config.json"]
+    file = next((path for path in options if path.is_file()), None)
+    if file is None:
+        raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
+    scheduler = read_json(file)
+    schedule, predicts, noted = _schedule(scheduler, file)
+    kept = {key: scheduler[key] for key in _KEPT if key in scheduler}
+    values = {
+        "schedule": schedule,
+        "predicts": predicts,
+        "network": network,
+        "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
+        "origin": Origin(format="diffusers", settings={"scheduler": scheduler.get("_class_name", ""), **kept}),
+    }
+    weights, dtype = _weights(place)
+    notes = [*said, f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *noted]
+    notes += [_choice(kept)]
+    config = build(ModelConfig, values, folder)
+    return Foreign(config, ours(weights, network, NAMES, str(place)), tuple(notes))
+
+
+def _colours(network: UNetConfig, place: Path) -> int:
+    if network.in_channels not in (1, 3):
+        wrong = f"works on {network.in_channels} channels: latents, not pictures"
+        raise DdimError(place, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+    return network.in_channels
+
+
+def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
+    """The U-Net that a UNet2DModel's configuration describes, and how it was read."""
+    if given.get("_class_name") != "UNet2DModel":
+        wrong = f"is of a {given.get('_class_name')}, not a UNet2DModel"
+        raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+    c = {**_UNET, **given}
+    widths, size = list(c.get("block_out_channels") or (224, 448, 672, 896)), c.get("sample_size")
+    groups = c["norm_num_groups"]
+    fixed: dict[str, tuple[Any, ...]] = {
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_dim": (None, 4 * widths[0]),
+        "mid_block_type": ("UNetMidBlock2D",),
+        "mid_block_scale_factor": (1,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+        "act_fn": ("silu", "swish"),
+        "attn_norm_num_groups": (None, groups),
+        "resnet_time_scale_shift": ("default",),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "downsample_padding": (0, 1),
+        "out_channels": (c["in_channels"], 2 * c["in_channels"]),
+    }
+    for key, known in fixed.items():
+        if c[key] not in known:
+            wrong = f"has {key} = {c[key]!r}, which our U-Net cannot be"
+            raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
+    if size is None:
+        raise DdimError(file, "does not say sample_size", "add it, in pixels")
+    height, width = (size, size) if isinstance(size, int) else size
+    if any(w % widths[0] for w in widths):
+        raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
+    down = [_attends(name, file, "Down") for name in c["down_block_types"]]
+    up = [_attends(name, file, "Up") for name in c["up_block_types"]]
+    if down != up[::-1] or len(down) != len(widths):
+        raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
+    values = {
+        "in_channels": c["in_channels"],
+        "height": height,
+        "width": width,
+        "channels": widths[0],
+        "multipliers": [w // widths[0] for w in widths],
+        "blocks": c["layers_per_block"],
+        "attention": [height >> level for level, there in enumerate(down) if there],
+        "middle_attention": c["add_attention"],
+        "head_channels": c["attention_head_dim"] or 0,
+        "groups": groups,
+        "dropout": c["dropout"],
+        "norm_eps": c["norm_eps"],
+        "padding": "both" if c["downsample_padding"] else "far",
+        "embedding": "cos-sin" if c["flip_sin_to_cos"] else "sin-cos",
+        "embedding_shift": c["freq_shift"],
+        "learned_variance": c["out_channels"] == 2 * c["in_channels"],
+    }
+    network = build(UNetConfig, values, file)
+    heads = f"heads of {network.head_channels} channels" if network.head_channels else "one head"
+    said = f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
+    return network, [f"network: {said} (shift {network.embedding_shift}), time from 0"]
+
+
+def _attends(name: str, file: Path, way: str) -> bool:
+    known = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
+    if name not in known:
+        raise DdimError(file, f"has a {name}, which our U-Net has not", "wrap the network itself with ddim.wrap")
+    return known[name]
+
+
+def _schedule(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
+    """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
+    c = {**_SCHEDULER, **given}
+    if c["prediction_type"] not in PREDICTS:
+        raise DdimError(file, f"has prediction_type {c['prediction_type']!r}", f"known are {', '.join(PREDICTS)}")
+    values: dict[str, Any] = {"T": c["num_train_timesteps"], "zero_terminal_snr": bool(c["rescale_betas_zero_snr"])}
+    if c["trained_betas"] is not None:
+        values |= {"name": "betas", "betas": c["trained_betas"]}
+    elif c["beta_schedule"] in BETAS:
+        values["name"] = BETAS[c["beta_schedule"]]
+        if values["name"] != "cosine":
+            values |= {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}
+    else:
+        raise DdimError(file, f"has beta_schedule {c['beta_schedule']!r}", f"known are {', '.join(BETAS)}")
+    made = build(ScheduleConfig, values, file)
+    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
+    snr = ", rescaled to zero terminal SNR" if made.zero_terminal_snr else ""
+    predicts = PREDICTS[c["prediction_type"]]
+    notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
+    if c["thresholding"]:
+        notes.append("thresholding: not part of the model here; see ddim.hooks")
+    return made, predicts, notes
+
+
+def _choice(kept: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
+    return f"sampler: {said}; kept for --like diffusers and the way back, no part of other plans"
+
+
+def _weights(place: Path) -> tuple[dict[str, Tensor], str]:
+    """The U-Net's tensors under today's names, and their dtype."""
+    names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    file = next((place / name for name in names if (place / name).is_file()), None)
+    if file is None:
+        raise DdimError(place, f"holds neither {names[0]} nor {names[1]}", "copy the whole folder")
+    tensors = tensors_of(read_state(file))
+    if tensors is None:
+        raise DdimError(file, "is not a state dict", "copy the whole folder again")
+    if any(f"{old}" in key for key in tensors for old in _OLD):
+        for old, new in _OLD.items():
+            tensors = {key.replace(old, new) if ".attentions." in key else key: t for key, t in tensors.items()}
+    return tensors, str(next(iter(tensors.values())).dtype).removeprefix("torch.")

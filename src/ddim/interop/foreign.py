@@ -1,0 +1,113 @@
+"""A model of another code, as ours: its configuration, its weights, and every choice that was made."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.config import ModelConfig
+from ddim.errors import DdimError
+from ddim.tensors import read_tensors
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What another code's model is here.
+
+    Args:
+        config: The model's configuration.
+        weights: Its weights under our names, float32.
+        notes: Every choice that was mapped, in words.
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a state dict does not say of itself; None where it is not known.
+
+    Args:
+        size: Height and width of its pictures.
+        schedule: Noise schedule by name.
+        T: Its number of times.
+        predicts: "eps", "x0" or "v".
+        heads: Attention heads.
+        head_channels: Channels of an attention head, instead of heads.
+        attention: "new" or "legacy": the order of q, k and v in OpenAI's codes.
+        ema: Whether averaged weights are taken where there are both.
+    """
+
+    size: tuple[int, int] | None = None
+    schedule: str | None = None
+    T: int | None = None
+    predicts: str | None = None
+    heads: int | None = None
+    head_channels: int | None = None
+    attention: str | None = None
+    ema: bool = True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DdimError: If it is not there or is none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise DdimError(path, "no such file", "copy the whole folder") from None
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise DdimError(path, "is not a JSON object", "copy it again")
+    return value
+
+
+def read_state(path: Path) -> Any:
+    """What a weights file holds: safetensors, or a file of torch.save read without ever running code.
+
+    Returns:
+        A dict from names to tensors; of a file of torch.save whatever tensors, numbers, strings, lists and dicts it
+        holds.
+
+    Raises:
+        DdimError: If it cannot be read, or would need code to run.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old formats, which weights_only reads all the same
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise DdimError(path, "no such file", "check the path") from None
+    except pickle.UnpicklingError as error:
+        said = str(error)
+        if "Unsupported" in said or "WeightsUnpickler" in said or "GLOBAL" in said:
+            named = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else "objects that are not tensors"
+            wrong = f"would have to run code to be read ({named}), which is never done"
+            raise DdimError(path, wrong, "save its state dict alone with the code that made it") from None
+        raise DdimError(path, "is not a file of torch.save", "copy it again") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise DdimError(path, f"cannot be read ({str(error).splitlines()[0][:80]})", "copy it again") from None
+
+
+def tensors_of(state: Any) -> dict[str, Tensor] | None:
+    """The state, if it is a state dict: names to tensors, "module." of DataParallel taken off; else None."""
+    if not isinstance(state, Mapping) or not state:
+        return None
+    if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):
+        return None
+    return {key.removeprefix("module."): value for key, value in state.items()}
