@@ -23,6 +23,7 @@ def sample_blocks(
     size: int,
     labels: Sequence[int] | None = None,
     origin: Tensor | None = None,
+    padded: bool = True,
 ) -> Iterator[Tensor]:
     """Sample the listed indices in blocks of one size; the last one is filled up with copies that are dropped.
 
@@ -34,6 +35,7 @@ def sample_blocks(
         size: Samples in a block.
         labels: One for each index, or None.
         origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
+        padded: Whether the last block is filled up; where bits do not depend on a block's size it need not be.
 
     Yields:
         (up to size, ...), in the order of `indices`.
@@ -41,7 +43,7 @@ def sample_blocks(
     plain = denoiser(None) if labels is None else None
     for first in range(0, len(indices), size):
         some = range(first, min(first + size, len(indices)))
-        places = [*some, *[some[-1]] * (size - len(some))]
+        places = [*some, *[some[-1]] * (size - len(some) if padded else 0)]
         drawn = noise([indices[place] for place in places])
         denoise = plain or denoiser(torch.tensor([labels[place] for place in places] if labels is not None else []))
         start = drawn.start()
@@ -52,7 +54,7 @@ def sample_blocks(
 
 
 def run_blocks(
-    denoise: Denoiser, plan: Plan, states: Tensor, size: int, earlier: Sequence[Tensor] = ()
+    denoise: Denoiser, plan: Plan, states: Tensor, size: int, earlier: Sequence[Tensor] = (), padded: bool = True
 ) -> Iterator[Tensor]:
     """Run a noiseless plan from given states in blocks of one size; the last one is filled up with copies.
 
@@ -62,18 +64,21 @@ def run_blocks(
         states: The first states, (N, ...).
         size: Samples in a block.
         earlier: States older than the first, (N, ...) each, one for each level of `plan.before`.
+        padded: As for `sample_blocks`.
 
     Yields:
         (up to size, ...).
     """
-    for (made,) in in_blocks(
-        lambda first, *older: (run(denoise, plan, first, earlier=older),), (states, *earlier), size
-    ):
+
+    def through(first: Tensor, *older: Tensor) -> tuple[Tensor, ...]:
+        return (run(denoise, plan, first, earlier=older),)
+
+    for (made,) in in_blocks(through, (states, *earlier), size, padded):
         yield made
 
 
 def in_blocks(
-    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], size: int
+    function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], size: int, padded: bool = True
 ) -> Iterator[tuple[Tensor, ...]]:
     """Apply a function to tensors, (N, ...) each, in blocks of one size; the last one is filled up with copies.
 
@@ -81,11 +86,12 @@ def in_blocks(
         function: From tensors (size, ...), one for each of `tensors`, to tensors (size, ...).
         tensors: What it is applied to.
         size: Samples in a block.
+        padded: As for `sample_blocks`.
 
     Yields:
         What it returns, (up to size, ...) each, the copies dropped.
     """
     for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
-        missing = size - len(parts[0]) if len(tensors[0]) else 0
+        missing = size - len(parts[0]) if padded and len(tensors[0]) else 0
         full = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part for part in parts]
         yield tuple(made[: len(parts[0])] for made in function(*full))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor
 
+from ddim.row import Linear
 from ddim.schedule import Level, Scales
 from ddim.table import Hook as Hook
 from ddim.table import Table
@@ -21,7 +22,6 @@ Guidance = float | Callable[[Level], float]
 """A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
 
 
-@dataclass(frozen=True, slots=True)
 class Prediction:
     """What a denoiser says of x_t.
 
@@ -32,9 +32,39 @@ class Prediction:
             network that does not say (Nichol & Dhariwal 2021, eq. (15) there).
     """
 
-    x0: Tensor
-    eps: Tensor
-    fraction: Tensor | None = None
+    __slots__ = ("_eps", "_x0", "fraction", "linear")
+
+    def __init__(self, x0: Tensor, eps: Tensor, fraction: Tensor | None = None):
+        self._x0: Tensor | None = x0
+        self._eps: Tensor | None = eps
+        self.fraction, self.linear = fraction, cast(Linear | None, None)
+
+    @staticmethod
+    def of(linear: Linear, fraction: Tensor | None = None) -> Prediction:
+        """x_0 and eps as sums of x_t and a network's output, made when they are asked for.
+
+        A row of a plan is a sum of such sums, and asks for neither: `linear` is kept for it.
+        """
+        made = Prediction.__new__(Prediction)
+        made._x0 = made._eps = None
+        made.fraction, made.linear = fraction, linear
+        return made
+
+    @property
+    def x0(self) -> Tensor:
+        """The predicted clean data."""
+        if self._x0 is None:
+            assert self.linear is not None
+            self._x0 = self.linear.sum(self.linear.of_x0)
+        return self._x0
+
+    @property
+    def eps(self) -> Tensor:
+        """The predicted noise."""
+        if self._eps is None:
+            assert self.linear is not None
+            self._eps = self.linear.sum(self.linear.of_eps)
+        return self._eps
 
     def with_x0(self, x0: Tensor, x: Tensor, level: Level) -> Prediction:
         """The prediction with another x_0, eps being derived again so that the pair stays consistent at x_t."""
@@ -67,16 +97,19 @@ def predict(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Pred
         predicts: "eps", "x0" or "v" with v = signal eps - noise x0 (Salimans & Ho 2022).
 
     Raises:
-        ValueError: If `predicts` is unknown, or eps is predicted where there is no signal.
+        ValueError: If `predicts` is unknown, eps is predicted where there is no signal, or x_0 where there is no noise.
     """
     if predicts == "eps":
         if level.signal == 0:
             raise ValueError("eps says nothing about x0 at zero signal; use a network that predicts v or x0")
-        return Prediction(x0_from_eps(output, x, level), output)
+        return Prediction.of(Linear(x, output, (1 / level.signal, -level.noise / level.signal), (0.0, 1.0)))
     if predicts == "x0":
-        return Prediction(output, eps_from_x0(output, x, level))
+        if level.noise == 0:
+            raise ValueError("x0 says nothing about eps at zero noise")
+        return Prediction.of(Linear(x, output, (0.0, 1.0), (1 / level.noise, -level.signal / level.noise)))
     if predicts == "v":
-        return Prediction(x * level.signal - output * level.noise, x * level.noise + output * level.signal)
+        signal, noise = level.signal, level.noise
+        return Prediction.of(Linear(x, output, (signal, -noise), (noise, signal)))
     raise ValueError(f"unknown prediction {predicts!r}")
 
 

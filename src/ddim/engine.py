@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddim import blocks, checkpoint, inversion, samplers
+from ddim.compute import Compute
+from ddim.compute import DType as DType
 from ddim.config import ModelConfig
 from ddim.denoiser import AnyDenoiser, Guidance, Guided
 from ddim.errors import DdimError
@@ -24,9 +25,7 @@ from ddim.plan import Plan
 from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
 from ddim.table import Table
-from ddim.training import fast_dtype
 
-DType = Literal["auto", "float32", "bfloat16"]
 STEPS = 20
 
 
@@ -52,10 +51,11 @@ class Engine:
         network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
         config: What it is.
         device: Where it computes.
-        dtype: What the network computes in: "auto" is bfloat16 where the device is fast at it.
+        dtype: What the network computes in, see `ddim.compute.DType`.
         compile: Whether the network goes through torch.compile.
         micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
-            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU, 64 on a GPU.
+            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU, 64 on a GPU. With
+            "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
 
     Raises:
         DdimError: If dtype or micro_batch is not one.
@@ -74,14 +74,14 @@ class Engine:
         micro_batch: int | None = None,
     ):
         self.network = network.to(device).eval().requires_grad_(False)
-        self.config, self.device, self.compile = config, torch.device(device), compile
-        if dtype not in ("auto", "float32", "bfloat16"):
-            raise DdimError(f"dtype {dtype!r}", "is unknown", "choose auto, float32 or bfloat16")
-        self.dtype = fast_dtype(self.device) if dtype == "auto" else getattr(torch, dtype)
-        default = 8 if self.device.type == "cpu" else 64
-        self.micro_batch = default if micro_batch is None else micro_batch
-        if self.micro_batch < 1:
-            raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
+        self.config, self.device = config, torch.device(device)
+        self.compute = Compute(self.network, self.device, dtype, compile, micro_batch)
+        self.micro_batch = self.compute.micro_batch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's activations."""
+        return self.compute.dtype
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -98,14 +98,6 @@ class Engine:
         """Shape of one sample, (C, H, W) or (L,)."""
         return self.config.network.shape
 
-    @cached_property
-    def _fast(self) -> Network:
-        return copy.deepcopy(self.network).cast_body(self.dtype)
-
-    @cached_property
-    def _body(self) -> Callable[..., Tensor]:
-        return torch.compile(self._fast.body) if self.compile else self._fast.body
-
     def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> AnyDenoiser:
         """The network as a denoiser.
 
@@ -118,7 +110,8 @@ class Engine:
             DdimError: If labels are given to a network without them, or are out of range.
         """
         classes = self.config.network.classes
-        plain = NetworkDenoiser(self._fast, self.kind.hub, None, self._body)
+        network, body = self.compute.network, self.compute.body
+        plain = NetworkDenoiser(network, self.kind.hub, None, body)
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
@@ -131,7 +124,7 @@ class Engine:
             raise DdimError("labels", "this model was trained without labels", "leave them out")
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
             raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
-        labelled = NetworkDenoiser(self._fast, self.kind.hub, labels.to(self.device), self._body)
+        labelled = NetworkDenoiser(network, self.kind.hub, labels.to(self.device), body)
         return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
 
     @cached_property
@@ -231,7 +224,8 @@ class Engine:
         def noise(some: Sequence[int]) -> Noise:
             return self.noise(some, seed)
 
-        yield from blocks.sample_blocks(denoiser, plan, noise, indices, self.micro_batch, labels, origin)
+        how = (self.micro_batch, labels, origin, not self.compute.steady)
+        yield from blocks.sample_blocks(denoiser, plan, noise, indices, *how)
 
     def run_blocks(
         self,
@@ -256,7 +250,7 @@ class Engine:
         """
         first, *older = self._fit(plan, [states, *earlier])
         denoise = through(self.denoise) if through else self.denoise
-        yield from blocks.run_blocks(denoise, plan, first, self.micro_batch, older)
+        yield from blocks.run_blocks(denoise, plan, first, self.micro_batch, older, not self.compute.steady)
 
     def encode_blocks(self, way: inversion.Way, pictures: Tensor) -> Iterator[Encoded]:
         """Turn pictures into latents, in micro-batches of one fixed size.
@@ -298,11 +292,11 @@ class Engine:
     def conditions(self) -> dict[str, Any]:
         """What the last bits of a result depend on beside the model, the plan and the states."""
         return {
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "micro_batch": self.micro_batch,
-            "threads": torch.get_num_threads(),
+            "dtype": self.compute.name,
+            "micro_batch": "any" if self.compute.steady else self.micro_batch,
+            "threads": "any" if self.compute.steady else torch.get_num_threads(),
             "device": self.device.type,
-            "compile": self.compile,
+            "compile": self.compute.compile,
             "torch": torch.__version__,
         }
 

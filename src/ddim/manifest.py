@@ -65,11 +65,8 @@ def identity(model: Engine, plan: Table[Any], name: str) -> dict[str, Any]:
         "plan_name": plan.name,
         "network_calls": plan.calls,
         "shape": list(model.shape),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "compile": model.compile,
-        "micro_batch": model.micro_batch,
-        "software": {**versions, "threads": torch.get_num_threads()},
+        **{key: model.conditions[key] for key in ("dtype", "device", "compile", "micro_batch")},
+        "software": {**versions, "threads": model.conditions["threads"]},
     }
 
 

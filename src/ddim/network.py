@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -29,7 +28,9 @@ def pictures_hub(predicts: Predicts) -> Hub[Prediction]:
         if said.shape == x.shape:
             return predict(said, x, level, predicts)
         mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
-        return replace(predict(mean, x, level, predicts), fraction=(variance + 1) / 2)
+        prediction = predict(mean, x, level, predicts)
+        prediction.fraction = (variance + 1) / 2
+        return prediction
 
     return read
 
@@ -68,9 +69,14 @@ class NetworkDenoiser(Generic[P]):
 
     def _condition(self, t: float) -> Tensor:
         # One time after another: made together, their bits would depend on which times were asked for before.
+        # And one label after another, for the same reason.
         if t not in self._conditions:
-            count = 1 if self.labels is None else len(self.labels)
-            times = torch.full((count,), t, dtype=torch.float32, device=self.device)
+            times = torch.full((1,), t, dtype=torch.float32, device=self.device)
             with torch.no_grad():
-                self._conditions[t] = self.network.condition(times, self.labels).to(self.dtype)
+                if self.labels is None:
+                    made = self.network.condition(times)
+                else:
+                    known, place = torch.unique(self.labels, return_inverse=True)
+                    made = torch.cat([self.network.condition(times, label[None]) for label in known])[place]
+                self._conditions[t] = made.to(self.dtype)
         return self._conditions[t]

@@ -13,6 +13,29 @@ from ddim.schedule import Level
 from ddim.table import AnyRow
 
 
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """x_0 and eps as sums of x_t and a network's output.
+
+    Args:
+        x: x_t.
+        output: The network's output, the shape of x.
+        of_x0: The weights of x and of the output in x_0.
+        of_eps: Those in eps.
+    """
+
+    x: Tensor
+    output: Tensor
+    of_x0: tuple[float, float]
+    of_eps: tuple[float, float]
+
+    def sum(self, weights: tuple[float, float]) -> Tensor:
+        """x and the output, each times its weight."""
+        if weights == (0, 1):
+            return self.output
+        return (self.x * weights[0]).add_(self.output, alpha=weights[1])
+
+
 class Pair(Protocol):
     """What a denoiser says: x_0 and eps."""
 
@@ -24,9 +47,10 @@ class Pair(Protocol):
     def eps(self) -> Tensor:
         """The predicted noise."""
 
-    @property
-    def fraction(self) -> Tensor | None:
-        """Where between z and z_high the noise lies, 0..1, or None."""
+    fraction: Tensor | None
+    """Where between z and z_high the noise lies, 0..1, or None."""
+    linear: Linear | None
+    """What x_0 and eps are sums of, where they are such sums."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +106,7 @@ class Row(AnyRow):
             lattice: See `ddim.plan.Plan`.
         """
         kept = [*zip(self.x, states, strict=False)]
-        added = [
-            *zip(self.x0, (p.x0 for p in predictions), strict=False),
-            *zip(self.eps, (p.eps for p in predictions), strict=False),
-        ]
+        added = self._predicted(predictions)
         if fresh is not None:
             added.append((self.z, self._learned(fresh, predictions[0]).to(states[0].dtype)))
         if not lattice:
@@ -95,6 +116,21 @@ class Row(AnyRow):
         others = [*(term for term in kept if term[0] != int(term[0])), *added]
         rest = _sum(others or [(0.0, states[0])], torch.float64)
         return _sum([(1.0, on_lattice(rest, lattice)), *whole], torch.float64)
+
+    def _predicted(self, predictions: Sequence[Pair]) -> list[tuple[float, Tensor]]:
+        """The terms of the predictions; where x_0 and eps are sums themselves, of what those are made of."""
+        terms: list[tuple[float, Tensor]] = []
+        for j in range(max(len(self.x0), len(self.eps))):
+            made = predictions[j]
+            of_x0 = self.x0[j] if j < len(self.x0) else 0.0
+            of_eps = self.eps[j] if j < len(self.eps) else 0.0
+            if made.linear is None:
+                terms += [(of_x0, made.x0)] if of_x0 else []
+                terms += [(of_eps, made.eps)] if of_eps else []
+                continue
+            (a, b), (c, d) = made.linear.of_x0, made.linear.of_eps
+            terms += [(of_x0 * a + of_eps * c, made.linear.x), (of_x0 * b + of_eps * d, made.linear.output)]
+        return terms
 
     def _learned(self, fresh: Tensor, prediction: Pair) -> Tensor:
         """The noise times z^-f z_high^f, f being the network's `fraction`."""

@@ -1,0 +1,104 @@
+"""How a network is set up to compute: in which precision, by which kernels, on how many samples at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.native.kernels import Unavailable, kernels
+from ddim.native.unet import NativeUNet, fits
+from ddim.nn.network import Network
+from ddim.training import fast_dtype
+
+DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
+"""What a network computes in: "auto" is bfloat16 where the device is fast at it, else "float32-fast" where that can be
+had, else float32. "float32-fast" is float32 by kernels of our own (Winograd's convolutions), the same to about 1e-5;
+"float32" is torch's own arithmetic."""
+
+
+class Compute:
+    """A network set up to compute.
+
+    Args:
+        network: The network in float32, on its device, in evaluation mode.
+        device: Where it computes.
+        dtype: What in, see `DType`.
+        compile: Whether the network goes through torch.compile.
+        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+
+    Raises:
+        DdimError: If dtype or micro_batch is not one, or they do not go together.
+    """
+
+    def __init__(self, network: Network, device: torch.device, dtype: str, compile: bool, micro_batch: int | None):
+        if dtype not in get_args(DType):
+            raise DdimError(f"dtype {dtype!r}", "is unknown", f"choose one of {', '.join(get_args(DType))}")
+        if dtype == "float32-fast" and compile:
+            raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
+        self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
+        default = 8 if device.type == "cpu" else 64
+        self.micro_batch = default if micro_batch is None else micro_batch
+        if self.micro_batch < 1:
+            raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
+
+    @cached_property
+    def _chosen(self) -> tuple[str, str]:
+        """The precision's name, and why it is that one."""
+        if self.asked in ("float32", "bfloat16"):
+            return self.asked, "as asked"
+        if self.asked == "auto" and fast_dtype(self.device) == torch.bfloat16:
+            return "bfloat16", "which this device is fast at"
+        wrong = self._missing()
+        if wrong and self.asked == "float32-fast":
+            raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
+        return ("float32", f"float32-fast cannot be had: {wrong}") if wrong else ("float32-fast", "kernels of its own")
+
+    def _missing(self) -> str:
+        """Why there is no float32-fast, or ""."""
+        if self.compile:
+            return "torch.compile is asked for"
+        if self.device.type != "cpu":
+            return f"it is for CPUs, not {self.device.type}"
+        try:
+            vector = kernels().vector
+        except Unavailable as error:
+            return str(error)
+        return "" if fits(self.plain, vector) else "it is for U-Nets whose channels are multiples of a vector"
+
+    @property
+    def name(self) -> str:
+        """The precision: "float32", "float32-fast" or "bfloat16"."""
+        return self._chosen[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's activations."""
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
+
+    @property
+    def steady(self) -> bool:
+        """Whether a sample's bits are the same at any batch size, so that micro-batches need not be of one size."""
+        return self.name == "float32-fast"
+
+    @cached_property
+    def network(self) -> Network:
+        """The network, its body in the dtype to compute in."""
+        return self.plain if self.steady else copy.deepcopy(self.plain).cast_body(self.dtype)
+
+    @cached_property
+    def body(self) -> Callable[..., Tensor]:
+        """The network's body, as it is computed."""
+        if self.steady:
+            return NativeUNet(self.network, kernels())  # type: ignore[arg-type]
+        return torch.compile(self.network.body) if self.compile else self.network.body
+
+    def __str__(self) -> str:
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        compiled = ", through torch.compile" if self.compile else ""
+        return f"{self.name} on {self.device} ({self._chosen[1]}){compiled}{threads}"

@@ -1,0 +1,250 @@
+"""The float32 kernels of our own: torch's numbers to rounding, and bits that depend on nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench import randn
+from ddim.errors import DdimError
+from ddim.native import kernels as native
+from ddim.native.unet import NativeUNet, Pace, fits
+from ddim.nn.unet import UNetConfig
+from models import new_network, tiny_config, tiny_model, tiny_network
+
+try:
+    KERNELS = native.kernels()
+except native.Unavailable as reason:
+    pytest.skip(f"no kernels here: {reason}", allow_module_level=True)
+V = KERNELS.vector
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    KERNELS.threads = 2
+    yield
+    torch.set_num_threads(before)
+
+
+def nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).contiguous()
+
+
+def floats(*shape: int, seed: int = 0) -> Tensor:
+    return randn(*shape, seed=seed, dtype=torch.float32)
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert theirs.norm() > 0
+    assert float((ours - theirs).norm() / theirs.norm()) < tolerance
+
+
+SIZES = [(1, 8, 8), (3, 7, 5), (2, 16, 16), (5, 9, 4), (1, 1, 3)]
+CHANNELS = [(V, V), (2 * V, 5 * V), (3 * V, 2 * V)]
+
+
+@pytest.mark.parametrize(("size", "channels"), [*itertools.product(SIZES[:4], CHANNELS)])
+@pytest.mark.parametrize("up", [False, True])
+def test_winograd_is_the_convolution(size: tuple[int, int, int], channels: tuple[int, int], up: bool) -> None:
+    (b, h, w), (c, n) = size, channels
+    x, weights, bias = floats(b, c, h, w), floats(n, c, 3, 3, seed=1), floats(n, seed=2)
+    time, residual = floats(b, n, seed=3), floats(b, n, h << up, w << up, seed=4)
+    wide = F.interpolate(x, scale_factor=2.0) if up else x
+    wanted = nhwc(
+        F.conv2d(wide.double(), weights.double(), bias.double(), padding=1) + time[:, :, None, None] + residual
+    )
+    out = torch.empty(wanted.shape)
+    KERNELS.winograd(nhwc(x), KERNELS.pack_winograd(weights), bias, out, up, time, nhwc(residual))
+    close(out, wanted)
+
+
+CASES = [(3, 1, 1), (1, 1, 0), (3, 2, 1), (3, 2, 0)]  # side, stride, offset
+
+
+@pytest.mark.parametrize(("size", "case"), [*itertools.product(SIZES[:3], CASES)])
+@pytest.mark.parametrize("channels", [(1, 3), (V, V + 1), (5, 4 * V), (2 * V, 3 * V)])
+def test_direct_is_the_convolution(size: tuple[int, ...], case: tuple[int, ...], channels: tuple[int, int]) -> None:
+    (b, h, w), (side, stride, offset), (c, n) = size, case, channels
+    h, w = h + h % stride, w + w % stride
+    x, weights, bias = floats(b, c, h, w), floats(n, c, side, side, seed=1), floats(n, seed=2)
+    far = side - 1 - offset if stride == 1 else side - stride - offset
+    padded = F.pad(x.double(), (offset, max(far, 0), offset, max(far, 0)))
+    wanted = F.conv2d(padded, weights.double(), bias.double(), stride=stride)
+    time, residual = floats(1, n, seed=3), floats(*wanted.shape, seed=4)
+    wanted = nhwc(wanted + time[:, :, None, None] + residual)
+    out = torch.empty(wanted.shape)
+    KERNELS.conv(nhwc(x), KERNELS.pack(weights), bias, out, side, stride, offset, False, time, nhwc(residual))
+    close(out, wanted)
+
+
+@pytest.mark.parametrize(("size", "groups"), [*itertools.product(SIZES, [1, 4])])
+@pytest.mark.parametrize("activate", [True, False])
+def test_norm_is_group_norm(size: tuple[int, int, int], groups: int, activate: bool) -> None:
+    b, h, w = size
+    c, other = 4 * V, V
+    x = floats(b, c, h, w) * 3 + 40  # a mean that a one-pass variance would not survive
+    scale, shift, modulation = floats(c, seed=1), floats(c, seed=2), floats(b, 2 * c, seed=3)
+    normed = F.group_norm(x.double(), groups, scale.double(), shift.double(), 1e-5)
+    mod = modulation[:, :, None, None]
+    wanted = normed * (1 + mod[:, :c]) + mod[:, c:]
+    wanted = nhwc(F.silu(wanted) if activate else wanted)
+    out, both = torch.empty(wanted.shape), torch.empty(wanted.shape)
+    first, second = nhwc(x[:, : c - other]), nhwc(x[:, c - other :])
+    KERNELS.norm(first, scale, shift, groups, 1e-5, out, activate, second, both, modulation)
+    close(out, wanted, 1e-4)
+    assert torch.equal(both, nhwc(x))
+
+
+def test_silu_at_the_ends() -> None:
+    x = torch.tensor([-1e4, -200.0, -88.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 88.0, 200.0, 1e4])
+    for value in x:
+        flat = torch.full((1, 1, 1, V), float(value))
+        # a variance of 0: the shift alone is left
+        out = KERNELS.norm(flat, torch.ones(V), flat.flatten(), 1, 1.0, torch.empty_like(flat))
+        torch.testing.assert_close(out[0, 0, 0], F.silu(value.double()).float().expand(V), rtol=1e-6, atol=1e-30)
+
+
+NETWORKS: dict[str, UNetConfig] = {
+    "plain": tiny_network(channels=2 * V, multipliers=(1, 2)),
+    "as Ho et al.": tiny_network(
+        height=16, width=16, channels=32, multipliers=(1, 2, 2), blocks=2, attention=(8,), in_channels=3
+    ),
+    "patches": tiny_network(height=16, width=16, patch=2, channels=32, heads=2),
+    "not square": tiny_network(height=8, width=12, channels=32, attention=(8, 4)),
+    "as OpenAI's": tiny_network(
+        channels=32, scale_shift=True, resample="block", padding="both", head_channels=16, learned_variance=True
+    ),
+    "as diffusers'": tiny_network(channels=32, padding="both", norm_eps=1e-5, embedding="cos-sin", embedding_shift=0),
+    "no attention": tiny_network(channels=32, attention=(), middle_attention=False, multipliers=(1,)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_is_the_same_network(name: str) -> None:
+    network = new_network(NETWORKS[name]).eval().requires_grad_(False)
+    assert fits(network, V)
+    native_body = NativeUNet(network, KERNELS)
+    x = floats(5, *network.config.shape)
+    for t in (torch.tensor([3.0]), torch.tensor([1.0, 20.0, 300.0, 700.0, 1000.0])):
+        condition = network.condition(t)
+        ours = native_body(x, condition)
+        close(ours, network.double().body(x.double(), condition.double()), 3e-5)
+        network.float()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_bits_depend_on_nothing_else(name: str) -> None:
+    """Neither on the batch, nor on a sample's place in it, nor on the number of threads, nor on what was before."""
+    network = new_network(NETWORKS[name]).eval().requires_grad_(False)
+    body = NativeUNet(network, KERNELS)
+    x, condition = floats(7, *network.config.shape), network.condition(torch.tensor([50.0]))
+    whole = body(x, condition)
+    assert torch.equal(whole, torch.cat([body(part, condition) for part in x.split(1)]))
+    assert torch.equal(whole, torch.cat([body(part, condition) for part in x.split(3)]))
+    assert torch.equal(whole.flip(0), body(x.flip(0), condition))
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(whole, NativeUNet(network, KERNELS)(x, condition))
+
+
+def test_samples_at_any_batch() -> None:
+    model = tiny_model(dtype="float32-fast", channels=2 * V, classes=3)
+    plan = model.plan(4, eta=1.0)
+    labels = [0, 1, 2, 1, 0]
+    five = model.sample(5, plan=plan, labels=labels)
+    assert torch.equal(five, torch.cat([model.sample(1, plan=plan, start=i, labels=labels[i]) for i in range(5)]))
+    other = tiny_model(dtype="float32-fast", channels=2 * V, classes=3, micro_batch=2)
+    assert torch.equal(five, other.sample(5, plan=plan, labels=labels))
+    assert model.conditions == other.conditions
+    close(five, tiny_model(dtype="float32", channels=2 * V, classes=3).sample(5, plan=plan, labels=labels), 1e-4)
+
+
+def test_a_gradient_is_the_networks_own() -> None:
+    model, plain = (tiny_model(dtype=dtype, channels=2 * V) for dtype in ("float32-fast", "float32"))
+    level = model.schedule.level(400)
+    grads = []
+    for some in (model, plain):
+        x = floats(2, *model.shape).requires_grad_()
+        some.denoise(x, level).eps.square().sum().backward()
+        grads.append(x.grad)
+    close(*grads)
+
+
+def test_which_precision_is_chosen() -> None:
+    assert tiny_model(dtype="float32", channels=2 * V).compute.name == "float32"
+    assert tiny_model(dtype="auto", channels=2 * V).compute.name in ("float32-fast", "bfloat16")
+    assert tiny_model(dtype="auto", kind="text").compute.name in ("float32", "bfloat16")
+    assert not fits(new_network(tiny_network(channels=V + 4, groups=4)), V)
+    for changes, words in (({"kind": "text"}, "U-Nets"), ({"channels": 20, "groups": 4}, "multiples of a vector")):
+        with pytest.raises(DdimError, match=words):
+            _ = tiny_model(dtype="float32-fast", **changes).compute.name
+    with pytest.raises(DdimError, match="both asked for"):
+        tiny_model(dtype="float32-fast").compute.__class__(
+            new_network(tiny_network()), torch.device("cpu"), "float32-fast", True, 8
+        )
+
+
+def test_the_pace_is_the_faster_ones() -> None:
+    pace = Pace(4)
+    for _ in range(50):
+        threads = pace.threads()
+        pace.took(threads, 1.0 if threads == 4 else 0.5)
+    assert pace.threads() == 1
+    for _ in range(Pace.AGAIN):  # the other work is over
+        threads = pace.threads()
+        pace.took(threads, 0.3 if threads == 4 else 0.5)
+    assert pace.threads() == 4
+
+
+def run(code: str, **env: str) -> str:
+    made = subprocess.run(
+        [sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    return made.stdout
+
+
+CODE = """
+import sys; sys.path[:0] = {path!r}
+from ddim.native.kernels import Unavailable, kernels
+try:
+    print(kernels().panel)
+except Unavailable as reason:
+    print(reason)
+"""
+
+
+def test_without_a_compiler_or_a_cache_it_says_so(tmp_path: Path) -> None:
+    code = CODE.format(path=sys.path)
+    assert "no C++ compiler" in run(code, XDG_CACHE_HOME=str(tmp_path), CXX="/no/such/compiler")
+    false = tmp_path / "c++"
+    false.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 3\n")
+    false.chmod(0o755)
+    assert "this compiler is broken" in run(code, XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(false))
+    assert list((tmp_path / "cache" / "ddim").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    assert "cannot be written to" in run(
+        code, XDG_CACHE_HOME=str(tmp_path / "file"), PATH="/usr/local/bin:/usr/bin:/bin"
+    )
+
+
+def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:
+    code, env = CODE.format(path=sys.path), {"XDG_CACHE_HOME": str(tmp_path)}
+    assert run(code, **env) == f"{KERNELS.panel}\n"
+    [built] = (tmp_path / "ddim").iterdir()
+    built.write_bytes(b"cut off")
+    assert run(code, **env) == f"{KERNELS.panel}\n"
+
+
+def test_a_text_model_has_no_such_kernels() -> None:
+    assert not fits(new_network(tiny_config("text").network), V)
