@@ -1,0 +1,52 @@
+"""What a step costs beside the network: our loop and row against DDIMScheduler.step, with a network that does nothing.
+
+`python -m benchmarks.loop`
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+import ddim
+from benchmarks.measuring import by_turns, write
+from ddim.denoiser import Prediction, predict
+from ddim.loop import run
+from ddim.schedule import Level
+
+STEPS = 50
+
+
+def main(shapes: tuple[tuple[int, ...], ...] = ((1, 3, 32, 32), (512, 3, 8, 8), (512, 3, 32, 32))) -> None:
+    """Measure and write results/loop.json."""
+    rows = []
+    schedule = ddim.schedule.linear()
+    times = [*(1 + 20 * k for k in reversed(range(STEPS))), 0]
+    plan = ddim.samplers.ddim(schedule.levels(times))
+    scheduler = DDIMScheduler(clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    for shape in shapes:
+        generator = torch.Generator().manual_seed(0)
+        x, output = (torch.randn(shape, generator=generator) for _ in range(2))
+
+        def denoise(state: Tensor, level: Level, output: Tensor = output) -> Prediction:
+            return predict(output, state, level, "eps")
+
+        def peer(x: Tensor = x, output: Tensor = output) -> Tensor:
+            for t in scheduler.timesteps:
+                x = scheduler.step(output, t, x).prev_sample
+            return x
+
+        def ours(x: Tensor = x, denoise=denoise) -> Tensor:  # type: ignore[no-untyped-def]
+            return run(denoise, plan, x)
+
+        assert (ours() - peer()).abs().max() < 1e-3 * peer().abs().max()
+        made = by_turns({"ours": ours, "diffusers": peer}, 15)
+        row = {"state": "x".join(map(str, shape)), **{f"{k} (us/step)": v / STEPS * 1e6 for k, v in made.items()}}
+        rows.append({**row, "ratio": made["diffusers"] / made["ours"]})
+    write("loop", rows, f"microseconds a step of a DDIM run of {STEPS} steps, the network's output being given")
+
+
+if __name__ == "__main__":
+    main()

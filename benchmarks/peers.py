@@ -1,0 +1,88 @@
+"""The same networks, with the same weights, as ours and as diffusers'."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor
+from torch.nn import functional as F
+
+import ddim
+from ddim.config import ModelConfig, ScheduleConfig
+from ddim.data.policy import ImagePolicy
+from ddim.interop.diffusers_folder import NAMES
+from ddim.interop.diffusers_write import _describe, _scheduler
+from ddim.interop.layout import theirs
+from ddim.model import Model
+from ddim.nn.unet import UNetConfig
+from ddim.training import fast_dtype
+
+
+class Pipeline(DDIMPipeline):
+    """DDIMPipeline; only its progress bar is off."""
+
+    def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler):
+        super().__init__(unet, scheduler)
+        self.set_progress_bar_config(disable=True)
+
+
+def cifar10() -> tuple[ModelConfig, torch.nn.Module]:
+    """The 35.7 M-parameter network of Ho et al., random weights."""
+    config = ModelConfig(
+        network=UNetConfig(),
+        data=ImagePolicy(height=32, width=32, channels=3),
+        schedule=ScheduleConfig(name="linear"),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = config.network.build()
+        for parameter in network.parameters():  # the layers that start at zero
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.02)
+    return config, network.eval()
+
+
+def mnist() -> tuple[ModelConfig, torch.nn.Module]:
+    """The bundled `mnist` network in the space of its patches of 2x2 pixels, where a UNet2DModel can be it."""
+    model = ddim.load("mnist", "cpu", dtype="float32")
+    shape = {"in_channels": 4, "height": 14, "width": 14, "patch": 1}
+    network = UNetConfig(**{**model.config.network.model_dump(), **shape})
+    policy = ImagePolicy.model_construct(height=14, width=14, channels=4)
+    config = model.config.model_copy(update={"network": network, "data": policy, "sha256": "", "error": None})
+    built = network.build()
+    built.load_state_dict(model.network.state_dict())
+    return config, built.eval()
+
+
+NETWORKS = {"cifar10": cifar10, "mnist": mnist}
+
+
+def ours(config: ModelConfig, network: torch.nn.Module, **settings: Any) -> Model:
+    """Our model."""
+    return Model(copy.deepcopy(network), config, "cpu", **settings)  # type: ignore[arg-type]
+
+
+def diffusers(config: ModelConfig, network: torch.nn.Module, best: bool = False) -> Pipeline:
+    """Diffusers' pipeline: as its documentation shows it, or in the best setting it documents for speed."""
+    described = {key: value for key, value in _describe(config, "benchmark").items() if not key.startswith("_")}
+    unet = UNet2DModel(**described).eval()
+    unet.load_state_dict(theirs(network.state_dict(), config.network, NAMES))
+    scheduler = DDIMScheduler(**{k: v for k, v in _scheduler(config).items() if not k.startswith("_")})
+    if best:
+        unet = unet.to(memory_format=torch.channels_last, dtype=fast_dtype("cpu"))
+        unet = torch.compile(unet)
+    return Pipeline(unet, scheduler)
+
+
+def draw(pipeline: Pipeline, n: int, steps: int) -> Tensor:
+    """Pictures of a pipeline, in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(n, generator, num_inference_steps=steps, output_type="pt").images
+
+
+def shown(pictures: Tensor) -> Tensor:
+    """Of patches the pictures."""
+    return F.pixel_shuffle(pictures, 2) if pictures.shape[1] == 4 else pictures

@@ -1,0 +1,102 @@
+"""How near the network is to what the machine can do: arithmetic a second against its matrix products, bytes a call.
+
+`python -m benchmarks.roofline`
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import peers
+from benchmarks.measuring import by_turns, write
+from ddim.native.unet import Conv, NativeUNet
+
+
+def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
+    """The fastest of ten matrix products, FLOP/s."""
+    a, b = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        begun = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - begun)
+    return 2 * side**3 / best
+
+
+def counted(network: Any, x: Tensor, condition: Tensor) -> tuple[float, float]:
+    """FLOPs of the network as convolutions and products, and the bytes that its layers read and write in float32."""
+    moved = [0]
+
+    def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        moved[0] += 4 * (given[0].numel() + made.numel() + sum(p.numel() for p in module.parameters(recurse=False)))
+
+    leaves = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.GroupNorm)]
+    handles = [leaf.register_forward_hook(hook) for leaf in leaves]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.body(x, condition)
+    for handle in handles:
+        handle.remove()
+    return float(counter.get_total_flops()), float(moved[0])
+
+
+def saved(body: Any, batch: int) -> float:
+    """FLOPs that Winograd's way does not make: three quarters of each such convolution, on whole tiles."""
+    if not isinstance(body, NativeUNet):
+        return 0.0
+    total, seen = 0.0, [body]
+    known: set[int] = set()
+    while seen:
+        part: Any = seen.pop()
+        if id(part) in known:
+            continue
+        known.add(id(part))
+        if isinstance(part, Conv) and part.winograd:
+            c = part.weights.shape[2]
+            tiles = -(-part.height // 4) * -(-part.width // 4)
+            total += 2 * batch * c * part.channels * (9 * part.height * part.width - 36 * tiles)
+        elif isinstance(part, list | tuple):
+            seen += part
+        elif hasattr(part, "__dict__") and type(part).__module__.startswith("ddim.native"):
+            seen += [value for value in vars(part).values() if not isinstance(value, Tensor)]
+    return total
+
+
+def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
+    """Measure and write results/roofline.json."""
+    rows = []
+    tops = {str(dtype).removeprefix("torch."): ceiling(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for name, sizes in (batches or {"cifar10": (1, 8), "mnist": (1, 8)}).items():
+        config, network = peers.NETWORKS[name]()
+        for dtype in ("auto", "float32"):
+            model = peers.ours(config, network, dtype=dtype)
+            for n in sizes:
+                x = torch.randn(n, *config.network.shape, generator=torch.Generator().manual_seed(0))
+                condition = network.condition(torch.tensor([500.0])).detach()
+                flops, moved = counted(network, x, condition)
+                level, body = model.schedule.level(500), model.compute.body
+                seconds = by_turns({"call": lambda x=x, level=level, model=model: model.denoise(x, level)}, 7)["call"]
+                top = tops[str(model.dtype).removeprefix("torch.")]
+                rows.append(
+                    {
+                        "network": name,
+                        "precision": model.compute.name,
+                        "batch": n,
+                        "GFLOP of the network": flops / 1e9,
+                        "GFLOP/s": flops / seconds / 1e9,
+                        "of the ceiling": flops / seconds / top,
+                        "of the ceiling, made": (flops - saved(body, n)) / seconds / top,
+                        "MB moved by layers": moved / 1e6,
+                    }
+                )
+    about = ", ".join(f"{name} {top / 1e9:.0f} GFLOP/s" for name, top in tops.items())
+    said = f"the ceiling is the fastest matrix product of 2048: {about}; 'made' counts what Winograd's way leaves"
+    write("roofline", rows, said)
+
+
+if __name__ == "__main__":
+    main()
