@@ -7,7 +7,7 @@ x = signal x0 + noise eps. Samplers never learn what the network predicts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor
@@ -152,7 +152,7 @@ class Hooked:
         """The changed prediction."""
         made = self.denoiser(x, level)
         x0 = self.hook(made.x0, level)
-        return replace(made, x0=x0) if self.eps_kept else made.with_x0(x0, x, level)
+        return Prediction(x0, made.eps, made.fraction) if self.eps_kept else made.with_x0(x0, x, level)
 
 
 @dataclass(frozen=True, slots=True)

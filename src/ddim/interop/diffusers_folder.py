@@ -107,7 +107,7 @@ def read(folder: Path) -> Foreign:
     if file is None:
         raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
     scheduler = read_json(file)
-    schedule, predicts, noted = _schedule(scheduler, file)
+    schedule, predicts, noted = read_scheduler(scheduler, file)
     kept = {key: scheduler[key] for key in _KEPT if key in scheduler}
     values = {
         "schedule": schedule,
@@ -136,7 +136,40 @@ def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str
         wrong = f"is of a {given.get('_class_name')}, not a UNet2DModel"
         raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
     c = {**_UNET, **given}
-    widths, size = list(c.get("block_out_channels") or (224, 448, 672, 896)), c.get("sample_size")
+    widths = list(c.get("block_out_channels") or (224, 448, 672, 896))
+    _refuse(c, widths, file)
+    size = c["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    down = [_attends(name, file, "Down") for name in c["down_block_types"]]
+    up = [_attends(name, file, "Up") for name in c["up_block_types"]]
+    if down != up[::-1] or len(down) != len(widths):
+        raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
+    values = {
+        "in_channels": c["in_channels"],
+        "height": height,
+        "width": width,
+        "channels": widths[0],
+        "multipliers": [w // widths[0] for w in widths],
+        "blocks": c["layers_per_block"],
+        "attention": [height >> level for level, there in enumerate(down) if there],
+        "middle_attention": c["add_attention"],
+        "head_channels": c["attention_head_dim"] or 0,
+        "groups": c["norm_num_groups"],
+        "dropout": c["dropout"],
+        "norm_eps": c["norm_eps"],
+        "padding": "both" if c["downsample_padding"] else "far",
+        "embedding": "cos-sin" if c["flip_sin_to_cos"] else "sin-cos",
+        "embedding_shift": c["freq_shift"],
+        "learned_variance": c["out_channels"] == 2 * c["in_channels"],
+    }
+    network = build(UNetConfig, values, file)
+    heads = f"heads of {network.head_channels} channels" if network.head_channels else "one head"
+    said = f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
+    return network, [f"network: {said} (shift {network.embedding_shift}), time from 0"]
+
+
+def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
+    """Refuse what our U-Net cannot be."""
     groups = c["norm_num_groups"]
     fixed: dict[str, tuple[Any, ...]] = {
         "center_input_sample": (False,),
@@ -158,37 +191,10 @@ def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str
         if c[key] not in known:
             wrong = f"has {key} = {c[key]!r}, which our U-Net cannot be"
             raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
-    if size is None:
+    if c.get("sample_size") is None:
         raise DdimError(file, "does not say sample_size", "add it, in pixels")
-    height, width = (size, size) if isinstance(size, int) else size
     if any(w % widths[0] for w in widths):
         raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
-    down = [_attends(name, file, "Down") for name in c["down_block_types"]]
-    up = [_attends(name, file, "Up") for name in c["up_block_types"]]
-    if down != up[::-1] or len(down) != len(widths):
-        raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
-    values = {
-        "in_channels": c["in_channels"],
-        "height": height,
-        "width": width,
-        "channels": widths[0],
-        "multipliers": [w // widths[0] for w in widths],
-        "blocks": c["layers_per_block"],
-        "attention": [height >> level for level, there in enumerate(down) if there],
-        "middle_attention": c["add_attention"],
-        "head_channels": c["attention_head_dim"] or 0,
-        "groups": groups,
-        "dropout": c["dropout"],
-        "norm_eps": c["norm_eps"],
-        "padding": "both" if c["downsample_padding"] else "far",
-        "embedding": "cos-sin" if c["flip_sin_to_cos"] else "sin-cos",
-        "embedding_shift": c["freq_shift"],
-        "learned_variance": c["out_channels"] == 2 * c["in_channels"],
-    }
-    network = build(UNetConfig, values, file)
-    heads = f"heads of {network.head_channels} channels" if network.head_channels else "one head"
-    said = f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
-    return network, [f"network: {said} (shift {network.embedding_shift}), time from 0"]
 
 
 def _attends(name: str, file: Path, way: str) -> bool:
@@ -198,7 +204,7 @@ def _attends(name: str, file: Path, way: str) -> bool:
     return known[name]
 
 
-def _schedule(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
+def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
     """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
     c = {**_SCHEDULER, **given}
     if c["prediction_type"] not in PREDICTS:

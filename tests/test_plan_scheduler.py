@@ -1,0 +1,843 @@
+"""Plans as schedulers inside diffusers' real pipelines, on tiny random networks: out comes what our own loop makes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet2DConditionModel,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+    VQModel,
+)
+from torch import Tensor, nn
+
+from bench import SCHEDULES, falling, levels_of, randn
+from ddim import inversion, samplers
+from ddim.categorical import Alphabet
+from ddim.denoiser import Denoiser, Guided, Prediction, predict, v_from_pair
+from ddim.errors import DdimError, DdimWarning
+from ddim.gaussian import diffuse
+from ddim.interop.plan_scheduler import PlanScheduler
+from ddim.loop import run
+from ddim.plan import Plan
+from ddim.row import on_lattice
+from ddim.samplers import NAMED, ddim, named
+from ddim.schedule import Level
+
+LINEAR = SCHEDULES["linear"]
+SCALED = SCHEDULES["scaled-linear"]
+SHAPE = (2, 1, 8, 8)
+S = 5
+# Grids that start below T, and steps of several calls, say so; the tests that are about it look.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{said}")
+    for said in (
+        "grid",
+        "the grid given",
+        "sampler heun|sampler rk4",
+        "Passing `image` as",
+        "The configuration file of",
+    )
+]
+
+
+def close(a: Any, b: Any, within: float = 1e-5) -> None:
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=within, atol=within)
+
+
+def awake(make: Any, seed: int = 0, **config: Any) -> Any:
+    """A network with random weights, the norms' too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made = make(**config).eval().requires_grad_(False)
+        for module in made.modules():
+            if isinstance(module, nn.GroupNorm):
+                nn.init.normal_(module.weight, 1.0, 0.3)
+                nn.init.normal_(module.bias, 0.0, 0.3)
+    return made
+
+
+class Sane(UNet2DModel):
+    """A U-Net beside the ideal network of Gaussian data of spread 0.3, so that pictures are not all black and white."""
+
+    predicts = "eps"
+
+    def forward(self, sample: Tensor, timestep: Any, **settings: Any) -> Any:
+        made = super().forward(sample, timestep, **settings)
+        level = LINEAR.level(float(timestep) + 1)
+        x0 = 0.09 * level.signal / (0.09 * level.alpha_bar + level.variance) * sample
+        eps = (sample - level.signal * x0) / level.noise
+        ideal = {"x0": x0, "eps": eps, "v": v_from_pair(x0, eps, level)}[self.predicts]
+        made.sample = made.sample * 0.2 + ideal.repeat(1, made.sample.shape[1] // sample.shape[1], 1, 1)
+        return made
+
+
+@cache
+def unet(predicts: str = "eps", out_channels: int = 1) -> Sane:
+    blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
+    shape = {"sample_size": 8, "in_channels": 1, "out_channels": out_channels, "layers_per_block": 1}
+    made = awake(Sane, block_out_channels=(8, 16), norm_num_groups=4, **shape, **blocks)
+    made.predicts = predicts
+    return made
+
+
+def denoiser(predicts: Any = "eps") -> Denoiser:
+    """The U-Net as a denoiser, by hand."""
+
+    def denoise(x: Tensor, level: Level, /) -> Prediction:
+        output = unet(predicts)(x.float(), torch.tensor(level.t - 1, dtype=torch.float32)).sample
+        return predict(output.to(x.dtype), x, level, predicts)
+
+    return denoise
+
+
+def pipeline(scheduler: Any = None, predicts: str = "eps") -> DDIMPipeline:
+    made = DDIMPipeline(unet(predicts), DDIMScheduler(clip_sample=False))
+    made.set_progress_bar_config(disable=True)
+    made.scheduler = scheduler or made.scheduler
+    return made
+
+
+def picture(pipe: Any, seed: int = 1, steps: int = S, **settings: Any) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    return pipe(batch_size=2, generator=drawn, num_inference_steps=steps, output_type="pt", **settings).images
+
+
+def start(seed: int = 1) -> Tensor:
+    """What the pipeline draws first."""
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def shown(x: Tensor) -> Tensor:
+    """As the pipeline shows a state."""
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+class Drawn:
+    """Noise as a pipeline's generator draws it, row by row."""
+
+    def __init__(self, seed: int = 1):
+        self.generator = torch.Generator().manual_seed(seed)
+        torch.randn(SHAPE, generator=self.generator)
+
+    def row(self, k: int) -> Tensor:
+        return torch.randn(SHAPE, generator=self.generator)
+
+
+def by_hand(scheduler: PlanScheduler, x: Tensor, steps: int, net: Any = None) -> list[Tensor]:
+    """The states of a loop over the scheduler's timesteps, as a user writes it; `x` is the first."""
+    scheduler.set_timesteps(steps)
+    states = [x]
+    for t in scheduler.timesteps:
+        output = (net or unet())(scheduler.scale_model_input(states[-1], t).float(), t).sample
+        states.append(scheduler.step(output, t, states[-1]).prev_sample)
+    return states
+
+
+class TestDDIMPipeline:
+    @pytest.mark.parametrize("eta", [0.0, 1.0])
+    def test_ddim_is_their_ddim(self, eta: float) -> None:
+        """With clip_sample False and set_alpha_to_one True, S dividing T."""
+        theirs = picture(pipeline(), steps=10, eta=eta)
+        ours = picture(pipeline(PlanScheduler(LINEAR, grid="leading", eta=eta)), steps=10)
+        close(ours, theirs)
+        assert theirs.std() > 0.05
+
+    def test_clipped(self) -> None:
+        """With eps derived again, as ours, and, by a plan that says so, left alone as theirs is by default."""
+        made = DDIMScheduler(clip_sample=True)
+        right = picture(pipeline(made), steps=10, use_clipped_model_output=True)
+        ours = pipeline(PlanScheduler.from_scheduler(made))
+        close(picture(ours, steps=10), right)
+        close(picture(ours, steps=10, use_clipped_model_output=True), right)
+        kept = replace(ddim(levels_of(LINEAR, "leading", 10), clip_x0=True), eps_kept=True)
+        theirs = picture(pipeline(made), steps=10)
+        close(picture(pipeline(PlanScheduler(LINEAR, plan=kept)), steps=10), theirs)
+        assert (right - theirs).abs().max() > 1e-3
+
+    @pytest.mark.parametrize(
+        ("sampler", "predicts"), [*((name, "eps") for name in NAMED), ("unipc3", "x0"), ("unipc3", "v"), ("heun", "v")]
+    )
+    def test_every_sampler_is_our_loop(self, sampler: str, predicts: Any) -> None:
+        plan = named(sampler, levels_of(LINEAR, "log-snr", S), LINEAR)
+        made = PlanScheduler(LINEAR, sampler, "log-snr", predicts=predicts)
+        close(picture(pipeline(made, predicts)), shown(run(denoiser(predicts), plan, start())))
+        assert made.step_index == len(plan) == len(made.timesteps)
+        assert made.num_inference_steps == S
+
+    def test_noise_is_the_generators(self) -> None:
+        plan = ddim(levels_of(LINEAR, "log-snr", S), eta=0.7)
+        made = PlanScheduler(LINEAR, grid="log-snr", eta=0.7)
+        wanted = shown(run(denoiser(), plan, start(), Drawn()))
+        before = torch.get_rng_state()
+        close(picture(pipeline(made)), wanted)
+        close(picture(pipeline(made), eta=0.7), wanted)
+        close(picture(pipeline(PlanScheduler(LINEAR, plan=plan))), wanted)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_noise_given(self) -> None:
+        made = PlanScheduler(LINEAR, eta=1.0)
+        made.set_timesteps(S)
+        [x, output, z] = [randn(*SHAPE, seed=k) for k in range(3)]
+        row = made.plan.rows[0]
+        there = made.step(output, made.timesteps[0], x, variance_noise=z).prev_sample
+        made.set_timesteps(S)
+        close(there - made.step(output, made.timesteps[0], x, variance_noise=0 * z).prev_sample, row.z * z)
+
+    def test_zero_terminal_snr(self) -> None:
+        made = SCHEDULES["linear+zero-terminal-snr"]
+        plan = ddim(levels_of(made, "trailing", S))
+        scheduler = PlanScheduler(made, grid="trailing", predicts="v")
+        close(picture(pipeline(scheduler, "v")), shown(run(denoiser("v"), plan, start())))
+        eps = PlanScheduler(made, grid="trailing")
+        with pytest.raises(DdimError, match=r"asks for eps where there is no signal"):
+            eps.set_timesteps(S)
+
+    def test_tuned_plan_from_a_file(self, tmp_path: Path) -> None:
+        """Times that are not whole, weights of one's own, times told that are not the state's, and a maker's name."""
+        times = [1000, 700.25, 333.5, 12.75]
+        base = samplers.adams_bashforth(falling(LINEAR, times[::-1]), order=3)
+        rows = list(base.rows)
+        eps = (rows[2].eps[0] - 0.03, rows[2].eps[1] + 0.03, *rows[2].eps[2:])
+        rows[2] = replace(rows[2], x0=(0.02, -0.02), eps=eps, at=LINEAR.level(300))
+        plan = replace(base, sampler="tuned", rows=tuple(rows), made_for="0" * 64).check()
+        path = tmp_path / "tuned.json"
+        path.write_text(plan.to_json())
+        with pytest.warns(DdimWarning, match="was made for model 000000000000"):
+            made = PlanScheduler(LINEAR, plan=Plan.from_json(path.read_text(), str(path)))
+        assert made.timesteps.dtype == torch.float32
+        close(made.timesteps, torch.tensor([999, 699.25, 299, 11.75]))
+        close(picture(pipeline(made), steps=4), shown(run(denoiser(), plan, start())))
+
+    def test_learned_variance(self) -> None:
+        """The network's second half says the noise, as our own hub reads it."""
+        levels = levels_of(LINEAR, "log-snr", S)
+        plan = ddim(levels, sigma="learned")
+        made = PlanScheduler(LINEAR, plan=plan)
+        states = by_hand_noisy(made, start(), unet("eps", 2))
+
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            mean, said = unet("eps", 2)(x, level.t - 1).sample.chunk(2, dim=1)
+            made = predict(mean, x, level, "eps")
+            return Prediction(made.x0, made.eps, (said + 1) / 2)
+
+        close(states[-1], run(denoise, plan, start(), Drawn()))
+        made.set_timesteps(S)
+        with pytest.raises(DdimError, match="which does not say any"):
+            made.step(start(), made.timesteps[0], start())
+
+
+def by_hand_noisy(made: PlanScheduler, x: Tensor, net: Any) -> list[Tensor]:
+    made.set_timesteps(len(made.plan))
+    drawn, states = Drawn().generator, [x]
+    for t in made.timesteps:
+        states.append(made.step(net(states[-1], t).sample, t, states[-1], generator=drawn, return_dict=False)[0])
+    return states
+
+
+class Stub(types.ModuleType):
+    """In the place of transformers, whose classes these pipelines only name: embeddings are handed in."""
+
+    __path__: Sequence[str] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (nn.Module,), {})
+
+
+LOADERS = {
+    "FromSingleFileMixin": "single_file",
+    "StableDiffusionLoraLoaderMixin": "lora_pipeline",
+    "TextualInversionLoaderMixin": "textual_inversion",
+    "IPAdapterMixin": "ip_adapter",
+}
+
+
+@cache
+def stable_diffusion(name: str) -> Any:
+    """The class of a real Stable Diffusion pipeline, without transformers if need be."""
+    home = {"StableDiffusionPipeline": "", "StableDiffusionImg2ImgPipeline": "_img2img"}[name]
+    loaders = importlib.import_module("diffusers.loaders")
+    with pytest.MonkeyPatch.context() as patch:
+        if importlib.util.find_spec("transformers") is None:
+            patch.setitem(sys.modules, "transformers", Stub("transformers"))
+            for mixin, place in LOADERS.items():
+                patch.setitem(loaders._class_to_module, mixin, place)
+        place = f"diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion{home}"
+        return getattr(importlib.import_module(place), name)
+
+
+@cache
+def conditional(**config: Any) -> UNet2DConditionModel:
+    shape = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4}
+    shape |= {"sample_size": 8, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 8}
+    blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
+    blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    return awake(UNet2DConditionModel, **(shape | blocks | config))
+
+
+@cache
+def autoencoder(kind: Any = AutoencoderKL) -> Any:
+    return awake(
+        kind,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+
+
+WORDS, NOTHING = randn(1, 5, 8, dtype=torch.float32), randn(1, 5, 8, seed=1, dtype=torch.float32)
+SCALE = 3.0
+
+
+def guided(scale: float = SCALE) -> Denoiser:
+    """Classifier-free guidance by hand, of a network that predicts v."""
+
+    def told(words: Tensor) -> Denoiser:
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            t = torch.tensor(level.t - 1, dtype=torch.float32)
+            output = conditional()(x, t, encoder_hidden_states=words.expand(len(x), -1, -1)).sample
+            return predict(output, x, level, "v")
+
+        return denoise
+
+    return Guided(told(WORDS), told(NOTHING), scale)
+
+
+def texts(name: str, scheduler: Any) -> Any:
+    parts = {"vae": autoencoder(), "unet": conditional(), "scheduler": scheduler}
+    parts |= dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    made = stable_diffusion(name)(**parts, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def latents(pipe: Any, seed: int = 1, kind: str = "latent", **settings: Any) -> Tensor:
+    drawn = torch.Generator().manual_seed(seed)
+    embeds = {"prompt_embeds": WORDS, "negative_prompt_embeds": NOTHING, "guidance_scale": SCALE}
+    return pipe(**embeds, generator=drawn, output_type=kind, **settings).images
+
+
+LATENT = (1, 4, 8, 8)
+
+
+def drawn(seed: int = 1) -> Tensor:
+    return torch.randn(LATENT, generator=torch.Generator().manual_seed(seed))
+
+
+class TestStableDiffusion:
+    @pytest.mark.parametrize("sampler", ["ddim", "unipc3", "heun"])
+    def test_guided_by_text(self, sampler: str) -> None:
+        plan = named(sampler, levels_of(SCALED, "log-snr", S), SCALED)
+        pipe = texts("StableDiffusionPipeline", PlanScheduler(SCALED, sampler, "log-snr", predicts="v"))
+        close(latents(pipe, num_inference_steps=S), run(guided(), plan, drawn()))
+
+    def test_pictures_and_prompt(self) -> None:
+        pipe = texts("StableDiffusionPipeline", PlanScheduler(SCALED, predicts="v"))
+        made = latents(pipe, num_inference_steps=S) / autoencoder().config.scaling_factor
+        close(latents(pipe, kind="pt", num_inference_steps=S), shown(autoencoder().decode(made).sample))
+
+    def test_the_same_as_their_ddim(self) -> None:
+        theirs = DDIMScheduler(
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            beta_end=0.012,
+            clip_sample=False,
+            steps_offset=1,
+            prediction_type="v_prediction",
+        )
+        ours = PlanScheduler.from_scheduler(theirs)
+        made = [latents(texts("StableDiffusionPipeline", each), num_inference_steps=10) for each in (theirs, ours)]
+        close(*made, within=1e-4)  # their float32 table of alpha_bar is off by as much
+
+    def test_making_a_pipeline_changes_nothing(self) -> None:
+        """It rewrites configurations that it takes for outdated ones."""
+        made = PlanScheduler(SCALED, predicts="v", clip_x0=True)
+        plan = ddim(levels_of(SCALED, "equal-angle", S), clip_x0=True)
+        pipe = texts("StableDiffusionPipeline", made)
+        close(latents(pipe, num_inference_steps=S), run(guided(), plan, drawn()))
+
+    def test_half_precision_outside_float32_inside(self) -> None:
+        """The network sees states in bfloat16, and what rows look back on is kept in float32."""
+        made = PlanScheduler(SCALED, "ab3", "log-snr", predicts="v")
+        made.set_timesteps(S)
+        x = drawn().bfloat16()
+        for t in made.timesteps:
+            output = conditional()(x.float(), t, encoder_hidden_states=WORDS).sample.bfloat16()
+            x = made.step(output, t, x).prev_sample
+            assert x.dtype == torch.bfloat16
+
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            output = conditional()(x.bfloat16().float(), level.t - 1, encoder_hidden_states=WORDS).sample
+            return predict(output.bfloat16().float(), x, level, "v")
+
+        plan = named("ab3", levels_of(SCALED, "log-snr", S), SCALED)
+        close(made.states[0], run(denoise, plan, drawn().bfloat16().float()))
+        assert torch.equal(made.states[0].bfloat16(), x)
+
+
+class TestImageToImage:
+    @pytest.mark.parametrize(("sampler", "strength"), [*((name, 0.5) for name in NAMED), ("heun", 1.0)])
+    def test_a_plan_is_made_over_the_levels_that_are_left(self, sampler: str, strength: float) -> None:
+        levels = levels_of(SCALED, "log-snr", 6)[6 - int(6 * strength) :]
+        plan = named(sampler, levels, SCALED)
+        x = diffuse(randn(*LATENT, seed=2, dtype=torch.float32), drawn(), levels[0])
+        scheduler = PlanScheduler(SCALED, sampler, "log-snr", predicts="v")
+        pipe = texts("StableDiffusionImg2ImgPipeline", scheduler)
+        image = randn(*LATENT, seed=2, dtype=torch.float32)
+        made = latents(pipe, image=image, strength=strength, num_inference_steps=6)
+        close(made, run(guided(), plan, x))
+        assert scheduler.plan.rows == plan.rows
+        assert scheduler.begin_index == (6 - int(6 * strength)) * scheduler.order
+        assert scheduler.step_index == len(scheduler.timesteps)
+
+    def test_of_a_fixed_plan(self) -> None:
+        """One step, one state: it begins anywhere. Looking back on what never was: one error."""
+        levels = levels_of(SCALED, "log-snr", 8)
+        image = randn(*LATENT, seed=2, dtype=torch.float32)
+        settings = {"image": image, "strength": 0.5, "num_inference_steps": 8}
+        pipe = texts("StableDiffusionImg2ImgPipeline", PlanScheduler(SCALED, predicts="v", plan=ddim(levels)))
+        x = diffuse(image, drawn(), levels[4])
+        close(latents(pipe, **settings), run(guided(), ddim(levels[4:]), x))
+        for plan in (samplers.unipc(levels), samplers.bdia(levels)):
+            pipe.scheduler = PlanScheduler(SCALED, predicts="v", plan=plan)
+            with pytest.raises(
+                DdimError, match=r"plan row 4 .* looks back on steps before row 4, where this run begins"
+            ):
+                latents(pipe, **settings)
+
+    def test_later_timesteps_without_a_word(self) -> None:
+        """Some pipelines slice the timesteps and set no index."""
+        plan = named("unipc3", levels_of(LINEAR, "log-snr", S)[2:], LINEAR)
+        made = PlanScheduler(LINEAR, "unipc3", "log-snr")
+        made.set_timesteps(S)
+        x = start()
+        for t in made.timesteps[2:]:
+            x = made.step(unet()(x, t).sample, t, x).prev_sample
+        close(x, run(denoiser(), plan, start()))
+        assert made.begin_index is None
+        assert made.step_index == S
+
+    def test_not_in_the_middle_of_a_step(self) -> None:
+        made = PlanScheduler(LINEAR, "rk4", "log-snr")
+        made.set_timesteps(S)
+        for row in range(len(made.timesteps)):
+            with contextlib.nullcontext() if row % 4 == 0 else pytest.raises(DdimError, match="middle of a step"):
+                made.set_begin_index(row)
+
+    def test_noise_of_our_schedule(self) -> None:
+        made = PlanScheduler(LINEAR)
+        x0, eps = randn(3, 1, 8, 8), randn(3, 1, 8, 8, seed=1)
+        times = [0.0, 499.5, 999.0]
+        x = made.add_noise(x0, eps, torch.tensor(times))
+        for k, t in enumerate(times):
+            close(x[k], diffuse(x0[k], eps[k], LINEAR.level(t + 1)), within=1e-12)
+            close(made.add_noise(x0, eps, torch.tensor([t]))[k], x[k], within=1e-12)
+        theirs = DDIMScheduler().add_noise(x0, eps, torch.tensor([0, 499, 999]))
+        close(made.add_noise(x0, eps, torch.tensor([0, 499, 999])), theirs, within=1e-4)
+
+
+class TestOtherPipelines:
+    """Real pipelines with habits of their own."""
+
+    def kandinsky(self, kind: str, scheduler: Any) -> Any:
+        config = {"out_channels": 8, "addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
+        net = conditional(**config, encoder_hid_dim=8)
+        home = importlib.import_module(f"diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2{kind}")
+        name = {"": "KandinskyV22Pipeline", "_img2img": "KandinskyV22Img2ImgPipeline"}[kind]
+        made = getattr(home, name)(unet=net, scheduler=scheduler, movq=autoencoder(VQModel))
+        made.set_progress_bar_config(disable=True)
+        return made
+
+    def told(self, pipe: Any, embed: Tensor) -> Denoiser:
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            known = {"encoder_hidden_states": None, "added_cond_kwargs": {"image_embeds": embed}}
+            output = pipe.unet(x, torch.tensor(level.t - 1, dtype=torch.float32), **known).sample
+            return predict(output[:, :4], x, level, "v")
+
+        return denoise
+
+    @pytest.mark.parametrize("kind", ["", "_img2img"])
+    def test_kandinsky(self, kind: str) -> None:
+        """It cuts the variance off itself, and from image to image begins at a later timestep without a word."""
+        embeds = [randn(1, 8, seed=k, dtype=torch.float32) for k in (4, 5)]
+        pipe = self.kandinsky(kind, PlanScheduler(SCALED, "deis3", "log-snr", predicts="v"))
+        settings: dict[str, Any] = {"height": 16, "width": 16, "output_type": "latent", "guidance_scale": SCALE}
+        levels = levels_of(SCALED, "log-snr", S)
+        if kind:
+            image = randn(1, 3, 16, 16, seed=6, dtype=torch.float32).clamp(-1, 1)
+            settings |= {"image": image, "strength": 0.5, "generator": torch.Generator().manual_seed(1)}
+            levels = levels[S - S // 2 :]
+            x = diffuse(pipe.movq.encode(image).latents, drawn(), levels[0])
+        else:
+            settings["latents"] = x = drawn()
+        settings |= {"image_embeds": embeds[0], "negative_image_embeds": embeds[1]}
+        images = pipe(num_inference_steps=S, **settings).images
+        guide = Guided(*(self.told(pipe, embed) for embed in embeds), SCALE)
+        close(images, run(guide, named("deis3", levels, SCALED), x))
+
+    def test_dit_carries_each_picture_twice(self) -> None:
+        """With guidance it hands in two copies of each state and drops one of the two results."""
+        shape: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4}
+        net = awake(DiTTransformer2DModel, in_channels=4, out_channels=8, norm_num_groups=4, **shape)
+        made = PlanScheduler(SCALED, "ab2", "log-snr", predicts="v")
+        pipe = DiTPipeline(net, autoencoder(), made)
+        pipe.set_progress_bar_config(disable=True)
+        seed = torch.Generator().manual_seed(1)
+        images = pipe([7], SCALE, seed, num_inference_steps=S, output_type="pt").images
+
+        def told(label: int) -> Denoiser:
+            def denoise(x: Tensor, level: Level, /) -> Prediction:
+                output = net(x, timestep=torch.tensor([level.t - 1]), class_labels=torch.tensor([label])).sample
+                return predict(output[:, :4], x, level, "v")
+
+            return denoise
+
+        x = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+        plan = named("ab2", levels_of(SCALED, "log-snr", S), SCALED)
+        latent = run(Guided(told(7), told(1000), SCALE), plan, x) / autoencoder().config.scaling_factor
+        close(images, shown(autoencoder().decode(latent).sample))
+
+
+PICTURES = (0.3 * randn(*SHAPE, seed=7, dtype=torch.float32)).clamp(-1, 1)
+
+
+class TestEncoding:
+    def way(self, method: str, steps: int) -> inversion.Way:
+        return inversion.way(method, levels_of(LINEAR, "equal-angle", steps), LINEAR.level(1))
+
+    def there_and_back(self, way: inversion.Way) -> tuple[PlanScheduler, PlanScheduler]:
+        up, down = (PlanScheduler(LINEAR, plan=plan) for plan in (way.up, way.onward))
+        *_, before, latent = by_hand(up, PICTURES, len(up.plan))
+        if way.pair:
+            down.set_states(up.states[1::-1])
+        by_hand(down, before if way.pair else latent, len(down.plan))
+        return up, down
+
+    @pytest.mark.parametrize("method", ["ddim", "ddim-target", "reversible", "lossless"])
+    def test_up_is_our_encoding(self, method: str) -> None:
+        way = self.way(method, S)
+        up, _ = self.there_and_back(way)
+        now, before, _ = inversion.encode(denoiser(), way, PICTURES)
+        close(up.states[0], now)
+        if way.pair:
+            close(up.states[1], before)
+
+    def test_what_comes_back(self) -> None:
+        """DDIM returns nearly, and nearer with more steps; reversible up to rounding; lossless every bit."""
+
+        def error(method: str, steps: int) -> float:
+            _, down = self.there_and_back(self.way(method, steps))
+            return float((down.states[0] - PICTURES).abs().max())
+
+        coarse, fine = error("ddim", 8), error("ddim", 24)
+        assert 1e-3 < fine < coarse / 2
+        assert error("reversible", 10) < 1e-4
+        assert error("lossless", 10) <= inversion.LATTICE / 2
+
+    def test_lattice_states_are_exact_inside(self) -> None:
+        up, down = self.there_and_back(self.way("lossless", S))
+        for made in (up, down):
+            for state in made.states:
+                assert state.dtype == torch.float64
+                assert torch.equal(state / inversion.LATTICE, (state / inversion.LATTICE).round())
+        assert not torch.equal(up.states[0].float().double(), up.states[0])
+        assert torch.equal(down.states[0], on_lattice(PICTURES.double(), inversion.LATTICE))
+
+    def test_a_lattice_state_must_not_be_changed(self) -> None:
+        made = PlanScheduler(LINEAR, plan=self.way("lossless", S).down)
+        made.set_timesteps(S)
+        x = made.step(start(), made.timesteps[0], start()).prev_sample
+        with pytest.raises(DdimError, match="this plan's states are exact"):
+            made.step(start(), made.timesteps[1], x + 1e-3)
+
+    def test_by_name(self) -> None:
+        levels = levels_of(LINEAR, "log-snr", S)[::-1]
+        made = PlanScheduler(LINEAR, "ab2", "log-snr", encode=True)
+        states = by_hand(made, PICTURES, S)
+        close(states[-1], run(denoiser(), named("ab2", levels, LINEAR, LINEAR.level(1)), PICTURES))
+        assert made.timesteps[0] == 0
+
+    def test_two_states_must_be_given(self) -> None:
+        made = PlanScheduler(LINEAR, plan=self.way("reversible", S).onward)
+        with pytest.raises(DdimError, match="starts from 2 states, 1 are given"):
+            made.step(start(), made.timesteps[0], start())
+        made.set_states([start(2), start(3)])
+        with pytest.raises(DdimError, match="is not the newest of the states given"):
+            made.step(start(), made.timesteps[0], start())
+        made.set_states([start(), start(3)])
+        made.step(start(), made.timesteps[0], start())
+        made.set_timesteps(S - 1)
+        with pytest.raises(DdimError, match="starts from 2 states, 1 are given"):  # they serve one run
+            made.step(start(), made.timesteps[0], start())
+
+
+class TestLoops:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_state_may_be_changed_between_steps(self, dtype: torch.dtype) -> None:
+        """As inpainting does: the run goes on from the state that is handed in."""
+
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            return predict(unet()(x.to(dtype).float(), level.t - 1).sample, x, level, "eps")
+
+        made = PlanScheduler(LINEAR, grid="log-snr")
+        made.set_timesteps(S)
+        x = changed = start().to(dtype)
+        for k, t in enumerate(made.timesteps):
+            x = made.step(unet()(x.float(), t).sample, t, x).prev_sample
+            if k == 2:
+                x = changed = x * 0.9 + 0.1
+        close(made.states[0], run(denoise, ddim(levels_of(LINEAR, "log-snr", S)[3:]), changed.float()))
+
+    def test_buffers_may_be_used_again(self) -> None:
+        """A compiled network writes its outputs to one place, and a loop may keep its state in one."""
+        made = PlanScheduler(LINEAR, "ab3", "log-snr")
+        made.set_timesteps(S)
+        x, output = start(), start()
+        for t in made.timesteps:
+            output.copy_(unet()(x, t).sample)
+            x.copy_(made.step(output, t, x).prev_sample)
+        close(x, run(denoiser(), named("ab3", levels_of(LINEAR, "log-snr", S), LINEAR), start()))
+
+    def test_given_times(self) -> None:
+        made = PlanScheduler(LINEAR, "ab2")
+        made.set_timesteps(timesteps=[999, 500, 120, 3])
+        assert made.timesteps.tolist() == [999, 500, 120, 3]
+        assert made.plan.rows == samplers.adams_bashforth(LINEAR.levels([1000, 501, 121, 4, 0]), order=2).rows
+
+    def test_its_own_grid(self) -> None:
+        made = PlanScheduler(LINEAR, grid=[10, 100.5, 1000])
+        made.set_timesteps(3)
+        assert made.timesteps.tolist() == [999, 99.5, 9]
+        with pytest.raises(DdimError, match="steps 4: are asked of a grid of 3 times"):
+            made.set_timesteps(4)
+
+    def test_a_copy_runs_by_itself(self) -> None:
+        made = PlanScheduler(LINEAR, "ab2", "log-snr")
+        made.set_timesteps(S)
+        made.step(start(), made.timesteps[0], start())
+        other = copy.deepcopy(made)
+        made.step(start(2), made.timesteps[1], start())
+        assert (made.step_index, other.step_index) == (2, 1)
+        assert torch.equal(other.step(start(2), made.timesteps[1], start()).prev_sample, made.states[0])
+
+    def test_what_pipelines_read(self) -> None:
+        made = PlanScheduler(LINEAR, "heun", "log-snr", predicts="v")
+        theirs = DDIMScheduler(prediction_type="v_prediction")
+        assert (made.order, made.init_noise_sigma, len(made), made.step_index) == (2, 1.0, 1000, None)
+        for key in ("num_train_timesteps", "prediction_type", "set_alpha_to_one"):
+            assert made.config[key] == theirs.config[key]
+        torch.testing.assert_close(made.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+        made.set_timesteps(S)
+        assert made.num_inference_steps == S
+        assert made.timesteps.dtype == torch.int64
+        assert made.scale_model_input(PICTURES, made.timesteps[0]) is PICTURES
+        said = made.step(PICTURES, made.timesteps[0], PICTURES)
+        close(said.pred_original_sample, predict(PICTURES, PICTURES, made.plan.start, "v").x0)
+        made.set_timesteps(S)
+        assert torch.equal(made.step(PICTURES, made.timesteps[0], PICTURES, return_dict=False)[0], said.prev_sample)
+        assert str(made) == "PlanScheduler(sampler heun, log-snr, predicts v, schedule linear, T = 1000)"
+
+
+class TestConfigurations:
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"sampler": "unipc3", "grid": "log-snr", "predicts": "v"},
+            {"grid": "leading", "offset": 1, "eta": 0.5, "clip_x0": True},
+            {"grid": (10, 100.5, 900)},
+            {"plan": samplers.dpm_solver_pp(levels_of(LINEAR, "log-snr", 3), order=3)},
+        ],
+    )
+    def test_saved_and_loaded(self, settings: Any, tmp_path: Path) -> None:
+        made = PlanScheduler(LINEAR, **settings)
+        made.save_pretrained(tmp_path)
+        text = (tmp_path / "scheduler_config.json").read_text()
+        json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+        again = PlanScheduler.from_pretrained(tmp_path)
+        assert again.schedule == LINEAR
+        for each in (made, again):
+            each.set_timesteps(3)
+        assert again.plan == made.plan
+        assert torch.equal(again.timesteps, made.timesteps)
+        assert again.settings == made.settings
+
+    def test_zero_terminal_snr_is_saved(self, tmp_path: Path) -> None:
+        zero = SCHEDULES["linear+zero-terminal-snr"]
+        PlanScheduler(zero, predicts="v").save_pretrained(tmp_path)
+        assert "Infinity" not in (tmp_path / "scheduler_config.json").read_text()
+        assert PlanScheduler.from_pretrained(tmp_path).schedule == zero
+
+    def test_a_whole_pipeline(self, tmp_path: Path) -> None:
+        net = awake(
+            UNet2DModel,
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
+        pipe = DDPMPipeline(net, PlanScheduler(LINEAR, "deis2", "log-snr", predicts="v"))
+        pipe.save_pretrained(tmp_path)
+        again = DDPMPipeline.from_pretrained(tmp_path)
+        assert isinstance(again.scheduler, PlanScheduler)
+        for each in (pipe, again):
+            each.set_progress_bar_config(disable=True)
+        assert torch.equal(picture(again), picture(pipe))
+
+    def test_another_class_made_of_it(self) -> None:
+        """`DDIMPipeline` does so: with our betas and prediction, and the way back."""
+        made = PlanScheduler(SCALED, "unipc3", "trailing", predicts="v", clip_x0=True)
+        theirs = DDIMPipeline(unet(), made).scheduler
+        assert type(theirs) is DDIMScheduler
+        np.testing.assert_allclose(theirs.alphas_cumprod, SCALED.alpha_bar[1:], rtol=1e-3)
+        wanted = {"prediction_type": "v_prediction", "clip_sample": True, "timestep_spacing": "trailing"}
+        assert {key: theirs.config[key] for key in wanted} == wanted
+        assert PlanScheduler.from_config(theirs.config).settings == made.settings
+        assert PlanScheduler.from_config(theirs.config, sampler="heun").order == 2
+
+    @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+    @pytest.mark.parametrize("offset", [0, 1])
+    def test_times_of_another(self, spacing: Any, offset: int) -> None:
+        theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset, clip_sample=False)
+        for ours in (PlanScheduler.from_scheduler(theirs), PlanScheduler.from_config(theirs.config)):
+            ours.set_timesteps(10)
+            theirs.set_timesteps(10)
+            assert torch.equal(ours.timesteps, theirs.timesteps)
+            assert ours.schedule == LINEAR
+
+    @pytest.mark.parametrize(
+        ("theirs", "said"),
+        [
+            (DDIMScheduler(), ["linear betas, 0.0001 to 0.02, T = 1000", "eps", "clipped", "leading", "sampler: heun"]),
+            (DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"), ["cosine betas", "x0"]),
+            (DPMSolverMultistepScheduler(beta_schedule="scaled_linear"), ["scaled-linear betas", "grid linspace"]),
+            (UniPCMultistepScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), ["betas", "T = 3"]),
+        ],
+    )
+    def test_what_was_mapped_is_told(self, theirs: Any, said: list[str]) -> None:
+        made = PlanScheduler.from_scheduler(theirs, sampler="heun")
+        np.testing.assert_allclose(made.schedule.alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+        text = "; ".join(made.notes)
+        assert all(part in text for part in said), text
+        assert made.settings.predicts == {"epsilon": "eps", "sample": "x0"}[theirs.config.prediction_type]
+
+    def test_a_table_that_is_not_the_configurations(self) -> None:
+        theirs = DDIMScheduler()
+        theirs.alphas_cumprod = torch.tensor(SCHEDULES["cosine"].alpha_bar[1:])
+        made = PlanScheduler.from_scheduler(theirs)
+        np.testing.assert_allclose(made.schedule.log_snr, SCHEDULES["cosine"].log_snr, rtol=1e-9, atol=1e-9)
+        assert "its table" in made.notes[0]
+
+    def test_where_theirs_does_not_end_at_clean_data(self) -> None:
+        with pytest.warns(DdimWarning, match="its last step ends at t = 1; plans end at clean data"):
+            PlanScheduler.from_scheduler(DDIMScheduler(set_alpha_to_one=False))
+
+    def test_a_plan_for_another(self) -> None:
+        plan = named("unipc3", levels_of(SCALED, "log-snr", S), SCALED)
+        theirs = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        assert PlanScheduler.from_scheduler(theirs, plan=plan).plan == plan
+        with pytest.raises(DdimError, match="make the plan for this model"):
+            PlanScheduler.from_scheduler(DDIMScheduler(), plan=plan)
+
+
+def stepped(made: PlanScheduler, *times: int, **settings: Any) -> None:
+    made.set_timesteps(S)
+    for k in times:
+        made.step(start(), made.timesteps[k], start(), **settings)
+
+
+PLAN = ddim(levels_of(LINEAR, "log-snr", S))
+WRONG: dict[str, tuple[Any, str]] = {
+    "no steps": (lambda: PlanScheduler(LINEAR).step(start(), 9, start()), "call set_timesteps first"),
+    "a number": (lambda: PlanScheduler(LINEAR).set_timesteps(), "say num_inference_steps"),
+    "too many": (lambda: PlanScheduler(LINEAR).set_timesteps(1001), "steps 1001: is not a whole number in 1..1000"),
+    "another number": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(50), "5 steps of its own, 50 asked; say"),
+    "other times": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(timesteps=[5]), "5 steps of its own"),
+    "one too many": (lambda: stepped(PlanScheduler(LINEAR), *range(S), 0), "has run all its 5 rows"),
+    "left out": (lambda: stepped(PlanScheduler(LINEAR), 0, 2), "is not that of step 1"),
+    "twice": (lambda: stepped(PlanScheduler(LINEAR), 0, 0), "is not that of step 1"),
+    "no such time": (lambda: PlanScheduler(LINEAR, plan=PLAN).step(start(), 7, start()), "is not that of step 0, 999"),
+    "begin index": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_begin_index(S), r"begin index 5: is outside 0\.\.4"),
+    "eta": (lambda: stepped(PlanScheduler(LINEAR), 0, eta=0.5), "eta 0.5: is passed to step, the scheduler's is 0"),
+    "another eta": (lambda: stepped(PlanScheduler(LINEAR, eta=1), 0, eta=0.5), "the scheduler's is 1; set it where"),
+    "a plan's eta": (lambda: stepped(PlanScheduler(LINEAR, plan=PLAN), 0, eta=1), "a fixed plan's noise is its own"),
+    "eps": (lambda: stepped(PlanScheduler(LINEAR, clip_x0=True), 0, use_clipped_model_output=False), "derives eps"),
+    "output": (lambda: PlanScheduler(LINEAR, plan=PLAN).step(start()[:1], 999, start()), "model_output: is 1x1x8x8"),
+    "no noise": (lambda: PlanScheduler(LINEAR, "heun", eta=1), "sampler heun adds no noise, eta is 1"),
+    "sampler": (lambda: PlanScheduler(LINEAR, "euler"), "sampler 'euler' is unknown: choose one of ddim, ab2"),
+    "grid": (lambda: PlanScheduler(LINEAR, grid="karras"), "grid 'karras' is unknown: choose one of"),
+    "predicts": (lambda: PlanScheduler(LINEAR, predicts="noise"), "predicts"),  # type: ignore[arg-type]
+    "both": (lambda: PlanScheduler(LINEAR, "heun", clip_x0=True, plan=PLAN), "a plan is given, and sampler, clip_x0"),
+    "its schedule": (lambda: PlanScheduler(SCALED, plan=PLAN), "make the plan for this model"),
+    "no schedule": (lambda: PlanScheduler("linear"), "is given a str where a schedule"),  # type: ignore[arg-type]
+    "tokens": (
+        lambda: PlanScheduler(LINEAR, plan=samplers.discrete(PLAN.levels(), Alphabet.uniform(3))),  # type: ignore[arg-type]
+        "is given a CategoricalPlan where",
+    ),
+    "below t = 1": (lambda: PlanScheduler(LINEAR, plan=ddim(LINEAR.levels([9, 0.5, 0]))), "timestep -0.5"),
+    "thresholding": (lambda: PlanScheduler.from_scheduler(DDIMScheduler(thresholding=True)), "has thresholding"),
+    "its range": (lambda: PlanScheduler.from_scheduler(DDIMScheduler(clip_sample_range=2)), "clips to 2, plans to 1"),
+    "flow": (lambda: PlanScheduler.from_scheduler(FlowMatchEulerDiscreteScheduler()), "has no table of alpha_bar"),
+    "flow's": (
+        lambda: PlanScheduler.from_config(FlowMatchEulerDiscreteScheduler().config),
+        "names no betas, so it is of another kind",
+    ),
+    "karras": (
+        lambda: PlanScheduler.from_scheduler(DPMSolverMultistepScheduler(use_karras_sigmas=True)),
+        "give a grid, such as 'log-snr'",
+    ),
+    "a file": (lambda: PlanScheduler.from_config({"_ddim": {"sampler": "heun"}}), "PlanScheduler: log_snr: Field req"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_errors_are_one_line(name: str) -> None:
+    wrong, said = WRONG[name]
+    with pytest.raises(DdimError, match=said) as error:
+        wrong()
+    assert "\n" not in str(error.value)
+
+
+def test_a_changed_shape_is_noticed() -> None:
+    made = PlanScheduler(LINEAR)
+    made.set_timesteps(S)
+    made.step(start(), made.timesteps[0], start())
+    with pytest.raises(DdimError, match="sample: is 1x1x8x8, the state before was 2x1x8x8"):
+        made.step(start()[:1], made.timesteps[1], start()[:1])
+
+
+def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ddim.interop.plan_scheduler")
+    monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
+    with pytest.raises(DdimError, match=r"needs diffusers.*; pip install 'ddim\[interop\]'"):
+        importlib.import_module("ddim.interop.plan_scheduler")
