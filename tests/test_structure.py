@@ -46,6 +46,8 @@ FLOORS = (
         "latents",
         "training",
         "likelihood",
+        "native",
+        "planning",
     },  # 3 journeys
     {
         "config",
@@ -65,6 +67,15 @@ FLOORS = (
         "calibration",
         "check",
         "evaluation",
+        "compute",
+        "interop",
+        "export",
+        "hub",
+        "published",
+        "wrapping",
+        "foreign_denoiser",
+        "emulate",
+        "comparison",
     },  # 4 goods
     {"report", "cli", "__init__", "__main__"},  # 5 doors
 )

@@ -15,6 +15,7 @@ from ddim.data.policy import ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
+from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
@@ -32,7 +33,7 @@ Policy = Annotated[
     Annotated[ImagePolicy, Tag("pictures")] | Annotated[TextPolicy, Tag("text")], Discriminator(_of_text)
 ]
 """How a data set's items become the network's input: pictures, or text, which has a length."""
-_TAGS = ("pictures", "text", "unet", "transformer")  # of the unions above, which no file names
+_TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # of the unions above, which no file names
 
 
 class ScheduleConfig(BaseModel):
@@ -205,7 +206,7 @@ class ModelConfig(BaseModel):
     schedule: ScheduleConfig = ScheduleConfig()
     predicts: Predicts = "eps"
     categorical: CategoricalConfig | None = None
-    network: UNetConfig | TransformerConfig = Field(discriminator="kind")
+    network: UNetConfig | TransformerConfig | LucidrainsConfig = Field(discriminator="kind")
     data: Policy
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None

@@ -148,6 +148,9 @@ class Pictures(_InPng):
     def check_plan(self, plan: Table[Any]) -> None:
         if not isinstance(plan, Plan):
             raise DdimError(f"plan {plan.name}", "is over categories, the data are pictures", "take Model.plan's")
+        if any(row.z_high for row in plan.rows) and not getattr(self.config.network, "learned_variance", False):
+            wrong = "takes its noise from the network, and this model's does not say any"
+            raise DdimError(f"plan {plan.name}", wrong, "use a plan with eta or a sigma of its own")
 
     @override
     def read_plan(self, text: str, name: str) -> Table[Any]:

@@ -149,6 +149,9 @@ class Objective:
         shape = (-1, *[1] * (x0.ndim - 1))
         level = _Batch(signal.view(shape), noise.view(shape))
         output = network(diffuse(x0, eps, level), t).float()
+        if output.shape != x0.shape:
+            wrong = f"gives {tuple(output.shape)} for data of {tuple(x0.shape)}"
+            raise DdimError("network", wrong, "train one without learned variance")
         target = {"eps": eps, "x0": x0}.get(self.predicts)
         error = output - (v_from_pair(x0, eps, level) if target is None else target)
         return error.square().flatten(1).mean(1)

@@ -31,6 +31,11 @@ KINDS = ("diffusers", "official", "openai", "lucidrains")
 @click.option("--heads", type=int, help="Attention heads; likewise.")
 @click.option("--head-channels", type=int, help="Channels of an attention head, instead of --heads.")
 @click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI's codes: use_new_attention_order is new.")
+@click.option(
+    "--rescale-times/--no-rescale-times",
+    default=None,
+    help="OpenAI's codes, T other than 1000: whether the network was told (t - 1) 1000 / T.",
+)
 @click.option("--no-ema", is_flag=True, help="Take the weights as trained where there are averaged ones too.")
 @click.option(
     "--dtype",
@@ -51,6 +56,7 @@ def command(
     heads: int | None,
     head_channels: int | None,
     qkv: str | None,
+    rescale_times: bool | None,
     no_ema: bool,
     dtype: str,
 ) -> None:
@@ -66,7 +72,7 @@ def command(
     """
     from ddim.interop import Hints
 
-    hints = Hints(_size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema)
+    hints = Hints(_size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times)
     config, weights, notes = _read(source, hints, kind)
     for note in notes:
         click.echo(note)
@@ -88,9 +94,10 @@ def command(
 def _read(source: str, hints: Hints, kind: str | None) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Configuration, weights and notes of any source."""
     from ddim import checkpoint, interop
+    from ddim.interop import Hints
     from ddim.model import place_of
 
-    given = [name for name, value in asdict(hints).items() if value not in (None, True)]
+    given = [name for name, value in asdict(hints).items() if value != getattr(Hints(), name)]
     place = place_of(source)
     if not interop.is_foreign(place):
         if kind or given:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +45,7 @@ class Hints:
         head_channels: Channels of an attention head, instead of heads.
         attention: "new" or "legacy": the order of q, k and v in OpenAI's codes.
         ema: Whether averaged weights are taken where there are both.
+        rescale: Whether the network was told (t - 1) 1000 / T, as improved-diffusion's is unless told otherwise.
     """
 
     size: tuple[int, int] | None = None
@@ -56,6 +56,7 @@ class Hints:
     head_channels: int | None = None
     attention: str | None = None
     ema: bool = True
+    rescale: bool | None = None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,15 +94,21 @@ def read_state(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None
-    except pickle.UnpicklingError as error:
-        said = str(error)
-        if "Unsupported" in said or "WeightsUnpickler" in said or "GLOBAL" in said:
-            named = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else "objects that are not tensors"
-            wrong = f"would have to run code to be read ({named}), which is never done"
-            raise DdimError(path, wrong, "save its state dict alone with the code that made it") from None
-        raise DdimError(path, "is not a file of torch.save", "copy it again") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise DdimError(path, f"cannot be read ({str(error).splitlines()[0][:80]})", "copy it again") from None
+    except Exception as error:  # of a damaged file torch may raise anything
+        wrong, mend = _unreadable(error)
+        raise DdimError(path, wrong, mend) from None
+
+
+def _unreadable(error: Exception) -> tuple[str, str]:
+    """What is wrong with a file that torch would not load, and how to mend it."""
+    said, save = str(error), "save its state dict alone with the code that made it"
+    if "TorchScript" in said or ".tar format" in said:
+        return "is of a form that cannot be read without running code, which is never done", save
+    if any(word in said for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
+        named = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else "objects that are not tensors"
+        return f"would have to run code to be read ({named}), which is never done", save
+    first = (said.splitlines() or [type(error).__name__])[0]
+    return f"cannot be read ({first[:80]})", "copy it again"
 
 
 def tensors_of(state: Any) -> dict[str, Tensor] | None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ddim.errors import DdimError
+from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.unet import UNetConfig
 
 Weights = dict[str, Tensor]
@@ -75,7 +76,7 @@ class Names:
         single: Our name of a single layer to theirs: time.0, time.2, conv_in, norm_out, conv_out.
         block: Our name of a block's layer to theirs: norm1, conv1, norm2, conv2, skip, and "time".
         attention: Likewise of attention: norm, out, and q, k, v, or qkv.
-        resample: The name of a convolution that changes the resolution, behind the prefix.
+        resample: The name of a convolution that changes the resolution, behind the prefix, by its way.
         interleaved: Whether the rows of qkv go head by head, each with its q, k and v.
     """
 
@@ -83,7 +84,7 @@ class Names:
     single: Mapping[str, str]
     block: Mapping[str, str]
     attention: Mapping[str, str]
-    resample: str = "conv"
+    resample: Mapping[str, str] = field(default_factory=lambda: {"down": "conv", "up": "conv"})
     interleaved: bool = False
 
     def layers(self, config: UNetConfig) -> Iterator[tuple[str, str]]:
@@ -96,7 +97,7 @@ class Names:
             elif place.kind == "attention":
                 inner = [("norm", self.attention["norm"]), ("out", self.attention["out"])]
             else:
-                inner = [("conv", self.resample)]
+                inner = [("conv", self.resample[place.way])]
             for ours, theirs in inner:
                 yield f"{place.ours}.{ours}", f"{prefix}.{theirs}"
 
@@ -131,37 +132,62 @@ def ours(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, what: 
         DdimError: Naming a tensor that is missing, left over, or of a wrong shape.
     """
     wanted = {key: value.shape for key, value in blank(config).items()}
-    left = dict(weights)
+    left = Left(dict(weights), what)
     out: Weights = {}
-
-    def take(name: str, shape: torch.Size | None = None) -> Tensor:
-        if name not in left:
-            raise DdimError(what, f"holds no {name}", "give the checkpoint of such a network, or say what it is")
-        tensor = left.pop(name).float()
-        if shape is None or tensor.shape == shape:
-            return tensor
-        if (
-            tensor.numel() != shape.numel()
-            or tensor.squeeze().shape != torch.empty(shape, device="meta").squeeze().shape
-        ):
-            wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
-            raise DdimError(what, wrong, "say what the network is")
-        return tensor.reshape(shape)  # a 1x1 convolution that is a linear layer here, or the other way round
-
     for kind in _KINDS:
-        for own, theirs in names.layers(config):
+        for own, name in names.layers(config):
             if f"{own}.{kind}" in wanted:
-                out[f"{own}.{kind}"] = take(f"{theirs}.{kind}", wanted[f"{own}.{kind}"])
+                out[f"{own}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{own}.{kind}"])
         for own, parts, heads in names.mixers(config):
-            rows = torch.cat([take(f"{part}.{kind}").flatten(1 if kind == "weight" else 0) for part in parts])
+            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{own}.{kind}"])
             if names.interleaved:
                 rows = rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
             out[f"{own}.{kind}"] = rows
-        out[f"time_to_blocks.{kind}"] = torch.cat([take(f"{name}.{kind}") for name in names.times(config)])
-    if left:
-        some = ", ".join(sorted(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        raise DdimError(what, f"holds what the network has no place for: {some}", "say what the network is")
+        times = [f"{name}.{kind}" for name in names.times(config)]
+        out[f"time_to_blocks.{kind}"] = left.join(times, wanted[f"time_to_blocks.{kind}"])
+    left.refuse()
     return out
+
+
+@dataclass(frozen=True)
+class Left:
+    """The tensors of a state dict that have found no place yet."""
+
+    tensors: Weights
+    what: str
+
+    def take(self, name: str, shape: torch.Size) -> Tensor:
+        """A tensor of that shape, but for sides of 1: a 1x1 convolution may be a linear layer here."""
+        tensor = self._pop(name)
+        if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
+            wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
+            raise DdimError(self.what, wrong, "say what the network is")
+        return tensor.reshape(shape)
+
+    def join(self, names: list[str], shape: torch.Size) -> Tensor:
+        """The rows of several tensors, which are one tensor of that shape here."""
+        found = [self._pop(name) for name in names]
+        for name, tensor in zip(names, found, strict=True):
+            if tensor.shape[1:].numel() != shape[1:].numel():
+                wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
+                raise DdimError(self.what, wrong, "say what the network is")
+        if sum(len(tensor) for tensor in found) != shape[0]:
+            wrong = f"holds {names[0]} and its like of {sum(map(len, found))} rows, the network's have {shape[0]}"
+            raise DdimError(self.what, wrong, "say what the network is")
+        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in found])
+
+    def refuse(self) -> None:
+        """Refuse a state dict of which something is left."""
+        if self.tensors:
+            names = sorted(self.tensors)
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise DdimError(self.what, f"holds what the network has no place for: {some}", "say what the network is")
+
+    def _pop(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            wrong = f"holds no {name}"
+            raise DdimError(self.what, wrong, "give the checkpoint of such a network, or say what it is")
+        return self.tensors.pop(name).float()
 
 
 def theirs(weights: Mapping[str, Tensor], config: UNetConfig, names: Names) -> Weights:
@@ -179,7 +205,7 @@ def theirs(weights: Mapping[str, Tensor], config: UNetConfig, names: Names) -> W
     return {key: tensor.contiguous() for key, tensor in out.items()}
 
 
-def blank(config: UNetConfig) -> Weights:
+def blank(config: UNetConfig | LucidrainsConfig) -> Weights:
     """Our state dict without numbers."""
     from ddim import seeds
 

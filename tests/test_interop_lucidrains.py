@@ -1,0 +1,236 @@
+"""Checkpoints of denoising-diffusion-pytorch, held against a plain network with its names and arithmetic.
+
+The plain network itself was held against the package's own (2.3.4): all its names, and a relative difference of 3e-6.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import randn
+from ddim.errors import DdimError
+from ddim.interop import Hints, read
+from ddim.model import Model, load
+from ddim.nn.lucidrains import LucidrainsConfig
+from foreign_lucid import LucidNet
+from foreign_nets import filled
+from models import ddim, new_network
+
+SIZE = (8, 8)
+TIMES = torch.tensor([0, 77])
+TOLD = Hints(size=SIZE, predicts="v", schedule="cosine")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as given": {},
+    "grey, three levels": {"colours": 1, "multipliers": (1, 2, 3)},
+    "one level": {"multipliers": (1,)},
+    "another first width": {"first": 20},
+    "attention of each level its own": {"full": (True, False), "heads": (2, 3), "each": (8, 4)},
+    "linear everywhere": {"full": (False, False)},
+}
+
+
+@cache
+def network(seed: int = 0, **options: Any) -> Any:
+    return filled(LucidNet(16, **({"multipliers": (1, 2)} | options)), seed)
+
+
+def saved(folder: Path, state: Any) -> Path:
+    torch.save(state, folder / "model-1.pt")
+    return folder / "model-1.pt"
+
+
+def differ(path: Path, hints: Hints, theirs: nn.Module) -> float:
+    model = load(path, "cpu", hints=hints, dtype="float32")
+    x = randn(2, *model.shape, dtype=torch.float32)
+    with torch.no_grad():
+        ours, other = model.network(x, TIMES + 1.0), theirs(x, TIMES)
+    assert other.std() > 0.01
+    return float((ours - other).norm() / other.norm())
+
+
+def sigmoid_betas(T: int) -> np.ndarray:
+    """Their default schedule: alpha_bar falls along a logistic curve from -3 to 3."""
+    u = np.linspace(0, 1, T + 1)
+    curve = 1 / (1 + np.exp(-(6 * u - 3)))
+    alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
+    return np.clip(1 - alpha_bar[1:] / alpha_bar[:-1], 0, 0.999)
+
+
+def cosine_betas(T: int) -> np.ndarray:
+    curve = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.clip(1 - curve[1:] / curve[:-1], 0, 0.999)
+
+
+BETAS = {"sigmoid": sigmoid_betas, "cosine": cosine_betas}
+BETAS["linear"] = lambda T: np.linspace(0.1 / T, 20 / T, T)
+OBJECTIVES = {"eps": lambda snr: np.ones_like(snr), "x0": lambda snr: snr, "v": lambda snr: snr / (snr + 1)}
+
+
+def diffusion(net: nn.Module, betas: np.ndarray, predicts: str = "v", capped: bool = False) -> dict[str, Tensor]:
+    """The state dict of a GaussianDiffusion: its tables, and the network behind "model."."""
+    alpha_bar = np.cumprod(1 - betas)
+    snr = alpha_bar / (1 - alpha_bar)
+    weight = OBJECTIVES[predicts](snr) * (np.minimum(snr, 5) / snr if capped else 1)
+    tables = {"betas": betas, "alphas_cumprod": alpha_bar, "loss_weight": weight}
+    return {key: torch.from_numpy(table).float() for key, table in tables.items()} | prefixed(
+        "model.", net.state_dict()
+    )
+
+
+def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def training(trained: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Any]:
+    """What the Trainer writes."""
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(7)}
+    ema |= prefixed("online_model.", trained) | prefixed("ema_model.", averaged)
+    adam = {"state": {0: {"step": torch.tensor(7.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
+    return {"step": 7, "model": trained, "opt": adam, "ema": ema, "scaler": None, "version": "2.3.4"}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_network_computes_the_same(name: str, tmp_path: Path) -> None:
+    theirs = network(**OPTIONS[name])
+    path = saved(tmp_path, theirs.state_dict())
+    assert differ(path, TOLD, theirs) < 1e-5
+    assert differ(path, Hints(size=(8, 16), predicts="v", schedule="cosine"), theirs) < 1e-5
+
+
+def test_the_network_in_half_precision_and_one_condition_for_all(tmp_path: Path) -> None:
+    model = load(saved(tmp_path, network().state_dict()), "cpu", hints=TOLD, dtype="float32")
+    x, t = randn(3, *model.shape, dtype=torch.float32), torch.tensor([5.0])
+    with torch.no_grad():
+        each = model.network(x, t.expand(3))
+        assert torch.allclose(model.network.body(model.network.enter(x), model.network.condition(t)), each, atol=1e-5)
+        made = model.denoise(x, model.schedule.level(5)).eps
+        low = load(tmp_path / "model-1.pt", "cpu", hints=TOLD, dtype="bfloat16").denoise(x, model.schedule.level(5)).eps
+    assert float((low - made).norm() / made.norm()) < 0.05
+    assert not torch.equal(low, made)
+
+
+@pytest.mark.parametrize("predicts", OBJECTIVES)
+@pytest.mark.parametrize("capped", [False, True])
+@pytest.mark.parametrize("schedule", BETAS)
+def test_schedule_and_objective_are_read_off_the_tables(
+    schedule: str, capped: bool, predicts: str, tmp_path: Path
+) -> None:
+    betas = BETAS[schedule](100)
+    made = read(saved(tmp_path, diffusion(network(), betas, predicts, capped)), Hints(size=SIZE))
+    assert made.config.predicts == predicts
+    assert np.allclose(made.config.schedule.build().alpha_bar[1:-1], np.cumprod(1 - betas)[:-1], rtol=1e-6)
+    assert made.config.schedule.name == (schedule if schedule != "sigmoid" else "betas")
+
+
+def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path: Path) -> None:
+    betas = sigmoid_betas(100)
+    trained, averaged = diffusion(network(1), betas), diffusion(network(2), betas)
+    path = saved(tmp_path, training(trained, averaged))
+    assert differ(path, Hints(size=SIZE), network(2)) < 1e-5
+    assert differ(path, Hints(size=SIZE, ema=False), network(1)) < 1e-5
+    assert read(path, Hints(size=SIZE)).notes[-1] == "weights: averaged (EMA)"
+    alone = saved(tmp_path, training(trained, averaged)["ema"])
+    assert differ(alone, Hints(size=SIZE), network(2)) < 1e-5
+    assert differ(alone, Hints(size=SIZE, ema=False), network(1)) < 1e-5
+    without_online = saved(tmp_path, prefixed("ema_model.", averaged) | {"step": torch.tensor(7)})
+    assert differ(without_online, Hints(size=SIZE), network(2)) < 1e-5
+    with pytest.raises(DdimError, match="averaged weights alone"):
+        read(without_online, Hints(size=SIZE, ema=False))
+    assert differ(saved(tmp_path, prefixed("module.", trained)), Hints(size=SIZE), network(1)) < 1e-5
+
+
+def test_the_sigmoid_of_a_network_alone_is_that_codes(tmp_path: Path) -> None:
+    path = saved(tmp_path, network().state_dict())
+    made = read(path, Hints(size=SIZE, predicts="v", schedule="sigmoid", T=100))
+    assert np.allclose(made.config.schedule.build().alpha_bar[1:], np.cumprod(1 - sigmoid_betas(100)), rtol=1e-9)
+    linear = read(path, Hints(size=SIZE, predicts="v", schedule="linear", T=250)).config.schedule.build()
+    assert np.allclose(linear.alpha_bar[1:], np.cumprod(1 - BETAS["linear"](250)), rtol=1e-9)
+
+
+def test_a_model_samples_is_saved_as_ours_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path, diffusion(network(), sigmoid_betas(100)))
+    model = load(path, "cpu", hints=Hints(size=SIZE), dtype="float32")
+    assert isinstance(model, Model)
+    pictures = model.sample(3, 4, seed=2)
+    assert pictures.shape == (3, 3, 8, 8)
+    assert torch.isfinite(pictures).all()
+    assert ddim("convert", path, "--size", 8, "--out", tmp_path / "ours") == 0
+    assert "predicts: v (pred_v" in capsys.readouterr().out
+    again = load(tmp_path / "ours", "cpu", dtype="float32")
+    assert torch.equal(again.sample(3, 4, seed=2), pictures)
+    assert ddim("info", tmp_path / "ours") == 0
+    assert "denoising-diffusion-pytorch" in capsys.readouterr().out
+
+
+def test_a_batch_does_not_matter() -> None:
+    made = new_network(LucidrainsConfig(height=8, width=8, channels=16, first=16, multipliers=(1, 1, 1, 1)))
+    x, t = randn(3, 3, 8, 8, dtype=torch.float32), torch.tensor([1.0, 40.0, 900.0])
+    with torch.no_grad():
+        assert torch.allclose(made(x, t)[1:2], made(x[1:2], t[1:2]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"height": 12}, "12x32 is not divisible by 8"),
+        ({"heads": (4, 4)}, "4 levels, heads is given for 2"),
+        ({"memories": (4, 4, 4, 0)}, "memories must be whole numbers >= 1"),
+        ({"multipliers": (), "full": (), "heads": (), "head_channels": (), "memories": ()}, "multipliers must be"),
+    ],
+)
+def test_a_configuration_that_makes_no_network_is_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LucidrainsConfig(**values)
+
+
+def plain(**tensors: Tensor) -> dict[str, Tensor]:
+    return network().state_dict() | {key.replace("__", "."): tensor for key, tensor in tensors.items()}
+
+
+# What is in the file, what is hinted, and words of the one line that comes of it.
+REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
+    "no size": (plain, {"size": None}, "--size 32"),
+    "a size it cannot have": (plain, {"size": (7, 7)}, "7x7 is not divisible by 2"),
+    "no schedule": (plain, {"schedule": None}, "--schedule: linear, cosine or sigmoid"),
+    "no objective": (plain, {"predicts": None}, "--predicts: eps"),
+    "heads": (plain, {"heads": 4}, "--heads: is not asked for"),
+    "a schedule beside the file's": (
+        lambda: diffusion(network(), sigmoid_betas(100)),
+        {},
+        "--schedule cosine: is said by",
+    ),
+    "another objective than the file's": (
+        lambda: diffusion(network(), sigmoid_betas(100), "x0"),
+        {"schedule": None},
+        "those of pred_x0",
+    ),
+    "self-conditioning": (lambda: plain(init_conv__weight=torch.zeros(16, 6, 7, 7)), {}, "self_condition"),
+    "learned variance": (lambda: plain(final_conv__weight=torch.zeros(6, 16, 1, 1)), {}, "learned variance"),
+    "latents": (lambda: network(colours=4).state_dict(), {}, "takes 4 channels"),
+    "frequencies of its own": (lambda: plain(time_mlp__0__weights=torch.zeros(8)), {}, "random_fourier_features"),
+    "labels": (lambda: plain(classes_emb__weight=torch.zeros(10, 16)), {}, "with labels"),
+    "an older version": (lambda: plain(downs__0__2__fn__norm__g=torch.zeros(1, 16, 1, 1)), {}, "before 2"),
+    "a name too many": (lambda: plain(logvar=torch.zeros(3)), {}, "no place for: logvar"),
+    "a wrong shape": (lambda: plain(mid_attn__to_out__weight=torch.zeros(32, 64, 1, 1)), {}, "mid_attn.to_out.weight"),
+    "a name missing": (
+        lambda: {key: tensor for key, tensor in plain().items() if key != "ups.0.0.mlp.1.bias"},
+        {},
+        "holds no ups.0.0.mlp.1.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    state, hints, words = REFUSED[name]
+    told = {"size": SIZE, "predicts": "v", "schedule": "cosine"} | hints
+    with pytest.raises(DdimError, match=words) as error:
+        read(saved(tmp_path, state()), Hints(**told))
+    assert "\n" not in str(error.value)
