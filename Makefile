@@ -13,7 +13,7 @@ LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find
 SOURCE := $(if $(LINKS),$(foreach link,$(LINKS),--find-links $(link)),--torch-backend $(or $(TORCH_BACKEND),auto))
 INSTALL = $(BIN)/uv pip install -q -p $(BIN)/python $(SOURCE) -c constraints.txt $(TORCH)
 
-.PHONY: demo test test-heavy lint format docs mutations clean
+.PHONY: demo test test-heavy bench lint format docs mutations clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ddim demo --out $(OUT) $(if $(MNIST),--mnist $(MNIST))
@@ -23,6 +23,9 @@ test: $(VENV)/.dev
 
 test-heavy: $(VENV)/.dev
 	$(BIN)/python -m pytest -m heavy -n 0
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from bench import randn
 from ddim.errors import DdimError
 from ddim.native import kernels as native
-from ddim.native.unet import NativeUNet, Pace, fits
+from ddim.native.pace import Pace
+from ddim.native.unet import NativeUNet, fits
 from ddim.nn.unet import UNetConfig
 from models import new_network, tiny_config, tiny_model, tiny_network
 
