@@ -332,3 +332,22 @@ def test_hints_are_refused_where_the_source_says_itself(tmp_path: Path, capsys: 
         assert ddim("convert", *words, "--out", tmp_path / "out") == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert ddim("convert", theirs, "--size", "big", "--out", tmp_path / "out") == 2
+
+
+@pytest.mark.parametrize("settings", [{"clip_sample": False, "timestep_spacing": "linspace"}, {"steps_offset": 1}])
+def test_like_diffusers_is_what_its_own_scheduler_does(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The folder's scheduler, slips and all, from the shell: the pixels of its own steps."""
+    from PIL import Image
+
+    scheduler, network = DDIMScheduler(**settings), unet(**SMALL)
+    DDIMPipeline(network, scheduler).save_pretrained(tmp_path / "model")
+    out = tmp_path / "out"
+    words = ("--like", "diffusers", "--steps", 7, "-n", 1, "--precision", "float32")
+    assert ddim("sample", tmp_path / "model", *words, "--out", out) == 0
+    x = load(tmp_path / "model", "cpu").noise(1).start()
+    scheduler.set_timesteps(7)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(x, t).sample, t, x).prev_sample
+    wanted = ((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
+    assert np.abs(np.asarray(Image.open(out / "000000.png")) - wanted).max() < 0.6

@@ -22,7 +22,7 @@ LONGEST_BODY = 45  # without
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
     {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
-    {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical"},  # 1 theory
+    {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical", "comparison"},  # 1 theory
     {
         "denoiser",
         "tokens",
@@ -34,6 +34,7 @@ FLOORS = (
         "token_bound",
         "ode",
         "exact",
+        "emulate",
     },  # 2 method
     {
         "loop",
@@ -48,6 +49,8 @@ FLOORS = (
         "likelihood",
         "native",
         "planning",
+        "foreign_denoiser",
+        "wrapping",
     },  # 3 journeys
     {
         "config",
@@ -72,10 +75,6 @@ FLOORS = (
         "export",
         "hub",
         "published",
-        "wrapping",
-        "foreign_denoiser",
-        "emulate",
-        "comparison",
     },  # 4 goods
     {"report", "cli", "__init__", "__main__"},  # 5 doors
 )

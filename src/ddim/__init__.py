@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         check,
         data,
         denoiser,
+        emulate,
         evaluation,
         exact,
         gaussian,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         guidance,
         hooks,
         inference,
+        interop,
         latents,
         likelihood,
         loop,
@@ -40,12 +42,14 @@ if TYPE_CHECKING:
     )
     from ddim.denoiser import Clipped, Guided, Hooked, Prediction
     from ddim.errors import DdimError, DdimWarning
+    from ddim.interop.plan_scheduler import PlanScheduler
     from ddim.latents import blend, slerp
     from ddim.loop import Step, trajectory
     from ddim.model import Model, load
     from ddim.plan import Plan, Row
     from ddim.schedule import Level, Schedule
     from ddim.seeds import Noise
+    from ddim.wrapping import Wrapped, wrap
 
 __all__ = [
     "Clipped",
@@ -57,16 +61,19 @@ __all__ = [
     "Model",
     "Noise",
     "Plan",
+    "PlanScheduler",
     "Prediction",
     "Row",
     "Schedule",
     "Step",
+    "Wrapped",
     "blend",
     "bound",
     "categorical",
     "check",
     "data",
     "denoiser",
+    "emulate",
     "evaluation",
     "exact",
     "gaussian",
@@ -74,6 +81,7 @@ __all__ = [
     "guidance",
     "hooks",
     "inference",
+    "interop",
     "latents",
     "likelihood",
     "load",
@@ -87,6 +95,7 @@ __all__ = [
     "slerp",
     "trajectory",
     "tuning",
+    "wrap",
 ]
 
 # Loaded when first used, so that `import ddim` and `ddim --help` do not wait for torch.
@@ -106,6 +115,9 @@ _HOME = {
     "Level": "schedule",
     "Schedule": "schedule",
     "Noise": "seeds",
+    "PlanScheduler": "interop.plan_scheduler",
+    "Wrapped": "wrapping",
+    "wrap": "wrapping",
     "Step": "loop",
     "trajectory": "loop",
     "bound": "",
@@ -113,6 +125,7 @@ _HOME = {
     "check": "",
     "data": "",
     "denoiser": "",
+    "emulate": "",
     "evaluation": "",
     "exact": "",
     "gaussian": "",
@@ -120,6 +133,7 @@ _HOME = {
     "guidance": "",
     "hooks": "",
     "inference": "",
+    "interop": "",
     "latents": "",
     "likelihood": "",
     "loop": "",

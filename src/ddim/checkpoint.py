@@ -6,7 +6,7 @@ import hashlib
 import importlib.resources
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -14,12 +14,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddim.config import ModelConfig, parse, to_json
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 from ddim.files import make_folder, sha256, strangers, write_atomic
 from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+CARD = "README.md"
 
 
 def bundled() -> dict[str, Path]:
@@ -70,13 +71,27 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, tensors
 
 
-def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+def write(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    card: Callable[[ModelConfig], str] | None = None,
+) -> None:
     """Write a model folder beside its place and put it there by renaming; an older one is replaced whole.
+
+    Args:
+        folder: Where.
+        config: The configuration; the checksum is filled in.
+        weights: The weights.
+        card: Makes a model card, `README.md`, of the configuration as it is written. Without, a card there is kept.
 
     Raises:
         DdimError: If it cannot be written, or the place holds something that is no model folder.
+
+    Warns:
+        DdimWarning: If a card is kept.
     """
-    _place(folder, config, _bytes(weights))
+    _place(folder, config, _bytes(weights), card)
 
 
 def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
@@ -110,11 +125,12 @@ def refuse_other(folder: Path, sha256: str) -> None:
 
 
 def _refuse_strangers(folder: Path) -> None:
-    if strangers(folder, WEIGHTS, CONFIG) or (folder.exists() and not folder.is_dir()):
+    card = [CARD] if (folder / CONFIG).is_file() else []  # a text beside nothing of ours is somebody's own
+    if strangers(folder, WEIGHTS, CONFIG, *card) or (folder.exists() and not folder.is_dir()):
         raise DdimError(folder, "holds something that is not a model", "choose another folder")
 
 
-def _place(folder: Path, config: ModelConfig, data: bytes) -> None:
+def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None) -> None:
     _refuse_strangers(folder)
     make_folder(folder.parent)
     part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
@@ -126,6 +142,11 @@ def _place(folder: Path, config: ModelConfig, data: bytes) -> None:
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     write_atomic(part / WEIGHTS, data)
     write_atomic(part / CONFIG, to_json(config).encode())
+    if card is not None:
+        write_atomic(part / CARD, card(config).encode())
+    elif (folder / CARD).is_file():
+        write_atomic(part / CARD, (folder / CARD).read_bytes())
+        say(f"{folder / CARD} is kept; it was written for the model that was there")
     try:
         if folder.exists():
             os.rename(folder, old)

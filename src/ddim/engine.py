@@ -22,6 +22,7 @@ from ddim.kinds import Kind, kind_of
 from ddim.network import NetworkDenoiser
 from ddim.nn.network import Network
 from ddim.plan import Plan
+from ddim.published import Published
 from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
 from ddim.table import Table
@@ -44,7 +45,7 @@ class Encoded:
     calls: int
 
 
-class Engine:
+class Engine(Published):
     """A trained network that computes, whatever its data; `ddim.Model` and `ddim.TokenModel` are two.
 
     Args:

@@ -107,7 +107,8 @@ class Plan(Table[Row]):
         wrong, row = "on a straight line", self.rows[k]
         if self.emulates:
             signal, noise = self.goes_to(k)
-            off, wrong = abs(signal**2 + noise**2 + row.sigma**2 - 1), "from a row that goes to any level"
+            off = max(abs(signal**2 + noise**2 + row.sigma**2 - 1), -signal, -noise)
+            wrong = "from a step to any level"
         if off > TOLERANCE * row.size:
             raise DdimError(self.where(k), f"is off by {off:.3g} {wrong}", "mend its weights")
 

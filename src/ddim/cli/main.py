@@ -31,6 +31,7 @@ COMMANDS = {
     "tune": "Find a better plan for a model and a number of network calls.",
     "plan": "Print the table of coefficients that a sampler runs.",
     "convert": "Bring a model of another code into ours, or ours into a diffusers folder.",
+    "export": "Write a model's network, or a whole sampler, as ONNX or a torch.export program.",
     "info": "Show what a model is and where it comes from.",
     "demo": "Make three pictures and a table with the bundled model.",
 }

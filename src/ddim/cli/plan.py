@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import click
 
+from ddim.cli.like import compared, like_option, make_like
 from ddim.cli.options import grid_option, make_any_plan, noise_options, sampler_option, sharpness_options, steps_option
+from ddim.errors import DdimError
 
 
 @click.command("plan")
@@ -17,6 +20,8 @@ from ddim.cli.options import grid_option, make_any_plan, noise_options, sampler_
 @noise_options
 @sharpness_options
 @click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
+@like_option
+@click.option("--diff", is_flag=True, help="With --like: ours too, of the same times or of --grid, and what differs.")
 @click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
 def command(
     model: str,
@@ -29,6 +34,8 @@ def command(
     temperature: float | None,
     top_p: float | None,
     encode: bool,
+    like: str | None,
+    diff: bool,
     as_json: bool,
 ) -> None:
     """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
@@ -43,10 +50,24 @@ def command(
       ddim plan mnist --steps 10 --eta 0.5
       ddim plan mnist --steps 10 --sampler unipc3 --grid log-snr
       ddim plan mnist --grid 1,50,300,1000 --json > plan.json
+      ddim plan mnist --like diffusers:spacing=linspace --steps 10 --diff
     """
     from ddim.model import load
 
+    if diff and (like is None or as_json):
+        other, mend = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
+        raise DdimError("--diff", f"is given with {other}", mend)
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
-    made = make_any_plan(load(model, "cpu"), steps, grid, sampler, **settings, **sharp)
-    click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))
+    loaded = load(model, "cpu")
+    made: Any
+    given: dict[str, Any] = {}
+    if like is None:
+        made = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
+    else:
+        others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
+        made, given = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
+    if diff:
+        click.echo(compared(loaded, made, given, steps, grid))
+    else:
+        click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))

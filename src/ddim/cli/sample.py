@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.filling import fill
+from ddim.cli.like import like_option, make_like
 from ddim.cli.options import (
     device_options,
     grid_option,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="A plan file, instead of --steps, --grid, --eta.",
 )
+@like_option
 @click.option("--any-model", is_flag=True, help="Run a plan that was tuned for another model.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
 @device_options
@@ -79,6 +81,7 @@ def command(
     guidance: float | None,
     cfg_plus_plus: float | None,
     plan_file: Path | None,
+    like: str | None,
     any_model: bool,
     sheet: Path | None,
     device: str | None,
@@ -106,11 +109,15 @@ def command(
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
     if sheet is not None and loaded.kind.unit != "images":
         raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
+    chosen = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
     if plan_file is not None:
-        given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
+        given = {"like": like, **chosen, "steps": steps, **settings}
         plan = _read_plan(loaded, plan_file, given, any_model)
     elif any_model:
         raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
+    elif like is not None:
+        others = chosen | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
+        plan, _ = make_like(loaded, like, steps, eta, clip_x0, others)
     else:
         sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
@@ -121,6 +128,7 @@ def command(
     there = f" ({made.found} were there)" if made.found else ""
     first = loaded.kind.path(out, start)
     click.echo(f"{n} {what}{there}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(n**0.5))))

@@ -1,0 +1,114 @@
+"""`ddim export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli.options import (
+    grid_option,
+    load_any,
+    make_any_plan,
+    noise_options,
+    output_file,
+    progress_bar,
+    sampler_option,
+    steps_option,
+)
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.engine import Engine
+    from ddim.export import Exported
+
+
+@click.command("export")
+@click.argument("model")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, *.onnx or *.pt2.")
+@click.option(
+    "--what",
+    type=click.Choice(["network", "sampler"]),
+    default="network",
+    show_default=True,
+    help="The network alone, or a whole run of a sampler from x_T to x_0.",
+)
+@steps_option(20)
+@sampler_option
+@grid_option(default="equal-angle; auto has its own")
+@noise_options
+@click.option(
+    "--plan",
+    "plan_file",
+    type=click.Path(path_type=Path),
+    help="A plan file, instead of --steps, --sampler, --grid.",
+)
+def command(
+    model: str,
+    out: Path,
+    what: str,
+    steps: int | None,
+    sampler: str,
+    grid: str | None,
+    eta: float | None,
+    sigma: str | None,
+    clip_x0: bool | None,
+    plan_file: Path | None,
+) -> None:
+    """Write the network of MODEL, or a whole sampler, as a program that runs without this library, in float32.
+
+    A network takes x (N, C, H, W), the time t (N,), counted 1..T, and labels (N,) where it has them. A sampler takes
+    x_T and gives x_0: its plan, which must be one without noise, is in the file. Any number of samples goes in at once.
+    What a user must know stands in the file's metadata. The file is run and compared with the model before it takes its
+    place.
+
+    \b
+    Examples:
+      ddim export mnist --out network.onnx
+      ddim export mnist --out sampler.onnx --what sampler --steps 10
+      ddim export mnist --out sampler.pt2 --what sampler --steps 10 --sampler unipc3 --grid log-snr
+    """
+    from ddim.export import exporting
+
+    output_file(out)
+    settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
+    given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
+    options = [f"--{name.removesuffix('_x0')}" for name, value in given.items() if value is not None]
+    if plan_file is not None and options:
+        raise DdimError(f"--plan and {options[0]}", "are both given", "a plan holds all of it; leave the other out")
+    options += ["--plan"] if plan_file is not None else []
+    if what == "network" and options:
+        raise DdimError(options[0], "is about a sampler", "say --what sampler too, or leave it out")
+    loaded = load_any(model, "cpu", "float32", False)
+    plan: Any = None
+    if what == "sampler":
+        made = make_any_plan(loaded, steps, grid, sampler, **settings) if plan_file is None else None
+        plan = made or _read_plan(loaded, plan_file)
+    with progress_bar(transient=True) as bar:
+        task, work = bar.add_task("loading", total=None, rate=""), exporting(loaded, out, plan, Path(model).name)
+        while True:
+            try:
+                bar.update(task, description=next(work), refresh=True)
+            except StopIteration as end:
+                _tell(end.value)
+                return
+
+
+def _read_plan(model: Engine, path: Path | None) -> Any:
+    assert path is not None
+    if not path.is_file():
+        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
+    return model.kind.read_plan(path.read_text(errors="replace"), str(path))
+
+
+def _tell(made: Exported) -> None:
+    facts = made.facts
+    name = f"sampler {facts['plan_name']}" if facts["what"] == "sampler" else "network"
+    click.echo(f"{made.path}: {name}, {made.size / 1e6:.1f} MB")
+    click.echo(f"input: {facts['input']}")
+    click.echo(f"output: {facts['output']}")
+    if made.difference is None:
+        click.echo("not verified: onnxruntime is not installed; pip install 'ddim[interop]'")
+    else:
+        click.echo(f"verified: it differs from the model by at most {made.difference:.1e}")
