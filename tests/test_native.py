@@ -197,14 +197,19 @@ def test_which_precision_is_chosen() -> None:
 
 def test_the_pace_is_the_faster_ones() -> None:
     pace = Pace(4)
-    for _ in range(50):
-        threads = pace.threads()
-        pace.took(threads, 1.0 if threads == 4 else 0.5)
-    assert pace.threads() == 1
-    for _ in range(Pace.AGAIN):  # the other work is over
-        threads = pace.threads()
-        pace.took(threads, 0.3 if threads == 4 else 0.5)
-    assert pace.threads() == 4
+
+    def calls(number: int, four: float, one: float) -> list[int]:
+        used = []
+        for _ in range(number):
+            used.append(pace.threads())
+            pace.took(used[-1], four if used[-1] == 4 else one)
+        return used
+
+    assert set(calls(6, 0.3, 0.5)) == {4, 1}
+    assert calls(Pace.AGAIN, 0.3, 0.5).count(4) == Pace.AGAIN - 1
+    assert calls(3, 5.0, 0.5) == [4, 1, 1]  # another process has begun to use the cores
+    assert calls(2 * Pace.AGAIN, 0.3, 0.5)[-Pace.AGAIN :].count(4) == Pace.AGAIN - 1  # it has ended
+    assert Pace(1).threads() == 1
 
 
 def run(code: str, **env: str) -> str:

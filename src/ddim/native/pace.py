@@ -25,27 +25,31 @@ class Buffers:
 
 
 class Pace:
-    """Which number of threads is the fastest, all or one: tried in the first calls, and now and then again.
+    """Which number of threads is the fastest, all or one: both are tried at first, and now and then again.
 
-    On a machine that is busy with other things, threads that wait for each other are slower than one alone.
+    On a machine that is busy with other things, threads that wait for each other are slower than one alone, and that
+    may begin and end at any time.
     """
 
-    AGAIN = 100
+    AGAIN = 40
 
     def __init__(self, most: int):
-        self.times: dict[int, list[float]] = {most: [], 1: []}
+        self.seconds: dict[int, float | None] = {most: None, 1: None}
         self.calls = 0
 
     def threads(self) -> int:
         """How many the next call should use."""
         self.calls += 1
-        if self.calls % self.AGAIN == 0:
-            for times in self.times.values():
-                times.clear()
-        few = [number for number, times in self.times.items() if len(times) < 2]
-        return few[0] if few else min(self.times, key=lambda number: min(self.times[number]))
+        known = {number: seconds for number, seconds in self.seconds.items() if seconds is not None}
+        if self.calls <= 2 or len(known) < len(self.seconds):  # of the first calls neither counts: caches are cold
+            return [*self.seconds][self.calls % len(self.seconds)]
+        best = min(known, key=lambda number: known[number])
+        others = [number for number in known if number != best]
+        return others[0] if others and self.calls % self.AGAIN == 0 else best
 
     def took(self, threads: int, seconds: float) -> None:
-        """How long a call took."""
-        if threads in self.times:
-            self.times[threads].append(seconds)
+        """How long a call took; of those in use the newest counts for half, of the others it counts alone."""
+        before = self.seconds[threads]
+        if self.calls > 2:
+            fresh = before is None or before > min(value for value in self.seconds.values() if value is not None)
+            self.seconds[threads] = seconds if fresh or before is None else (before + seconds) / 2
