@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -28,21 +27,6 @@ from ddim.seeds import Noise
 from ddim.table import Table
 
 STEPS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """Some pictures' latents.
-
-    Args:
-        latents: (N, C, H, W), float32; float64 where the plan has a lattice.
-        earlier: Where a latent is two states, the one step before; of the same kind.
-        calls: How many network calls it took.
-    """
-
-    latents: Tensor
-    earlier: Tensor | None
-    calls: int
 
 
 class Engine(Published):
@@ -99,6 +83,11 @@ class Engine(Published):
         """Shape of one sample, (C, H, W) or (L,)."""
         return self.config.network.shape
 
+    @cached_property
+    def _plain(self) -> AnyDenoiser:
+        """The network without labels; kept, as is what it knows of times."""
+        return NetworkDenoiser(self.compute.network, self.kind.hub, None, self.compute.body)
+
     def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> AnyDenoiser:
         """The network as a denoiser.
 
@@ -111,8 +100,7 @@ class Engine(Published):
             DdimError: If labels are given to a network without them, or are out of range.
         """
         classes = self.config.network.classes
-        network, body = self.compute.network, self.compute.body
-        plain = NetworkDenoiser(network, self.kind.hub, None, body)
+        network, body, plain = self.compute.network, self.compute.body, self._plain
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
         if labels is None:
@@ -253,7 +241,7 @@ class Engine(Published):
         denoise = through(self.denoise) if through else self.denoise
         yield from blocks.run_blocks(denoise, plan, first, self.micro_batch, older, not self.compute.steady)
 
-    def encode_blocks(self, way: inversion.Way, pictures: Tensor) -> Iterator[Encoded]:
+    def encode_blocks(self, way: inversion.Way, pictures: Tensor) -> Iterator[inversion.Encoded]:
         """Turn pictures into latents, in micro-batches of one fixed size.
 
         Args:
@@ -273,7 +261,7 @@ class Engine(Published):
         numbered = (states, torch.arange(len(states)))
         encode = partial(inversion.encode, self.denoise, way)
         for latents, earlier, calls in blocks.in_blocks(encode, numbered, self.micro_batch):
-            yield Encoded(latents, earlier if way.pair else None, int(calls[0]) if len(calls) else 0)
+            yield inversion.Encoded(latents, earlier if way.pair else None, int(calls[0]) if len(calls) else 0)
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """States on the device, in the plan's dtype, if they and the plan are this model's."""

@@ -180,6 +180,21 @@ def encoding(plan: Plan, clean_as: Level) -> Plan:
     return replace(back, rows=(first, *back.rows), before=(), about=about).check()
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Some pictures' latents.
+
+    Args:
+        latents: (N, C, H, W), float32; float64 where the plan has a lattice.
+        earlier: Where a latent is two states, the one step before; of the same kind.
+        calls: How many network calls it took.
+    """
+
+    latents: Tensor
+    earlier: Tensor | None
+    calls: int
+
+
 def encode(denoise: Denoiser, way: Way, pictures: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures to latents.
 

@@ -187,15 +187,16 @@ class NativeUNet:
         patch, most = self.network.config.patch, torch.get_num_threads()
         pace = self.paces.setdefault((len(x), most), Pace(most))
         threads, begun = pace.threads(), time.perf_counter()
-        x = F.pixel_unshuffle(x, patch) if patch > 1 else x
         with torch.no_grad(), _threads(threads, most):
             self.kernels.threads = threads
+            x = F.pixel_unshuffle(x, patch) if patch > 1 else x
             out = self._body(x.permute(0, 2, 3, 1).contiguous(), condition, buffers)
+            made = out.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+            buffers.give(out)
+            made = F.pixel_shuffle(made, patch) if patch > 1 else made
         pace.took(threads, time.perf_counter() - begun)
-        made = out.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
-        buffers.give(out)
         self.pool.append(buffers)
-        return F.pixel_shuffle(made, patch) if patch > 1 else made
+        return made
 
     def _body(self, x: Tensor, condition: Tensor, buffers: Buffers) -> Tensor:
         times = iter(torch.split(condition, self.network.widths, dim=1))
