@@ -91,8 +91,9 @@ def command(
             try:
                 bar.update(task, description=next(work), refresh=True)
             except StopIteration as end:
-                _tell(end.value)
-                return
+                written: Exported = end.value
+                break
+    _tell(written)
 
 
 def _read_plan(model: Engine, path: Path | None) -> Any:
