@@ -70,22 +70,26 @@ def fetch(
     return folder
 
 
-def read(place: str | Path, name: str | Path) -> tuple[ModelConfig, Network, tuple[str, ...]]:
+def read(
+    place: str | Path, name: str | Path, hints: interop.Hints | None = None
+) -> tuple[ModelConfig, Network, tuple[str, ...]]:
     """A model folder's configuration and network, or another code's as ours, and how that was read.
 
     Args:
         place: A folder, or a bundled model's name.
         name: What to call it in an error.
+        hints: What a file of weights does not say of itself.
 
     Raises:
         DdimError: If something is missing, is not what it says, or does not match its checksum.
     """
     notes: tuple[str, ...] = ()
     if interop.is_foreign(place):
-        foreign = interop.read(place)
+        foreign = interop.read(place, hints)
         config, weights, notes = foreign.config, foreign.weights, foreign.notes
     else:
         config, weights = checkpoint.read(place)
+    # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
     with seeds.forked("cpu", 0):
         network = config.network.build()
     checkpoint.fill(network, weights, name)

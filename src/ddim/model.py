@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim import checkpoint, interop, inversion, seeds, tuning
+from ddim import hub, interop, inversion, tuning
 from ddim.config import ModelConfig
 from ddim.data.policy import ImagePolicy
 from ddim.denoiser import Guidance, Hook, Hooked
@@ -27,7 +26,6 @@ from ddim.planning import Planner
 from ddim.token_model import TokenModel
 
 PILOTS = 2**63  # of seeds of tuning
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Model(Engine):
@@ -255,36 +253,12 @@ def load(
     Raises:
         DdimError: If there is no such model, or it is damaged.
     """
-    place = place_of(name)
-    notes: tuple[str, ...] = ()
-    if interop.is_foreign(place):
-        foreign = interop.read(place, hints)
-        config, weights, notes = foreign.config, foreign.weights, foreign.notes
-    else:
-        config, weights = checkpoint.read(place)
-    # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
-    with seeds.forked("cpu", 0):
-        network = config.network.build()
-    checkpoint.fill(network, weights, name)
+    config, network, notes = hub.read(hub.place(name), name, hints)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model = of(network, config, device, **settings)
     model.notes = notes
     return model
-
-
-def place_of(name: str | Path) -> str | Path:
-    """The name itself, or where a hub's model of that name was downloaded to: "org/name", where no such folder is here.
-
-    Raises:
-        DdimError: If it cannot be had.
-    """
-    path = Path(name)
-    if path.exists() or not isinstance(name, str) or not HUB_ID.fullmatch(name):
-        return name
-    from ddim import hub
-
-    return hub.fetch(name)
 
 
 def of(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model | TokenModel:

@@ -93,12 +93,11 @@ def command(
 
 def _read(source: str, hints: Hints, kind: str | None) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Configuration, weights and notes of any source."""
-    from ddim import checkpoint, interop
+    from ddim import checkpoint, hub, interop
     from ddim.interop import Hints
-    from ddim.model import place_of
 
     given = [name for name, value in asdict(hints).items() if value != getattr(Hints(), name)]
-    place = place_of(source)
+    place = hub.place(source)
     if not interop.is_foreign(place):
         if kind or given:
             wrong = f"is a model of ours and says itself what {kind or given[0]} is"

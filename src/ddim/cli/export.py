@@ -14,13 +14,13 @@ from ddim.cli.options import (
     noise_options,
     output_file,
     progress_bar,
+    read_plan,
     sampler_option,
     steps_option,
 )
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.engine import Engine
     from ddim.export import Exported
 
 
@@ -84,7 +84,7 @@ def command(
     plan: Any = None
     if what == "sampler":
         made = make_any_plan(loaded, steps, grid, sampler, **settings) if plan_file is None else None
-        plan = made or _read_plan(loaded, plan_file)
+        plan = made or read_plan(loaded, plan_file)
     with progress_bar(transient=True) as bar:
         task, work = bar.add_task("loading", total=None, rate=""), exporting(loaded, out, plan, Path(model).name)
         while True:
@@ -94,13 +94,6 @@ def command(
                 written: Exported = end.value
                 break
     _tell(written)
-
-
-def _read_plan(model: Engine, path: Path | None) -> Any:
-    assert path is not None
-    if not path.is_file():
-        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
-    return model.kind.read_plan(path.read_text(errors="replace"), str(path))
 
 
 def _tell(made: Exported) -> None:

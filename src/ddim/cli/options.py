@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ddim.data import ImagePolicy, ImageSet
+    from ddim.engine import Engine
     from ddim.model import Model
     from ddim.plan import Plan
     from ddim.table import Table
@@ -224,6 +225,13 @@ def make_plan(
     if sampler == "auto" and eta is not None:
         sampler = "ddim"
     return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, sampler=sampler)
+
+
+def read_plan(model: Engine, path: Path | None) -> Table[Any]:
+    """The plan in a file, over the model's kind of data."""
+    if path is None or not path.is_file():
+        raise DdimError(path or "plan", "no such file", "write one with `ddim plan MODEL --json`")
+    return model.kind.read_plan(path.read_text(errors="replace"), str(path))
 
 
 def numbers(text: str | None, name: str) -> list[float]:

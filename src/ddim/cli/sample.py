@@ -17,6 +17,7 @@ from ddim.cli.options import (
     make_any_plan,
     noise_options,
     output_file,
+    read_plan,
     sampler_option,
     sharpness_options,
     steps_option,
@@ -142,9 +143,7 @@ def _read_plan(model: Engine, path: Path, given: Mapping[str, object], any_model
     for name in [name for name, value in given.items() if value is not None]:
         option = f"--{name.removesuffix('_x0').replace('_', '-')}"
         raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
-    if not path.is_file():
-        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
-    plan: Any = model.kind.read_plan(path.read_text(errors="replace"), str(path))
+    plan: Any = read_plan(model, path)
     made: Table[Any] = replace(plan, made_for="") if any_model else plan
     return made
 

@@ -110,7 +110,8 @@ def _kept(model: Model, settings: dict[str, Any]) -> Path:
     """Where what these settings give is kept."""
     from ddim import __version__
 
-    what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "dtype": model.compute.name, "version": __version__}
+    what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
+    what |= {"dtype": model.compute.name}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "ddim" / "plans" / f"{key}.json"

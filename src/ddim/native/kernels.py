@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+PRODUCTS, NUMBERS = 4_000_000, 32_768  # what is worth a thread: about 50 us
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
@@ -42,6 +43,10 @@ class Kernels:
         """How many threads compute; no result depends on it."""
         self.vector: int = library.ddim_vector()
         self.panel: int = library.ddim_panel()
+
+    def _few(self, work: int, grain: int) -> int:
+        """As many threads as there is work for."""
+        return max(1, min(self.threads, work // grain))
 
     def conv(
         self,
@@ -72,7 +77,8 @@ class Kernels:
         """
         (b, h, w, c), (_, ho, wo, n) = x.shape, out.shape
         at = (_at(x), _at(weights), _at(bias), _at(time), _stride(time), _at(residual), _at(out))
-        self.library.ddim_conv(*at, b, h, w, c, n, ho, wo, side, stride, offset, int(up), self.threads)
+        threads = self._few(2 * b * ho * wo * n * c * side**2, PRODUCTS)
+        self.library.ddim_conv(*at, b, h, w, c, n, ho, wo, side, stride, offset, int(up), threads)
         return out
 
     def winograd(
@@ -89,7 +95,8 @@ class Kernels:
 
         `weights` are what `pack_winograd` made; C and N must be multiples of `vector`.
         """
-        (b, h, w, n), c, threads = out.shape, x.shape[3], self.threads
+        (b, h, w, n), c = out.shape, x.shape[3]
+        threads = self._few(2 * b * h * w * n * c * 36 // 16, PRODUCTS)
         scratch = torch.empty(self.library.ddim_winograd_scratch(b, h, w, c, n, threads))
         at = (_at(x), _at(weights), _at(bias), _at(time), _stride(time), _at(residual), _at(out), _at(scratch))
         self.library.ddim_winograd(*at, b, h, w, c, n, int(up), threads)
@@ -126,7 +133,8 @@ class Kernels:
         b, h, w, c = out.shape
         beside_at, other = _at(beside), beside.shape[3] if beside is not None else 0
         at = (_at(x), beside_at, _at(scale), _at(shift), _at(modulation), _stride(modulation), _at(out), _at(both))
-        self.library.ddim_norm(*at, b, h * w, c, other, groups, eps, int(activate), self.threads)
+        threads = self._few(out.numel(), NUMBERS)
+        self.library.ddim_norm(*at, b, h * w, c, other, groups, eps, int(activate), threads)
         return out
 
     def pack(self, weights: Tensor) -> Tensor:
