@@ -90,8 +90,8 @@ SLIPS = (
     Slip(
         "x_0 clipped, eps not derived again",
         "denoiser.py",
-        "return Prediction(x0, eps_from_x0(x0, x, level))",
-        "return Prediction(x0, self.denoiser(x, level).eps)",
+        "return Prediction(x0, eps_from_x0(x0, x, level), self.fraction)",
+        "return Prediction(x0, self.eps, self.fraction)",
         "test_denoiser.py::test_clipped_pairs_stay_consistent",
     ),
     Slip(
