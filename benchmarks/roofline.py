@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import peers
 from benchmarks.measuring import by_turns, write
 from ddim.native.unet import Conv, NativeUNet
+from ddim.training import fast_dtype
 
 
 def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
@@ -69,7 +70,7 @@ def saved(body: Any, batch: int) -> float:
 def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
     """Measure and write results/roofline.json."""
     rows = []
-    tops = {str(dtype).removeprefix("torch."): ceiling(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    tops = {str(dtype).removeprefix("torch."): ceiling(dtype) for dtype in {torch.float32, fast_dtype("cpu")}}
     for name, sizes in (batches or {"cifar10": (1, 8), "mnist": (1, 8)}).items():
         config, network = peers.NETWORKS[name]()
         for dtype in ("auto", "float32"):
