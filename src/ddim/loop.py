@@ -82,10 +82,14 @@ def trajectory(
     states: deque[Tensor] = deque(given, maxlen=max(plan.memory, len(given)))
     predictions: deque[Any] = deque(maxlen=plan.memory)
     for k, row in enumerate(plan.rows):
-        with torch.no_grad():
+        before = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # as no_grad does, which costs as much as a small state's step
+        try:
             predictions.appendleft(denoise(states[0], row.query))
             fresh = noise.row(k) if row.draws and noise is not None else None
             states.appendleft(plan.advance(row, states, predictions, fresh))
+        finally:
+            torch.set_grad_enabled(before)
         yield Step(k, row, states[0], predictions[0])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from ddim.schedule import Level
 from ddim.table import AnyRow
 
 
-@dataclass(frozen=True, slots=True)
-class Linear:
+class Linear(NamedTuple):
     """x_0 and eps as sums of x_t and a network's output.
 
     Args:
@@ -148,7 +147,9 @@ def on_lattice(x: Tensor, lattice: float) -> Tensor:
 
 def _sum(terms: list[tuple[float, Tensor]], dtype: torch.dtype) -> Tensor:
     weight, tensor = terms[0]
-    out = (tensor * weight).to(dtype)  # a denoiser in a lower precision must not lower the state's
+    out = tensor * weight
+    if out.dtype != dtype:  # a denoiser in a lower precision must not lower the state's
+        out = out.to(dtype)
     for weight, tensor in terms[1:]:
         if weight:
             out.add_(tensor, alpha=weight)

@@ -14,6 +14,7 @@ Notation, kept everywhere (t = 0 is clean data, t = T the noisiest time):
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -252,6 +253,7 @@ def _log_snr_from_log_alpha_bar(log_alpha_bar: np.ndarray) -> np.ndarray:
         return np.asarray(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
 
+@functools.lru_cache(maxsize=4096)  # a run asks for the same few at every step
 def _sigmoid(x: float) -> float:
     if x >= 0:
         return 1.0 / (1.0 + math.exp(-x))

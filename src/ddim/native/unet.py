@@ -54,9 +54,10 @@ class Conv:
         self.channels = n
         self.bias = cast(Tensor, layer.bias).float().contiguous()
         fits = self.side == 3 and self.stride == 1 and c % kernels.vector == n % kernels.vector == 0
-        # By Winograd's way 36 weights are read for 9: that pays from four tiles a picture on. The choice must not
-        # depend on the number of pictures, as a sample's bits would.
-        self.winograd = fits and -(-height // 4) * -(-width // 4) >= 4
+        # By Winograd's way 36 weights are read for 9: that pays from 16 tiles a picture on, or from 4 where they fit a
+        # cache. The choice must not depend on the number of pictures, as a sample's bits would.
+        tiles, small = -(-height // 4) * -(-width // 4), 36 * 4 * c * n <= 5 << 20
+        self.winograd = fits and (tiles >= 16 or (tiles >= 4 and small))
         self.weights = kernels.pack_winograd(weights) if self.winograd else kernels.pack(weights)
 
     def __call__(
