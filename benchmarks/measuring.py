@@ -49,7 +49,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
-        "commit": said("git", "rev-parse", "--short", "HEAD") + ("+" if said("git", "status", "--porcelain") else ""),
+        "commit": said("git", "rev-parse", "--short", "HEAD")
+        + ("+" if said("git", "status", "--porcelain", "--", "../src", "*.py") else ""),
         "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
 

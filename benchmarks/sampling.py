@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import peers
 from benchmarks.measuring import by_turns, write
 
-STEPS = 4
+STEPS = 2
 BATCHES = {"cifar10": (1, 8, 16, 64), "mnist": (1, 8, 16, 64)}
 BEST = (16,)  # where the peer is compiled too: each size is compiled anew, which takes a minute
 
@@ -24,20 +24,19 @@ def main(batches: dict[str, tuple[int, ...]] = BATCHES, best: tuple[int, ...] = 
         model, plain = peers.ours(config, network), peers.ours(config, network, dtype="float32")
         default = peers.diffusers(config, network)
         fastest = peers.diffusers(config, network, best=True) if best else None
+        plan = model.plan(steps, "trailing")
         for n in sizes:
-            S = steps if n <= 16 else min(steps, 2)  # large batches take long, and a step is a step
-            plan = model.plan(S, "trailing")
             jobs: dict[str, Any] = {
                 "ours": partial(model.sample, n, plan=plan),
-                "diffusers": partial(peers.draw, default, n, S),
+                "diffusers": partial(peers.draw, default, n, steps),
             }
             if n <= 16:
                 jobs["ours, float32"] = partial(plain.sample, n, plan=plan)
             if n in best and fastest is not None:
-                jobs["diffusers, best"] = partial(peers.draw, fastest, n, S)
+                jobs["diffusers, best"] = partial(peers.draw, fastest, n, steps)
             times = by_turns(jobs)
-            row = {"network": name, "batch": n, "S": S, "ours": model.compute.name}
-            row |= {f"{job} (img*step/s)": n * S / seconds for job, seconds in times.items()}
+            row = {"network": name, "batch": n, "S": steps, "ours": model.compute.name}
+            row |= {f"{job} (img*step/s)": n * steps / seconds for job, seconds in times.items()}
             row |= {f"ratio to {job}": times[job] / times["ours"] for job in times if job.startswith("diffusers")}
             rows.append(row)
             print(row, flush=True)
