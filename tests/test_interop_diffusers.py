@@ -351,3 +351,17 @@ def test_like_diffusers_is_what_its_own_scheduler_does(settings: dict[str, Any],
             x = scheduler.step(network(x, t).sample, t, x).prev_sample
     wanted = ((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
     assert np.abs(np.asarray(Image.open(out / "000000.png")) - wanted).max() < 0.6
+
+
+def test_the_other_commands_take_such_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save(tmp_path / "model", unet(**SMALL))
+    assert ddim("info", folder) == 0
+    said = capsys.readouterr().out
+    assert "linear betas" in said
+    assert load(folder, "cpu").fingerprint in said
+    pictures = tmp_path / "pictures"
+    assert ddim("sample", folder, "-n", 2, "--steps", 2, "--out", pictures) == 0
+    assert ddim("calibrate", folder, pictures, "--times", 24, "--out", tmp_path / "calibrated") == 0
+    config, weights = checkpoint.read(tmp_path / "calibrated")
+    assert config.error is not None
+    assert all(torch.equal(value, weights[key]) for key, value in interop.read(folder).weights.items())

@@ -49,8 +49,9 @@ def command(
       ddim sample mnist-calibrated --sigma optimal --steps 10 --out samples
     """
     from ddim.calibration import choose_times, complete, error_table
-    from ddim.checkpoint import copy, refuse_other
+    from ddim.checkpoint import copy, refuse_other, write
     from ddim.files import make_folder
+    from ddim.hub import place
 
     if limit < 1:
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more")
@@ -73,7 +74,11 @@ def command(
     told = f"calibrate {found.name} ({found.split}), {len(found)} pictures"
     origin = config.provenance.model_copy(update={"error_from": told})
     with Stopper():  # one Ctrl-C does not stop the writing
-        copy(model, out, config.model_copy(update={"error": error, "provenance": origin}))
+        known = config.model_copy(update={"error": error, "provenance": origin})
+        if config.sha256:
+            copy(place(model), out, known)
+        else:  # another code's, which is no folder of ours
+            write(out, known, loaded.network.state_dict())
     _show(measured)
     click.echo(f"{len(times)} times, {len(found)} pictures: {out}")
 

@@ -22,9 +22,12 @@ def command(model: str, as_json: bool) -> None:
     """
     from ddim.checkpoint import find
     from ddim.config import to_json
+    from ddim.hub import place as find_place
+    from ddim.interop import is_foreign
     from ddim.model import load
 
-    loaded = load(model, "cpu")
+    place = find_place(model)
+    loaded = load(place, "cpu")
     config = loaded.config
     if as_json:
         click.echo(to_json(config), nl=False)
@@ -34,7 +37,8 @@ def command(model: str, as_json: bool) -> None:
     first, last = loaded.schedule.level(1), loaded.schedule.level(loaded.schedule.T)
     recipe, things = origin.training, loaded.kind.things
     lines = {
-        "model": str(find(model)),
+        "model": str(place if is_foreign(place) else find(place)),
+        **({"read as": "; ".join(loaded.notes)} if loaded.notes else {}),
         **policy.facts(),
         **({} if noise is None else {"categories": f"{noise.categories}, noise {_pi(noise)}"}),
         "network": f"{net}; {parameters / 1e6:.1f} M parameters",
@@ -53,7 +57,7 @@ def command(model: str, as_json: bool) -> None:
         else "none (`ddim calibrate` measures one)",
         "command": origin.command or "unknown",
         "written by": f"ddim {origin.version}" if origin.version else "unknown",
-        "sha256": f"{config.sha256} (verified)",
+        "sha256": f"{config.sha256} (verified)" if config.sha256 else f"{loaded.fingerprint} (of the weights as read)",
     }
     width = max(len(key) for key in lines)
     for key, value in lines.items():
