@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import ddim
 from ddim.config import ModelConfig, ScheduleConfig
 from ddim.data.policy import ImagePolicy
 from ddim.interop.diffusers_folder import NAMES
-from ddim.interop.diffusers_write import _describe, _scheduler
+from ddim.interop.diffusers_write import describe, scheduler_config
 from ddim.interop.layout import theirs
 from ddim.model import Model
 from ddim.nn.unet import UNetConfig
@@ -67,10 +68,10 @@ def ours(config: ModelConfig, network: torch.nn.Module, **settings: Any) -> Mode
 
 def diffusers(config: ModelConfig, network: torch.nn.Module, best: bool = False) -> Pipeline:
     """Diffusers' pipeline: as its documentation shows it, or in the best setting it documents for speed."""
-    described = {key: value for key, value in _describe(config, "benchmark").items() if not key.startswith("_")}
+    described = {key: value for key, value in describe(config, Path("benchmark")).items() if not key.startswith("_")}
     unet = UNet2DModel(**described).eval()
     unet.load_state_dict(theirs(network.state_dict(), config.network, NAMES))
-    scheduler = DDIMScheduler(**{k: v for k, v in _scheduler(config).items() if not k.startswith("_")})
+    scheduler = DDIMScheduler(**{k: v for k, v in scheduler_config(config).items() if not k.startswith("_")})
     if best:
         unet = unet.to(memory_format=torch.channels_last, dtype=fast_dtype("cpu"))
         unet = torch.compile(unet)

@@ -158,6 +158,17 @@ def test_bits_depend_on_nothing_else(name: str) -> None:
         assert torch.equal(whole, NativeUNet(network, KERNELS)(x, condition))
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_taken_from_the_pool_is_given_back(name: str) -> None:
+    network = new_network(NETWORKS[name]).eval().requires_grad_(False)
+    body, x, kept = NativeUNet(network, KERNELS), floats(2, *NETWORKS[name].shape), []
+    condition = network.condition(torch.tensor([50.0]))
+    for _ in range(5):
+        body(x, condition)
+        kept.append(sum(len(some) for buffers in body.pool for some in buffers.free.values()))
+    assert len({*kept}) == 1
+
+
 def test_samples_at_any_batch() -> None:
     model = tiny_model(dtype="float32-fast", channels=2 * V, classes=3)
     plan = model.plan(4, eta=1.0)

@@ -9,10 +9,36 @@ import torch
 from torch import Tensor
 
 from ddim.denoiser import AnyDenoiser, Denoiser
+from ddim.errors import DdimError
 from ddim.loop import run
 from ddim.plan import Plan
 from ddim.seeds import Noise
 from ddim.table import Table
+
+
+def size_of(given: int | None, device: torch.device | None) -> int:
+    """Samples in a block: as given, else 8 on a CPU and 64 on a GPU.
+
+    Raises:
+        DdimError: If it is less than 1.
+    """
+    if given is None:
+        return 8 if device is None or device.type == "cpu" else 64
+    if given < 1:
+        raise DdimError(f"micro-batch {given}", "is not a whole number >= 1", "give 1 or more")
+    return given
+
+
+def check_request(n: int, plan: Any, others: Any) -> None:
+    """Refuse a number of samples, or a plan, that makes no sense.
+
+    Raises:
+        DdimError: If n is less than 0, or a plan is given beside what a plan holds.
+    """
+    if n < 0:
+        raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
+    if plan is not None and others:
+        raise DdimError("plan", "is given beside steps or settings", "give one or the other")
 
 
 def sample_blocks(

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ddim import blocks
 from ddim.errors import DdimError
 from ddim.native.kernels import Unavailable, kernels
 from ddim.native.unet import NativeUNet, fits
@@ -42,10 +43,7 @@ class Compute:
         if dtype == "float32-fast" and compile:
             raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
         self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
-        default = 8 if device.type == "cpu" else 64
-        self.micro_batch = default if micro_batch is None else micro_batch
-        if self.micro_batch < 1:
-            raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
+        self.micro_batch = blocks.size_of(micro_batch, device)
 
     @cached_property
     def _chosen(self) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ddim.table import Hook as Hook
 from ddim.table import Table
 
 Predicts = Literal["eps", "x0", "v"]
+Number = TypeVar("Number", Tensor, float)
 Guidance = float | Callable[[Level], float]
 """A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
 
@@ -37,17 +38,18 @@ class Prediction:
     def __init__(self, x0: Tensor, eps: Tensor, fraction: Tensor | None = None):
         self._x0: Tensor | None = x0
         self._eps: Tensor | None = eps
-        self.fraction, self.linear = fraction, cast(Linear | None, None)
+        self.fraction = fraction
+        self.linear: Linear | None = None
 
     @staticmethod
-    def of(linear: Linear, fraction: Tensor | None = None) -> Prediction:
+    def of(linear: Linear) -> Prediction:
         """x_0 and eps as sums of x_t and a network's output, made when they are asked for.
 
         A row of a plan is a sum of such sums, and asks for neither: `linear` is kept for it.
         """
         made = Prediction.__new__(Prediction)
         made._x0 = made._eps = None
-        made.fraction, made.linear = fraction, linear
+        made.fraction, made.linear = None, linear
         return made
 
     @property
@@ -102,18 +104,20 @@ def predict(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Pred
     if predicts == "eps":
         if level.signal == 0:
             raise ValueError("eps says nothing about x0 at zero signal; use a network that predicts v or x0")
-        return Prediction.of(Linear(x, output, (1 / level.signal, -level.noise / level.signal), (0.0, 1.0)))
+        of_x0 = (x0_from_eps(0.0, 1.0, level), x0_from_eps(1.0, 0.0, level))
+        return Prediction.of(Linear(x, output, of_x0, (0.0, 1.0)))
     if predicts == "x0":
         if level.noise == 0:
             raise ValueError("x0 says nothing about eps at zero noise")
-        return Prediction.of(Linear(x, output, (0.0, 1.0), (1 / level.noise, -level.signal / level.noise)))
+        of_eps = (eps_from_x0(0.0, 1.0, level), eps_from_x0(1.0, 0.0, level))
+        return Prediction.of(Linear(x, output, (0.0, 1.0), of_eps))
     if predicts == "v":
         signal, noise = level.signal, level.noise
         return Prediction.of(Linear(x, output, (signal, -noise), (noise, signal)))
     raise ValueError(f"unknown prediction {predicts!r}")
 
 
-def x0_from_eps(eps: Tensor, x: Tensor, level: Level) -> Tensor:
+def x0_from_eps(eps: Number, x: Number, level: Level) -> Number:
     """Eq. (9): f_theta(x_t) = (x_t - sqrt(1 - abar_t) eps) / sqrt(abar_t).
 
     Args:
@@ -124,7 +128,7 @@ def x0_from_eps(eps: Tensor, x: Tensor, level: Level) -> Tensor:
     return (x - eps * level.noise) / level.signal
 
 
-def eps_from_x0(x0: Tensor, x: Tensor, level: Level) -> Tensor:
+def eps_from_x0(x0: Number, x: Number, level: Level) -> Number:
     """The eps that makes (x0, eps) consistent at x_t; the inverse of eq. (9). Needs noise > 0."""
     return (x - x0 * level.signal) / level.noise
 

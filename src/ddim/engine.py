@@ -163,10 +163,7 @@ class Engine(Published):
     @staticmethod
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
         """Refuse a number of samples, labels or a plan that make no sense together: one label for each, or None."""
-        if n < 0:
-            raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
-        if plan is not None and others:
-            raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        blocks.check_request(n, plan, others)
         each = [labels] * n if isinstance(labels, int) else labels
         if each is not None and len(each) != n:
             raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
@@ -301,5 +298,4 @@ class Engine(Published):
             folder: Where; an older model there is replaced.
             dtype: The dtype to store weights in; their own if None.
         """
-        weights = {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}
-        checkpoint.write(Path(folder), self.config, weights)
+        checkpoint.write(Path(folder), self.config, self._weights(dtype))

@@ -70,25 +70,39 @@ def fetch(
     return folder
 
 
-def read(
-    place: str | Path, name: str | Path, hints: interop.Hints | None = None
-) -> tuple[ModelConfig, Network, tuple[str, ...]]:
-    """A model folder's configuration and network, or another code's as ours, and how that was read.
+def contents(
+    place: str | Path, hints: interop.Hints | None = None, kind: str | None = None
+) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+    """A model folder's configuration and weights, or another code's as ours, and how that was read.
 
     Args:
-        place: A folder, or a bundled model's name.
-        name: What to call it in an error.
+        place: A folder, a file of weights, or a bundled model's name.
         hints: What a file of weights does not say of itself.
+        kind: Whose code a file of weights is of, see `ddim.interop.read`.
 
     Raises:
         DdimError: If something is missing, is not what it says, or does not match its checksum.
     """
-    notes: tuple[str, ...] = ()
     if interop.is_foreign(place):
-        foreign = interop.read(place, hints)
-        config, weights, notes = foreign.config, foreign.weights, foreign.notes
-    else:
-        config, weights = checkpoint.read(place)
+        made = interop.read(place, hints, kind)
+        return made.config, made.weights, made.notes
+    return *checkpoint.read(place), ()
+
+
+def read(
+    place: str | Path, name: str | Path, hints: interop.Hints | None = None
+) -> tuple[ModelConfig, Network, tuple[str, ...]]:
+    """As `contents`, with the network.
+
+    Args:
+        place: As there.
+        name: What to call it in an error.
+        hints: As there.
+
+    Raises:
+        DdimError: As there.
+    """
+    config, weights, notes = contents(place, hints)
     # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
     with seeds.forked("cpu", 0):
         network = config.network.build()

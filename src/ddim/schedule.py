@@ -166,6 +166,12 @@ class Schedule:
         """float64, (T + 1,): alpha_bar at t = 0..T; entry 0 is 1."""
         return np.array([1.0, *(_sigmoid(float(value)) for value in self.log_snr)])
 
+    @property
+    def betas(self) -> np.ndarray:
+        """float64, (T,): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, what `from_betas` is made of."""
+        alpha_bar = self.alpha_bar
+        return np.asarray(1 - alpha_bar[1:] / alpha_bar[:-1])
+
 
 def from_betas(betas: Sequence[float] | np.ndarray, name: str = "betas") -> Schedule:
     """A schedule from the variances beta_1..beta_T: alpha_bar_t = prod_{s <= t} (1 - beta_s) (Ho et al. 2020).

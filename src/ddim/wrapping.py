@@ -76,13 +76,13 @@ def wrap(
     Warns:
         DdimWarning: If the module was in training mode: it is put into evaluation mode.
     """
-    _check(predicts, data_at, micro_batch)
+    _check(predicts, data_at)
     made, place = _schedule(schedule), None if device is None else torch.device(device)
     told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
     tell = told if callable(told) else _teller(told, made.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
-    some = (8 if place is None or place.type == "cpu" else 64) if micro_batch is None else micro_batch
+    some = blocks.size_of(micro_batch, place)
     counts, sign, given = told in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
     asked = (module, predicts, tell, dtype, place, time_dtype, counts, sign, given)
     return Wrapped(*asked, schedule=made, error=error, micro_batch=some)
@@ -170,10 +170,7 @@ class Wrapped(ForeignDenoiser):
         Raises:
             DdimError: If an argument is out of range, or the plan is not one for this schedule.
         """
-        if n < 0:
-            raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
-        if plan is not None and (settings or steps is not None):
-            raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+        blocks.check_request(n, plan, settings or steps is not None)
         if settings.get("top") is not None:
             raise DdimError("top", "goes with a picture to start from", "leave it out, or run `trajectory` from yours")
         plan = plan or self.plan(steps, **{"sampler": "ddim" if through else "auto", **settings})
@@ -265,13 +262,11 @@ class Wrapped(ForeignDenoiser):
         return Planner(self.schedule, MEANS[self.predicts], self.error, learned=True)
 
 
-def _check(predicts: str, data_at: int, micro_batch: int | None) -> None:
+def _check(predicts: str, data_at: int) -> None:
     if predicts not in MEANS:
         raise DdimError(f"predicts {predicts!r}", "is unknown", f"choose one of {', '.join(MEANS)}")
     if data_at not in (0, 1) or (data_at == 1 and predicts != "velocity"):
         raise DdimError(f"data_at {data_at}", f"says nothing of {predicts}", "give 0 or 1, with predicts velocity")
-    if micro_batch is not None and micro_batch < 1:
-        raise DdimError(f"micro-batch {micro_batch}", "is not a whole number >= 1", "give 1 or more")
 
 
 def _as_module(

@@ -93,22 +93,20 @@ def command(
 
 def _read(source: str, hints: Hints, kind: str | None) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Configuration, weights and notes of any source."""
-    from ddim import checkpoint, hub, interop
+    from ddim import hub, interop
     from ddim.interop import Hints
 
     given = [name for name, value in asdict(hints).items() if value != getattr(Hints(), name)]
     place = hub.place(source)
-    if not interop.is_foreign(place):
-        if kind or given:
-            wrong = f"is a model of ours and says itself what {kind or given[0]} is"
-            raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
-        return *checkpoint.read(place), ()
-    if Path(place).is_dir() and given:
+    foreign, folder = interop.is_foreign(place), Path(place).is_dir()
+    if not foreign and (kind or given):
+        wrong = f"is a model of ours and says itself what {kind or given[0]} is"
+        raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
+    if foreign and folder and given:
         raise DdimError(source, f"is a folder that says itself what {given[0]} is", "leave it out")
-    if kind and (kind == "diffusers") != Path(place).is_dir():
+    if foreign and kind and (kind == "diffusers") != folder:
         raise DdimError("--from " + kind, f"does not fit {source}", "diffusers' models are folders, the others' files")
-    made = interop.read(place, hints, kind)
-    return made.config, made.weights, made.notes
+    return hub.contents(place, hints, kind)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from ddim.cli.options import (
     load_any,
     make_any_plan,
     noise_options,
+    options_given,
     output_file,
     progress_bar,
     read_plan,
@@ -74,17 +75,15 @@ def command(
     output_file(out)
     settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
     given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
-    options = [f"--{name.removesuffix('_x0')}" for name, value in given.items() if value is not None]
-    if plan_file is not None and options:
-        raise DdimError(f"--plan and {options[0]}", "are both given", "a plan holds all of it; leave the other out")
-    options += ["--plan"] if plan_file is not None else []
+    options = options_given(given) + (["--plan"] if plan_file is not None else [])
     if what == "network" and options:
         raise DdimError(options[0], "is about a sampler", "say --what sampler too, or leave it out")
     loaded = load_any(model, "cpu", "float32", False)
     plan: Any = None
-    if what == "sampler":
-        made = make_any_plan(loaded, steps, grid, sampler, **settings) if plan_file is None else None
-        plan = made or read_plan(loaded, plan_file)
+    if what == "sampler" and plan_file is not None:
+        plan = read_plan(loaded, plan_file, given)
+    elif what == "sampler":
+        plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     with progress_bar(transient=True) as bar:
         task, work = bar.add_task("loading", total=None, rate=""), exporting(loaded, out, plan, Path(model).name)
         while True:

@@ -52,6 +52,7 @@ def make_like(
         DdimError: If they were, or a setting is not one of that code's.
     """
     from ddim import emulate
+    from ddim.interop import diffusers_folder
     from ddim.model import Model
 
     for option in (name for name, value in others.items() if value is not None):
@@ -60,10 +61,11 @@ def make_like(
     if not isinstance(model, Model):
         raise DdimError("--like", "is for real-valued pictures, the data are categories", "leave it out")
     name, settings = _parsed(like)
-    settings = _own(model, name) | settings
+    own = diffusers_folder.emulation(model.config) if name == "diffusers" else {}
+    given, settings = settings, own | settings
     told = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
     for key, value in told.items():
-        if value is not None and key in _parsed(like)[1]:
+        if value is not None and key in given:
             raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
         settings |= {} if value is None else {key: value}
     return emulate.plan(name, model.schedule, 20 if steps is None else steps, **settings), settings
@@ -97,19 +99,6 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
         *(_table(found, theirs, ours, model.schedule) if found else []),
     ]
     return "\n".join([str(theirs), "", str(ours), "", *lines])
-
-
-def _own(model: Any, name: str) -> dict[str, Any]:
-    """What a model that came from a diffusers folder says of its own scheduler; nothing of others."""
-    origin = model.config.origin
-    if name != "diffusers" or origin is None or origin.format != "diffusers":
-        return {}
-    told = origin.settings
-    if told.get("clip_sample", True) and told.get("clip_sample_range", 1.0) != 1:
-        wrong = f"its scheduler clips to {told['clip_sample_range']:g}, which is not repeated here"
-        raise DdimError("--like diffusers", wrong, "say --no-clip, or sample without --like")
-    names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
-    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,11 +227,18 @@ def make_plan(
     return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, sampler=sampler)
 
 
-def read_plan(model: Engine, path: Path | None) -> Table[Any]:
-    """The plan in a file, over the model's kind of data."""
-    if path is None or not path.is_file():
-        raise DdimError(path or "plan", "no such file", "write one with `ddim plan MODEL --json`")
+def read_plan(model: Engine, path: Path, given: Mapping[str, object]) -> Table[Any]:
+    """The plan of --plan, over the model's kind of data; beside it none of the options given may have a value."""
+    for option in options_given(given):
+        raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
+    if not path.is_file():
+        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
     return model.kind.read_plan(path.read_text(errors="replace"), str(path))
+
+
+def options_given(given: Mapping[str, object]) -> list[str]:
+    """The options that have a value, as they are written."""
+    return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in given.items() if value is not None]
 
 
 def numbers(text: str | None, name: str) -> list[float]:

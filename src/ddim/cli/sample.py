@@ -140,10 +140,7 @@ def _read_plan(model: Engine, path: Path, given: Mapping[str, object], any_model
     """The plan of --plan, beside which none of the options given may have a value."""
     from dataclasses import replace
 
-    for name in [name for name, value in given.items() if value is not None]:
-        option = f"--{name.removesuffix('_x0').replace('_', '-')}"
-        raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
-    plan: Any = read_plan(model, path)
+    plan: Any = read_plan(model, path, given)
     made: Table[Any] = replace(plan, made_for="") if any_model else plan
     return made
 

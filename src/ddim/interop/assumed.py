@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-from ddim.config import ScheduleConfig, build
+from ddim.config import ModelConfig, Origin, ScheduleConfig, build
+from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
 from ddim.interop.foreign import Hints
+from ddim.nn.lucidrains import LucidrainsConfig
+from ddim.nn.unet import UNetConfig
 
 PREDICTS = ("eps", "x0", "v")
 _OPTIONS = {"head_channels": "head-channels", "attention": "qkv"}
@@ -27,7 +30,7 @@ def size(hints: Hints, path: Path) -> tuple[int, int]:
     return hints.size
 
 
-def colours(channels: int, path: Path) -> int:
+def colours(channels: int, path: Path) -> Literal[1, 3]:
     """The channels, if they are those of pictures.
 
     Raises:
@@ -36,7 +39,7 @@ def colours(channels: int, path: Path) -> int:
     if channels not in (1, 3):
         wrong = f"takes {channels} channels: not pictures in grey or colour alone, but latents, or a picture to enlarge"
         raise DdimError(path, wrong, "use it in its own code; ddim.PlanScheduler and ddim.wrap bring our plans there")
-    return channels
+    return 1 if channels == 1 else 3
 
 
 def schedule(
@@ -74,6 +77,19 @@ def predicts(hints: Hints, path: Path) -> tuple[str, str]:
     if told not in PREDICTS:
         raise DdimError(path, f"cannot predict {told!r}", f"known are {', '.join(PREDICTS)}")
     return told, f"predicts: {told}" + _assumed([] if hints.predicts else ["--predicts"])
+
+
+def config(
+    path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, code: str
+) -> ModelConfig:
+    """The configuration of what was read.
+
+    Raises:
+        DdimError: If its parts do not go together.
+    """
+    policy = ImagePolicy(height=network.height, width=network.width, channels=colours(network.in_channels, path))
+    values = {"schedule": schedule, "predicts": predicts, "network": network, "data": policy}
+    return build(ModelConfig, {**values, "origin": Origin.model_validate({"format": code})}, path)
 
 
 def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> tuple[int, ...]:

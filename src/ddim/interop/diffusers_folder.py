@@ -20,6 +20,7 @@ from ddim.nn.unet import UNetConfig
 
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
 # What a key that older files lack stands for there.
@@ -231,6 +232,25 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
 def _choice(kept: Mapping[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
     return f"sampler: {said}; kept for --like diffusers and the way back, no part of other plans"
+
+
+def emulation(config: ModelConfig) -> dict[str, Any]:
+    """The settings of `ddim.emulate.diffusers` with which a model that came from such a folder had its own scheduler.
+
+    Returns:
+        Nothing, of a model that came from elsewhere.
+
+    Raises:
+        DdimError: If that scheduler does what the emulation does not repeat.
+    """
+    if config.origin is None or config.origin.format != "diffusers":
+        return {}
+    told = config.origin.settings
+    if told.get("clip_sample", True) and told.get("clip_sample_range", 1.0) != 1:
+        wrong = f"its scheduler clips to {told['clip_sample_range']:g}, which is not repeated here"
+        raise DdimError("--like diffusers", wrong, "say --no-clip, or sample without --like")
+    names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
+    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
 
 
 def _weights(place: Path) -> tuple[dict[str, Tensor], str]:

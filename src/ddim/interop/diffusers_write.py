@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ddim.config import ModelConfig, ScheduleConfig
+from ddim.config import ModelConfig
 from ddim.errors import DdimError
 from ddim.files import make_folder, strangers, write_atomic
-from ddim.interop.diffusers_folder import BETAS, NAMES, PREDICTS, SCHEDULER
+from ddim.interop.diffusers_folder import BETAS, NAMES, PREDICTION_TYPES, SCHEDULER
 from ddim.interop.layout import theirs
 from ddim.nn.unet import UNetConfig
 
@@ -37,11 +37,11 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
     Raises:
         DdimError: If a UNet2DModel cannot be this network, or the place holds something else.
     """
-    network = _describe(config, folder)
+    network = describe(config, folder)
     if strangers(folder, "model_index.json", "unet", "scheduler") or (folder.exists() and not folder.is_dir()):
         raise DdimError(folder, "holds something that is not a diffusers pipeline", "choose another folder")
     assert isinstance(config.network, UNetConfig)
-    scheduler = _scheduler(config)
+    scheduler = scheduler_config(config)
     tensors = {key: t.to(torch.float32) for key, t in theirs(weights, config.network, NAMES).items()}
     index: dict[str, Any] = {"_class_name": "DDIMPipeline", "_diffusers_version": VERSION}
     index |= {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
@@ -61,7 +61,7 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
     ]
 
 
-def _describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
+def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
     """A UNet2DModel's configuration of our network."""
     c = config.network
     refused = None
@@ -104,11 +104,12 @@ def _describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _scheduler(config: ModelConfig) -> dict[str, Any]:
+def scheduler_config(config: ModelConfig) -> dict[str, Any]:
     """A DDIMScheduler's configuration of our schedule."""
     s = config.schedule
     name = {ours: theirs for theirs, ours in BETAS.items()}.get(s.name)
-    betas = None if name else [float(beta) for beta in _betas(s)]
+    plain = s.model_copy(update={"zero_terminal_snr": False})  # the other end rescales them itself
+    betas = None if name else [float(beta) for beta in plain.build().betas]
     kept = config.origin.settings if config.origin and config.origin.format == "diffusers" else {}
     return {
         "_class_name": "DDIMScheduler",
@@ -118,16 +119,10 @@ def _scheduler(config: ModelConfig) -> dict[str, Any]:
         "beta_start": s.beta_start if s.beta_start is not None else (0.00085 if name == "scaled_linear" else 1e-4),
         "beta_end": s.beta_end if s.beta_end is not None else (0.012 if name == "scaled_linear" else 0.02),
         "trained_betas": betas,
-        "prediction_type": {ours: theirs for theirs, ours in PREDICTS.items()}[config.predicts],
+        "prediction_type": PREDICTION_TYPES[config.predicts],
         "rescale_betas_zero_snr": s.zero_terminal_snr,
         "clip_sample": kept.get("clip_sample", False),
         "set_alpha_to_one": kept.get("set_alpha_to_one", True),
         "steps_offset": kept.get("steps_offset", 0),
         "timestep_spacing": kept.get("timestep_spacing", "trailing" if s.zero_terminal_snr else "leading"),
     }
-
-
-def _betas(schedule: ScheduleConfig) -> Any:
-    """The betas of a schedule without zero terminal SNR."""
-    alpha_bar = schedule.model_copy(update={"zero_terminal_snr": False}).build().alpha_bar
-    return 1 - alpha_bar[1:] / alpha_bar[:-1]

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.config import ModelConfig, Origin, ScheduleConfig, build
-from ddim.data.policy import ImagePolicy
+from ddim.config import ScheduleConfig, build
 from ddim.errors import DdimError
 from ddim.interop import assumed
 from ddim.interop.foreign import Foreign, Hints
@@ -41,14 +40,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: Hints) -> Foreign:
     network = _network(path, net, hints)
     schedule, of_schedule = _schedule(path, table, hints)
     predicts, of_predicts = _predicts(path, table, hints)
-    values = {
-        "schedule": schedule,
-        "predicts": predicts,
-        "network": network,
-        "data": ImagePolicy(height=network.height, width=network.width, channels=network.in_channels),
-        "origin": Origin(format="lucidrains"),
-    }
-    config = build(ModelConfig, values, path)
+    config = assumed.config(path, network, schedule, predicts, "lucidrains")
     heads = ", ".join(f"{n} of {c}" for n, c in zip(network.heads, network.head_channels, strict=True))
     notes = [f"network: {network}, heads {heads} channels, sin-cos embedding (shift 1, theta 10000), time from 0"]
     notes += [of_schedule, of_predicts, "pictures: trained on -1..1 (auto_normalize, assumed)"]
@@ -121,15 +113,10 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: Hints) -> tuple[Sched
     T = len(betas)
     for name, bounds in {"linear": {"beta_start": 1000 / T * 1e-4, "beta_end": 1000 / T * 0.02}, "cosine": {}}.items():
         made = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
-        if T > 20 and np.allclose(_betas(made), betas.numpy(), rtol=1e-5, atol=0):
+        if T > 20 and np.allclose(made.build().betas, betas.numpy(), rtol=1e-5, atol=0):
             return made, f"schedule: {name} betas, T = {T}, as the file's table has them"
     made = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
     return made, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
-
-
-def _betas(schedule: ScheduleConfig) -> np.ndarray:
-    alpha_bar = schedule.build().alpha_bar
-    return np.asarray(1 - alpha_bar[1:] / alpha_bar[:-1])
 
 
 def sigmoid_betas(T: int) -> np.ndarray:

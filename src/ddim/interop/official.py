@@ -7,8 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddim.config import ModelConfig, Origin, build
-from ddim.data.policy import ImagePolicy
+from ddim.config import build
 from ddim.errors import DdimError
 from ddim.interop import assumed
 from ddim.interop.foreign import Foreign, Hints
@@ -34,14 +33,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: Hints) -> Foreign:
     name = "scaled-linear" if hints.schedule == "quad" else None
     schedule, of_schedule = assumed.schedule(hints, path, name=name)
     predicts, of_predicts = assumed.predicts(hints, path)
-    values = {
-        "schedule": schedule,
-        "predicts": predicts,
-        "network": network,
-        "data": ImagePolicy(height=network.height, width=network.width, channels=network.in_channels),
-        "origin": Origin(format="official"),
-    }
-    config = build(ModelConfig, values, path)
+    config = assumed.config(path, network, schedule, predicts, "official")
     notes = [f"network: {network}, one head, padded far, norm eps 1e-06, sin-cos embedding (shift 1), time from 0"]
     notes += ["dropout: 0 (only training asks for it)", of_schedule, of_predicts]
     return Foreign(config, ours(tensors, network, _names(network), str(path)), tuple(notes))

@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ddim.config import ModelConfig, Origin, build
-from ddim.data.policy import ImagePolicy
+from ddim.config import build
 from ddim.errors import DdimError
 from ddim.interop import assumed
 from ddim.interop.foreign import Foreign, Hints
@@ -32,14 +31,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: Hints) -> Foreign:
     schedule, of_schedule = assumed.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
     predicts, of_predicts = assumed.predicts(hints, path)
     network, notes = _network(path, tensors, hints, T)
-    values = {
-        "schedule": schedule,
-        "predicts": predicts,
-        "network": network,
-        "data": ImagePolicy(height=network.height, width=network.width, channels=network.in_channels),
-        "origin": Origin(format="openai"),
-    }
-    config = build(ModelConfig, values, path)
+    config = assumed.config(path, network, schedule, predicts, "openai")
     weights = ours(tensors, network, _names(network, hints.attention or "legacy"), str(path))
     return Foreign(config, weights, (*notes, of_schedule, of_predicts))
 

@@ -17,7 +17,7 @@ from ddim.denoiser import Predicts
 from ddim.errors import DdimError, DdimWarning, say
 from ddim.grid import DEFAULT, tau
 from ddim.grid import NAMED as GRIDS
-from ddim.interop.diffusers_folder import PREDICTS
+from ddim.interop.diffusers_folder import PREDICTION_TYPES
 from ddim.interop.diffusers_folder import read_scheduler as read_scheduler
 from ddim.plan import Plan
 from ddim.plan_file import word
@@ -188,11 +188,10 @@ class Settings(BaseModel):
         Returns:
             Their names to values; the settings themselves are under "_ddim".
         """
-        alpha_bar = self.schedule.alpha_bar
         return {
             "num_train_timesteps": self.schedule.T,
-            "trained_betas": [float(beta) for beta in 1 - alpha_bar[1:] / alpha_bar[:-1]],
-            "prediction_type": {ours: theirs for theirs, ours in PREDICTS.items()}[self.predicts],
+            "trained_betas": [float(beta) for beta in self.schedule.betas],
+            "prediction_type": PREDICTION_TYPES[self.predicts],
             "clip_sample": self.fixed.clip_x0 if self.fixed else self.clip_x0,
             "set_alpha_to_one": True,
             **({"timestep_spacing": self.grid} if self.grid in SPACINGS else {}),

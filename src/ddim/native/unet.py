@@ -104,10 +104,11 @@ class _Block:
         both = None if beside is None else buffers.take(*x.shape[:3], x.shape[3] + beside.shape[3])
         h = self.norm1(x, buffers, beside=beside, both=both)
         whole = x if both is None else both
+        pooled = None
         if self.resample == "down":
-            whole, pooled = _halved(whole), _halved(h)
-            buffers.give(h)
-            h = pooled
+            wide, h, pooled = h, _halved(h, buffers), _halved(whole, buffers)
+            whole = pooled
+            buffers.give(wide)
         elif self.resample == "up":
             whole = whole.repeat_interleave(2, 1).repeat_interleave(2, 2)
         middle = self.conv1(h, buffers, None if self.scale_shift else time)
@@ -115,7 +116,7 @@ class _Block:
         h = self.norm2(middle, buffers, modulation=time if self.scale_shift else None)
         kept = self.skip(whole, buffers, into=middle) if self.skip else whole  # of middle's shape, which is not needed
         out = self.conv2(h, buffers, None, kept, kept if self.skip else middle)
-        buffers.give(h, both)
+        buffers.give(h, both, pooled)
         return out
 
 
@@ -138,18 +139,6 @@ class _Attention:
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height, width, c)
         buffers.give(mixed)
         return self.out(seen, buffers, residual=x, into=x)
-
-
-class _Resample:
-    """`Down` or `Up`."""
-
-    def __init__(self, kernels: Kernels, part: Down | Up, height: int, width: int):
-        offset = 0 if isinstance(part, Down) and part.far else 1
-        self.conv = Conv(kernels, part.conv, height, width, isinstance(part, Up), offset)
-
-    def __call__(self, x: Tensor, _: Tensor | None, buffers: Buffers) -> Tensor:
-        """The picture at half or twice its size."""
-        return self.conv(x, buffers)
 
 
 class NativeUNet:
@@ -240,8 +229,8 @@ class NativeUNet:
         return attention(h, buffers) if attention else h
 
     @staticmethod
-    def _change(part: _Block | _Resample, h: Tensor, times: Iterator[Tensor], buffers: Buffers) -> Tensor:
-        return part(h, next(times) if isinstance(part, _Block) else None, buffers)  # type: ignore[arg-type]
+    def _change(part: _Block | Conv, h: Tensor, times: Iterator[Tensor], buffers: Buffers) -> Tensor:
+        return part(h, next(times), buffers) if isinstance(part, _Block) else part(h, buffers)
 
     def _levels(
         self, blocks: nn.ModuleList, attention: nn.ModuleList, sizes: list[tuple[int, int]], each: int
@@ -256,11 +245,12 @@ class NativeUNet:
     def _attention(self, part: nn.Module, height: int, width: int) -> _Attention | None:
         return _Attention(self.kernels, part, height, width) if isinstance(part, Attention) else None
 
-    def _resampled(self, part: nn.Module, height: int, width: int) -> _Block | _Resample:
+    def _resampled(self, part: nn.Module, height: int, width: int) -> _Block | Conv:
         if isinstance(part, Block):
             return _Block(self.kernels, part, height, width)
         assert isinstance(part, Down | Up)
-        return _Resample(self.kernels, part, height, width)
+        offset = 0 if isinstance(part, Down) and part.far else 1
+        return Conv(self.kernels, part.conv, height, width, isinstance(part, Up), offset)
 
 
 @contextlib.contextmanager
@@ -276,7 +266,7 @@ def _threads(number: int, most: int) -> Iterator[None]:
         torch.set_num_threads(most)
 
 
-def _halved(x: Tensor) -> Tensor:
+def _halved(x: Tensor, buffers: Buffers) -> Tensor:
     """The means of 2x2 pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
     b, h, w, c = x.shape
-    return x.view(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    return torch.mean(x.view(b, h // 2, 2, w // 2, 2, c), (2, 4), out=buffers.take(b, h // 2, w // 2, c))
