@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
 from benchmarks.measuring import by_turns, write
-from ddim.native.unet import Conv, NativeUNet
+from ddim.native.unet import Conv
 from ddim.training import fast_dtype
 
 
@@ -45,26 +46,35 @@ def counted(network: Any, x: Tensor, condition: Tensor) -> tuple[float, float]:
     return float(counter.get_total_flops()), float(moved[0])
 
 
+def convolutions(part: Any, known: set[int]) -> Iterator[Conv]:
+    """Every convolution of our kernels in a body, once."""
+    if id(part) in known:
+        return
+    known.add(id(part))
+    if isinstance(part, Conv):
+        yield part
+    elif isinstance(part, list | tuple):
+        for inner in part:
+            yield from convolutions(inner, known)
+    elif type(part).__module__.startswith("ddim.native"):
+        for inner in vars(part).values():
+            yield from convolutions(inner, known)
+
+
 def saved(body: Any, batch: int) -> float:
     """FLOPs that Winograd's way does not make: three quarters of each such convolution, on whole tiles."""
-    if not isinstance(body, NativeUNet):
-        return 0.0
-    total, seen = 0.0, [body]
-    known: set[int] = set()
-    while seen:
-        part: Any = seen.pop()
-        if id(part) in known:
-            continue
-        known.add(id(part))
-        if isinstance(part, Conv) and part.winograd:
-            c = part.weights.shape[2]
+    total = 0.0
+    for part in convolutions(body, set()):
+        if part.winograd:
             tiles = -(-part.height // 4) * -(-part.width // 4)
-            total += 2 * batch * c * part.channels * (9 * part.height * part.width - 36 * tiles)
-        elif isinstance(part, list | tuple):
-            seen += part
-        elif hasattr(part, "__dict__") and type(part).__module__.startswith("ddim.native"):
-            seen += [value for value in vars(part).values() if not isinstance(value, Tensor)]
+            total += 2 * batch * part.weights.shape[2] * part.channels * (9 * part.height * part.width - 36 * tiles)
     return total
+
+
+def weights(network: Any, body: Any) -> float:
+    """Bytes of the weights that are read: packed ones, or the network's own."""
+    packed = sum(part.weights.nbytes for part in convolutions(body, set()))
+    return float(packed or sum(p.nbytes for p in network.parameters()))
 
 
 def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
@@ -92,6 +102,7 @@ def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
                         "of the ceiling": flops / seconds / top,
                         "of the ceiling, made": (flops - saved(body, n)) / seconds / top,
                         "MB moved by layers": moved / 1e6,
+                        "MB of weights": weights(model.compute.network, body) / 1e6,
                     }
                 )
     about = ", ".join(f"{name} {top / 1e9:.0f} GFLOP/s" for name, top in tops.items())
