@@ -6,14 +6,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import SCHEDULES, randn
 from ddim import schedule as schedules
 from ddim.errors import DdimError
-from ddim.objective import Gamma, Objective, draw_times, weights
+from ddim.objective import Gamma, Objective, weights
 from ddim.schedule import Schedule
 
 GAMMAS = get_args(Gamma)
@@ -89,7 +87,7 @@ def test_the_error_is_told_in_eps_whatever_the_network_predicts(predicts: str) -
         error = objective.error(network, X0, TIMES, EPS)
         in_eps = objective.told(error, TIMES)
         np.testing.assert_allclose(in_eps, literal(predicts, "simple"), rtol=1e-3 if predicts == "x0" else 1e-4)
-        assert torch.equal(objective.weigh(error, TIMES), objective.loss(network, X0, TIMES, EPS))
+        assert torch.equal(objective.times.weigh(error, TIMES), objective.loss(network, X0, TIMES, EPS))
 
 
 def test_without_signal_eps_is_known_and_its_error_nothing() -> None:
@@ -210,27 +208,3 @@ def test_vlb_is_half_the_slope_of_the_log_snr() -> None:
     halved = weights(straight, "eps", "sigmoid") / weights(straight, "eps", "vlb")
     assert halved[8] == pytest.approx(0.5)  # where the log-SNR is 2
     np.testing.assert_allclose(halved[:8] + halved[16:8:-1], np.ones(8), rtol=1e-12)
-
-
-@given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))
-def test_antithetic_times_come_in_pairs(batch: int, T: int, seed: int) -> None:
-    t = draw_times(batch, T, torch.Generator().manual_seed(seed))
-    assert (t.shape, t.dtype) == ((batch,), torch.int64)
-    assert ((t >= 1) & (t <= T)).all()
-    half = (batch + 1) // 2
-    assert torch.equal(t[half:], T + 1 - t[: batch - half])
-
-
-@pytest.mark.parametrize("antithetic", [True, False])
-def test_times_are_uniform_on_1_to_T(antithetic: bool) -> None:
-    t = draw_times(20_000, 5, torch.Generator().manual_seed(0), antithetic)
-    counts = torch.bincount(t, minlength=6)
-    assert counts[0] == 0
-    assert len(counts) == 6
-    # 4000 each; five standard deviations, twice as wide for pairs.
-    assert (counts[1:] - 4000).abs().max() < 5 * 2 * math.sqrt(20_000 * 0.2 * 0.8)
-
-
-def test_independent_times_are_not_paired() -> None:
-    t = draw_times(64, 1000, torch.Generator().manual_seed(0), antithetic=False)
-    assert not torch.equal(t[32:], 1001 - t[:32])

@@ -83,7 +83,7 @@ def test_the_loss_is_the_cross_entropy_at_a_draw_of_eq_17(noise: str) -> None:
             for i in range(6)
         ]
         assert float(error[sample]) == pytest.approx(sum(each) / 6, rel=1e-5)
-    assert torch.equal(loss.weigh(error, t), error)
+    assert torch.equal(loss.times.weigh(error, t), error)
     assert torch.equal(loss.told(error, t), error)
 
 

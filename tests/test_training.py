@@ -223,7 +223,7 @@ def test_what_was_drawn_from_the_global_generator_before_does_not_matter(kind: s
 def test_every_epoch_is_a_permutation_and_batches_run_across_its_end(batch: int) -> None:
     some = trainer(batch=batch, steps=1000)
     steps = -(-3 * COUNT // batch)
-    seen = np.concatenate([some.indices(step) for step in range(steps)])
+    seen = np.concatenate([some.feed.indices(step) for step in range(steps)])
     epochs = [seen[first : first + COUNT] for first in range(0, len(seen) - COUNT + 1, COUNT)]
     assert len(epochs) >= 3
     for epoch in epochs:
@@ -233,17 +233,18 @@ def test_every_epoch_is_a_permutation_and_batches_run_across_its_end(batch: int)
 
 def test_the_order_depends_on_the_step_alone_not_on_the_steps_before() -> None:
     walked, jumped = trainer(batch=7, steps=1000), trainer(batch=7, steps=1000)
-    orders = [walked.indices(step) for step in range(30)]
+    orders = [walked.feed.indices(step) for step in range(30)]
     for step in (29, 3, 17):
-        assert (jumped.indices(step) == orders[step]).all()
+        assert (jumped.feed.indices(step) == orders[step]).all()
 
 
 def test_pictures_are_asked_for_as_the_order_says() -> None:
     some, asked = trainer(batch=7, steps=6), []
     pictures = stripes(COUNT)
-    some.pictures = lambda indices: (asked.append(indices), pictures[indices])[1]
+    some.feed.pictures = lambda indices: (asked.append(indices), pictures[indices])[1]
     train(some, 6)
-    assert [list(indices) for indices in asked] == [list(some.indices(step)) for step in range(6)]
+    expected = [list(some.feed.indices(step)) for step in range(7)]
+    assert [list(indices) for indices in asked] in (expected, expected[:6])  # the next batch is read ahead
 
 
 @pytest.mark.parametrize("decay", ["none", "linear", "cosine"])

@@ -15,10 +15,12 @@ from ddim.data.policy import ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
+from ddim.feed import Place
 from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
+from ddim.times import Drawn
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 _Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -81,23 +83,30 @@ class TrainConfig(BaseModel):
     """A training recipe. The defaults are the paper's where it has one.
 
     Args:
-        steps: Optimiser steps.
+        steps: Optimiser steps; None where `budget` alone says how long.
+        budget: Seconds that the whole run may take, or None. The learning rate then falls with time, to 0 at its end.
         batch: Pictures per step.
         accumulate: Parts a batch is cut into, to save memory.
         lr: Learning rate.
         warmup: Steps over which the learning rate rises from 0.
         decay: What the learning rate does at the end: stays, or falls to 0 linearly or along a cosine.
-        decay_fraction: The last part of the steps over which it falls.
+        decay_fraction: The last part of the steps, or of the budget, over which it falls.
         weight_decay: AdamW's.
         betas: Adam's.
         clip_grad: Largest norm of the gradient.
         ema: Decay of the moving average of the weights, and of that of the error per time.
+        ema_half_life: Instead, the share of the steps made that counts for half of the average, see `ddim.nn.EMA`.
         gamma: The weights gamma_t of the objective, eq. (5), see `ddim.objective.weights`.
+        times: Whether times are drawn uniformly, or in proportion to their weight, see `ddim.times`.
         antithetic: Whether times are drawn in pairs t, T + 1 - t.
         flip: Whether pictures are flipped left-right at random.
         label_drop: How often a label is dropped, for classifier-free guidance.
         precision: "bfloat16" autocast, "float32", or "auto" (bfloat16 where the processor has it).
         compile: Whether the network goes through torch.compile.
+        compile_mode: Its mode.
+        layout: How the network's memory is laid out; "auto" is channels-last on a GPU.
+        data_on: Where the data are held, undecoded no more: on the host, on the device, or "auto": on a GPU where they
+            fit into a quarter of its free memory.
         seed: Of everything random in the training.
         checkpoint_every: Steps between checkpoints.
         keep: Checkpoints kept.
@@ -106,7 +115,8 @@ class TrainConfig(BaseModel):
     """
 
     model_config = _STRICT
-    steps: int = Field(800_000, ge=1)
+    steps: int | None = Field(800_000, ge=1)
+    budget: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch: int = Field(128, ge=1)
     accumulate: int = Field(1, ge=1)
     lr: float = Field(2e-4, gt=0, allow_inf_nan=False)
@@ -117,12 +127,17 @@ class TrainConfig(BaseModel):
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     clip_grad: float = Field(1.0, gt=0, allow_inf_nan=False)
     ema: float = Field(0.9999, ge=0, lt=1)
+    ema_half_life: float | None = Field(None, gt=0, lt=1)
     gamma: Gamma = "simple"
+    times: Drawn = "uniform"
     antithetic: bool = True
     flip: bool = True
     label_drop: float = Field(0.1, ge=0, le=1)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: bool = False
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    layout: Literal["auto", "contiguous", "channels-last"] = "auto"
+    data_on: Place = "auto"
     seed: int = Field(0, ge=0, lt=2**64)
     checkpoint_every: int = Field(1000, ge=1)
     keep: int = Field(3, ge=1)
@@ -131,6 +146,8 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
+        if self.steps is None and self.budget is None:
+            raise ValueError("neither steps nor a budget says how long to train")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}")
         return self
@@ -150,6 +167,7 @@ class Provenance(BaseModel):
         images_seen: Pictures shown to the network.
         seconds: Training time.
         training: The recipe.
+        begun_from: The checksum of the model whose weights it began with; empty if none.
         error_from: How the table of the error was measured: "training", or "calibrate" with its data; empty if not.
     """
 
@@ -164,6 +182,7 @@ class Provenance(BaseModel):
     images_seen: int = 0
     seconds: float = 0.0
     training: TrainConfig | None = None
+    begun_from: str = ""
     error_from: str = ""
 
 

@@ -29,6 +29,7 @@ from ddim.plan import Plan
 from ddim.seeds import Noise, TokenNoise
 from ddim.sheet import save_png, sheet
 from ddim.table import Table
+from ddim.times import Drawn
 from ddim.tokens import CrossEntropy
 from ddim.training import Loss
 
@@ -55,11 +56,11 @@ class Kind(ABC):
         """What the network's output says."""
 
     @abstractmethod
-    def loss(self, gamma: Any, device: torch.device) -> Loss:
+    def loss(self, gamma: Any, device: torch.device, drawn: Drawn = "uniform") -> Loss:
         """What the network is trained on."""
 
     @abstractmethod
-    def read(self, batch: np.ndarray) -> Tensor:
+    def read(self, batch: np.ndarray | Tensor) -> Tensor:
         """A batch of the data set as x_0, (B, ...)."""
 
     @abstractmethod
@@ -133,11 +134,11 @@ class Pictures(_InPng):
         return pictures_hub(self.config.predicts)
 
     @override
-    def loss(self, gamma: Any, device: torch.device) -> Loss:
-        return Objective(self.config.schedule.build(), self.config.predicts, gamma, device)
+    def loss(self, gamma: Any, device: torch.device, drawn: Drawn = "uniform") -> Loss:
+        return Objective(self.config.schedule.build(), self.config.predicts, gamma, device, drawn)
 
     @override
-    def read(self, batch: np.ndarray) -> Tensor:
+    def read(self, batch: np.ndarray | Tensor) -> Tensor:
         return to_float(batch)
 
     @override
@@ -183,8 +184,8 @@ class _Categories(Kind):
         return tokens_hub(self.alphabet)
 
     @override
-    def loss(self, gamma: Any, device: torch.device) -> Loss:
-        return CrossEntropy(self.config.schedule.build(), self.alphabet, gamma, device)
+    def loss(self, gamma: Any, device: torch.device, drawn: Drawn = "uniform") -> Loss:
+        return CrossEntropy(self.config.schedule.build(), self.alphabet, gamma, device, drawn)
 
     @override
     def noise(self, seed: int, indices: Sequence[int], device: torch.device) -> Noise:
@@ -215,7 +216,7 @@ class Levels(_InPng, _Categories):
     """Pictures of K grey levels a channel."""
 
     @override
-    def read(self, batch: np.ndarray) -> Tensor:
+    def read(self, batch: np.ndarray | Tensor) -> Tensor:
         return to_levels(batch, self._levels)
 
     @override
@@ -234,8 +235,8 @@ class Text(_Categories):
     unit, things, measured = "sequences", "texts", "bits/token"
 
     @override
-    def read(self, batch: np.ndarray) -> Tensor:
-        return torch.from_numpy(batch)
+    def read(self, batch: np.ndarray | Tensor) -> Tensor:
+        return torch.as_tensor(batch)
 
     @override
     def path(self, folder: Path, index: int) -> Path:

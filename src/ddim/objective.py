@@ -16,6 +16,7 @@ from ddim.denoiser import Predicts, v_from_pair
 from ddim.errors import DdimError
 from ddim.gaussian import diffuse, sigma
 from ddim.schedule import Schedule
+from ddim.times import Drawn, Times
 
 Gamma = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb"]
 
@@ -101,6 +102,10 @@ class Objective:
         predicts: What the network predicts.
         gamma: The name of gamma, see `weights`.
         device: Where the batches are.
+        drawn: How training times are drawn, see `ddim.times`.
+
+    Attributes:
+        times: The training times and their weights.
 
     Raises:
         DdimError: See `weights`.
@@ -110,6 +115,8 @@ class Objective:
     predicts: Predicts
     gamma: Gamma = "simple"
     device: torch.device | str = "cpu"
+    drawn: Drawn = "uniform"
+    times: Times = field(init=False, repr=False, compare=False)
     _table: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -117,11 +124,12 @@ class Objective:
         columns = [
             [level.signal for level in levels],
             [level.noise for level in levels],
-            weights(self.schedule, self.predicts, self.gamma),
             _powers(self.schedule, *_OUTPUT[self.predicts]),
+            weights(self.schedule, self.predicts, self.gamma),
         ]
         table = torch.tensor(np.array(columns), dtype=torch.float64).to(torch.float32).to(self.device)
-        object.__setattr__(self, "_table", table)
+        object.__setattr__(self, "_table", table[:3])
+        object.__setattr__(self, "times", Times(table[3], self.drawn))
 
     def loss(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Eq. (5): gamma_t || eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2 per sample.
@@ -137,7 +145,7 @@ class Objective:
         Returns:
             float32, (B,).
         """
-        return self.weigh(self.error(network, x0, t, eps), t)
+        return self.times.weights[t - 1] * self.error(network, x0, t, eps)
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
         """The randomness that noises x0 (B, ...): standard normal, of its shape."""
@@ -156,24 +164,11 @@ class Objective:
         error = output - (v_from_pair(x0, eps, level) if target is None else target)
         return error.square().flatten(1).mean(1)
 
-    def weigh(self, error: Tensor, t: Tensor) -> Tensor:
-        """L_gamma of what `error` gives, (B,)."""
-        return self._table[2, t - 1] * error
-
     def told(self, error: Tensor, t: Tensor) -> Tensor:
         """What the table of errors holds: || eps - eps_theta ||^2 / d, (B,), of what `error` gives; no division."""
-        return self._table[3, t - 1] * error
+        return self._table[2, t - 1] * error
 
 
 class _Batch(NamedTuple):
     signal: Tensor
     noise: Tensor
-
-
-def draw_times(batch: int, T: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:
-    """Training times, int64, (B,), uniform on 1..T; antithetic draws come in pairs t, T + 1 - t."""
-    device = generator.device
-    if not antithetic:
-        return torch.randint(1, T + 1, (batch,), generator=generator, device=device)
-    half = torch.randint(1, T + 1, ((batch + 1) // 2,), generator=generator, device=device)
-    return torch.cat([half, T + 1 - half])[:batch]

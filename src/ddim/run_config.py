@@ -13,6 +13,22 @@ from ddim.files import strangers, write_atomic
 
 RUN = "run.json"
 RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
+LENGTH = ("steps", "budget")
+
+
+class Begun(BaseModel):
+    """The model whose weights a run began with.
+
+    Args:
+        sha256: The checksum of its weights.
+        steps: Optimiser steps it has behind it; the run counts on from there.
+        images_seen: Pictures it was shown.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: str
+    steps: int = 0
+    images_seen: int = 0
 
 
 class RunConfig(BaseModel):
@@ -25,6 +41,7 @@ class RunConfig(BaseModel):
         data_fingerprint: A hash of what it held.
         model: The model to train.
         train: The recipe.
+        begun: The model whose weights it begins with, if any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +51,7 @@ class RunConfig(BaseModel):
     data_fingerprint: str
     model: ModelConfig
     train: TrainConfig
+    begun: Begun | None = None
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -51,7 +69,7 @@ def refuse_foreign(folder: Path) -> None:
 def claim(folder: Path, config: RunConfig) -> None:
     """Write `run.json`, or see that the one there says the same.
 
-    What weights do not depend on (how often is saved, shown and logged) may change, and there may be other steps.
+    What weights do not depend on (how often is saved, shown and logged) may change, and so may its length.
 
     Raises:
         DdimError: If the folder holds another run, or one that is already longer.
@@ -64,26 +82,33 @@ def claim(folder: Path, config: RunConfig) -> None:
     old = parse(RunConfig, path.read_bytes(), path)
     if old == config:
         return
-    kept = {name: getattr(old.train, name) for name in ("steps", *RHYTHM)}
+    kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
     same = config.model_copy(update={"train": config.train.model_copy(update=kept)})
     if same != old:
-        key, was, now = _first_difference(old.model_dump(), same.model_dump())
+        key, was, now = first_difference(old.model_dump(), same.model_dump())
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
-    if old.train.steps != config.train.steps:
+    if length(old.train) != length(config.train):
         made = max((int(state.stem) for state in folder.glob("state/*.safetensors") if state.stem.isdigit()), default=0)
-        if config.train.steps < made:
+        if config.train.steps is not None and config.train.steps < made:
             wrong = f"has made {made} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
         decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
-        say(f"{folder}: was a run of {old.train.steps} steps, goes on to {config.train.steps}{decay}")
+        say(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
     write_atomic(path, text)
 
 
-def _first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
+def length(recipe: TrainConfig) -> str:
+    """How long a recipe trains, in words: "800 steps", "1500 s", or "800 steps or 1500 s"."""
+    said = [] if recipe.steps is None else [f"{recipe.steps} steps"]
+    return " or ".join(said if recipe.budget is None else [*said, f"{recipe.budget:g} s"])
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
+    """The first key in which two nested configurations differ, and what stands there; "" if they do not."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old:
-            found = _first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
+            found = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
             if found[0]:
                 return found
         return "", None, None

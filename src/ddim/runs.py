@@ -10,10 +10,9 @@ RUN/model/                       the model folder, of the averaged weights
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,24 @@ import torch
 
 import ddim
 from ddim import checkpoint, seeds
+from ddim.budget import Budget
 from ddim.calibration import complete
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
-from ddim.files import lock, make_folder, remove_parts, write_atomic
+from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import kind_of
+from ddim.metrics import Metrics
 from ddim.model import of
 from ddim.run_config import RunConfig, claim, refuse_foreign
+from ddim.run_config import length as run_length
 from ddim.table import Table
 from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
 PREVIEWS = 36
+GUESSED = 0.01  # of the budget must be used before the run's length is guessed
 KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
 
 
@@ -45,17 +48,19 @@ class Report:
 
     Args:
         step: Steps made.
-        steps: Steps of the whole run.
+        steps: Steps of the whole run; with a budget of time a guess, None at first.
         loss: Mean loss since the last line of the metrics file.
         images_seen: Pictures shown so far.
         event: What was just written, if anything.
+        over: Whether that was the last step.
     """
 
     step: int
-    steps: int
+    steps: int | None
     loss: float
     images_seen: int
     event: str = ""
+    over: bool = False
 
 
 def train(
@@ -65,6 +70,8 @@ def train(
     device: torch.device | str,
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    began: float | None = None,
 ) -> Iterator[Report]:
     """Start a run, or go on with it where its last checkpoint stands.
 
@@ -75,6 +82,8 @@ def train(
         device: Where to train.
         command: The command, for the model's provenance.
         stop: Asked after every step; when it says so, a checkpoint is written and the run stops.
+        weights: Those that a new run begins with, where `config.begun` names a model.
+        began: When its budget began to run, by `time.monotonic`; now if left out.
 
     Yields:
         A report after every step, and a first one when the run is ready.
@@ -88,7 +97,8 @@ def train(
     with lock(folder):
         remove_parts(folder)
         claim(folder, config)
-        yield from _Loop(folder, config, pictures, torch.device(device), command).reports(stop)
+        clock = Budget(config.train.budget, began)
+        yield from _Loop(folder, config, pictures, torch.device(device), command, weights, clock).reports(stop)
 
 
 def _check(config: RunConfig, data: ImageSet | TextSet) -> None:
@@ -99,20 +109,33 @@ def _check(config: RunConfig, data: ImageSet | TextSet) -> None:
     if classes and data.labels is not None and int(data.labels.max()) >= classes:
         wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
         raise DdimError(config.data, wrong, "give the network a class for every label")
+    if config.begun and config.train.steps is not None and config.train.steps <= config.begun.steps:
+        wrong = f"are no more than the {config.begun.steps} behind the model it begins with"
+        raise DdimError(f"{config.train.steps} steps", wrong, "ask for more: they are counted on")
     if config.train.flip and len(config.model.network.shape) == 1:
         raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
 
 
 class _Loop:
     def __init__(
-        self, folder: Path, config: RunConfig, pictures: ImageSet | TextSet, device: torch.device, command: str
+        self,
+        folder: Path,
+        config: RunConfig,
+        pictures: ImageSet | TextSet,
+        device: torch.device,
+        command: str,
+        weights: Mapping[str, torch.Tensor] | None,
+        clock: Budget,
     ):
         self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
-        recipe, model = config.train, config.model
+        recipe, model, self.clock = config.train, config.model, clock
         with seeds.forked("cpu", recipe.seed):
-            self.network = model.network.build().to(device)
+            self.network = model.network.build()
+        if weights is not None:
+            checkpoint.fill(self.network, weights, "weights")
+        self.network = self.network.to(device)
         self.device, self.kind = device, kind_of(model)
-        self.objective = self.kind.loss(recipe.gamma, device)
+        self.objective = self.kind.loss(recipe.gamma, device, recipe.times)
         classes = model.network.classes
         self.trainer = Trainer(
             self.network,
@@ -123,7 +146,10 @@ class _Loop:
             pictures.labels if classes else None,
             classes,
             self.kind.read,
+            config.begun.steps if config.begun else 0,
         )
+        self.share, self.ended = clock.share, False
+        self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved = -1
@@ -132,27 +158,31 @@ class _Loop:
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
         yield self._report(self._resume())
-        clock = time.monotonic()
-        with contextlib.ExitStack() as closing:
-            self.metrics = closing.enter_context(open(self.folder / "metrics.jsonl", "a", encoding="utf-8"))
-            self.board = self._board(closing)
+        if self.share >= 1 and not self.ended:
+            wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
+            raise DdimError(f"budget of {recipe.budget:g} s", wrong, "give more time")
+        now = time.monotonic()
+        with Metrics(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
-                self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
+                self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
+                self.share = self.clock.share
                 self.waiting.append((update.step, update.loss, update.grad_norm))
                 events = []
-                last = update.step == recipe.steps
+                last = trainer.over
                 halt = stop()
                 due = update.step % recipe.checkpoint_every == 0 or last or halt
                 if update.step % recipe.log_every == 0:
-                    self._log(update.step, update.lr, update.images_seen)
+                    self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
                     self._look()
                 if due:
-                    self._save()
+                    with self.clock.timed("save"):
+                        self._save(last)
                     events.append("checkpoint")
                 if recipe.preview_every and (update.step % recipe.preview_every == 0 or last):
-                    events.append(f"preview {self._preview()}")
-                clock = time.monotonic()
+                    with self.clock.timed("preview"):
+                        events.append(f"preview {self._preview()}")
+                now = time.monotonic()
                 yield self._report(", ".join(events))
                 if halt:
                     return
@@ -160,38 +190,36 @@ class _Loop:
     def _report(self, event: str = "") -> Report:
         loss = self.total / self.count if self.count else self.last
         step = self.trainer.step
-        return Report(step, self.config.train.steps, loss, step * self.config.train.batch, event)
+        return Report(step, self._length(), loss, self._seen(), event, self.trainer.over)
+
+    def _length(self) -> int | None:
+        """Steps of the whole run, as far as is known."""
+        steps, begun = self.config.train.steps, self.trainer.begun
+        guess = begun + (self.trainer.step - begun) / self.share if self.share > GUESSED else math.inf
+        known = min(guess, math.inf if steps is None else steps)
+        return None if math.isinf(known) else max(round(known), self.trainer.step)
+
+    def _seen(self) -> int:
+        """Pictures shown so far, to the weights it began with too."""
+        before = self.config.begun.images_seen if self.config.begun else 0
+        return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
 
     def _look(self) -> None:
         """Look at the losses since the last look; on a GPU this waits for it."""
-        for step, loss, norm in self.waiting:
-            value = float(loss)
-            if not (math.isfinite(value) and math.isfinite(float(norm))):
+        with self.clock.timed("wait"):
+            waiting = [(step, float(loss), float(norm)) for step, loss, norm in self.waiting]
+        for step, loss, norm in waiting:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise not_finite(step)
-            self.total, self.count, self.norm = self.total + value, self.count + 1, float(norm)
+            self.total, self.count, self.norm = self.total + loss, self.count + 1, norm
         self.waiting.clear()
 
-    def _log(self, step: int, lr: float, images_seen: int) -> None:
+    def _log(self, step: int, lr: float) -> None:
         self._look()
         self.last = self.total / self.count
         values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
-        line = {"step": step, **values, "images_seen": images_seen, "seconds": round(self.seconds, 3)}
-        self.metrics.write(json.dumps(line) + "\n")
-        self.metrics.flush()
-        for name, value in values.items():
-            if self.board:
-                self.board.add_scalar(name, value, step)
+        self.metrics.tell(step, values, images_seen=self._seen(), seconds=round(self.seconds, 3))
         self.total, self.count = 0.0, 0
-
-    def _board(self, closing: contextlib.ExitStack) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            say("tensorboard is not installed: metrics go to metrics.jsonl only")
-            return None
-        writer: Any = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.trainer.step + 1)
-        closing.callback(writer.close)
-        return writer
 
     def _states(self) -> list[Path]:
         return sorted((self.folder / "state").glob("*.safetensors"))
@@ -201,18 +229,19 @@ class _Loop:
         remove_parts(self.folder / "state")
         states = self._states()
         if not states:
-            self._cut_metrics(0)
             return "started"
         try:
             tensors, meta = read_tensors(states[-1])
             self.trainer.load_state(tensors)
             self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
+            self.clock.before, self.clock.longest = meta.get("used", self.seconds), meta.get("took", {})
+            self.ended = meta.get("over") == run_length(self.config.train)
+            self.share = 1.0 if self.ended else self.clock.share
         except (DdimError, KeyError, RuntimeError, TypeError, ValueError) as error:
             why = error.wrong if isinstance(error, DdimError) else str(error).splitlines()[0]
             wrong = f"is not a state of this run ({why})"
             raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
         self.saved = self.trainer.step
-        self._cut_metrics(self.trainer.step)
         if self._exported() != self.trainer.step:
             self._export()
         was, now = meta.get("software"), self._software()
@@ -220,23 +249,13 @@ class _Loop:
             say(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
 
-    def _cut_metrics(self, step: int) -> None:
-        """Drop the lines after a step: they will be written again."""
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            kept = []
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):
-                    if json.loads(line)["step"] <= step:
-                        kept.append(line + "\n")
-            write_atomic(path, "".join(kept).encode())
-
-    def _save(self) -> None:
+    def _save(self, over: bool) -> None:
         step = self.trainer.step
         if step == self.saved:
             return
         meta: dict[str, Any] = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
-        meta["software"] = self._software()
+        meta |= {"software": self._software(), "used": self.clock.used, "took": self.clock.longest}
+        meta |= {"over": run_length(self.config.train)} if over else {}
         path = self.folder / "state" / f"{step:08d}.safetensors"
         write_tensors(path, self.trainer.state(), meta)
         self.saved = step
@@ -271,9 +290,10 @@ class _Loop:
             command=self.command,
             version=ddim.__version__,
             steps=step,
-            images_seen=step * recipe.batch,
+            images_seen=self._seen(),
             seconds=round(self.seconds, 1),
             training=recipe,
+            begun_from=self.config.begun.sha256 if self.config.begun else "",
             error_from="training" if error else "",
         )
         return self.config.model.model_copy(update={"provenance": provenance, "error": error})

@@ -46,10 +46,14 @@ def generator(device: torch.device | str, *key: int) -> torch.Generator:
 
     For draws in training, where one step may draw a whole batch at once. On a CPU torch keeps 32 bits of it.
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     made = torch.Generator(device=device)
-    made.manual_seed(int.from_bytes(digest, "little") >> 1)
+    made.manual_seed(hashed(*key))
     return made
+
+
+def hashed(*key: int) -> int:
+    """A seed in 0..2^63-1 that is a hash of integers."""
+    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def pick(u: Tensor, probabilities: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddim.categorical import Alphabet, noised
 from ddim.errors import DdimError
 from ddim.schedule import Level, Schedule
+from ddim.times import Drawn, Times
 
 Weight = Literal["simple", "vlb"]
 
@@ -107,6 +108,10 @@ class CrossEntropy:
         alphabet: The categories.
         weight: See `token_weights`.
         device: Where the batches are.
+        drawn: How training times are drawn, see `ddim.times`.
+
+    Attributes:
+        times: The training times and their weights.
 
     Raises:
         DdimError: See `token_weights`.
@@ -116,12 +121,16 @@ class CrossEntropy:
     alphabet: Alphabet
     weight: Weight = "simple"
     device: torch.device | str = "cpu"
-    _table: Tensor = field(init=False, repr=False, compare=False)
+    drawn: Drawn = "uniform"
+    times: Times = field(init=False, repr=False, compare=False)
+    _keep: Tensor = field(init=False, repr=False, compare=False)
     _pi: Tensor = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         columns = np.array([self.schedule.alpha_bar[1:], token_weights(self.schedule, self.weight)])
-        object.__setattr__(self, "_table", torch.tensor(columns, dtype=torch.float32, device=self.device))
+        keep, weights = torch.tensor(columns, dtype=torch.float32, device=self.device).unbind()
+        object.__setattr__(self, "_keep", keep)
+        object.__setattr__(self, "times", Times(weights, self.drawn))
         object.__setattr__(self, "_pi", self.alphabet.pi.to(self.device))
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
@@ -140,14 +149,10 @@ class CrossEntropy:
         Returns:
             float32, (B,).
         """
-        keep = self._table[0, t - 1].view(-1, *[1] * (x0.ndim - 1))
+        keep = self._keep[t - 1].view(-1, *[1] * (x0.ndim - 1))
         x = noised(x0, keep, noise, self._pi)
         log_p = log_probabilities(network(x, t), x, self.alphabet)
         return -log_p.gather(-1, x0[..., None]).flatten(1).mean(1)
-
-    def weigh(self, error: Tensor, t: Tensor) -> Tensor:
-        """The objective of what `error` gives, (B,)."""
-        return self._table[1, t - 1] * error
 
     def told(self, error: Tensor, t: Tensor) -> Tensor:
         """What the table of errors holds: the cross-entropy itself, (B,)."""

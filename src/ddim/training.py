@@ -6,9 +6,9 @@ resumed from a state does what the undisturbed run would have done, bit for bit 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,10 +18,13 @@ from torch import Tensor, nn
 
 from ddim import seeds
 from ddim.errors import DdimError, say
+from ddim.feed import Feed
 from ddim.nn.ema import EMA
-from ddim.objective import draw_times
 from ddim.pixels import to_float
 from ddim.schedule import Schedule
+from ddim.times import Times
+
+DROPOUT = 1  # what tells the seed of a step's dropout from that of its other draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,12 @@ class Update:
         loss: The batch's loss, a scalar on the training's device.
         grad_norm: The gradient's norm before clipping, likewise.
         lr: The learning rate used.
-        images_seen: Pictures shown so far.
     """
 
     step: int
     loss: Tensor
     grad_norm: Tensor
     lr: float
-    images_seen: int
 
 
 class Loss(Protocol):
@@ -50,14 +51,15 @@ class Loss(Protocol):
     def schedule(self) -> Schedule:
         """The noise schedule."""
 
+    @property
+    def times(self) -> Times:
+        """The training times: how they are drawn, and what an error at each counts for."""
+
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
         """The randomness that noises x0, (B, ...)."""
 
     def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The error of each sample, float32, (B,)."""
-
-    def weigh(self, error: Tensor, t: Tensor) -> Tensor:
-        """The loss of each sample, (B,)."""
 
     def told(self, error: Tensor, t: Tensor) -> Tensor:
         """What the table of errors holds of each sample, (B,)."""
@@ -104,6 +106,11 @@ class Trainer:
         labels: int64, (count,), where the network takes labels.
         classes: How many labels there are.
         read: From such a batch to x_0, (B, ...).
+        begun: Steps that the network has behind it, where it begins with weights alone: the data go on from there, the
+            learning rate and the optimiser's moments begin anew.
+
+    Attributes:
+        spent: What of the recipe's budget has been used, in [0, 1]; for a budget the caller sets it, from a clock.
     """
 
     def __init__(
@@ -115,15 +122,20 @@ class Trainer:
         recipe: Any,
         labels: np.ndarray | None = None,
         classes: int = 0,
-        read: Callable[[np.ndarray], Tensor] = to_float,
+        read: Callable[[Tensor], Tensor] = to_float,
+        begun: int = 0,
     ):
         self.read = read
-        self.network, self.objective, self.recipe = network.train(), objective, recipe
-        self.pictures, self.count, self.classes = pictures, count, classes
-        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.objective, self.recipe, self.classes = objective, recipe, classes
         self.device = next(network.parameters()).device
-        self.ema = EMA(network, recipe.ema)
-        self.forward: Callable[..., Tensor] = torch.compile(network) if recipe.compile else network
+        if recipe.layout == "channels-last" or (recipe.layout == "auto" and self.device.type == "cuda"):
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.train()
+        self.feed = Feed(pictures, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
+        self.ema = EMA(network, recipe.ema, recipe.ema_half_life)
+        self.forward: Callable[..., Tensor] = network
+        if recipe.compile:
+            self.forward = torch.compile(network, mode=recipe.compile_mode, dynamic=False)
         self.optimizer = torch.optim.AdamW(
             network.parameters(),
             lr=recipe.lr,
@@ -133,65 +145,53 @@ class Trainer:
         )
         self.autocast = autocast_dtype(recipe.precision, self.device)
         self.errors = ErrorTable(objective.schedule.T, self.device)
-        self.step = 0
-        self._orders: dict[int, np.ndarray] = {}
+        self.step = self.begun = begun
+        self.spent: Callable[[], float] = lambda: 0.0
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0: warm-up, then flat, then the recipe's decay to 0."""
-        r = self.recipe
-        rate = r.lr * min(1.0, (step + 1) / r.warmup) if r.warmup else r.lr
-        left = (r.steps - step) / max(1.0, r.decay_fraction * r.steps)
+        r, made = self.recipe, step - self.begun
+        rate = r.lr * min(1.0, (made + 1) / r.warmup) if r.warmup else r.lr
+        left = (1 - self.spent()) / r.decay_fraction
+        if r.steps is not None:
+            steps = r.steps - self.begun
+            left = min(left, (steps - made) / max(1.0, r.decay_fraction * steps))
         if r.decay == "none" or left >= 1:
             return float(rate)
+        left = max(left, 0.0)
         return float(rate * (left if r.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)))
 
-    def indices(self, step: int) -> np.ndarray:
-        """Which pictures a step sees: int64, (batch,). Every epoch is a permutation; batches run across its end."""
-        places = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch)
-        epochs = places // self.count
-        for old in [epoch for epoch in self._orders if epoch < epochs[0]]:
-            del self._orders[old]
-        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
-            if epoch not in self._orders:
-                self._orders[epoch] = seeds.permutation(self.recipe.seed, epoch, self.count)
-        return np.array([self._orders[e][p] for e, p in zip(epochs, places % self.count, strict=True)])
+    @property
+    def over(self) -> bool:
+        """Whether the recipe's last step is made, or its budget used."""
+        return (self.recipe.steps is not None and self.step >= self.recipe.steps) or self.spent() >= 1
 
     def updates(self) -> Iterator[Update]:
-        """Train to the recipe's last step, yielding after each step; the next batch is read meanwhile.
+        """Train until it is over, yielding after each step; the next batch is read meanwhile.
 
         Raises:
             DdimError: On a CPU, if the loss is not finite; the step is named, and its update is not made. On a GPU
                 the caller looks at the losses, with `not_finite`, before it keeps anything.
         """
-        with ThreadPoolExecutor(1) as reader:
-            ahead: Future[tuple[np.ndarray, Tensor | None]] | None = None
-            while self.step < self.recipe.steps:
-                batch, labels = ahead.result() if ahead else self._read(self.step)
-                if self.step + 1 < self.recipe.steps:
-                    ahead = reader.submit(self._read, self.step + 1)
-                yield self._update(batch, labels)
+        with contextlib.closing(self.feed.batches(self.step)) as batches:
+            while not self.over:
+                yield self._update(*next(batches))
 
-    def _read(self, step: int) -> tuple[np.ndarray, Tensor | None]:
-        indices = self.indices(step)
-        labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
-        return self.pictures(indices), labels
-
-    def _update(self, batch: np.ndarray, labels: Tensor | None) -> Update:
+    def _update(self, batch: Tensor, labels: Tensor | None) -> Update:
         rate, recipe = self.lr(self.step), self.recipe
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         draw = seeds.generator(self.device, recipe.seed, self.step)
-        x0 = self.read(batch).to(self.device)
+        x0 = self.read(batch)
         if recipe.flip:
             flipped = torch.rand(len(x0), generator=draw, device=self.device) < 0.5
             x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
-        t = draw_times(len(x0), self.objective.schedule.T, draw, recipe.antithetic)
+        t = self.objective.times.draw(len(x0), draw, recipe.antithetic)
         noise = self.objective.draw(x0, draw)
         labels = self._drop(labels, draw)
         total, errors = torch.zeros((), device=self.device), []
-        dropout = int(torch.randint(2**62, (1,), generator=draw, device=self.device))
-        with seeds.forked(self.device, dropout):
+        with seeds.forked(self.device, seeds.hashed(recipe.seed, self.step, DROPOUT)):
             for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
                 loss, error = self._loss(x0[part], t[part], noise[part], None if labels is None else labels[part])
                 (loss / recipe.accumulate).backward()
@@ -205,7 +205,7 @@ class Trainer:
         self.ema.update(self.network, self.step)
         self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step))
         self.step += 1
-        return Update(self.step, total, norm, rate, self.step * recipe.batch)
+        return Update(self.step, total, norm, rate)
 
     def _loss(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """The loss of a part of the batch, and what the table of errors is told of each sample."""
@@ -215,12 +215,11 @@ class Trainer:
                 return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
 
         error = self.objective.error(network, x0, t, noise)
-        return self.objective.weigh(error, t).mean(), self.objective.told(error.detach(), t)
+        return self.objective.times.weigh(error, t).mean(), self.objective.told(error.detach(), t)
 
     def _drop(self, labels: Tensor | None, draw: torch.Generator) -> Tensor | None:
         if labels is None or not self.classes:
             return None
-        labels = labels.to(self.device)
         dropped = torch.rand(len(labels), generator=draw, device=self.device) < self.recipe.label_drop
         return torch.where(dropped, self.classes, labels)
 
@@ -251,6 +250,10 @@ class Trainer:
             moments.setdefault(int(place), {})[name] = value
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for parameter, held in self.optimizer.state.items():
+            for name, value in held.items():  # the fused optimiser wants moments laid out as its weights are
+                if value.shape == parameter.shape:
+                    held[name] = torch.empty_like(parameter).copy_(value)
         self.step = int(tensors["step"])
         if table := part("errors."):
             self.errors.sums.copy_(table["sums"])

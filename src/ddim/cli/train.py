@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.beginning import begin_with, classes_of, seconds, vocabulary
 from ddim.cli.main import Stopper
 from ddim.cli.options import check_device, load_pictures, progress_bar
 from ddim.errors import DdimError
@@ -67,8 +68,15 @@ LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vl
 @click.option("--size", type=int, help="Side of the square the pictures are brought to, instead of the preset's.")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour, instead of the preset's.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.")
-@click.option("--labels", is_flag=True, help="Learn the data's labels too, for classifier-free guidance.")
+@click.option("--labels/--no-labels", default=None, help="Learn the data's labels too, for classifier-free guidance.")
+@click.option("--from", "source", metavar="MODEL", help="Begin with the weights of a model, where no state is left.")
 @click.option("--steps", type=int, help="Optimiser steps.")
+@click.option(
+    "--budget",
+    callback=lambda c, p, v: v and seconds(v),
+    metavar="TIME",
+    help="Time for all, such as 25min, 90s or 1h30min, instead of --steps; with both, what ends first.",
+)
 @click.option("--batch", type=int, help="Pictures per step.")
 @click.option("--accumulate", type=int, help="Parts a batch is cut into, to save memory.")
 @click.option("--lr", type=float, help="Learning rate.")
@@ -87,7 +95,7 @@ LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vl
 @click.option(
     "--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast."
 )
-@click.option("--compile", "compile_", is_flag=True, default=None, help="Run the network through torch.compile.")
+@click.option("--compile/--no-compile", "compile_", default=None, help="Run the network through torch.compile.")
 @click.option("--seed", type=int, help="Of everything random in the training.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
 @click.option("--keep", type=int, help="Checkpoints kept.")
@@ -106,7 +114,9 @@ def command(
     size: int | None,
     channels: str | None,
     predicts: str | None,
-    labels: bool,
+    labels: bool | None,
+    source: str | None,
+    budget: float | None,
     compile_: bool | None,
     device: str | None,
     settings: tuple[str, ...],
@@ -124,9 +134,11 @@ def command(
     Examples:
       ddim train digits --out runs/digits
       ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./cifar10 --preset cifar10-fast --budget 25min --out runs/cifar10
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
+    began = time.monotonic()
     from ddim.run_config import RunConfig, refuse_foreign
 
     name, recipe = _recipe(data, preset_name)
@@ -135,26 +147,30 @@ def command(
     about_pictures = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
     about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None}
     _refuse_others(name, of_text, about_text, about_pictures)
+    labels = recipe.labels if labels is None else labels
     changes = {
         "data": _changes(height=size, width=size, channels=channels and int(channels), length=length),
-        "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_),
+        "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_, budget=budget),
         "network": {},
         "schedule": {},
         "categorical": {},
     }
     for setting in settings:
         _set(changes, setting)
+    if "budget" in changes["train"]:
+        changes["train"].setdefault("steps", None)
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
-        changes["data"] |= _vocabulary(data, tokenizer)
+        changes["data"] |= vocabulary(data, tokenizer)
     model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
     found = _find(data, model.data, split, limit, skip_unreadable)
     if labels:
-        changes["network"]["classes"] = _classes(data, found)
+        changes["network"]["classes"] = classes_of(data, found)
         model, train = _configure(recipe, changes, predicts)
     about = {"data": found.name, "split": found.split, "limit": limit, "data_fingerprint": found.fingerprint()}
-    _train(out, RunConfig(**about, model=model, train=train), found, device)
+    begun, weights = begin_with(source, model) if source else (None, None)
+    _train(out, RunConfig(**about, model=model, train=train, begun=begun), found, device, weights, began)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -193,19 +209,6 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         for name, recipe in PRESETS.items():
             click.echo(f"{name:16} {recipe.about}")
         ctx.exit()
-
-
-def _classes(data: str, pictures: ImageSet | TextSet) -> int:
-    if pictures.labels is None:
-        raise DdimError(data, "has no labels", "leave --labels out, or sort the pictures into one folder per label")
-    return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
-
-
-def _vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
-    """What a text's tokens are: a tokenizer's, or all of its characters."""
-    from ddim.data.text import characters, read_tokenizer
-
-    return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
 
 
 def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: dict[str, Any]) -> None:
@@ -254,7 +257,9 @@ def _configure(
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
     made = build(ModelConfig, model, "model")
-    kind_of(made).loss(train.gamma, torch.device("cpu"))  # refuses a weight that is infinite, or another kind's
+    kind_of(made).loss(
+        train.gamma, torch.device("cpu"), train.times
+    )  # refuses a weight that is infinite, or another kind's
     return made, train
 
 
@@ -278,7 +283,7 @@ def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[s
     return recipe.categorical.model_dump() | own | changes
 
 
-def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None) -> None:
+def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, began: float) -> None:
     import torch
 
     from ddim import runs
@@ -286,23 +291,24 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None)
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
-    steps, batch, unit = config.train.steps, config.train.batch, kind_of(config.model).unit
+    batch, unit = config.train.batch, kind_of(config.model).unit
     report = None
     with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task("training", total=steps, rate="")
+        task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in runs.train(out, config, data, device, line, stopper):
+        for report in runs.train(out, config, data, device, line, stopper, weights, began):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
             told = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
-            bar.update(task, completed=report.step, rate=told)
+            bar.update(task, completed=report.step, total=report.steps, rate=told)
             if report.event:
                 bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
     assert report is not None
-    if stopper() and report.step < steps:
-        click.echo(f"stopped at step {report.step} of {steps}; run the same command to go on", err=True)
+    if stopper() and not report.over:
+        of = f" of {report.steps}" if report.steps else ""
+        click.echo(f"stopped at step {report.step}{of}; run the same command to go on", err=True)
         raise SystemExit(stopper.code)
-    done = "done" if start and start[1] < steps else "nothing left to do"
-    click.echo(f"{done}: {steps} steps, {report.images_seen} {unit} seen; the model is {out / 'model'}")
+    done = "done" if start and start[1] < report.step else "nothing left to do"
+    click.echo(f"{done}: {report.step} steps, {report.images_seen} {unit} seen; the model is {out / 'model'}")

@@ -17,7 +17,7 @@ from ddim.errors import DdimError
 from ddim.evaluation.inception import inception
 from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.files import sha256
-from ddim.nn.classifier import Classifier, ClassifierConfig
+from ddim.nn.classifier import config_of
 from ddim.pixels import to_float
 from ddim.tensors import read_tensors
 
@@ -138,7 +138,7 @@ def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
     digest = sha256(weights)
     if digest != about["sha256"]:
         raise DdimError(weights, "does not match its checksum", "install ddim again")
-    network = Classifier(ClassifierConfig.model_validate(about["network"]))
+    network = config_of(about["network"]).build()
     tensors, _ = read_tensors(weights)
     network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
     network = network.to(device).eval().requires_grad_(False)

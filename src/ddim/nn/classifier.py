@@ -1,10 +1,11 @@
-"""A small convolutional classifier whose pooled features serve to compare sets of pictures."""
+"""Small convolutional classifiers whose pooled features serve to compare sets of pictures."""
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from torch import Tensor, nn
 
 
@@ -30,6 +31,10 @@ class ClassifierConfig(BaseModel):
     def features(self) -> int:
         """D, the number of features: the last level's channels."""
         return self.widths[-1]
+
+    def build(self) -> Classifier:
+        """The network, its weights drawn from the global generator."""
+        return Classifier(self)
 
 
 class Classifier(nn.Module):
@@ -59,3 +64,97 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
         return cast(Tensor, self.head(self.features(x)))
+
+
+class ResNetConfig(BaseModel):
+    """The shape of a `ResNet`.
+
+    Args:
+        kind: Always "resnet".
+        in_channels: Picture channels.
+        side: Height and width of the pictures it was made for.
+        widths: Channels of each level; every level halves the resolution.
+        classes: Number of labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["resnet"] = "resnet"
+    in_channels: int = Field(3, ge=1)
+    side: int = Field(32, ge=4)
+    widths: tuple[int, ...] = Field((64, 128, 256), min_length=1)
+    classes: int = Field(10, ge=2)
+
+    @property
+    def features(self) -> int:
+        """D, the number of features: the last level's channels."""
+        return self.widths[-1]
+
+    def build(self) -> ResNet:
+        """The network, its weights drawn from the global generator."""
+        return ResNet(self)
+
+
+class Residual(nn.Module):
+    """x + GELU(norm(conv(x)))."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to the same."""
+        return x + nn.functional.gelu(self.norm(self.conv(x)))
+
+
+class ResNet(nn.Module):
+    """A residual network of few layers: patches of 2x2 made white, then levels of a halving convolution and a residual.
+
+    After Page 2018 ("How to train your ResNet") and Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a single GPU").
+    The mean over the last level's places is the feature vector.
+    """
+
+    PATCH = 2
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        self.config = config
+        before = 2 * config.in_channels * self.PATCH**2
+        self.white = nn.Conv2d(config.in_channels, before, self.PATCH)
+        layers: list[nn.Module] = []
+        for width in config.widths:
+            layers += [
+                nn.Conv2d(before, width, 3, padding=1, bias=False),
+                nn.MaxPool2d(2),
+                nn.BatchNorm2d(width),
+                nn.GELU(),
+                Residual(width),
+            ]
+            before = width
+        self.body = nn.Sequential(*layers)
+        self.head = nn.Linear(before, config.classes)
+
+    @torch.no_grad()
+    def whiten(self, x: Tensor) -> None:
+        """Make the first layer's outputs uncorrelated and of variance 1 on pictures (B, C, H, W), and keep it so."""
+        patches = x.unfold(2, self.PATCH, 1).unfold(3, self.PATCH, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
+        variances, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
+        rows = (vectors / torch.sqrt(variances + 5e-4)).T.reshape(-1, *self.white.weight.shape[1:]).float()
+        self.white.weight.copy_(torch.cat([rows, -rows]))
+        self.white.weight.requires_grad_(False)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] to features (B, D)."""
+        return cast(Tensor, self.body(nn.functional.gelu(self.white(x)))).mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
+        return cast(Tensor, self.head(self.features(x)))
+
+
+AnyClassifierConfig = Annotated[ClassifierConfig | ResNetConfig, Field(discriminator="kind")]
+
+
+def config_of(about: object) -> ClassifierConfig | ResNetConfig:
+    """The configuration of a classifier of either kind, from its JSON values."""
+    adapter: TypeAdapter[ClassifierConfig | ResNetConfig] = TypeAdapter(AnyClassifierConfig)
+    return adapter.validate_python(about)

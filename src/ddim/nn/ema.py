@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Generic, TypeVar
 
 import torch
@@ -14,21 +15,30 @@ Net = TypeVar("Net", bound=nn.Module)
 class EMA(Generic[Net]):
     """A second set of weights that follows the first: ema <- decay ema + (1 - decay) weights.
 
-    The decay is warmed up as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten.
+    The decay is warmed up as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten. With a
+    half-life it is (n / (n + 1))^k instead: the weights of update m then count in proportion to m^(k - 1), whatever the
+    length of the run (Karras et al. 2024, section 3.1), and k = ln 2 / -ln(1 - half_life) makes the last `half_life` of
+    all updates count for half.
 
     Args:
         module: The network to follow.
         decay: The final decay, in [0, 1).
+        half_life: A share of the updates made, in (0, 1); None for a fixed final decay.
     """
 
-    def __init__(self, module: Net, decay: float):
+    def __init__(self, module: Net, decay: float, half_life: float | None = None):
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay {decay} is not in [0, 1)")
+        if half_life is not None and not 0 < half_life < 1:
+            raise ValueError(f"EMA half-life {half_life} is not in (0, 1)")
         self.decay = decay
+        self.power = None if half_life is None else -math.log(2) / math.log1p(-half_life)
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     def decay_at(self, updates: int) -> float:
         """The decay of an update; `updates` is how many came before it."""
+        if self.power is not None:
+            return float((updates / (updates + 1)) ** self.power)
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()

@@ -1,0 +1,245 @@
+"""A run with a budget of time ends inside it, its learning rate at 0; and weights alone are enough to begin with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from ddim import budget, runs
+from ddim.budget import Budget
+from ddim.cli.beginning import begin_with, seconds
+from ddim.errors import DdimError, DdimWarning
+from ddim.model import load
+from ddim.nn.ema import EMA
+from ddim.runs import RunConfig
+from ddim.tensors import read_tensors, write_tensors
+from ddim.training import Trainer
+from models import ddim, recipe, tiny_config, tiny_set
+
+SIXTY: dict[str, Any] = {"steps": None, "budget": 60.0, "decay": "linear", "decay_fraction": 0.5, "log_every": 1}
+
+
+class Clock:
+    """Time that passes only when work is done: half a second a step, two for a checkpoint, one for a preview."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    made = Clock()
+    monkeypatch.setattr(budget, "time", made)
+    for owner, name, cost in ((Trainer, "_update", 0.5), (runs._Loop, "_save", 2.0), (runs._Loop, "_preview", 1.0)):
+        real = getattr(owner, name)
+
+        def slow(self: Any, *args: Any, real: Any = real, cost: float = cost) -> Any:
+            made.now += cost
+            return real(self, *args)
+
+        monkeypatch.setattr(owner, name, slow)
+    return made
+
+
+def config(**changes: Any) -> RunConfig:
+    data = tiny_set()
+    train = recipe(**(SIXTY | {"checkpoint_every": 20, "preview_every": 40} | changes))
+    return RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=tiny_config(), train=train)
+
+
+def go(folder: Path, stop: int = 0, weights: Any = None, **changes: Any) -> list[runs.Report]:
+    made: list[runs.Report] = []
+    begun = changes.pop("begun", None)
+    run = config(**changes).model_copy(update={"begun": begun})
+    asked = lambda: bool(stop) and bool(made) and made[-1].step + 1 == stop  # noqa: E731
+    for report in runs.train(folder, run, tiny_set(), "cpu", "ddim train", asked, weights):
+        made.append(report)
+    return made
+
+
+def rates(folder: Path) -> list[float]:
+    return [json.loads(line)["lr"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_ends_inside_the_budget_with_a_checkpoint_and_no_learning_rate(tmp_path: Path, clock: Clock) -> None:
+    before = clock.now
+    reports = go(tmp_path)
+    assert 60 - 1.5 * (2 + 1) - 1 <= clock.now - before <= 60
+    last = reports[-1]
+    assert last.over
+    assert "checkpoint" in last.event
+    assert "preview" in last.event
+    assert last.steps == last.step
+    assert load(tmp_path, "cpu").config.provenance.steps == last.step
+    falling = rates(tmp_path)
+    top = max(falling)
+    assert falling[-1] < 0.15 * top
+    flat = [i for i, rate in enumerate(falling) if rate == top]
+    assert all(one >= other for one, other in zip(falling[flat[-1] :], falling[flat[-1] + 1 :], strict=False))
+
+
+def test_the_length_is_guessed_as_it_goes(tmp_path: Path, clock: Clock) -> None:
+    reports = go(tmp_path)
+    assert reports[0].steps is None
+    guesses = [report.steps for report in reports if report.step >= 40]
+    assert all(guess is not None and abs(guess - reports[-1].step) <= 20 for guess in guesses)
+
+
+@pytest.mark.parametrize("stop", [5, 60])
+def test_stopped_and_gone_on_with_the_time_between_does_not_count(stop: int, tmp_path: Path, clock: Clock) -> None:
+    begun = clock.now
+    go(tmp_path, stop)
+    first = clock.now - begun
+    clock.now += 10_000
+    again = clock.now
+    reports = go(tmp_path)
+    assert reports[0].step == stop
+    assert 60 - 1.5 * (2 + 1) - 1 <= first + clock.now - again <= 60
+    assert rates(tmp_path)[-1] < 0.15 * max(rates(tmp_path))
+
+
+def test_a_finished_run_has_nothing_left_to_do_and_more_time_goes_on(tmp_path: Path, clock: Clock) -> None:
+    step = go(tmp_path)[-1].step
+    (report,) = go(tmp_path)
+    assert (report.step, report.over) == (step, True)
+    with pytest.warns(DdimWarning, match="was a run of 60 s, goes on to 100 s; the learning rate falls at the new end"):
+        reports = go(tmp_path, budget=100.0)
+    assert reports[-1].step > step
+    assert rates(tmp_path)[-1] < 0.15 * max(rates(tmp_path)[step:])
+
+
+def test_of_steps_and_budget_what_ends_first_ends_it(tmp_path: Path, clock: Clock) -> None:
+    assert go(tmp_path / "steps", steps=10)[-1].step == 10
+    by_time = go(tmp_path / "time", steps=500)[-1]
+    assert by_time.step < 120
+    for name in ("steps", "time"):
+        assert rates(tmp_path / name)[-1] < 0.25 * max(rates(tmp_path / name))
+
+
+def test_a_budget_used_up_before_the_first_step_is_an_error(tmp_path: Path, clock: Clock) -> None:
+    late = runs.train(tmp_path, config(), tiny_set(), "cpu", began=clock.now - 61)
+    assert next(late).step == 0
+    with pytest.raises(DdimError, match=r"budget of 60 s: is used up \(61 s\) before a step is made; give more time"):
+        next(late)
+
+
+def test_without_a_budget_nothing_is_used() -> None:
+    assert Budget(None, time.monotonic() - 1e6).share == 0
+
+
+def test_what_the_end_takes_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = SimpleNamespace(now=0.0, monotonic=lambda: now.now)
+    monkeypatch.setattr(budget, "time", now)
+    some = Budget(100.0)
+    now.now = 49.0
+    assert some.share == pytest.approx(0.5)  # 2 % are kept as long as nothing is known
+    for what, took in (("save", 4.0), ("save", 2.0), ("preview", 6.0)):
+        with some.timed(what):
+            now.now += took
+    assert some.share == pytest.approx(61 / (100 - 1.5 * (4 + 6)))
+    now.now = 86.0
+    assert some.share == 1
+
+
+@pytest.mark.parametrize(("text", "expected"), [("25min", 1500), ("90s", 90), ("1h30min", 5400), ("0.5h", 1800)])
+def test_lengths_of_time_are_read(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("half_life", [0.05, 0.5])
+def test_the_average_forgets_half_within_its_half_life_whatever_the_length(half_life: float) -> None:
+    """The weight of each update in the average, multiplied out from the decays."""
+    module = torch.nn.Linear(1, 1)
+    average = EMA(module, 0.0, half_life)
+    for length in (200, 5000):
+        decays = torch.tensor([average.decay_at(n) for n in range(length)], dtype=torch.float64)
+        after = torch.cat([decays.flip(0).cumprod(0).flip(0)[1:], torch.ones(1, dtype=torch.float64)])
+        weights = (1 - decays) * after
+        assert weights.sum() == pytest.approx(1)
+        assert weights[round(length * (1 - half_life)) :].sum() == pytest.approx(0.5, abs=0.02)
+
+
+def test_moments_come_back_laid_out_as_their_weights_are() -> None:
+    """A fused optimiser on a GPU refuses others."""
+
+    def trainer() -> Trainer:
+        data = tiny_set()
+        network = tiny_config().network.build()
+        loss = runs.kind_of(tiny_config()).loss("v", torch.device("cpu"))
+        return Trainer(network, loss, data.batch, len(data), recipe(layout="channels-last"))
+
+    one, other = trainer(), trainer()
+    next(one.updates())
+    stored = {key: value.detach().contiguous() for key, value in one.state().items()}
+    other.load_state(stored)
+    seen = 0
+    for parameter, held in other.optimizer.state.items():
+        assert parameter.grad is None
+        for value in held.values():
+            if value.shape == parameter.shape and parameter.ndim == 4:
+                assert value.stride() == parameter.stride()
+                seen += parameter.stride() != torch.empty(parameter.shape).stride()
+    assert seen > 4
+    for key, value in other.state().items():
+        assert torch.equal(value, stored[key])
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_weights_in_bfloat16_are_enough_to_go_on_from(alone: bool, tmp_path: Path, clock: Clock) -> None:
+    """Steps and pictures are counted on, and the order of the data too; the optimiser and the warm-up begin anew."""
+    go(tmp_path / "first", stop=12, preview_every=0)
+    load(tmp_path / "first", "cpu").save(tmp_path / "small", torch.bfloat16)
+    kept = tmp_path / "small/model.safetensors"
+    if alone:
+        write_tensors(tmp_path / "weights.safetensors", read_tensors(kept)[0], {})
+        kept = tmp_path / "weights.safetensors"
+    begun, weights = begin_with(str(kept), config().model)
+    assert (begun.steps, begun.images_seen) == ((0, 0) if alone else (12, 96))
+    reports = go(tmp_path / "second", begun=begun, weights=weights, stop=begun.steps + 1, preview_every=0)
+    assert [report.step for report in reports] == [begun.steps, begun.steps + 1]
+    assert reports[-1].images_seen == begun.images_seen + 8
+    assert rates(tmp_path / "second") == [pytest.approx(2e-3 / 4)]  # the warm-up's first
+    ema = read_tensors(sorted((tmp_path / "second/state").iterdir())[-1])[0]
+    far = [key for key in weights if not torch.allclose(ema[f"ema.{key}"], weights[key].float(), atol=1e-2)]
+    assert far == []
+    origin = load(tmp_path / "second", "cpu").config.provenance
+    assert origin.begun_from == begun.sha256 != ""
+    last = go(tmp_path / "second", begun=begun, weights=weights, preview_every=0)[-1]
+    assert last.over
+    assert last.step > begun.steps + 5
+
+
+def test_another_network_is_no_beginning(tmp_path: Path) -> None:
+    load_from = tmp_path / "other"
+    made = tiny_config(channels=24)
+    runs.of(made.network.build(), made, "cpu").save(load_from)
+    with pytest.raises(DdimError, match=r"has network\.channels 24, the recipe 16; begin with a model of this recipe"):
+        begin_with(str(load_from), config().model)
+
+
+def test_fewer_steps_than_lie_behind_are_refused(tmp_path: Path) -> None:
+    begun = runs.RunConfig.model_fields["begun"].annotation.__args__[0](sha256="a", steps=40, images_seen=320)
+    with pytest.raises(DdimError, match="30 steps: are no more than the 40 behind the model it begins with"):
+        go(tmp_path, begun=begun, steps=30, budget=None)
+
+
+def test_the_command_keeps_its_time_and_begins_from_weights(tmp_path: Path) -> None:
+    shape = ("--set", "network.channels=16", "--set", "network.groups=4", "--batch", 8, "--preview-every", 0)
+    assert ddim("train", "digits", *shape, "--steps", 3, "--out", tmp_path / "one") == 0
+    asked = ("--budget", "45s", "--steps", 40, "--from", tmp_path / "one", "--out", tmp_path / "two")
+    begun = time.monotonic()
+    assert ddim("train", "digits", *shape, *asked) == 0
+    assert time.monotonic() - begun <= 45
+    origin = load(tmp_path / "two", "cpu").config.provenance
+    assert 3 < origin.steps <= 40
+    assert origin.images_seen == 8 * origin.steps

@@ -1,0 +1,106 @@
+"""How training times are drawn: uniformly or by importance, alone or in pairs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddim.kinds import kind_of
+from ddim.objective import Objective
+from ddim.schedule import linear
+from ddim.times import Times
+from models import tiny_config
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def even(T: int) -> Times:
+    return Times(torch.ones(T))
+
+
+@given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))
+def test_antithetic_times_come_in_pairs(batch: int, T: int, seed: int) -> None:
+    t = even(T).draw(batch, generator(seed))
+    assert (t.shape, t.dtype) == ((batch,), torch.int64)
+    assert ((t >= 1) & (t <= T)).all()
+    half = (batch + 1) // 2
+    assert torch.equal(t[half:], T + 1 - t[: batch - half])
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_times_are_uniform_on_1_to_T(antithetic: bool) -> None:
+    t = even(5).draw(20_000, generator(), antithetic)
+    counts = torch.bincount(t, minlength=6)
+    assert counts[0] == 0
+    assert len(counts) == 6
+    # 4000 each; five standard deviations, twice as wide for pairs.
+    assert (counts[1:] - 4000).abs().max() < 5 * 2 * math.sqrt(20_000 * 0.2 * 0.8)
+
+
+def test_independent_times_are_not_paired() -> None:
+    t = even(1000).draw(64, generator(), antithetic=False)
+    assert not torch.equal(t[32:], 1001 - t[:32])
+
+
+@given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))
+def test_by_importance_of_even_weights_pairs_are_those_of_uniform_times(batch: int, T: int, seed: int) -> None:
+    """t(u) + t(1 - u) is T + 1, but where u stands on an edge between two times, where it is T + 2."""
+    t = Times(torch.ones(T), "importance").draw(batch, generator(seed))
+    assert (t.shape, t.dtype) == ((batch,), torch.int64)
+    assert ((t >= 1) & (t <= T)).all()
+    half = (batch + 1) // 2
+    sums = t[half:] + t[: batch - half]
+    assert ((sums == T + 1) | (sums == T + 2)).all()
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_by_importance_times_are_as_frequent_as_they_weigh(antithetic: bool) -> None:
+    weights = torch.tensor([0.0, 3.0, 0.5, 0.0, 1.0, 4.0, 0.0])
+    n = 40_000
+    counts = torch.bincount(Times(weights, "importance").draw(n, generator(), antithetic), minlength=8)[1:]
+    expected = n * weights / weights.sum()
+    assert (counts[weights == 0] == 0).all()
+    assert ((counts - expected).abs() <= 5 * 2 * (expected * (1 - expected / n)).sqrt()).all()
+
+
+def test_a_skewed_weight_is_drawn_skewed_in_pairs() -> None:
+    """Of a pair at most one can lie among the first times, if those together weigh less than half."""
+    weights = torch.tensor([1.0, 1.0, 1.0, 9.0])
+    t = Times(weights, "importance").draw(1000, generator())
+    first = t <= 3
+    assert not (first[:500] & first[500:]).any()
+    assert first.any()
+
+
+def test_both_ways_of_drawing_have_the_same_expected_loss_but_for_the_mean_weight() -> None:
+    """E over uniform t of w(t) e(t), and mean(w) times E over t ~ w of e(t): exact sums over T, and as drawn."""
+    uniform, drawn = (
+        Objective(linear(50, beta_end=0.3), "v", "sigmoid", drawn=way) for way in ("uniform", "importance")
+    )
+    errors = torch.rand(50, generator=generator(3))
+    every = torch.arange(1, 51)
+    weights = uniform.times.weights
+    exact = uniform.times.weigh(errors, every).mean()
+    t = drawn.times.draw(200_000, generator(4))
+    mean = drawn.times.weigh(errors[t - 1], t).mean()
+    np.testing.assert_allclose(float(mean * weights.mean()), float(exact), rtol=0.01)
+    assert not math.isclose(float(errors.mean()), float(mean), rel_tol=0.02)  # the test could see a wrong distribution
+
+
+@pytest.mark.parametrize("kind", ["pictures", "text"])
+def test_every_kind_of_data_can_draw_by_importance(kind: str) -> None:
+    loss = kind_of(tiny_config(kind)).loss("vlb", torch.device("cpu"), "importance")
+    weights, n = loss.times.weights, 4000
+    t = loss.times.draw(n, generator())
+    heavy = weights > weights.median()
+    share = float(weights[heavy].sum() / weights.sum())
+    assert share > 0.6
+    assert abs(float(heavy[t - 1].sum()) - n * share) < 5 * 2 * math.sqrt(n * share * (1 - share))
+    assert torch.equal(loss.times.weigh(torch.ones(n), t), torch.ones(n))
