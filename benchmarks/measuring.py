@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import time
@@ -18,14 +19,19 @@ RUNS = 5
 
 def by_turns(what: Mapping[str, Callable[[], object]], runs: int = RUNS) -> dict[str, float]:
     """Median seconds of each, one run of each after the other; a first round is not counted."""
+    return {name: statistics.median(some) for name, some in turns(what, runs).items()}
+
+
+def turns(what: Mapping[str, Callable[[], object]], runs: int, warm: int = 1) -> dict[str, list[float]]:
+    """Seconds of every run of each, one run of each after the other; `warm` rounds before them are not counted."""
     times: dict[str, list[float]] = {name: [] for name in what}
-    for turn in range(runs + 1):
+    for turn in range(warm + runs):
         for name, job in what.items():
             begun = time.perf_counter()
             job()
-            if turn:
+            if turn >= warm:
                 times[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(some) for name, some in times.items()}
+    return times
 
 
 def machine() -> dict[str, Any]:
@@ -34,6 +40,8 @@ def machine() -> dict[str, Any]:
     import torch
 
     def said(*command: str) -> str:
+        if shutil.which(command[0]) is None:
+            return ""
         return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
 
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""

@@ -30,11 +30,12 @@ class Pipeline(DDIMPipeline):
         self.set_progress_bar_config(disable=True)
 
 
-def cifar10() -> tuple[ModelConfig, torch.nn.Module]:
-    """The 35.7 M-parameter network of Ho et al., random weights."""
+def cifar10(**shape: Any) -> tuple[ModelConfig, torch.nn.Module]:
+    """The 35.7 M-parameter network of Ho et al., random weights; or one of another shape."""
+    unet = UNetConfig(**shape)
     config = ModelConfig(
-        network=UNetConfig(),
-        data=ImagePolicy(height=32, width=32, channels=3),
+        network=unet,
+        data=ImagePolicy(height=unet.height, width=unet.width, channels=unet.in_channels),
         schedule=ScheduleConfig(name="linear"),
     )
     with torch.random.fork_rng():
@@ -61,26 +62,29 @@ def mnist() -> tuple[ModelConfig, torch.nn.Module]:
 NETWORKS = {"cifar10": cifar10, "mnist": mnist}
 
 
-def ours(config: ModelConfig, network: torch.nn.Module, **settings: Any) -> Model:
+def ours(config: ModelConfig, network: torch.nn.Module, device: str = "cpu", **settings: Any) -> Model:
     """Our model."""
-    return Model(copy.deepcopy(network), config, "cpu", **settings)  # type: ignore[arg-type]
+    return Model(copy.deepcopy(network), config, device, **settings)  # type: ignore[arg-type]
 
 
-def diffusers(config: ModelConfig, network: torch.nn.Module, best: bool = False) -> Pipeline:
+def diffusers(
+    config: ModelConfig, network: torch.nn.Module, best: bool = False, device: str = "cpu", **compiling: Any
+) -> Pipeline:
     """Diffusers' pipeline: as its documentation shows it, or in the best setting it documents for speed."""
     described = {key: value for key, value in describe(config, Path("benchmark")).items() if not key.startswith("_")}
     unet = UNet2DModel(**described).eval()
     unet.load_state_dict(theirs(network.state_dict(), config.network, NAMES))
+    unet = unet.to(device)
     scheduler = DDIMScheduler(**{k: v for k, v in scheduler_config(config).items() if not k.startswith("_")})
     if best:
-        unet = unet.to(memory_format=torch.channels_last, dtype=fast_dtype("cpu"))
-        unet = torch.compile(unet)
+        unet = unet.to(memory_format=torch.channels_last, dtype=fast_dtype(device))
+        unet = torch.compile(unet, **compiling)
     return Pipeline(unet, scheduler)
 
 
 def draw(pipeline: Pipeline, n: int, steps: int) -> Tensor:
     """Pictures of a pipeline, in [0, 1]."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(pipeline.unet.device).manual_seed(0)
     return pipeline(n, generator, num_inference_steps=steps, output_type="pt").images
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 from torch.nn import functional as F
@@ -49,7 +48,7 @@ def _ours(network: torch.nn.Module, config: Any, pictures: torch.Tensor, batch: 
         lambda index: pictures[torch.from_numpy(index)].numpy(),
         len(pictures),
         recipe,
-        read=lambda b: torch.from_numpy(np.ascontiguousarray(b)),
+        read=lambda batch: batch,
     )
     steps = trainer.updates()
     return lambda: next(steps)

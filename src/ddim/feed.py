@@ -110,5 +110,5 @@ class Feed:
     def _sent(self, data: Tensor) -> Tensor:
         """On the device; of pinned memory a GPU takes its copy without anybody waiting."""
         if self.device.type == "cuda":
-            return data.pin_memory(self.device).to(self.device, non_blocking=True)
+            return data.pin_memory().to(self.device, non_blocking=True)
         return data.to(self.device)

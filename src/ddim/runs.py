@@ -157,7 +157,8 @@ class _Loop:
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
-        yield self._report(self._resume())
+        begun = self._resume()
+        yield self._report(f"{begun}, compiling the network first" if recipe.compile and not trainer.over else begun)
         if self.share >= 1 and not self.ended:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
             raise DdimError(f"budget of {recipe.budget:g} s", wrong, "give more time")

@@ -1,0 +1,113 @@
+"""What a preset's training would cost: FLOPs of its network, and how far a budget of time goes at a share of a ceiling.
+
+`python -m benchmarks.estimate [--preset cifar10] [--tflops 790] [--share 0.3] [--budget 25min]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddim.errors import DdimError
+from ddim.presets import PRESETS, preset
+
+TRAINED = 3  # a trained image in forward passes: the backward pass makes two products for each of the forward's
+UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
+
+
+def flops(network: nn.Module, *given: torch.Tensor) -> int:
+    """FLOPs of network(*given) as convolutions and matrix products; nothing is computed if all is on the device meta.
+
+    There attention is counted too: on a CPU its fused kernel is one that torch's counter does not know.
+    """
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(*given)
+    return int(counter.get_total_flops())
+
+
+def built(config: Any) -> tuple[nn.Module, torch.Tensor]:
+    """A configuration's network and one sample of its data, on the device meta, which holds no numbers."""
+    with torch.device("meta"):
+        network = config.build().eval()
+        return network, torch.zeros(1, *config.shape, dtype=torch.int64 if config.categories else torch.float32)
+
+
+def forward_flops(config: Any) -> int:
+    """FLOPs of one sample through the network of a configuration."""
+    network, x = built(config)
+    return flops(network, x, torch.ones(1, device="meta"))
+
+
+def seconds(text: str) -> float:
+    """A time such as "25min", "90s", "2h" or "300", in seconds.
+
+    Raises:
+        DdimError: If it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
+    if not found or found[2] not in UNITS or not float(found[1]):
+        raise DdimError(f"budget {text!r}", "is not a time", "give one such as 25min, 90s or 2h")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def estimate(name: str, tflops: float, share: float, budget: float) -> dict[str, float]:
+    """The figures of a preset.
+
+    Args:
+        name: The preset.
+        tflops: The ceiling in TFLOP/s, > 0.
+        share: The share of it that the training reaches, in (0, 1].
+        budget: Seconds.
+
+    Raises:
+        DdimError: If there is no such preset, or a figure is out of range.
+    """
+    if not (tflops > 0 and 0 < share <= 1):
+        raise DdimError(
+            f"{tflops} TFLOP/s at a share of {share}", "is out of range", "give --tflops > 0 and --share in (0, 1]"
+        )
+    recipe = preset(name)
+    network, _ = built(recipe.network)
+    parameters, forward = sum(p.numel() for p in network.parameters()), forward_flops(recipe.network)
+    rate = tflops * 1e12 * share / (TRAINED * forward)
+    return {
+        "parameters (M)": parameters / 1e6,
+        "bf16 size (MB)": 2 * parameters / 1e6,
+        "GFLOP an image, forward": forward / 1e9,
+        "GFLOP an image, trained": TRAINED * forward / 1e9,
+        "images/s": rate,
+        "batch": recipe.train.batch,
+        "steps in the budget": rate * budget // recipe.train.batch,
+        "images seen in the budget": rate * budget,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the figures."""
+    fast = "cifar10-fast"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate", description=__doc__)
+    parser.add_argument("--preset", default=fast if fast in PRESETS else "cifar10")
+    parser.add_argument("--tflops", type=float, default=790.0, help="the ceiling")
+    parser.add_argument("--share", type=float, default=0.3, help="the share of it that is reached")
+    parser.add_argument("--budget", default="25min", help="how long")
+    given = parser.parse_args(argv)
+    try:
+        made = estimate(given.preset, given.tflops, given.share, seconds(given.budget))
+    except DdimError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{given.preset}: {given.budget} at {given.share:.0%} of {given.tflops:g} TFLOP/s")
+    for what, value in made.items():
+        print(f"  {what:26} {value:,.0f}" if value >= 1000 or value == int(value) else f"  {what:26} {value:.4g}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,320 @@
+"""The benchmark for a GPU: a trial of its code on a CPU, what it leaves out, and what it makes of CUDA's answers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import DeviceType
+
+from ddim.errors import DdimError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def part(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def tiny(deadline: Any, out: Path | None = None) -> Any:
+    return part("gpu.bench").Bench("cpu", True, deadline, out)
+
+
+def test_a_trial_runs_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(part("peers"), "fast_dtype", lambda device: torch.bfloat16)  # as on a GPU
+    out = tmp_path / "gpu.json"
+    assert part("gpu.run").main(["--device", "cpu", "--tiny", "--out", str(out), "--commit", "abc"]) == 0
+    made = json.loads(out.read_text())
+    assert made["failed"] == []
+    assert not [what for what in made["left out"] if "not planned" not in what and "no such sampler" not in what]
+    assert made["machine"]["commit"] == "abc"
+    variants = {row["variant"] for row in made["network"]}
+    assert {variant.name for variant in part("gpu.variants").ALL} < variants
+    # The same weights everywhere: float32 agrees but for rounding, bfloat16 to its three digits, and does round.
+    apart = {row["variant"]: row["difference"] for row in made["network"]}
+    assert apart["diffusers, default"] < 1e-5
+    assert all(1e-5 < value < 0.05 for name, value in apart.items() if "float32" not in name and "default" not in name)
+    for key, ending in (("sampling", "(img/s)"), ("training", "(img/s)"), ("loop", "(us/step)"), ("latency", "ms")):
+        figures = [value for row in made[key] for name, value in row.items() if name.endswith(ending)]
+        assert len(figures) >= 4, key
+        assert min(figures) > 0, key
+    for variant in ("ours, bf16", "ours, bf16 compiled", "diffusers, best"):
+        shares = [row["share"] for row in made["components"] if row["variant"] == variant]
+        assert sum(shares) == pytest.approx(1)
+    printed = capsys.readouterr().out
+    assert all(f"-- {about}" in printed for _, about in part("gpu.report").TABLES)
+
+
+def test_ratios_are_of_the_rates() -> None:
+    sampling, variants = part("gpu.sampling"), part("gpu.variants")
+    bench = tiny(part("gpu.deadline").Deadline(60))
+    cell = sampling.Cell(6, 50, 2, variants.ALL)
+    sampling.Sampling(bench)._keep(cell, {"ours, float32": [2.0, 2.0], "diffusers, default": [3.0, 5.0]})
+    assert bench.rows["sampling"][0]["ours, float32 (img/s)"] == 3
+    assert bench.rows["sampling"][0]["spread of diffusers, default"] == 0.5
+    assert bench.rows["ratios"][0]["ours, float32 / diffusers, default"] == 2
+
+
+def test_every_cell_is_planned_or_said_to_be_left_out() -> None:
+    sampling, variants, sizes = part("gpu.sampling"), part("gpu.variants"), part("gpu.bench").Sizes()
+    planned = sampling.cells(sizes.batches, sizes.steps)
+    first = planned["first"][0]
+    assert (first.batch, first.steps, first.variants) == (512, 50, variants.ALL)
+    there = {(c.batch, c.steps, v.name) for group in planned.values() for c in group for v in c.variants}
+    said = "\n".join(sampling.unplanned(planned, sizes.batches, sizes.steps))
+    for n in sizes.batches:
+        for s in sizes.steps:
+            line = next((line for line in said.splitlines() if line.startswith(f"batch {n}, S={s}:")), "")
+            for variant in variants.ALL:
+                listed = line.endswith(": all") or variant.name in line.split(": ")[-1].split("; ")
+                assert listed != ((n, s, variant.name) in there)
+
+
+def test_what_does_not_fit_is_left_out_and_listed(tmp_path: Path) -> None:
+    """Compiling is predicted to take longer than there is time; after the first cell the time is over."""
+    run, deadline = part("gpu.run"), part("gpu.deadline")
+    out = tmp_path / "gpu.json"
+    bench = tiny(None, out)
+    bench.sizes = replace(bench.sizes, compiling=1e6)
+    bench.deadline = deadline.Deadline(100, clock=lambda: 1e6 if bench.rows.get("sampling") else 0.0)
+    names = [task.name for task in run.tasks(bench)]
+    run.run(bench)
+    made = json.loads(out.read_text())
+    [row] = made["sampling"]
+    assert {name for name in row if name.endswith("(img/s)")} == {
+        "ours, bf16 (img/s)",
+        "diffusers, default (img/s)",
+        "ours, float32 (img/s)",
+    }
+    listed = made["left out"]
+    assert any(what.startswith("ours, bf16 compiled, batch 2 (setting up): would take") for what in listed)
+    assert any(what.endswith("ours, bf16 compiled; diffusers, best: not set up at this batch size") for what in listed)
+    for name in names[2:]:
+        assert f"{name}: the time is over" in listed, name
+    assert {"network", "loop", "training"}.isdisjoint(made)
+    assert made["failed"] == []
+
+
+def test_with_no_time_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "gpu.json"
+    given = ["--device", "cpu", "--tiny", "--minutes", "0.001", "--out", str(out), "--only", "loop"]
+    assert part("gpu.run").main(given) == 0
+    made = json.loads(out.read_text())
+    assert {"ceilings: the time is over", "loop: the time is over", "training: not asked for"} <= {*made["left out"]}
+    assert "ceilings" not in made
+    assert "left out" in capsys.readouterr().out
+
+
+def test_what_fails_is_said_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = part("gpu.run")
+
+    def broken(bench: Any) -> None:
+        raise RuntimeError("no such kernel\nand more")
+
+    def full(bench: Any) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    monkeypatch.setattr(run, "ceilings", broken)
+    monkeypatch.setattr(run.loop, "measure", full)
+    out = tmp_path / "gpu.json"
+    assert run.main(["--device", "cpu", "--tiny", "--only", "loop", "--out", str(out)]) == 1
+    made = json.loads(out.read_text())
+    assert made["failed"] == ["ceilings: RuntimeError: no such kernel"]
+    assert "loop: the device's memory does not hold it" in made["left out"]
+
+
+def test_what_runs_over_time_is_cut_off_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = part("gpu.run")
+    bench = tiny(part("gpu.deadline").Deadline(60), tmp_path / "gpu.json")
+    bench.todo = ["training, batch 2"]
+    ended: list[int] = []
+    monkeypatch.setattr(run.os, "_exit", ended.append)
+    run.cut_off(bench)
+    assert ended == [1]
+    [left] = json.loads((tmp_path / "gpu.json").read_text())["left out"]
+    assert left.startswith("training, batch 2: cut off")
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        (["--device", "cuda:9"], "device cuda:9: is not there"),
+        (["--device", "mps"], "device 'mps'"),
+        (["--device", "cpu", "--minutes", "0"], "--minutes 0"),
+        (["--device", "cpu", "--out", "no/such/folder/gpu.json"], "no/such/folder: is not a folder"),
+    ],
+)
+def test_bad_input_is_one_line(given: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert part("gpu.run").main(given) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {wrong}")
+    assert said.count("\n") == 1
+
+
+KERNELS = {
+    "convolution": (
+        "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1_g1",
+        "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_bf16_s16816fprop_optimized_bf16_128x64_64x4_nhwc_align8>",
+        "cudnn_generated_fort_native_sm80_convFwd_pointwise_pointwise",
+        "void implicit_convolve_sgemm<float, float, 1024, 5, 5, 3, 3, 3, 1, false>",
+        "void cudnn::winograd_nonfused::winogradForwardData4x4<float, float>",
+        "triton_tem_fused_convolution_12",
+    ),
+    "matmul": (
+        "nvjet_sm90_tst_256x144_64x4_1x2_h_bz_coopA_bias_TNT",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x64_64x3_tn_align8>",
+        "ampere_sgemm_128x128_nt",
+        "void cublasLt::splitKreduce_kernel<32, 16, int, float>",
+        "triton_tem_fused_addmm_3",
+        "aten::addmm",
+    ),
+    "attention": (
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x128_4x1x1",
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<256, 64, 64, 4>>",
+        "fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t>)",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    ),
+    "group norm": (
+        "void at::native::(anonymous namespace)::RowwiseMomentsCUDAKernel<c10::BFloat16>(long, float)",
+        "void at::native::(anonymous namespace)::ComputeFusedParamsCUDAKernel<c10::BFloat16>(long, long)",
+        "void at::native::elementwise_kernel<128, 4, at::native::GroupNormKernelImplInternal<float>::{lambda()#1}>",
+        "triton_red_fused_native_group_norm_15",
+        "triton_poi_fused_convolution_native_group_norm_silu_3",
+    ),
+    "other elementwise": (
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<c10::BFloat16>>",
+        "void at::native::(anonymous namespace)::upsample_nearest2d_nhwc_out_frame<c10::BFloat16>",
+        "triton_poi_fused_add_convolution_7",
+        "triton_poi_fused_silu_2",
+    ),
+    "memory copies": (
+        "Memcpy DtoD (Device -> Device)",
+        "Memset (Device)",
+        "void at::native::elementwise_kernel<128, 4, at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)>",
+        "void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType<2u>, unsigned, 4, 64, 64>",
+        "void cudnn::engines_precompiled::nchwToNhwcKernel<float, __half, float, false, true>",
+        "triton_poi_fused__to_copy_cat_5",
+        "triton_poi_fused_clone_11",
+    ),
+}
+
+
+@pytest.mark.parametrize(("component", "name"), [(part, name) for part, names in KERNELS.items() for name in names])
+def test_a_kernel_is_told_by_its_name(component: str, name: str) -> None:
+    assert part("gpu.kernels").component(name) == component
+
+
+def test_kernels_of_a_profile_are_added_up_without_the_ranges_around_them() -> None:
+    kernels = part("gpu.kernels")
+
+    def event(name: str, spent: float, device: Any = DeviceType.CUDA, marks: bool = False) -> SimpleNamespace:
+        time = SimpleNamespace(elapsed_us=lambda: spent)
+        return SimpleNamespace(name=name, device_type=device, time_range=time, is_user_annotation=marks)
+
+    events = [
+        event("nvjet_a", 1500.0),
+        event("nvjet_a", 500.0),
+        event("Memset (Device)", 250.0),
+        event("## Call CompiledFxGraph ##", 9000.0, marks=True),
+        event("aten::mm", 9000.0, DeviceType.CPU),
+    ]
+    found = kernels.on_device(events)
+    parts = kernels.summed(found)
+    assert parts == {**dict.fromkeys(kernels.COMPONENTS, 0.0), "matmul": 2.0, "memory copies": 0.25}
+    assert kernels.longest(found, 1) == [("nvjet_a", 2, 2.0)]
+
+
+def test_device_times_are_read_from_events_after_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for CUDA: a job takes 2 ms, the warm-ups 100; an event read before waiting is an error."""
+    now, waited = [0.0], [False]
+
+    class Event:
+        def __init__(self, enable_timing: bool = False):
+            self.timed, self.at = enable_timing, -1.0
+
+        def record(self) -> None:
+            self.at = now[0]
+
+        def elapsed_time(self, end: Event) -> float:
+            assert waited[0]
+            assert self.timed
+            assert end.timed
+            return end.at - self.at
+
+    calls: list[int] = []
+
+    def job() -> None:
+        calls.append(1)
+        now[0] += 100.0 if len(calls) <= 3 else 2.0
+
+    bench = tiny(part("gpu.deadline").Deadline(60))
+    bench.cuda = True
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.__setitem__(0, True))
+    assert bench.seconds(job, runs=5, warm=3) == pytest.approx(0.002)
+    assert len(calls) == 8
+
+
+def test_nvidia_smi_is_only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = part("gpu.bench")
+    asked: list[list[str]] = []
+
+    def answer(command: list[str], **how: Any) -> SimpleNamespace:
+        asked.append(command)
+        return SimpleNamespace(stdout="NVIDIA H100, 580.1, 345 MHz, 2619 MHz, 1980 MHz, 30, 70 W\n")
+
+    made = tiny(part("gpu.deadline").Deadline(60))
+    made.cuda = True
+    monkeypatch.setattr(bench.shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", answer)
+    assert made.smi()["clocks.sm"] == "345 MHz"
+    assert all(word.startswith(("--query-gpu=", "--format=")) for word in asked[0][1:])
+
+
+def test_flops_of_a_convolution_are_counted_by_hand() -> None:
+    """Each of 6x5 outputs of 7 channels is a sum over 3 channels of 3x3 products: two operations each."""
+    convolution = nn.Conv2d(3, 7, 3, padding=1, device="meta")
+    counted = part("estimate").flops(convolution, torch.zeros(1, 3, 6, 5, device="meta"))
+    assert counted == 2 * 6 * 5 * 7 * 3 * 3 * 3
+
+
+def test_the_estimate_of_the_network_of_ho_et_al() -> None:
+    """35.7 M parameters and 12.1 GFLOP without attention, whose two products are 2 N^2 C each for N positions."""
+    made = part("estimate").estimate("cifar10", tflops=100, share=0.5, budget=60)
+    assert made["parameters (M)"] == pytest.approx(35.7, abs=0.05)
+    assert made["bf16 size (MB)"] == pytest.approx(2 * made["parameters (M)"])
+    attention = 5 * 2 * 2 * 256**2 * 256 + 2 * 2 * 16**2 * 256  # two blocks down and three up at 16x16, the middle
+    assert made["GFLOP an image, forward"] - attention / 1e9 == pytest.approx(12.1, abs=0.05)
+    assert made["images/s"] * made["GFLOP an image, forward"] * 3e9 == pytest.approx(50e12)
+    assert made["images seen in the budget"] == pytest.approx(60 * made["images/s"])
+    assert made["steps in the budget"] == made["images seen in the budget"] // made["batch"]
+
+
+def test_the_estimate_is_printed_and_its_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    estimate = part("estimate")
+    assert estimate.main(["--preset", "mnist", "--budget", "2h"]) == 0
+    assert "GFLOP an image, trained" in capsys.readouterr().out
+    assert estimate.seconds("25min") == 25 * 60
+    assert estimate.seconds("1.5h") == 5400
+    for given in (["--preset", "nope"], ["--budget", "soon"], ["--share", "2"]):
+        assert estimate.main(given) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
+    with pytest.raises(DdimError):
+        estimate.seconds("0min")
