@@ -39,6 +39,7 @@ FLOORS = (
     },  # 2 method
     {
         "loop",
+        "parallel",
         "blocks",
         "fitting",
         "tuning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -66,6 +66,13 @@ class NetworkDenoiser(Generic[P]):
     def __call__(self, x: Tensor, level: Level, /) -> P:
         """The prediction at x, (N, ...): floats, differentiable in x where x asks for it, or ids."""
         return self.hub(self.body(self.network.enter(x), self._condition(level.t)), x, level)
+
+    def held(self, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Callable[[Tensor, Level], P]]:
+        """One call at many states (N, ...), each at its level: what its output says of other states, for each."""
+        n = len(states[0])
+        conditions = torch.cat([self._condition(level.t).expand(n, -1) for level in levels])
+        outputs = self.body(self.network.enter(torch.cat([*states])), conditions)
+        return [partial(self.hub, output) for output in torch.split(outputs, n)]
 
     def _condition(self, t: float) -> Tensor:
         # One time after another: made together, their bits would depend on which times were asked for before.

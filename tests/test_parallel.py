@@ -1,0 +1,134 @@
+"""Run in parallel over time a plan comes to where it comes to one row after the other."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import SAMPLERS, randn
+from ddim import exact, parallel, samplers
+from ddim.denoiser import Guided
+from ddim.errors import DdimError
+from ddim.loop import run, trajectory
+from ddim.schedule import linear
+from ddim.seeds import Noise
+from models import tiny_model
+
+LEVELS = linear().levels([999, 800, 610, 450, 300, 190, 100, 40, 9, 0])
+DATA = exact.MixtureData(
+    torch.full((3,), 1 / 3), torch.tensor([[-1.0, 0.5], [0.6, -0.4], [0.2, 0.9]]), 0.04 * torch.eye(2).expand(3, 2, 2)
+)
+START = randn(4, 2).double()
+
+
+class Draws(Noise):
+    """Noise of float64 states of two numbers."""
+
+    def _draw(self, draw: int) -> torch.Tensor:
+        return super()._draw(draw).double()
+
+
+NOISE = Draws(3, (0, 1, 2, 3), (2,))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_after_k_rounds_the_first_k_states_are_those_of_the_loop(name: str, window: int | None) -> None:
+    plan = SAMPLERS[name](LEVELS)
+    exactly = [START, *(step.x for step in trajectory(DATA.denoise, plan, START, NOISE))]
+    seen = 0
+    for made in parallel.rounds(DATA.denoise, plan, START, NOISE, window, tolerance=0):
+        seen += 1
+        assert made.index == seen
+        assert made.done >= seen
+        scale = 1 + exactly[made.done].abs().max()
+        torch.testing.assert_close(made.x, exactly[made.done], rtol=0, atol=float(1e-9 * scale))
+    assert made.done == len(plan) >= seen
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_error_is_about_the_tolerance_and_there_are_far_fewer_rounds_than_rows(eta: float) -> None:
+    levels = linear().levels([*range(1000, 0, -10), 0])
+    plan = samplers.ddim(levels, eta=eta)
+    expected = run(DATA.denoise, plan, START, NOISE)
+    count = []
+    for tolerance in (1e-2, 1e-3, 1e-4):
+        *made, last = parallel.rounds(DATA.denoise, plan, START, NOISE, tolerance=tolerance)
+        error = (last.x - expected).square().mean(1).sqrt().max()
+        assert error < 10 * tolerance
+        count.append(len(made) + 1)
+    assert count == sorted(count)
+    assert count[1] < len(plan) / 2
+
+
+@given(window=st.integers(1, 12), tolerance=st.floats(0, 0.5))
+def test_there_are_never_more_rounds_than_rows(window: int, tolerance: float) -> None:
+    plan = samplers.ddim(LEVELS)
+    made = [*parallel.rounds(DATA.denoise, plan, START, window=window, tolerance=tolerance)]
+    assert len(made) <= len(plan)
+    assert [one.done for one in made] == sorted(one.done for one in made)
+    assert made[-1].done == len(plan)
+    assert all(one.calls <= window for one in made)
+
+
+def test_a_window_of_one_is_the_loop_itself() -> None:
+    plan = samplers.unipc(LEVELS, order=2)
+    made = parallel.run(DATA.denoise, plan, START, window=1)
+    torch.testing.assert_close(made, run(DATA.denoise, plan, START), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["plain", "labels", "guided", "clipped", "learned"])
+def test_a_network_is_called_once_a_round_and_says_the_same(case: str) -> None:
+    model = tiny_model(classes=0 if case in ("plain", "clipped", "learned") else 3, learned_variance=case == "learned")
+    plan = model.plan(8, eta=0.5, clip_x0=case == "clipped")
+    if case == "learned":
+        plan = model.plan(8, sigma="learned")
+    labels = torch.tensor([0, 2, 1]) if model.config.network.classes else None
+    denoise = model.denoiser(labels, 2.0 if case == "guided" else None)
+    calls: list[int] = []
+    for part in (denoise.conditional, denoise.unconditional) if isinstance(denoise, Guided) else (denoise,):
+        body = part.body
+        part.body = lambda x, c, body=body: (calls.append(len(x)), body(x, c))[1]
+    noise = model.noise(3, seed=5)
+    expected = run(denoise, plan, noise)
+    calls.clear()
+    *before, last = parallel.rounds(denoise, plan, noise, tolerance=0)
+    torch.testing.assert_close(last.x, expected, rtol=1e-3, atol=1e-3)
+    assert len(calls) == (len(before) + 1) * (2 if case == "guided" else 1)
+    assert calls[0] == 3 * 8
+
+
+def test_gradients_stay_as_the_caller_has_them() -> None:
+    steps = parallel.rounds(DATA.denoise, samplers.ddim(LEVELS), START)
+    next(steps)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"window": 0}, "window 0: is not a whole number >= 1"),
+        ({"tolerance": -1.0}, "tolerance -1.0: is not a number >= 0"),
+        ({"tolerance": math.nan}, "tolerance nan"),
+    ],
+)
+def test_what_is_out_of_range_is_refused(how: dict[str, Any], said: str) -> None:
+    with pytest.raises(DdimError, match=said):
+        next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS), START, **how))
+
+
+@pytest.mark.parametrize("method", ["reversible", "lossless"])
+def test_a_plan_that_starts_from_two_states_is_refused(method: str) -> None:
+    plan = tiny_model().way(method, 5).onward
+    with pytest.raises(DdimError, match="starts from two states"):
+        next(parallel.rounds(DATA.denoise, plan, START))
+
+
+def test_noise_must_be_given() -> None:
+    with pytest.raises(ValueError, match="this plan adds noise"):
+        next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS, eta=1.0), START))
