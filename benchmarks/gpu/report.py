@@ -12,6 +12,7 @@ TABLES = (
     ("sampling", "Sampling: images a second of whole runs, from the noise to the pictures"),
     ("ratios", "How many times as fast"),
     ("latency", "One picture"),
+    ("parallel", "One picture, run in parallel over time; bfloat16, not compiled, random weights"),
     ("network", "One network call; FLOPs of convolutions and products, difference from our float32"),
     ("components", "Device time of one network call"),
     ("kernels", "Its longest kernels"),

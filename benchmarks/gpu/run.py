@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 import torch._dynamo
 
-from benchmarks.gpu import loop, network, report, training
+from benchmarks.gpu import loop, network, parallel, report, training
 from benchmarks.gpu.bench import Bench, ceilings
 from benchmarks.gpu.deadline import END, Deadline
 from benchmarks.gpu.sampling import Sampling, cells, unplanned
 from benchmarks.measuring import RESULTS
 from ddim.errors import DdimError
 
-PARTS = ("sampling", "network", "loop", "training")
+PARTS = ("sampling", "network", "loop", "parallel", "training")
 
 
 class Task(NamedTuple):
@@ -44,6 +44,7 @@ def tasks(bench: Bench, only: Sequence[str] = PARTS) -> list[Task]:
         Task("network calls and profiles", 5.0, partial(network.measure, bench, sampling)),
         Task("loop", 5.0, partial(loop.measure, bench)),
         *groups["latency"],
+        Task("parallel over time", 15.0, partial(parallel.measure, bench)),
         small,
         *groups["middle"],
         large,
@@ -59,7 +60,6 @@ def run(bench: Bench, only: Sequence[str] = PARTS) -> None:
     if "sampling" in only:
         for what in unplanned(cells(sizes.batches, sizes.steps), sizes.batches, sizes.steps):
             leave(f"sampling, {what}", "not planned, a step's time does not depend on S")
-        leave("latency, parallel in time", "the library has no such sampler")
     for part in PARTS:
         if part not in only:
             leave(part, "not asked for")
