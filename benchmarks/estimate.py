@@ -1,12 +1,11 @@
 """What a preset's training would cost: FLOPs of its network, and how far a budget of time goes at a share of a ceiling.
 
-`python -m benchmarks.estimate [--preset cifar10] [--tflops 790] [--share 0.3] [--budget 25min]`
+`python -m benchmarks.estimate [--preset cifar10-fast] [--tflops 790] [--share 0.3] [--budget 25min]`
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +14,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ddim.cli.beginning import seconds
 from ddim.errors import DdimError
-from ddim.presets import PRESETS, preset
+from ddim.presets import preset
 
 TRAINED = 3  # a trained image in forward passes: the backward pass makes two products for each of the forward's
-UNITS = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600}
 
 
 def flops(network: nn.Module, *given: torch.Tensor) -> int:
@@ -43,18 +42,6 @@ def forward_flops(config: Any) -> int:
     """FLOPs of one sample through the network of a configuration."""
     network, x = built(config)
     return flops(network, x, torch.ones(1, device="meta"))
-
-
-def seconds(text: str) -> float:
-    """A time such as "25min", "90s", "2h" or "300", in seconds.
-
-    Raises:
-        DdimError: If it is none.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip())
-    if not found or found[2] not in UNITS or not float(found[1]):
-        raise DdimError(f"budget {text!r}", "is not a time", "give one such as 25min, 90s or 2h")
-    return float(found[1]) * UNITS[found[2]]
 
 
 def estimate(name: str, tflops: float, share: float, budget: float) -> dict[str, float]:
@@ -91,9 +78,8 @@ def estimate(name: str, tflops: float, share: float, budget: float) -> dict[str,
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the figures."""
-    fast = "cifar10-fast"
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate", description=__doc__)
-    parser.add_argument("--preset", default=fast if fast in PRESETS else "cifar10")
+    parser.add_argument("--preset", default="cifar10-fast")
     parser.add_argument("--tflops", type=float, default=790.0, help="the ceiling")
     parser.add_argument("--share", type=float, default=0.3, help="the share of it that is reached")
     parser.add_argument("--budget", default="25min", help="how long")

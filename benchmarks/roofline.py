@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import peers
+from benchmarks.estimate import forward_flops
 from benchmarks.measuring import by_turns, write
 from ddim.native.unet import Conv
 from ddim.training import fast_dtype
@@ -21,7 +21,8 @@ from ddim.training import fast_dtype
 
 def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
     """The fastest of ten matrix products, FLOP/s."""
-    a, b = (torch.ones(side, side, dtype=dtype) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
         begun = time.perf_counter()
@@ -30,8 +31,8 @@ def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
     return 2 * side**3 / best
 
 
-def counted(network: Any, x: Tensor, condition: Tensor) -> tuple[float, float]:
-    """FLOPs of the network as convolutions and products, and the bytes that its layers read and write in float32."""
+def moved_by(network: Any, x: Tensor, condition: Tensor) -> float:
+    """The bytes that the network's layers read and write in float32."""
     moved = [0]
 
     def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
@@ -39,11 +40,11 @@ def counted(network: Any, x: Tensor, condition: Tensor) -> tuple[float, float]:
 
     leaves = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.GroupNorm)]
     handles = [leaf.register_forward_hook(hook) for leaf in leaves]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.no_grad():
         network.body(x, condition)
     for handle in handles:
         handle.remove()
-    return float(counter.get_total_flops()), float(moved[0])
+    return float(moved[0])
 
 
 def convolutions(part: Any, known: set[int]) -> Iterator[Conv]:
@@ -88,7 +89,7 @@ def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
             for n in sizes:
                 x = torch.randn(n, *config.network.shape, generator=torch.Generator().manual_seed(0))
                 condition = network.condition(torch.tensor([500.0])).detach()
-                flops, moved = counted(network, x, condition)
+                flops, moved = float(n * forward_flops(config.network)), moved_by(network, x, condition)
                 level, body = model.schedule.level(500), model.compute.body
                 seconds = by_turns({"call": lambda x=x, level=level, model=model: model.denoise(x, level)}, 7)["call"]
                 top = tops[str(model.dtype).removeprefix("torch.")]
