@@ -1,6 +1,8 @@
 """Put a trained model into the package: `python scripts/bundle.py runs/mnist mnist`.
 
-Weights are stored in bfloat16, in which the network runs where the processor is fast at it; at most 8 MB.
+Weights are stored in bfloat16, in which the network runs where the processor is fast at it; at most 8 MB. A larger one,
+of at most 64 MB, goes into the checkout's own `models`, which is not part of the package:
+`python scripts/bundle.py runs/cifar10 cifar10 --beside`.
 """
 
 import sys
@@ -10,18 +12,20 @@ import torch
 
 import ddim
 
-LIMIT = 8_000_000
+LIMITS = {"weights": 8_000_000, "models": 64_000_000}
 
 
-def main(run: str, name: str) -> None:
-    folder = Path(ddim.__file__).parent / "weights" / name
+def main(run: str, name: str, beside: str = "") -> None:
+    package = Path(ddim.__file__).parent
+    folder = (package.parents[1] / "models" if beside == "--beside" else package / "weights") / name
     model = ddim.load(run, "cpu")
     if any(word.startswith(("/", "~")) for word in model.config.provenance.command.split()):
         raise SystemExit(f"error: {run}: its command holds a path of this machine; train with relative paths")
     model.save(folder, torch.bfloat16)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    if size > LIMIT:
-        raise SystemExit(f"error: {folder}: is {size} bytes, more than {LIMIT}; train a smaller network")
+    limit = LIMITS[folder.parent.name]
+    if size > limit:
+        raise SystemExit(f"error: {folder}: is {size} bytes, more than {limit}; train a smaller network")
     print(f"{folder}: {size} bytes")
 
 

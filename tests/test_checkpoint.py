@@ -345,6 +345,24 @@ def test_bundled_models_are_read_by_name(monkeypatch: pytest.MonkeyPatch, folder
         checkpoint.find("tinny")
 
 
+@pytest.mark.parametrize("checkout", [True, False])
+def test_a_checkout_holds_models_beside_the_package(
+    checkout: bool, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "checkout/src/ddim"
+    for name, place in (("small", package / "weights"), ("large", tmp_path / "checkout/models")):
+        shutil.copytree(folder, place / name)
+    if checkout:
+        (tmp_path / "checkout/pyproject.toml").touch()
+    monkeypatch.setattr(checkpoint.importlib.resources, "files", lambda name: package)
+    assert sorted(checkpoint.bundled()) == (["large", "small"] if checkout else ["small"])
+
+
+def test_a_name_that_only_a_recipe_has_is_told_how_to_train() -> None:
+    with pytest.raises(DdimError, match=r"celeba64: no such model; .* train one: ddim train DATA --preset celeba64 "):
+        checkpoint.find("celeba64")
+
+
 @pytest.mark.parametrize("name", sorted(checkpoint.bundled()))
 def test_what_is_bundled_is_whole(name: str) -> None:
     config, weights = checkpoint.read(name)

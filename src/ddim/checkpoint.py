@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddim.config import ModelConfig, parse, to_json
 from ddim.errors import DdimError, say
 from ddim.files import make_folder, sha256, strangers, write_atomic
+from ddim.presets import PRESETS
 from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
@@ -24,9 +25,13 @@ CARD = "README.md"
 
 
 def bundled() -> dict[str, Path]:
-    """The models that come with the package: name to folder."""
-    root = Path(str(importlib.resources.files("ddim"))) / "weights"
-    return {path.name: path for path in sorted(root.glob("*")) if (path / CONFIG).is_file()}
+    """The models that come with the package, and in a checkout the larger ones in its `models`: name to folder."""
+    package = Path(str(importlib.resources.files("ddim")))
+    places = [package / "weights"]
+    if (package.parents[1] / "pyproject.toml").is_file():
+        places.append(package.parents[1] / "models")
+    found = (path for place in places for path in sorted(place.glob("*")))
+    return {path.name: path for path in found if (path / CONFIG).is_file()}
 
 
 def find(name: str | Path) -> Path:
@@ -45,7 +50,11 @@ def find(name: str | Path) -> Path:
         return here[name]
     names = ", ".join(here) or "none"
     if not path.exists():
-        raise DdimError(name, "no such model", f"give a model folder or a bundled model ({names})")
+        mend = f"give a model folder or a bundled model ({names})"
+        recipe = next((one for one in (f"{name}-fast", str(name)) if one in PRESETS), "")
+        if recipe:
+            mend += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
+        raise DdimError(name, "no such model", mend)
     if path.is_file():
         raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
     raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")

@@ -93,35 +93,54 @@ def rounds(
         start = start.start()
     if plan.stochastic and noise is None:
         raise ValueError("this plan adds noise: give `noise`, or a `Noise` as the start")
-    rows, done, index = plan.rows, 0, 0
-    states = [start] * (len(rows) + 1)
-    predictions: list[Any] = [None] * len(rows)
-    drawn: dict[int, Tensor] = {}
-    while done < len(rows):
-        some = range(done, min(done + (window or len(rows)), len(rows)))
+    path = _Path(denoise, plan, start, noise)
+    done, index = 0, 0
+    while done < len(plan):
+        some = range(done, min(done + (window or len(plan)), len(plan)))
         before = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # and not around the `yield`, where it would be the caller's too
         try:
-            held = hold(denoise, [states[k] for k in some], [rows[k].query for k in some])
-            moved = []
-            for k, one in zip(some, held, strict=True):
-                if rows[k].draws and noise is not None and k not in drawn:
-                    drawn[k] = noise.row(k)
-                predictions[k] = as_planned(one, plan)(states[k], rows[k].query)
-                past = range(k, max(k - plan.memory, -1), -1)
-                made = plan.advance(rows[k], [states[j] for j in past], [predictions[j] for j in past], drawn.get(k))
-                moved.append((made - states[k + 1]).flatten(1).square().mean(1).amax().sqrt())
-                states[k + 1] = made
-            still = [distance <= tolerance for distance in torch.stack(moved).tolist()]
+            still = (path.improve(some) <= tolerance).tolist()
         finally:
             torch.set_grad_enabled(before)
         # The first state is as good as the one before it, which stays put: there the network was asked.
-        last, done = done, done + [True, *still[1:], False].index(False)
-        states[some.stop + 1 :] = [states[some.stop]] * (len(rows) - some.stop)
-        for k in range(last, done):
-            drawn.pop(k, None)
+        done += [True, *still[1:], False].index(False)
         index += 1
-        yield Round(index, done, len(some), states[done])
+        yield Round(index, done, len(some), path.states[done])
+
+
+class _Path:
+    """A guess of all states of a run, at first the start everywhere."""
+
+    def __init__(self, denoise: AnyDenoiser, plan: Plan, start: Tensor, noise: Noise | None):
+        self.denoise, self.plan, self.noise = denoise, plan, noise
+        self.states = [start] * (len(plan) + 1)
+        self.predictions: list[Any] = [None] * len(plan)
+        self.drawn: dict[int, Tensor] = {}
+
+    def improve(self, some: range) -> Tensor:
+        """Make the states after some rows anew: how far the farthest sample of each moved, (rows,)."""
+        rows, states, predictions = self.plan.rows, self.states, self.predictions
+        held = hold(self.denoise, [states[k] for k in some], [rows[k].query for k in some])
+        moved = []
+        for k, one in zip(some, held, strict=True):
+            predictions[k] = as_planned(one, self.plan)(states[k], rows[k].query)
+            past = range(k, max(k - self.plan.memory, -1), -1)
+            known = [states[j] for j in past], [predictions[j] for j in past]
+            made = self.plan.advance(rows[k], *known, self._fresh(k, some))
+            moved.append((made - states[k + 1]).flatten(1).square().mean(1).amax().sqrt())
+            states[k + 1] = made
+        states[some.stop + 1 :] = [states[some.stop]] * (len(rows) - some.stop)
+        return torch.stack(moved)
+
+    def _fresh(self, k: int, some: range) -> Tensor | None:
+        """The noise of a row; kept while the row is in the window."""
+        if self.noise is None or not self.plan.rows[k].draws:
+            return None
+        self.drawn = {row: drawn for row, drawn in self.drawn.items() if row in some}
+        if k not in self.drawn:
+            self.drawn[k] = self.noise.row(k)
+        return self.drawn[k]
 
 
 def run(denoise: AnyDenoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, **how: Any) -> Tensor:

@@ -20,7 +20,7 @@ from ddim.evaluation import extractors, fidelity
 from ddim.evaluation.extractors import INCEPTION, bundled, choose, from_file, from_module
 from ddim.evaluation.inception import SHA256, inception
 from ddim.files import sha256
-from ddim.nn.classifier import Classifier, ClassifierConfig
+from ddim.nn.classifier import ResNetConfig, config_of
 from ddim.pixels import to_float
 from ddim.tensors import read_tensors
 from evaluation.kit import Small, random_pictures, save_script, small
@@ -45,7 +45,7 @@ def test_a_bundled_extractor_says_what_it_is(name: str) -> None:
     assert space.metric == f"FD({name})"
     assert space.sha256 == sha256(bundled()[name] / "model.safetensors") == about["sha256"]
     assert f"{about['test_accuracy']:.2%}" in space.note
-    network = Classifier(ClassifierConfig.model_validate(about["network"]))
+    network = config_of(about["network"]).build()
     missing = network.load_state_dict(read_tensors(bundled()[name] / "model.safetensors")[0], strict=False)
     assert not missing.unexpected_keys
     assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
@@ -55,7 +55,7 @@ def test_a_bundled_extractor_says_what_it_is(name: str) -> None:
 def test_the_stated_accuracy_is_that_of_the_test_set(name: str, folder: str, shared: Path) -> None:
     found = load(shared / folder, split="test")
     about = json.loads((bundled()[name] / "config.json").read_bytes())
-    network = Classifier(ClassifierConfig.model_validate(about["network"])).eval()
+    network = config_of(about["network"]).build().eval()
     stored = read_tensors(bundled()[name] / "model.safetensors")[0]
     network.load_state_dict({key: value.float() for key, value in stored.items()}, strict=False)
     right = 0
@@ -64,6 +64,20 @@ def test_the_stated_accuracy_is_that_of_the_test_set(name: str, folder: str, sha
             some = range(first, first + 1000)
             right += int((network(to_float(found.batch(some))).argmax(1).numpy() == found.labels[some]).sum())
     assert right / 10000 == pytest.approx(about["test_accuracy"], abs=3e-4)
+
+
+def test_a_whitened_layer_gives_uncorrelated_numbers_of_variance_one_and_stays() -> None:
+    network = ResNetConfig(in_channels=2, side=8, widths=(8, 16)).build()
+    x = torch.randn(50, 2, 8, 8, generator=torch.Generator().manual_seed(0)).cumsum(3)
+    network.whiten(x)
+    with torch.no_grad():
+        made = network.white(x).permute(0, 2, 3, 1).flatten(0, 2).double()
+    one, other = made.split(8, dim=1)
+    torch.testing.assert_close(torch.cov(one.T), torch.eye(8, dtype=torch.float64), rtol=0, atol=0.02)
+    torch.testing.assert_close(one - one.mean(0), -(other - other.mean(0)), rtol=0, atol=1e-5)
+    assert not network.white.weight.requires_grad
+    assert network.features(x).shape == (50, network.config.features)
+    assert network(x).shape == (50, 10)
 
 
 def test_the_digits_features_tell_digits_apart() -> None:

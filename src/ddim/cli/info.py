@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from ddim.config import CategoricalConfig
+    from ddim.config import CategoricalConfig, TrainConfig
 
 
 @click.command("info")
@@ -50,7 +50,8 @@ def command(model: str, as_json: bool) -> None:
         if origin.data
         else "unknown",
         "training": f"{origin.steps} steps, {origin.images_seen} {things} seen, {origin.seconds / 60:.0f} minutes"
-        + (f", gamma {recipe.gamma}, EMA {recipe.ema}, seed {recipe.seed}" if recipe else ""),
+        + (_recipe(recipe) if recipe else ""),
+        **({"begun from": f"weights with the checksum {origin.begun_from}"} if origin.begun_from else {}),
         "error table": f"from {origin.error_from or 'an unknown place'}: {config.error[0]:.4g} at t = 1 to "
         f"{config.error[-1]:.4g} at T"
         if config.error
@@ -62,6 +63,11 @@ def command(model: str, as_json: bool) -> None:
     width = max(len(key) for key in lines)
     for key, value in lines.items():
         click.echo(f"{key:{width}}  {value}")
+
+
+def _recipe(recipe: TrainConfig) -> str:
+    average = f"half-life {recipe.ema_half_life:.0%}" if recipe.ema_half_life else str(recipe.ema)
+    return f", gamma {recipe.gamma}, times {recipe.times}, EMA {average}, seed {recipe.seed}"
 
 
 def _pi(noise: CategoricalConfig) -> str:
