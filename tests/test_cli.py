@@ -188,6 +188,17 @@ def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> N
     assert contents(tmp_path / "direct") == contents(tmp_path / "file")
 
 
+def test_the_labels_in_turn(tmp_path: Path, say: Say) -> None:
+    """Sample i has the label i mod 3, wherever a run begins, and says so."""
+    labelled = save_tiny(tmp_path / "labelled", classes=3)
+    say("sample", labelled, "-n", 4, "--start", 2, "--steps", 3, "--label", "each", "--out", tmp_path / "out")
+    expected = to_uint8(load(labelled).sample(4, steps=3, start=2, labels=[2, 0, 1, 2]))
+    for index, picture in zip(range(2, 6), expected, strict=True):
+        with Image.open(tmp_path / f"out/{index:06d}.png") as made:
+            np.testing.assert_array_equal(np.asarray(made), picture[:, :, 0])
+            assert made.text["label"] == str(index % 3)
+
+
 def test_labels_and_guidance_from_the_command_line(tmp_path: Path, say: Say) -> None:
     labelled = save_tiny(tmp_path / "labelled", classes=3)
     say("sample", labelled, "-n", 3, "--steps", 3, "--label", 2, "--guidance", 2.5, "--out", tmp_path / "out")

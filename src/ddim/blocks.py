@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from ddim.loop import run
 from ddim.plan import Plan
 from ddim.seeds import Noise
 from ddim.table import Table
+
+Label = int | Literal["each"] | None
+"""One label for all samples, the labels in turn, or none."""
 
 
 def size_of(given: int | None, device: torch.device | None) -> int:
@@ -27,6 +30,24 @@ def size_of(given: int | None, device: torch.device | None) -> int:
     if given < 1:
         raise DdimError(f"micro-batch {given}", "is not a whole number >= 1", "give 1 or more")
     return given
+
+
+def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] | None:
+    """The labels of listed samples: one for all, or for "each" the labels in turn, index i having i mod classes.
+
+    Args:
+        label: See `Label`.
+        indices: The samples' indices, (N,).
+        classes: How many labels the network knows.
+
+    Raises:
+        DdimError: If there are none to take turns.
+    """
+    if label == "each":
+        if not classes:
+            raise DdimError("label each", "this model was trained without labels", "leave it out")
+        return [index % classes for index in indices]
+    return None if label is None else [label] * len(indices)
 
 
 def check_request(n: int, plan: Any, others: Any) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import ddim
+from ddim.blocks import Label, labels_of
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import Engine
 from ddim.errors import DdimError
@@ -71,7 +72,7 @@ def generate(
     seed: int = 0,
     name: str = "",
     batch: int = 1,
-    label: int | None = None,
+    label: Label = None,
     guidance: Guidance | None = None,
     edit: Edit | None = None,
 ) -> Generator[Made, None, None]:
@@ -86,7 +87,7 @@ def generate(
         seed: The run's seed.
         name: The model's name, for the metadata.
         batch: Pictures held before they are written, rounded up to micro-batches.
-        label: One label for all, for a model with labels.
+        label: For a model with labels, see `ddim.blocks.Label`.
         guidance: Scale of classifier-free guidance, or a function from level to scale.
         edit: What the pictures start from and are held to.
 
@@ -104,20 +105,25 @@ def generate(
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
     if scale is not None and not np.isfinite(scale).all():
         raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
-    model.denoiser(None if label is None else torch.tensor([label]), guidance)
+    classes = model.config.network.classes
+    first = labels_of(label, range(1), classes)
+    model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
     asked = {"seed": seed, "label": label, "guidance": scale}
     kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
     what = {**kind, "version": 1, **asked, **identity(model, plan, name)}
-    text = {"seed": str(seed)} | ({} if label is None else {"label": str(label)})
+
+    def text(index: int) -> dict[str, str]:
+        own = labels_of(label, [index], classes)
+        return {"seed": str(seed)} | ({} if own is None else {"label": str(own[0])})
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
-        labels = None if label is None else [label] * len(indices)
+        labels = labels_of(label, indices, classes)
         origin, hook = (edit.origin, edit.hook) if edit else (None, None)
         through = partial(Hooked, hook=hook) if hook else None
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
-    yield from _fill(model.kind, folder, what, lambda index: text, range(start, start + n), batch, make)
+    yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make)
 
 
 def decode(

@@ -240,6 +240,9 @@ BAD: dict[str, tuple[str, str]] = {
         "--extractor",
     ),
     "label without labels": (EVALUATE + " --label 1", "labels"),
+    "each label without labels": (EVALUATE + " --label each", "label each"),
+    "no label": (EVALUATE + " --label cat", "--label cat: is no label"),
+    "micro-batch 0": (EVALUATE + " --micro-batch 0", "micro-batch 0"),
 }
 
 

@@ -12,10 +12,11 @@ import click
 
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, load_any, progress_bar, sharpness_options, whole_numbers
+from ddim.cli.options import device_options, label_of, load_any, progress_bar, sharpness_options, whole_numbers
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
+    from ddim.blocks import Label
     from ddim.evaluation.table import Cell, Measured, Standing
     from ddim.model import Model
     from ddim.report.tables import Times
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
 @click.option("--split", help="Which part of the data samples are held against. [default: train]")
 @click.option("--limit", type=int, help="At most so many pictures of the data.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples, the same x_T in every cell.")
-@click.option("--label", type=int, help="A label, for a model trained with labels.")
+@click.option(
+    "--label",
+    callback=lambda c, p, v: label_of(v),
+    metavar="NUMBER|each",
+    help="A label, for a model trained with labels; each: the labels in turn.",
+)
+@click.option("--micro-batch", type=int, help="Samples the network sees at once; by default 8 on a CPU, 64 on a GPU.")
 @click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
 @extractor_options
 @device_options
@@ -63,7 +70,8 @@ def command(
     split: str | None,
     limit: int | None,
     seed: int,
-    label: int | None,
+    label: Label,
+    micro_batch: int | None,
     images: Path | None,
     extractor: str | None,
     inception_weights: Path | None,
@@ -90,7 +98,7 @@ def command(
     from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
 
-    loaded = load_any(model, device, dtype, compile_)
+    loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
     sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
@@ -167,7 +175,7 @@ def _evaluate_text(
         click.echo(f"picture: {out / 'evaluate.png'}")
 
 
-def times(model: Model | TokenModel, made: Sequence[Measured], label: int | None = None) -> Times:
+def times(model: Model | TokenModel, made: Sequence[Measured], label: Label = None) -> Times:
     """Seconds a sample of each cell, see `ddim.evaluation.table.seconds`."""
     from ddim.evaluation.table import seconds
 

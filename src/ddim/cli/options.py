@@ -82,6 +82,13 @@ def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callabl
     return function
 
 
+def label_of(text: str | None) -> Any:
+    """What --label says: a number, "each", or nothing."""
+    if text is None or text == "each" or text.lstrip("-").isdigit():
+        return text if text in (None, "each") else int(text)
+    raise DdimError(f"--label {text}", "is no label", "give a number, or each for the labels in turn")
+
+
 def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--device, --dtype, --compile for encoding, where the network's rounding would limit what comes back."""
     return device_options(function, "float32")

@@ -13,6 +13,7 @@ from ddim.cli.like import like_option, make_like
 from ddim.cli.options import (
     device_options,
     grid_option,
+    label_of,
     load_any,
     make_any_plan,
     noise_options,
@@ -25,6 +26,7 @@ from ddim.cli.options import (
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
+    from ddim.blocks import Label
     from ddim.denoiser import Guidance
     from ddim.engine import Engine
     from ddim.table import Table
@@ -49,7 +51,12 @@ if TYPE_CHECKING:
     help="Pictures held before they are written, rounded up to micro-batches; the pictures do not depend on it.",
 )
 @click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
-@click.option("--label", type=int, help="A label, for a model trained with labels.")
+@click.option(
+    "--label",
+    callback=lambda c, p, v: label_of(v),
+    metavar="NUMBER|each",
+    help="A label, for a model trained with labels; each: the labels in turn.",
+)
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
 @click.option("--cfg-plus-plus", type=float, help="CFG++ instead of it, with --label: 0..1, such as 0.6.")
 @click.option(
@@ -78,7 +85,7 @@ def command(
     start: int,
     batch: int,
     micro_batch: int | None,
-    label: int | None,
+    label: Label,
     guidance: float | None,
     cfg_plus_plus: float | None,
     plan_file: Path | None,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim.blocks import Label, labels_of
 from ddim.data import ImageSet
 from ddim.data.gather import drain
 from ddim.engine import Engine
@@ -78,7 +79,7 @@ def from_model(
     n: int,
     seed: int = 0,
     name: str = "",
-    label: int | None = None,
+    label: Label = None,
     folder: Path | None = None,
 ) -> PictureSet:
     """Samples 0..n - 1 of a run, as 8-bit pictures.
@@ -89,18 +90,20 @@ def from_model(
         n: How many.
         seed: The run's seed.
         name: The model's name.
-        label: One label for all, for a model with labels.
+        label: For a model with labels, see `ddim.blocks.Label`.
         folder: A samples folder to keep them in and to take those from that are there; None for no files.
 
     Raises:
         DdimError: If the plan is not one for this model.
     """
     model.check_plan(plan, to_clean=True)
-    model.denoiser(None if label is None else torch.tensor([label]))
+    classes = model.config.network.classes
+    first = labels_of(label, range(1), classes)
+    model.denoiser(None if first is None else torch.tensor(first))
     model.noise(1, seed)
 
     def make(some: range) -> Iterator[np.ndarray]:
-        labels = None if label is None else [label] * len(some)
+        labels = labels_of(label, some, classes)
         for block in model.sample_blocks(plan, some, seed, labels):
             if not torch.isfinite(block).all():
                 raise DdimError("samples", "are not finite numbers", "use --dtype float32, or another grid")

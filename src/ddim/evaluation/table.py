@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ddim.blocks import Label, labels_of
 from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity, sets
@@ -147,7 +148,7 @@ def check(
     some: Sequence[Cell],
     seed: int,
     name: str = "",
-    label: int | None = None,
+    label: Label = None,
     images: Path | None = None,
 ) -> None:
     """Refuse what would go wrong at a sample, before any is made; folders of samples are claimed.
@@ -157,7 +158,7 @@ def check(
         some: The cells.
         seed: Of the samples.
         name: The model's name.
-        label: One label for all samples.
+        label: For a model with labels, see `ddim.blocks.Label`.
         images: Where samples are to be kept.
 
     Raises:
@@ -179,7 +180,7 @@ def filling(
     folder: Path,
     seed: int = 0,
     name: str = "",
-    label: int | None = None,
+    label: Label = None,
     images: Path | None = None,
 ) -> Generator[Standing, None, list[Measured]]:
     """Sample and measure every cell, going on with what the folder holds.
@@ -192,7 +193,7 @@ def filling(
         folder: Where cells are kept, by what they depend on; it is made.
         seed: Of the samples: sample i of every cell starts from the same x_T.
         name: The model's name.
-        label: One label for all samples, for a model with labels.
+        label: For a model with labels, see `ddim.blocks.Label`.
         images: A folder to keep the samples in as PNG files; none are written without.
 
     Yields:
@@ -257,19 +258,19 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     return figures
 
 
-def seconds(model: Engine, cell: Cell, gathered: Gathered, label: int | None = None) -> tuple[float, int]:
+def seconds(model: Engine, cell: Cell, gathered: Gathered, label: Label = None) -> tuple[float, int]:
     """Seconds a sample takes and of how many samples that is the mean; one micro-batch is timed where none was.
 
     Args:
         model: The model.
         cell: The cell.
         gathered: What was gathered of it.
-        label: One label for all samples.
+        label: For a model with labels, see `ddim.blocks.Label`.
     """
     if gathered.timed:
         return gathered.seconds / gathered.timed, gathered.timed
     indices = range(model.micro_batch)
-    labels = None if label is None else [label] * len(indices)
+    labels = labels_of(label, indices, model.config.network.classes)
     begun = time.monotonic()
     for _ in model.sample_blocks(cell.plan, indices, 0, labels):
         pass

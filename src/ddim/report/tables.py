@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import ddim
+from ddim.blocks import Label
 from ddim.engine import Engine
 from ddim.errors import say
 from ddim.evaluation import Extractor, Statistics, consistency
@@ -24,7 +25,7 @@ MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_
 
 
 def about(
-    model: Engine, name: str, data: Statistics, extractor: Extractor, seed: int, given: int | None = None
+    model: Engine, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
 ) -> dict[str, Any]:
     """What a table depends on beside its cells: model, data, extractor, seed, precision."""
     return {
