@@ -61,7 +61,7 @@ def choose(shape: tuple[int, int, int], data: str) -> str:
     """
     if shape == (28, 28, 1):
         return "clothing28" if "fashion" in data else "digits28"
-    if shape == (32, 32, 3) and "colour32" in bundled():
+    if shape == (32, 32, 3):
         return "colour32"
     shown = "x".join(map(str, shape))
     raise DdimError("extractor", f"none of the bundled ones takes {shown}", "give --extractor, such as inception")
