@@ -243,3 +243,17 @@ def test_the_command_keeps_its_time_and_begins_from_weights(tmp_path: Path) -> N
     origin = load(tmp_path / "two", "cpu").config.provenance
     assert 3 < origin.steps <= 40
     assert origin.images_seen == 8 * origin.steps
+
+
+def test_where_there_is_no_terminal_it_says_now_and_then_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ddim.cli import train
+
+    monkeypatch.setattr(train, "QUIET", 0.0)
+    shape = ("--set", "network.channels=16", "--set", "network.groups=4", "--batch", 8, "--preview-every", 0)
+    assert ddim("train", "digits", *shape, "--steps", 4, "--out", tmp_path / "run") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "of about 4: loss" in line]
+    assert 1 <= len(lines) <= 4
+    assert lines[0].startswith("step 1 of about 4: loss ")
+    assert "images/s" in lines[0]

@@ -42,10 +42,11 @@ def no_waiting() -> Iterator[Any]:
     torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("place", ["host", "device"])
-def test_no_step_waits_for_the_gpu(place: str, no_waiting: Any) -> None:
-    updates = trainer(data_on=place).updates()
-    for _ in range(2):
+def test_no_step_waits_for_the_gpu(place: str, compiled: bool, no_waiting: Any) -> None:
+    updates = trainer(data_on=place, compile=compiled).updates()
+    for _ in range(3):
         next(updates)
     no_waiting()
     made = [next(updates) for _ in range(4)]
@@ -69,8 +70,9 @@ def test_wherever_the_data_lie_the_steps_are_the_same() -> None:
         torch.testing.assert_close(states[1][key], value, rtol=1e-3, atol=1e-4)
 
 
-def test_a_state_is_gone_on_from_in_channels_last_memory() -> None:
-    one, other = trainer(), trainer()
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_state_is_gone_on_from_in_channels_last_memory(compiled: bool) -> None:
+    one, other = trainer(compile=compiled), trainer(compile=compiled)
     for update in one.updates():
         if update.step == 2:
             break
@@ -89,5 +91,5 @@ def test_samples_are_those_of_the_cpu(compiled: bool) -> None:
     exact = of(networks[0], config, "cpu", dtype="float32").sample(4, steps=5)
     same = of(networks[1], config, "cuda", dtype="float32", compile=compiled).sample(4, steps=5).cpu()
     near = of(networks[2], config, "cuda", dtype="bfloat16", compile=compiled).sample(4, steps=5).cpu()
-    torch.testing.assert_close(same, exact, rtol=0, atol=1e-2)
+    torch.testing.assert_close(same, exact, rtol=0, atol=1e-4)  # TF32 would be off by more
     assert (near - exact).square().mean().sqrt() < 0.05

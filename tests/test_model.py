@@ -267,3 +267,34 @@ def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_and_says_s
         levels = model.levels()
     assert levels[0].t < 1000
     assert model.levels("linear")[0].t == 1000
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_float32_on_a_gpu_keeps_all_digits_and_leaves_the_setting_as_it_was(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuDNN's convolutions would round to TF32's ten bits unasked; a user may have set them apart from all else."""
+    from ddim.compute import without_tf32
+
+    conv, seen = torch.backends.cudnn.conv, []
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    if apart:
+        torch._C._set_fp32_precision_setter("cuda", "rnn", "ieee")
+    before = conv.fp32_precision
+    assert before == "tf32"
+
+    def body(x: torch.Tensor) -> torch.Tensor:
+        seen.append(conv.fp32_precision)
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return x + 1
+
+    try:
+        assert without_tf32(body)(torch.zeros(2)).tolist() == [1, 1]
+        with pytest.raises(ValueError, match="not a number"):
+            without_tf32(body)(torch.full((1,), torch.nan))
+        assert conv.fp32_precision == before
+    finally:
+        torch._C._set_fp32_precision_setter("cuda", "rnn", "tf32")
+    assert len(seen) == 2
+    assert "tf32" not in seen

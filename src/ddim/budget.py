@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 UNKNOWN = 0.02  # of the budget, kept until it is known how long the work at the end takes
 SPARE = 1.5  # times the longest that it has taken
@@ -16,14 +16,15 @@ class Budget:
     Args:
         seconds: The budget, or None.
         began: When this process began to use it, by `time.monotonic`; now if left out.
+        ending: The pieces of work that the end consists of.
 
     Attributes:
         before: Seconds that earlier processes used.
         longest: The most seconds that each piece of the work at the end has taken.
     """
 
-    def __init__(self, seconds: float | None, began: float | None = None):
-        self.seconds, self.before = seconds, 0.0
+    def __init__(self, seconds: float | None, began: float | None = None, ending: Sequence[str] = ("save",)):
+        self.seconds, self.before, self.ending = seconds, 0.0, ending
         self.began = time.monotonic() if began is None else began
         self.longest: dict[str, float] = {}
 
@@ -34,7 +35,7 @@ class Budget:
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Note how long a piece of the work takes that will be done at the end too; one of them is "save"."""
+        """Note how long a piece of the work takes that will be done at the end too."""
         begun = time.monotonic()
         yield
         self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - begun)
@@ -45,6 +46,6 @@ class Budget:
         if self.seconds is None:
             return 0.0
         kept = SPARE * sum(self.longest.values())
-        if "save" not in self.longest:
+        if not self.longest.keys() >= {*self.ending}:
             kept = max(kept, UNKNOWN * self.seconds)
         return min(self.used / max(self.seconds - kept, 1e-9), 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +20,26 @@ from ddim.training import fast_dtype
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
 """What a network computes in: "auto" is bfloat16 where the device is fast at it, else "float32-fast" where that can be
 had, else float32. "float32-fast" is float32 by kernels of our own (Winograd's convolutions), the same to about 1e-5;
-"float32" is torch's own arithmetic."""
+"float32" is torch's own arithmetic, on a GPU without TF32 (but for gradients, which follow torch's own setting)."""
+
+
+def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function during whose calls cuDNN's float32 convolutions keep all digits, not the ten bits of TF32."""
+    cudnn: Any = torch.backends.cudnn
+    exact: bool | str
+
+    def exactly(*given: Tensor) -> Tensor:
+        try:
+            holder, name, exact, before = cudnn, "allow_tf32", False, cudnn.allow_tf32
+        except RuntimeError:  # somebody has set convolutions apart, and torch no longer reads the one switch for all
+            holder, name, exact, before = cudnn.conv, "fp32_precision", "ieee", cudnn.conv.fp32_precision
+        setattr(holder, name, exact)
+        try:
+            return function(*given)
+        finally:
+            setattr(holder, name, before)
+
+    return exactly
 
 
 class Compute:
@@ -94,7 +113,8 @@ class Compute:
         """The network's body, as it is computed."""
         if self.steady:
             return NativeUNet(self.network, kernels())  # type: ignore[arg-type]
-        return torch.compile(self.network.body) if self.compile else self.network.body
+        body: Callable[..., Tensor] = torch.compile(self.network.body) if self.compile else self.network.body
+        return without_tf32(body) if self.device.type == "cuda" and self.name == "float32" else body
 
     def __str__(self) -> str:
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""

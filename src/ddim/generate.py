@@ -105,8 +105,7 @@ def generate(
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
     if scale is not None and not np.isfinite(scale).all():
         raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
-    classes = model.config.network.classes
-    first = labels_of(label, range(1), classes)
+    classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
     asked = {"seed": seed, "label": label, "guidance": scale}

@@ -57,7 +57,8 @@ class NetworkDenoiser(Generic[P]):
         labels: Tensor | None = None,
         body: Callable[..., Tensor] | None = None,
     ):
-        self.network, self.hub, self.labels = network, hub, labels
+        self.network, self.hub = network, hub
+        self._known = None if labels is None else torch.unique(labels, return_inverse=True)
         self.body = body or network.body
         first = next(network.entry.parameters())
         self.dtype, self.device = first.dtype, first.device
@@ -80,10 +81,10 @@ class NetworkDenoiser(Generic[P]):
         if t not in self._conditions:
             times = torch.full((1,), t, dtype=torch.float32, device=self.device)
             with torch.no_grad():
-                if self.labels is None:
+                if self._known is None:
                     made = self.network.condition(times)
                 else:
-                    known, place = torch.unique(self.labels, return_inverse=True)
+                    known, place = self._known
                     made = torch.cat([self.network.condition(times, label[None]) for label in known])[place]
                 self._conditions[t] = made.to(self.dtype)
         return self._conditions[t]

@@ -97,7 +97,7 @@ def train(
     with lock(folder):
         remove_parts(folder)
         claim(folder, config)
-        clock = Budget(config.train.budget, began)
+        clock = Budget(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
         yield from _Loop(folder, config, pictures, torch.device(device), command, weights, clock).reports(stop)
 
 
@@ -157,11 +157,12 @@ class _Loop:
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
-        begun = self._resume()
+        begun, begun_at = self._resume(), self._exported()
         yield self._report(f"{begun}, compiling the network first" if recipe.compile and not trainer.over else begun)
         if self.share >= 1 and not self.ended:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
-            raise DdimError(f"budget of {recipe.budget:g} s", wrong, "give more time")
+            kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
+            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
         now = time.monotonic()
         with Metrics(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():

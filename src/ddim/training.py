@@ -107,7 +107,7 @@ class Trainer:
         classes: How many labels there are.
         read: From such a batch to x_0, (B, ...).
         begun: Steps that the network has behind it, where it begins with weights alone: the data go on from there, the
-            learning rate and the optimiser's moments begin anew.
+            learning rate, the optimiser's moments and the average begin anew.
 
     Attributes:
         spent: What of the recipe's budget has been used, in [0, 1]; for a budget the caller sets it, from a clock.
@@ -202,8 +202,8 @@ class Trainer:
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
         self.optimizer.step()
-        self.ema.update(self.network, self.step)
-        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step))
+        self.ema.update(self.network, self.step - self.begun)
+        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step - self.begun))
         self.step += 1
         return Update(self.step, total, norm, rate)
 

@@ -31,8 +31,8 @@ def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--extractor",
-            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), or a file "
-            "of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
+            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), "
+            "or a file of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
         ),
     ):
         function = option(function)

@@ -38,6 +38,7 @@ _RECIPE = (
     "preview_every",
     "log_every",
 )
+QUIET = 60.0  # seconds after which a line is printed where there is no terminal to show a bar
 LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb")
 
 
@@ -296,6 +297,7 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
+        shown = 0.0
         for report in runs.train(out, config, data, device, line, stopper, weights, began):
             if start is None:
                 start = (time.monotonic(), report.step)
@@ -303,6 +305,10 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
             told = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
             bar.update(task, completed=report.step, total=report.steps, rate=told)
+            if not bar.console.is_interactive and elapsed - shown >= QUIET and rate:
+                shown = elapsed
+                of = f" of about {report.steps}" if report.steps else ""
+                bar.console.print(f"step {report.step}{of}: {told}, {elapsed / 60:.0f} min")
             if report.event:
                 bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
     assert report is not None
