@@ -26,18 +26,18 @@ had, else float32. "float32-fast" is float32 by kernels of our own (Winograd's c
 def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A function during whose calls cuDNN's float32 convolutions keep all digits, not the ten bits of TF32."""
     cudnn: Any = torch.backends.cudnn
-    exact: bool | str
 
     def exactly(*given: Tensor) -> Tensor:
+        switch: tuple[Any, str, Any]
         try:
-            holder, name, exact, before = cudnn, "allow_tf32", False, cudnn.allow_tf32
+            switch, before = (cudnn, "allow_tf32", False), cudnn.allow_tf32
         except RuntimeError:  # somebody has set convolutions apart, and torch no longer reads the one switch for all
-            holder, name, exact, before = cudnn.conv, "fp32_precision", "ieee", cudnn.conv.fp32_precision
-        setattr(holder, name, exact)
+            switch, before = (cudnn.conv, "fp32_precision", "ieee"), cudnn.conv.fp32_precision
+        setattr(*switch)
         try:
             return function(*given)
         finally:
-            setattr(holder, name, before)
+            setattr(*switch[:2], before)
 
     return exactly
 
