@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 UNKNOWN = 0.02  # of the budget, kept until it is known how long the work at the end takes
 SPARE = 1.5  # times the longest that it has taken
+END = 2.0  # seconds in which a process comes to its end; of a short budget at most 5 %
 
 
 class Budget:
@@ -45,7 +46,7 @@ class Budget:
         """What of the time for training is used, 0 at the start and 1 when the end's work must begin."""
         if self.seconds is None:
             return 0.0
-        kept = SPARE * sum(self.longest.values())
+        kept = SPARE * sum(self.longest.values()) + min(END, 0.05 * self.seconds)
         if not self.longest.keys() >= {*self.ending}:
-            kept = max(kept, UNKNOWN * self.seconds)
+            kept += UNKNOWN * self.seconds
         return min(self.used / max(self.seconds - kept, 1e-9), 1.0)

@@ -165,7 +165,7 @@ def test_what_cannot_be_compared() -> None:
 
 
 def test_a_set_against_itself_and_one_half_against_the_other() -> None:
-    pictures, space = random_pictures(4000), small()
+    pictures, space = random_pictures(2000), small()
     whole = evaluation.measure(pictures, space)
     assert abs(evaluation.distances(whole, whole)["fd"]) < 1e-3
     halves = [evaluation.measure(pictures[k::2], space) for k in (0, 1)]
