@@ -241,6 +241,48 @@ SLIPS = (
         "/ (now.log_snr - nodes[1].log_snr)",
         "test_multistep.py::test_two_steps_of_the_dpm_solver",
     ),
+    Slip(
+        "times drawn by importance, and weighed too",
+        "times.py",
+        'return self.weights[t - 1] * error if self.drawn == "uniform" else error',
+        "return self.weights[t - 1] * error",
+        "test_times.py::test_both_ways_of_drawing_have_the_same_expected_loss_but_for_the_mean_weight",
+    ),
+    Slip(
+        "an average whose half-life is not the one asked for",
+        "nn/ema.py",
+        "-math.log(2) / math.log1p(-half_life)",
+        "1 / half_life",
+        "test_budget.py::test_the_average_forgets_half_within_its_half_life_whatever_the_length",
+    ),
+    Slip(
+        "a budget that keeps no time for its end",
+        "budget.py",
+        "max(self.seconds - kept, 1e-9)",
+        "self.seconds",
+        "test_budget.py::test_it_ends_inside_the_budget_with_a_checkpoint_and_no_learning_rate",
+    ),
+    Slip(
+        "the time between two processes counted",
+        "runs.py",
+        'self.clock.before, self.clock.longest = meta.get("used", self.seconds), meta.get("took", {})',
+        'self.clock.before, self.clock.longest = 0.0, meta.get("took", {})',
+        "test_budget.py::test_stopped_and_gone_on_with_the_time_between_does_not_count",
+    ),
+    Slip(
+        "in parallel over time, a state past one that still moves taken for done",
+        "parallel.py",
+        "done += [True, *still[1:], False].index(False)",
+        "done += max(1, sum(still))",
+        "test_parallel.py::test_the_window_moves_past_the_first_states_that_stay_put_and_no_further",
+    ),
+    Slip(
+        "in parallel over time, the network's x_0 kept instead of its output",
+        "parallel.py",
+        'return predict(v_from_pair(made.x0, made.eps, level), x, level, "v")',
+        "return made",
+        "test_parallel.py::test_the_error_is_about_the_tolerance_and_there_are_far_fewer_rounds_than_rows",
+    ),
 )
 
 HEAD = """\

@@ -132,3 +132,13 @@ def test_a_plan_that_starts_from_two_states_is_refused(method: str) -> None:
 def test_noise_must_be_given() -> None:
     with pytest.raises(ValueError, match="this plan adds noise"):
         next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS, eta=1.0), START))
+
+
+def test_the_window_moves_past_the_first_states_that_stay_put_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = samplers.ddim(LEVELS)
+    moved = [[9.0, 0.0, 9.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
+    told = iter(moved)
+    monkeypatch.setattr(parallel._Path, "improve", lambda self, some: torch.tensor(next(told)[: len(some)]))
+    made = [*parallel.rounds(DATA.denoise, plan, START, window=6)]
+    assert [one.done for one in made] == [2, 3, 9]
+    assert [one.calls for one in made] == [6, 6, 6]
