@@ -265,8 +265,8 @@ SLIPS = (
     Slip(
         "the time between two processes counted",
         "runs.py",
-        'self.clock.before, self.clock.longest = meta.get("used", self.seconds), meta.get("took", {})',
-        'self.clock.before, self.clock.longest = 0.0, meta.get("took", {})',
+        'self.clock.before = entry(meta, "used", float, states[-1], self.seconds)',
+        "self.clock.before = 0.0",
         "test_budget.py::test_stopped_and_gone_on_with_the_time_between_does_not_count",
     ),
     Slip(

@@ -500,7 +500,7 @@ def test_global_generators_are_left_alone() -> None:
         ({"predicts": "noise"}, "predicts 'noise': is unknown"),
         ({"time": "seconds"}, "time 'seconds': is unknown"),
         ({"schedule": "steep"}, "schedule 'steep': is unknown"),
-        ({"schedule": [[0.1, 0.2]]}, r"betas: have the shape \(1, 2\)"),
+        ({"schedule": [[0.1, 0.2]]}, r"shape \(1, 2\)"),
         ({"schedule": [0.1, 1.2]}, "beta_2 = 1.2 is not in"),
         ({"data_at": 1}, "data_at 1: says nothing of eps"),
         ({"data_at": 2, "predicts": "velocity"}, "data_at 2"),

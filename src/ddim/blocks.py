@@ -8,8 +8,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ddim.arguments import whole
 from ddim.denoiser import AnyDenoiser, Denoiser
 from ddim.errors import DdimError
+from ddim.limits import MICRO_BATCH, check_samples
 from ddim.loop import run
 from ddim.plan import Plan
 from ddim.seeds import Noise
@@ -23,13 +25,11 @@ def size_of(given: int | None, device: torch.device | None) -> int:
     """Samples in a block: as given, else 8 on a CPU and 64 on a GPU.
 
     Raises:
-        DdimError: If it is less than 1.
+        DdimError: If it is less than 1, or more than `ddim.limits.MICRO_BATCH`: the last part is filled up to it.
     """
     if given is None:
         return 8 if device is None or device.type == "cpu" else 64
-    if given < 1:
-        raise DdimError(f"micro-batch {given}", "is not a whole number >= 1", "give 1 or more")
-    return given
+    return whole(given, "micro-batch", 1, MICRO_BATCH)
 
 
 def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] | None:
@@ -54,10 +54,9 @@ def check_request(n: int, plan: Any, others: Any) -> None:
     """Refuse a number of samples, or a plan, that makes no sense.
 
     Raises:
-        DdimError: If n is less than 0, or a plan is given beside what a plan holds.
+        DdimError: If n is no whole number, out of range, or a plan is given beside what a plan holds.
     """
-    if n < 0:
-        raise DdimError(f"n {n}", "is less than 0", "give 0 or more")
+    check_samples(whole(n, "n", 0))
     if plan is not None and others:
         raise DdimError("plan", "is given beside steps or settings", "give one or the other")
 
@@ -138,7 +137,9 @@ def in_blocks(
     Yields:
         What it returns, (up to size, ...) each, the copies dropped.
     """
+    if not len(tensors[0]):
+        return
     for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
-        missing = size - len(parts[0]) if padded and len(tensors[0]) else 0
+        missing = size - len(parts[0]) if padded else 0
         full = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part for part in parts]
         yield tuple(made[: len(parts[0])] for made in function(*full))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ddim import limits
 from ddim.categorical import Alphabet
 
 _Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -23,7 +24,7 @@ class CategoricalConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    categories: int = Field(ge=2)
+    categories: int = Field(ge=2, le=limits.CATEGORIES)
     pi: Literal["uniform", "mask"] | tuple[_Share, ...] = "uniform"
     carry_over: bool = False
 

@@ -14,9 +14,10 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ddim.config import ModelConfig, parse, to_json
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, say, shorten
 from ddim.files import make_folder, sha256, strangers, write_atomic
 from ddim.presets import PRESETS
+from ddim.reading import TEXT_BYTES, check_file, memory, read_bytes
 from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
@@ -67,16 +68,18 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         name: A bundled model's name or a folder.
 
     Raises:
-        DdimError: If something is missing, is not what it says, or does not match its checksum.
+        DdimError: If something is missing, is not what it says, does not match its checksum, or is not finite.
     """
     folder = find(name)
-    config = parse(ModelConfig, (folder / CONFIG).read_bytes(), folder / CONFIG)
+    config = parse(ModelConfig, read_bytes(folder / CONFIG), folder / CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise DdimError(weights, "no such file", "copy the whole model folder")
+    check_file(weights)
     if config.sha256 != sha256(weights):
         raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
     tensors, _ = read_tensors(weights)
+    check_finite(tensors, weights)
     return config, tensors
 
 
@@ -116,7 +119,7 @@ def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
     """
     refuse_other(folder, config.sha256)
     weights = find(name) / WEIGHTS
-    data = weights.read_bytes()
+    data = read_bytes(weights, memory())
     if hashlib.sha256(data).hexdigest() != config.sha256:
         raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
     _place(folder, config, data)
@@ -129,7 +132,7 @@ def refuse_other(folder: Path, sha256: str) -> None:
         DdimError: Saying what it holds.
     """
     _refuse_strangers(folder)
-    if (folder / CONFIG).is_file() and parse(ModelConfig, (folder / CONFIG).read_bytes(), folder).sha256 != sha256:
+    if (folder / CONFIG).is_file() and parse(ModelConfig, read_bytes(folder / CONFIG), folder).sha256 != sha256:
         raise DdimError(folder, "holds another model", "choose another folder")
 
 
@@ -154,7 +157,7 @@ def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[Model
     if card is not None:
         write_atomic(part / CARD, card(config).encode())
     elif (folder / CARD).is_file():
-        write_atomic(part / CARD, (folder / CARD).read_bytes())
+        write_atomic(part / CARD, read_bytes(folder / CARD, TEXT_BYTES))
         say(f"{folder / CARD} is kept; it was written for the model that was there")
     try:
         if folder.exists():
@@ -181,6 +184,18 @@ def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
+    """Refuse weights that are not finite, as float32 too.
+
+    Raises:
+        DdimError: Naming the first tensor that holds one.
+    """
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            wrong = f"the tensor {shorten(key)} holds a number that is not finite (NaN or infinite)"
+            raise DdimError(name, wrong, "use weights from before the training failed, or copy the file again")
+
+
 def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
     """Put weights into a network.
 
@@ -188,8 +203,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
         DdimError: Naming the first keys and shapes that differ.
     """
     own = network.state_dict()
-    complaints = [f"{key} is missing" for key in own if key not in weights]
-    complaints += [f"{key} is not known" for key in weights if key not in own]
+    complaints = [f"{shorten(key)} is missing" for key in own if key not in weights]
+    complaints += [f"{shorten(key)} is not known" for key in weights if key not in own]
     complaints += [
         f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
         for key, value in own.items()

@@ -9,17 +9,19 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from ddim import limits
 from ddim import schedule as schedules
 from ddim.categorical_config import CategoricalConfig as CategoricalConfig
 from ddim.data.policy import ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
-from ddim.errors import DdimError
+from ddim.errors import DdimError, shorten
 from ddim.feed import Place
 from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
+from ddim.reading import parse_json
 from ddim.times import Drawn
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -52,7 +54,7 @@ class ScheduleConfig(BaseModel):
 
     model_config = _STRICT
     name: Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"] = "linear"
-    T: int = Field(1000, ge=1)
+    T: int = Field(1000, ge=1, le=limits.TIMES)
     beta_start: float | None = None
     beta_end: float | None = None
     betas: tuple[float, ...] | None = None
@@ -115,12 +117,12 @@ class TrainConfig(BaseModel):
     """
 
     model_config = _STRICT
-    steps: int | None = Field(800_000, ge=1)
+    steps: int | None = Field(800_000, ge=1, le=limits.COUNT)
     budget: float | None = Field(None, gt=0, allow_inf_nan=False)
-    batch: int = Field(128, ge=1)
-    accumulate: int = Field(1, ge=1)
+    batch: int = Field(128, ge=1, le=limits.BATCH)
+    accumulate: int = Field(1, ge=1, le=limits.BATCH)
     lr: float = Field(2e-4, gt=0, allow_inf_nan=False)
-    warmup: int = Field(5000, ge=0)
+    warmup: int = Field(5000, ge=0, le=limits.COUNT)
     decay: Literal["none", "linear", "cosine"] = "none"
     decay_fraction: float = Field(0.3, gt=0, le=1)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -139,10 +141,10 @@ class TrainConfig(BaseModel):
     layout: Literal["auto", "contiguous", "channels-last"] = "auto"
     data_on: Place = "auto"
     seed: int = Field(0, ge=0, lt=2**64)
-    checkpoint_every: int = Field(1000, ge=1)
-    keep: int = Field(3, ge=1)
-    preview_every: int = Field(1000, ge=0)
-    log_every: int = Field(50, ge=1)
+    checkpoint_every: int = Field(1000, ge=1, le=limits.COUNT)
+    keep: int = Field(3, ge=1, le=limits.COUNT)
+    preview_every: int = Field(1000, ge=0, le=limits.COUNT)
+    log_every: int = Field(50, ge=1, le=limits.COUNT)
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -279,8 +281,9 @@ def parse(kind: type[Config], text: str | bytes, name: str | Path) -> Config:
     """A configuration from JSON text.
 
     Raises:
-        DdimError: Naming the first key that is wrong and why.
+        DdimError: As `ddim.reading.parse_json`, or naming the first key that is wrong and why.
     """
+    parse_json(text, name)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -312,5 +315,5 @@ def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    got = f", not {value!r}" if isinstance(value, int | float | str | bool | None) and where else ""
+    got = f", not {shorten(repr(value))}" if isinstance(value, int | float | str | bool | None) and where else ""
     return DdimError(name, f"{where + ': ' if where else ''}{message}{got}", "mend that value")

@@ -6,12 +6,15 @@ x = signal x0 + noise eps. Samplers never learn what the network predicts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
+from ddim.errors import DdimError
 from ddim.row import Linear
 from ddim.schedule import Level, Scales
 from ddim.table import Hook as Hook
@@ -146,17 +149,34 @@ class Hooked:
         denoiser: The denoiser to wrap.
         hook: `hook(x0, level) -> x0`, the shape kept; see `ddim.hooks`.
         eps_kept: Whether the rest stays as predicted instead, which is what some other codes do, see `ddim.emulate`.
+        checked: Whether what the hook gives is checked at each call; for a plan's own hook it is not.
     """
 
     denoiser: AnyDenoiser
     hook: Hook
     eps_kept: bool = False
+    checked: bool = True
 
     def __call__(self, x: Tensor, level: Level, /) -> Any:
-        """The changed prediction."""
+        """The changed prediction.
+
+        Raises:
+            DdimError: If the hook gives something else than finite numbers of the same shape.
+        """
         made = self.denoiser(x, level)
         x0 = self.hook(made.x0, level)
+        if self.checked:
+            _check_hook(x0, made.x0, level)
         return Prediction(x0, made.eps, made.fraction) if self.eps_kept else made.with_x0(x0, x, level)
+
+
+def _check_hook(x0: Any, before: Tensor, level: Level) -> None:
+    where = f"hook at t = {level.t:g}"
+    if not isinstance(x0, Tensor) or x0.shape != before.shape:
+        gives = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+        raise DdimError(where, f"gives {gives} of {tuple(before.shape)}", "return x_0, its shape kept")
+    if not torch.isfinite(x0).all() and torch.isfinite(before).all():
+        raise DdimError(where, "gives a number that is not finite", "return finite numbers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,13 +195,14 @@ class Clipped:
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The clipped prediction."""
-        made: Prediction = Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high))(x, level)
+        clipped = Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high), checked=False)
+        made: Prediction = clipped(x, level)
         return made
 
 
 def as_planned(denoise: AnyDenoiser, plan: Table[Any]) -> AnyDenoiser:
     """The denoiser that a plan runs: its x_0 through the plan's own hook, such as clipping, where there is one."""
-    return Hooked(denoise, plan.hook, plan.eps_kept) if plan.hook else denoise
+    return Hooked(denoise, plan.hook, plan.eps_kept, checked=False) if plan.hook else denoise
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,4 +223,6 @@ class Guided:
         """The guided prediction; two calls."""
         on, off = self.conditional(x, level), self.unconditional(x, level)
         scale = self.scale(level) if callable(self.scale) else self.scale
+        if not math.isfinite(scale):
+            raise DdimError(f"guidance {scale}", f"at t = {level.t:g} is not a finite number", "give one such as 2")
         return off.towards(on, scale)

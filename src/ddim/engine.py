@@ -7,14 +7,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import blocks, checkpoint, inversion, samplers
+from ddim import arguments, blocks, checkpoint, inversion, samplers
 from ddim.compute import Compute
 from ddim.compute import DType as DType
 from ddim.config import ModelConfig
 from ddim.denoiser import AnyDenoiser, Guidance, Guided
+from ddim.devices import usable
 from ddim.errors import DdimError
 from ddim.grid import DEFAULT
 from ddim.kinds import Kind, kind_of
@@ -43,7 +45,7 @@ class Engine(Published):
             "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
 
     Raises:
-        DdimError: If dtype or micro_batch is not one.
+        DdimError: If dtype or micro_batch is not one, or the device cannot be used.
     """
 
     notes: tuple[str, ...] = ()
@@ -58,8 +60,8 @@ class Engine(Published):
         compile: bool = False,
         micro_batch: int | None = None,
     ):
-        self.network = network.to(device).eval().requires_grad_(False)
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device = config, usable(device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
         self.compute = Compute(self.network, self.device, dtype, compile, micro_batch)
         self.micro_batch = self.compute.micro_batch
 
@@ -97,9 +99,11 @@ class Engine(Published):
                 model itself.
 
         Raises:
-            DdimError: If labels are given to a network without them, or are out of range.
+            DdimError: If labels are given to a network without them, or are out of range, or guidance is.
         """
         classes = self.config.network.classes
+        if guidance is not None and not callable(guidance):
+            guidance = arguments.finite(guidance, "guidance", arguments.GUIDANCE)
         network, body, plain = self.compute.network, self.compute.body, self._plain
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
             raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
@@ -164,10 +168,14 @@ class Engine(Published):
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
         """Refuse a number of samples, labels or a plan that make no sense together: one label for each, or None."""
         blocks.check_request(n, plan, others)
-        each = [labels] * n if isinstance(labels, int) else labels
-        if each is not None and len(each) != n:
-            raise DdimError("labels", f"are {len(each)} for {n} samples", "give one, or one each")
-        return each
+        if labels is None:
+            return None
+        given: Any = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            return [arguments.whole(given, "label")] * n
+        if len(given) != n:
+            raise DdimError("labels", f"are {len(given)} for {n} samples", "give one, or one each")
+        return [arguments.whole(label, "label") for label in given]
 
     def sample_blocks(
         self,
@@ -197,11 +205,11 @@ class Engine(Published):
             DdimError: If the plan is not one for this model, or does not end at clean data.
         """
         self.check_plan(plan, to_clean=True)
-        if origin is not None and (origin.shape[1:] != self.shape or len(origin) not in (1, len(indices))):
-            wrong = f"is {tuple(origin.shape)}, the model's pictures are {self.shape}"
-            raise DdimError("origin", wrong, "give one picture, or one for each sample")
-        if origin is not None and not origin.is_floating_point():
-            raise DdimError("origin", f"is {origin.dtype}", "give floats in [-1, 1], see ddim.pixels.to_float")
+        if origin is not None:
+            origin = arguments.floats(origin, "origin", self.shape)
+            if len(origin) not in (1, len(indices)):
+                wrong = f"are {len(origin)} images for {len(indices)} samples"
+                raise DdimError("origin", wrong, "give one image, or one for each sample")
 
         def denoiser(some: Tensor | None) -> AnyDenoiser:
             made = self.denoiser(some, guidance)
@@ -263,10 +271,10 @@ class Engine(Published):
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """States on the device, in the plan's dtype, if they and the plan are this model's."""
         self.check_plan(plan)
+        states = [arguments.floats(given, "states", self.shape) for given in states]
         for given in states:
-            if given.shape[1:] != self.shape or len(given) != len(states[0]):
-                wrong = f"are {tuple(given.shape)}, the model's are {(len(states[0]), *self.shape)}"
-                raise DdimError("states", wrong, "use this model's")
+            if len(given) != len(states[0]):
+                raise DdimError("states", f"are {len(given)} beside {len(states[0])}", "give as many of each")
         dtype = torch.float64 if plan.lattice else torch.float32
         return [given.to(self.device, dtype) for given in states]
 

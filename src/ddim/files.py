@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ddim.errors import DdimError
+from ddim.reading import read_lines
 
 T = TypeVar("T")
 
@@ -54,18 +55,15 @@ def read_journal(path: Path, parse: Callable[[Any, int], T | None]) -> list[T]:
         What they stand for, in order.
     """
     found: list[T] = []
-    if not path.exists():
-        return found
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    for line in lines:
-        try:
-            made = parse(json.loads(line), len(found)) if line.endswith("\n") else None
-        except (ValueError, TypeError, KeyError):
-            made = None
-        if made is None:
-            break
-        found.append(made)
-    write_atomic(path, "".join(lines[: len(found)]).encode())
+    whole = list(itertools.takewhile(lambda line: line[0] is not None, read_lines(path, lambda body: (body,))))
+    for body, _ in whole:
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            if body is not None and (made := parse(body[0], len(found))) is not None:
+                found.append(made)
+                continue
+        break
+    if path.exists():
+        write_atomic(path, b"".join(line for _, line in whole[: len(found)]))
     return found
 
 

@@ -8,7 +8,10 @@ missing is made.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 import ddim
+from ddim.arguments import GUIDANCE, finite
 from ddim.blocks import Label, labels_of
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import Engine
@@ -27,10 +31,13 @@ from ddim.errors import DdimError
 from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import Kind
 from ddim.kinds import picture_path as picture_path
+from ddim.limits import check_samples
 from ddim.manifest import claim, identity
 from ddim.model import Model
 from ddim.plan import Plan
 from ddim.table import Table
+
+PART = 64  # micro-batches whose missing indices are looked up at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +107,11 @@ def generate(
     for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
         if value < least:
             raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+    check_samples(n, start)
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
-    if scale is not None and not np.isfinite(scale).all():
-        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
+    _check_scale(scale)
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
@@ -122,7 +129,14 @@ def generate(
         through = partial(Hooked, hook=hook) if hook else None
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
-    yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make)
+    yield from _fill(model, folder, what, text, range(start, start + n), batch, make)
+
+
+def _check_scale(scale: Any) -> None:
+    """Refuse a scale of guidance, or one for each row, that is not finite, or absurd."""
+    for value in scale if isinstance(scale, list) else [scale]:
+        if value is not None:
+            finite(value, "guidance", None if isinstance(scale, list) else GUIDANCE)
 
 
 def decode(
@@ -168,7 +182,7 @@ def decode(
         some = list(indices)
         return model.run_blocks(plan, latents[some], [state[some] for state in beside])
 
-    yield from _fill(model.kind, folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
+    yield from _fill(model, folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
 
 
 def read_sheet(folder: Path, indices: range) -> np.ndarray:
@@ -179,8 +193,19 @@ def read_sheet(folder: Path, indices: range) -> np.ndarray:
     return np.stack([p[:, :, None] if p.ndim == 2 else p for p in pictures])
 
 
+def _present(kind: Kind, folder: Path, indices: range) -> set[int]:
+    """The indices whose files a folder holds, from one listing of it: of a billion indices few may be there."""
+    found = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            stem = entry.name.partition(".")[0]
+            if stem.isdecimal() and int(stem) in indices and kind.path(folder, int(stem)).name == entry.name:
+                found.add(int(stem))
+    return found
+
+
 def _fill(
-    kind: Kind,
+    model: Engine,
     folder: Path,
     what: dict[str, Any],
     describe: Callable[[int], dict[str, str]],
@@ -189,27 +214,42 @@ def _fill(
     make: Callable[[Sequence[int]], Iterator[Tensor]],
 ) -> Generator[Made, None, None]:
     make_folder(folder)
+    kind = model.kind
     with lock(folder):
         claim(folder, what, indices.start, len(indices), kind.things)
         remove_parts(folder)
-        missing = [i for i in indices if not kind.path(folder, i).exists()]
-        found, done = len(indices) - len(missing), 0
+        there = _present(kind, folder, indices)
+        found, done, left = len(there), 0, len(indices) - len(there)
+        missing = (i for i in indices if i not in there)
         yield Made(found, len(indices), found)
         text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
         text |= {"plan_sha256": _digest(what["plan"]), "software": f"ddim {ddim.__version__}"}
         held: list[Any] = []
-        for block in make(missing) if missing else ():
+        waiting: deque[int] = deque()
+        for block in _in_parts(make, missing, PART * model.micro_batch, waiting):
             if not torch.isfinite(block).all():
                 raise DdimError("samples", "are not finite numbers", "use --dtype float32, --clip, or another grid")
             held += kind.render(block)
-            if len(held) < batch and done + len(held) < len(missing):
+            if len(held) < batch and done + len(held) < left:
                 continue
             for sample in held:
-                index = missing[done]
+                index = waiting.popleft()
                 kind.save(kind.path(folder, index), sample, {**text, **describe(index), "index": str(index)})
                 done += 1
             held.clear()
             yield Made(found + done, len(indices), found)
+
+
+def _in_parts(
+    make: Callable[[Sequence[int]], Iterator[Tensor]], missing: Iterator[int], size: int, waiting: deque[int]
+) -> Iterator[Tensor]:
+    """The blocks of what is missing, looked up a part at a time; whose they are is put into `waiting`.
+
+    A part is of whole micro-batches, so that only the last of all is filled up.
+    """
+    while part := list(itertools.islice(missing, size)):
+        waiting.extend(part)
+        yield from make(part)
 
 
 def _digest(plan: dict[str, Any]) -> str:

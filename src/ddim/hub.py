@@ -13,7 +13,7 @@ from torch import Tensor
 from ddim import checkpoint, interop, seeds
 from ddim.config import ModelConfig
 from ddim.data.text import TextPolicy
-from ddim.errors import DdimError
+from ddim.errors import DdimError, shorten
 from ddim.kinds import kind_of
 from ddim.nn.network import Network
 
@@ -28,6 +28,10 @@ def place(name: str | Path, **settings: Any) -> str | Path:
     Raises:
         DdimError: If a repository cannot be had.
     """
+    if not isinstance(name, str | Path):
+        raise DdimError(f"model {shorten(repr(name))}", "is no name or path", "give a str or a Path")
+    if any(len(part.encode(errors="replace")) > 255 or "\0" in part for part in Path(name).parts):
+        raise DdimError(shorten(str(name)), "cannot be the name of a model: a part of it is too long", "check the name")
     here = not isinstance(name, str) or Path(name).exists() or not REPOSITORY.fullmatch(name)
     return name if here else fetch(str(name), **settings)
 
@@ -81,10 +85,11 @@ def contents(
         kind: Whose code a file of weights is of, see `ddim.interop.read`.
 
     Raises:
-        DdimError: If something is missing, is not what it says, or does not match its checksum.
+        DdimError: If something is missing, is not what it says, does not match its checksum, or a weight is not finite.
     """
     if interop.is_foreign(place):
         made = interop.read(place, hints, kind)
+        checkpoint.check_finite(made.weights, place)
         return made.config, made.weights, made.notes
     return *checkpoint.read(place), ()
 

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ddim import samplers
+from ddim.arguments import floats
 from ddim.errors import DdimError
 from ddim.plan import Plan
+from ddim.reading import entry, list_of
 from ddim.tensors import read_tensors, write_tensors
 
 
@@ -31,7 +33,13 @@ def slerp(z0: Tensor, z1: Tensor, a: float | Tensor) -> Tensor:
 
     Returns:
         (N, ...), the dtype of z0.
+
+    Raises:
+        DdimError: If they are not finite floats of one shape.
     """
+    z0, z1 = floats(z0, "latents"), floats(z1, "latents")
+    if z0.shape != z1.shape:
+        raise DdimError("latents", f"are {tuple(z0.shape)} and {tuple(z1.shape)}", "give two of one shape")
     shape, dtype = z0.shape, z0.dtype
     p, q = z0.reshape(len(z0), -1).double(), z1.reshape(len(z1), -1).double()
     at = torch.as_tensor(a, dtype=torch.float64, device=p.device).expand(len(p))[:, None]
@@ -106,8 +114,10 @@ def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence
         (...), or (m, ...), the dtype of latents.
 
     Raises:
-        DdimError: If the weights do not fit the latents, are not finite or all 0.
+        DdimError: If the latents are none or not finite, or the weights do not fit them, are not finite or all 0.
     """
+    if not len(floats(latents, "latents")):
+        raise DdimError("latents", "to blend are none", "give at least one")
     w = torch.as_tensor(weights, dtype=torch.float64, device=latents.device)
     if w.ndim not in (1, 2) or w.shape[-1] != len(latents):
         raise DdimError("weights", f"are {tuple(w.shape)} for {len(latents)} latents", "give one for each latent")
@@ -200,26 +210,21 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
     if meta.get("sha256") not in (None, _digest(tensors)):
         raise DdimError(path, "is damaged: its latents are not those that were written", "encode again")
-    latents, names = tensors["latents"], tuple(meta["names"]) if isinstance(meta["names"], list) else ()
-    latents, plan = (
-        (latents if latents.dtype == torch.float64 else latents.float()),
-        Plan.from_json(meta["plan"], str(path)),
-    )
-    earlier, conditions = tensors.get("earlier"), meta.get("conditions", {})
+    again = "write it again with `ddim encode`"
+    latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, again))
+    if latents.dtype not in (torch.float32, torch.float64):
+        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", again)
+    plan = Plan.from_json(entry(meta, "plan", str, path, hint=again), str(path))
+    earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, again)
     states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
     sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
     if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    method = meta.get("method", "ddim")
-    if not isinstance(conditions, dict) or not isinstance(method, str):
-        raise DdimError(path, "does not say what encoded it", "write it again with `ddim encode`")
-    if not isinstance(meta["names"], list) or not all(isinstance(name, str) for name in names):
-        raise DdimError(path, "does not name its latents", "write it again with `ddim encode`")
+    method = entry(meta, "method", str, path, "ddim", again)
+    sha256 = entry(meta, "model_sha256", str, path, "", again)
     if plan.stochastic:
         raise DdimError(path, "holds a plan that adds noise", "write it again with `ddim encode`")
     if meta["version"] == 1:
         levels = [*(row.next for row in reversed(plan.rows)), plan.start]
         plan = samplers.ddim(levels, about=plan.about.removesuffix(", encode"))
-    return latents, LatentsFile(
-        names, plan, meta.get("model_sha256", ""), method, states[1] if earlier is not None else None, conditions
-    )
+    return latents, LatentsFile(names, plan, sha256, method, states[1] if earlier is not None else None, conditions)

@@ -13,6 +13,7 @@ import ddim
 from ddim.engine import Engine
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
+from ddim.reading import read_json
 from ddim.table import Table
 
 MANIFEST = "manifest.json"
@@ -34,11 +35,11 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
     path = folder / MANIFEST
     ranges = [[start, start + n]]
     if path.exists():
-        try:
-            old = json.loads(path.read_bytes())
-            ranges = _merge([*old.pop("ranges"), *ranges])
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise DdimError(path, f"is not a manifest of {kind}", "choose another folder") from None
+        again = "choose another folder"
+        old = read_json(path, dict, again=again)
+        if not _are_ranges(there := old.pop("ranges", None)):
+            raise DdimError(path, f"is not a manifest of {kind}: ranges are not lists of two indices", again)
+        ranges = _merge([*there, *ranges])
         for key, value in what.items():
             was = old.get(key)
             if was == value:
@@ -68,6 +69,14 @@ def identity(model: Engine, plan: Table[Any], name: str) -> dict[str, Any]:
         **{key: model.conditions[key] for key in ("dtype", "device", "compile", "micro_batch")},
         "software": {**versions, "threads": model.conditions["threads"]},
     }
+
+
+def _are_ranges(value: Any) -> bool:
+    """Whether a value of a file is a list of ranges [first, end]."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and [type(end) for end in pair] == [int, int] and 0 <= pair[0] <= pair[1]
+        for pair in value
+    )
 
 
 def _merge(ranges: list[list[int]]) -> list[list[int]]:

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ddim.errors import say
+from ddim.errors import DdimError, say
 from ddim.files import write_atomic
+from ddim.reading import entry, read_lines
 
 
 class Metrics(contextlib.AbstractContextManager["Metrics"]):
@@ -44,16 +45,15 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
         except ImportError:
             say("tensorboard is not installed: metrics go to metrics.jsonl only")
             return None
-        writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
+        try:
+            writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
+        except OSError as error:
+            raise DdimError(folder, f"cannot be written ({error.strerror or error})", "make room there") from None
         self._closing.callback(writer.close)
         return writer
 
 
 def _cut(path: Path, step: int) -> None:
+    lines = read_lines(path, lambda body: entry(body, "step", int, path) <= step or None)
     if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomic(path, "".join(kept).encode())
+        write_atomic(path, b"".join(line for kept, line in lines if kept))

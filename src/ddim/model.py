@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ddim import hub, interop, inversion, tuning
+from ddim.arguments import floats, whole
 from ddim.config import ModelConfig
 from ddim.data.policy import ImagePolicy
 from ddim.denoiser import Guidance, Hook, Hooked
+from ddim.devices import usable
 from ddim.engine import STEPS, Engine
 from ddim.engine import DType as DType
 from ddim.errors import DdimError, say
+from ddim.limits import check_samples
 from ddim.nn.network import Network
 from ddim.pixels import to_float
 from ddim.plan import Plan
@@ -116,6 +119,7 @@ class Model(Engine):
             DdimError: If an argument is out of range, or the plan is not one for this model.
         """
         each = self.check_request(n, labels, plan, settings or steps is not None)
+        check_samples(n, whole(start, "start", 0))
         grid = settings.get("grid")
         by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of times starts where it ends
         if by_name and (origin is None) != (settings.get("top") is None):
@@ -143,7 +147,7 @@ class Model(Engine):
         Raises:
             DdimError: If an argument is out of range.
         """
-        start = self.noise(pilots, PILOTS + seed).start()
+        start = self.noise(whole(pilots, "pilots", most=1 << 16), PILOTS + seed).start()
         for step in tuning.tuning(self.denoise, self.schedule, calls, start, solver, self.micro_batch):
             if step.found is not None and step.found.won:
                 plan = replace(step.found.plan, made_for=self.fingerprint)
@@ -190,7 +194,10 @@ class Model(Engine):
         Raises:
             DdimError: If an argument is out of range, or a picture cannot be encoded.
         """
-        pictures = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
+        bytes_ = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
+        if bytes_ and (images.ndim != 4 or getattr(images, "is_meta", False)):
+            raise DdimError("images", f"are uint8 {tuple(images.shape)}", "give (N, H, W, C), or floats (N, C, H, W)")
+        pictures = floats(to_float(images) if bytes_ else images, "images", self.shape)
         way = self.way(method, steps, grid)
         made = [*self.encode_blocks(way, pictures)]
         latents = torch.cat([self.empty(), *(part.latents for part in made)])
@@ -223,6 +230,10 @@ class Model(Engine):
             DdimWarning: If a method of two states is given x_T alone: then pictures come back approximately.
         """
         way = self.way(method, steps, grid)
+        latents = floats(latents, "latents")
+        if latents.ndim not in (4, 5) or latents.shape[-3:] != self.shape:
+            wrong = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
+            raise DdimError("latents", wrong, "give what `encode` returned")
         if latents.ndim == 5 and not (way.pair and len(latents) == 2):
             wrong = f"are {len(latents)} states each, {method} takes {2 if way.pair else 1}"
             raise DdimError("latents", wrong, "name the method that encoded")
@@ -251,11 +262,12 @@ def load(
         settings: dtype, compile, micro_batch: see `Model`.
 
     Raises:
-        DdimError: If there is no such model, or it is damaged.
+        DdimError: If there is no such model, it is damaged, or the device cannot be used.
     """
-    config, network, notes = hub.read(hub.place(name), name, hints)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    usable(device)
+    config, network, notes = hub.read(hub.place(name), name, hints)
     model = of(network, config, device, **settings)
     model.notes = notes
     return model

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -11,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ddim.errors import DdimError
+from ddim.reading import of_kind, parse_json
 from ddim.schedule import Level
 
 FORMAT = "ddim-plan"
@@ -118,17 +117,18 @@ def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
     Raises:
         DdimError: If it is not a plan of this version and kind.
     """
-    with contextlib.suppress(ValueError, TypeError, AttributeError):
-        wants = "kind" in kind.model_fields
-        if wants != ("kind" in json.loads(text)) and json.loads(text).get("format") == FORMAT:
-            over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
-            raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
+    again = "write it with `ddim plan --json`"
+    body = of_kind(parse_json(text, name, again), dict, name, again)
+    wants = "kind" in kind.model_fields
+    if wants != ("kind" in body) and body.get("format") == FORMAT:
+        over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
+        raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
     try:
         file = kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise DdimError(name, f"is not a plan: {where}: {first['msg']}", "write it with `ddim plan --json`") from None
+        raise DdimError(name, f"is not a plan: {where}: {first['msg']}", again) from None
     if file.format != FORMAT or file.version != VERSION:
         raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
     return file

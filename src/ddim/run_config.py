@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from ddim.config import ModelConfig, TrainConfig, parse, to_json
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
+from ddim.reading import read_bytes
 
 RUN = "run.json"
 RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
@@ -79,7 +80,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     if not path.exists():
         write_atomic(path, text)
         return
-    old = parse(RunConfig, path.read_bytes(), path)
+    old = parse(RunConfig, read_bytes(path), path)
     if old == config:
         return
     kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}

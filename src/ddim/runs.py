@@ -31,6 +31,7 @@ from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import kind_of
 from ddim.metrics import Metrics
 from ddim.model import of
+from ddim.reading import entry
 from ddim.run_config import RunConfig, claim, refuse_foreign
 from ddim.run_config import length as run_length
 from ddim.table import Table
@@ -235,12 +236,15 @@ class _Loop:
         try:
             tensors, meta = read_tensors(states[-1])
             self.trainer.load_state(tensors)
-            self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
-            self.clock.before, self.clock.longest = meta.get("used", self.seconds), meta.get("took", {})
+            self.total, self.seconds = (entry(meta, key, float, states[-1]) for key in ("total", "seconds"))
+            self.count = entry(meta, "count", int, states[-1])
+            self.clock.before = entry(meta, "used", float, states[-1], self.seconds)
+            took = entry(meta, "took", dict, states[-1], {})
+            self.clock.longest = {key: entry(took, key, float, states[-1]) for key in took}
             self.ended = meta.get("over") == run_length(self.config.train)
             self.share = 1.0 if self.ended else self.clock.share
         except (DdimError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            why = error.wrong if isinstance(error, DdimError) else str(error).splitlines()[0]
+            why = error.wrong if isinstance(error, DdimError) else str(error).partition("\n")[0]
             wrong = f"is not a state of this run ({why})"
             raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
         self.saved = self.trainer.step

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from ddim import limits
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -183,7 +184,14 @@ def from_betas(betas: Sequence[float] | np.ndarray, name: str = "betas") -> Sche
     Raises:
         DdimError: If a beta is out of range.
     """
-    beta = np.asarray(betas, dtype=np.float64)
+    try:
+        beta = np.asarray(betas, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise DdimError(f"schedule {name}", "has betas that are no numbers", "give a list of T numbers") from None
+    if beta.ndim != 1:
+        raise DdimError(f"schedule {name}", f"has betas of the shape {beta.shape}", "give a list of T numbers")
+    if beta.size > limits.TIMES:
+        raise DdimError(f"schedule {name}", f"holds more than {limits.TIMES:,} times", "give fewer betas")
     good = (beta > 0) & (beta < 1)
     if beta.size:
         good[-1] |= beta[-1] == 1
@@ -251,6 +259,8 @@ NAMED = {
 def _length(T: int) -> int:
     if T < 1:
         raise DdimError(f"schedule of T = {T}", "holds no times", "give T >= 1")
+    if T > limits.TIMES:
+        raise DdimError(f"schedule of T = {T}", f"holds more than {limits.TIMES:,} times", "give a smaller T")
     return T
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import numbers
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -110,10 +111,10 @@ class Noise:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < _WORD:
-            raise DdimError(f"seed {self.seed}", "is outside 0..2^64-1", "choose another seed")
-        if any(not 0 <= index < _WORD for index in self.indices):
-            raise DdimError("sample index", "is negative or too large", "count samples from 0")
+        if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < _WORD:
+            raise DdimError(f"seed {self.seed}", "is no whole number in 0..2^64-1", "choose another seed")
+        if any(not isinstance(index, numbers.Integral) or not 0 <= index < _WORD for index in self.indices):
+            raise DdimError("sample index", "is negative, too large or no whole number", "count samples from 0")
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.files import write_atomic
+from ddim.reading import check_file, of_kind, parse_json
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -21,11 +22,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         DdimError: If it is not such a file.
     """
+    check_file(path)
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ddim", "{}"))
-            if not isinstance(meta, dict):
-                raise ValueError("its metadata is not an object")
+            meta = of_kind(parse_json((file.metadata() or {}).get("ddim", "{}"), path), dict, path)
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ddim import samplers
+from ddim.arguments import whole
 from ddim.categorical import Alphabet
 from ddim.denoiser import Guidance
 from ddim.engine import Engine
 from ddim.errors import DdimError
 from ddim.grid import DEFAULT
+from ddim.limits import check_samples
 from ddim.mixture import CategoricalPlan
 
 
@@ -96,6 +98,7 @@ class TokenModel(Engine):
             DdimError: If an argument is out of range, or the plan is not one for this model.
         """
         each = self.check_request(n, labels, plan, settings or steps is not None)
+        check_samples(n, whole(start, "start", 0))
         plan = plan or self.plan(steps, **settings)
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance)
         return torch.cat([self.empty().long(), *blocks])

@@ -236,7 +236,7 @@ class Trainer:
         """Go on from a `state`; one of an older version, without a table of errors, is told of.
 
         Raises:
-            KeyError, RuntimeError: If it is another network's.
+            KeyError, RuntimeError, ValueError: If it is another network's, or lacks something.
         """
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -248,6 +248,7 @@ class Trainer:
         for key, value in part("optimizer.").items():
             place, name = key.split(".", 1)
             moments.setdefault(int(place), {})[name] = value
+        self._check_moments(moments)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         for parameter, held in self.optimizer.state.items():
@@ -260,6 +261,16 @@ class Trainer:
             self.errors.counts.copy_(table["counts"])
         else:
             say(f"the state of step {self.step} holds no table of errors; one is begun here")
+
+    def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Refuse an optimiser's state that would fail at its first step."""
+        parameters = list(self.network.parameters())
+        if moments and sorted(moments) != list(range(len(parameters))):
+            raise ValueError("its optimiser has other parameters than the network")
+        for place, held in moments.items():
+            shapes = {"step": torch.Size(()), "exp_avg": parameters[place].shape, "exp_avg_sq": parameters[place].shape}
+            if {name: value.shape for name, value in held.items()} != shapes:
+                raise ValueError(f"the optimiser's moments of parameter {place} are not step, exp_avg and exp_avg_sq")
 
 
 def not_finite(step: int) -> DdimError:

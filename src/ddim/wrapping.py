@@ -26,10 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from ddim import blocks, inversion, loop
+from ddim.arguments import floats, whole
 from ddim.denoiser import AnyDenoiser
+from ddim.devices import usable
 from ddim.errors import DdimError, say
 from ddim.foreign_denoiser import MEANS, ForeignDenoiser, Output
 from ddim.foreign_denoiser import flow_time as flow_time
+from ddim.limits import check_samples
 from ddim.plan import Plan, Row
 from ddim.planning import Planner
 from ddim.schedule import NAMED, Level, Schedule, from_betas
@@ -77,7 +80,7 @@ def wrap(
         DdimWarning: If the module was in training mode: it is put into evaluation mode.
     """
     _check(predicts, data_at)
-    made, place = _schedule(schedule), None if device is None else torch.device(device)
+    made, place = _schedule(schedule), None if device is None else usable(device)
     told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
     tell = told if callable(told) else _teller(told, made.T, data_at)
     if isinstance(module, nn.Module):
@@ -171,6 +174,7 @@ class Wrapped(ForeignDenoiser):
             DdimError: If an argument is out of range, or the plan is not one for this schedule.
         """
         blocks.check_request(n, plan, settings or steps is not None)
+        check_samples(n, whole(start, "start", 0))
         if settings.get("top") is not None:
             raise DdimError("top", "goes with a picture to start from", "leave it out, or run `trajectory` from yours")
         plan = plan or self.plan(steps, **{"sampler": "ddim" if through else "auto", **settings})
@@ -208,12 +212,12 @@ class Wrapped(ForeignDenoiser):
         Raises:
             DdimError: If an argument is out of range, or something cannot be encoded.
         """
-        if not x0.is_floating_point():
-            raise DdimError("data to encode", f"are {x0.dtype}", "give floats; for pictures see ddim.pixels.to_float")
+        x0 = floats(x0, "data to encode")
         way = self.way(method, steps, grid)
         if way.up is None and self.dtype in (torch.float16, torch.bfloat16):
             raise DdimError(method, f"cannot be solved in {self.dtype}, which is not smooth", "compute in float32")
-        total = len(x0)
+        if not (total := len(x0)):
+            return x0.new_empty((2, *x0.shape) if way.pair else x0.shape)
 
         def some(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
             return inversion.encode(self.at(places, total), way, part, index=places)[:2]
@@ -244,10 +248,12 @@ class Wrapped(ForeignDenoiser):
         Raises:
             DdimError: If an argument is out of range, or latents of one state are given to a method of two.
         """
-        way = self.way(method, steps, grid)
+        way, latents = self.way(method, steps, grid), floats(latents, "latents")
         if way.pair and len(latents) != 2:
             raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
         older, first = latents if way.pair else (None, latents)
+        if not len(first):
+            return first.float()
         given = first.to(self.device, torch.float64 if way.down.lattice else torch.float32)
         beside = () if older is None else (older.to(given),)
 
@@ -290,10 +296,7 @@ def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> 
             raise DdimError(f"schedule {given!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
         made: Schedule = NAMED[given]()
         return made
-    betas = given.detach().cpu().double().numpy() if isinstance(given, Tensor) else np.asarray(given, dtype=np.float64)
-    if betas.ndim != 1:
-        raise DdimError("betas", f"have the shape {betas.shape}", "give a list of T numbers")
-    return from_betas(betas)
+    return from_betas(given.detach().cpu().double().numpy() if isinstance(given, Tensor) else given)
 
 
 def _teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:

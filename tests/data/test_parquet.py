@@ -168,3 +168,46 @@ def test_without_the_library_the_mend_is_named(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sys.modules, "sklearn", None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "pip install 'ddim[data]'" in refused("digits")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_file_that_a_row_names_is_never_opened(library: Any, tmp_path: Path, count: int) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(png(picture(0)))
+    cells = [{"bytes": None, "path": str(secret)}] * count + [{"bytes": png(picture(1)), "path": "1.png"}]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    parquet.write_table(pyarrow.table({"image": pyarrow.array(cells, kind)}), tmp_path / "train.parquet")
+    told = refused(tmp_path / "train.parquet")
+    assert "train[0]" in told
+    assert "secret.png" in told
+    with pytest.warns(DdimWarning, match=r"train\[0\]"):
+        assert len(load(tmp_path / "train.parquet", skip_unreadable=True)) == 1
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": None}], ids=str)
+def test_two_hundred_thousand_empty_rows_are_refused_at_once(cell: Any, library: Any, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    parquet.write_table(pyarrow.table({"image": pyarrow.array([cell] * 200_000, kind)}), tmp_path / "train.parquet")
+    begun = time.monotonic()
+    told = refused(tmp_path / "train.parquet")
+    assert time.monotonic() - begun < 10
+    assert "200000 of 200000" in told
+    assert "train[0]" in told
+
+
+def test_after_a_thousand_rows_of_no_picture_no_more_are_tried(
+    library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PATIENCE", 100)
+    cells = [{"bytes": png(picture(0)), "path": None}] + [{"bytes": b"junk", "path": None}] * 3000
+    data = library.Dataset.from_dict({"image": cells}, features=library.Features({"image": library.Image()}))
+    data.to_parquet(tmp_path / "train.parquet")
+    told = refused(tmp_path / "train.parquet")
+    assert "at least" in told
+    assert "train[1]" in told

@@ -3,8 +3,11 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ from picture_kit import exact, picture, save
 from PIL import Image, ImageChops
 from pydantic import ValidationError
 
-from ddim.data import ImagePolicy, list_pictures, open_picture
+from ddim import limits
+from ddim.data import ImagePolicy, decoding, list_pictures, open_picture
 from ddim.data.pictures import read_picture
 from ddim.errors import DdimError
 
@@ -300,3 +304,42 @@ def test_listing_what_is_no_folder(tmp_path: Path) -> None:
         list_pictures(tmp_path / "nowhere")
     with pytest.raises(DdimError, match="is not a folder"):
         list_pictures(save(tmp_path / "a.png", picture(1)))
+
+
+def test_an_image_beyond_the_limit_is_refused_from_its_header(tmp_path: Path) -> None:
+    """13,300 x 13,300 pixels in 20 KB: nothing of them is decoded."""
+    rows = zlib.compressobj(9)
+    body = b"".join(rows.compress(bytes(1 + 13_300 * 4)) for _ in range(50)) + rows.flush()
+    head = struct.pack(">IIBBBBB", 13_300, 13_300, 8, 6, 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", body), (b"IEND", b"")]
+    chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
+    (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    tracemalloc.start()
+    told = refused(tmp_path / "large.png")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "large.png: is 13300x13300" in told
+    assert peak < 20 << 20
+
+
+def test_threads_decode_no_more_pixels_at_once_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    most = 10_000
+    seen = list[int]()
+    room = decoding._Room()
+    room._free = most
+    monkeypatch.setattr(decoding, "_ROOM", room)
+    monkeypatch.setattr(limits, "PIXELS", most)
+    before = decoding._loaded
+
+    def loaded(image: Image.Image, name: str, matte: int) -> Any:
+        seen.append(most - room._free)
+        return before(image, name, matte)
+
+    monkeypatch.setattr(decoding, "_loaded", loaded)
+    data = [encoded(Image.new("L", (size, size), size)) for size in (10, 60, 99, 100, 70, 80) * 5]
+    with ThreadPoolExecutor(6) as pool:
+        made = [*pool.map(lambda one: read_picture(one, ImagePolicy(height=2, width=2, channels=1))[0], data)]
+    assert [int(one[0, 0, 0]) for one in made] == [10, 60, 99, 100, 70, 80] * 5
+    assert len(seen) == 30
+    assert max(seen) <= most
+    assert room._free == most

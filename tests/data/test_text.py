@@ -120,5 +120,5 @@ def test_a_tokenizer_of_the_tokenizers_library(file: Path, tmp_path: Path) -> No
     assert policy.decode(ids) == TEXT
     assert json.loads(policy.model_dump_json())["tokenizer"] == policy.tokenizer
     (tmp_path / "torn.json").write_text(policy.tokenizer[:50])
-    with pytest.raises(DdimError, match="tokenizer: cannot be read"):
+    with pytest.raises(DdimError, match=r"torn\.json"):
         read_tokenizer(tmp_path / "torn.json")

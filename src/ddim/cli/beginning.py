@@ -69,7 +69,8 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
     if path.is_file() and (path.parent / checkpoint.CONFIG).is_file():
         path = path.parent
     if path.is_file() and path.suffix == ".safetensors":
-        checkpoint.fill(config.network.build(), weights := read_tensors(path)[0], path)
+        checkpoint.check_finite(weights := read_tensors(path)[0], path)
+        checkpoint.fill(config.network.build(), weights, path)
         return Begun(sha256=sha256(path)), weights
     found, network, _ = hub.read(hub.place(path if path.exists() else name), name)
     for part in ("network", "schedule", "predicts", "categorical"):

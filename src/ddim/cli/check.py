@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.options import load_model, progress_bar
-from ddim.errors import DdimError
+from ddim.errors import DdimError, shorten
 
 if TYPE_CHECKING:
     from ddim.check import Finding
@@ -125,24 +125,18 @@ def _file(path: Path) -> Plan | Schedule:
     from ddim.config import ScheduleConfig, parse
     from ddim.plan import Plan
     from ddim.plan_file import FORMAT
+    from ddim.reading import list_of, parse_json, read_bytes
     from ddim.schedule import from_betas
 
-    try:
-        text = path.read_text(encoding="utf-8")
-        body = json.loads(text)
-    except UnicodeDecodeError:
-        raise DdimError(path, "is not text", "give a model's folder, or a plan's or schedule's .json") from None
-    except json.JSONDecodeError as error:
-        raise DdimError(path, f"is not JSON: {error}", "write plans with `ddim plan --json`") from None
+    text = read_bytes(path)
+    body = parse_json(text, path, "give a model's folder, a plan of `ddim plan --json`, or a schedule's .json")
     if isinstance(body, list):
-        if not all(isinstance(beta, int | float) for beta in body):
-            raise DdimError(path, "is a list, but not of numbers", "give the betas of a schedule")
-        return from_betas(body, path.stem)
+        return from_betas(list_of(body, float, "the list", path, "give the betas of a schedule"), path.stem)
     kind = body.get("format") if isinstance(body, dict) else None
     if kind == FORMAT:
-        return Plan.from_json(text, str(path), checked=False)
+        return Plan.from_json(text.decode(), str(path), checked=False)
     if kind is not None or not isinstance(body, dict) or not body.keys() & {"name", "betas"}:
-        wrong = f"is a {kind} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
+        wrong = f"is a {shorten(kind)} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
         raise DdimError(path, wrong, "give a model's folder, a plan file, or a schedule: a list of betas")
     return parse(ScheduleConfig, text, path).build()
 

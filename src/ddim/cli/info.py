@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
+
+from ddim.errors import printable
 
 if TYPE_CHECKING:
     from ddim.config import CategoricalConfig, TrainConfig
@@ -30,7 +33,7 @@ def command(model: str, as_json: bool) -> None:
     loaded = load(place, "cpu")
     config = loaded.config
     if as_json:
-        click.echo(to_json(config), nl=False)
+        click.echo(_visible(to_json(config)), nl=False)
         return
     net, policy, origin, noise = config.network, config.data, config.provenance, config.categorical
     parameters = sum(p.numel() for p in loaded.network.parameters())
@@ -62,7 +65,12 @@ def command(model: str, as_json: bool) -> None:
     }
     width = max(len(key) for key in lines)
     for key, value in lines.items():
-        click.echo(f"{key:{width}}  {value}")
+        click.echo(f"{key:{width}}  {printable(value)}")
+
+
+def _visible(text: str) -> str:
+    """JSON text whose strings hold no character that a terminal might obey: it is escaped, and stays the same JSON."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _recipe(recipe: TrainConfig) -> str:

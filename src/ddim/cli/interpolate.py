@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from ddim.model import Model
     from ddim.plan import Plan
 
+MOST = 1000  # frames in a row
+
 
 @click.command("interpolate")
 @click.argument("model")
@@ -77,8 +79,8 @@ def command(
     given = (seeds or images or "").split(",")
     blends = _blends(weights, len(given), four or frames is not None)
     count = 11 if frames is None else frames
-    if count < 2:
-        raise DdimError(f"--frames {frames}", "is less than 2", "give 2 or more")
+    if not 2 <= count <= MOST:
+        raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "give a number such as 11")
     corners = len(given) if blends else 4 if four else 2
     if len(given) != corners:
         more = "" if four else " (four with --grid, any number with --weights)"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
+import threading
 import warnings
 from typing import Any
 
 import click
 
-from ddim.errors import DdimError, DdimWarning
+from ddim.errors import DdimError, DdimWarning, printable, shorten
+
+LONGEST = 1500  # characters of a line
 
 COMMANDS = {
     "train": "Train a model on pictures, or go on with a run that was stopped.",
@@ -67,9 +72,13 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal."""
+    """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal.
+
+    What no input should cause keeps its traceback, and exits with 1.
+    """
     warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
+    threading.excepthook = _thread_note
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
@@ -85,22 +94,76 @@ def main(argv: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close(sys.stdout)
         code = 1
     except OSError as error:
-        code = _complain(f"{error.filename or 'system'}: {error.strerror or error}; check the place and try again")
-    sys.exit(code if isinstance(code, int) else 0)
+        place = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else "system"
+        code = _complain(f"{place}: {error.strerror or error}; check the place and try again")
+    except (ArithmeticError, MemoryError, RecursionError, RuntimeError, UnicodeError) as error:
+        reason = _reason(error)
+        if not reason:
+            raise
+        code = _complain(reason)
+    code = code if isinstance(code, int) else 0
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close(sys.stdout)
+    except OSError as error:  # a full device
+        code = _complain(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
+        _close(sys.stdout)
+    sys.exit(code)
+
+
+def _reason(error: Exception) -> str:
+    """The line for an error of a size that this machine cannot hold, or of a device; "" for what is a bug."""
+    first = shorten(str(error).partition("\n")[0])
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error))):
+        return f"memory: is too small for this ({first or 'MemoryError'}); lower the batch, the size or the number"
+    if isinstance(error, RecursionError):
+        return "input: is nested too deeply; give a flatter one"
+    if isinstance(error, OverflowError):
+        return f"input: holds a number that is too large ({first}); give a smaller one"
+    if isinstance(error, UnicodeError):
+        return f"input: holds text that cannot be encoded ({first}); use plain Unicode text"
+    if isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)):
+        return f"device: cannot do this ({first}); leave --device out, or use cpu"
+    return ""
+
+
+_OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|size calculation overflowed", re.I)
+_OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|device type|on device", re.I)
 
 
 def _complain(line: str) -> int:
-    click.echo(f"error: {' '.join(line.split())}", err=True)
+    _tell(f"error: {shorten(printable(' '.join(line.split())), LONGEST)}")
     return 2
+
+
+def _tell(line: str) -> None:
+    """A line on stderr, as far as that can be written."""
+    try:
+        click.echo(line, err=True)
+    except (OSError, ValueError):
+        _close(sys.stderr)
+
+
+def _close(stream: Any) -> None:
+    """Let what a stream still holds go nowhere, for flushing it at exit would fail, and change the exit code."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _thread_note(args: Any) -> None:
+    """What ended a thread, on one line: the command itself meets it too, or does without."""
+    if args.exc_type is not SystemExit:
+        _tell(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {shorten(printable(args.exc_value))}")
 
 
 def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """What was changed or left out, on a line of its own; other libraries' warnings stay out of the way."""
     if issubclass(category, DdimWarning):
-        click.echo(f"note: {message}", err=True)
+        _tell(f"note: {printable(message)}")
 
 
 class Stopper:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.errors import DdimError
+from ddim.reading import JSON_BYTES, read_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -166,14 +167,10 @@ def load_model(name: str, device: str | None, dtype: str, compile_: bool, **sett
 
 def check_device(device: str | None) -> None:
     """Refuse a device that is not there."""
-    import torch
+    from ddim.devices import usable
 
     if device is not None:
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
+        usable(device, f"--device {device}")
 
 
 def load_pictures(
@@ -238,9 +235,7 @@ def read_plan(model: Engine, path: Path, given: Mapping[str, object]) -> Table[A
     """The plan of --plan, over the model's kind of data; beside it none of the options given may have a value."""
     for option in options_given(given):
         raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
-    if not path.is_file():
-        raise DdimError(path, "no such file", "write one with `ddim plan MODEL --json`")
-    return model.kind.read_plan(path.read_text(errors="replace"), str(path))
+    return model.kind.read_plan(read_text(path, JSON_BYTES, "write one with `ddim plan MODEL --json`"), str(path))
 
 
 def options_given(given: Mapping[str, object]) -> list[str]:

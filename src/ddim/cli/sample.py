@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from ddim.engine import Engine
     from ddim.table import Table
 
+SHEET = 10_000  # pictures of a sheet
+
 
 @click.command("sample")
 @click.argument("model")
@@ -115,6 +117,8 @@ def command(
     from ddim.sheet import sheet as make_sheet
 
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
+    if sheet is not None and n > SHEET:
+        raise DdimError("--sheet", f"would show {n} pictures, more than {SHEET}", "leave it out, or ask for fewer")
     if sheet is not None and loaded.kind.unit != "images":
         raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
     chosen = {"sampler": None if sampler == "auto" else sampler, "grid": grid}

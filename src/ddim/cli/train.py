@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from ddim.cli.beginning import begin_with, classes_of, seconds, vocabulary
 from ddim.cli.main import Stopper
 from ddim.cli.options import check_device, load_pictures, progress_bar
 from ddim.errors import DdimError
+from ddim.reading import parse_json
 
 if TYPE_CHECKING:
     from ddim.config import ModelConfig, TrainConfig
@@ -229,8 +229,8 @@ def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
     if name in changes[part]:
         raise DdimError(f"--set {setting}", "is given twice", "give it once, as an option or with --set")
     try:
-        changes[part][name] = json.loads(text)
-    except ValueError:
+        changes[part][name] = parse_json(text, f"--set {key}")
+    except DdimError:
         changes[part][name] = text
 
 
@@ -242,6 +242,7 @@ def _configure(
 
     from ddim.config import CategoricalConfig, ModelConfig, TrainConfig, build
     from ddim.kinds import kind_of
+    from ddim.limits import check_batch
 
     policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
     what = predicts or recipe.predicts
@@ -258,9 +259,9 @@ def _configure(
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
     made = build(ModelConfig, model, "model")
-    kind_of(made).loss(
-        train.gamma, torch.device("cpu"), train.times
-    )  # refuses a weight that is infinite, or another kind's
+    check_batch(made.network, train)
+    # Refuses a weight that is infinite, or another kind's.
+    kind_of(made).loss(train.gamma, torch.device("cpu"), train.times)
     return made, train
 
 
@@ -293,11 +294,10 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     batch, unit = config.train.batch, kind_of(config.model).unit
-    report = None
+    report, shown = None, 0.0
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        shown = 0.0
         for report in runs.train(out, config, data, device, line, stopper, weights, began):
             if start is None:
                 start = (time.monotonic(), report.step)

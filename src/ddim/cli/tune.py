@@ -130,11 +130,13 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there, if it is whole."""
     from ddim.plan import Plan
+    from ddim.reading import entry, read_json
 
+    kinds = {"plan": dict, "name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        there = read_json(path, dict)
+        found: dict[str, Any] = {key: entry(there, key, kind, path) for key, kind in kinds.items()}
         Plan.from_json(json.dumps(found["plan"]))
-        kinds = {"name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
-        return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None
-    except (OSError, ValueError, KeyError, TypeError, DdimError):
+    except DdimError:
         return None
+    return found

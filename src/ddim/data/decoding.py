@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
 import stat
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ddim import limits
 from ddim.errors import DdimError
+from ddim.errors import printable as printable
 
 Source = str | Path | bytes | BinaryIO
+IMAGE_BYTES = 512 << 20
+"""The largest image file: 50 million pixels of 8 bytes, and some more."""
 
 # EPS and its like stay out: Pillow would hand a stranger's file to an interpreter.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
@@ -31,11 +39,6 @@ _TURNS = {
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
 _ANOTHER = "replace or remove it"
 _HALVED = "16-bit reduced to 8 bits"
-
-
-def printable(text: object) -> str:
-    """A name on one line that any terminal can show; what cannot be shown is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def read_bytes(source: Source, name: str) -> bytes:
@@ -56,40 +59,78 @@ def read_bytes(source: Source, name: str) -> bytes:
     else:
         try:
             if isinstance(source, (str, Path)):
-                kind = os.stat(source).st_mode
+                about = os.stat(source)
+                kind = about.st_mode
                 if not stat.S_ISREG(kind):
                     what = "a folder" if stat.S_ISDIR(kind) else "not a plain file"
                     raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
+                if about.st_size > IMAGE_BYTES:
+                    raise DdimError(name, f"has {about.st_size:,} bytes, no picture", "give the path of a picture file")
                 source = Path(source).read_bytes()
-            data = source if isinstance(source, bytes) else source.read()
+            data = source if isinstance(source, bytes) else source.read(IMAGE_BYTES + 1)
         except FileNotFoundError:
             raise DdimError(name, "no such file", "check the path") from None
         except PermissionError:
             raise DdimError(name, "may not be read", "allow it to be read (chmod u+r)") from None
         except (OSError, ValueError) as error:
             raise DdimError(name, f"cannot be read ({_short(error)})", "check the path and the disk") from None
+    if len(data) > IMAGE_BYTES:
+        raise DdimError(name, f"has more than {IMAGE_BYTES:,} bytes", "shrink it or remove it")
     if not data:
         raise DdimError(name, "is empty (0 bytes)", _ANOTHER)
     return data
 
 
-def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]]:
-    """One picture, upright and opaque, at its own size.
+@contextlib.contextmanager
+def decoded(source: Source, name: str, matte: int) -> Iterator[tuple[Image.Image, set[str]]]:
+    """One picture, upright and opaque, at its own size, while the context lasts.
+
+    Threads that decode at once wait for each other where together they would hold more than `ddim.limits.PIXELS`
+    pixels: memory is bounded by one image of that size, however many there are.
 
     Args:
         source: A path, the bytes of a file, or a binary file open for reading.
         name: What to call it in an error.
         matte: Grey level 0..255 behind transparent pixels.
 
-    Returns:
+    Yields:
         A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
 
     Raises:
-        DdimError: If it cannot be read or decoded.
+        DdimError: If it cannot be read or decoded, or has more than `ddim.limits.PIXELS` pixels.
     """
-    data = read_bytes(source, name)
+    image = _opened(read_bytes(source, name), name)
+    with _ROOM.taken(image.width * image.height):
+        yield _loaded(image, name, matte)
+
+
+def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+    """As `decoded`, the picture being kept."""
+    with decoded(source, name, matte) as made:
+        return made
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """A picture of which the header alone is read, its size found to be bounded."""
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError:
+        raise DdimError(name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it") from None
+    except Image.DecompressionBombError:
+        raise DdimError(name, f"has too many pixels, more than {limits.PIXELS:,}", "shrink it or remove it") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+    if image.width * image.height > limits.PIXELS:
+        wrong = f"is {image.width}x{image.height}, too many pixels: more than {limits.PIXELS:,}"
+        raise DdimError(name, wrong, "shrink it or remove it")
+    return image
+
+
+def _loaded(image: Image.Image, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+    """The picture decoded, upright and opaque, and what was converted."""
+    try:
         notes = set[str]()
         if image.format != "MPO" and getattr(image, "is_animated", False):
             notes.add("animated or of several pages, the first taken")
@@ -100,12 +141,33 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
         return _plain(image, name, matte, notes), notes
     except DdimError:
         raise
-    except UnidentifiedImageError:
-        raise DdimError(name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it") from None
-    except Image.DecompressionBombError:
-        raise DdimError(name, "has too many pixels to be opened safely", "shrink it or remove it") from None
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+
+
+class _Room:
+    """Pixels that are decoded at once, at most `ddim.limits.PIXELS`; a decoder waits for room."""
+
+    def __init__(self) -> None:
+        self._free, self._changed = limits.PIXELS, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Hold room for so many pixels while the context lasts."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room()
 
 
 @functools.cache

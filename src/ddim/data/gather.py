@@ -84,11 +84,13 @@ class Gathered:
         pixels: uint8, (N, H, W, C), rows of bad pictures undefined; None if they were not kept.
         bad: What is wrong with each bad picture, by its index, in order.
         notes: How many pictures took each conversion.
+        whole: Whether all were tried.
     """
 
     pixels: np.ndarray | None = None
     bad: dict[int, DdimError] = field(default_factory=dict)
     notes: Counter[str] = field(default_factory=Counter)
+    whole: bool = True
 
 
 def workers() -> int:
@@ -97,13 +99,16 @@ def workers() -> int:
     return min(8, cores)
 
 
-def gather(items: Items, policy: ImagePolicy, keep: bool) -> Generator[tuple[int, int], None, Gathered]:
+def gather(
+    items: Items, policy: ImagePolicy, keep: bool, patience: int | None = None
+) -> Generator[tuple[int, int], None, Gathered]:
     """Decode all pictures, a chunk at a time.
 
     Args:
         items: The pictures.
         policy: The grid.
         keep: Whether the pixels are to be kept.
+        patience: The number of bad pictures after which no more are tried; None to try all.
 
     Yields:
         How many are done, and how many there are.
@@ -133,6 +138,9 @@ def gather(items: Items, policy: ImagePolicy, keep: bool) -> Generator[tuple[int
             found.bad.update(bad)
             found.notes.update(notes)
             yield min((step + 1) * CHUNK, count), count
+            if patience is not None and len(found.bad) > patience:
+                found.whole = (step + 1) * CHUNK >= count
+                break
     finally:
         pool.shutdown(cancel_futures=True)
     return found
@@ -215,22 +223,24 @@ def drain(steps: Generator[Any, None, T]) -> T:
             return result
 
 
-def complaint(where: str, total: int, bad: dict[int, DdimError]) -> DdimError:
+def complaint(where: str, total: int, bad: dict[int, DdimError], whole: bool = True) -> DdimError:
     """One line for the pictures of a set that cannot be used.
 
     Args:
         where: The set.
         total: How many pictures it has.
         bad: What is wrong with each bad picture.
+        whole: Whether all were tried.
 
     Returns:
         The error to raise: the first few by name, the number of the others, and how to mend it.
     """
+    least = "" if whole else "at least "
     misfits = [error for error in bad.values() if isinstance(error, MisfitError)]
     if misfits:
-        wrong = f"{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
+        wrong = f"{least}{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
         return DdimError(where, wrong, misfits[0].mend)
-    wrong = f"{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
+    wrong = f"{least}{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
     return DdimError(where, wrong, "remove them, or leave them out with --skip-unreadable (skip_unreadable=True)")
 
 

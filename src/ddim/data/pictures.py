@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddim.data.decoding import Source, decode, printable
+from ddim.data.decoding import Source, decode, decoded, printable
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
 
@@ -66,10 +66,10 @@ def read_picture(source: Source, policy: ImagePolicy, name: str | None = None) -
         DdimError: As `open_picture`.
     """
     name = label_of(source, name)
-    image, notes = decode(source, name, policy.matte)
-    if image.mode != _MODES[policy.channels]:
-        notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
-    return to_grid(image, policy, name), frozenset(notes)
+    with decoded(source, name, policy.matte) as (image, notes):
+        if image.mode != _MODES[policy.channels]:
+            notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
+        return to_grid(image, policy, name), frozenset(notes)
 
 
 def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ddim import limits
+
 Side = Annotated[int, Field(ge=1, le=16384)]
 Edge = Annotated[int, Field(ge=0)]
 
@@ -42,6 +44,7 @@ class ImagePolicy(BaseModel):
     def _box_is_not_empty(self) -> ImagePolicy:
         if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
             raise ValueError(f"box {self.box} is empty; give (left, upper, right, lower) in pixels")
+        limits.check_pixels(self.height, self.width)
         return self
 
     @property

@@ -11,14 +11,15 @@ import numpy as np
 
 from ddim.data.decoding import printable
 from ddim.data.digits import load_digits
-from ddim.data.gather import Files, Items, Picked, complaint, drain, gather, named
+from ddim.data.gather import Files, Gathered, Items, Picked, complaint, drain, gather, named
 from ddim.data.imageset import ImageSet
 from ddim.data.pictures import MisfitError, list_files, list_pictures, natural_policy
 from ddim.data.policy import ImagePolicy
-from ddim.data.tables import Table, read_hub, read_parquet
+from ddim.data.tables import Rows, Table, read_hub, read_parquet
 from ddim.errors import DdimError, say
 
 HOLD = 2 << 30  # bytes of pixels held in memory; a larger set is decoded batch by batch
+PATIENCE = 1000  # pictures that cannot be read, after which no more are tried
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -103,15 +104,16 @@ def loading(
         items, labels, classes = _rows(read_hub(source, split))
     else:
         raise DdimError(where, "no such file or folder", "check the path, or give owner/name for the hub")
+    items, labels = _full(items, labels, where, skip_unreadable)
     if limit is not None and limit < len(items):
         items = Picked(items, np.arange(limit))
         labels = None if labels is None else labels[:limit]
     grid = policy or _first_policy(items, where)
     keep = len(items) * grid.height * grid.width * grid.channels <= HOLD
-    found = yield from gather(items, grid, keep)
+    found = yield from gather(items, grid, keep, None if skip_unreadable else PATIENCE)
     pixels = found.pixels
     if found.bad:
-        items, good = _without(items, found.bad, where, skip_unreadable)
+        items, good = _without(items, found, where, skip_unreadable)
         pixels = None if pixels is None else pixels[good]
         labels = None if labels is None else labels[good]
     _tell(where, found.notes, len(items))
@@ -175,6 +177,19 @@ def _rows(table: Table) -> _Found:
     return table.items, table.labels, table.classes
 
 
+def _full(items: Items, labels: np.ndarray | None, where: str, skip: bool) -> tuple[Items, np.ndarray | None]:
+    """The rows of a table that hold a picture: all of them, or those that are left where others may be skipped."""
+    empty = items.empty() if isinstance(items, Rows) else np.empty(0, np.int64)
+    if len(empty) <= PATIENCE:
+        return items, labels  # few are met, and named, where each is decoded
+    wrong = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
+    if not skip or len(empty) == len(items):
+        raise DdimError(where, wrong, "fetch it again, or store encoded pictures in it")
+    say(f"{where}: left out: {wrong}")
+    good = np.setdiff1d(np.arange(len(items)), empty)
+    return Picked(items, good), None if labels is None else labels[good]
+
+
 def _first_policy(items: Items, where: str) -> ImagePolicy:
     """The policy of the first sound picture."""
     bad = dict[int, DdimError]()
@@ -183,13 +198,16 @@ def _first_policy(items: Items, where: str) -> ImagePolicy:
             return natural_policy(items.source(index), items.name(index))
         except DdimError as error:
             bad[index] = error
+        if len(bad) > PATIENCE:
+            break
     raise DdimError(where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files")
 
 
-def _without(items: Items, bad: dict[int, DdimError], where: str, skip: bool) -> tuple[Items, np.ndarray]:
+def _without(items: Items, found: Gathered, where: str, skip: bool) -> tuple[Items, np.ndarray]:
     """The items without the bad ones, said aloud, and the indices that stay; or a complaint."""
+    bad = found.bad
     if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
-        raise complaint(where, len(items), bad)
+        raise complaint(where, len(items), bad, found.whole)
     if len(bad) == len(items):
         wrong = f"no picture can be read: {named(list(bad.values()))}"
         raise DdimError(where, wrong, "give sound PNG or JPEG files")

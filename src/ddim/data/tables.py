@@ -22,10 +22,20 @@ _REPLACE = "fetch it again or remove it"
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The pictures of one column: an Arrow column of {bytes, path}."""
+    """The pictures of one column: an Arrow column of {bytes, path}.
+
+    A path stands in the place of bytes in a data set of the hub that was unpacked into a cache; no other file is ever
+    opened, for a table that names files of this machine was not made to hold pictures.
+
+    Args:
+        column: The column.
+        split: Which split it is, for names.
+        roots: The folders in which a file may lie.
+    """
 
     column: Any
     split: str
+    roots: tuple[Path, ...] = ()
 
     def __len__(self) -> int:
         return len(self.column)
@@ -40,18 +50,34 @@ class Rows:
             Bytes, or a path.
 
         Raises:
-            DdimError: If the row holds no picture.
+            DdimError: If the row holds no picture, or names a file elsewhere.
         """
         cell = self.column[index].as_py() or {}
         if cell.get("bytes") is not None:
             return bytes(cell["bytes"])
         if cell.get("path"):
-            return Path(cell["path"])
+            path = Path(cell["path"]).resolve()
+            if not any(path.is_relative_to(root) for root in self.roots):
+                wrong = f"holds no picture but names the file {printable(cell['path'])}, which is not opened"
+                raise DdimError(self.name(index), wrong, "store the pictures themselves in the table")
+            return path
         raise DdimError(self.name(index), "holds no picture", "remove the row")
 
     def name(self, index: int) -> str:
         """The split and the row."""
         return f"{self.split}[{index}]"
+
+    def empty(self) -> np.ndarray:
+        """The rows that hold no picture, int64, rising; found without looking at each."""
+        from pyarrow import compute  # type: ignore[import-untyped]
+
+        fields = [field.name for field in self.column.type]
+        there: Any = np.zeros(len(self.column), bool)
+        for name in ("bytes", "path") if self.roots else ("bytes",):
+            if name in fields:
+                length = compute.binary_length(compute.struct_field(self.column, name))
+                there |= compute.fill_null(length, 0).to_numpy() > 0
+        return np.flatnonzero(~there)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +133,8 @@ def read_hub(name: str, split: str) -> Table:
     Raises:
         DdimError: If it cannot be had, or has no such split, image column or rows.
     """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     datasets = _library()
     offline = _offline(name)
     before = datasets.config.HF_HUB_OFFLINE
@@ -123,7 +151,8 @@ def read_hub(name: str, split: str) -> Table:
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    return _table(datasets, data, name, split)
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    return _table(datasets, data, name, split, tuple(Path(cache).expanduser().resolve() for cache in caches))
 
 
 def _library() -> Any:
@@ -151,7 +180,7 @@ def _offline(name: str) -> bool:
     return False
 
 
-def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
+def _table(datasets: Any, data: Any, where: str, split: str, roots: tuple[Path, ...] = ()) -> Table:
     if len(data) == 0:
         raise DdimError(where, *_NO_ROWS)
     features = data.features
@@ -167,7 +196,7 @@ def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
         wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
         raise DdimError(where, wrong, "store encoded pictures in it") from None
     labels, classes = _labels(datasets, data)
-    return Table(Rows(cast.data.column(found[0]), printable(split)), labels, classes)
+    return Table(Rows(cast.data.column(found[0]), printable(split), roots), labels, classes)
 
 
 def _labels(datasets: Any, data: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ddim import limits, reading
 from ddim.data.decoding import printable
 from ddim.errors import DdimError
 
@@ -32,7 +33,7 @@ class TextPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    length: int = Field(ge=1)
+    length: int = Field(ge=1, le=limits.LENGTH)
     characters: str = ""
     tokenizer: str = Field("", repr=False)
 
@@ -167,7 +168,7 @@ def read_text(source: str | Path, split: str | None = "train") -> str:
             wrong = f"holds {len(files)} text files"
             raise DdimError(where, wrong, "give one file, or name them train.txt, validation.txt and test.txt")
         path = files[0]
-    if not path.is_file():
+    if not path.exists():
         raise DdimError(where, "no such file or folder", "check the path")
     text = _read(path)
     if split is None:
@@ -224,18 +225,14 @@ def read_tokenizer(path: Path) -> str:
     Raises:
         DdimError: If there is no such file, or it is no tokenizer.
     """
-    text = _read(path)
+    text = reading.read_text(path, reading.JSON_BYTES)
+    reading.of_kind(reading.parse_json(text, path), dict, path, "give the JSON file of a tokenizer")
     _tokenizer(text)
     return text
 
 
 def _read(path: Path) -> str:
-    if not path.is_file():
-        raise DdimError(printable(path), "no such file", "check the path")
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DdimError(printable(path), f"is not UTF-8 text (byte {error.start})", "convert it") from None
+    return reading.read_text(path)
 
 
 @functools.lru_cache(maxsize=4)

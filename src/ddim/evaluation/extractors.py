@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.files import sha256
 from ddim.nn.classifier import config_of
 from ddim.pixels import to_float
+from ddim.reading import check_file, read_json
 from ddim.tensors import read_tensors
 
 
@@ -95,6 +95,7 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
     from torch.export.passes import move_to_device_pass
 
     _check_name(path.stem, "rename the file")
+    check_file(path)
     try:
         if not zipfile.is_zipfile(path):  # torch.export would write its own traceback of it
             raise ValueError("it is no archive")
@@ -133,8 +134,9 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
 
 
 def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
-    about = json.loads((folder / "config.json").read_bytes())
+    about = read_json(folder / "config.json", dict, again="install ddim again")
     weights = folder / "model.safetensors"
+    check_file(weights)
     digest = sha256(weights)
     if digest != about["sha256"]:
         raise DdimError(weights, "does not match its checksum", "install ddim again")

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ddim.data.gather import drain
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, say, shorten
 from ddim.evaluation import moments
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.space import Extractor
+from ddim.reading import entry
 from ddim.tensors import read_tensors, write_tensors
 
 CHUNK = 64
@@ -179,23 +180,34 @@ def _write(
     write_tensors(path, held, {**meta, "seconds": whole.seconds, "timed": whole.timed})
 
 
+def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:
+    """Whether what a file holds is of the shapes and dtypes that were written."""
+    dim = features.shape[1:]
+    sums_fit = sums.mean.shape == dim and sums.scatter.shape == 2 * dim and sums.count >= 0
+    doubles = sums.mean.dtype == sums.scatter.dtype == torch.float64
+    return sums_fit and doubles and features.ndim == 2 and pictures.ndim == 4 and pictures.dtype == np.uint8
+
+
 def _read(path: Path, asked: Mapping[str, Any]) -> tuple[Gathered | None, Gathered]:
     """What a file holds in whole chunks, which can be gone on from, and all of it."""
     tensors, meta = read_tensors(path)
     again = "remove it, and it will be made again"
+    if meta.get("format") != FORMAT or meta.get("version") != 1:
+        raise DdimError(path, "is not a file of an evaluation of this version", again)
+    was, now = dict(entry(meta, "what", dict, path, hint=again)), json.loads(json.dumps(asked))
+    count, timed = (entry(meta, key, int, path, hint=again) for key in ("count", "timed"))
     try:
-        if meta["format"] != FORMAT or meta["version"] != 1:
-            raise KeyError
-        was, now = dict(meta["what"]), json.loads(json.dumps(asked))
         features, pictures = tensors["features"], tensors["pictures"].numpy()
-        sums = Moments(features.shape[1], int(meta["count"]), tensors["mean"], tensors["scatter"])
-        whole = Gathered(sums, features, pictures, float(meta["seconds"]), int(meta["timed"]))
+        sums = Moments(features.shape[1], count, tensors["mean"], tensors["scatter"])
+        if not _fits(sums, features, pictures):
+            raise ValueError
+        whole = Gathered(sums, features, pictures, entry(meta, "seconds", float, path, hint=again), timed)
     except (KeyError, TypeError, ValueError, IndexError):
         raise DdimError(path, "is not a file of an evaluation of this version", again) from None
     software = was.pop("software", None), now.pop("software", None)
     if was != now:
         key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
-        raise DdimError(path, f"is of other pictures: {key} is {was.get(key)}, not {now.get(key)}", again)
+        raise DdimError(path, f"is of other pictures: {key} is {shorten(str(was.get(key)))}, not {now.get(key)}", again)
     if software[0] != software[1]:
         say(f"{path.name}: was begun with {software[0]}, goes on with {software[1]}; last bits may differ")
     if not all(torch.isfinite(part).all() for part in (sums.mean, sums.scatter, features)):

@@ -15,9 +15,11 @@ from ddim.evaluation import fidelity
 from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.evaluation.space import INCEPTION_SHA256 as SHA256
 from ddim.files import sha256
+from ddim.reading import check_file
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 LAYER = "2048"
+LARGEST = 1 << 30  # bytes; the file has 95 million
 
 
 def inception(
@@ -37,8 +39,7 @@ def inception(
     """
     fidelity.need("Inception")
     path = _downloaded() if weights is None else weights
-    if not path.is_file():
-        raise DdimError(path, "no such file", f"give {FILE}, or leave it out to download it")
+    check_file(path, LARGEST, f"give {FILE}, or leave it out to download it")
     found = sha256(path)
     if found != expected:
         wrong = f"has SHA-256 {found[:12]}..., not {expected[:12]}..."

@@ -79,7 +79,9 @@ def read(path: Path) -> Statistics:
     try:
         protocol = Protocol.model_validate(meta.get("protocol"))
     except ValidationError as error:
-        raise DdimError(path, f"has no sound protocol ({error.errors()[0]['msg']})", again) from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("protocol", *first["loc"]))
+        raise DdimError(path, f"has no sound protocol ({where}: {first['msg']})", again) from None
     mean, scatter, features = (tensors.get(name) for name in ("mean", "scatter", "features"))
     if mean is None or scatter is None or features is None or mean.ndim != 1:
         raise DdimError(path, "lacks its mean, scatter or features", again)
@@ -88,9 +90,10 @@ def read(path: Path) -> Statistics:
         raise DdimError(path, "holds a mean, scatter and features of different dimensions", again)
     if mean.dtype != torch.float64 or scatter.dtype != torch.float64:
         raise DdimError(path, "holds moments that are not float64", again)
+    features = features.float()
     if not all(torch.isfinite(part).all() for part in (mean, scatter, features)):
         raise DdimError(path, "holds numbers that are not finite", "make it again from sound pictures")
-    return Statistics(Moments(dim, protocol.count, mean, scatter), features.float(), protocol)
+    return Statistics(Moments(dim, protocol.count, mean, scatter), features, protocol)
 
 
 def check_comparable(a: Statistics, b: Statistics) -> None:

@@ -26,6 +26,7 @@ from ddim.evaluation.statistics import Statistics
 from ddim.files import make_folder, write_atomic
 from ddim.generate import generate
 from ddim.model import Model
+from ddim.reading import entry, read_json
 from ddim.table import Table
 from ddim.token_model import TokenModel
 
@@ -249,10 +250,10 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
     asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or of an older form: made anew
-        there = json.loads(kept.read_bytes())
-        if there["asked"] == asked:
-            return dict(there["figures"])
+    with contextlib.suppress(DdimError):  # none there, damaged, or of an older form: made anew
+        there = read_json(kept, dict)
+        if there.get("asked") == asked:
+            return dict(entry(there, "figures", dict, kept))
     figures = distances(samples, data, seed)
     write_atomic(kept, (json.dumps({"asked": asked, "figures": figures}, indent=1) + "\n").encode())
     return figures

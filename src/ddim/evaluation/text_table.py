@@ -15,6 +15,7 @@ from ddim.evaluation.table import Cell, Standing, label
 from ddim.evaluation.text import GRAM, ORDER, Reference
 from ddim.files import make_folder
 from ddim.generate import generate
+from ddim.reading import read_text
 from ddim.token_model import TokenModel
 
 REAL = "real text"
@@ -75,9 +76,10 @@ def read(model: TokenModel, cell: Cell, folder: Path) -> list[str]:
     """
     paths = [model.kind.path(folder / cell.folder, index) for index in range(cell.n)]
     try:
-        return [path.read_bytes().decode() for path in paths]
-    except (OSError, ValueError) as error:
-        raise DdimError(folder / cell.folder, f"cannot be read ({error})", "remove it, and run again") from None
+        return [read_text(path) for path in paths]
+    except DdimError as error:
+        wrong = f"cannot be read ({error.what}: {error.wrong})"
+        raise DdimError(folder / cell.folder, wrong, "remove it, and run again") from None
 
 
 def measure(

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ddim.config import ModelConfig, Origin, ScheduleConfig, build
 from ddim.data.policy import ImagePolicy
-from ddim.errors import DdimError
+from ddim.errors import DdimError, shorten
 from ddim.interop.foreign import Foreign, read_json, read_state, tensors_of
 from ddim.interop.layout import Names, Place, ours
 from ddim.nn.unet import UNetConfig
+from ddim.reading import entry, list_of
 
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -60,6 +61,13 @@ _SCHEDULER = {
     "thresholding": False,
 }
 _KEPT = ("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset", "timestep_spacing", "variance_type")
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "freq_shift"), (int,)),
+    **dict.fromkeys(("dropout", "norm_eps"), (float,)),
+    **dict.fromkeys(("add_attention", "flip_sin_to_cos"), (bool,)),
+    "attention_head_dim": (int, type(None)),
+}
+_PLAIN = (str, bool, int, float, type(None))
 
 
 def _prefix(place: Place) -> str:
@@ -109,13 +117,14 @@ def read(folder: Path) -> Foreign:
         raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
     scheduler = read_json(file)
     schedule, predicts, noted = read_scheduler(scheduler, file)
-    kept = {key: scheduler[key] for key in _KEPT if key in scheduler}
+    kept = {key: entry(scheduler, key, _PLAIN, file) for key in ("_class_name", *_KEPT) if key in scheduler}
+    name = str(kept.pop("_class_name", ""))
     values = {
         "schedule": schedule,
         "predicts": predicts,
         "network": network,
         "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
-        "origin": Origin(format="diffusers", settings={"scheduler": scheduler.get("_class_name", ""), **kept}),
+        "origin": Origin(format="diffusers", settings={"scheduler": name, **kept}),
     }
     weights, dtype = _weights(place)
     notes = [*said, f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *noted]
@@ -134,15 +143,19 @@ def _colours(network: UNetConfig, place: Path) -> int:
 def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
     """The U-Net that a UNet2DModel's configuration describes, and how it was read."""
     if given.get("_class_name") != "UNet2DModel":
-        wrong = f"is of a {given.get('_class_name')}, not a UNet2DModel"
+        wrong = f"is of a {shorten(str(given.get('_class_name')))}, not a UNet2DModel"
         raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
     c = {**_UNET, **given}
-    widths = list(c.get("block_out_channels") or (224, 448, 672, 896))
+    for key, kind in _KINDS.items():
+        entry(c, key, kind, file)
+    widths = _whole(c.get("block_out_channels") or (224, 448, 672, 896), "block_out_channels", file)
     _refuse(c, widths, file)
     size = c["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    down = [_attends(name, file, "Down") for name in c["down_block_types"]]
-    up = [_attends(name, file, "Up") for name in c["up_block_types"]]
+    height, width = _whole([size, size] if isinstance(size, int) else size, "sample_size", file, 2)
+    down, up = (
+        [_attends(name, file, way) for name in list_of(c.get(f"{way.lower()}_block_types"), str, key, file)]
+        for way, key in (("Down", "down_block_types"), ("Up", "up_block_types"))
+    )
     if down != up[::-1] or len(down) != len(widths):
         raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
     values = {
@@ -190,12 +203,21 @@ def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
     }
     for key, known in fixed.items():
         if c[key] not in known:
-            wrong = f"has {key} = {c[key]!r}, which our U-Net cannot be"
+            wrong = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
             raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
     if c.get("sample_size") is None:
         raise DdimError(file, "does not say sample_size", "add it, in pixels")
-    if any(w % widths[0] for w in widths):
+    if any(w % widths[0] for w in widths):  # of which none is 0
         raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
+
+
+def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
+    """Whole numbers of at least 1."""
+    found = list_of(values, int, key, file)
+    if not found or min(found) < 1 or count not in (None, len(found)):
+        wrong = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
+        raise DdimError(file, wrong, "copy it again")
+    return found
 
 
 def _attends(name: str, file: Path, way: str) -> bool:
@@ -208,6 +230,10 @@ def _attends(name: str, file: Path, way: str) -> bool:
 def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
     """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
     c = {**_SCHEDULER, **given}
+    for key in ("prediction_type", "beta_schedule"):
+        entry(c, key, str, file)
+    for key in ("rescale_betas_zero_snr", "thresholding"):
+        entry(c, key, bool, file)
     if c["prediction_type"] not in PREDICTS:
         raise DdimError(file, f"has prediction_type {c['prediction_type']!r}", f"known are {', '.join(PREDICTS)}")
     values: dict[str, Any] = {"T": c["num_train_timesteps"], "zero_terminal_snr": bool(c["rescale_betas_zero_snr"])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddim import reading
 from ddim.config import ModelConfig
-from ddim.errors import DdimError
+from ddim.errors import DdimError, shorten
 from ddim.tensors import read_tensors
 
 
@@ -65,14 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DdimError: If it is not there or is none.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DdimError(path, "no such file", "copy the whole folder") from None
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise DdimError(path, "is not a JSON object", "copy it again")
+    value: dict[str, Any] = reading.read_json(path, dict, "copy the whole folder", "copy it again")
     return value
 
 
@@ -88,6 +81,7 @@ def read_state(path: Path) -> Any:
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
+    reading.check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old formats, which weights_only reads all the same
@@ -105,7 +99,7 @@ def _unreadable(error: Exception) -> tuple[str, str]:
     if "TorchScript" in said or ".tar format" in said:
         return "is of a form that cannot be read without running code, which is never done", save
     if any(word in said for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
-        named = said.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in said else "objects that are not tensors"
+        named = shorten(said.split("GLOBAL ", 1)[1].split()[0]) if "GLOBAL " in said else "objects that are not tensors"
         return f"would have to run code to be read ({named}), which is never done", save
     first = (said.splitlines() or [type(error).__name__])[0]
     return f"cannot be read ({first[:80]})", "copy it again"

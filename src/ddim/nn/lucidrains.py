@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ddim import limits
 from ddim.nn.network import Network
 
 
@@ -38,11 +39,11 @@ class LucidrainsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["lucidrains"] = "lucidrains"
-    in_channels: int = Field(3, ge=1)
+    in_channels: int = Field(3, ge=1, le=limits.WIDTH)
     height: int = Field(32, ge=1)
     width: int = Field(32, ge=1)
-    channels: int = Field(64, ge=4, multiple_of=2)
-    first: int = Field(64, ge=1)
+    channels: int = Field(64, ge=4, le=limits.WIDTH, multiple_of=2)
+    first: int = Field(64, ge=1, le=limits.WIDTH)
     multipliers: tuple[int, ...] = (1, 2, 4, 8)
     full: tuple[bool, ...] = (False, False, False, True)
     heads: tuple[int, ...] = (4, 4, 4, 4)
@@ -56,13 +57,23 @@ class LucidrainsConfig(BaseModel):
         for name, values in {"multipliers": self.multipliers, **each}.items():
             if not values or min(values) < 1:
                 raise ValueError(f"{name} must be whole numbers >= 1")
+        limits.check_levels(self.multipliers)
+        limits.check_pixels(self.height, self.width)
         for name, values in {"full": self.full, **each}.items():
             if len(values) != len(self.multipliers):
                 raise ValueError(f"there are {len(self.multipliers)} levels, {name} is given for {len(values)}")
         factor = 2 ** (len(self.multipliers) - 1)
         if self.height % factor or self.width % factor:
             raise ValueError(f"{self.height}x{self.width} is not divisible by {factor} (2^(levels - 1))")
+        limits.check_parameters(self.parameters)
         return self
+
+    @property
+    def parameters(self) -> int:
+        """An estimate of the number of parameters, without building the network."""
+        sizes = zip(self.widths[1:], self.heads, self.head_channels, self.memories, strict=True)
+        attention = sum(2 * heads * (4 * width * size + 2 * size * kept) for width, heads, size, kept in sizes)
+        return limits.unet_parameters(self.widths[1:], 2, 4 * self.channels, 2 * self.in_channels) + attention
 
     @property
     def shape(self) -> tuple[int, ...]:

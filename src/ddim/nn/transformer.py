@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddim import limits
 from ddim.nn.network import Network, zero
 
 _PARTS = 6  # shift, scale and gate, of attention and of the MLP
@@ -38,15 +39,15 @@ class TransformerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["transformer"] = "transformer"
-    categories: int = Field(2, ge=2)
-    length: int = Field(256, ge=1)
-    width: int = Field(192, ge=2)
-    depth: int = Field(4, ge=1)
+    categories: int = Field(2, ge=2, le=limits.CATEGORIES + 1)
+    length: int = Field(256, ge=1, le=limits.LENGTH)
+    width: int = Field(192, ge=2, le=limits.WIDTH)
+    depth: int = Field(4, ge=1, le=limits.DEPTH)
     heads: int = Field(4, ge=1)
-    mlp: int = Field(4, ge=1)
-    local: int = Field(5, ge=0)
+    mlp: int = Field(4, ge=1, le=limits.MULTIPLE)
+    local: int = Field(5, ge=0, le=limits.WIDTH)
     dropout: float = Field(0.0, ge=0, lt=1)
-    classes: int = Field(0, ge=0)
+    classes: int = Field(0, ge=0, le=limits.CLASSES)
 
     @model_validator(mode="after")
     def _fits(self) -> TransformerConfig:
@@ -54,7 +55,14 @@ class TransformerConfig(BaseModel):
             raise ValueError(f"{self.heads} heads of an even number of channels do not divide width {self.width}")
         if self.local and self.local % 2 == 0:
             raise ValueError(f"local {self.local} is even; give an odd number, or 0")
+        limits.check_parameters(self.parameters)
         return self
+
+    @property
+    def parameters(self) -> int:
+        """An estimate of the number of parameters, without building the network."""
+        square, ends = self.width**2, self.width * (2 * self.categories + self.classes)
+        return (self.depth * (4 + 2 * self.mlp) + 10 + 2 * self.local) * square + ends
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from ddim import limits
 from ddim.nn.network import Network, sinusoidal, zero
 from ddim.nn.parts import Attention, Block, Down, Up
 
@@ -53,20 +54,20 @@ class UNetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["unet"] = "unet"
-    in_channels: int = Field(3, ge=1)
+    in_channels: int = Field(3, ge=1, le=limits.WIDTH)
     height: int = Field(32, ge=1)
     width: int = Field(32, ge=1)
-    channels: int = Field(128, ge=4, multiple_of=2)
+    channels: int = Field(128, ge=4, le=limits.WIDTH, multiple_of=2)
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = Field(2, ge=1)
+    blocks: int = Field(2, ge=1, le=limits.BLOCKS)
     attention: tuple[int, ...] = (16,)
     middle_attention: bool = True
     heads: int = Field(1, ge=1)
     groups: int = Field(32, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
     patch: int = Field(1, ge=1)
-    classes: int = Field(0, ge=0)
-    categories: int = Field(0, ge=0)
+    classes: int = Field(0, ge=0, le=limits.CLASSES)
+    categories: int = Field(0, ge=0, le=256)
     norm_eps: float = Field(1e-6, gt=0, allow_inf_nan=False)
     head_channels: int = Field(0, ge=0)
     padding: Literal["far", "both"] = "far"
@@ -81,6 +82,8 @@ class UNetConfig(BaseModel):
     def _fits(self) -> UNetConfig:
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError("multipliers must be whole numbers >= 1")
+        limits.check_levels(self.multipliers)
+        limits.check_pixels(self.height, self.width)
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
         if self.height % factor or self.width % factor:
             raise ValueError(f"{self.height}x{self.width} is not divisible by {factor} (patch times 2^(levels - 1))")
@@ -96,7 +99,17 @@ class UNetConfig(BaseModel):
                 raise ValueError(f"{said} do not divide {self.channels * multiplier} channels")
         if self.learned_variance and self.categories:
             raise ValueError("categories have no learned variance")
+        limits.check_parameters(self.parameters)
         return self
+
+    @property
+    def parameters(self) -> int:
+        """An estimate of the number of parameters, without building the network."""
+        widths, embedding = [self.channels * multiplier for multiplier in self.multipliers], 4 * self.channels
+        ends = self.in_channels * self.patch**2 * max(1, self.categories) * (3 if self.learned_variance else 2)
+        attended = [self.height // self.patch >> level in self.attention for level in range(len(widths))]
+        labels = self.classes * embedding + 2 * self.categories**2
+        return limits.unet_parameters(widths, self.blocks, embedding, ends, attended) + labels
 
     def heads_of(self, width: int) -> int:
         """Attention heads at so many channels."""

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ddim.errors import DdimError, say
 from ddim.files import write_atomic
 from ddim.model import Model
+from ddim.reading import entry, read_json
 from ddim.report.sections import WALK_STEPS, WALKED
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
@@ -117,10 +118,10 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
 
 
 def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
+    there = read_json(path, dict, again="choose another folder")
     try:
-        there = json.loads(path.read_bytes())
-        was, amounts = there["request"], Amounts.model_validate(there["counts"])
-    except (ValueError, KeyError, TypeError):
+        was, amounts = entry(there, "request", dict, path), Amounts.model_validate(there.get("counts"))
+    except ValueError:
         raise DdimError(path, "is not a report's request", "choose another folder") from None
     if was != request:
         key = next(key for key in {**request, **was} if was.get(key) != request.get(key))

@@ -15,6 +15,9 @@ from ddim.schedule import Level
 
 Error = Callable[[Level], float]
 
+LARGEST = 1e6
+"""Of eta: beyond it squares of sigma overflow before they are compared with anything."""
+
 
 def ddim(
     levels: Sequence[Level],
@@ -117,8 +120,8 @@ def _rises(steps: list[tuple[Level, Level]]) -> bool:
 
 def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> None:
     """Refuse settings that make no sense, or not together."""
-    if not (math.isfinite(eta) and eta >= 0):
-        raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
+    if not 0 <= eta <= LARGEST:
+        raise DdimError(f"eta {eta}", f"is not a number in 0..{LARGEST:g}", "use 0 for DDIM, 1 for DDPM")
     if isinstance(sigma, str) and sigma not in ("hat", "optimal", "learned"):
         raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat', 'optimal', 'learned' or one number per step")
     if sigma is not None and eta and not (isinstance(sigma, str) and sigma == "optimal"):

@@ -1,0 +1,292 @@
+"""The one reader of files that others may have written: bounded in size, depth and digits, and plain files only.
+
+Every file the library reads whole goes through `read_bytes`, every JSON text through `parse_json`, and a value is taken
+out of parsed JSON by `entry`. Whatever is wrong is a `DdimError` that names the file; nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ddim.errors import DdimError, shorten
+
+T = TypeVar("T")
+
+JSON_BYTES = 64 << 20
+"""The largest JSON file that is read: a schedule of a million betas takes about 20 MB."""
+TEXT_BYTES = 1 << 30
+"""The largest text file that is read."""
+DEPTH = 64
+"""How deep JSON may be nested; no file of the library is nested deeper than 8."""
+DIGITS = 40
+"""The most digits of a whole number."""
+_UNREADABLE = "is not JSON"
+_AGAIN = "copy or write it again"
+
+
+def memory() -> int:
+    """The bytes of memory of this machine, or 2^40 where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 1 << 40
+
+
+def check_file(path: Path, most: int | None = None, hint: str = "check the path") -> int:
+    """The size in bytes of a plain file, without opening it: a FIFO or a device would wait or never end.
+
+    Args:
+        path: The file.
+        most: The largest size in bytes; this machine's memory if None.
+        hint: How to fix a missing file.
+
+    Raises:
+        DdimError: If there is no such file, it is not a plain file, or it is larger than that.
+    """
+    try:
+        about = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise _cannot(path, error, hint) from None
+    return _check(about, path, most)
+
+
+def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path") -> bytes:
+    """The bytes of a plain file.
+
+    Args:
+        path: The file.
+        most: The largest size in bytes.
+        hint: How to fix a missing file.
+
+    Raises:
+        DdimError: As `check_file`, or if it cannot be read.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        raise _cannot(path, error, hint) from None
+    try:
+        _check(os.fstat(handle), path, most)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise _cannot(path, error, hint) from None
+    finally:
+        os.close(handle)
+    if len(data) > most:
+        raise _too_large(path, len(data), most)
+    return data
+
+
+def read_text(path: Path, most: int = TEXT_BYTES, hint: str = "check the path") -> str:
+    """The text of a plain UTF-8 file; arguments and errors as `read_bytes`, or if it is not UTF-8."""
+    data = read_bytes(path, most, hint)
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DdimError(path, f"is not UTF-8 text (byte {error.start})", "convert it") from None
+
+
+def read_json(path: Path, kind: type[T] | tuple[type[T], ...], hint: str = "check the path", again: str = _AGAIN) -> T:
+    """What a JSON file holds.
+
+    Args:
+        path: The file.
+        kind: What it must hold, such as dict.
+        hint: How to fix a missing file.
+        again: How to fix a damaged one.
+
+    Raises:
+        DdimError: As `read_bytes` and `parse_json`, or if it holds something else.
+    """
+    return of_kind(parse_json(read_bytes(path, JSON_BYTES, hint), path, again), kind, path, again)
+
+
+def parse_json(text: str | bytes, name: str | Path, hint: str = _AGAIN) -> Any:
+    """A JSON text's value.
+
+    A key that comes twice in one object is refused, for readers differ in which of the two they take; so are strings
+    that are no Unicode text (a lone surrogate), whole numbers of more than `DIGITS` digits, and a depth of more than
+    `DEPTH`.
+
+    Args:
+        text: The text, bytes in UTF-8.
+        name: What to call it in an error.
+        hint: How to fix it.
+
+    Raises:
+        DdimError: If it is not JSON, or one of the above.
+    """
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(decoded, parse_int=_whole, object_pairs_hook=_object)
+        if "\\ud" in decoded or "\\uD" in decoded:
+            json.dumps(value, ensure_ascii=False).encode()
+        _check_depth(value)
+    except UnicodeDecodeError as error:
+        raise DdimError(name, f"{_UNREADABLE}: byte {error.start} is not UTF-8 text", hint) from None
+    except UnicodeEncodeError:
+        raise DdimError(name, "holds a string that is no Unicode text (a lone surrogate)", hint) from None
+    except RecursionError:
+        raise DdimError(name, f"is nested more than {DEPTH} deep", hint) from None
+    except ValueError as error:
+        raise DdimError(name, f"{_UNREADABLE}: {shorten(str(error))}", hint) from None
+    return value
+
+
+def of_kind(value: Any, kind: type[T] | tuple[type[T], ...], name: str | Path, hint: str = _AGAIN) -> T:
+    """The value, if it is of that kind.
+
+    Raises:
+        DdimError: If it is not.
+    """
+    if not _is(value, kind):
+        raise DdimError(name, f"is {_article(value)}, not {_named(kind)}", hint)
+    return value  # type: ignore[no-any-return]
+
+
+def entry(
+    values: Mapping[str, Any],
+    key: str,
+    kind: type[T] | tuple[type[T], ...],
+    name: str | Path,
+    default: T | None = None,
+    hint: str = _AGAIN,
+) -> T:
+    """A value of a JSON object, if it is there and of its type.
+
+    Args:
+        values: The object.
+        key: Its name in it.
+        kind: Its type, or several; float takes whole numbers too, and finite ones alone; int takes no bool.
+        name: What to call the file in an error.
+        default: What it is where it is missing; None where it must be there.
+        hint: How to fix it.
+
+    Raises:
+        DdimError: Naming the file and the field.
+    """
+    if key not in values:
+        if default is None:
+            raise DdimError(name, f"lacks {key}", hint)
+        return default
+    value = values[key]
+    if not _is(value, kind):
+        raise DdimError(name, f"{key} is {_article(value)}, not {_named(kind)}", hint)
+    return float(value) if kind is float else value  # type: ignore[return-value]
+
+
+def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = _AGAIN) -> list[T]:
+    """A JSON array all of whose items are of one type.
+
+    Raises:
+        DdimError: Naming the file, the field and the first item that is not.
+    """
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DdimError(name, f"{key} is {_article(values)}, not a list", hint)
+    for place, value in enumerate(values):
+        if not _is(value, item):
+            raise DdimError(name, f"{key}[{place}] is {_article(value)}, not {_named(item)}", hint)
+    return list(values)
+
+
+def read_lines(path: Path, parse: Callable[[Any], T | None]) -> list[tuple[T | None, bytes]]:
+    """The lines of a file of JSON lines: a kill may leave half a line, and damage may strike any.
+
+    Args:
+        path: The file; if there is none, there are no lines.
+        parse: What a line's JSON stands for; None, or an error of wrong values, for a line that is not sound.
+
+    Returns:
+        What each line stands for, None for one that is not sound, and the line itself with its end.
+
+    Raises:
+        DdimError: If it is not a plain file, or too large.
+    """
+    found: list[tuple[T | None, bytes]] = []
+    if not path.exists():
+        return found
+    for line in read_bytes(path, TEXT_BYTES).splitlines(keepends=True):
+        try:
+            made = parse(parse_json(line, path)) if line.endswith(b"\n") else None
+        except (DdimError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            made = None
+        found.append((made, line))
+    return found
+
+
+def _check(about: os.stat_result, path: Path, most: int | None) -> int:
+    if not stat.S_ISREG(about.st_mode):
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a plain file"
+        raise DdimError(path, f"is {what}", "give the path of a file")
+    limit = memory() if most is None else most
+    if about.st_size > limit:
+        raise _too_large(path, about.st_size, limit)
+    return about.st_size
+
+
+def _cannot(path: Path, error: OSError | ValueError, hint: str) -> DdimError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return DdimError(path, "no such file", hint)
+    why = (isinstance(error, OSError) and error.strerror) or str(error)
+    return DdimError(path, f"cannot be read ({why})", "check the path, and whether it may be read")
+
+
+def _too_large(path: Path, size: int, most: int) -> DdimError:
+    return DdimError(path, f"has {size:,} bytes, more than the {most:,} that are read", "give the right file")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} comes twice")
+    return made
+
+
+def _check_depth(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEPTH:
+            raise RecursionError
+        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [inner for one in inside for inner in one if isinstance(inner, dict | list)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, bool):
+        return bool in kinds
+    if isinstance(value, int) and float in kinds:
+        return abs(value) < 2**1000
+    if isinstance(value, float):
+        return float in kinds and value - value == 0
+    return isinstance(value, kinds)
+
+
+_WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a finite number"}
+_WORDS |= {bool: "true or false", type(None): "null"}
+
+
+def _named(kind: Any) -> str:
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(_WORDS[one] for one in kinds)
+
+
+def _article(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return _WORDS[type(value)]
+    return shorten(json.dumps(value), 60)

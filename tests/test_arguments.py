@@ -1,0 +1,191 @@
+"""What a caller of the Python interface passes in: refused at the entry with a DdimError, never a foreign exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddim
+from ddim.errors import DdimError
+from ddim.schedule import from_betas
+from models import tiny_model
+
+SHAPE = (1, 8, 8)
+ZEROS = torch.zeros(2, *SHAPE)
+BAD_TENSORS: dict[str, Any] = {
+    "nan": torch.full_like(ZEROS, torch.nan),
+    "inf": torch.full_like(ZEROS, torch.inf),
+    "list": ZEROS.tolist(),
+    "none": None,
+    "string": "x",
+    "meta": torch.zeros(2, *SHAPE, device="meta"),
+    "complex": ZEROS.to(torch.complex64),
+    "int64": ZEROS.long(),
+    "objects": np.array([None, "x"]),
+    "shape": torch.zeros(2, 3, 8, 8),
+    "a number": torch.tensor(1.0),
+    "bytes on meta": torch.zeros(2, 8, 8, 1, dtype=torch.uint8, device="meta"),
+    "bytes of another shape": np.zeros((8, 8), np.uint8),
+}
+METHODS = ("ddim", "fixed-point", "reversible", "lossless")
+
+
+class Zero(nn.Module):
+    """Predicts nothing, of any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return x * self.weight
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model(classes=3, predicts="v")
+
+
+@pytest.fixture(scope="module")
+def wrapped() -> Any:
+    return ddim.wrap(Zero().eval(), "linear", "v")
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+@pytest.mark.parametrize("method", METHODS)
+def test_images_and_latents_that_are_none_are_refused(name: str, method: str, model: Any) -> None:
+    value = BAD_TENSORS[name]
+    with pytest.raises(DdimError):
+        model.encode(value, steps=2, method=method)
+    with pytest.raises(DdimError):
+        model.decode(value, steps=2, method=method)
+    with pytest.raises(DdimError):
+        model.sample(2, steps=2, origin=value, top=500)
+
+
+@pytest.mark.parametrize("name", ["nan", "inf", "list", "none", "meta", "complex", "int64"])
+def test_a_wrapped_network_refuses_them_too(name: str, wrapped: Any) -> None:
+    with pytest.raises(DdimError):
+        wrapped.encode(BAD_TENSORS[name], steps=2)
+    with pytest.raises(DdimError):
+        wrapped.decode(BAD_TENSORS[name], steps=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_encoded_to_nothing_and_back(method: str, model: Any, wrapped: Any) -> None:
+    for one in (model, wrapped):
+        latents = one.encode(torch.zeros(0, *SHAPE), steps=2, method=method)
+        assert latents.shape[-4:] == (0, *SHAPE)
+        assert one.decode(latents, steps=2, method=method).shape == (0, *SHAPE)
+    assert model.sample(0, steps=2).shape == (0, *SHAPE)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), 1e30, "x", 1j, True, 10**400])
+def test_guidance_that_is_no_sane_number_is_refused(scale: Any, model: Any) -> None:
+    with pytest.raises(DdimError, match="guidance"):
+        model.sample(1, steps=2, labels=1, guidance=scale)
+
+
+def test_guidance_of_a_level_that_is_not_finite_is_refused(model: Any) -> None:
+    with pytest.raises(DdimError, match="guidance"):
+        model.sample(1, steps=2, labels=1, guidance=lambda level: float("nan"))
+
+
+HOOKS: dict[str, Callable[[Tensor, Any], Any]] = {
+    "nan": lambda x0, level: x0 * torch.nan,
+    "inf": lambda x0, level: x0 + torch.inf,
+    "another shape": lambda x0, level: x0[:, :, :4],
+    "one sample": lambda x0, level: x0[:1],
+    "nothing": lambda x0, level: None,
+    "an array": lambda x0, level: x0.numpy(),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_what_a_hook_gives_is_checked(name: str, model: Any) -> None:
+    with pytest.raises(DdimError, match="hook"):
+        model.sample(2, steps=2, hook=HOOKS[name])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"n": 1.5},
+        {"n": "2"},
+        {"n": -1},
+        {"n": 10**12},
+        {"n": True},
+        {"seed": 1.5},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"seed": "x"},
+        {"start": 1.5},
+        {"start": -1},
+        {"start": 2**64},
+        {"labels": 1.5},
+        {"labels": [0, 0.5]},
+        {"labels": "01"},
+        {"labels": [0, 1, 2]},
+        {"labels": 3},
+    ],
+    ids=str,
+)
+def test_counts_seeds_and_labels_are_whole_numbers(given: dict[str, Any], model: Any) -> None:
+    with pytest.raises(DdimError):
+        model.sample(**({"n": 2, "steps": 1} | given))
+
+
+def test_whole_numbers_of_numpy_and_torch_are_taken(model: Any) -> None:
+    plain = model.sample(2, steps=1, seed=3, start=1, labels=[0, 1])
+    for labels in (np.array([0, 1]), torch.tensor([0, 1]), (np.int64(0), np.int32(1))):
+        again = model.sample(np.int64(2), steps=1, seed=np.uint8(3), start=np.int32(1), labels=labels)
+        assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize(
+    "betas",
+    [[[0.1, 0.2], [0.1, 0.2]], 0.1, [], ["a"], [None], [0.1, float("nan")], [1j], np.zeros((0, 3))],
+    ids=str,
+)
+def test_betas_are_a_list_of_numbers(betas: Any) -> None:
+    with pytest.raises(DdimError):
+        from_betas(betas)
+    with pytest.raises(DdimError):
+        ddim.wrap(Zero().eval(), betas, "v")
+
+
+def test_blends_and_slerps_need_latents_of_one_shape() -> None:
+    with pytest.raises(DdimError):
+        ddim.slerp(torch.zeros(2, 3), torch.zeros(2, 4), 0.5)
+    with pytest.raises(DdimError):
+        ddim.slerp(torch.zeros(2, 3), torch.full((2, 3), torch.nan), 0.5)
+    with pytest.raises(DdimError):
+        ddim.slerp([[0.0]], torch.zeros(1, 1), 0.5)  # type: ignore[arg-type]
+    with pytest.raises(DdimError):
+        ddim.blend(torch.zeros(0, 3), [])
+    with pytest.raises(DdimError):
+        ddim.blend(torch.full((2, 3), torch.inf), [1, 1])
+
+
+NAMES = ("x" * 5000, "a/" + "y" * 300, "x" * 5000 + "/y", "a\0b", "", 7, None)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: str(name)[:9])
+def test_a_name_that_cannot_be_one_is_refused(name: Any) -> None:
+    with pytest.raises(DdimError) as error:
+        ddim.load(name)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("device", ["zzz", "meta", "cpu:x", "cuda:99", "", "mps", "x" * 5000], ids=lambda d: d[:9])
+def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
+    with pytest.raises(DdimError, match="device") as error:
+        ddim.load("mnist", device=device)
+    assert len(str(error.value)) < 800
+    with pytest.raises(DdimError, match="device"):
+        ddim.wrap(Zero().eval(), "linear", "v", device=device)
