@@ -41,6 +41,7 @@ FLOORS = (
         "loop",
         "parallel",
         "blocks",
+        "cuda_graphs",
         "fitting",
         "tuning",
         "implicit",
