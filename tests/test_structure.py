@@ -52,6 +52,7 @@ FLOORS = (
         "loop",
         "parallel",
         "blocks",
+        "cuda_graphs",
         "fitting",
         "tuning",
         "implicit",

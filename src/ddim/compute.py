@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ddim import blocks
+from ddim.cuda_graphs import PlanGraphs
 from ddim.errors import DdimError
 from ddim.native.kernels import Unavailable, kernels
 from ddim.native.unet import NativeUNet, fits
 from ddim.nn.network import Network
+from ddim.nn.parts import Norm, fuse_norms
 from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
@@ -51,16 +53,30 @@ class Compute:
         dtype: What in, see `DType`.
         compile: Whether the network goes through torch.compile.
         micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+        cuda_graphs: Whether whole plans are recorded as CUDA graphs when sampling, see `ddim.cuda_graphs`: all (True),
+            none (False), or the small ones that are run twice (None). A CPU has none, and refuses True.
 
     Raises:
         DdimError: If dtype or micro_batch is not one, or they do not go together.
     """
 
-    def __init__(self, network: Network, device: torch.device, dtype: str, compile: bool, micro_batch: int | None):
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        dtype: str,
+        compile: bool,
+        micro_batch: int | None,
+        cuda_graphs: bool | None = None,
+    ):
         if dtype not in get_args(DType):
             raise DdimError(f"dtype {dtype!r}", "is unknown", f"choose one of {', '.join(get_args(DType))}")
         if dtype == "float32-fast" and compile:
             raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
+        if cuda_graphs and device.type != "cuda":
+            raise DdimError("cuda_graphs", f"need a CUDA GPU, not {device.type}", "leave cuda_graphs out")
+        usable = device.type == "cuda" and cuda_graphs is not False
+        self.graphs = PlanGraphs(always=bool(cuda_graphs)) if usable else None
         self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
         self.micro_batch = blocks.size_of(micro_batch, device)
 
@@ -105,8 +121,18 @@ class Compute:
 
     @cached_property
     def network(self) -> Network:
-        """The network, its body in the dtype to compute in."""
-        return self.plain if self.steady else copy.deepcopy(self.plain).cast_body(self.dtype)
+        """The network, its body in the dtype to compute in; on CUDA in bfloat16 its norms are fused if they can be."""
+        if self.steady:
+            return self.plain
+        network = copy.deepcopy(self.plain).cast_body(self.dtype)
+        if self.device.type == "cuda" and self.dtype == torch.bfloat16:
+            fuse_norms(network)
+        return network
+
+    @property
+    def fused(self) -> bool:
+        """Whether its norms are those of `ddim.nn.cuda_norm`."""
+        return any(isinstance(part, Norm) and part.fused for part in self.network.modules())
 
     @cached_property
     def body(self) -> Callable[..., Tensor]:

@@ -248,7 +248,7 @@ def load(
             or the name of a model on the hub, "org/name".
         device: Where it computes; a GPU if there is one, else the CPU.
         hints: What a file of weights does not say of itself, such as its pictures' size.
-        settings: dtype, compile, micro_batch: see `Model`.
+        settings: dtype, compile, micro_batch, cuda_graphs: see `Model`.
 
     Raises:
         DdimError: If there is no such model, or it is damaged.
@@ -262,6 +262,6 @@ def load(
 
 
 def of(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model | TokenModel:
-    """A network and its configuration as a model of its kind; settings: dtype, compile, micro_batch."""
+    """A network and its configuration as a model of its kind; settings: as for `Engine`."""
     assert isinstance(network, Network)
     return (TokenModel if config.categorical else Model)(network, config, device, **settings)
