@@ -55,6 +55,19 @@ def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.C
     assert (place / "plan.json").read_bytes() == first
 
 
+def test_without_a_home_nothing_is_kept(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    tune = ("tune", place / "model", "--calls", 2, *SMALL, "--precision", "float32", "--out", place / "plan.json")
+    assert ddim(*tune) == ddim(*tune) == 0
+    assert "tuned before" not in capsys.readouterr().err
+
+
 def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(tiny_model().plan(3).to_json())
     own = load_tiny(place / "model").fingerprint

@@ -15,14 +15,26 @@ from ddim.cuda_graphs import PlanGraphs
 from ddim.errors import DdimError
 from ddim.native.kernels import Unavailable, kernels
 from ddim.native.unet import NativeUNet, fits
+from ddim.native.units import sampling_precision, units_of
 from ddim.nn.network import Network
 from ddim.nn.parts import Norm, fuse_norms
-from ddim.training import fast_dtype
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
-"""What a network computes in: "auto" is bfloat16 where the device is fast at it, else "float32-fast" where that can be
-had, else float32. "float32-fast" is float32 by kernels of our own (Winograd's convolutions), the same to about 1e-5;
-"float32" is torch's own arithmetic, on a GPU without TF32 (but for gradients, which follow torch's own setting)."""
+"""What a network computes in: "auto" is bfloat16 where the device has matrix units for it, else "float32-fast" where
+that can be had, else float32, see `ddim.native.units.sampling_precision`. "float32-fast" is float32 by kernels of our
+own (Winograd's convolutions), the same to about 1e-5; "float32" is torch's own arithmetic, on a GPU without TF32 (but
+for gradients, which follow torch's own setting)."""
+
+
+def without_cached(owner: object) -> dict[str, Any]:
+    """An object's attributes but for its cached properties: its state for a pickle or a copy.
+
+    What is cached may be compiled, bound to this process or this machine, or hold buffers; it is made anew on arrival.
+    """
+    cached = {
+        name for kind in type(owner).__mro__ for name, it in vars(kind).items() if isinstance(it, cached_property)
+    }
+    return {name: value for name, value in vars(owner).items() if name not in cached}
 
 
 def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -80,17 +92,19 @@ class Compute:
         self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
         self.micro_batch = blocks.size_of(micro_batch, device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return without_cached(self)
+
     @cached_property
     def _chosen(self) -> tuple[str, str]:
         """The precision's name, and why it is that one."""
         if self.asked in ("float32", "bfloat16"):
             return self.asked, "as asked"
-        if self.asked == "auto" and fast_dtype(self.device) == torch.bfloat16:
-            return "bfloat16", "which this device is fast at"
-        wrong = self._missing()
-        if wrong and self.asked == "float32-fast":
+        if self.asked == "auto":
+            return sampling_precision(units_of(self.device), self._missing)
+        if wrong := self._missing():
             raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
-        return ("float32", f"float32-fast cannot be had: {wrong}") if wrong else ("float32-fast", "kernels of its own")
+        return "float32-fast", "as asked"
 
     def _missing(self) -> str:
         """Why there is no float32-fast, or ""."""

@@ -309,6 +309,8 @@ def to_json(config: BaseModel) -> str:
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     """The first complaint of a validation, as one line."""
     first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), DdimError):
+        return cause
     where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim import blocks, checkpoint, inversion, samplers
-from ddim.compute import Compute
+from ddim.compute import Compute, without_cached
 from ddim.compute import DType as DType
 from ddim.config import ModelConfig
 from ddim.denoiser import AnyDenoiser, Guidance, Guided
@@ -67,6 +67,9 @@ class Engine(Published):
         self.config, self.device = config, torch.device(device)
         self.compute = Compute(self.network, self.device, dtype, compile, micro_batch, cuda_graphs)
         self.micro_batch = self.compute.micro_batch
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_cached(self)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copyreg
 import warnings
+from typing import Any
 
 
-class DdimError(Exception):
+class DdimError(ValueError):
     """Bad input from a user. The commands print it as one line and exit with 2.
+
+    It can be pickled, so that it passes from one process to another, as can every subclass, whatever its arguments.
 
     Args:
         what: The thing or file at fault.
@@ -17,6 +21,10 @@ class DdimError(Exception):
     def __init__(self, what: object, wrong: str, mend: str):
         self.what, self.wrong, self.mend = str(what), wrong, mend
         super().__init__(f"{self.what}: {wrong}; {mend}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the class would be called with the one message.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class DdimWarning(UserWarning):

@@ -135,3 +135,12 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def user_cache() -> Path | None:
+    """This user's cache folder for our files, which need not exist; None for a user without a home folder."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "ddim"
+    except RuntimeError:  # no HOME, and a uid that the system does not know, as containers have them
+        return None

@@ -22,17 +22,17 @@ Hub = Callable[[Tensor, Tensor, Level], P]
 
 def pictures_hub(predicts: Predicts) -> Hub[Prediction]:
     """The hub of a network over real-valued data that predicts eps, x_0 or v."""
+    return partial(_read_pictures, predicts=predicts)
 
-    def read(output: Tensor, x: Tensor, level: Level) -> Prediction:
-        said = output.to(x.dtype, memory_format=torch.contiguous_format)
-        if said.shape == x.shape:
-            return predict(said, x, level, predicts)
-        mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
-        prediction = predict(mean, x, level, predicts)
-        prediction.fraction = (variance + 1) / 2
-        return prediction
 
-    return read
+def _read_pictures(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
+    said = output.to(x.dtype, memory_format=torch.contiguous_format)
+    if said.shape == x.shape:
+        return predict(said, x, level, predicts)
+    mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
+    prediction = predict(mean, x, level, predicts)
+    prediction.fraction = (variance + 1) / 2
+    return prediction
 
 
 def tokens_hub(alphabet: Alphabet) -> Hub[TokenPrediction]:

@@ -188,6 +188,8 @@ def _alike(bench: _Bench, x0: Tensor, rounding: float) -> Iterator[Finding]:
     name = "alone and in a batch, off by"
     try:
         alone = bench.ask(x, level, 1).eps
+    except DdimError:
+        raise
     except (RuntimeError, ValueError) as error:
         yield Finding(
             name,

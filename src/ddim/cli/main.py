@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -70,6 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal."""
     warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
+    logger = logging.getLogger("ddim")
+    logger.handlers = [_Notes()]
+    logger.setLevel(logging.INFO)
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
@@ -95,6 +99,13 @@ def main(argv: list[str] | None = None) -> None:
 def _complain(line: str) -> int:
     click.echo(f"error: {' '.join(line.split())}", err=True)
     return 2
+
+
+class _Notes(logging.Handler):
+    """What the library logs, such as that it compiles, on a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {record.getMessage()}", err=True)
 
 
 def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:

@@ -73,8 +73,8 @@ def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callabl
             type=click.Choice(["auto", "float32", "float32-fast", "bfloat16"]),
             default=dtype,
             show_default=True,
-            help="What the network computes in; auto is bfloat16 where the device is fast at it, else float32-fast, by "
-            "kernels of our own (to 1e-5), where that can be had; float32 is without approximations.",
+            help="What the network computes in; auto is bfloat16 where the device has matrix units for it, else "
+            "float32-fast, by kernels of our own (to 1e-5), where that can be had; float32 is without approximations.",
         ),
         click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
     ):

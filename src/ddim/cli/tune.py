@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,12 +66,12 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     settings = {"calls": calls, "solver": solver, "pilots": pilots, "seed": seed}
     kept = _kept(loaded, settings)
-    found = _read(kept) if not fresh else None
+    found = _read(kept) if kept and not fresh else None
     known = found is not None
     if found is None:
         found = _tune(loaded, settings)
     write_atomic(out, (json.dumps(found["plan"], indent=1) + "\n").encode())
-    if not known:
+    if kept and not known:
         _keep(kept, found)
     if known:
         click.echo(f"tuned before, with the same model and settings: {kept} (--fresh tunes again)", err=True)
@@ -106,15 +105,16 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kept(model: Model, settings: dict[str, Any]) -> Path:
-    """Where what these settings give is kept."""
+def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
+    """Where what these settings give is kept; None for a user without a home folder."""
     from ddim import __version__
+    from ddim.files import user_cache
 
     what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
     what |= {"dtype": model.compute.name}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ddim" / "plans" / f"{key}.json"
+    cache = user_cache()
+    return None if cache is None else cache / "plans" / f"{key}.json"
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:

@@ -62,6 +62,8 @@ def read_bytes(source: Source, name: str) -> bytes:
                     raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
                 source = Path(source).read_bytes()
             data = source if isinstance(source, bytes) else source.read()
+        except DdimError:
+            raise
         except FileNotFoundError:
             raise DdimError(name, "no such file", "check the path") from None
         except PermissionError:
