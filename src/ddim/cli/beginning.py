@@ -38,8 +38,12 @@ def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
     Raises:
         DdimError: If it has none.
     """
+    from ddim.data import ImageSet
+    from ddim.data.labels import complaint
+
     if pictures.labels is None:
-        raise DdimError(data, "has no labels", "say --no-labels, or sort the pictures into one folder per label")
+        columns = pictures.label_columns if isinstance(pictures, ImageSet) else ()
+        raise DdimError(data, *complaint(columns, "say --no-labels, or sort the pictures into one folder per label"))
     return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
 
 

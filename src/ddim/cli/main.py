@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from ddim.cli.hints import translated
 from ddim.errors import DdimError, DdimWarning
 
 COMMANDS = {
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
-        code = _complain(str(error))
+        code = _complain(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
@@ -92,6 +93,14 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _line(error: DdimError, words: list[str]) -> str:
+    """An error in the words of the command that met it."""
+    command = cli.get_command(click.Context(cli), words[0]) if words else None
+    what, wrong = (translated(part, command) for part in (error.what, error.wrong))
+    hint = translated(error.mend, command)
+    return f"{what}: {wrong}; {hint}" if hint else f"{what}: {wrong}"
+
+
 def _complain(line: str) -> int:
     click.echo(f"error: {' '.join(line.split())}", err=True)
     return 2
@@ -99,8 +108,12 @@ def _complain(line: str) -> int:
 
 def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """What was changed or left out, on a line of its own; other libraries' warnings stay out of the way."""
-    if issubclass(category, DdimWarning):
-        click.echo(f"note: {message}", err=True)
+    if isinstance(message, DdimWarning):
+        context = click.get_current_context(silent=True)
+        command = context.command if context else None
+        hint = translated(message.mend, command)
+        said = translated(message.message, command)
+        click.echo(f"note: {said}; {hint}" if hint else f"note: {said}", err=True)
 
 
 class Stopper:

@@ -234,7 +234,7 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
 
 def _choice(kept: Mapping[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
-    return f"sampler: {said}; kept for --like diffusers and the way back, no part of other plans"
+    return f"sampler: {said}; kept for `ddim sample --like diffusers` and the way back, no part of other plans"
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> I
 
 
 def _unnamed(state: Any, trained: Found) -> list[Found]:
-    """Averaged parameters that are a list, in the order and of the shapes of the trained ones; none where they are not."""
+    """Averaged parameters that are a list, in the order of the trained ones; none where shapes differ."""
     found = _lists(state)
     inner = "model." if any(key.startswith("model.") for key in trained.tensors) else ""
     names = [key for key in trained.tensors if key.startswith(inner)]
