@@ -148,7 +148,7 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: Hints) -> tuple[str, 
         found = match[0] if len(match) == 1 else None
     if found is None:
         if hints.predicts is None:
-            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), eps (pred_noise) or x0 (pred_x0)"
+            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
             raise DdimError(path, "does not say what its network predicts", mend)
         return assumed.predicts(hints, path)
     if hints.predicts not in (None, found):

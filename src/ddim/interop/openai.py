@@ -108,7 +108,7 @@ def _heads(path: Path, hints: Hints) -> tuple[dict[str, Any], str]:
         raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
     if (hints.heads is None) == (hints.head_channels is None):
         wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
-        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN) or `ddim convert FILE --head-channels 64`"
+        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
         raise DdimError(path, wrong, f"{mend} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
         raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
