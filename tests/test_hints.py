@@ -161,6 +161,7 @@ def test_an_argument_is_said_as_the_commands_option_or_left_out() -> None:
     assert translated(hint, None) == str(hint)
     assert translated(either("say nothing=1"), train) == ""
     assert translated("flip=False", train) == "--no-flip"
+    assert translated("--set train.steps=6", train) == "--set train.steps=6"
     assert translated("a plain text with x=1", train) == "a plain text with x=1"
 
 

@@ -9,7 +9,7 @@ import click
 
 from ddim.errors import Hint
 
-_ARGUMENT = re.compile(r"\b([a-z_]\w*)=('[^']*'|\"[^\"]*\"|[\w.]+)")
+_ARGUMENT = re.compile(r"(?<![\w.])([a-z_]\w*)=('[^']*'|\"[^\"]*\"|[\w.]+)")
 
 
 def translated(text: str, command: click.Command | None) -> str:

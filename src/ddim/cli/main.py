@@ -96,9 +96,8 @@ def main(argv: list[str] | None = None) -> None:
 def _line(error: DdimError, words: list[str]) -> str:
     """An error in the words of the command that met it."""
     command = cli.get_command(click.Context(cli), words[0]) if words else None
-    what, wrong = (translated(part, command) for part in (error.what, error.wrong))
-    hint = translated(error.mend, command)
-    return f"{what}: {wrong}; {hint}" if hint else f"{what}: {wrong}"
+    what, hint = translated(error.what, command), translated(error.mend, command)
+    return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
 
 
 def _complain(line: str) -> int:
@@ -112,8 +111,7 @@ def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_:
         context = click.get_current_context(silent=True)
         command = context.command if context else None
         hint = translated(message.mend, command)
-        said = translated(message.message, command)
-        click.echo(f"note: {said}; {hint}" if hint else f"note: {said}", err=True)
+        click.echo(f"note: {message.message}; {hint}" if hint else f"note: {message.message}", err=True)
 
 
 class Stopper:
