@@ -93,7 +93,8 @@ class Compute:
         self.micro_batch = blocks.size_of(micro_batch, device)
 
     def __getstate__(self) -> dict[str, Any]:
-        return without_cached(self)
+        graphs = None if self.graphs is None else PlanGraphs(always=self.graphs.always)  # recorded anew on arrival
+        return without_cached(self) | {"graphs": graphs}
 
     @cached_property
     def _chosen(self) -> tuple[str, str]:

@@ -52,9 +52,9 @@ class ScheduleConfig(BaseModel):
 
     model_config = _STRICT
     name: Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"] = "linear"
-    T: int = Field(1000, ge=1)
-    beta_start: float | None = None
-    beta_end: float | None = None
+    T: int = Field(1000, ge=1, le=1_000_000)
+    beta_start: float | None = Field(None, gt=0, le=1)
+    beta_end: float | None = Field(None, gt=0, le=1)
     betas: tuple[float, ...] | None = None
     zero_terminal_snr: bool = False
 
@@ -66,6 +66,10 @@ class ScheduleConfig(BaseModel):
             raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
         if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
             raise ValueError(f"{self.name} takes no beta_start or beta_end")
+        try:
+            self.build()  # whoever reads a schedule that is none is told so then, not whoever uses it
+        except DdimError as error:
+            raise ValueError(error.wrong) from None
         return self
 
     def build(self) -> schedules.Schedule:

@@ -7,6 +7,25 @@ import warnings
 from typing import Any
 
 
+class Hint(str):
+    """What to do, as several ways to do it; see `either`."""
+
+    ways: tuple[str, ...] = ()
+
+
+def either(*ways: str) -> Hint:
+    """A hint of several ways. Of a library it names arguments as Python has them, `fit='stretch'`.
+
+    The commands write an argument as their option, `--fit stretch`, and leave out ways that they have no option for.
+
+    Args:
+        ways: What can be done, one thing each.
+    """
+    made = Hint(", or ".join(ways))
+    made.ways = ways
+    return made
+
+
 class DdimError(ValueError):
     """Bad input from a user. The commands print it as one line and exit with 2.
 
@@ -28,9 +47,23 @@ class DdimError(ValueError):
 
 
 class DdimWarning(UserWarning):
-    """Something asked for was changed or left out; the message says what."""
+    """Something asked for was changed or left out; the message says what.
+
+    Args:
+        message: What, and why.
+        mend: How to have it otherwise; "" where that is plain.
+    """
+
+    def __init__(self, message: str, mend: str = ""):
+        self.message, self.mend = message, mend
+        super().__init__(f"{message}; {mend}" if mend else message)
 
 
-def say(message: str) -> None:
-    """Say aloud that something asked for was changed or left out (a `DdimWarning`)."""
-    warnings.warn(message, DdimWarning, stacklevel=3)
+def say(message: str, mend: str = "") -> None:
+    """Say aloud that something asked for was changed or left out (a `DdimWarning`).
+
+    Args:
+        message: What was, and why.
+        mend: How to have it otherwise, see `either`.
+    """
+    warnings.warn(DdimWarning(message, mend), stacklevel=3)

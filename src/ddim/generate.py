@@ -23,7 +23,7 @@ import ddim
 from ddim.blocks import Label, labels_of
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import Kind
 from ddim.kinds import picture_path as picture_path
@@ -200,7 +200,11 @@ def _fill(
         held: list[Any] = []
         for block in make(missing) if missing else ():
             if not torch.isfinite(block).all():
-                raise DdimError("samples", "are not finite numbers", "use --dtype float32, --clip, or another grid")
+                raise DdimError(
+                    "samples",
+                    "are not finite numbers",
+                    either("use another grid", "use dtype='float32'", "use clip_x0=True"),
+                )
             held += kind.render(block)
             if len(held) < batch and done + len(held) < len(missing):
                 continue

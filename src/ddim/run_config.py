@@ -38,6 +38,7 @@ class RunConfig(BaseModel):
         data: The data set, as given.
         split: Its part.
         limit: At most so many pictures.
+        label_column: The column of labels, where it is not `label`.
         data_fingerprint: A hash of what it held.
         model: The model to train.
         train: The recipe.
@@ -48,6 +49,7 @@ class RunConfig(BaseModel):
     data: str
     split: str = "train"
     limit: int | None = None
+    label_column: str | None = None
     data_fingerprint: str
     model: ModelConfig
     train: TrainConfig

@@ -25,6 +25,7 @@ from ddim.budget import Budget
 from ddim.calibration import complete
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
+from ddim.data.labels import complaint
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
 from ddim.files import lock, make_folder, remove_parts
@@ -105,7 +106,8 @@ def _check(config: RunConfig, data: ImageSet | TextSet) -> None:
     """Refuse a recipe that its data do not suit, before a folder is claimed for it."""
     classes = config.model.network.classes
     if classes and data.labels is None:
-        raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
+        columns = data.label_columns if isinstance(data, ImageSet) else ()
+        raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
     if classes and data.labels is not None and int(data.labels.max()) >= classes:
         wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
         raise DdimError(config.data, wrong, "give the network a class for every label")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim import seeds
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, either, say
 from ddim.feed import Feed
 from ddim.native.units import training_dtype, units_of
 from ddim.nn.ema import EMA
@@ -265,7 +265,9 @@ class Trainer:
 
 def not_finite(step: int) -> DdimError:
     """The complaint about a loss or gradient that is not finite."""
-    return DdimError(f"step {step}", "the loss or its gradient is not finite", "lower lr, or use precision float32")
+    ways = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    mend = either(*ways)  # a run that was begun keeps its recipe
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", mend)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

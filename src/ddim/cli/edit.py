@@ -106,7 +106,6 @@ def _known(
     """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
     from ddim import hooks
     from ddim.cli.pictures import open_said
-    from ddim.data import open_picture
     from ddim.pixels import to_float
 
     policy = model.policy
@@ -115,7 +114,7 @@ def _known(
     small = None if upscale is None else _small(model, path, upscale)
     if upscale is not None and small is not None:
         return hooks.MeanPool(upscale).pinv(small), hooks.MeanPool(upscale), small
-    full = to_float((open_picture if upscale is not None else open_said)(path, policy)[None])
+    full = to_float(open_said(path, policy)[None])
     operator: Operator | None = None
     if mask is not None:
         operator = hooks.Mask(_mask(model, mask, path))
@@ -131,7 +130,8 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
     """What is kept: bool, (C, H, W)."""
     import torch
 
-    from ddim.data.pictures import natural_policy, open_picture
+    from ddim.data.pictures import natural_policy, read_picture
+    from ddim.data.told import Told
 
     own, other = natural_policy(path), natural_policy(picture)
     size, of_picture = (own.height, own.width), (other.height, other.width)
@@ -139,9 +139,11 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
         wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
         raise DdimError(path, wrong, "make it as large as the picture")
     changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
-    kept = torch.as_tensor(open_picture(path, model.policy.model_copy(update=changes))[:, :, 0] >= 128)
+    told = Told()
+    kept = torch.as_tensor(read_picture(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
     if kept.all() or not kept.any():
-        wrong = f"is {'white' if kept.all() else 'black'} all over"
+        used = told.deep if told.deep.count else told.plain
+        wrong = f"is {'white' if kept.all() else 'black'} all over (its values are {used.lowest} to {used.largest})"
         raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
     return kept.expand(model.shape)
 

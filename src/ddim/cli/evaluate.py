@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
 from ddim.cli.options import device_options, label_of, load_any, progress_bar, sharpness_options, whole_numbers
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 )
 @click.option("--micro-batch", type=int, help="Samples the network sees at once; by default 8 on a CPU, 64 on a GPU.")
 @click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@fit_option
 @extractor_options
 @device_options
 def command(
@@ -69,6 +71,7 @@ def command(
     n: str,
     split: str | None,
     limit: int | None,
+    fit: str | None,
     seed: int,
     label: Label,
     micro_batch: int | None,
@@ -106,7 +109,8 @@ def command(
         raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
     some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear", **sharp)
     if isinstance(loaded.config.data, TextPolicy):
-        about_pictures = {"--label": label, "--images": images, "--extractor": extractor or inception_weights}
+        about_pictures = {"--label": label, "--images": images, "--fit": fit}
+        about_pictures |= {"--extractor": extractor or inception_weights}
         for option in [option for option, value in about_pictures.items() if value is not None]:
             raise DdimError(option, "is of pictures", "leave it out")
         _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
@@ -115,7 +119,7 @@ def command(
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if strangers(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
-    policy = loaded.config.data
+    policy = refit(loaded.config.data, fit)
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     make_folder(out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.options import (
     exact_device_options,
     grid_option,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @steps_option(50)
 @grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
+@fit_option
 @exact_device_options
 def command(
     model: str,
@@ -54,6 +56,7 @@ def command(
     steps: int | None,
     grid: str | None,
     out: Path,
+    fit: str | None,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -94,7 +97,7 @@ def command(
     plan = make_plan(loaded, steps, grid, default=50)
     ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
     if ends is None:
-        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50))
+        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50), fit)
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:
@@ -108,14 +111,14 @@ def command(
     click.echo(f"{len(made)} pictures, {plan.name}: {out}")
 
 
-def _encoded(model: Model, files: tuple[str, ...], plan: Plan) -> Tensor:
+def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
     """The latents of picture files, (N, C, H, W)."""
     import torch
 
     from ddim.cli.pictures import read_pictures
     from ddim.pixels import to_float
 
-    pictures, _ = read_pictures(files, model.policy, None, None)
+    pictures, _ = read_pictures(files, refit(model.policy, fit), None, None)
     return torch.cat([*model.run_blocks(plan, to_float(pictures))])
 
 

@@ -15,7 +15,6 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ddim.data import ImagePolicy, ImageSet
     from ddim.engine import Engine
     from ddim.model import Model
     from ddim.plan import Plan
@@ -174,24 +173,6 @@ def check_device(device: str | None) -> None:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
-
-
-def load_pictures(
-    data: str, policy: ImagePolicy | None, split: str, limit: int | None, skip_unreadable: bool = False
-) -> ImageSet:
-    """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
-    from ddim.data import loading
-
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
-        steps = loading(data, policy, split, limit, skip_unreadable)
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                pictures: ImageSet = end.value
-                return pictures
-            bar.update(task, completed=done, total=total)
 
 
 def make_any_plan(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.encode import METHODS, make_way
 from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar, whole_numbers
 from ddim.errors import DdimError, say
@@ -32,6 +33,7 @@ SHOWN = 16
 @grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
+@fit_option
 @exact_device_options
 def command(
     model: str,
@@ -42,6 +44,7 @@ def command(
     grid: str | None,
     split: str | None,
     limit: int | None,
+    fit: str | None,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -64,7 +67,7 @@ def command(
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
-    pictures, _ = read_pictures(images, loaded.policy, split, limit)
+    pictures, _ = read_pictures(images, refit(loaded.policy, fit), split, limit)
     make_folder(out)
     results, failed = _measure(loaded, ways, pictures)
     if not results:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.evaluate import fill, times
 from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
 from ddim.cli.options import device_options, load_model, whole_numbers
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--test-split", default="test", show_default=True, help="Which part is encoded and decoded.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@fit_option
 @extractor_options
 @device_options
 def command(
@@ -59,6 +61,7 @@ def command(
     test_split: str,
     seed: int,
     images: Path | None,
+    fit: str | None,
     extractor: str | None,
     inception_weights: Path | None,
     device: str | None,
@@ -83,8 +86,8 @@ def command(
     page.need()
     loaded = load_model(model, device, dtype, compile_)
     if loaded.config.needs_label:
-        raise DdimError(model, "was never trained without a label", "take another model; evaluate has --label")
-    policy, T = loaded.policy, loaded.schedule.T
+        raise DdimError(model, "was never trained without a label", "take another model, or `ddim evaluate --label`")
+    policy, T = refit(loaded.policy, fit), loaded.schedule.T
     found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")

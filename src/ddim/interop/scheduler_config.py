@@ -68,6 +68,10 @@ class Settings(BaseModel):
                 raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"sampler {self.sampler} adds no noise, eta is {self.eta:g}")
+        try:
+            self.schedule  # what is none is refused where it is read  # noqa: B018
+        except DdimError as error:
+            raise ValueError(f"log_snr: {error.wrong}") from None
         return self
 
     @cached_property
