@@ -64,7 +64,8 @@ class Compute:
         device: Where it computes.
         dtype: What in, see `DType`.
         compile: Whether the network goes through torch.compile.
-        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU (4
+            in bfloat16), 64 on a GPU.
         cuda_graphs: Whether whole plans are recorded as CUDA graphs when sampling, see `ddim.cuda_graphs`: all (True),
             none (False), or the small ones that are run twice (None). A CPU has none, and refuses True.
 
@@ -90,11 +91,10 @@ class Compute:
         usable = device.type == "cuda" and cuda_graphs is not False
         self.graphs = PlanGraphs(always=bool(cuda_graphs)) if usable else None
         self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
-        self.micro_batch = blocks.size_of(micro_batch, device)
+        self._micro_batch = micro_batch if micro_batch is None else blocks.size_of(micro_batch, device)
 
     def __getstate__(self) -> dict[str, Any]:
-        graphs = None if self.graphs is None else PlanGraphs(always=self.graphs.always)  # recorded anew on arrival
-        return without_cached(self) | {"graphs": graphs}
+        return without_cached(self)
 
     @cached_property
     def _chosen(self) -> tuple[str, str]:
@@ -128,6 +128,17 @@ class Compute:
     def dtype(self) -> torch.dtype:
         """The dtype of the network's activations."""
         return torch.bfloat16 if self.name == "bfloat16" else torch.float32
+
+    @cached_property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch.
+
+        bfloat16 on a CPU has half as many by default: a single sample costs as much as a whole micro-batch there, and
+        matrix units need no more to be busy.
+        """
+        size = blocks.size_of(self._micro_batch, self.device)
+        halved = self._micro_batch is None and self.device.type == "cpu" and self.name == "bfloat16"
+        return size // 2 if halved else size
 
     @property
     def steady(self) -> bool:

@@ -40,8 +40,8 @@ class Engine(Published):
         dtype: What the network computes in, see `ddim.compute.DType`.
         compile: Whether the network goes through torch.compile.
         micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
-            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU, 64 on a GPU. With
-            "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
+            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU (4 in bfloat16), 64
+            on a GPU. With "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
         cuda_graphs: Whether sampling records whole plans as CUDA graphs and replays them, which saves the time of
             launching kernels, see `ddim.cuda_graphs`. None (the default) records what is run for the second time, of
             at most 64 samples at once and 250 network evaluations; True all, at once; False none. Samples are the same.
@@ -66,10 +66,14 @@ class Engine(Published):
         self.network = network.to(device).eval().requires_grad_(False)
         self.config, self.device = config, torch.device(device)
         self.compute = Compute(self.network, self.device, dtype, compile, micro_batch, cuda_graphs)
-        self.micro_batch = self.compute.micro_batch
 
     def __getstate__(self) -> dict[str, Any]:
         return without_cached(self)
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch."""
+        return self.compute.micro_batch
 
     @property
     def dtype(self) -> torch.dtype:
