@@ -186,6 +186,19 @@ class Provenance(BaseModel):
     error_from: str = ""
 
 
+class DataStatistics(BaseModel):
+    """Mean and standard deviation of the training images over all their values, in [-1, 1], see `ddim.plausible`.
+
+    Args:
+        mean: The mean.
+        std: The standard deviation.
+    """
+
+    model_config = _STRICT
+    mean: float = Field(allow_inf_nan=False)
+    std: float = Field(ge=0, allow_inf_nan=False)
+
+
 class Origin(BaseModel):
     """Which other code's model it was, see `ddim.interop`.
 
@@ -216,6 +229,7 @@ class ModelConfig(BaseModel):
             the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
             the cross-entropy of x_0 per token, in nats.
         origin: The other code it comes from, where it does.
+        statistics: Of the images it was trained on; None where they are not recorded, and for discrete data.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -230,6 +244,7 @@ class ModelConfig(BaseModel):
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     origin: Origin | None = None
+    statistics: DataStatistics | None = None
     sha256: str = ""
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import ddim
 from ddim import checkpoint, seeds
 from ddim.budget import Budget
 from ddim.calibration import complete
-from ddim.config import ModelConfig, Provenance
+from ddim.config import DataStatistics, ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
@@ -31,6 +32,7 @@ from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import kind_of
 from ddim.metrics import Metrics
 from ddim.model import of
+from ddim.plausible import statistics_of
 from ddim.run_config import RunConfig, claim, refuse_foreign
 from ddim.run_config import length as run_length
 from ddim.table import Table
@@ -298,14 +300,20 @@ class _Loop:
             begun_from=self.config.begun.sha256 if self.config.begun else "",
             error_from="training" if error else "",
         )
-        return self.config.model.model_copy(update={"provenance": provenance, "error": error})
+        update = {"provenance": provenance, "error": error, "statistics": self._statistics}
+        return self.config.model.model_copy(update=update)
+
+    @cached_property
+    def _statistics(self) -> DataStatistics | None:
+        """Of the training images, for the model's configuration."""
+        return None if self.config.model.categorical else statistics_of(self.pictures, self.kind.read)
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes
         labels = [i % classes for i in range(PREVIEWS)] if classes else None
         model = of(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
-            self.preview_plan = model.plan(20)
+            self.preview_plan = model.plan()
         blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
         samples = [sample for block in blocks for sample in self.kind.render(block)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"

@@ -12,7 +12,15 @@ import click
 
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, label_of, load_any, progress_bar, sharpness_options, whole_numbers
+from ddim.cli.options import (
+    clip_option,
+    device_options,
+    label_of,
+    load_any,
+    progress_bar,
+    sharpness_options,
+    whole_numbers,
+)
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -27,13 +35,14 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table; gone on with.")
-@click.option("--steps", default="10,20,50,100,1000", show_default=True, help="Numbers of network calls S.")
+@click.option("--steps", help="Numbers of network calls S. [default: 10,20,50,100,1000, as many as there are times]")
 @click.option(
     "--eta",
     help="Rows: etas, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; of categories 0,0.1,0.5]",
 )
 @click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
 @sharpness_options
+@clip_option
 @table_grid_option("linear, as the paper's; auto has its own")
 @click.option(
     "-n",
@@ -60,11 +69,12 @@ def command(
     model: str,
     data: str,
     out: Path,
-    steps: str,
+    steps: str | None,
     eta: str | None,
     samplers: str | None,
     temperature: float | None,
     top_p: float | None,
+    clip_x0: bool | None,
     grid: str | None,
     n: str,
     split: str | None,
@@ -97,6 +107,7 @@ def command(
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
@@ -104,7 +115,12 @@ def command(
     sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
     for key in sharp.keys() - loaded.SETTINGS:
         raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
-    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear", **sharp)
+    if clip_x0 is not None and "clip_x0" not in loaded.SETTINGS:
+        raise DdimError("--clip", "is of real-valued images", "leave it out")
+    clip = {} if clip_x0 is None else {"clip_x0": clip_x0}
+    default = default_counts(table.STEPS, loaded.schedule)
+    counts = whole_numbers(steps, "--steps") if steps else default
+    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp, **clip)
     if isinstance(loaded.config.data, TextPolicy):
         about_pictures = {"--label": label, "--images": images, "--extractor": extractor or inception_weights}
         for option in [option for option, value in about_pictures.items() if value is not None]:
