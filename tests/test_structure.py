@@ -21,7 +21,7 @@ LONGEST_BODY = 45  # without
 
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
-    {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
+    {"schedule", "start", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
     {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical", "comparison"},  # 1 theory
     {
         "denoiser",
@@ -69,6 +69,7 @@ FLOORS = (
         "budget",
         "metrics",
         "generate",
+        "plausible",
         "manifest",
         "roundtrip",
         "bits",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from ddim import schedule as schedules
 from ddim.categorical_config import CategoricalConfig as CategoricalConfig
-from ddim.data.policy import ImagePolicy
+from ddim.data.policy import DataStatistics, ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
@@ -184,19 +184,6 @@ class Provenance(BaseModel):
     training: TrainConfig | None = None
     begun_from: str = ""
     error_from: str = ""
-
-
-class DataStatistics(BaseModel):
-    """Mean and standard deviation of the training images over all their values, in [-1, 1], see `ddim.plausible`.
-
-    Args:
-        mean: The mean.
-        std: The standard deviation.
-    """
-
-    model_config = _STRICT
-    mean: float = Field(allow_inf_nan=False)
-    std: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Origin(BaseModel):

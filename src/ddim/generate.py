@@ -102,14 +102,7 @@ def generate(
         DdimError: If an argument is out of range, the folder holds another run or is in use, or samples are not
             plausible: then nothing was written.
     """
-    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
-        if value < least:
-            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
-    if not 0 <= seed < 2**64:
-        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
-    scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
-    if scale is not None and not np.isfinite(scale).all():
-        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
+    scale = _checked(plan, n, start, seed, batch, guidance)
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
@@ -128,6 +121,19 @@ def generate(
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
     yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make, force)
+
+
+def _checked(plan: Table[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
+    """The scale of guidance of each row, or of all, if the arguments are in range."""
+    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
+        if value < least:
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+    if not 0 <= seed < 2**64:
+        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
+    if scale is not None and not np.isfinite(scale).all():
+        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
+    return scale
 
 
 def decode(

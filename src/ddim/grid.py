@@ -30,6 +30,8 @@ from ddim.start import RATIO
 DEFAULT = "equal-angle"
 LOG_SHARE = 0.15
 """The weight of log(noise / signal) beside the angle in `angle-log-snr`."""
+LEAST = 0.01
+"""Noise / signal that counts as clean data there."""
 
 
 def tau(
@@ -148,7 +150,10 @@ def _angle_log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
     angles = np.array([schedule.level(t).angle for t in times])
     ratios = np.minimum(np.exp(-schedule.log_snr[:top] / 2), RATIO)  # further up the angle alone counts
     mark = angles + LOG_SHARE * np.log(ratios)
-    points = np.linspace(mark[0], mark[-1], steps + 1)[1:-1]
+    clean = math.atan(LEAST) + LOG_SHARE * math.log(LEAST)  # the same on every schedule, whatever t = 1 is
+    points = np.linspace(clean, mark[-1], steps + 1)[1:-1]
+    if clean >= mark[-1] or (steps > 1 and points[0] < mark[0]):  # t = 1 is noisier than the first of these
+        points = np.linspace(mark[0], mark[-1], steps)[:-1]
     return _whole([float(t) for t in np.interp(points, mark, times)], top)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ddim.config import DataStatistics, ModelConfig
+from ddim.config import ModelConfig
+from ddim.data.policy import DataStatistics
 from ddim.errors import DdimError, say
 
-FAR, FAR_SHARE = 2.0, 0.1
+FAR, FAR_SHARE = 4.0, 0.1
 """Implausible: more than this share of all values at more than `FAR` in size; pixels are in [-1, 1]."""
 BEYOND, BEYOND_SHARE, SPREAD = 1.1, 0.1, 1.5
 """Also: more than this share at more than `BEYOND`, and a spread of more than `SPREAD` times the data's."""

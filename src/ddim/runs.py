@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import ddim
 from ddim import checkpoint, seeds
 from ddim.budget import Budget
 from ddim.calibration import complete
-from ddim.config import DataStatistics, ModelConfig, Provenance
+from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
@@ -156,6 +155,7 @@ class _Loop:
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved = -1
         self.preview_plan: Table[Any] | None = None
+        self.statistics = None if model.categorical else statistics_of(pictures, self.kind.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -300,13 +300,8 @@ class _Loop:
             begun_from=self.config.begun.sha256 if self.config.begun else "",
             error_from="training" if error else "",
         )
-        update = {"provenance": provenance, "error": error, "statistics": self._statistics}
+        update = {"provenance": provenance, "error": error, "statistics": self.statistics}
         return self.config.model.model_copy(update=update)
-
-    @cached_property
-    def _statistics(self) -> DataStatistics | None:
-        """Of the training images, for the model's configuration."""
-        return None if self.config.model.categorical else statistics_of(self.pictures, self.kind.read)
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes

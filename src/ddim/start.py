@@ -13,19 +13,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ddim.denoiser import Predicts
 from ddim.schedule import Schedule
 
 RATIO = 60.0
 """Noise / signal at which the spacings of a network that predicts eps start."""
 
 
-def start_time(schedule: Schedule, predicts: Predicts) -> int:
+def start_time(schedule: Schedule, predicts: str) -> int:
     """The whole time at which named spacings start.
 
     Args:
         schedule: The schedule.
-        predicts: What the network predicts.
+        predicts: What the network predicts: "eps", "v" or "x0".
 
     Returns:
         For eps, the time whose log(noise / signal) is nearest to that of `RATIO`: T where there is less noise at T.
@@ -36,7 +35,7 @@ def start_time(schedule: Schedule, predicts: Predicts) -> int:
     return 1 + int(np.argmin(np.abs(schedule.log_snr / 2 + math.log(RATIO))))
 
 
-def default_steps(steps: int, schedule: Schedule, predicts: Predicts) -> int:
+def default_steps(steps: int, schedule: Schedule, predicts: str) -> int:
     """A default number of steps, bounded by the number of times that the schedule has up to `start_time`."""
     return min(steps, start_time(schedule, predicts))
 

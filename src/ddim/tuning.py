@@ -130,9 +130,7 @@ def tuning(
     size: int = 8,
     predicts: Predicts = "v",
 ) -> Iterator[Progress]:
-    """Find a plan for a denoiser and a number of network calls.
-
-    Deterministic: the same pilots give the same plan.
+    """Find a plan for a denoiser and a number of network calls; the same pilots give the same plan.
 
     Args:
         denoise: The denoiser.
@@ -149,9 +147,8 @@ def tuning(
     Raises:
         DdimError: If the solver is unknown, or there are too few calls or pilots.
     """
-    top = start_time(schedule, predicts)
+    top, half = start_time(schedule, predicts), len(pilots) // 2
     _refuse(schedule, calls, pilots, solver, top)
-    half = len(pilots) // 2
     memo, teachers = Memo(denoise, size), (Teacher(schedule, top=top), Teacher(schedule, top=top))
     total, done = 2 * len(teachers[0].plan), 0
     for teacher, start, kept in zip(teachers, (pilots[:half], pilots[half:]), (True, False), strict=True):
@@ -170,8 +167,7 @@ def tuning(
             yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_CALL))
     untuned, tuned = bench.best(untuned, SHORT)[:BEST], bench.best(tuned, 2)[:1]
     sampler, name = recommended(calls, schedule, predicts)
-    times = grids.get(name) or grid.tau(schedule, name, calls, top)
-    untuned.append(bench.attempt(sampler, name, times))
+    untuned.append(bench.attempt(sampler, name, grids.get(name) or grid.tau(schedule, name, calls, top)))
     starts = [bench.attempt(solver, name, times) for name, times in grids.items()]
     best = min(starts, key=lambda one: one.error)
     for done, total, best in _search(bench, best):  # noqa: B007, B020

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import force_option
 from ddim.cli.encode import METHODS, make_way
 from ddim.cli.filling import fill
-from ddim.cli.options import exact_device_options, force_option, grid_option, load_model
+from ddim.cli.options import exact_device_options, grid_option, load_model
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:

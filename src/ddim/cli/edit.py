@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import clip_option, force_option
 from ddim.cli.filling import fill
 from ddim.cli.options import (
-    clip_option,
     device_options,
-    force_option,
     grid_option,
     load_model,
     numbers,

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
 from ddim.cli.options import (
-    clip_option,
     device_options,
     label_of,
     load_any,
+    options_given,
     progress_bar,
     sharpness_options,
     whole_numbers,
@@ -112,15 +113,12 @@ def command(
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
-    for key in sharp.keys() - loaded.SETTINGS:
-        raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
-    if clip_x0 is not None and "clip_x0" not in loaded.SETTINGS:
-        raise DdimError("--clip", "is of real-valued images", "leave it out")
-    clip = {} if clip_x0 is None else {"clip_x0": clip_x0}
-    default = default_counts(table.STEPS, loaded.schedule)
-    counts = whole_numbers(steps, "--steps") if steps else default
-    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp, **clip)
+    given = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
+    sharp = {key: value for key, value in given.items() if value is not None}
+    for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
+        raise DdimError(option, "is of another kind of data", "leave it out")
+    counts = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
+    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
     if isinstance(loaded.config.data, TextPolicy):
         about_pictures = {"--label": label, "--images": images, "--extractor": extractor or inception_weights}
         for option in [option for option, value in about_pictures.items() if value is not None]:

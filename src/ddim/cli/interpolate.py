@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import force_option
 from ddim.cli.options import (
     exact_device_options,
-    force_option,
     grid_option,
     load_model,
     make_plan,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -112,19 +113,6 @@ def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
     text = "auto: what docs/solvers.md recommends at so many steps, where nothing else is said; else ddim, which alone "
     text += f"adds noise. One of auto, {', '.join(SAMPLERS)}."
     return click.option("--sampler", default="auto", show_default=True, help=text)(function)
-
-
-def clip_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--clip, --no-clip."""
-    text = "Clip the predicted x0 to [-1, 1] in every step. [default: for networks that predict eps, as a diffusers "
-    text += "folder's own scheduler did, and with --sigma hat, as in the paper]"
-    return click.option("--clip/--no-clip", "clip_x0", default=None, help=text)(function)
-
-
-def force_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--force."""
-    text = "Write samples that are no plausible images too: far beyond the range of pixels, or of the training data."
-    return click.option("--force", is_flag=True, help=text)(function)
 
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.cli.evaluate import fill, times
 from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import clip_option, device_options, load_model, whole_numbers
+from ddim.cli.options import device_options, load_model, whole_numbers
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import force_option
 from ddim.cli.filling import fill
 from ddim.cli.like import like_option, make_like
 from ddim.cli.options import (
     device_options,
-    force_option,
     grid_option,
     label_of,
     load_any,

@@ -235,9 +235,7 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
     predicts = PREDICTS[c["prediction_type"]]
     notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
     if c["thresholding"]:
-        notes.append(
-            "thresholding: no plan has it; sampling asks for --clip or --no-clip"
-        )
+        notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
     return made, predicts, notes
 
 
