@@ -147,7 +147,7 @@ def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
 
 def _angle_log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
     times = np.arange(1, top + 1)
-    angles = np.array([schedule.level(t).angle for t in times])
+    angles = np.array([schedule.level(float(t)).angle for t in times])
     ratios = np.minimum(np.exp(-schedule.log_snr[:top] / 2), RATIO)  # further up the angle alone counts
     mark = angles + LOG_SHARE * np.log(ratios)
     clean = math.atan(LEAST) + LOG_SHARE * math.log(LEAST)  # the same on every schedule, whatever t = 1 is

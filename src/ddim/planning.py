@@ -59,8 +59,8 @@ class Planner:
             sampler = "ddim"
             plain = clip_x0 is None or self.predicts == "eps" or self.clipping is not None
             if grid is None and not eta and sigma is None and plain and not encode and top is None:
-                some = self._default(default) if steps is None else steps
-                sampler, grid = samplers.recommended(some, self.schedule, self.predicts)
+                count = self._default(default) if steps is None else steps
+                sampler, grid = samplers.recommended(count, self.schedule, self.predicts)
                 chosen = "auto: "
         grid = DEFAULT if grid is None else grid
         some = self._default(default) if steps is None and isinstance(grid, str) else steps

@@ -8,7 +8,7 @@ from functools import partial
 from ddim.config import ModelConfig
 from ddim.errors import DdimError
 
-_CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
+CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 """Schedulers of diffusers that clip unless their configuration says otherwise."""
 
 
@@ -42,7 +42,7 @@ def _of_diffusers(config: ModelConfig) -> str:
     hint = "say --clip or --no-clip (clip_x0)"
     if settings.get("thresholding"):
         raise DdimError(what, f"is not given, and the model's {scheduler} has thresholding, which no plan has", hint)
-    if not settings.get("clip_sample", scheduler in _CLIPS):
+    if not settings.get("clip_sample", scheduler in CLIPS):
         return ""
     largest = settings.get("clip_sample_range", 1.0)
     if largest != 1:
