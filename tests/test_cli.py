@@ -168,7 +168,7 @@ def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp
     assert plan == load(tmp_path / "model", "cpu").plan(5, eta=eta, sigma="optimal", clip_x0="--clip" in options)
     assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
     assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
-    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out")
+    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out", "--force")
     assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network calls each")
 
 

@@ -23,6 +23,7 @@ LONGEST_BODY = 45  # without
 FLOORS = (
     {
         "schedule",
+        "start",
         "grid",
         "seeds",
         "device_noise",
@@ -81,6 +82,7 @@ FLOORS = (
         "budget",
         "metrics",
         "generate",
+        "plausible",
         "manifest",
         "roundtrip",
         "bits",

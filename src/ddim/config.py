@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from ddim import schedule as schedules
 from ddim.categorical_config import CategoricalConfig as CategoricalConfig
-from ddim.data.policy import ImagePolicy
+from ddim.data.policy import DataStatistics, ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
@@ -220,6 +220,7 @@ class ModelConfig(BaseModel):
             the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
             the cross-entropy of x_0 per token, in nats.
         origin: The other code it comes from, where it does.
+        statistics: Of the images it was trained on; None where they are not recorded, and for discrete data.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -234,6 +235,7 @@ class ModelConfig(BaseModel):
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     origin: Origin | None = None
+    statistics: DataStatistics | None = None
     sha256: str = ""
 
     @model_validator(mode="after")

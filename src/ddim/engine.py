@@ -25,6 +25,7 @@ from ddim.plan import Plan
 from ddim.published import Published
 from ddim.schedule import Level, Schedule
 from ddim.seeds import Noise
+from ddim.start import default_steps
 from ddim.table import Table
 
 STEPS = 20
@@ -149,14 +150,15 @@ class Engine(Published):
 
         Args:
             grid: A grid's name (see `ddim.grid`) or a rising list of times.
-            steps: S, the number of network calls; with a named grid 20 if left out.
+            steps: S, the number of network calls; with a named grid 20, or as many times as there are, if left out.
             encode: Rising instead, from clean data to the noisiest.
-            top: The noisiest time, where a run starts from a picture partly noised.
+            top: The noisiest time of a named grid, where a run starts from an image partly noised.
 
         Raises:
             DdimError: See `ddim.grid.tau`.
         """
-        some = STEPS if isinstance(grid, str) and steps is None else steps
+        named = isinstance(grid, str) and steps is None
+        some = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
         return samplers.walk(self.schedule, self.config.predicts, grid, some, encode, top)
 
     def check_plan(self, plan: Table[Any], to_clean: bool = False) -> None:

@@ -7,6 +7,7 @@ missing is made.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -27,9 +28,10 @@ from ddim.errors import DdimError, either
 from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import Kind
 from ddim.kinds import picture_path as picture_path
-from ddim.manifest import claim, identity
+from ddim.manifest import MANIFEST, claim, identity
 from ddim.model import Model
 from ddim.plan import Plan
+from ddim.plausible import refuse_implausible
 from ddim.table import Table
 
 
@@ -75,6 +77,7 @@ def generate(
     label: Label = None,
     guidance: Guidance | None = None,
     edit: Edit | None = None,
+    force: bool = False,
 ) -> Generator[Made, None, None]:
     """Make pictures start..start + n - 1 of a run, those that are not in the folder yet.
 
@@ -90,21 +93,16 @@ def generate(
         label: For a model with labels, see `ddim.blocks.Label`.
         guidance: Scale of classifier-free guidance, or a function from level to scale.
         edit: What the pictures start from and are held to.
+        force: Whether samples that are not plausible are written too, see `ddim.plausible`.
 
     Yields:
         Where it stands: once before the first picture, then each time some were written.
 
     Raises:
-        DdimError: If an argument is out of range, or the folder holds another run or is in use.
+        DdimError: If an argument is out of range, the folder holds another run or is in use, or samples are not
+            plausible: then nothing was written.
     """
-    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
-        if value < least:
-            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
-    if not 0 <= seed < 2**64:
-        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
-    scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
-    if scale is not None and not np.isfinite(scale).all():
-        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
+    scale = _checked(plan, n, start, seed, batch, guidance)
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
@@ -122,7 +120,20 @@ def generate(
         through = partial(Hooked, hook=hook) if hook else None
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
-    yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make)
+    yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make, force)
+
+
+def _checked(plan: Table[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
+    """The scale of guidance of each row, or of all, if the arguments are in range."""
+    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
+        if value < least:
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+    if not 0 <= seed < 2**64:
+        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
+    if scale is not None and not np.isfinite(scale).all():
+        raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
+    return scale
 
 
 def decode(
@@ -133,6 +144,7 @@ def decode(
     names: Sequence[str],
     name: str = "",
     beside: Sequence[Tensor] = (),
+    force: bool = False,
 ) -> Generator[Made, None, None]:
     """Decode latents into a folder, those whose pictures are not there yet.
 
@@ -144,6 +156,7 @@ def decode(
         names: Where each latent comes from, (N,), for the metadata.
         name: The model's name, for the metadata.
         beside: The states of `plan.before`, (N, C, H, W) each.
+        force: As in `generate`.
 
     Yields:
         Where it stands: once before the first picture, then each time some were written.
@@ -168,7 +181,8 @@ def decode(
         some = list(indices)
         return model.run_blocks(plan, latents[some], [state[some] for state in beside])
 
-    yield from _fill(model.kind, folder, what, lambda index: {"latent": names[index]}, range(len(latents)), 1, make)
+    each = range(len(latents))
+    yield from _fill(model.kind, folder, what, lambda index: {"latent": names[index]}, each, 1, make, force)
 
 
 def read_sheet(folder: Path, indices: range) -> np.ndarray:
@@ -187,9 +201,12 @@ def _fill(
     indices: range,
     batch: int,
     make: Callable[[Sequence[int]], Iterator[Tensor]],
+    force: bool,
 ) -> Generator[Made, None, None]:
+    new = not folder.exists()
     make_folder(folder)
     with lock(folder):
+        first = not (folder / MANIFEST).exists()
         claim(folder, what, indices.start, len(indices), kind.things)
         remove_parts(folder)
         missing = [i for i in indices if not kind.path(folder, i).exists()]
@@ -198,13 +215,20 @@ def _fill(
         text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
         text |= {"plan_sha256": _digest(what["plan"]), "software": f"ddim {ddim.__version__}"}
         held: list[Any] = []
-        for block in make(missing) if missing else ():
+        for place, block in enumerate(make(missing) if missing else ()):
             if not torch.isfinite(block).all():
                 raise DdimError(
                     "samples",
                     "are not finite numbers",
                     either("use another grid", "use dtype='float32'", "use clip_x0=True"),
                 )
+            if place == 0:
+                try:
+                    refuse_implausible(block, kind.config, force)
+                except DdimError:
+                    if first:
+                        _let_go(folder, new)
+                    raise
             held += kind.render(block)
             if len(held) < batch and done + len(held) < len(missing):
                 continue
@@ -214,6 +238,15 @@ def _fill(
                 done += 1
             held.clear()
             yield Made(found + done, len(indices), found)
+
+
+def _let_go(folder: Path, new: bool) -> None:
+    """Remove the manifest of a run that made nothing, and the folder where it is a new one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if new:
+        (folder / ".lock").unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _digest(plan: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ from ddim.files import lock, make_folder, remove_parts
 from ddim.kinds import kind_of
 from ddim.metrics import Metrics
 from ddim.model import of
+from ddim.plausible import statistics_of
 from ddim.run_config import RunConfig, claim, refuse_foreign
 from ddim.run_config import length as run_length
 from ddim.table import Table
@@ -156,6 +157,7 @@ class _Loop:
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved = -1
         self.preview_plan: Table[Any] | None = None
+        self.statistics = None if model.categorical else statistics_of(pictures, self.kind.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -300,14 +302,15 @@ class _Loop:
             begun_from=self.config.begun.sha256 if self.config.begun else "",
             error_from="training" if error else "",
         )
-        return self.config.model.model_copy(update={"provenance": provenance, "error": error})
+        update = {"provenance": provenance, "error": error, "statistics": self.statistics}
+        return self.config.model.model_copy(update=update)
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes
         labels = [i % classes for i in range(PREVIEWS)] if classes else None
         model = of(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
-            self.preview_plan = model.plan(20)
+            self.preview_plan = model.plan()
         blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
         samples = [sample for block in blocks for sample in self.kind.render(block)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"

@@ -10,10 +10,19 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.cli.datasets import fit_option, refit
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, label_of, load_any, progress_bar, sharpness_options, whole_numbers
+from ddim.cli.options import (
+    device_options,
+    label_of,
+    load_any,
+    options_given,
+    progress_bar,
+    sharpness_options,
+    whole_numbers,
+)
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -28,13 +37,14 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table; gone on with.")
-@click.option("--steps", default="10,20,50,100,1000", show_default=True, help="Numbers of network calls S.")
+@click.option("--steps", help="Numbers of network calls S. [default: 10,20,50,100,1000, as many as there are times]")
 @click.option(
     "--eta",
     help="Rows: etas, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; of categories 0,0.1,0.5]",
 )
 @click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
 @sharpness_options
+@clip_option
 @table_grid_option("linear, as the paper's; auto has its own")
 @click.option(
     "-n",
@@ -66,11 +76,12 @@ def command(
     model: str,
     data: str,
     out: Path,
-    steps: str,
+    steps: str | None,
     eta: str | None,
     samplers: str | None,
     temperature: float | None,
     top_p: float | None,
+    clip_x0: bool | None,
     grid: str | None,
     n: str,
     split: str | None,
@@ -104,14 +115,17 @@ def command(
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
     from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
-    for key in sharp.keys() - loaded.SETTINGS:
-        raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
-    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear", **sharp)
+    given = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
+    sharp = {key: value for key, value in given.items() if value is not None}
+    for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
+        raise DdimError(option, "is of another kind of data", "leave it out")
+    counts = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
+    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
     if isinstance(loaded.config.data, TextPolicy):
         about_pictures = {"--label": label, "--images": images, "--fit": fit}
         about_pictures |= {"--extractor": extractor or inception_weights}

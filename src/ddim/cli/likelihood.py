@@ -139,7 +139,9 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         settings["grid"] or "linear",
         1.0 if eta is None and sigma in (None, "optimal") else eta,
         sigma,
+        None if sigma == "hat" else False,  # the bound is that of the network as it is
         default=model.schedule.T,
+        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and it begins at T
     )
     return bits.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 

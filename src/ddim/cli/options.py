@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ GRIDS = (
     "trailing",
     "linspace",
     "log-snr",
+    "angle-log-snr",
 )
 _GRID_HELP = f"Times at which the network is called: {', '.join(GRIDS)}, or rising times such as 1,250,1000."
 
@@ -100,7 +102,8 @@ def grid_option(*names: str, default: str = GRIDS[0]) -> Decorator:
 
 def steps_option(default: int) -> Decorator:
     """--steps; left out with a grid that is a list of times."""
-    text = f"S, the number of network calls; left out with a list of times. [default: {default}]"
+    text = "S, the number of network calls; left out with a list of times. "
+    text += f"[default: {default}, or as many as the model has times]"
     return click.option("--steps", type=int, help=text)
 
 
@@ -113,13 +116,8 @@ def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--eta, --sigma, --clip."""
+    function = clip_option(function)
     for option in (
-        click.option(
-            "--clip/--no-clip",
-            "clip_x0",
-            default=None,
-            help="Clip the predicted x0 to [-1, 1] (default: only with --sigma hat, as in the paper).",
-        ),
         click.option(
             "--sigma",
             help="'hat' for the paper's larger noise; 'learned' for the network's own; 'optimal' for the variance that "
@@ -202,17 +200,16 @@ def make_plan(
     encode: bool = False,
     default: int = 20,
     sampler: str = "ddim",
+    top: int | None = None,
 ) -> Plan:
     """The plan that a command's options ask for; `default` is its number of steps where none is given."""
     if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
-    if steps is None and not isinstance(times, list):
-        steps = default
     if sampler == "auto" and eta is not None:
         sampler = "ddim"
-    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, sampler=sampler)
+    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, default, top, sampler)
 
 
 def read_plan(model: Engine, path: Path, given: Mapping[str, object]) -> Table[Any]:

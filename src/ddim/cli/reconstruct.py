@@ -22,13 +22,14 @@ if TYPE_CHECKING:
     from ddim.roundtrip import RoundTrip
 
 SHOWN = 16
+STEPS = (10, 20, 50, 100)
 
 
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table and the picture.")
-@click.option("--steps", default="10,20,50,100", show_default=True, help="Numbers of network calls down.")
+@click.option("--steps", help="Numbers of network calls down. [default: 10,20,50,100, as many as the model has times]")
 @click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Of {', '.join(METHODS)}; several.")
 @grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
@@ -39,7 +40,7 @@ def command(
     model: str,
     images: tuple[str, ...],
     out: Path,
-    steps: str,
+    steps: str | None,
     methods: str,
     grid: str | None,
     split: str | None,
@@ -58,14 +59,16 @@ def command(
     """
     from ddim.cli.pictures import read_pictures
     from ddim.files import make_folder, strangers
+    from ddim.start import default_counts
 
-    counts, chosen = whole_numbers(steps, "--steps"), methods.split(",")
+    given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
     for method in chosen:
         if method not in METHODS:
             raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
     if strangers(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
+    counts = given or default_counts(STEPS, loaded.schedule)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
     pictures, _ = read_pictures(images, refit(loaded.policy, fit), split, limit)
     make_folder(out)

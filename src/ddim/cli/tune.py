@@ -15,7 +15,7 @@ from ddim.errors import DdimError, say
 if TYPE_CHECKING:
     from ddim.model import Model
 
-RECIPE = 2  # of `ddim.tuning`; another one, and what was kept is not what it would find
+RECIPE = 3  # of `ddim.tuning`; another one, and what was kept is not what it would find
 
 
 @click.command("tune")

@@ -114,7 +114,8 @@ def cells(
         rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
         n: How many samples each has, see `ddim.evaluation.counts.Counts`.
         grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
-        settings: Of categories, `temperature` and `top_p`.
+        settings: Of every plan: `temperature` and `top_p` of categories; `clip_x0` and `top` of real-valued images, the
+            latter not for "auto", which has its own.
 
     Raises:
         DdimError: If one cannot be made, is named twice, or none is left.
@@ -140,7 +141,9 @@ def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, set
         raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
     given: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
     named: dict[str, Any] = {} if given else {"sampler": row}
-    return model.plan(steps, None if row == "auto" else grid, **given, **named, **settings)
+    if row == "auto":
+        return model.plan(steps, **named, **{key: value for key, value in settings.items() if key != "top"})
+    return model.plan(steps, grid, **given, **named, **settings)
 
 
 def check(

@@ -62,7 +62,17 @@ _SCHEDULER = {
     "rescale_betas_zero_snr": False,
     "thresholding": False,
 }
-_KEPT = ("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset", "timestep_spacing", "variance_type")
+_KEPT = (
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "steps_offset",
+    "timestep_spacing",
+    "variance_type",
+)
 
 
 def _prefix(place: Place) -> str:
@@ -228,13 +238,13 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
     predicts = PREDICTS[c["prediction_type"]]
     notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
     if c["thresholding"]:
-        notes.append("thresholding: not part of the model here; see ddim.hooks")
+        notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
     return made, predicts, notes
 
 
 def _choice(kept: Mapping[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
-    return f"sampler: {said}; kept for `ddim sample --like diffusers` and the way back, no part of other plans"
+    return f"sampler: {said}; clipping applies to sampling, the rest is kept for `ddim sample --like diffusers` and the way back"
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:

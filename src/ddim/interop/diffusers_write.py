@@ -15,11 +15,13 @@ from torch import Tensor
 from ddim.config import ModelConfig
 from ddim.errors import DdimError
 from ddim.files import make_folder, strangers, write_atomic
+from ddim.interop.clipping import CLIPS
 from ddim.interop.diffusers_folder import BETAS, NAMES, PREDICTION_TYPES, SCHEDULER
 from ddim.interop.layout import theirs
 from ddim.nn.unet import UNetConfig
 
 INDEX, UNET, WEIGHTS = "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+_KEPT_CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
 VERSION = "0.42.1"  # of diffusers, whose form this is
 
 
@@ -121,7 +123,8 @@ def scheduler_config(config: ModelConfig) -> dict[str, Any]:
         "trained_betas": betas,
         "prediction_type": PREDICTION_TYPES[config.predicts],
         "rescale_betas_zero_snr": s.zero_terminal_snr,
-        "clip_sample": kept.get("clip_sample", False),
+        "clip_sample": kept.get("clip_sample", kept.get("scheduler") in CLIPS),
+        **{key: kept[key] for key in _KEPT_CLIPPING if key in kept},
         "set_alpha_to_one": kept.get("set_alpha_to_one", True),
         "steps_offset": kept.get("steps_offset", 0),
         "timestep_spacing": kept.get("timestep_spacing", "trailing" if s.zero_terminal_snr else "leading"),
