@@ -244,7 +244,8 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
 
 def _choice(kept: Mapping[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
-    return f"sampler: {said}; clipping applies to sampling, the rest is kept for `ddim sample --like diffusers` and the way back"
+    rest = "the rest is kept for `ddim sample --like diffusers` and the way back"
+    return f"sampler: {said}; clipping applies to sampling, {rest}"
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:
