@@ -21,7 +21,18 @@ LONGEST_BODY = 45  # without
 
 # Import from your own floor or below. docs/design.md says what is at home on each.
 FLOORS = (
-    {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
+    {
+        "schedule",
+        "grid",
+        "seeds",
+        "errors",
+        "files",
+        "temporary",
+        "checksum",
+        "tensors",
+        "pixels",
+        "plan_file",
+    },  # 0 ground
     {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical", "comparison"},  # 1 theory
     {
         "denoiser",
@@ -70,6 +81,8 @@ FLOORS = (
         "metrics",
         "generate",
         "manifest",
+        "finished",
+        "states",
         "roundtrip",
         "bits",
         "calibration",

@@ -1,8 +1,8 @@
 """Bulk sampling and decoding into a folder of PNG files with one manifest: complete, resumable, never doubled.
 
 Picture i is a function of (model, plan, seed, i), or of (model, plan, latent i): its bytes depend neither on how many
-are made at a time nor on where an earlier run was stopped. After a kill, a file under its final name is whole; what is
-missing is made.
+are made at a time nor on where an earlier run was stopped. What is missing, or has other bytes than were written, is
+made.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ from ddim.blocks import Label, labels_of
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import Engine
 from ddim.errors import DdimError
-from ddim.files import lock, make_folder, remove_parts
+from ddim.files import claimed, remove_parts
+from ddim.finished import SUMS, Finished
 from ddim.kinds import Kind
 from ddim.kinds import picture_path as picture_path
-from ddim.manifest import claim, identity
+from ddim.manifest import MANIFEST, claim, identity
 from ddim.model import Model
 from ddim.plan import Plan
 from ddim.table import Table
+
+LARGEST = 2**63
+_SOFTWARE = {"software": f"ddim {ddim.__version__}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +45,20 @@ class Made:
         done: Pictures of the request that are in the folder.
         total: Pictures of the request.
         found: Pictures that were there before.
+        remade: Pictures that were there, but not as they were written, and are made again.
     """
 
     done: int
     total: int
     found: int
+    remade: int = 0
+
+    @property
+    def before(self) -> str:
+        """What was there before, in words: " (6 were there, 3 remade)"; "" if nothing was."""
+        parts = [f"{self.found} were there"] if self.found else []
+        parts += [f"{self.remade} remade"] if self.remade else []
+        return f" ({', '.join(parts)})" if parts else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +110,7 @@ def generate(
     Raises:
         DdimError: If an argument is out of range, or the folder holds another run or is in use.
     """
-    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
-        if value < least:
-            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
-    if not 0 <= seed < 2**64:
-        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    _check_range(n, start, batch, seed)
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
     if scale is not None and not np.isfinite(scale).all():
         raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
@@ -123,6 +132,17 @@ def generate(
         return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
 
     yield from _fill(model.kind, folder, what, text, range(start, start + n), batch, make)
+
+
+def _check_range(n: int, start: int, batch: int, seed: int) -> None:
+    """Refuse numbers that are out of range, before a folder is claimed."""
+    for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
+        if value < least:
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+    if not 0 <= seed < 2**64:
+        raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    if start + n > LARGEST:
+        raise DdimError(f"start {start}", f"counts the last sample as {start + n - 1}", "count from a smaller number")
 
 
 def decode(
@@ -188,28 +208,50 @@ def _fill(
     batch: int,
     make: Callable[[Sequence[int]], Iterator[Tensor]],
 ) -> Generator[Made, None, None]:
-    make_folder(folder)
-    with lock(folder):
-        claim(folder, what, indices.start, len(indices), kind.things)
+    text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
+    text |= {"plan_sha256": _digest(what["plan"])}
+
+    def about(index: int) -> dict[str, str]:
+        return {**text, **describe(index), "index": str(index)}
+
+    with claimed(folder, MANIFEST, SUMS) as owned:
+        earlier = claim(folder, what, indices.start, len(indices), kind.things)
         remove_parts(folder)
-        missing = [i for i in indices if not kind.path(folder, i).exists()]
-        found, done = len(indices) - len(missing), 0
-        yield Made(found, len(indices), found)
-        text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
-        text |= {"plan_sha256": _digest(what["plan"]), "software": f"ddim {ddim.__version__}"}
-        held: list[Any] = []
-        for block in make(missing) if missing else ():
-            if not torch.isfinite(block).all():
-                raise DdimError("samples", "are not finite numbers", "use --dtype float32, --clip, or another grid")
-            held += kind.render(block)
-            if len(held) < batch and done + len(held) < len(missing):
-                continue
-            for sample in held:
-                index = missing[done]
-                kind.save(kind.path(folder, index), sample, {**text, **describe(index), "index": str(index)})
-                done += 1
-            held.clear()
-            yield Made(found + done, len(indices), found)
+        with Finished(folder, earlier, lambda path: kind.is_whole(path, about(int(path.stem)))) as finished:
+            places, remade = finished.missing([kind.path(folder, index) for index in indices])
+            missing = [indices[place] for place in places]
+            found, done = len(indices) - len(missing), 0
+            yield Made(found, len(indices), found, remade)
+            blocks = make(missing) if missing else iter(())
+            for files in _rendered(kind, folder, missing, blocks, batch, lambda index: {**about(index), **_SOFTWARE}):
+                finished.write(files)
+                owned.keep()
+                done += len(files)
+                yield Made(found + done, len(indices), found, remade)
+
+
+def _rendered(
+    kind: Kind,
+    folder: Path,
+    indices: Sequence[int],
+    blocks: Iterator[Tensor],
+    batch: int,
+    about: Callable[[int], dict[str, str]],
+) -> Iterator[list[tuple[Path, bytes]]]:
+    """The files of samples as blocks come in, `batch` of them or more at a time, fewer at the end."""
+    files: list[tuple[Path, bytes]] = []
+    left = iter(indices)
+    for block in blocks:
+        if not torch.isfinite(block).all():
+            raise DdimError("samples", "are not finite numbers", "use --dtype float32, --clip, or another grid")
+        for sample in kind.render(block):
+            index = next(left)
+            files.append((kind.path(folder, index), kind.file_of(sample, about(index))))
+        if len(files) >= batch:
+            yield files
+            files = []
+    if files:
+        yield files
 
 
 def _digest(plan: dict[str, Any]) -> str:

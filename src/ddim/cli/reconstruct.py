@@ -54,7 +54,7 @@ def command(
       ddim reconstruct mnist ./mnist --split test --limit 200 --method ddim,fixed-point,lossless --out round-trip
     """
     from ddim.cli.pictures import read_pictures
-    from ddim.files import make_folder, strangers
+    from ddim.files import claimed, remove_parts, strangers
 
     counts, chosen = whole_numbers(steps, "--steps"), methods.split(",")
     for method in chosen:
@@ -65,20 +65,21 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
     pictures, _ = read_pictures(images, loaded.policy, split, limit)
-    make_folder(out)
-    results, failed = _measure(loaded, ways, pictures)
-    if not results:
-        raise DdimError("round trips", "have all failed", "give more steps, or another method")
-    about = {
-        "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
-        "images": len(pictures),
-        "split": split,
-        "grid": grid or "the method's own",
-        **loaded.conditions,
-        "failed": failed,
-    }
-    click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
-    _report(out, about, pictures, results)
+    with claimed(out):
+        remove_parts(out)
+        results, failed = _measure(loaded, ways, pictures)
+        if not results:
+            raise DdimError("round trips", "have all failed", "give more steps, or another method")
+        about = {
+            "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
+            "images": len(pictures),
+            "split": split,
+            "grid": grid or "the method's own",
+            **loaded.conditions,
+            "failed": failed,
+        }
+        click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
+        _report(out, about, pictures, results)
 
 
 def _measure(
