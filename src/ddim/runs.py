@@ -168,6 +168,9 @@ class _Loop:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
             kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
             raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
+        if begun != "started" and self._preview_due(missing=True):  # it was killed before that
+            with self.clock.timed("preview"):
+                self._preview()
         now = time.monotonic()
         with Metrics(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
@@ -186,7 +189,7 @@ class _Loop:
                     with self.clock.timed("save"):
                         self._save(last)
                     events.append("checkpoint")
-                if recipe.preview_every and (update.step % recipe.preview_every == 0 or last):
+                if self._preview_due():
                     with self.clock.timed("preview"):
                         events.append(f"preview {self._preview()}")
                 now = time.monotonic()
@@ -309,3 +312,8 @@ class _Loop:
         samples = [sample for block in blocks for sample in self.kind.render(block)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
         return self.kind.preview(path, samples).name
+
+    def _preview_due(self, missing: bool = False) -> bool:
+        step, every = self.trainer.step, self.config.train.preview_every
+        due = every > 0 and (step % every == 0 or self.trainer.over)
+        return due and not (missing and [*self.folder.glob(f"previews/{step:08d}.*")])
