@@ -33,10 +33,13 @@ class Finished(contextlib.AbstractContextManager["Finished"]):
         self._sound = sound if earlier and not path.exists() else None
         data = path.read_bytes() if path.is_file() else b""
         found = _LINE.findall(data)
-        if sum(67 + len(name) for _, name in found) != len(data):
+        sums = {name: digest for digest, name in found}  # of a file that was made again with other bytes, the last
+        torn = sum(67 + len(name) for _, name in found) != len(data)
+        if torn:
             say(f"{path}: holds a line that is torn or damaged; what it was about is made again")
-            write_atomic(path, b"".join(digest + b"  " + name + b"\n" for digest, name in found))
-        self._sums = {name.decode("utf-8", "replace"): digest.decode() for digest, name in found}
+        if torn or len(sums) < len(found):
+            write_atomic(path, b"".join(digest + b"  " + name + b"\n" for name, digest in sums.items()))
+        self._sums = {name.decode("utf-8", "replace"): digest.decode() for name, digest in sums.items()}
         self._file = Appender(path)
         self.taken = 0
 
@@ -75,5 +78,7 @@ class Finished(contextlib.AbstractContextManager["Finished"]):
             write_atomic(path, data, sync=False)
 
     def _add(self, files: Sequence[tuple[Path, str]]) -> None:
-        self._file.write("".join(f"{digest}  {path.name}\n" for path, digest in files).encode())
-        self._sums |= {path.name: digest for path, digest in files}
+        new = {path.name: digest for path, digest in files if self._sums.get(path.name) != digest}
+        if new:
+            self._file.write("".join(f"{digest}  {name}\n" for name, digest in new.items()).encode())
+        self._sums |= new
