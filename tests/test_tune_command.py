@@ -40,7 +40,7 @@ def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.Captur
     assert (place / "anew.json").read_bytes() == (place / "plan.json").read_bytes()
     sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
-    assert len(contents(place / "samples")) == 3
+    assert len(contents(place / "samples")) == 4  # with the manifest and the list of checksums
 
 
 def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,12 @@
 """Bulk sampling and decoding into a folder of PNG files with one manifest: complete, resumable, never doubled.
 
 Picture i is a function of (model, plan, seed, i), or of (model, plan, latent i): its bytes depend neither on how many
-are made at a time nor on where an earlier run was stopped. After a kill, a file under its final name is whole; what is
-missing is made.
+are made at a time nor on where an earlier run was stopped. What is missing, or has other bytes than were written, is
+made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -25,7 +24,8 @@ from ddim.blocks import Label, labels_of
 from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import Engine
 from ddim.errors import DdimError, either
-from ddim.files import lock, make_folder, remove_parts
+from ddim.files import claimed, remove_parts
+from ddim.finished import SUMS, Finished
 from ddim.kinds import Kind
 from ddim.kinds import picture_path as picture_path
 from ddim.manifest import MANIFEST, claim, identity
@@ -33,6 +33,9 @@ from ddim.model import Model
 from ddim.plan import Plan
 from ddim.plausible import refuse_implausible
 from ddim.table import Table
+
+LARGEST = 2**63
+_SOFTWARE = {"software": f"ddim {ddim.__version__}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,20 @@ class Made:
         done: Pictures of the request that are in the folder.
         total: Pictures of the request.
         found: Pictures that were there before.
+        remade: Pictures that were there, but not as they were written, and are made again.
     """
 
     done: int
     total: int
     found: int
+    remade: int = 0
+
+    @property
+    def before(self) -> str:
+        """What was there before, in words: " (6 were there, 3 remade)"; "" if nothing was."""
+        parts = [f"{self.found} were there"] if self.found else []
+        parts += [f"{self.remade} remade"] if self.remade else []
+        return f" ({', '.join(parts)})" if parts else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +142,8 @@ def _checked(plan: Table[Any], n: int, start: int, seed: int, batch: int, guidan
             raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
+    if start + n > LARGEST:
+        raise DdimError(f"start {start}", f"counts the last sample as {start + n - 1}", "count from a smaller number")
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
     if scale is not None and not np.isfinite(scale).all():
         raise DdimError(f"guidance {scale}", "is not a finite number", "give a number such as 2")
@@ -203,50 +217,59 @@ def _fill(
     make: Callable[[Sequence[int]], Iterator[Tensor]],
     force: bool,
 ) -> Generator[Made, None, None]:
-    new = not folder.exists()
-    make_folder(folder)
-    with lock(folder):
-        first = not (folder / MANIFEST).exists()
-        claim(folder, what, indices.start, len(indices), kind.things)
+    text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
+    text |= {"plan_sha256": _digest(what["plan"])}
+
+    def about(index: int) -> dict[str, str]:
+        return {**text, **describe(index), "index": str(index)}
+
+    with claimed(folder, MANIFEST, SUMS) as owned:
+        earlier = claim(folder, what, indices.start, len(indices), kind.things)
         remove_parts(folder)
-        missing = [i for i in indices if not kind.path(folder, i).exists()]
-        found, done = len(indices) - len(missing), 0
-        yield Made(found, len(indices), found)
-        text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
-        text |= {"plan_sha256": _digest(what["plan"]), "software": f"ddim {ddim.__version__}"}
-        held: list[Any] = []
-        for place, block in enumerate(make(missing) if missing else ()):
-            if not torch.isfinite(block).all():
-                raise DdimError(
-                    "samples",
-                    "are not finite numbers",
-                    either("use another grid", "use dtype='float32'", "use clip_x0=True"),
-                )
-            if place == 0:
-                try:
-                    refuse_implausible(block, kind.config, force)
-                except DdimError:
-                    if first:
-                        _let_go(folder, new)
-                    raise
-            held += kind.render(block)
-            if len(held) < batch and done + len(held) < len(missing):
-                continue
-            for sample in held:
-                index = missing[done]
-                kind.save(kind.path(folder, index), sample, {**text, **describe(index), "index": str(index)})
-                done += 1
-            held.clear()
-            yield Made(found + done, len(indices), found)
+        with Finished(folder, earlier, lambda path: kind.is_whole(path, about(int(path.stem)))) as finished:
+            places, remade = finished.missing([kind.path(folder, index) for index in indices])
+            missing = [indices[place] for place in places]
+            found, done = len(indices) - len(missing), 0
+            yield Made(found, len(indices), found, remade)
+            blocks = _plausible(make(missing) if missing else iter(()), kind, force)
+            for files in _rendered(kind, folder, missing, blocks, batch, lambda index: {**about(index), **_SOFTWARE}):
+                finished.write(files)
+                owned.keep()
+                done += len(files)
+                yield Made(found + done, len(indices), found, remade)
 
 
-def _let_go(folder: Path, new: bool) -> None:
-    """Remove the manifest of a run that made nothing, and the folder where it is a new one."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    if new:
-        (folder / ".lock").unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()
+def _rendered(
+    kind: Kind,
+    folder: Path,
+    indices: Sequence[int],
+    blocks: Iterator[Tensor],
+    batch: int,
+    about: Callable[[int], dict[str, str]],
+) -> Iterator[list[tuple[Path, bytes]]]:
+    """The files of samples as blocks come in, `batch` of them or more at a time, fewer at the end."""
+    files: list[tuple[Path, bytes]] = []
+    left = iter(indices)
+    for block in blocks:
+        if not torch.isfinite(block).all():
+            remedy = either("use another grid", "use dtype='float32'", "use clip_x0=True")
+            raise DdimError("samples", "are not finite numbers", remedy)
+        for sample in kind.render(block):
+            index = next(left)
+            files.append((kind.path(folder, index), kind.file_of(sample, about(index))))
+        if len(files) >= batch:
+            yield files
+            files = []
+    if files:
+        yield files
+
+
+def _plausible(blocks: Iterator[Tensor], kind: Kind, force: bool) -> Iterator[Tensor]:
+    """The blocks of samples, the first of which must look like data, before anything is written."""
+    for place, block in enumerate(blocks):
+        if place == 0 and bool(torch.isfinite(block).all()):
+            refuse_implausible(block, kind.config, force)
+        yield block
 
 
 def _digest(plan: dict[str, Any]) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.checksum import seal, unseal
 from ddim.config import ModelConfig, TrainConfig, parse, to_json
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
+from ddim.states import steps_made
 
 RUN = "run.json"
 RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
@@ -77,11 +79,11 @@ def claim(folder: Path, config: RunConfig) -> None:
         DdimError: If the folder holds another run, or one that is already longer.
     """
     path = folder / RUN
-    text = to_json(config).encode()
+    text = seal(to_json(config))
     if not path.exists():
         write_atomic(path, text)
         return
-    old = parse(RunConfig, path.read_bytes(), path)
+    old = parse(RunConfig, unseal(path.read_bytes(), path), path)
     if old == config:
         return
     kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
@@ -91,7 +93,7 @@ def claim(folder: Path, config: RunConfig) -> None:
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
-        made = max((int(state.stem) for state in folder.glob("state/*.safetensors") if state.stem.isdigit()), default=0)
+        made = steps_made(folder)
         if config.train.steps is not None and config.train.steps < made:
             wrong = f"has made {made} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")

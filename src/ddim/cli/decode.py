@@ -69,8 +69,7 @@ def command(
     plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
     making = decode(loaded, plan, out, start, file.names, Path(model).name, beside, force)
     made = fill(making, "decoding", len(start), "pictures", out)
-    there = f" ({made.found} were there)" if made.found else ""
-    click.echo(f"{made.total} pictures{there}, {plan.name}: {picture_path(out, 0)} ...")
+    click.echo(f"{made.total} pictures{made.before}, {plan.name}: {picture_path(out, 0)} ...")
     if sheet is not None:
         pictures = read_sheet(out, range(made.total))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))

@@ -107,8 +107,7 @@ def command(
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
     making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
     made = fill(making, f"{plan.calls} calls each", n, "variants", out)
-    there = f" ({made.found} were there)" if made.found else ""
-    click.echo(f"{n} variants{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
+    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
     if sheet is not None:
         known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
         _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)

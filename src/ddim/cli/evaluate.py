@@ -114,7 +114,7 @@ def command(
     from ddim.data.text import TextPolicy
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
-    from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.files import claimed, remove_parts, strangers
     from ddim.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
@@ -140,12 +140,12 @@ def command(
     policy = refit(loaded.config.data, fit)
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
-    make_folder(out)
-    with lock(out):
+    with claimed(out, "cells", "reference") as owned:
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
         table.check(loaded, some, seed, Path(model).name, label, images)
         real = reference(found, space, out / "reference")
+        owned.keep()
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
         from ddim.report.tables import about, print_table, write_table

@@ -12,6 +12,7 @@ import click
 
 from ddim.cli.clipping import clip_option
 from ddim.errors import DdimError
+from ddim.files import remove_parts
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -167,8 +168,8 @@ def check_device(device: str | None) -> None:
 
     if device is not None:
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            torch.ones(1, device=device).item()  # on the device "meta" there are no numbers
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
 
@@ -251,6 +252,7 @@ def output_file(path: Path) -> Path:
         raise DdimError(folder, "no such folder", "make it, or choose another place")
     if not os.access(folder, os.W_OK):
         raise DdimError(folder, "cannot be written to", "choose a folder you may write to")
+    remove_parts(folder, path.name)
     return path
 
 

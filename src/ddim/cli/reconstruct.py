@@ -58,7 +58,7 @@ def command(
       ddim reconstruct mnist ./mnist --split test --limit 200 --method ddim,fixed-point,lossless --out round-trip
     """
     from ddim.cli.pictures import read_pictures
-    from ddim.files import make_folder, strangers
+    from ddim.files import claimed, remove_parts, strangers
     from ddim.start import default_counts
 
     given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
@@ -71,20 +71,21 @@ def command(
     counts = given or default_counts(STEPS, loaded.schedule)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
     pictures, _ = read_pictures(images, refit(loaded.policy, fit), split, limit)
-    make_folder(out)
-    results, failed = _measure(loaded, ways, pictures)
-    if not results:
-        raise DdimError("round trips", "have all failed", "give more steps, or another method")
-    about = {
-        "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
-        "images": len(pictures),
-        "split": split,
-        "grid": grid or "the method's own",
-        **loaded.conditions,
-        "failed": failed,
-    }
-    click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
-    _report(out, about, pictures, results)
+    with claimed(out):
+        remove_parts(out)
+        results, failed = _measure(loaded, ways, pictures)
+        if not results:
+            raise DdimError("round trips", "have all failed", "give more steps, or another method")
+        about = {
+            "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
+            "images": len(pictures),
+            "split": split,
+            "grid": grid or "the method's own",
+            **loaded.conditions,
+            "failed": failed,
+        }
+        click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
+        _report(out, about, pictures, results)
 
 
 def _measure(

@@ -82,7 +82,7 @@ def command(
     """
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
-    from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.files import claimed, remove_parts, strangers
     from ddim.report import page, published
     from ddim.report.budget import settle
     from ddim.schedule import linear
@@ -106,8 +106,7 @@ def command(
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     if strangers(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
-    make_folder(out)
-    with lock(out):
+    with claimed(out, "request.json", "cells", "reference") as owned:
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
         request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
         request |= {"extractor": space.sha256, "compile": compile_}
@@ -120,6 +119,7 @@ def command(
         some = table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
         table.check(loaded, some, seed, Path(model).name, None, images)
         real = reference(found, space, out / "reference")
+        owned.keep()
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
         exact = load_model(model, device, "float32", compile_)

@@ -138,9 +138,8 @@ def command(
     making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.things
     made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
-    there = f" ({made.found} were there)" if made.found else ""
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{there}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"{n} {what}{made.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))

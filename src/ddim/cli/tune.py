@@ -58,7 +58,7 @@ def command(
       ddim tune mnist --calls 10 --out plan.json
       ddim sample mnist --plan plan.json --out samples
     """
-    from ddim.files import write_atomic
+    from ddim.checksum import write_json
 
     output_file(out)
     if not 0 <= seed < 2**62:
@@ -70,7 +70,7 @@ def command(
     known = found is not None
     if found is None:
         found = _tune(loaded, settings)
-    write_atomic(out, (json.dumps(found["plan"], indent=1) + "\n").encode())
+    write_json(out, found["plan"])
     if kept and not known:
         _keep(kept, found)
     if known:
@@ -118,21 +118,23 @@ def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
-    from ddim.files import write_atomic
+    from ddim.checksum import write_json
+    from ddim.files import make_folder
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(found).encode())
-    except (OSError, DdimError) as error:
+        make_folder(path.parent)
+        write_json(path, found)
+    except DdimError as error:
         say(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there, if it is whole."""
+    from ddim.checksum import unseal
     from ddim.plan import Plan
 
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(unseal(path.read_bytes(), path))
         Plan.from_json(json.dumps(found["plan"]))
         kinds = {"name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
         return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ddim.blocks import Label, labels_of
+from ddim.checksum import unseal, write_json
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 from ddim.evaluation import fidelity, sets
 from ddim.evaluation.counts import Counts, row_name
 from ddim.evaluation.gather import CHUNK, Gathered
@@ -23,7 +24,7 @@ from ddim.evaluation.metrics import distances
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Statistics
-from ddim.files import make_folder, write_atomic
+from ddim.files import make_folder
 from ddim.generate import generate
 from ddim.model import Model
 from ddim.table import Table
@@ -252,12 +253,16 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
     asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or of an older form: made anew
-        there = json.loads(kept.read_bytes())
+    try:
+        there = json.loads(unseal(kept.read_bytes(), kept))
         if there["asked"] == asked:
             return dict(there["figures"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, DdimError):
+        say(f"{kept}: is damaged, or of another version; it is made again")
     figures = distances(samples, data, seed)
-    write_atomic(kept, (json.dumps({"asked": asked, "figures": figures}, indent=1) + "\n").encode())
+    write_json(kept, {"asked": asked, "figures": figures})
     return figures
 
 
