@@ -83,8 +83,8 @@ SLIPS = (
     Slip(
         "T // S arithmetic in the linear grid",
         "grid.py",
-        "return [i * schedule.T // steps for i in range(1, steps + 1)]",
-        "return [i * (schedule.T // steps) for i in range(1, steps + 1)]",
+        "return [i * top // steps for i in range(1, steps + 1)]",
+        "return [i * (top // steps) for i in range(1, steps + 1)]",
         "test_grid.py::test_linear_and_quadratic_are_the_papers_floors",
     ),
     Slip(
@@ -265,7 +265,7 @@ SLIPS = (
     Slip(
         "the time between two processes counted",
         "runs.py",
-        'self.clock.before = entry(meta, "used", float, states[-1], self.seconds)',
+        'self.clock.before = entry(meta, "used", float, folder, self.seconds)',
         "self.clock.before = 0.0",
         "test_budget.py::test_stopped_and_gone_on_with_the_time_between_does_not_count",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +51,22 @@ def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] |
     return None if label is None else [label] * len(indices)
 
 
+def one_each(labels: Any, n: int) -> list[int] | None:
+    """The labels of n samples, where one for all, or one for each, or none is given.
+
+    Raises:
+        DdimError: If they are no whole numbers, or not as many.
+    """
+    if labels is None:
+        return None
+    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        return [whole(given, "label")] * n
+    if len(given) != n:
+        raise DdimError("labels", f"are {len(given)} for {n} samples", "give one, or one each")
+    return [whole(label, "label") for label in given]
+
+
 def check_request(n: int, plan: Any, others: Any) -> None:
     """Refuse a number of samples, or a plan, that makes no sense.
 
@@ -70,6 +87,7 @@ def sample_blocks(
     labels: Sequence[int] | None = None,
     origin: Tensor | None = None,
     padded: bool = True,
+    through: Callable[[AnyDenoiser, Table[Any], Tensor, Noise], Tensor] = run,
 ) -> Iterator[Tensor]:
     """Sample the listed indices in blocks of one size; the last one is filled up with copies that are dropped.
 
@@ -82,6 +100,7 @@ def sample_blocks(
         labels: One for each index, or None.
         origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
         padded: Whether the last block is filled up; where bits do not depend on a block's size it need not be.
+        through: What runs a plan, see `ddim.loop.run`, or replays a recorded run, see `ddim.cuda_graphs`.
 
     Yields:
         (up to size, ...), in the order of `indices`.
@@ -96,7 +115,7 @@ def sample_blocks(
         if origin is not None:
             own = origin if len(origin) == 1 else origin[places]
             start = own.to(start) * plan.start.signal + start * plan.start.noise
-        yield run(denoise, plan, start, drawn)[: len(some)]
+        yield through(denoise, plan, start, drawn)[: len(some)]
 
 
 def run_blocks(

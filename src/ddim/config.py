@@ -10,9 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddim import limits
-from ddim import schedule as schedules
 from ddim.categorical_config import CategoricalConfig as CategoricalConfig
-from ddim.data.policy import ImagePolicy
+from ddim.data.policy import DataStatistics, ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError, shorten
@@ -22,6 +21,8 @@ from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 from ddim.objective import Gamma
 from ddim.reading import parse_json
+from ddim.schedule import Level
+from ddim.schedule_config import ScheduleConfig as ScheduleConfig
 from ddim.times import Drawn
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -38,47 +39,6 @@ Policy = Annotated[
 ]
 """How a data set's items become the network's input: pictures, or text, which has a length."""
 _TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # of the unions above, which no file names
-
-
-class ScheduleConfig(BaseModel):
-    """A noise schedule by name.
-
-    Args:
-        name: "linear", "scaled-linear", "quadratic", "sigmoid", "cosine", or "betas" for a list.
-        T: The number of times.
-        beta_start: First beta, where the name has one.
-        beta_end: Last beta, where the name has one.
-        betas: The list, with "betas".
-        zero_terminal_snr: Whether it is rescaled to alpha_bar_T = 0.
-    """
-
-    model_config = _STRICT
-    name: Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"] = "linear"
-    T: int = Field(1000, ge=1, le=limits.TIMES)
-    beta_start: float | None = None
-    beta_end: float | None = None
-    betas: tuple[float, ...] | None = None
-    zero_terminal_snr: bool = False
-
-    @model_validator(mode="after")
-    def _complete(self) -> ScheduleConfig:
-        if (self.name == "betas") != (self.betas is not None):
-            raise ValueError('a list of betas goes with the name "betas", and only with it')
-        if self.betas is not None and len(self.betas) != self.T:
-            raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
-        if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
-            raise ValueError(f"{self.name} takes no beta_start or beta_end")
-        return self
-
-    def build(self) -> schedules.Schedule:
-        """The schedule."""
-        if self.betas is not None:
-            made = schedules.from_betas(self.betas)
-        else:
-            bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
-            made = schedules.NAMED[self.name](self.T, **given)
-        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
 
 
 class TrainConfig(BaseModel):
@@ -218,6 +178,7 @@ class ModelConfig(BaseModel):
             the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
             the cross-entropy of x_0 per token, in nats.
         origin: The other code it comes from, where it does.
+        statistics: Of the images it was trained on; None where they are not recorded, and for discrete data.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -232,6 +193,7 @@ class ModelConfig(BaseModel):
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     origin: Origin | None = None
+    statistics: DataStatistics | None = None
     sha256: str = ""
 
     @model_validator(mode="after")
@@ -262,7 +224,7 @@ class ModelConfig(BaseModel):
         recipe = self.provenance.training
         return bool(self.network.classes) and recipe is not None and recipe.label_drop == 0
 
-    def error_at(self, level: schedules.Level) -> float:
+    def error_at(self, level: Level) -> float:
         """The table `error` at a level, linear in t between its times, and to 1 at t = 0: clean data tell of no noise.
 
         Raises:
@@ -312,6 +274,8 @@ def to_json(config: BaseModel) -> str:
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     """The first complaint of a validation, as one line."""
     first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), DdimError):
+        return cause
     where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")

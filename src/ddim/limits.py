@@ -87,7 +87,7 @@ def check_batch(network: Any, recipe: Any) -> None:
     count = part * channels * math.prod(network.shape[-2:])
     if count > ACTIVATIONS:
         wrong = f"of {recipe.batch:,} in {recipe.accumulate} parts needs {count:,} numbers for its first layer alone"
-        raise DdimError("batch", wrong, "lower --batch or --size, or raise --accumulate")
+        raise DdimError("batch", wrong, "lower the batch or the resolution, or accumulate it in more parts")
 
 
 def check_samples(n: int, start: int = 0) -> None:
@@ -97,7 +97,7 @@ def check_samples(n: int, start: int = 0) -> None:
         DdimError: If n is more than `SAMPLES`, or the last index not below `INDEX`.
     """
     if n > SAMPLES:
-        raise DdimError(f"n {n}", f"is more than {SAMPLES:,}", "ask for fewer, several times, each with a --start")
+        raise DdimError(f"n {n}", f"is more than {SAMPLES:,}", "ask for fewer, several times, each with its own start")
     if start + n > INDEX:
         raise DdimError(f"start {start}", f"ends beyond sample {INDEX:,}", "begin at a lower index")
 

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 
 import ddim
+from ddim.checksum import unseal, write_json
 from ddim.engine import Engine
 from ddim.errors import DdimError, say
-from ddim.files import strangers, write_atomic
-from ddim.reading import read_json
+from ddim.files import strangers
+from ddim.reading import of_kind, parse_json, read_bytes
 from ddim.table import Table
 
 MANIFEST = "manifest.json"
 
 
-def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> None:
+def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> bool:
     """Write a folder's manifest, or see that the one there is of the same run, and add the new range.
 
     Args:
@@ -29,17 +30,22 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
         n: How many.
         kind: What the folder holds, for messages.
 
+    Returns:
+        Whether the folder was claimed by a version of this library that wrote no checksums.
+
     Raises:
         DdimError: If the folder holds pictures of another run, or something else.
     """
     path = folder / MANIFEST
-    ranges = [[start, start + n]]
+    ranges, data = [[start, start + n]], b""
     if path.exists():
         again = "choose another folder"
-        old = read_json(path, dict, again=again)
-        if not _are_ranges(there := old.pop("ranges", None)):
+        data = read_bytes(path)
+        text = unseal(data, path)
+        old = of_kind(parse_json(text, path, again), dict, path, again)
+        if not _are_ranges(found := old.pop("ranges", None)):
             raise DdimError(path, f"is not a manifest of {kind}: ranges are not lists of two indices", again)
-        ranges = _merge([*there, *ranges])
+        ranges = _merge([*found, *ranges])
         for key, value in what.items():
             was = old.get(key)
             if was == value:
@@ -54,7 +60,10 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
             raise DdimError(folder, wrong, "choose another folder, or the same settings")
     elif strangers(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
-    write_atomic(path, (json.dumps({**what, "ranges": ranges}, indent=1) + "\n").encode())
+    earlier = bool(data) and text is data
+    if not data or earlier or {**old, "ranges": found} != json.loads(json.dumps({**what, "ranges": ranges})):
+        write_json(path, {**what, "ranges": ranges})
+    return earlier
 
 
 def identity(model: Engine, plan: Table[Any], name: str) -> dict[str, Any]:

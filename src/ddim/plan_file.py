@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddim.checksum import unseal
 from ddim.errors import DdimError
 from ddim.reading import of_kind, parse_json
 from ddim.schedule import Level
@@ -115,9 +116,12 @@ def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
         kind: `PlanFile` or `MixtureFile`.
 
     Raises:
-        DdimError: If it is not a plan of this version and kind.
+        DdimError: If it is not a plan of this version and kind, or is damaged.
     """
     again = "write it with `ddim plan --json`"
+    if not isinstance(text, str):
+        raise DdimError(name, f"is a {type(text).__name__}, not the text of a plan", again)
+    text = unseal(text.encode("utf-8", "surrogatepass"), name).decode("utf-8", "surrogatepass")
     body = of_kind(parse_json(text, name, again), dict, name, again)
     wants = "kind" in kind.model_fields
     if wants != ("kind" in body) and body.get("format") == FORMAT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +26,8 @@ DEPTH = 64
 DIGITS = 40
 """The most digits of a whole number."""
 _UNREADABLE = "is not JSON"
-_AGAIN = "copy or write it again"
+AGAIN = "copy or write it again"
+"""How to fix a damaged file."""
 
 
 def memory() -> int:
@@ -92,7 +93,7 @@ def read_text(path: Path, most: int = TEXT_BYTES, hint: str = "check the path") 
         raise DdimError(path, f"is not UTF-8 text (byte {error.start})", "convert it") from None
 
 
-def read_json(path: Path, kind: type[T] | tuple[type[T], ...], hint: str = "check the path", again: str = _AGAIN) -> T:
+def read_json(path: Path, kind: type[T] | tuple[type[T], ...], hint: str = "check the path", again: str = AGAIN) -> T:
     """What a JSON file holds.
 
     Args:
@@ -107,7 +108,7 @@ def read_json(path: Path, kind: type[T] | tuple[type[T], ...], hint: str = "chec
     return of_kind(parse_json(read_bytes(path, JSON_BYTES, hint), path, again), kind, path, again)
 
 
-def parse_json(text: str | bytes, name: str | Path, hint: str = _AGAIN) -> Any:
+def parse_json(text: str | bytes, name: str | Path, hint: str = AGAIN) -> Any:
     """A JSON text's value.
 
     A key that comes twice in one object is refused, for readers differ in which of the two they take; so are strings
@@ -139,7 +140,7 @@ def parse_json(text: str | bytes, name: str | Path, hint: str = _AGAIN) -> Any:
     return value
 
 
-def of_kind(value: Any, kind: type[T] | tuple[type[T], ...], name: str | Path, hint: str = _AGAIN) -> T:
+def of_kind(value: Any, kind: type[T] | tuple[type[T], ...], name: str | Path, hint: str = AGAIN) -> T:
     """The value, if it is of that kind.
 
     Raises:
@@ -156,7 +157,7 @@ def entry(
     kind: type[T] | tuple[type[T], ...],
     name: str | Path,
     default: T | None = None,
-    hint: str = _AGAIN,
+    hint: str = AGAIN,
 ) -> T:
     """A value of a JSON object, if it is there and of its type.
 
@@ -181,7 +182,7 @@ def entry(
     return float(value) if kind is float else value  # type: ignore[return-value]
 
 
-def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = _AGAIN) -> list[T]:
+def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = AGAIN) -> list[T]:
     """A JSON array all of whose items are of one type.
 
     Raises:
@@ -193,31 +194,6 @@ def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = 
         if not _is(value, item):
             raise DdimError(name, f"{key}[{place}] is {_article(value)}, not {_named(item)}", hint)
     return list(values)
-
-
-def read_lines(path: Path, parse: Callable[[Any], T | None]) -> list[tuple[T | None, bytes]]:
-    """The lines of a file of JSON lines: a kill may leave half a line, and damage may strike any.
-
-    Args:
-        path: The file; if there is none, there are no lines.
-        parse: What a line's JSON stands for; None, or an error of wrong values, for a line that is not sound.
-
-    Returns:
-        What each line stands for, None for one that is not sound, and the line itself with its end.
-
-    Raises:
-        DdimError: If it is not a plain file, or too large.
-    """
-    found: list[tuple[T | None, bytes]] = []
-    if not path.exists():
-        return found
-    for line in read_bytes(path, TEXT_BYTES).splitlines(keepends=True):
-        try:
-            made = parse(parse_json(line, path)) if line.endswith(b"\n") else None
-        except (DdimError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            made = None
-        found.append((made, line))
-    return found
 
 
 def _check(about: os.stat_result, path: Path, most: int | None) -> int:

@@ -7,10 +7,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.checksum import read_sealed, seal
 from ddim.config import ModelConfig, TrainConfig, parse, to_json
+from ddim.data.imageset import ImageSet
+from ddim.data.labels import complaint
+from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
-from ddim.reading import read_bytes
+from ddim.states import steps_made
 
 RUN = "run.json"
 RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
@@ -39,6 +43,7 @@ class RunConfig(BaseModel):
         data: The data set, as given.
         split: Its part.
         limit: At most so many pictures.
+        label_column: The column of labels, where it is not `label`.
         data_fingerprint: A hash of what it held.
         model: The model to train.
         train: The recipe.
@@ -49,10 +54,31 @@ class RunConfig(BaseModel):
     data: str
     split: str = "train"
     limit: int | None = None
+    label_column: str | None = None
     data_fingerprint: str
     model: ModelConfig
     train: TrainConfig
     begun: Begun | None = None
+
+
+def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
+    """Refuse a recipe that its data do not suit, before a folder is claimed for it.
+
+    Raises:
+        DdimError: If it wants labels that the data do not have, has no step to make, or turns text over.
+    """
+    classes = config.model.network.classes
+    if classes and data.labels is None:
+        columns = data.label_columns if isinstance(data, ImageSet) else ()
+        raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
+    if classes and data.labels is not None and int(data.labels.max()) >= classes:
+        wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
+        raise DdimError(config.data, wrong, "give the network a class for every label")
+    if config.begun and config.train.steps is not None and config.train.steps <= config.begun.steps:
+        wrong = f"are no more than the {config.begun.steps} behind the model it begins with"
+        raise DdimError(f"{config.train.steps} steps", wrong, "ask for more: they are counted on")
+    if config.train.flip and len(config.model.network.shape) == 1:
+        raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -76,11 +102,11 @@ def claim(folder: Path, config: RunConfig) -> None:
         DdimError: If the folder holds another run, or one that is already longer.
     """
     path = folder / RUN
-    text = to_json(config).encode()
+    text = seal(to_json(config))
     if not path.exists():
         write_atomic(path, text)
         return
-    old = parse(RunConfig, read_bytes(path), path)
+    old = parse(RunConfig, read_sealed(path), path)
     if old == config:
         return
     kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
@@ -90,7 +116,7 @@ def claim(folder: Path, config: RunConfig) -> None:
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
-        made = max((int(state.stem) for state in folder.glob("state/*.safetensors") if state.stem.isdigit()), default=0)
+        made = steps_made(folder)
         if config.train.steps is not None and config.train.steps < made:
             wrong = f"has made {made} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")

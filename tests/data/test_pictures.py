@@ -331,9 +331,9 @@ def test_threads_decode_no_more_pixels_at_once_than_the_limit(monkeypatch: pytes
     monkeypatch.setattr(limits, "PIXELS", most)
     before = decoding._loaded
 
-    def loaded(image: Image.Image, name: str, matte: int) -> Any:
+    def loaded(image: Image.Image, name: str, matte: int, told: Any) -> Any:
         seen.append(most - room._free)
-        return before(image, name, matte)
+        return before(image, name, matte, told)
 
     monkeypatch.setattr(decoding, "_loaded", loaded)
     data = [encoded(Image.new("L", (size, size), size)) for size in (10, 60, 99, 100, 70, 80) * 5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import click
 
+from ddim.cli.hints import translated
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
 LONGEST = 1500  # characters of a line
@@ -79,10 +81,13 @@ def main(argv: list[str] | None = None) -> None:
     warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
     threading.excepthook = _thread_note
+    logger = logging.getLogger("ddim")
+    logger.handlers = [_Notes()]
+    logger.setLevel(logging.INFO)
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
-        code = _complain(str(error))
+        code = _complain(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
@@ -135,15 +140,22 @@ _OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|
 _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|device type|on device", re.I)
 
 
+def _line(error: DdimError, words: list[str]) -> str:
+    """An error in the words of the command that met it."""
+    command = cli.get_command(click.Context(cli), words[0]) if words else None
+    what, hint = translated(error.what, command), translated(error.mend, command)
+    return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
+
+
 def _complain(line: str) -> int:
-    _tell(f"error: {shorten(printable(' '.join(line.split())), LONGEST)}")
+    _tell(f"error: {line}")
     return 2
 
 
 def _tell(line: str) -> None:
     """A line on stderr, as far as that can be written."""
     try:
-        click.echo(line, err=True)
+        click.echo(shorten(printable(" ".join(line.split())), LONGEST), err=True)
     except (OSError, ValueError):
         _close(sys.stderr)
 
@@ -157,13 +169,23 @@ def _close(stream: Any) -> None:
 def _thread_note(args: Any) -> None:
     """What ended a thread, on one line: the command itself meets it too, or does without."""
     if args.exc_type is not SystemExit:
-        _tell(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {shorten(printable(args.exc_value))}")
+        _tell(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {args.exc_value}")
+
+
+class _Notes(logging.Handler):
+    """What the library logs, such as that it compiles, on a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _tell(f"note: {record.getMessage()}")
 
 
 def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """What was changed or left out, on a line of its own; other libraries' warnings stay out of the way."""
-    if issubclass(category, DdimWarning):
-        _tell(f"note: {printable(message)}")
+    if isinstance(message, DdimWarning):
+        context = click.get_current_context(silent=True)
+        command = context.command if context else None
+        hint = translated(message.mend, command)
+        _tell(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
 
 
 class Stopper:

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddim import limits
+from ddim.data.told import Extent, Told
 from ddim.errors import DdimError
 from ddim.errors import printable as printable
 
@@ -68,6 +69,8 @@ def read_bytes(source: Source, name: str) -> bytes:
                     raise DdimError(name, f"has {about.st_size:,} bytes, no picture", "give the path of a picture file")
                 source = Path(source).read_bytes()
             data = source if isinstance(source, bytes) else source.read(IMAGE_BYTES + 1)
+        except DdimError:
+            raise
         except FileNotFoundError:
             raise DdimError(name, "no such file", "check the path") from None
         except PermissionError:
@@ -82,7 +85,7 @@ def read_bytes(source: Source, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def decoded(source: Source, name: str, matte: int) -> Iterator[tuple[Image.Image, set[str]]]:
+def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> Iterator[tuple[Image.Image, set[str]]]:
     """One picture, upright and opaque, at its own size, while the context lasts.
 
     Threads that decode at once wait for each other where together they would hold more than `ddim.limits.PIXELS`
@@ -92,6 +95,7 @@ def decoded(source: Source, name: str, matte: int) -> Iterator[tuple[Image.Image
         source: A path, the bytes of a file, or a binary file open for reading.
         name: What to call it in an error.
         matte: Grey level 0..255 behind transparent pixels.
+        told: Where the values that it has are counted.
 
     Yields:
         A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
@@ -101,12 +105,12 @@ def decoded(source: Source, name: str, matte: int) -> Iterator[tuple[Image.Image
     """
     image = _opened(read_bytes(source, name), name)
     with _ROOM.taken(image.width * image.height):
-        yield _loaded(image, name, matte)
+        yield _loaded(image, name, matte, told or Told())
 
 
-def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
     """As `decoded`, the picture being kept."""
-    with decoded(source, name, matte) as made:
+    with decoded(source, name, matte, told) as made:
         return made
 
 
@@ -128,7 +132,7 @@ def _opened(data: bytes, name: str) -> Image.Image:
     return image
 
 
-def _loaded(image: Image.Image, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+def _loaded(image: Image.Image, name: str, matte: int, told: Told) -> tuple[Image.Image, set[str]]:
     """The picture decoded, upright and opaque, and what was converted."""
     try:
         notes = set[str]()
@@ -138,7 +142,11 @@ def _loaded(image: Image.Image, name: str, matte: int) -> tuple[Image.Image, set
             notes.add(_HALVED)  # Pillow itself cuts 16-bit colour to its high bytes
         image.load()
         image = _upright(image, notes)
-        return _plain(image, name, matte, notes), notes
+        if image.mode.startswith("I"):
+            return _from_16_bits(image, name, matte, notes, told), notes
+        image = _plain(image, name, matte, notes)
+        told.see(image)
+        return image, notes
     except DdimError:
         raise
     except MemoryError:
@@ -194,8 +202,6 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     """Any mode to L or RGB, transparent parts over the matte."""
     if image.mode == "F":
         raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bits(image, name, matte, notes)
     grey = image.mode in _GREY_MODES
     if image.has_transparency_data:
         full = image.convert("RGBA")
@@ -213,11 +219,12 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Told) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
     notes.add(_HALVED)
+    told.deep.add(Extent(1, int(values.min()), int(values.max())))
     small = (values + 128) // 257
     hole = image.info.get("transparency")
     if isinstance(hole, int) and (values == hole).any():

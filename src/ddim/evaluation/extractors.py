@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ddim import checkpoint
+from ddim.checksum import read_sealed_json
 from ddim.errors import DdimError
 from ddim.evaluation.inception import inception
 from ddim.evaluation.space import INCEPTION, Extractor
 from ddim.files import sha256
 from ddim.nn.classifier import config_of
 from ddim.pixels import to_float
-from ddim.reading import check_file, read_json
+from ddim.reading import check_file
 from ddim.tensors import read_tensors
 
 
@@ -134,7 +135,7 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
 
 
 def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
-    about = read_json(folder / "config.json", dict, again="install ddim again")
+    about = read_sealed_json(folder / "config.json", dict, again="install ddim again")
     weights = folder / "model.safetensors"
     check_file(weights)
     digest = sha256(weights)

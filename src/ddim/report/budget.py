@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.checksum import read_sealed_json, write_json
 from ddim.errors import DdimError, say
-from ddim.files import write_atomic
 from ddim.model import Model
-from ddim.reading import entry, read_json
+from ddim.reading import entry
 from ddim.report.sections import WALK_STEPS, WALKED
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
@@ -111,14 +110,14 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
     else:
         amounts = _asked(request, model, test)
         kept = {"request": dict(request), "counts": amounts.model_dump()}
-        write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
+        write_json(path, kept)
     if amounts.left_out:
         say(f"budget {request['budget']}: left out: {amounts.left_out}")
     return amounts
 
 
 def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
-    there = read_json(path, dict, again="choose another folder")
+    there = read_sealed_json(path, dict, again="choose another folder")
     try:
         was, amounts = entry(there, "request", dict, path), Amounts.model_validate(there.get("counts"))
     except ValueError:
