@@ -18,8 +18,13 @@ from ddim.interop.diffusers_folder import NAMES
 from ddim.interop.diffusers_write import describe, scheduler_config
 from ddim.interop.layout import theirs
 from ddim.model import Model
+from ddim.native.units import units_of
 from ddim.nn.unet import UNetConfig
-from ddim.training import fast_dtype
+
+
+def fast_dtype(device: str) -> torch.dtype:
+    """The dtype in which torch's own operators sample fastest: bfloat16 where the device has matrix units for it."""
+    return torch.bfloat16 if units_of(device).matrix else torch.float32
 
 
 class Pipeline(DDIMPipeline):

@@ -16,7 +16,6 @@ from benchmarks import peers
 from benchmarks.estimate import forward_flops
 from benchmarks.measuring import by_turns, write
 from ddim.native.unet import Conv
-from ddim.training import fast_dtype
 
 
 def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
@@ -81,7 +80,7 @@ def weights(network: Any, body: Any) -> float:
 def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
     """Measure and write results/roofline.json."""
     rows = []
-    tops = {str(dtype).removeprefix("torch."): ceiling(dtype) for dtype in {torch.float32, fast_dtype("cpu")}}
+    tops = {str(dtype).removeprefix("torch."): ceiling(dtype) for dtype in {torch.float32, peers.fast_dtype("cpu")}}
     for name, sizes in (batches or {"cifar10": (1, 8), "mnist": (1, 8)}).items():
         config, network = peers.NETWORKS[name]()
         for dtype in ("auto", "float32"):

@@ -83,8 +83,8 @@ SLIPS = (
     Slip(
         "T // S arithmetic in the linear timesteps",
         "grid.py",
-        "return [i * schedule.T // steps for i in range(1, steps + 1)]",
-        "return [i * (schedule.T // steps) for i in range(1, steps + 1)]",
+        "return [i * top // steps for i in range(1, steps + 1)]",
+        "return [i * (top // steps) for i in range(1, steps + 1)]",
         "test_grid.py::test_linear_and_quadratic_are_the_papers_floors",
     ),
     Slip(

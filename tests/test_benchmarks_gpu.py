@@ -74,8 +74,13 @@ def test_ratios_are_of_the_rates() -> None:
 def test_every_cell_is_planned_or_said_to_be_left_out() -> None:
     sampling, variants, sizes = part("gpu.sampling"), part("gpu.variants"), part("gpu.bench").Sizes()
     planned = sampling.cells(sizes.batches, sizes.steps)
-    first = planned["first"][0]
-    assert (first.batch, first.steps, first.variants) == (512, 50, variants.ALL)
+    first = planned["first"]
+    sizes_first = {(n, s) for n in (1, 512) for s in (10, 50)}
+    for kind, some in ((variants.UNCOMPILED, first[:4]), (variants.AGAINST_BEST, first[4:])):
+        assert {(cell.batch, cell.steps) for cell in some} == sizes_first
+        assert {cell.variants for cell in some} == {kind}
+    assert not any(variant.compiled for variant in variants.UNCOMPILED)
+    assert [variant for variant in variants.AGAINST_BEST if variant.compiled] == [variants.BEST]
     there = {(c.batch, c.steps, v.name) for group in planned.values() for c in group for v in c.variants}
     said = "\n".join(sampling.unplanned(planned, sizes.batches, sizes.steps))
     for n in sizes.batches:
@@ -87,28 +92,50 @@ def test_every_cell_is_planned_or_said_to_be_left_out() -> None:
 
 
 def test_what_does_not_fit_is_left_out_and_listed(tmp_path: Path) -> None:
-    """Compiling is predicted to take longer than there is time; after the first cell the time is over."""
+    """After the first cell the time is over."""
     run, deadline = part("gpu.run"), part("gpu.deadline")
     out = tmp_path / "gpu.json"
     bench = tiny(None, out)
-    bench.sizes = replace(bench.sizes, compiling=1e6)
     bench.deadline = deadline.Deadline(100, clock=lambda: 1e6 if bench.rows.get("sampling") else 0.0)
     names = [task.name for task in run.tasks(bench)]
     run.run(bench)
     made = json.loads(out.read_text())
     [row] = made["sampling"]
     assert {name for name in row if name.endswith("(img/s)")} == {
+        "ours, bf16 plan graph (img/s)",
         "ours, bf16 (img/s)",
         "diffusers, default (img/s)",
-        "ours, float32 (img/s)",
     }
     listed = made["left out"]
-    assert any(what.startswith("ours, bf16 compiled, batch 2 (setting up): would take") for what in listed)
-    assert any(what.endswith("ours, bf16 compiled; diffusers, best: not set up at this batch size") for what in listed)
     for name in names[2:]:
         assert f"{name}: the time is over" in listed, name
     assert {"network", "loop", "training"}.isdisjoint(made)
     assert made["failed"] == []
+
+
+def test_what_takes_too_long_to_compile_is_left_out_of_its_cells() -> None:
+    sampling, variants = part("gpu.sampling"), part("gpu.variants")
+    bench = tiny(part("gpu.deadline").Deadline(100, clock=lambda: 0.0))
+    bench.sizes = replace(bench.sizes, compiling=1e6)
+    sampling.Sampling(bench).cell(sampling.Cell(2, 2, 1, (variants.OURS, variants.OURS_COMPILED, variants.BEST)))
+    assert [name for name in bench.rows["sampling"][0] if name.endswith("(img/s)")] == ["ours, bf16 (img/s)"]
+    listed = bench.deadline.left_out
+    assert any(what.startswith("ours, bf16 compiled, batch 2 (setting up): would take") for what in listed)
+    assert any(what.endswith("ours, bf16 compiled; diffusers, best: not set up at this batch size") for what in listed)
+
+
+def test_variants_of_one_network_compile_it_once() -> None:
+    sampling, variants = part("gpu.sampling"), part("gpu.variants")
+    bench = tiny(part("gpu.deadline").Deadline(100))
+    some = sampling.Sampling(bench)
+    for variant in (variants.OURS_COMPILED, variants.OURS_COMPILED_PLAN):
+        assert some.ready(variant, 2) is not None
+    [model] = bench.models.values()
+    one, other = (
+        variants._model(variant, 2, bench) for variant in (variants.OURS_COMPILED, variants.OURS_COMPILED_PLAN)
+    )
+    assert one.denoise is other.denoise is model.denoise
+    assert one.compute is not other.compute
 
 
 def test_with_no_time_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

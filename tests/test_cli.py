@@ -131,7 +131,7 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
     told = say(*words, "--sheet", tmp_path / "sheet.png")
     assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=3), 5 network calls each: ")
-    assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "manifest.json"]
+    assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "SHA256SUMS", "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
     for index in range(9):
@@ -168,7 +168,7 @@ def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp
     assert plan == load(tmp_path / "model", "cpu").plan(5, eta=eta, sigma="optimal", clip_x0="--clip" in options)
     assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
     assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
-    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out")
+    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out", "--force")
     assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network calls each")
 
 
@@ -231,7 +231,7 @@ def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, sa
     assert torch.equal(states, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).cpu())
     words = ("decode", trained, latents, "--steps", 40, "--out", tmp_path / "again", "--sheet", tmp_path / "sheet.png")
     assert say(*words).startswith("3 pictures, ")
-    assert sorted(contents(tmp_path / "again")) == [*(f"{i:06d}.png" for i in range(3)), "manifest.json"]
+    assert sorted(contents(tmp_path / "again")) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "manifest.json"]
     expected = to_uint8(load(trained, dtype="float32").decode(states, steps=40))
     for index in range(3):
         with Image.open(tmp_path / "again" / f"{index:06d}.png") as picture:

@@ -102,7 +102,7 @@ def test_a_rough_picture_made_anew(place: Path) -> None:
     words = ("edit", place / "model", place / "pictures/1.png", "--start-at", 400, "--steps", 4, "-n", 3)
     out = place / "rough"
     assert ddim(*words, "--out", out, "--dtype", "float32", "--sheet", place / "rough.png") == 0
-    assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(3)), "manifest.json"]
+    assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "manifest.json"]
     model, picture = load_tiny(place / "model"), to_float(stripes(3)[1:2])
     expected = model.sample(3, steps=4, eta=0.85, top=400, origin=picture)
     assert (to_float(read(out, 3)[..., None]) - expected.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6

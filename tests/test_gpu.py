@@ -11,6 +11,7 @@ import torch
 
 from ddim.kinds import kind_of
 from ddim.model import of
+from ddim.nn.parts import Norm
 from ddim.training import Trainer
 from models import COUNT, new_network, recipe, tiny_config, tiny_set
 
@@ -93,3 +94,91 @@ def test_samples_are_those_of_the_cpu(compiled: bool) -> None:
     near = of(networks[2], config, "cuda", dtype="bfloat16", compile=compiled).sample(4, steps=5).cpu()
     torch.testing.assert_close(same, exact, rtol=0, atol=1e-4)  # TF32 would be off by more
     assert (near - exact).square().mean().sqrt() < 0.05
+
+
+def pair(changes: dict[str, Any], compiled: bool = False, **settings: Any) -> tuple[Any, Any]:
+    """A model that never uses CUDA graphs, and the same that always does."""
+    config = tiny_config(**changes)
+    settings = {"dtype": "bfloat16", "compile": compiled, "micro_batch": 4} | settings
+    eager, graphed = (
+        of(new_network(config.network), config, "cuda", cuda_graphs=graphs, **settings) for graphs in (False, True)
+    )
+    return eager, graphed
+
+
+@pytest.mark.parametrize("changes", [{}, {"scale_shift": True, "resample": "block"}, {"in_channels": 3, "patch": 2}])
+def test_fused_norms_change_a_network_by_rounding_alone(changes: dict[str, Any]) -> None:
+    pytest.importorskip("triton")
+    config = tiny_config(**changes)
+    exact = of(new_network(config.network), config, "cuda", dtype="float32")
+    fused = of(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
+    plain = of(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
+    assert fused.compute.fused
+    for part in plain.compute.network.modules():
+        if isinstance(part, Norm):
+            part.fused = False
+    assert not plain.compute.fused
+    x, level = exact.noise(4).start(), exact.schedule.level(300)
+    want, near, made = (model.denoise(x, level).x0 for model in (exact, plain, fused))
+    off = [(one - want).square().mean().sqrt() for one in (made, near)]
+    assert off[0] < 0.05
+    assert off[0] < 1.5 * off[1] + 1e-3  # its statistics are float32, so it is no less exact
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("settings", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5, "clip_x0": True}, {"sampler": "ab2"}])
+def test_graphs_of_plans_give_the_same_bits(settings: dict[str, Any], dtype: str) -> None:
+    eager, graphed = pair({}, dtype=dtype)
+    for n, seed in ((10, 0), (3, 1), (1, 2)):  # micro-batches that are not full
+        assert torch.equal(graphed.sample(n, 5, seed, **settings), eager.sample(n, 5, seed, **settings))
+    assert len(graphed.compute.graphs._recorded) == 1
+
+
+@pytest.mark.parametrize("guidance", [None, 2.0, lambda level: 1 + level.t / 1000])
+def test_graphs_take_labels_and_guidance(guidance: Any) -> None:
+    eager, graphed = pair({"classes": 3})
+    for labels in ([0, 1, 2, 0, 1, 2], [2, 2, 2, 1, 1, 0]):
+        want, made = (model.sample(6, 4, labels=labels, guidance=guidance) for model in (eager, graphed))
+        assert torch.equal(made, want)
+    assert len(graphed.compute.graphs._recorded) == 1
+    assert torch.equal(graphed.sample(6, 4), eager.sample(6, 4))
+
+
+def test_graphs_of_several_plans_share_memory_and_do_not_disturb_each_other() -> None:
+    eager, graphed = pair({})
+    want = {(steps, eta): eager.sample(8, steps, eta=eta) for steps in (2, 3, 5) for eta in (0.0, 1.0)}  # six plans
+    for _ in range(2):
+        made = {(steps, eta): graphed.sample(8, steps, eta=eta) for steps, eta in want}
+        torch.cuda.synchronize()
+        assert all(torch.equal(made[key], want[key]) for key in want)
+    blocks = [*graphed.sample_blocks(graphed.plan(3, sampler="auto"), range(8))]
+    assert torch.equal(torch.cat(blocks), want[3, 0.0])
+
+
+def test_a_compiled_network_is_recorded_too() -> None:
+    eager, graphed = pair({}, compiled=True)
+    for eta in (0.0, 1.0):
+        want, made = (model.sample(6, 4, eta=eta) for model in (eager, graphed))
+        torch.testing.assert_close(made, want, rtol=0, atol=1e-2)
+
+
+def test_unasked_a_plan_is_recorded_at_its_second_use() -> None:
+    config = tiny_config()
+    model = of(new_network(config.network), config, "cuda", micro_batch=4)
+    made = []
+    for count in (0, 1, 1):
+        made.append(model.sample(4, 3))
+        assert len(model.compute.graphs._recorded) == count
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+def test_a_replay_does_not_wait_for_the_gpu(no_waiting: Any) -> None:
+    _, graphed = pair({})
+    plan = graphed.plan(3)
+    start, noise = graphed.noise(4).start(), graphed.noise(4)
+    want = graphed.compute.graphs.run(graphed.denoise, plan, start, noise)
+    no_waiting()
+    made = graphed.compute.graphs.run(graphed.denoise, plan, start, noise)
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(made, want)

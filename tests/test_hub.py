@@ -17,8 +17,8 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, errors
 
-from ddim import hub
-from ddim.config import ModelConfig, Provenance
+from ddim import checkpoint, hub
+from ddim.config import Provenance
 from ddim.engine import Engine
 from ddim.errors import DdimError, DdimWarning
 from ddim.interop import diffusers_write
@@ -97,7 +97,7 @@ def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert card.data.license == "cc-by-4.0"
     assert {"ddim", "diffusion", "unet", "class-conditional"} <= set(card.data.tags)
-    config = ModelConfig.model_validate_json((tmp_path / "tiny" / "config.json").read_text())
+    config = checkpoint.read_config(tmp_path / "tiny" / "config.json")
     rows, count = table(text), sum(p.numel() for p in model.network.parameters())
     assert rows["network"] == str(config.network)
     assert rows["parameters"] == f"{count:,}, stored as float32, {4 * count / 1e6:.1f} MB"

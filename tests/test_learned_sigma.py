@@ -69,7 +69,7 @@ def test_sampling_is_openais(predicts: str, clip: bool) -> None:
 
 def test_the_noise_lies_between_the_posteriors_and_betas() -> None:
     levels = linear().levels([*reversed(TIMES), 0])
-    rows = samplers.ddim(levels, sigma="learned").rows
+    rows = samplers.ddim(levels, sigma="learned", clip_x0=False).rows
     for row, plain in zip(rows[:-1], samplers.ddim(levels, eta=1.0).rows, strict=False):
         assert row.z == row.sigma == plain.z
         assert row.z_high == pytest.approx((1 - row.now.alpha_bar / row.next.alpha_bar) ** 0.5, rel=1e-12)
@@ -80,7 +80,7 @@ def test_the_noise_lies_between_the_posteriors_and_betas() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 0.5, 1.5])
 def test_the_fraction_is_of_the_log_variance(fraction: float) -> None:
     levels = linear().levels([400, 200])
-    plan = samplers.ddim(levels, sigma="learned")
+    plan = samplers.ddim(levels, sigma="learned", clip_x0=False)
     start, noise = randn(1, 3), Noise(0, (0,), (3,))
 
     def denoise(x: Tensor, level: Any) -> Prediction:
@@ -101,7 +101,7 @@ def test_clipping_and_guidance_keep_what_the_network_says() -> None:
 
 def test_a_plan_goes_through_json_and_prints_both_ends() -> None:
     model = model_of()
-    plan = model.plan(grid=TIMES, sigma="learned")
+    plan = model.plan(grid=TIMES, sigma="learned", clip_x0=False)
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert torch.equal(model.sample(COUNT, plan=again), model.sample(COUNT, plan=plan))
@@ -120,11 +120,11 @@ def test_bounds_that_are_none_are_refused(z_high: float) -> None:
 def test_a_network_that_says_none_is_refused(tmp_path: Path) -> None:
     plain = tiny_model(predicts="eps")
     with pytest.raises(DdimError, match="does not say it"):
-        plain.plan(grid=TIMES, sigma="learned")
+        plain.plan(grid=TIMES, sigma="learned", clip_x0=False)
     with pytest.raises(DdimError, match="does not say any"):
-        plain.sample(1, plan=model_of().plan(grid=TIMES, sigma="learned"))
+        plain.sample(1, plan=model_of().plan(grid=TIMES, sigma="learned", clip_x0=False))
     with pytest.raises(DdimError, match="both given"):
-        model_of().plan(grid=TIMES, sigma="learned", eta=0.5)
+        model_of().plan(grid=TIMES, sigma="learned", eta=0.5, clip_x0=False)
     with pytest.raises(DdimError, match="cannot add noise"):
         model_of().plan(grid=TIMES, sigma="learned", encode=True)
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -221,46 +218,6 @@ def test_the_pace_is_the_faster_ones() -> None:
     assert calls(3, 5.0, 0.5) == [4, 1, 1]  # another process has begun to use the cores
     assert calls(2 * Pace.AGAIN, 0.3, 0.5)[-Pace.AGAIN :].count(4) == Pace.AGAIN - 1  # it has ended
     assert Pace(1).threads() == 1
-
-
-def run(code: str, **env: str) -> str:
-    made = subprocess.run(
-        [sys.executable, "-c", code], env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True
-    )
-    assert made.returncode == 0, made.stderr
-    return made.stdout
-
-
-CODE = """
-import sys; sys.path[:0] = {path!r}
-from ddim.native.kernels import Unavailable, kernels
-try:
-    print(kernels().panel)
-except Unavailable as reason:
-    print(reason)
-"""
-
-
-def test_without_a_compiler_or_a_cache_it_says_so(tmp_path: Path) -> None:
-    code = CODE.format(path=sys.path)
-    assert "no C++ compiler" in run(code, XDG_CACHE_HOME=str(tmp_path), CXX="/no/such/compiler")
-    false = tmp_path / "c++"
-    false.write_text("#!/bin/sh\necho 'this compiler is broken' >&2\nexit 3\n")
-    false.chmod(0o755)
-    assert "this compiler is broken" in run(code, XDG_CACHE_HOME=str(tmp_path / "cache"), CXX=str(false))
-    assert list((tmp_path / "cache" / "ddim").iterdir()) == []
-    (tmp_path / "file").write_text("")
-    assert "cannot be written to" in run(
-        code, XDG_CACHE_HOME=str(tmp_path / "file"), PATH="/usr/local/bin:/usr/bin:/bin"
-    )
-
-
-def test_a_damaged_cache_is_built_again(tmp_path: Path) -> None:
-    code, env = CODE.format(path=sys.path), {"XDG_CACHE_HOME": str(tmp_path)}
-    assert run(code, **env) == f"{KERNELS.panel}\n"
-    [built] = (tmp_path / "ddim").iterdir()
-    built.write_bytes(b"cut off")
-    assert run(code, **env) == f"{KERNELS.panel}\n"
 
 
 def test_a_text_model_has_no_such_kernels() -> None:

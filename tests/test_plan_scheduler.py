@@ -45,7 +45,7 @@ from ddim.interop.plan_scheduler import PlanScheduler
 from ddim.loop import run
 from ddim.plan import Plan
 from ddim.row import on_lattice
-from ddim.samplers import NAMED, ddim, named
+from ddim.samplers import NAMED, ddim, named, walk
 from ddim.schedule import Level
 
 LINEAR = SCHEDULES["linear"]
@@ -163,8 +163,10 @@ class TestDDIMPipeline:
     def test_ddim_is_their_ddim(self, eta: float) -> None:
         """With clip_sample False and set_alpha_to_one True, S dividing T."""
         theirs = picture(pipeline(), steps=10, eta=eta)
-        ours = picture(pipeline(PlanScheduler(LINEAR, grid="leading", eta=eta)), steps=10)
-        close(ours, theirs)
+        own = picture(pipeline(PlanScheduler.from_scheduler(pipeline().scheduler, eta=eta)), steps=10)
+        close(own, theirs)
+        times = [level.t for level in levels_of(LINEAR, "leading", 10)[-2::-1]]
+        close(picture(pipeline(PlanScheduler(LINEAR, grid=times, eta=eta)), steps=10), theirs)
         assert theirs.std() > 0.05
 
     def test_clipped(self) -> None:
@@ -183,14 +185,14 @@ class TestDDIMPipeline:
         ("sampler", "predicts"), [*((name, "eps") for name in NAMED), ("unipc3", "x0"), ("unipc3", "v"), ("heun", "v")]
     )
     def test_every_sampler_is_our_loop(self, sampler: str, predicts: Any) -> None:
-        plan = named(sampler, levels_of(LINEAR, "log-snr", S), LINEAR)
+        plan = named(sampler, walk(LINEAR, predicts, "log-snr", S), LINEAR)
         made = PlanScheduler(LINEAR, sampler, "log-snr", predicts=predicts)
         close(picture(pipeline(made, predicts)), shown(run(denoiser(predicts), plan, start())))
         assert made.step_index == len(plan) == len(made.timesteps)
         assert made.num_inference_steps == S
 
     def test_noise_is_the_generators(self) -> None:
-        plan = ddim(levels_of(LINEAR, "log-snr", S), eta=0.7)
+        plan = ddim(walk(LINEAR, "eps", "log-snr", S), eta=0.7)
         made = PlanScheduler(LINEAR, grid="log-snr", eta=0.7)
         wanted = shown(run(denoiser(), plan, start(), Drawn()))
         before = torch.get_rng_state()
@@ -214,8 +216,10 @@ class TestDDIMPipeline:
         scheduler = PlanScheduler(made, grid="trailing", predicts="v")
         close(picture(pipeline(scheduler, "v")), shown(run(denoiser("v"), plan, start())))
         eps = PlanScheduler(made, grid="trailing")
+        eps.set_timesteps(S)
+        assert eps.plan.start == walk(made, "eps", "trailing", S)[0] != made.level(made.T)
         with pytest.raises(DdimError, match=r"asks for eps where there is no signal"):
-            eps.set_timesteps(S)
+            PlanScheduler(made, grid=[1, 500, 1000]).set_timesteps(3)
 
     def test_tuned_plan_from_a_file(self, tmp_path: Path) -> None:
         """Times that are not whole, weights of one's own, times told that are not the state's, and a maker's name."""
@@ -435,7 +439,7 @@ class TestImageToImage:
 
     def test_later_timesteps_without_a_word(self) -> None:
         """Some pipelines slice the timesteps and set no index."""
-        plan = named("unipc3", levels_of(LINEAR, "log-snr", S)[2:], LINEAR)
+        plan = named("unipc3", walk(LINEAR, "eps", "log-snr", S)[2:], LINEAR)
         made = PlanScheduler(LINEAR, "unipc3", "log-snr")
         made.set_timesteps(S)
         x = start()
@@ -579,7 +583,7 @@ class TestEncoding:
             made.step(start(), made.timesteps[1], x + 1e-3)
 
     def test_by_name(self) -> None:
-        levels = levels_of(LINEAR, "log-snr", S)[::-1]
+        levels = walk(LINEAR, "eps", "log-snr", S, encode=True)
         made = PlanScheduler(LINEAR, "ab2", "log-snr", encode=True)
         states = by_hand(made, PICTURES, S)
         close(states[-1], run(denoiser(), named("ab2", levels, LINEAR, LINEAR.level(1)), PICTURES))
@@ -614,7 +618,7 @@ class TestLoops:
             x = made.step(unet()(x.float(), t).sample, t, x).prev_sample
             if k == 2:
                 x = changed = x * 0.9 + 0.1
-        close(made.states[0], run(denoise, ddim(levels_of(LINEAR, "log-snr", S)[3:]), changed.float()))
+        close(made.states[0], run(denoise, ddim(walk(LINEAR, "eps", "log-snr", S)[3:]), changed.float()))
 
     def test_buffers_may_be_used_again(self) -> None:
         """A compiled network writes its outputs to one place, and a loop may keep its state in one."""
@@ -624,7 +628,7 @@ class TestLoops:
         for t in made.timesteps:
             output.copy_(unet()(x, t).sample)
             x.copy_(made.step(output, t, x).prev_sample)
-        close(x, run(denoiser(), named("ab3", levels_of(LINEAR, "log-snr", S), LINEAR), start()))
+        close(x, run(denoiser(), named("ab3", walk(LINEAR, "eps", "log-snr", S), LINEAR), start()))
 
     def test_given_times(self) -> None:
         made = PlanScheduler(LINEAR, "ab2")

@@ -21,7 +21,21 @@ LONGEST_BODY = 45  # without
 
 # Import from your own floor or below.
 FLOORS = (
-    {"schedule", "grid", "seeds", "errors", "files", "tensors", "pixels", "plan_file"},  # 0 ground
+    {
+        "schedule",
+        "start",
+        "grid",
+        "seeds",
+        "device_noise",
+        "noise_kernels",
+        "errors",
+        "files",
+        "temporary",
+        "checksum",
+        "tensors",
+        "pixels",
+        "plan_file",
+    },  # 0 ground
     {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical", "comparison"},  # 1 theory
     {
         "denoiser",
@@ -41,6 +55,7 @@ FLOORS = (
         "loop",
         "parallel",
         "blocks",
+        "cuda_graphs",
         "fitting",
         "tuning",
         "implicit",
@@ -69,7 +84,10 @@ FLOORS = (
         "budget",
         "metrics",
         "generate",
+        "plausible",
         "manifest",
+        "finished",
+        "states",
         "roundtrip",
         "bits",
         "calibration",

@@ -40,7 +40,7 @@ def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.Captur
     assert (place / "anew.json").read_bytes() == (place / "plan.json").read_bytes()
     sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
-    assert len(contents(place / "samples")) == 3
+    assert len(contents(place / "samples")) == 4  # with the manifest and the list of checksums
 
 
 def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +53,19 @@ def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.C
     assert ddim(*tune) == 0
     assert "tuned before" not in capsys.readouterr().err
     assert (place / "plan.json").read_bytes() == first
+
+
+def test_without_a_home_nothing_is_kept(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    tune = ("tune", place / "model", "--calls", 2, *SMALL, "--precision", "float32", "--out", place / "plan.json")
+    assert ddim(*tune) == ddim(*tune) == 0
+    assert "tuned before" not in capsys.readouterr().err
 
 
 def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

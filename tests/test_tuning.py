@@ -203,6 +203,7 @@ def test_nothing_is_fitted_to_the_held_out_half() -> None:
 @pytest.mark.parametrize(("steps", "T"), [(10, 1000), (31, 1000), (32, 1000), (12, 100), (20, 100), (30, 500), (5, 8)])
 def test_the_default_has_as_many_calls_as_are_asked_for(steps: int, T: int) -> None:
     schedule = LINEAR if T == 1000 else linear(T)
-    sampler, name = samplers.recommended(steps, T)
-    times = grid.tau(schedule, name, steps)
-    assert samplers.named(sampler, falling(schedule, times), schedule).calls == steps
+    for predicts in ("eps", "v", "x0"):
+        sampler, name = samplers.recommended(steps, schedule, predicts)
+        times = grid.tau(schedule, name, steps)
+        assert samplers.named(sampler, falling(schedule, times), schedule).calls == steps

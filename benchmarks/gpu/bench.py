@@ -79,6 +79,7 @@ class Bench:
         self.cuda = self.device.startswith("cuda")
         self.config, self.network = peers.cifar10(**self.sizes.network)
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.models: dict[Any, Any] = {}  # ours, by what their networks are set up from
         self.ceiling = 0.0  # FLOP/s of bfloat16 matrix products, once measured
         self.clocks: dict[str, Any] = {}
         self.compiled: dict[str, float] = {}  # the most seconds that torch.compile took, by what is compiled

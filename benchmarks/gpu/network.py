@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,7 +13,8 @@ from benchmarks import peers
 from benchmarks.gpu import kernels
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.sampling import Sampling
-from benchmarks.gpu.variants import ALL, BEST, OURS, OURS_COMPILED, TIME
+from benchmarks.gpu.variants import ALL, BEST, OURS, OURS_COMPILED, TIME, searching
+from ddim.nn.parts import Norm
 
 APART = 0.1  # a relative difference of outputs above which they are not the same network
 LONGEST = 6
@@ -33,7 +33,7 @@ def measure(bench: Bench, sampling: Sampling) -> None:
         bench.deadline.attempt(f"network call, {name}", 2, partial(share, bench, name, call, x, reference))
     if OURS.name in calls:
         name = "ours, bf16, cudnn.benchmark"
-        with _searching():
+        with searching():
             bench.deadline.attempt(name, 15, partial(share, bench, name, calls[OURS.name], x, reference))
     for variant in (OURS, OURS_COMPILED, BEST):
         if variant.name in calls:
@@ -62,6 +62,9 @@ def _contiguous(bench: Bench) -> Callable[[Tensor], Tensor]:
     """Our network in bfloat16, eager, in NCHW memory: on CUDA group norm has no channels-last kernel and copies."""
     model = peers.ours(bench.config, bench.network, bench.device, dtype="bfloat16")
     network = model.compute.network.to(memory_format=torch.contiguous_format)
+    for part in network.modules():
+        if isinstance(part, Norm):
+            part.fused = False
     condition = network.condition(torch.full((1,), float(TIME), device=bench.device)).to(torch.bfloat16)
 
     @torch.no_grad()
@@ -69,17 +72,6 @@ def _contiguous(bench: Bench) -> Callable[[Tensor], Tensor]:
         return network.body(x.to(torch.bfloat16), condition).float()
 
     return call
-
-
-@contextlib.contextmanager
-def _searching() -> Iterator[None]:
-    """cuDNN tries its algorithms for each new shape meanwhile."""
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 def profiled(bench: Bench, name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> None:

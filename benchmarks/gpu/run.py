@@ -41,12 +41,13 @@ def tasks(bench: Bench, only: Sequence[str] = PARTS) -> list[Task]:
     small, large = (Task(f"training, batch {n}", 0.0, partial(training.measure, bench, n)) for n in sizes.training)
     order = [
         *groups["first"],
+        *groups["middle"],
+        *groups["compiled"],
         Task("network calls and profiles", 5.0, partial(network.measure, bench, sampling)),
         Task("loop", 5.0, partial(loop.measure, bench)),
         *groups["latency"],
         Task("parallel over time", 15.0, partial(parallel.measure, bench)),
         small,
-        *groups["middle"],
         large,
         *groups["last"],
     ]

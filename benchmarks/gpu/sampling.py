@@ -1,10 +1,10 @@
 """Sampling throughput, cell by cell: a batch size, a number of steps, and the variants that are compared by turns.
 
-All of 4 batch sizes, 4 numbers of steps and 5 variants do not fit into a few minutes, and need not: a step's time does
-not depend on how many there are, so S = 10 and 50 tell what the start of a run costs. Batch 1 and 64 get every S (a
-round takes seconds); 512 gets S = 10 and 50 of all, 20 and 100 of the bfloat16 variants alone; 2048 gets S = 10 of all
-and 50 of the bfloat16 variants alone. torch.compile is what takes long: every batch size is compiled anew, at about a
-minute for each variant, so the cells of batches that are compiled already come before those of new ones.
+All of 4 batch sizes, 4 numbers of steps and all variants do not fit into a few minutes, and need not: a step's time
+does not depend on how many there are, so S = 10 and 50 tell what the start of a run costs. torch.compile is what takes
+long: every batch size is compiled anew, at about a minute for each side. So the first cells, of batch 512 and 1,
+compile nothing; the next compile diffusers' best setting for these two sizes; batch 64 comes after, then what of ours
+is compiled, and the rest last. So a batch and number of steps may stand in several rows, each by turns of its own.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.variants import (
+    AGAINST_BEST,
     ALL,
     BEST,
-    BEST_GRAPHS,
+    COMPILED,
     DEFAULT,
     FAST,
     GRAPHS,
-    OURS,
-    OURS_COMPILED,
-    OURS_GRAPHS,
+    OURS_PLAIN,
     RATIOS,
+    UNCOMPILED,
     WARM,
     Runner,
     Variant,
@@ -37,6 +37,10 @@ BUILD = 4.0  # seconds to set a variant up, beside its first steps
 OVERHEAD = 0.02  # seconds of a step at the least, before any was measured
 SHARE = 0.05  # of the ceiling of bfloat16 products, reached in a network call, before any was measured
 UNKNOWN = 1e14  # that ceiling in FLOP/s, if it was not measured either
+
+
+RECORDING = 2  # runs of a plan that recording its CUDA graph takes
+KINDS = {UNCOMPILED: ", not compiled", AGAINST_BEST: ", against diffusers' best", COMPILED: ", ours compiled"}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Cell:
     @property
     def name(self) -> str:
         """As it is listed."""
-        return f"batch {self.batch}, S={self.steps}" + (", CUDA graphs of both" if BEST_GRAPHS in self.variants else "")
+        return f"batch {self.batch}, S={self.steps}" + KINDS.get(self.variants, "")
 
 
 def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell, ...]]:
@@ -68,21 +72,31 @@ def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell,
     one, some, many, most = batches
     s10, s20, s50, s100 = steps
     return {
-        "first": (Cell(many, s50, 3, ALL), Cell(many, s10, 3, ALL)),
-        "latency": (
-            Cell(one, s50, 10, (*ALL, OURS_GRAPHS), 1),
-            *(Cell(one, s, 5, ALL, 1) for s in (s10, s20, s100)),
+        "first": (
+            *(Cell(n, s, rounds, UNCOMPILED, 1) for n, rounds in ((many, 3), (one, 5)) for s in (s10, s50)),
+            *(Cell(n, s, rounds, AGAINST_BEST, 1) for n, rounds in ((many, 3), (one, 10)) for s in (s50, s10)),
         ),
         "middle": (
-            Cell(some, s50, 5, ALL, 1),
-            *(Cell(some, s, 5, ALL, 1) for s in (s10, s20, s100)),
-            Cell(most, s10, 3, ALL),
+            *(Cell(some, s, 5, UNCOMPILED, 1) for s in (s10, s50)),
+            *(Cell(some, s, 5, AGAINST_BEST, 1) for s in (s50, s10)),
+        ),
+        "compiled": (
+            Cell(many, s50, 3, COMPILED, 1),
+            Cell(many, s10, 3, COMPILED, 1),
+            Cell(one, s50, 10, (*COMPILED, OURS_PLAIN), 1),
+        ),
+        "latency": (
+            Cell(one, s50, 10, (*GRAPHS, BEST, DEFAULT), 1),
+            *(Cell(one, s, 5, ALL, 1) for s in (s10, s20, s100)),
         ),
         "last": (
+            *(Cell(some, s, 5, ALL, 1) for s in (s50, s10, s20, s100)),
+            Cell(most, s10, 3, ALL),
+            Cell(many, s50, 3, ALL),
+            Cell(many, s10, 3, ALL),
             Cell(many, s100, 3, FAST),
             Cell(most, s50, 3, FAST),
             Cell(many, s20, 3, FAST),
-            Cell(one, s50, 10, (OURS_COMPILED, BEST, *GRAPHS, OURS, DEFAULT), 1),
         ),
     }
 
@@ -127,7 +141,7 @@ class Sampling:
         place = (variant, n)
         if place not in self.runners and place not in self.refused:
             cost = BUILD + 2 * WARM * self.guess(variant, n)
-            if variant.compiled:
+            if variant.compiled and not self.set_up(variant, n):
                 cost += self.bench.compile_cost("inference")
             what = f"{variant.name}, batch {n} (setting up)"
             made = self.bench.deadline.attempt(what, cost, lambda: self._start(variant, n))
@@ -138,12 +152,16 @@ class Sampling:
                 self.runners[place] = made
         return self.runners.get(place)
 
+    def set_up(self, variant: Variant, n: int) -> bool:
+        """Whether the variant's network has run at batch n, in this variant or another."""
+        return any(known.network == variant.network and batch == n for known, batch in self.runners)
+
     def _start(self, variant: Variant, n: int) -> Runner:
         made = runner(variant, n, self.bench)
         job = made.draw(WARM)
         first, second = self.bench.once(job), self.bench.once(job)
         self.pace[variant, n] = second / WARM
-        if variant.compiled:
+        if variant.compiled and not self.set_up(variant, n):
             self.bench.compiled["inference"] = max(first, self.bench.compiled.get("inference", 0.0))
         row = {"variant": variant.name, "batch": n, "first run (s)": first, f"{WARM} steps after it (s)": second}
         self.bench.add("start-up", row)
@@ -162,7 +180,8 @@ class Sampling:
         for variant, made in ready.items():
             if made is None:
                 continue
-            cost = (self.rounds(cell) + cell.warm) * cell.steps * self.guess(variant, cell.batch)
+            runs = self.rounds(cell) + cell.warm + (RECORDING if variant.plan else 0)
+            cost = runs * cell.steps * self.guess(variant, cell.batch)
             if self.bench.deadline.fits(f"{cell.name}: {variant.name}", total + cost):
                 jobs[variant.name] = self.bench.synced(made.draw(cell.steps))
                 total += cost

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from benchmarks import peers
 from benchmarks.gpu.bench import Bench
+from ddim.cuda_graphs import PlanGraphs
+from ddim.model import Model
 
 WARM = 3  # steps of a first run: by the third all shapes and memory layouts that a loop passes through have been seen
 TIME = 500  # the time at which a single network call is made, in our counting
@@ -24,7 +28,9 @@ class Variant:
         ours: Whether it is ours.
         fast: Whether it computes in bfloat16.
         compiled: Whether the network goes through torch.compile.
-        graphs: Whether with CUDA graphs (mode "reduce-overhead").
+        graphs: Whether with torch.compile's CUDA graphs (mode "reduce-overhead").
+        plan: Whether with a CUDA graph of the whole plan.
+        search: Whether cuDNN tries its algorithms for each new shape and keeps the fastest.
     """
 
     name: str
@@ -32,27 +38,44 @@ class Variant:
     fast: bool
     compiled: bool = False
     graphs: bool = False
+    plan: bool = False
+    search: bool = False
+
+    @property
+    def network(self) -> tuple[bool, ...]:
+        """What its network is set up from: variants of which this is the same share one, and what was compiled."""
+        return (self.ours, self.fast, self.compiled, self.graphs)
 
 
 OURS = Variant("ours, bf16", True, True)
 OURS_COMPILED = Variant("ours, bf16 compiled", True, True, True)
-OURS_GRAPHS = Variant("ours, bf16 graphs", True, True, True, True)
+OURS_PLAN = Variant("ours, bf16 plan graph", True, True, plan=True)
+OURS_SEARCH = Variant("ours, bf16 plan graph, cudnn.benchmark", True, True, plan=True, search=True)
+OURS_COMPILED_PLAN = Variant("ours, bf16 compiled plan graph", True, True, True, plan=True)
 OURS_PLAIN = Variant("ours, float32", True, False)
 DEFAULT = Variant("diffusers, default", False, False)
 BEST = Variant("diffusers, best", False, True, True)
 BEST_GRAPHS = Variant("diffusers, best graphs", False, True, True, True)
 FAST = (OURS_COMPILED, BEST, OURS)
 ALL = (OURS, DEFAULT, OURS_COMPILED, BEST, OURS_PLAIN)
-GRAPHS = (OURS_GRAPHS, BEST_GRAPHS)
+UNCOMPILED = (OURS_PLAN, OURS, DEFAULT)
+AGAINST_BEST = (OURS_PLAN, BEST, OURS)
+COMPILED = (OURS_COMPILED_PLAN, OURS_COMPILED, OURS_PLAN, OURS_SEARCH, BEST)
+GRAPHS = (OURS_PLAN, OURS_COMPILED_PLAN, BEST_GRAPHS)
 
 # What a row of times says: like against like, and the fastest against what the documentation shows.
 RATIOS = (
-    (OURS_COMPILED, BEST),
-    (OURS_GRAPHS, BEST_GRAPHS),
-    (OURS_PLAIN, DEFAULT),
+    (OURS_PLAN, BEST),
+    (OURS_PLAN, DEFAULT),
+    (OURS, BEST),
     (OURS, DEFAULT),
+    (OURS_COMPILED_PLAN, BEST),
+    (OURS_SEARCH, BEST),
+    (OURS_PLAN, BEST_GRAPHS),
+    (OURS_COMPILED_PLAN, BEST_GRAPHS),
+    (OURS_COMPILED, BEST),
+    (OURS_PLAIN, DEFAULT),
     (OURS_COMPILED, DEFAULT),
-    (OURS_GRAPHS, DEFAULT),
 )
 
 
@@ -74,17 +97,34 @@ def runner(variant: Variant, n: int, bench: Bench) -> Runner:
     return (_ours if variant.ours else _theirs)(variant, n, bench)
 
 
+def _model(variant: Variant, n: int, bench: Bench) -> Model:
+    """Our model with the variant's graphs; its network is that of other variants with the same."""
+    place = (variant.network, n)
+    if place not in bench.models:
+        settings = {"dtype": "bfloat16" if variant.fast else "float32", "compile": variant.compiled, "micro_batch": n}
+        made = peers.ours(bench.config, bench.network, bench.device, cuda_graphs=False, **settings)
+        if variant.compiled and bench.tiny:  # else the library's own torch.compile is measured
+            made.compute.body = torch.compile(made.compute.network.body, **bench.compiling())
+        assert made.denoise is made.denoise  # made now, so that copies share it
+        bench.models[place] = made
+    model = copy.copy(bench.models[place])
+    model.compute = copy.copy(model.compute)
+    model.compute.graphs = PlanGraphs(always=True) if variant.plan and bench.cuda else None
+    return model
+
+
 def _ours(variant: Variant, n: int, bench: Bench) -> Runner:
-    dtype = "bfloat16" if variant.fast else "float32"
-    settings = {"dtype": dtype, "compile": variant.compiled, "micro_batch": n}
-    model = peers.ours(bench.config, bench.network, bench.device, **settings)
-    if variant.compiled and (bench.tiny or variant.graphs):  # else the library's own torch.compile is measured
-        model.compute.body = _marked(torch.compile(model.compute.network.body, **bench.compiling(variant.graphs)))
+    model = _model(variant, n, bench)
     level = model.schedule.level(TIME)
 
     def draw(steps: int) -> Callable[[], Tensor]:
         plan = model.plan(steps, "trailing")
-        return lambda: model.sample(n, plan=plan)
+
+        def job() -> Tensor:
+            with searching() if variant.search else contextlib.nullcontext():
+                return model.sample(n, plan=plan)
+
+        return job
 
     @torch.no_grad()
     def call(x: Tensor) -> Tensor:
@@ -94,14 +134,15 @@ def _ours(variant: Variant, n: int, bench: Bench) -> Runner:
     return Runner(draw, call)
 
 
-def _marked(body: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The body, its calls told apart for CUDA graphs: what one gave is copied before the next."""
-
-    def marked(x: Tensor, condition: Tensor) -> Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return body(x, condition)
-
-    return marked
+@contextlib.contextmanager
+def searching() -> Iterator[None]:
+    """cuDNN tries its algorithms for each new shape meanwhile."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _theirs(variant: Variant, n: int, bench: Bench) -> Runner:

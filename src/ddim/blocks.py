@@ -71,6 +71,7 @@ def sample_blocks(
     labels: Sequence[int] | None = None,
     origin: Tensor | None = None,
     padded: bool = True,
+    through: Callable[[AnyDenoiser, Table[Any], Tensor, Noise], Tensor] = run,
 ) -> Iterator[Tensor]:
     """Sample the listed indices in blocks of one size; the last one is filled up with copies that are dropped.
 
@@ -83,6 +84,7 @@ def sample_blocks(
         labels: One for each index, or None.
         origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
         padded: Whether the last block is filled up; where bits do not depend on a block's size it need not be.
+        through: What runs a plan, see `ddim.loop.run`, or replays a recorded run, see `ddim.cuda_graphs`.
 
     Yields:
         (up to size, ...), in the order of `indices`.
@@ -97,7 +99,7 @@ def sample_blocks(
         if origin is not None:
             own = origin if len(origin) == 1 else origin[places]
             start = own.to(start) * plan.start.signal + start * plan.start.noise
-        yield run(denoise, plan, start, drawn)[: len(some)]
+        yield through(denoise, plan, start, drawn)[: len(some)]
 
 
 def run_blocks(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,10 +11,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ddim.checksum import seal, unseal
 from ddim.config import ModelConfig, parse, to_json
 from ddim.errors import DdimError, say
-from ddim.files import make_folder, sha256, strangers, write_atomic
+from ddim.files import new_folder, sha256, strangers, write_atomic
 from ddim.presets import PRESETS
+from ddim.temporary import interrupted, remove_tree
 from ddim.tensors import read_tensors
 
 WEIGHTS = "model.safetensors"
@@ -43,8 +43,8 @@ def find(name: str | Path) -> Path:
     here = bundled()
     path = Path(name)
     for folder in (path, path / "model"):
-        for place in (folder, _old(folder)) if folder.name else (folder,):
-            if (place / CONFIG).is_file():
+        for place in (folder, interrupted(folder), _old(folder)) if folder.name else (folder,):
+            if place is not None and (place / CONFIG).is_file():
                 return place
     if isinstance(name, str) and name in here:
         return here[name]
@@ -70,7 +70,7 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         DdimError: If something is missing, is not what it says, or does not match its checksum.
     """
     folder = find(name)
-    config = parse(ModelConfig, (folder / CONFIG).read_bytes(), folder / CONFIG)
+    config = read_config(folder / CONFIG)
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise DdimError(weights, "no such file", "copy the whole model folder")
@@ -78,6 +78,15 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
     tensors, _ = read_tensors(weights)
     return config, tensors
+
+
+def read_config(path: Path) -> ModelConfig:
+    """A model's configuration, its checksum verified where it has one.
+
+    Raises:
+        DdimError: If it is none, is damaged or was edited.
+    """
+    return parse(ModelConfig, unseal(path.read_bytes(), path), path)
 
 
 def write(
@@ -129,42 +138,29 @@ def refuse_other(folder: Path, sha256: str) -> None:
         DdimError: Saying what it holds.
     """
     _refuse_strangers(folder)
-    if (folder / CONFIG).is_file() and parse(ModelConfig, (folder / CONFIG).read_bytes(), folder).sha256 != sha256:
+    if (folder / CONFIG).is_file() and read_config(folder / CONFIG).sha256 != sha256:
         raise DdimError(folder, "holds another model", "choose another folder")
 
 
 def _refuse_strangers(folder: Path) -> None:
     card = [CARD] if (folder / CONFIG).is_file() else []  # a text beside nothing of ours is somebody's own
-    if strangers(folder, WEIGHTS, CONFIG, *card) or (folder.exists() and not folder.is_dir()):
+    names = (WEIGHTS, CONFIG, *card)
+    other = strangers(folder, *names) or any((folder / name).is_dir() for name in names)
+    if other or (folder.exists() and not folder.is_dir()):
         raise DdimError(folder, "holds something that is not a model", "choose another folder")
 
 
 def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None) -> None:
     _refuse_strangers(folder)
-    make_folder(folder.parent)
-    part, old = folder.with_name(f".{folder.name}.part"), _old(folder)
-    if old.exists() and not folder.exists():  # a kill between the two renames below
-        os.rename(old, folder)
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    make_folder(part)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
-    write_atomic(part / WEIGHTS, data)
-    write_atomic(part / CONFIG, to_json(config).encode())
-    if card is not None:
-        write_atomic(part / CARD, card(config).encode())
-    elif (folder / CARD).is_file():
-        write_atomic(part / CARD, (folder / CARD).read_bytes())
-        say(f"{folder / CARD} is kept; it was written for the model that was there")
-    try:
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(part, folder)
-    except OSError as error:
-        if old.exists() and not folder.exists():
-            os.rename(old, folder)
-        raise DdimError(folder, f"cannot be put in place ({error.strerror})", "choose another place") from None
-    shutil.rmtree(old, ignore_errors=True)
+    with new_folder(folder) as part:
+        write_atomic(part / WEIGHTS, data)
+        write_atomic(part / CONFIG, seal(to_json(config)))
+        if card is not None:
+            write_atomic(part / CARD, card(config).encode())
+        elif (folder / CARD).is_file():
+            write_atomic(part / CARD, (folder / CARD).read_bytes())
+            say(f"{folder / CARD} is kept; it was written for the model that was there")
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -177,8 +173,16 @@ def _bytes(weights: Mapping[str, Tensor]) -> bytes:
 
 
 def _old(folder: Path) -> Path:
-    """Where a model folder stands for the moment in which it is replaced."""
+    """Where version 0.1 had a model folder for the moment in which it was replaced."""
     return folder.with_name(f".{folder.name}.old")
+
+
+def remove_earlier_parts(folder: Path) -> None:
+    """Remove what a killed process of version 0.1 left beside a model folder of a run, if it holds nothing else."""
+    for left in (folder.with_name(f".{folder.name}.part"), _old(folder)):
+        needed = left == _old(folder) and not folder.exists()
+        if left.is_dir() and not needed and not strangers(left, WEIGHTS, CONFIG, CARD):
+            remove_tree(left)
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:

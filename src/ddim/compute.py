@@ -11,16 +11,30 @@ import torch
 from torch import Tensor
 
 from ddim import blocks
+from ddim.cuda_graphs import PlanGraphs
 from ddim.errors import DdimError
 from ddim.native.kernels import Unavailable, kernels
 from ddim.native.unet import NativeUNet, fits
+from ddim.native.units import sampling_precision, units_of
 from ddim.nn.network import Network
-from ddim.training import fast_dtype
+from ddim.nn.parts import Norm, fuse_norms
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
-"""What a network computes in: "auto" is bfloat16 where the device is fast at it, else "float32-fast" where that can be
-had, else float32. "float32-fast" is float32 by kernels of our own (Winograd's convolutions), the same to about 1e-5;
-"float32" is torch's own arithmetic, on a GPU without TF32 (but for gradients, which follow torch's own setting)."""
+"""What a network computes in: "auto" is bfloat16 where the device has matrix units for it, else "float32-fast" where
+that can be had, else float32, see `ddim.native.units.sampling_precision`. "float32-fast" is float32 by kernels of our
+own (Winograd's convolutions), the same to about 1e-5; "float32" is torch's own arithmetic, on a GPU without TF32 (but
+for gradients, which follow torch's own setting)."""
+
+
+def without_cached(owner: object) -> dict[str, Any]:
+    """An object's attributes but for its cached properties: its state for a pickle or a copy.
+
+    What is cached may be compiled, bound to this process or this machine, or hold buffers; it is made anew on arrival.
+    """
+    cached = {
+        name for kind in type(owner).__mro__ for name, it in vars(kind).items() if isinstance(it, cached_property)
+    }
+    return {name: value for name, value in vars(owner).items() if name not in cached}
 
 
 def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -50,31 +64,48 @@ class Compute:
         device: Where it computes.
         dtype: What in, see `DType`.
         compile: Whether the network goes through torch.compile.
-        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU (4
+            in bfloat16), 64 on a GPU.
+        cuda_graphs: Whether whole plans are recorded as CUDA graphs when sampling, see `ddim.cuda_graphs`: all (True),
+            none (False), or the small ones that are run twice (None). A CPU has none, and refuses True.
 
     Raises:
         DdimError: If dtype or micro_batch is not one, or they do not go together.
     """
 
-    def __init__(self, network: Network, device: torch.device, dtype: str, compile: bool, micro_batch: int | None):
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        dtype: str,
+        compile: bool,
+        micro_batch: int | None,
+        cuda_graphs: bool | None = None,
+    ):
         if dtype not in get_args(DType):
             raise DdimError(f"dtype {dtype!r}", "is unknown", f"choose one of {', '.join(get_args(DType))}")
         if dtype == "float32-fast" and compile:
             raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
+        if cuda_graphs and device.type != "cuda":
+            raise DdimError("cuda_graphs", f"need a CUDA GPU, not {device.type}", "leave cuda_graphs out")
+        usable = device.type == "cuda" and cuda_graphs is not False
+        self.graphs = PlanGraphs(always=bool(cuda_graphs)) if usable else None
         self.plain, self.device, self.asked, self.compile = network, device, dtype, compile
-        self.micro_batch = blocks.size_of(micro_batch, device)
+        self._micro_batch = micro_batch if micro_batch is None else blocks.size_of(micro_batch, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_cached(self)
 
     @cached_property
     def _chosen(self) -> tuple[str, str]:
         """The precision's name, and why it is that one."""
         if self.asked in ("float32", "bfloat16"):
             return self.asked, "as asked"
-        if self.asked == "auto" and fast_dtype(self.device) == torch.bfloat16:
-            return "bfloat16", "which this device is fast at"
-        wrong = self._missing()
-        if wrong and self.asked == "float32-fast":
+        if self.asked == "auto":
+            return sampling_precision(units_of(self.device), self._missing)
+        if wrong := self._missing():
             raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
-        return ("float32", f"float32-fast cannot be had: {wrong}") if wrong else ("float32-fast", "kernels of its own")
+        return "float32-fast", "as asked"
 
     def _missing(self) -> str:
         """Why there is no float32-fast, or ""."""
@@ -98,6 +129,17 @@ class Compute:
         """The dtype of the network's activations."""
         return torch.bfloat16 if self.name == "bfloat16" else torch.float32
 
+    @cached_property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch.
+
+        bfloat16 on a CPU has half as many by default: a single sample costs as much as a whole micro-batch there, and
+        matrix units need no more to be busy.
+        """
+        size = blocks.size_of(self._micro_batch, self.device)
+        halved = self._micro_batch is None and self.device.type == "cpu" and self.name == "bfloat16"
+        return size // 2 if halved else size
+
     @property
     def steady(self) -> bool:
         """Whether a sample's bits are the same at any batch size, so that micro-batches need not be of one size."""
@@ -105,8 +147,18 @@ class Compute:
 
     @cached_property
     def network(self) -> Network:
-        """The network, its body in the dtype to compute in."""
-        return self.plain if self.steady else copy.deepcopy(self.plain).cast_body(self.dtype)
+        """The network, its body in the dtype to compute in; on CUDA in bfloat16 its norms are fused if they can be."""
+        if self.steady:
+            return self.plain
+        network = copy.deepcopy(self.plain).cast_body(self.dtype)
+        if self.device.type == "cuda" and self.dtype == torch.bfloat16:
+            fuse_norms(network)
+        return network
+
+    @property
+    def fused(self) -> bool:
+        """Whether its norms are those of `ddim.nn.cuda_norm`."""
+        return any(isinstance(part, Norm) and part.fused for part in self.network.modules())
 
     @cached_property
     def body(self) -> Callable[..., Tensor]:

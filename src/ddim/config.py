@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from ddim import schedule as schedules
 from ddim.categorical_config import CategoricalConfig as CategoricalConfig
-from ddim.data.policy import ImagePolicy
+from ddim.data.policy import DataStatistics, ImagePolicy
 from ddim.data.text import TextPolicy
 from ddim.denoiser import Predicts
 from ddim.errors import DdimError
@@ -52,9 +52,9 @@ class ScheduleConfig(BaseModel):
 
     model_config = _STRICT
     name: Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"] = "linear"
-    T: int = Field(1000, ge=1)
-    beta_start: float | None = None
-    beta_end: float | None = None
+    T: int = Field(1000, ge=1, le=1_000_000)
+    beta_start: float | None = Field(None, gt=0, le=1)
+    beta_end: float | None = Field(None, gt=0, le=1)
     betas: tuple[float, ...] | None = None
     zero_terminal_snr: bool = False
 
@@ -66,6 +66,10 @@ class ScheduleConfig(BaseModel):
             raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
         if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
             raise ValueError(f"{self.name} takes no beta_start or beta_end")
+        try:
+            self.build()  # whoever reads a schedule that is none is told so then, not whoever uses it
+        except DdimError as error:
+            raise ValueError(error.wrong) from None
         return self
 
     def build(self) -> schedules.Schedule:
@@ -216,6 +220,7 @@ class ModelConfig(BaseModel):
             the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
             the cross-entropy of x_0 per token, in nats.
         origin: The other code it comes from, where it does.
+        statistics: Of the images it was trained on; None where they are not recorded, and for discrete data.
         sha256: Of `model.safetensors`; empty before it is saved.
     """
 
@@ -230,6 +235,7 @@ class ModelConfig(BaseModel):
     provenance: Provenance = Provenance()
     error: tuple[_Error, ...] | None = None
     origin: Origin | None = None
+    statistics: DataStatistics | None = None
     sha256: str = ""
 
     @model_validator(mode="after")
@@ -309,6 +315,8 @@ def to_json(config: BaseModel) -> str:
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     """The first complaint of a validation, as one line."""
     first = error.errors()[0]
+    if isinstance(cause := first.get("ctx", {}).get("error"), DdimError):
+        return cause
     where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")

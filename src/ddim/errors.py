@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import copyreg
 import warnings
+from typing import Any
 
 
-class DdimError(Exception):
+class Hint(str):
+    """What to do, as several ways to do it; see `either`."""
+
+    ways: tuple[str, ...] = ()
+
+
+def either(*ways: str) -> Hint:
+    """A hint of several ways. Of a library it names arguments as Python has them, `fit='stretch'`.
+
+    The commands write an argument as their option, `--fit stretch`, and leave out ways that they have no option for.
+
+    Args:
+        ways: What can be done, one thing each.
+    """
+    made = Hint(", or ".join(ways))
+    made.ways = ways
+    return made
+
+
+class DdimError(ValueError):
     """Bad input from a user. The commands print it as one line and exit with 2.
+
+    It can be pickled, so that it passes from one process to another, as can every subclass, whatever its arguments.
 
     Args:
         what: The thing or file at fault.
@@ -18,11 +41,29 @@ class DdimError(Exception):
         self.what, self.wrong, self.mend = str(what), wrong, mend
         super().__init__(f"{self.what}: {wrong}; {mend}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default the class would be called with the one message.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
 
 class DdimWarning(UserWarning):
-    """Something asked for was changed or left out; the message says what."""
+    """Something asked for was changed or left out; the message says what.
+
+    Args:
+        message: What, and why.
+        mend: How to have it otherwise; "" where that is plain.
+    """
+
+    def __init__(self, message: str, mend: str = ""):
+        self.message, self.mend = message, mend
+        super().__init__(f"{message}; {mend}" if mend else message)
 
 
-def say(message: str) -> None:
-    """Say aloud that something asked for was changed or left out (a `DdimWarning`)."""
-    warnings.warn(message, DdimWarning, stacklevel=3)
+def say(message: str, mend: str = "") -> None:
+    """Say aloud that something asked for was changed or left out (a `DdimWarning`).
+
+    Args:
+        message: What was, and why.
+        mend: How to have it otherwise, see `either`.
+    """
+    warnings.warn(DdimWarning(message, mend), stacklevel=3)

@@ -55,14 +55,16 @@ class Teacher:
     Args:
         schedule: The schedule.
         nodes: Calls.
+        top: The time they start at; T if None.
     """
 
-    def __init__(self, schedule: Schedule, nodes: int = NODES):
-        bottom, top = schedule.level(1), schedule.level(schedule.T)
-        finite = top if math.isfinite(top.log_snr) else schedule.level(schedule.T - 1)
-        even = np.linspace(finite.log_snr, bottom.log_snr, nodes - (finite is not top))
+    def __init__(self, schedule: Schedule, nodes: int = NODES, top: int | None = None):
+        last = schedule.T if top is None else top
+        bottom, noisiest = schedule.level(1), schedule.level(last)
+        finite = noisiest if math.isfinite(noisiest.log_snr) else schedule.level(last - 1)
+        even = np.linspace(finite.log_snr, bottom.log_snr, nodes - (finite is not noisiest))
         inner = [schedule.time_at_log_snr(float(value)) for value in even[1:-1]]
-        first = [top.t] if finite is top else [top.t, finite.t]
+        first = [noisiest.t] if finite is noisiest else [noisiest.t, finite.t]
         self.levels = schedule.levels([*first, *inner, 1.0, 0.0])
         self.plan = unipc(self.levels, 3)
         self.steps: list[Step[Row]] = []

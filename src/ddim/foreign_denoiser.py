@@ -15,9 +15,11 @@ with sigma = noise / signal and s = noise / (signal + noise), which every level 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -30,11 +32,51 @@ from ddim.schedule import Level
 Output = Literal["eps", "x0", "v", "edm", "velocity"]
 MEANS: dict[Output, Predicts] = {"eps": "eps", "x0": "x0", "v": "v", "edm": "x0", "velocity": "v"}
 """What each output is once the change of variables is made."""
+Time = Literal["index", "index+1", "fraction", "log-snr", "sigma", "flow"]
+"""What a network may be told of a level, see `ddim.wrapping`."""
 
 
 def flow_time(level: Level) -> float:
     """The time s = noise / (signal + noise) of flow matching, in [0, 1], that mixes x_0 and eps as a level does."""
     return level.noise / (level.signal + level.noise)
+
+
+def _data_time(level: Level) -> float:
+    return level.signal / (level.signal + level.noise)
+
+
+def _index(level: Level) -> float:
+    return level.t - 1
+
+
+def _fraction(level: Level, T: int) -> float:
+    return level.t / T
+
+
+def teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
+    """The function of a level that gives its time by a name.
+
+    It is no lambda, so that a wrapped network can be pickled where its module can.
+
+    Args:
+        name: One of `Time`.
+        T: The number of times of the schedule.
+        data_at: 1 where the flow's time is 1 at the data.
+
+    Raises:
+        DdimError: If there is no time of that name.
+    """
+    told: dict[Time, Callable[[Level], float]] = {
+        "index": _index,
+        "index+1": operator.attrgetter("t"),
+        "fraction": partial(_fraction, T=T),
+        "log-snr": operator.attrgetter("log_snr"),
+        "sigma": operator.attrgetter("ratio"),
+        "flow": _data_time if data_at else flow_time,
+    }
+    if name not in get_args(Time):
+        raise DdimError(f"time {name!r}", "is unknown", f"choose one of {', '.join(told)}, or a function of the level")
+    return next(tell for known, tell in told.items() if known == name)
 
 
 @dataclass(frozen=True, eq=False)

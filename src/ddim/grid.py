@@ -13,6 +13,7 @@ then to clean data, always to the next entry of its own grid: no step is compute
 | leading, trailing,  | diffusers' timestep spacings, counted from 1 here                                         |
 | linspace            |                                                                                           |
 | log-snr             | equal steps of log(alpha_bar / (1 - alpha_bar))                                           |
+| angle-log-snr       | equal steps of arccos sqrt(alpha_bar) + 0.15 log(noise / signal)                          |
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ import numpy as np
 
 from ddim.errors import DdimError, say
 from ddim.schedule import Schedule
+from ddim.start import RATIO
 
 DEFAULT = "equal-angle"
+LOG_SHARE = 0.15
+"""The weight of log(noise / signal) beside the angle in `angle-log-snr`."""
+LEAST = 0.01
+"""Noise / signal that counts as clean data there."""
 
 
 def tau(
@@ -37,7 +43,8 @@ def tau(
         schedule: Whose times.
         name: One of `NAMED`, or a strictly rising list of times in (0, T], whole or not.
         steps: S, the number of network calls wanted, 1..T; left out with a list.
-        top: The last time of an `equal-angle` or `log-snr` grid, at most T; default T.
+        top: The last time of a named grid, at most T, instead of the formula's own: the formula is used with it in the
+            place of T, and where that ends below it, the times are stretched to end there.
 
     Returns:
         Strictly rising times in (0, T].
@@ -58,15 +65,16 @@ def tau(
             raise DdimError(f"grid {name!r}", "is unknown", f"choose one of {', '.join(NAMED)}")
         if not isinstance(steps, int | np.integer) or not 1 <= steps <= schedule.T:
             raise DdimError(f"steps {steps}", f"is not a whole number in 1..{schedule.T}", "choose one in that range")
-        if top is not None and name not in _TOPPED:
-            raise DdimError(f"grid {name}", "has a top of its own", f"leave top out, or choose {' or '.join(_TOPPED)}")
         if top is not None and not steps <= top <= schedule.T:
             raise DdimError(f"top {top}", f"is outside {steps}..{schedule.T}", "choose a time of the schedule")
         label = f"grid {name}"
         raw = NAMED[name](schedule, steps, top or schedule.T)
+        raw = raw if top is None else _ending_at(raw, top)
         times = [float(t) for t in sorted(set(raw)) if t >= 1]
         if len(times) != steps:
-            say(f"{label}: {steps} steps asked, its formula gives {len(times)} distinct times in 1..{schedule.T}")
+            say(
+                f"{label}: {steps} steps asked, its formula gives {len(times)} distinct times in 1..{top or schedule.T}"
+            )
     if times[-1] != schedule.T and top is None:
         last = schedule.level(times[-1])
         say(
@@ -95,31 +103,31 @@ def check(schedule: Schedule, times: Sequence[float]) -> list[float]:
 
 
 def _linear(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [i * schedule.T // steps for i in range(1, steps + 1)]
+    return [i * top // steps for i in range(1, steps + 1)]
 
 
 def _quadratic(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [i * i * schedule.T // steps**2 for i in range(1, steps + 1)]
+    return [i * i * top // steps**2 for i in range(1, steps + 1)]
 
 
 def _official_linear(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [t + 1 for t in range(0, schedule.T, schedule.T // steps)]
+    return [t + 1 for t in range(0, top, top // steps)]
 
 
 def _official_quadratic(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [int(t) + 1 for t in np.linspace(0, np.sqrt(schedule.T * 0.8), steps) ** 2]
+    return [int(t) + 1 for t in np.linspace(0, np.sqrt(top * 0.8), steps) ** 2]
 
 
 def _leading(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [i * (schedule.T // steps) + 1 for i in range(steps)]
+    return [i * (top // steps) + 1 for i in range(steps)]
 
 
 def _trailing(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [int(t) for t in np.round(np.arange(schedule.T, 0, -schedule.T / steps))]
+    return [int(t) for t in np.round(np.arange(top, 0, -top / steps))]
 
 
 def _linspace(schedule: Schedule, steps: int, top: int) -> list[int]:
-    return [int(t) + 1 for t in np.linspace(0, schedule.T - 1, steps).round()]
+    return [int(t) + 1 for t in np.linspace(0, top - 1, steps).round()]
 
 
 def _equal_angle(schedule: Schedule, steps: int, top: int) -> list[int]:
@@ -135,6 +143,26 @@ def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
         last, inner = schedule.level(top - 1).log_snr, steps - 2
     points = np.linspace(first, last, inner + 1)[: steps - 1] if steps > 1 else np.empty(0)
     return _whole([schedule.time_at_log_snr(float(value)) for value in points], top)
+
+
+def _angle_log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
+    times = np.arange(1, top + 1)
+    angles = np.array([schedule.level(float(t)).angle for t in times])
+    ratios = np.minimum(np.exp(-schedule.log_snr[:top] / 2), RATIO)  # further up the angle alone counts
+    mark = angles + LOG_SHARE * np.log(ratios)
+    clean = math.atan(LEAST) + LOG_SHARE * math.log(LEAST)  # the same on every schedule, whatever t = 1 is
+    points = np.linspace(clean, mark[-1], steps + 1)[1:-1]
+    if clean >= mark[-1] or (steps > 1 and points[0] < mark[0]):  # t = 1 is noisier than the first of these
+        points = np.linspace(mark[0], mark[-1], steps)[:-1]
+    return _whole([float(t) for t in np.interp(points, mark, times)], top)
+
+
+def _ending_at(times: Sequence[int], top: int) -> list[int]:
+    """The times, stretched about t = 1 so that the last one is `top`."""
+    last = max(times)
+    return (
+        [*times] if last == top else [top if t == last else round(1 + (t - 1) * (top - 1) / (last - 1)) for t in times]
+    )
 
 
 def _whole(times: Sequence[float], top: int) -> list[int]:
@@ -157,5 +185,5 @@ NAMED: dict[str, Callable[[Schedule, int, int], list[int]]] = {
     "trailing": _trailing,
     "linspace": _linspace,
     "log-snr": _log_snr,
+    "angle-log-snr": _angle_log_snr,
 }
-_TOPPED = ("equal-angle", "log-snr")

@@ -27,7 +27,7 @@ from ddim.objective import Objective
 from ddim.pixels import BIN, from_levels, to_float, to_levels, to_uint8
 from ddim.plan import Plan
 from ddim.seeds import Noise, TokenNoise
-from ddim.sheet import save_png, sheet
+from ddim.sheet import png, png_text, save_png, sheet
 from ddim.table import Table
 from ddim.times import Drawn
 from ddim.tokens import CrossEntropy
@@ -92,8 +92,12 @@ class Kind(ABC):
         """What is saved of each sample of a block (N, ...)."""
 
     @abstractmethod
-    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
-        """Write a rendered sample; metadata only where the format has a place for them."""
+    def file_of(self, sample: Any, text: dict[str, str]) -> bytes:
+        """The file of a rendered sample; metadata only where the format has a place for them."""
+
+    @abstractmethod
+    def is_whole(self, path: Path, text: dict[str, str]) -> bool:
+        """Whether a file can be one of `file_of` with such metadata, as far as can be seen without its checksum."""
 
     @abstractmethod
     def preview(self, path: Path, samples: Sequence[Any]) -> Path:
@@ -115,8 +119,12 @@ class _InPng(Kind):
         return picture_path(folder, index)
 
     @override
-    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
-        save_png(path, sample, text)
+    def file_of(self, sample: Any, text: dict[str, str]) -> bytes:
+        return png(sample, text)
+
+    @override
+    def is_whole(self, path: Path, text: dict[str, str]) -> bool:
+        return png_text(path).items() >= text.items()
 
     @override
     def preview(self, path: Path, samples: Sequence[Any]) -> Path:
@@ -247,8 +255,12 @@ class Text(_Categories):
         return [cast(TextPolicy, self.config.data).decode(ids.cpu().numpy()) for ids in block]
 
     @override
-    def save(self, path: Path, sample: Any, text: dict[str, str]) -> None:
-        write_atomic(path, sample.encode())
+    def file_of(self, sample: Any, text: dict[str, str]) -> bytes:
+        return bytes(sample.encode())
+
+    @override
+    def is_whole(self, path: Path, text: dict[str, str]) -> bool:
+        return path.stat().st_size > 0
 
     @override
     def preview(self, path: Path, samples: Sequence[Any]) -> Path:

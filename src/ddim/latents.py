@@ -176,11 +176,11 @@ def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
         "conditions": dict(file.conditions),
     }
     states = {"latents": latents} | ({} if file.earlier is None else {"earlier": file.earlier})
-    write_tensors(path, states, {**meta, "sha256": _digest(states)})
+    write_tensors(path, states, meta)
 
 
 def _digest(states: Mapping[str, Tensor]) -> str:
-    """The checksum of the states, in the order of their names."""
+    """The checksum of the states, in the order of their names, as files of version 0.1 hold it."""
     parts = [states[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(states)]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

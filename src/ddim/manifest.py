@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 import ddim
+from ddim.checksum import unseal, write_json
 from ddim.engine import Engine
 from ddim.errors import DdimError, say
-from ddim.files import strangers, write_atomic
+from ddim.files import strangers
 from ddim.table import Table
 
 MANIFEST = "manifest.json"
 
 
-def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> None:
+def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> bool:
     """Write a folder's manifest, or see that the one there is of the same run, and add the new range.
 
     Args:
@@ -28,14 +29,20 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
         n: How many.
         kind: What the folder holds, for messages.
 
+    Returns:
+        Whether the folder was claimed by a version of this library that wrote no checksums.
+
     Raises:
         DdimError: If the folder holds pictures of another run, or something else.
     """
     path = folder / MANIFEST
-    ranges = [[start, start + n]]
+    ranges, data = [[start, start + n]], b""
     if path.exists():
+        data = path.read_bytes()
+        text = unseal(data, path)
         try:
-            old = json.loads(path.read_bytes())
+            old = json.loads(text)
+            found = old["ranges"]
             ranges = _merge([*old.pop("ranges"), *ranges])
         except (ValueError, KeyError, TypeError, AttributeError):
             raise DdimError(path, f"is not a manifest of {kind}", "choose another folder") from None
@@ -53,7 +60,10 @@ def claim(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "p
             raise DdimError(folder, wrong, "choose another folder, or the same settings")
     elif strangers(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
-    write_atomic(path, (json.dumps({**what, "ranges": ranges}, indent=1) + "\n").encode())
+    earlier = bool(data) and text is data
+    if not data or earlier or {**old, "ranges": found} != json.loads(json.dumps({**what, "ranges": ranges})):
+        write_json(path, {**what, "ranges": ranges})
+    return earlier
 
 
 def identity(model: Engine, plan: Table[Any], name: str) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
+from ddim.checksum import journal_line, read_line
 from ddim.errors import say
-from ddim.files import write_atomic
+from ddim.files import Appender, write_atomic
 
 
 class Metrics(contextlib.AbstractContextManager["Metrics"]):
@@ -23,8 +23,7 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
         self._closing = contextlib.ExitStack()
         path = folder / "metrics.jsonl"
         _cut(path, step)
-        self._file = path.open("a", encoding="utf-8")
-        self._closing.callback(self._file.close)
+        self._file = self._closing.enter_context(Appender(path))
         self._board = self._events(folder / "tensorboard", step)
 
     def __exit__(self, *_: object) -> None:
@@ -32,8 +31,7 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
 
     def tell(self, step: int, values: dict[str, float], **more: Any) -> None:
         """One line; the values go to TensorBoard too."""
-        self._file.write(json.dumps({"step": step, **values, **more}) + "\n")
-        self._file.flush()
+        self._file.write(journal_line({"step": step, **values, **more}))
         for name, value in values.items():
             if self._board:
                 self._board.add_scalar(name, value, step)
@@ -50,10 +48,22 @@ class Metrics(contextlib.AbstractContextManager["Metrics"]):
 
 
 def _cut(path: Path, step: int) -> None:
-    if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomic(path, "".join(kept).encode())
+    """Drop the lines about later steps, and those that are torn or damaged, which is reported."""
+    if not path.exists():
+        return
+    kept, damaged, sealed = [], 0, False
+    data = path.read_bytes()
+    for line in data.decode("utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            what, sealed = read_line(line, sealed)
+            if not all(isinstance(value, int | float) for value in what.values()):
+                raise ValueError("it holds something that is not a number")
+            if what["step"] <= step:
+                kept.append(line)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            damaged += 1
+    if damaged:
+        say(f"{path}: {damaged} line(s) are torn or damaged, and are dropped")
+    text = "".join(kept).encode()
+    if text != data:
+        write_atomic(path, text)

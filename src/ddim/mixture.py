@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddim.categorical import markov_fresh, markov_weights, mixture_weights, sharpen
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.plan_file import MixtureFile, read_plan
 from ddim.schedule import Level
 from ddim.seeds import pick
@@ -148,7 +148,9 @@ class CategoricalPlan(Table[Mixture]):
         """
         assert fresh is not None
         if not torch.isfinite(predictions[0].x0.sum()):
-            raise DdimError("samples", "are of a prediction that is not finite", "use --dtype float32, or train longer")
+            raise DdimError(
+                "samples", "are of a prediction that is not finite", either("train longer", "use dtype='float32'")
+            )
         x, probabilities = states[0], predictions[0].x0
         pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
         which = fresh[..., 0]

@@ -19,6 +19,7 @@ from ddim.denoiser import Guidance, Hook, Hooked
 from ddim.engine import STEPS, Engine
 from ddim.engine import DType as DType
 from ddim.errors import DdimError, say
+from ddim.interop.clipping import clipping_of
 from ddim.nn.network import Network
 from ddim.pixels import to_float
 from ddim.plan import Plan
@@ -46,7 +47,7 @@ class Model(Engine):
     @property
     def _planner(self) -> Planner:
         learned = bool(getattr(self.config.network, "learned_variance", False))
-        return Planner(self.schedule, self.config.predicts, self.config.error_at, learned)
+        return Planner(self.schedule, self.config.predicts, self.config.error_at, learned, clipping_of(self.config))
 
     def plan(
         self,
@@ -68,10 +69,12 @@ class Model(Engine):
             eta: See `ddim.samplers.ddim`, as for the rest.
             sigma: Instead of eta, "learned" for the network's own, where it has one, or "optimal" for the variance
                 that fits this model's own error.
-            clip_x0: Whether x_0 is clipped to [-1, 1].
+            clip_x0: Whether x_0 is clipped to [-1, 1]; if left out, as `ddim.interop.clipping` says of the model, which
+                is warned about, or with sigma "hat". A plan that encodes does not clip by itself.
             encode: A plan that encodes.
-            default: The steps of a named grid where none are given.
-            top: The noisiest time, where a run starts from a picture partly noised; T if left out.
+            default: The steps of a named grid where none are given, bounded by the times there are.
+            top: The noisiest time of a named grid, where a run starts from an image partly noised; if left out,
+                `ddim.start.start_time`.
             sampler: One of `ddim.samplers.NAMED`; all but "ddim" are without noise. "auto" is what
                 `ddim.samplers.recommended` names for so many steps, where nothing but the steps is given; else "ddim".
                 It is what `sample` and the commands `sample` and `plan` take unless told otherwise.
@@ -98,7 +101,7 @@ class Model(Engine):
 
         Args:
             n: How many.
-            steps: S, the number of network calls; 20 if left out.
+            steps: S, the number of network calls; 20, or as many times as there are, if left out.
             seed: The run's seed.
             start: The first sample's index.
             labels: One label for all or one each, for a model with labels.
@@ -144,7 +147,9 @@ class Model(Engine):
             DdimError: If an argument is out of range.
         """
         start = self.noise(pilots, PILOTS + seed).start()
-        for step in tuning.tuning(self.denoise, self.schedule, calls, start, solver, self.micro_batch):
+        for step in tuning.tuning(
+            self.denoise, self.schedule, calls, start, solver, self.micro_batch, self.config.predicts
+        ):
             if step.found is not None and step.found.won:
                 plan = replace(step.found.plan, made_for=self.fingerprint)
                 step = replace(step, found=replace(step.found, plan=plan))
@@ -248,7 +253,7 @@ def load(
             or the name of a model on the hub, "org/name".
         device: Where it computes; a GPU if there is one, else the CPU.
         hints: What a file of weights does not say of itself, such as its pictures' size.
-        settings: dtype, compile, micro_batch: see `Model`.
+        settings: dtype, compile, micro_batch, cuda_graphs: see `Model`.
 
     Raises:
         DdimError: If there is no such model, or it is damaged.
@@ -262,6 +267,6 @@ def load(
 
 
 def of(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model | TokenModel:
-    """A network and its configuration as a model of its kind; settings: dtype, compile, micro_batch."""
+    """A network and its configuration as a model of its kind; settings: as for `Engine`."""
     assert isinstance(network, Network)
     return (TokenModel if config.categorical else Model)(network, config, device, **settings)

@@ -22,17 +22,17 @@ Hub = Callable[[Tensor, Tensor, Level], P]
 
 def pictures_hub(predicts: Predicts) -> Hub[Prediction]:
     """The hub of a network over real-valued data that predicts eps, x_0 or v."""
+    return partial(_read_pictures, predicts=predicts)
 
-    def read(output: Tensor, x: Tensor, level: Level) -> Prediction:
-        said = output.to(x.dtype, memory_format=torch.contiguous_format)
-        if said.shape == x.shape:
-            return predict(said, x, level, predicts)
-        mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
-        prediction = predict(mean, x, level, predicts)
-        prediction.fraction = (variance + 1) / 2
-        return prediction
 
-    return read
+def _read_pictures(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
+    said = output.to(x.dtype, memory_format=torch.contiguous_format)
+    if said.shape == x.shape:
+        return predict(said, x, level, predicts)
+    mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
+    prediction = predict(mean, x, level, predicts)
+    prediction.fraction = (variance + 1) / 2
+    return prediction
 
 
 def tokens_hub(alphabet: Alphabet) -> Hub[TokenPrediction]:
@@ -79,12 +79,28 @@ class NetworkDenoiser(Generic[P]):
         # One time after another: made together, their bits would depend on which times were asked for before.
         # And one label after another, for the same reason.
         if t not in self._conditions:
-            times = torch.full((1,), t, dtype=torch.float32, device=self.device)
-            with torch.no_grad():
-                if self._known is None:
-                    made = self.network.condition(times)
-                else:
-                    known, place = self._known
-                    made = torch.cat([self.network.condition(times, label[None]) for label in known])[place]
-                self._conditions[t] = made.to(self.dtype)
+            self._conditions[t] = self._new_condition(t)
         return self._conditions[t]
+
+    @torch.no_grad()
+    def _new_condition(self, t: float) -> Tensor:
+        times = torch.full((1,), t, dtype=torch.float32, device=self.device)
+        if self._known is None:
+            return self.network.condition(times).to(self.dtype)
+        known, place = self._known
+        return torch.cat([self.network.condition(times, label[None]) for label in known])[place].to(self.dtype)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it was given labels."""
+        return self._known is not None
+
+    def take_labels(self, other: NetworkDenoiser[P]) -> None:
+        """Take over another's labels, as many: what was computed for each time is replaced in place.
+
+        A CUDA graph reads these tensors, see `ddim.cuda_graphs`.
+        """
+        if self.labelled:
+            self._known = other._known
+            for t, condition in self._conditions.items():
+                condition.copy_(other._condition(t))

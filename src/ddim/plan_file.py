@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ddim.checksum import unseal
 from ddim.errors import DdimError
 from ddim.schedule import Level
 
@@ -116,13 +117,16 @@ def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
         kind: `PlanFile` or `MixtureFile`.
 
     Raises:
-        DdimError: If it is not a plan of this version and kind.
+        DdimError: If it is not a plan of this version and kind, or is damaged.
     """
+    if isinstance(text, str):  # else it is refused below
+        text = unseal(text.encode("utf-8", "surrogatepass"), name).decode("utf-8", "surrogatepass")
+    wants, other_kind = "kind" in kind.model_fields, False
     with contextlib.suppress(ValueError, TypeError, AttributeError):
-        wants = "kind" in kind.model_fields
-        if wants != ("kind" in json.loads(text)) and json.loads(text).get("format") == FORMAT:
-            over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
-            raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
+        other_kind = wants != ("kind" in json.loads(text)) and json.loads(text).get("format") == FORMAT
+    if other_kind:
+        over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
+        raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
     try:
         file = kind.model_validate_json(text)
     except ValidationError as error:

@@ -7,9 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.checksum import seal, unseal
 from ddim.config import ModelConfig, TrainConfig, parse, to_json
 from ddim.errors import DdimError, say
 from ddim.files import strangers, write_atomic
+from ddim.states import steps_made
 
 RUN = "run.json"
 RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
@@ -38,6 +40,7 @@ class RunConfig(BaseModel):
         data: The data set, as given.
         split: Its part.
         limit: At most so many pictures.
+        label_column: The column of labels, where it is not `label`.
         data_fingerprint: A hash of what it held.
         model: The model to train.
         train: The recipe.
@@ -48,6 +51,7 @@ class RunConfig(BaseModel):
     data: str
     split: str = "train"
     limit: int | None = None
+    label_column: str | None = None
     data_fingerprint: str
     model: ModelConfig
     train: TrainConfig
@@ -75,11 +79,11 @@ def claim(folder: Path, config: RunConfig) -> None:
         DdimError: If the folder holds another run, or one that is already longer.
     """
     path = folder / RUN
-    text = to_json(config).encode()
+    text = seal(to_json(config))
     if not path.exists():
         write_atomic(path, text)
         return
-    old = parse(RunConfig, path.read_bytes(), path)
+    old = parse(RunConfig, unseal(path.read_bytes(), path), path)
     if old == config:
         return
     kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
@@ -89,7 +93,7 @@ def claim(folder: Path, config: RunConfig) -> None:
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
-        made = max((int(state.stem) for state in folder.glob("state/*.safetensors") if state.stem.isdigit()), default=0)
+        made = steps_made(folder)
         if config.train.steps is not None and config.train.steps < made:
             wrong = f"has made {made} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")

@@ -20,25 +20,27 @@ from typing import Any
 import torch
 
 import ddim
-from ddim import checkpoint, seeds
+from ddim import checkpoint, seeds, states
 from ddim.budget import Budget
 from ddim.calibration import complete
 from ddim.config import ModelConfig, Provenance
 from ddim.data.imageset import ImageSet
+from ddim.data.labels import complaint
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, say
-from ddim.files import lock, make_folder, remove_parts
+from ddim.files import claimed, make_folder, remove_parts
 from ddim.kinds import kind_of
 from ddim.metrics import Metrics
 from ddim.model import of
-from ddim.run_config import RunConfig, claim, refuse_foreign
+from ddim.plausible import statistics_of
+from ddim.run_config import RUN, RunConfig, claim, refuse_foreign
 from ddim.run_config import length as run_length
 from ddim.table import Table
-from ddim.tensors import read_tensors, write_tensors
 from ddim.training import Trainer, not_finite
 
 PREVIEWS = 36
 GUESSED = 0.01  # of the budget must be used before the run's length is guessed
+_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # what is there before anything is worth keeping
 KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
 
 
@@ -93,19 +95,24 @@ def train(
     """
     _check(config, pictures)
     refuse_foreign(folder)
-    make_folder(folder)
-    with lock(folder):
+    with claimed(folder, *_FIRST) as owned:
         remove_parts(folder)
+        checkpoint.remove_earlier_parts(folder / "model")
         claim(folder, config)
         clock = Budget(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
-        yield from _Loop(folder, config, pictures, torch.device(device), command, weights, clock).reports(stop)
+        loop = _Loop(folder, config, pictures, torch.device(device), command, weights, clock)
+        for report in loop.reports(stop):
+            if loop.saved > 0 or loop.logged:
+                owned.keep()
+            yield report
 
 
 def _check(config: RunConfig, data: ImageSet | TextSet) -> None:
     """Refuse a recipe that its data do not suit, before a folder is claimed for it."""
     classes = config.model.network.classes
     if classes and data.labels is None:
-        raise DdimError(config.data, "has no labels", "train without classes, or use labelled data")
+        columns = data.label_columns if isinstance(data, ImageSet) else ()
+        raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
     if classes and data.labels is not None and int(data.labels.max()) >= classes:
         wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
         raise DdimError(config.data, wrong, "give the network a class for every label")
@@ -152,8 +159,10 @@ class _Loop:
         self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-        self.saved = -1
+        self.saved, self.logged = -1, False
+        self.refused: set[Path] = set()
         self.preview_plan: Table[Any] | None = None
+        self.statistics = None if model.categorical else statistics_of(pictures, self.kind.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -163,6 +172,9 @@ class _Loop:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
             kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
             raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
+        if begun != "started" and self._preview_due(missing=True):  # it was killed before that
+            with self.clock.timed("preview"):
+                self._preview()
         now = time.monotonic()
         with Metrics(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
@@ -181,7 +193,7 @@ class _Loop:
                     with self.clock.timed("save"):
                         self._save(last)
                     events.append("checkpoint")
-                if recipe.preview_every and (update.step % recipe.preview_every == 0 or last):
+                if self._preview_due():
                     with self.clock.timed("preview"):
                         events.append(f"preview {self._preview()}")
                 now = time.monotonic()
@@ -221,32 +233,28 @@ class _Loop:
         self.last = self.total / self.count
         values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
         self.metrics.tell(step, values, images_seen=self._seen(), seconds=round(self.seconds, 3))
-        self.total, self.count = 0.0, 0
-
-    def _states(self) -> list[Path]:
-        return sorted((self.folder / "state").glob("*.safetensors"))
+        self.total, self.count, self.logged = 0.0, 0, True
 
     def _resume(self) -> str:
-        make_folder(self.folder / "state")
-        remove_parts(self.folder / "state")
-        states = self._states()
-        if not states:
-            return "started"
-        try:
-            tensors, meta = read_tensors(states[-1])
+        folder = make_folder(self.folder / states.FOLDER)
+        remove_parts(folder)
+        found: dict[str, Any] = {}
+
+        def load(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
             self.trainer.load_state(tensors)
-            self.total, self.count, self.seconds = meta["total"], meta["count"], meta["seconds"]
+            self.total, self.count, self.seconds = float(meta["total"]), int(meta["count"]), float(meta["seconds"])
             self.clock.before, self.clock.longest = meta.get("used", self.seconds), meta.get("took", {})
             self.ended = meta.get("over") == run_length(self.config.train)
             self.share = 1.0 if self.ended else self.clock.share
-        except (DdimError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            why = error.wrong if isinstance(error, DdimError) else str(error).splitlines()[0]
-            wrong = f"is not a state of this run ({why})"
-            raise DdimError(states[-1], wrong, "remove it to go on from the one before") from None
+            found.update(meta)
+
+        self.refused = states.resume(self.folder, load)
+        if not found:
+            return "started"
         self.saved = self.trainer.step
         if self._exported() != self.trainer.step:
             self._export()
-        was, now = meta.get("software"), self._software()
+        was, now = found.get("software"), self._software()
         if was != now:
             say(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
@@ -255,14 +263,12 @@ class _Loop:
         step = self.trainer.step
         if step == self.saved:
             return
-        meta: dict[str, Any] = {"step": step, "total": self.total, "count": self.count, "seconds": self.seconds}
+        meta: dict[str, Any] = {"total": self.total, "count": self.count, "seconds": self.seconds}
         meta |= {"software": self._software(), "used": self.clock.used, "took": self.clock.longest}
         meta |= {"over": run_length(self.config.train)} if over else {}
-        path = self.folder / "state" / f"{step:08d}.safetensors"
-        write_tensors(path, self.trainer.state(), meta)
+        self.refused.discard(states.write(self.folder, step, self.trainer.state(), meta))
         self.saved = step
-        for old in self._states()[: -self.config.train.keep]:
-            old.unlink()
+        states.prune(self.folder, step, self.config.train.keep, self.refused)
         self._export()
 
     def _software(self) -> dict[str, Any]:
@@ -298,15 +304,21 @@ class _Loop:
             begun_from=self.config.begun.sha256 if self.config.begun else "",
             error_from="training" if error else "",
         )
-        return self.config.model.model_copy(update={"provenance": provenance, "error": error})
+        update = {"provenance": provenance, "error": error, "statistics": self.statistics}
+        return self.config.model.model_copy(update=update)
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes
         labels = [i % classes for i in range(PREVIEWS)] if classes else None
         model = of(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
-            self.preview_plan = model.plan(20)
+            self.preview_plan = model.plan()
         blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
         samples = [sample for block in blocks for sample in self.kind.render(block)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
         return self.kind.preview(path, samples).name
+
+    def _preview_due(self, missing: bool = False) -> bool:
+        step, every = self.trainer.step, self.config.train.preview_every
+        due = every > 0 and (step % every == 0 or self.trainer.over)
+        return due and not (missing and [*self.folder.glob(f"previews/{step:08d}.*")])

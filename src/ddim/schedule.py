@@ -18,7 +18,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -117,6 +117,9 @@ class Schedule:
         object.__setattr__(self, "log_snr", table)
         angles = np.array([0.0, *(Level(0.0, float(value)).angle for value in table)])
         object.__setattr__(self, "_angles", angles)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.log_snr, self.name)  # a table that is read-only again
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and np.array_equal(self.log_snr, other.log_snr)

@@ -8,6 +8,7 @@ bits of its seed, and what it draws depends on the shape asked for.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim.errors import DdimError
+from ddim import device_noise
+from ddim.errors import DdimError, say
 
 _WORD = 2**64
 
@@ -101,7 +103,8 @@ class Noise:
         seed: The run's seed.
         indices: The samples' indices in the run, (N,).
         shape: Shape of one sample, for example (C, H, W).
-        device: Where the draws go; what is drawn does not depend on it.
+        device: Where the draws go; what is drawn does not depend on it. On a GPU they are made there where triton is
+            installed (`ddim.device_noise`, which says how exactly the numbers agree).
     """
 
     seed: int
@@ -128,7 +131,13 @@ class Noise:
             raise ValueError(f"plan rows count from 0, not {k}")
         return self._draw(k + 1)
 
+    @functools.cached_property
+    def _keys(self) -> Tensor:
+        return device_noise.stream_keys(self.seed, self.indices, self.device)
+
     def _draw(self, draw: int) -> Tensor:
+        if _draws_on(torch.device(self.device)):
+            return device_noise.normal(self._keys, draw, self.shape)
         out = np.empty((len(self.indices), *self.shape), dtype=np.float32)
         for place, index in zip(out, self.indices, strict=True):
             place[...] = normal(self.seed, index, draw, self.shape)
@@ -156,10 +165,29 @@ class TokenNoise(Noise):
 
     def _draw(self, draw: int) -> Tensor:
         """Uniform on [0, 1), three for each token: float64, (N, *shape, 3)."""
+        if _draws_on(torch.device(self.device)):
+            return device_noise.uniform(self._keys, draw, (*self.shape, 3))
         out = np.empty((len(self.indices), *self.shape, 3))
         for place, index in zip(out, self.indices, strict=True):
             place[...] = _stream(self.seed, index, draw).random(place.shape)
         return torch.from_numpy(out).to(self.device)
+
+
+@functools.cache
+def _draws_on(device: torch.device) -> bool:
+    """Whether numbers are drawn on a device; a GPU is tried once, and its numbers are compared with numpy's."""
+    if device.type != "cuda" or not device_noise.available():
+        return False
+    try:
+        got = device_noise.normal(device_noise.stream_keys(1, (2,), device), 3, (4096,)).cpu().numpy()[0]
+    except Exception as error:  # whatever a compiler or a driver may raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        say(f"random numbers are drawn on the host: triton fails on {device} ({reason})")
+        return False
+    if not np.allclose(got, normal(1, 2, 3, (4096,)), rtol=1e-6, atol=0):
+        say(f"random numbers are drawn on the host: triton's numbers on {device} are not numpy's")
+        return False
+    return True
 
 
 def _stream(seed: int, index: int, draw: int) -> np.random.Generator:

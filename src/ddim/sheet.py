@@ -27,6 +27,16 @@ def png(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     return out.getvalue()
 
 
+def png_text(path: Path) -> dict[str, str]:
+    """The metadata of a PNG file, decoded as a whole; nothing of one that is cut or damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+            return dict(picture.text)  # type: ignore[attr-defined]
+    except (OSError, SyntaxError, ValueError):
+        return {}
+
+
 def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str] | None = None, sync: bool = False) -> None:
     """Write one picture, uint8 (H, W, C), atomically."""
     write_atomic(path, png(picture, text), sync)

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.plan_file import FORMAT, VERSION, word
 from ddim.schedule import Level, Schedule
 
@@ -148,7 +148,9 @@ class Table(ABC, Generic[R]):
         """
         if self.made_for and self.made_for != fingerprint():
             wrong = f"was made for another model, {self.made_for[:12]}..."
-            raise DdimError(f"plan {self.name}", wrong, "tune one for this model, or say --any-model")
+            raise DdimError(
+                f"plan {self.name}", wrong, either("tune one for this model", "run it all the same with any_model=True")
+            )
         return self
 
     def _starts(self) -> str:

@@ -11,21 +11,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ddim.checksum import KEY, seal_tensors, tensors_metadata, unseal_tensors
 from ddim.errors import DdimError
 from ddim.files import write_atomic
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the JSON in its metadata.
+    """The tensors of a safetensors file and the JSON in its metadata, the checksum of both verified.
 
     Raises:
-        DdimError: If it is not such a file.
+        DdimError: If it is not such a file, or is damaged.
     """
     try:
         with safe_open(path, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get("ddim", "{}"))
-            if not isinstance(meta, dict):
-                raise ValueError("its metadata is not an object")
+            metadata = file.metadata() or {}
+            meta = json.loads(metadata.get("ddim", "{}"))
+            if not isinstance(meta, dict) or (
+                "ddim" not in metadata and any(KEY in each for each in metadata.values())
+            ):
+                raise ValueError("its metadata is damaged")
+            meta = unseal_tensors(path, meta)
             return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None
@@ -35,10 +40,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON to one safetensors file, atomically.
+    """Write tensors and JSON to one safetensors file with a checksum of both, atomically.
 
     Raises:
         DdimError: If it cannot be written.
     """
     flat = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    write_atomic(path, save(flat, {"ddim": json.dumps(dict(meta))}))
+    write_atomic(path, seal_tensors(save(flat, {"ddim": tensors_metadata(meta)})))

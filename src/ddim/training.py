@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ddim import seeds
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, either, say
 from ddim.feed import Feed
+from ddim.native.units import training_dtype, units_of
 from ddim.nn.ema import EMA
 from ddim.pixels import to_float
 from ddim.schedule import Schedule
@@ -264,7 +265,9 @@ class Trainer:
 
 def not_finite(step: int) -> DdimError:
     """The complaint about a loss or gradient that is not finite."""
-    return DdimError(f"step {step}", "the loss or its gradient is not finite", "lower lr, or use precision float32")
+    ways = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    mend = either(*ways)  # a run that was begun keeps its recipe
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", mend)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -275,10 +278,8 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """bfloat16 where the device computes it faster than float32, else float32."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    cpu: Any = torch.cpu
-    checks = (getattr(cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return torch.bfloat16 if device.type == "cpu" and any(check() for check in checks) else torch.float32
+    """The dtype of training's autocast where it is "auto", see `ddim.native.units.training_dtype`.
+
+    Sampling has another rule, `ddim.native.units.sampling_precision`.
+    """
+    return training_dtype(units_of(device))

@@ -23,13 +23,14 @@ import numpy as np
 from torch import Tensor
 
 from ddim import grid
-from ddim.denoiser import Denoiser
+from ddim.denoiser import Denoiser, Predicts
 from ddim.errors import DdimError, DdimWarning
 from ddim.fitting import Memo, Teacher, fitted, rms
 from ddim.loop import run
 from ddim.plan import Plan
 from ddim.samplers import ONE_CALL, named, recommended
 from ddim.schedule import Level, Schedule
+from ddim.start import start_time
 
 GRIDS = ("equal-angle", "quadratic", "log-snr", "linear")
 CHEAPEST = "dynamic programming"
@@ -127,10 +128,9 @@ def tuning(
     pilots: Tensor,
     solver: str = FITTED,
     size: int = 8,
+    predicts: Predicts = "v",
 ) -> Iterator[Progress]:
-    """Find a plan for a denoiser and a number of network calls.
-
-    Deterministic: the same pilots give the same plan.
+    """Find a plan for a denoiser and a number of network calls; the same pilots give the same plan.
 
     Args:
         denoise: The denoiser.
@@ -139,6 +139,7 @@ def tuning(
         pilots: x_T of the pilot samples, (N, ...), N at least 4 and even: the second half is held out.
         solver: "fitted", or one of `ddim.samplers.ONE_CALL` whose times alone are searched.
         size: Samples the denoiser sees at once.
+        predicts: What its network predicts: plans and reference start where `ddim.start.start_time` says.
 
     Yields:
         `Progress`; the last one with what was found.
@@ -146,9 +147,9 @@ def tuning(
     Raises:
         DdimError: If the solver is unknown, or there are too few calls or pilots.
     """
-    _refuse(schedule, calls, pilots, solver)
-    half = len(pilots) // 2
-    memo, teachers = Memo(denoise, size), (Teacher(schedule), Teacher(schedule))
+    top, half = start_time(schedule, predicts), len(pilots) // 2
+    _refuse(schedule, calls, pilots, solver, top)
+    memo, teachers = Memo(denoise, size), (Teacher(schedule, top=top), Teacher(schedule, top=top))
     total, done = 2 * len(teachers[0].plan), 0
     for teacher, start, kept in zip(teachers, (pilots[:half], pilots[half:]), (True, False), strict=True):
         for _ in teacher.solve(Memo(denoise, size, keep=0), start, kept):
@@ -159,14 +160,14 @@ def tuning(
     untuned: list[_Tried] = []
     tuned: list[_Tried] = []
     path = bench.cheapest(calls)
-    grids: dict[str, Sequence[float]] = {**_grids(schedule, calls), CHEAPEST: path}
+    grids: dict[str, Sequence[float]] = {**_grids(schedule, calls, top), CHEAPEST: path}
     for name, times in grids.items():
         for sampler in ONE_CALL:
             (tuned if times is path else untuned).append(bench.attempt(sampler, name, times, SCREEN))
             yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_CALL))
     untuned, tuned = bench.best(untuned, SHORT)[:BEST], bench.best(tuned, 2)[:1]
-    sampler, name = recommended(calls, schedule.T)
-    untuned.append(bench.attempt(sampler, name, grids[name]))
+    sampler, name = recommended(calls, schedule, predicts)
+    untuned.append(bench.attempt(sampler, name, grids.get(name) or grid.tau(schedule, name, calls, top)))
     starts = [bench.attempt(solver, name, times) for name, times in grids.items()]
     best = min(starts, key=lambda one: one.error)
     for done, total, best in _search(bench, best):  # noqa: B007, B020
@@ -240,20 +241,20 @@ def _moved(schedule: Schedule, levels: Sequence[Level], place: int, by: float) -
     return times
 
 
-def _grids(schedule: Schedule, calls: int) -> dict[str, Sequence[float]]:
-    """Rising times by the grid's name: those of `GRIDS` that have so many and start at T."""
+def _grids(schedule: Schedule, calls: int, top: int) -> dict[str, Sequence[float]]:
+    """Rising times by the grid's name: those of `GRIDS` that have so many and start at `top`."""
     found: dict[str, Sequence[float]] = {}
     for name in GRIDS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
-            times = grid.tau(schedule, name, calls)
-        if len(times) == calls and times[-1] == schedule.T:
+            times = grid.tau(schedule, name, calls, top)
+        if len(times) == calls and times[-1] == top:
             found[name] = times
     return found
 
 
-def _refuse(schedule: Schedule, calls: int, pilots: Tensor, solver: str) -> None:
-    most = min(schedule.T, len(Teacher(schedule).plan)) // 2
+def _refuse(schedule: Schedule, calls: int, pilots: Tensor, solver: str, top: int) -> None:
+    most = min(top, len(Teacher(schedule, top=top).plan)) // 2
     if not 2 <= calls <= most:
         raise DdimError(f"calls {calls}", f"is outside 2..{most}", "choose a number of calls that needs tuning")
     if len(pilots) < 4 or len(pilots) % 2:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from ddim import blocks, inversion, loop
 from ddim.denoiser import AnyDenoiser
 from ddim.errors import DdimError, say
-from ddim.foreign_denoiser import MEANS, ForeignDenoiser, Output
+from ddim.foreign_denoiser import MEANS, ForeignDenoiser, Output, teller
+from ddim.foreign_denoiser import Time as Time
 from ddim.foreign_denoiser import flow_time as flow_time
 from ddim.plan import Plan, Row
 from ddim.planning import Planner
 from ddim.schedule import NAMED, Level, Schedule, from_betas
 from ddim.seeds import Noise
 
-Time = Literal["index", "index+1", "fraction", "log-snr", "sigma", "flow"]
 STEPS = 20
 
 
@@ -79,7 +79,7 @@ def wrap(
     _check(predicts, data_at)
     made, place = _schedule(schedule), None if device is None else torch.device(device)
     told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
-    tell = told if callable(told) else _teller(told, made.T, data_at)
+    tell = told if callable(told) else teller(told, made.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
     some = blocks.size_of(micro_batch, place)
@@ -294,17 +294,3 @@ def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> 
     if betas.ndim != 1:
         raise DdimError("betas", f"have the shape {betas.shape}", "give a list of T numbers")
     return from_betas(betas)
-
-
-def _teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
-    told: dict[Time, Callable[[Level], float]] = {
-        "index": lambda level: level.t - 1,
-        "index+1": lambda level: level.t,
-        "fraction": lambda level: level.t / T,
-        "log-snr": lambda level: level.log_snr,
-        "sigma": lambda level: level.ratio,
-        "flow": (lambda level: level.signal / (level.signal + level.noise)) if data_at else flow_time,
-    }
-    if name not in get_args(Time):
-        raise DdimError(f"time {name!r}", "is unknown", f"choose one of {', '.join(told)}, or a function of the level")
-    return next(tell for known, tell in told.items() if known == name)

@@ -22,14 +22,17 @@ import torch
 from torch import Tensor
 
 from ddim.bits.request import Request
+from ddim.checksum import journal_line, read_journal
 from ddim.engine import Engine
 from ddim.errors import DdimError
-from ddim.files import lock, make_folder, read_journal, remove_parts, write_atomic
+from ddim.files import Appender, claimed, remove_parts, write_atomic
 from ddim.likelihood import bits, discrete_nats, log_density
-from ddim.manifest import claim, identity
+from ddim.manifest import MANIFEST, claim, identity
 from ddim.mixture import CategoricalPlan
 from ddim.plan import Plan
 from ddim.seeds import Noise
+
+BLOCKS = "blocks.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +77,16 @@ def measure(
     what |= {"draws": request.draws} if request.draws else {}
     what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
     what |= identity(model, request.plan, name) | {"network_calls": request.calls}
-    make_folder(folder)
-    with lock(folder):
+    with claimed(folder, MANIFEST, BLOCKS) as owned:
         claim(folder, what, 0, len(pictures), "figures")
         remove_parts(folder)
-        blocks = _read_blocks(folder / "blocks.jsonl", request, model.micro_batch, len(pictures))
+        blocks = _read_blocks(folder / BLOCKS, request, model.micro_batch, len(pictures))
         yield blocks
-        with open(folder / "blocks.jsonl", "a", encoding="utf-8") as file:
+        with Appender(folder / BLOCKS) as file:
             for first in range(sum(len(b.bits) for b in blocks), len(pictures), model.micro_batch):
                 block = _block(model, pictures[first : first + model.micro_batch], first, request)
-                file.write(json.dumps({key: getattr(block, key) for key in Block.__slots__}) + "\n")
-                file.flush()
+                file.write(journal_line({key: getattr(block, key) for key in Block.__slots__}))
+                owned.keep()
                 blocks = [*blocks, block]
                 yield blocks
         _write_summary(folder, blocks, names, request, name)

@@ -11,7 +11,7 @@ import torch
 
 from ddim import bound, samplers, seeds, token_bound
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.mixture import CategoricalPlan
 from ddim.model import Model
 from ddim.plan import Plan
@@ -164,5 +164,9 @@ def default_last_sigma(plan: Plan) -> float:
         DdimError: If the plan has one step only.
     """
     if len(plan) < 2:
-        raise DdimError("plan", "has one step only, so no step before the last", "give --last-sigma")
+        raise DdimError(
+            "plan",
+            "has one step only, so no step before the last",
+            either("take two steps or more", "say it with last_sigma=0.01"),
+        )
     return plan.rows[-2].z

@@ -95,7 +95,7 @@ def denoiser(
         denoise: The denoiser.
         schedule: Its schedule.
         shape: The shape of one sample.
-        predicts: What its network predicts; for "eps", walks start at 0.85 T, see `ddim.samplers.walk`.
+        predicts: What its network predicts; for "eps", walks start below T, see `ddim.start`.
         x0: Data of the kind it was trained on, float (N, *shape); samples of its own if None.
         quick: Fewer samples, times and steps.
         device: Where it computes.
@@ -188,6 +188,8 @@ def _alike(bench: _Bench, x0: Tensor, rounding: float) -> Iterator[Finding]:
     name = "alone and in a batch, off by"
     try:
         alone = bench.ask(x, level, 1).eps
+    except DdimError:
+        raise
     except (RuntimeError, ValueError) as error:
         yield Finding(
             name,

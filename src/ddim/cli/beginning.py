@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,8 +38,12 @@ def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
     Raises:
         DdimError: If it has none.
     """
+    from ddim.data import ImageSet
+    from ddim.data.labels import complaint
+
     if pictures.labels is None:
-        raise DdimError(data, "has no labels", "say --no-labels, or sort the pictures into one folder per label")
+        columns = pictures.label_columns if isinstance(pictures, ImageSet) else ()
+        raise DdimError(data, *complaint(columns, "say --no-labels, or sort the pictures into one folder per label"))
     return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
 
 
@@ -62,6 +66,7 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
     """
     from ddim import checkpoint, hub
     from ddim.files import sha256
+    from ddim.interop import wrappers
     from ddim.run_config import Begun, first_difference
     from ddim.tensors import read_tensors
 
@@ -69,16 +74,21 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
     if path.is_file() and (path.parent / checkpoint.CONFIG).is_file():
         path = path.parent
     if path.is_file() and path.suffix == ".safetensors":
-        checkpoint.fill(config.network.build(), weights := read_tensors(path)[0], path)
+        network, weights = config.network.build(), read_tensors(path)[0]
+        if found := wrappers.networks(weights, {"ddim": tuple(network.state_dict())}, path):
+            weights, which, notes = wrappers.choose(found, True, path)
+            if found[0].where:
+                say(f"--from {name}: {'; '.join((which, *notes))}")
+        checkpoint.fill(network, weights, path)
         return Begun(sha256=sha256(path)), weights
-    found, network, _ = hub.read(hub.place(path if path.exists() else name), name)
+    model, network, _ = hub.read(hub.place(path if path.exists() else name), name)
     for part in ("network", "schedule", "predicts", "categorical"):
-        was, now = found.model_dump()[part], config.model_dump()[part]
+        was, now = model.model_dump()[part], config.model_dump()[part]
         if was != now:
             key, theirs, ours = first_difference({part: was}, {part: now})
             wrong = f"has {key} {theirs!r}, the recipe {ours!r}"
             raise DdimError(f"--from {name}", wrong, "begin with a model of this recipe, or set it with --set")
-    past = found.provenance
+    past = model.provenance
     weights = dict(network.state_dict())
-    begun = Begun(sha256=found.sha256 or checkpoint.digest(weights), steps=past.steps, images_seen=past.images_seen)
+    begun = Begun(sha256=model.sha256 or checkpoint.digest(weights), steps=past.steps, images_seen=past.images_seen)
     return begun, weights

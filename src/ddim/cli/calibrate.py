@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.datasets import fit_option, label_column_option, load_pictures, refit
 from ddim.cli.main import Stopper
-from ddim.cli.options import load_model, load_pictures, progress_bar
-from ddim.errors import DdimError
+from ddim.cli.options import load_model, progress_bar
+from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
     from ddim.calibration import Measured
@@ -34,9 +35,20 @@ SHOWN = 12
     help="At most so many times: 1..10, T, and equal steps of log-SNR; linear between them.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@fit_option
+@label_column_option
 @click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
 def command(
-    model: str, data: str, out: Path, split: str, limit: int, count: int, seed: int, device: str | None
+    model: str,
+    data: str,
+    out: Path,
+    split: str,
+    limit: int,
+    count: int,
+    seed: int,
+    fit: str | None,
+    label_column: str | None,
+    device: str | None,
 ) -> None:
     """Measure the error of MODEL at each time on DATA, and write the model with that table to --out.
 
@@ -50,6 +62,7 @@ def command(
     """
     from ddim.calibration import choose_times, complete, error_table
     from ddim.checkpoint import copy, refuse_other, write
+    from ddim.data.labels import complaint
     from ddim.files import make_folder
     from ddim.hub import place
 
@@ -59,8 +72,13 @@ def command(
     config = loaded.config
     times = choose_times(loaded.schedule, count)
     refuse_other(out, config.sha256)
-    found = _pictures(data, loaded.policy, split, limit)
+    found = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
     labels = found.labels if config.network.classes else None
+    if config.network.classes and labels is None:
+        wrong, mend = complaint(found.label_columns, "give labelled pictures")
+        if config.needs_label:
+            raise DdimError(data, f"{wrong}, and this model was never trained without", mend)
+        say(f"{data}: {wrong}: the error is measured without", mend)
     make_folder(out.parent)
     measured: list[Measured] = []
     begun, pictures = time.monotonic(), found.batch(range(len(found)))
@@ -83,12 +101,12 @@ def command(
     click.echo(f"{len(times)} times, {len(found)} pictures: {out}")
 
 
-def _pictures(data: str, policy: ImagePolicy, split: str, limit: int) -> ImageSet:
-    if data == "digits" and policy.shape == (28, 28, 1):
+def _pictures(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:
+    if data == "digits" and label_column is None and policy.shape == (28, 28, 1):
         from ddim.data import digits_as_mnist
 
         return digits_as_mnist(split, limit)
-    return load_pictures(data, policy, split, limit)
+    return load_pictures(data, policy, split, limit, label_column=label_column)
 
 
 def _show(measured: list[Measured]) -> None:

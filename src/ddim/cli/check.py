@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.options import load_model, progress_bar
 from ddim.errors import DdimError
 
@@ -31,6 +32,7 @@ ZERO = "+zero-terminal-snr"
 @click.option("--limit", type=int, help=f"At most so many pictures. [default: {LIMIT}]")
 @click.option("--quick", is_flag=True, help="For a model: fewer samples, times and steps.")
 @click.option("--device", help="For a model: cpu, cuda, ...; default: a GPU if there is one.")
+@fit_option
 @click.option("--schedule", "on", help="For a plan: the model or schedule that its levels must come from.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
@@ -82,7 +84,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
     from ddim import check
 
     data = settings["data"]
-    for option in ("split", "limit"):
+    for option in ("split", "limit", "fit"):
         if settings[option] is not None and data is None:
             raise DdimError(f"--{option}", "goes with --data", "leave it out, or give data")
     model = load_model(name, settings["device"], "float32", False)
@@ -91,7 +93,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
         from ddim.cli.pictures import read_pictures
 
         limit = LIMIT if settings["limit"] is None else settings["limit"]
-        pictures, _ = read_pictures((data,), model.policy, settings["split"], limit)
+        pictures, _ = read_pictures((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
     schedule = model.schedule
     on = "its own samples" if pictures is None else f"{Path(data).name}, {len(pictures)} picture(s)"
     title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"

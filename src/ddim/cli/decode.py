@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import force_option
 from ddim.cli.encode import METHODS, make_way
 from ddim.cli.filling import fill
 from ddim.cli.options import exact_device_options, grid_option, load_model
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
 @grid_option(default="as encoded")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@force_option
 @exact_device_options
 def command(
     model: str,
@@ -37,6 +39,7 @@ def command(
     steps: int | None,
     grid: str | None,
     sheet: Path | None,
+    force: bool,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -64,10 +67,9 @@ def command(
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
     plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
-    making = decode(loaded, plan, out, start, file.names, Path(model).name, beside)
+    making = decode(loaded, plan, out, start, file.names, Path(model).name, beside, force)
     made = fill(making, "decoding", len(start), "pictures", out)
-    there = f" ({made.found} were there)" if made.found else ""
-    click.echo(f"{made.total} pictures{there}, {plan.name}: {picture_path(out, 0)} ...")
+    click.echo(f"{made.total} pictures{made.before}, {plan.name}: {picture_path(out, 0)} ...")
     if sheet is not None:
         pictures = read_sheet(out, range(made.total))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, size_option, size_policy
+from ddim.cli.measuring import drive, extractor_options, get_extractor, get_sized, size_option
 from ddim.cli.options import output_file
 from ddim.errors import DdimError
 
@@ -33,6 +33,7 @@ def command(
     against_split: str | None,
     limit: int | None,
     size: str | None,
+    fit: str | None,
     extractor: str | None,
     inception_weights: Path | None,
     any_protocol: bool,
@@ -64,7 +65,7 @@ def command(
             if part is not None:
                 raise DdimError(source, "is a statistics file, which has no splits", "leave the split out")
             return read_statistics(Path(source))
-        found = get_data(source, size_policy(size), part, limit)
+        found = get_sized(source, size, fit, part, limit)
         space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
         pictures = from_data(found)
         return drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)[0]

@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import clip_option, force_option
 from ddim.cli.filling import fill
-from ddim.cli.options import device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli.options import (
+    device_options,
+    grid_option,
+    load_model,
+    numbers,
+    output_file,
+    steps_option,
+)
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -38,10 +46,12 @@ ROUNDS = 5
 @steps_option(STEPS)
 @grid_option()
 @click.option("--eta", type=float, default=ETA, show_default=True, help="0 is DDIM, 1 is DDPM.")
+@clip_option
 @click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
 @click.option("--label", type=int, help="A label, for a model trained with labels.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: PICTURE, what is known, variants.")
+@force_option
 @device_options
 def command(
     model: str,
@@ -55,10 +65,12 @@ def command(
     steps: int | None,
     grid: str | None,
     eta: float,
+    clip_x0: bool | None,
     seed: int,
     label: int | None,
     guidance: float | None,
     sheet: Path | None,
+    force: bool,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -88,12 +100,14 @@ def command(
     from ddim.generate import generate, picture_path
 
     shown, operator, y = _known(loaded, picture, mask, upscale, colour)
-    plan = _plan(loaded, steps, grid, eta, start_at)
+    if operator and clip_x0:
+        raise DdimError("--clip", "is given with what is known of the image", "leave it out")
+    clip = False if operator else clip_x0  # beside what is known the noise is the network's own
+    plan = _plan(loaded, steps, grid, eta, start_at, clip)
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
-    making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit)
+    making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
     made = fill(making, f"{plan.calls} calls each", n, "variants", out)
-    there = f" ({made.found} were there)" if made.found else ""
-    click.echo(f"{n} variants{there}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
+    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
     if sheet is not None:
         known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
         _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)
@@ -106,7 +120,6 @@ def _known(
     """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
     from ddim import hooks
     from ddim.cli.pictures import open_said
-    from ddim.data import open_picture
     from ddim.pixels import to_float
 
     policy = model.policy
@@ -115,7 +128,7 @@ def _known(
     small = None if upscale is None else _small(model, path, upscale)
     if upscale is not None and small is not None:
         return hooks.MeanPool(upscale).pinv(small), hooks.MeanPool(upscale), small
-    full = to_float((open_picture if upscale is not None else open_said)(path, policy)[None])
+    full = to_float(open_said(path, policy)[None])
     operator: Operator | None = None
     if mask is not None:
         operator = hooks.Mask(_mask(model, mask, path))
@@ -131,7 +144,8 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
     """What is kept: bool, (C, H, W)."""
     import torch
 
-    from ddim.data.pictures import natural_policy, open_picture
+    from ddim.data.pictures import natural_policy, read_picture
+    from ddim.data.told import Told
 
     own, other = natural_policy(path), natural_policy(picture)
     size, of_picture = (own.height, own.width), (other.height, other.width)
@@ -139,9 +153,11 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
         wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
         raise DdimError(path, wrong, "make it as large as the picture")
     changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
-    kept = torch.as_tensor(open_picture(path, model.policy.model_copy(update=changes))[:, :, 0] >= 128)
+    told = Told()
+    kept = torch.as_tensor(read_picture(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
     if kept.all() or not kept.any():
-        wrong = f"is {'white' if kept.all() else 'black'} all over"
+        used = told.deep if told.deep.count else told.plain
+        wrong = f"is {'white' if kept.all() else 'black'} all over (its values are {used.lowest} to {used.largest})"
         raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
     return kept.expand(model.shape)
 
@@ -166,18 +182,22 @@ def _small(model: Model, path: Path, k: int) -> Tensor | None:
         return None
 
 
-def _plan(model: Model, steps: int | None, grid: str | None, eta: float, start_at: int | None) -> Plan:
+def _plan(
+    model: Model, steps: int | None, grid: str | None, eta: float, start_at: int | None, clip: bool | None
+) -> Plan:
     if start_at is not None and not 1 <= start_at <= model.schedule.T:
         raise DdimError(f"--start-at {start_at}", f"is outside 1..{model.schedule.T}", "give a time of the schedule")
+    from ddim.start import default_steps
+
     times = numbers(grid, "--grid") if grid and grid[0].isdigit() else grid or "equal-angle"
     if steps is None and isinstance(times, str):
-        steps = min(STEPS, start_at or STEPS)
+        steps = default_steps(min(STEPS, start_at or STEPS), model.schedule, model.config.predicts)
     listed = isinstance(times, list)
     if steps is not None and start_at is not None and steps > start_at:
         raise DdimError(f"--steps {steps}", f"are more than the times below --start-at {start_at}", "give fewer")
     if listed and start_at is not None and times[-1] != start_at:
         raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", "let its last time be that")
-    return model.plan(steps, times, eta, top=None if listed else start_at)
+    return model.plan(steps, times, eta, clip_x0=clip, top=None if listed else start_at)
 
 
 def _edit(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.options import (
     exact_device_options,
     grid_option,
@@ -47,6 +48,7 @@ def make_way(model: Model, method: str, steps: int | None, grid: str | None) -> 
 @grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
+@fit_option
 @exact_device_options
 def command(
     model: str,
@@ -57,6 +59,7 @@ def command(
     grid: str | None,
     split: str | None,
     limit: int | None,
+    fit: str | None,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -78,7 +81,7 @@ def command(
     from ddim.pixels import to_float
 
     way = make_way(loaded, method, steps, grid)
-    pictures, names = read_pictures(images, loaded.policy, split, limit)
+    pictures, names = read_pictures(images, refit(loaded.policy, fit), split, limit)
     begun, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")

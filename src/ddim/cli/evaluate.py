@@ -10,9 +10,19 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from ddim.cli.clipping import clip_option
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.main import Stopper
 from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, label_of, load_any, progress_bar, sharpness_options, whole_numbers
+from ddim.cli.options import (
+    device_options,
+    label_of,
+    load_any,
+    options_given,
+    progress_bar,
+    sharpness_options,
+    whole_numbers,
+)
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -27,13 +37,14 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table; gone on with.")
-@click.option("--steps", default="10,20,50,100,1000", show_default=True, help="Numbers of network calls S.")
+@click.option("--steps", help="Numbers of network calls S. [default: 10,20,50,100,1000, as many as there are times]")
 @click.option(
     "--eta",
     help="Rows: etas, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; of categories 0,0.1,0.5]",
 )
 @click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
 @sharpness_options
+@clip_option
 @table_grid_option("linear, as the paper's; auto has its own")
 @click.option(
     "-n",
@@ -52,23 +63,30 @@ if TYPE_CHECKING:
     metavar="NUMBER|each",
     help="A label, for a model trained with labels; each: the labels in turn.",
 )
-@click.option("--micro-batch", type=int, help="Samples the network sees at once; by default 8 on a CPU, 64 on a GPU.")
+@click.option(
+    "--micro-batch",
+    type=int,
+    help="Samples the network sees at once; by default 8 on a CPU (4 in bfloat16), 64 on a GPU.",
+)
 @click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@fit_option
 @extractor_options
 @device_options
 def command(
     model: str,
     data: str,
     out: Path,
-    steps: str,
+    steps: str | None,
     eta: str | None,
     samplers: str | None,
     temperature: float | None,
     top_p: float | None,
+    clip_x0: bool | None,
     grid: str | None,
     n: str,
     split: str | None,
     limit: int | None,
+    fit: str | None,
     seed: int,
     label: Label,
     micro_batch: int | None,
@@ -96,17 +114,21 @@ def command(
     from ddim.data.text import TextPolicy
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
-    from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.files import claimed, remove_parts, strangers
+    from ddim.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    sharp = {key: value for key, value in (("temperature", temperature), ("top_p", top_p)) if value is not None}
-    for key in sharp.keys() - loaded.SETTINGS:
-        raise DdimError(f"--{key.replace('_', '-')}", "is of categories", "leave it out")
-    some = table.cells(loaded, whole_numbers(steps, "--steps"), rows, Counts(n), grid or "linear", **sharp)
+    given = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
+    sharp = {key: value for key, value in given.items() if value is not None}
+    for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
+        raise DdimError(option, "is of another kind of data", "leave it out")
+    counts = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
+    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
     if isinstance(loaded.config.data, TextPolicy):
-        about_pictures = {"--label": label, "--images": images, "--extractor": extractor or inception_weights}
+        about_pictures = {"--label": label, "--images": images, "--fit": fit}
+        about_pictures |= {"--extractor": extractor or inception_weights}
         for option in [option for option, value in about_pictures.items() if value is not None]:
             raise DdimError(option, "is of pictures", "leave it out")
         _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
@@ -115,15 +137,15 @@ def command(
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if strangers(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
-    policy = loaded.config.data
+    policy = refit(loaded.config.data, fit)
     found = get_data(data, policy, split, limit)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
-    make_folder(out)
-    with lock(out):
+    with claimed(out, "cells", "reference") as owned:
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
         table.check(loaded, some, seed, Path(model).name, label, images)
         real = reference(found, space, out / "reference")
+        owned.keep()
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
         from ddim.report.tables import about, print_table, write_table

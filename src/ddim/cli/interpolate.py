@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli.clipping import force_option
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.options import (
     exact_device_options,
     grid_option,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 @steps_option(50)
 @grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
+@fit_option
+@force_option
 @exact_device_options
 def command(
     model: str,
@@ -54,6 +58,8 @@ def command(
     steps: int | None,
     grid: str | None,
     out: Path,
+    fit: str | None,
+    force: bool,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -89,33 +95,36 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     from ddim.latents import between_four, blend, walk
     from ddim.pixels import to_uint8
+    from ddim.plausible import refuse_implausible
     from ddim.sheet import save_png, sheet
 
-    plan = make_plan(loaded, steps, grid, default=50)
+    plan = make_plan(loaded, steps, grid, clip_x0=False, default=50)
     ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
     if ends is None:
-        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50))
+        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50), fit)
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:
         latents, columns = between_four(ends, count, count), count
     else:
         latents, columns = walk(ends[0], ends[1], count), count
-    made = to_uint8(torch.cat([*loaded.run_blocks(plan, latents)]))
+    samples = torch.cat([*loaded.run_blocks(plan, latents)])
+    refuse_implausible(samples, loaded.config, force)
+    made = to_uint8(samples)
     page = sheet(np.asarray(made), columns, zoom=2 if made.shape[1] <= 32 else 1)
     text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(given)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
     click.echo(f"{len(made)} pictures, {plan.name}: {out}")
 
 
-def _encoded(model: Model, files: tuple[str, ...], plan: Plan) -> Tensor:
+def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
     """The latents of picture files, (N, C, H, W)."""
     import torch
 
     from ddim.cli.pictures import read_pictures
     from ddim.pixels import to_float
 
-    pictures, _ = read_pictures(files, model.policy, None, None)
+    pictures, _ = read_pictures(files, refit(model.policy, fit), None, None)
     return torch.cat([*model.run_blocks(plan, to_float(pictures))])
 
 

@@ -68,7 +68,8 @@ def make_like(
         if value is not None and key in given:
             raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
         settings |= {} if value is None else {key: value}
-    return emulate.plan(name, model.schedule, 20 if steps is None else steps, **settings), settings
+    some = min(20, model.schedule.T) if steps is None else steps
+    return emulate.plan(name, model.schedule, some, **settings), settings
 
 
 def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.datasets import fit_option
 from ddim.cli.main import Stopper
 from ddim.cli.options import exact_device_options, grid_option, load_any, make_any_plan, make_plan, progress_bar
 from ddim.errors import DdimError, say
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--split", help="Which part of a data set: train or test. [default: train]")
 @click.option("--limit", type=int, help="At most so many pictures.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of all draws; picture i's depend on it and i.")
+@fit_option
 @exact_device_options
 def command(
     model: str,
@@ -54,6 +56,7 @@ def command(
     split: str | None,
     limit: int | None,
     seed: int,
+    fit: str | None,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -79,7 +82,7 @@ def command(
 
     loaded = load_any(model, device, dtype, compile_)
     request = _request(loaded, method, seed, settings)
-    pictures, names = read_items(data, loaded, split, limit)
+    pictures, names = read_items(data, loaded, split, limit, fit)
 
     from ddim import bits
 
@@ -136,7 +139,9 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         settings["grid"] or "linear",
         1.0 if eta is None and sigma in (None, "optimal") else eta,
         sigma,
+        None if sigma == "hat" else False,  # the bound is that of the network as it is
         default=model.schedule.T,
+        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and it begins at T
     )
     return bits.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import click
 
+from ddim.cli.hints import translated
 from ddim.errors import DdimError, DdimWarning
 
 COMMANDS = {
@@ -70,10 +72,13 @@ def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal."""
     warnings.showwarning = _note  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
+    logger = logging.getLogger("ddim")
+    logger.handlers = [_Notes()]
+    logger.setLevel(logging.INFO)
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
-        code = _complain(str(error))
+        code = _complain(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
@@ -92,15 +97,32 @@ def main(argv: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _line(error: DdimError, words: list[str]) -> str:
+    """An error in the words of the command that met it."""
+    command = cli.get_command(click.Context(cli), words[0]) if words else None
+    what, hint = translated(error.what, command), translated(error.mend, command)
+    return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
+
+
 def _complain(line: str) -> int:
     click.echo(f"error: {' '.join(line.split())}", err=True)
     return 2
 
 
+class _Notes(logging.Handler):
+    """What the library logs, such as that it compiles, on a line of its own."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {record.getMessage()}", err=True)
+
+
 def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """What was changed or left out, on a line of its own; other libraries' warnings stay out of the way."""
-    if issubclass(category, DdimWarning):
-        click.echo(f"note: {message}", err=True)
+    if isinstance(message, DdimWarning):
+        context = click.get_current_context(silent=True)
+        command = context.command if context else None
+        hint = translated(message.mend, command)
+        click.echo(f"note: {message.message}; {hint}" if hint else f"note: {message.message}", err=True)
 
 
 class Stopper:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddim.cli.datasets import FITS, load_pictures, refit
 from ddim.cli.main import Stopper
-from ddim.cli.options import GRIDS, check_device, load_pictures, progress_bar
+from ddim.cli.options import GRIDS, check_device, progress_bar
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -46,27 +47,30 @@ def table_grid_option(default: str) -> Callable[..., Any]:
 
 
 def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--size."""
-    text = (
-        "Bring pictures to height x width x channels, such as 32x32x3, cropped to the aspect ratio. [default: as they "
-    )
-    return click.option("--size", help=text + "are, which must then be of one size]")(function)
+    """--size, --fit."""
+    text = "With --size: whether pictures of another shape are cropped, or stretched. [default: crop]"
+    function = click.option("--fit", type=click.Choice(FITS), help=text)(function)
+    text = "Bring pictures to height x width x channels, such as 32x32x3. [default: as they are, which must then be "
+    return click.option("--size", help=text + "of one size]")(function)
 
 
-def size_policy(size: str | None) -> ImagePolicy | None:
-    """The grid that --size asks for; None where it is left out."""
+def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
+    """The grid that --size and --fit ask for; None where --size is left out."""
     from pydantic import ValidationError
 
     from ddim.data import ImagePolicy
 
     if size is None:
+        if fit is not None:
+            raise DdimError("--fit", "goes with --size", "say --size too, such as 32x32x3, or leave it out")
         return None
     try:
         height, width, channels = (int(part) for part in size.split("x"))
-        return ImagePolicy(height=height, width=width, channels=channels)
+        made = ImagePolicy(height=height, width=width, channels=channels)
     except (ValueError, ValidationError):
         wrong = "is not height x width x channels, with 1 or 3 channels"
         raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
+    return refit(made, fit)  # type: ignore[no-any-return]
 
 
 def get_extractor(
@@ -104,6 +108,19 @@ def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: in
     if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
         return digits_as_mnist(split or "train", limit)
     return load_pictures(data, policy, split or "train", limit)
+
+
+def get_sized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
+    """The pictures of a command that has --size and --fit, instead of a model with a policy."""
+    from ddim.data.pictures import MisfitError
+
+    policy = size_policy(size, fit)
+    try:
+        return get_data(data, policy, split, limit)
+    except MisfitError as error:
+        if policy is not None:
+            raise
+        raise DdimError(error.what, error.wrong, "bring them to one size with --size, such as 32x32x3") from None
 
 
 def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:

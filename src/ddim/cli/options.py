@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import clip_option
 from ddim.errors import DdimError
+from ddim.files import remove_parts
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from ddim.data import ImagePolicy, ImageSet
     from ddim.engine import Engine
     from ddim.model import Model
     from ddim.plan import Plan
@@ -32,6 +33,7 @@ GRIDS = (
     "trailing",
     "linspace",
     "log-snr",
+    "angle-log-snr",
 )
 _GRID_HELP = f"Times at which the network is called: {', '.join(GRIDS)}, or rising times such as 1,250,1000."
 
@@ -73,8 +75,8 @@ def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callabl
             type=click.Choice(["auto", "float32", "float32-fast", "bfloat16"]),
             default=dtype,
             show_default=True,
-            help="What the network computes in; auto is bfloat16 where the device is fast at it, else float32-fast, by "
-            "kernels of our own (to 1e-5), where that can be had; float32 is without approximations.",
+            help="What the network computes in; auto is bfloat16 where the device has matrix units for it, else "
+            "float32-fast, by kernels of our own (to 1e-5), where that can be had; float32 is without approximations.",
         ),
         click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
     ):
@@ -101,7 +103,8 @@ def grid_option(*names: str, default: str = GRIDS[0]) -> Decorator:
 
 def steps_option(default: int) -> Decorator:
     """--steps; left out with a grid that is a list of times."""
-    text = f"S, the number of network calls; left out with a list of times. [default: {default}]"
+    text = "S, the number of network calls; left out with a list of times. "
+    text += f"[default: {default}, or as many as the model has times]"
     return click.option("--steps", type=int, help=text)
 
 
@@ -114,13 +117,8 @@ def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """--eta, --sigma, --clip."""
+    function = clip_option(function)
     for option in (
-        click.option(
-            "--clip/--no-clip",
-            "clip_x0",
-            default=None,
-            help="Clip the predicted x0 to [-1, 1] (default: only with --sigma hat, as in the paper).",
-        ),
         click.option(
             "--sigma",
             help="'hat' for the paper's larger noise; 'learned' for the network's own; 'optimal' for the variance that "
@@ -170,28 +168,10 @@ def check_device(device: str | None) -> None:
 
     if device is not None:
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            torch.ones(1, device=device).item()  # on the device "meta" there are no numbers
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise DdimError(f"--device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
-
-
-def load_pictures(
-    data: str, policy: ImagePolicy | None, split: str, limit: int | None, skip_unreadable: bool = False
-) -> ImageSet:
-    """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
-    from ddim.data import loading
-
-    with progress_bar(transient=True) as bar:
-        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
-        steps = loading(data, policy, split, limit, skip_unreadable)
-        while True:
-            try:
-                done, total = next(steps)
-            except StopIteration as end:
-                pictures: ImageSet = end.value
-                return pictures
-            bar.update(task, completed=done, total=total)
 
 
 def make_any_plan(
@@ -221,17 +201,16 @@ def make_plan(
     encode: bool = False,
     default: int = 20,
     sampler: str = "ddim",
+    top: int | None = None,
 ) -> Plan:
     """The plan that a command's options ask for; `default` is its number of steps where none is given."""
     if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
-    if steps is None and not isinstance(times, list):
-        steps = default
     if sampler == "auto" and eta is not None:
         sampler = "ddim"
-    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, sampler=sampler)
+    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, default, top, sampler)
 
 
 def read_plan(model: Engine, path: Path, given: Mapping[str, object]) -> Table[Any]:
@@ -273,6 +252,7 @@ def output_file(path: Path) -> Path:
         raise DdimError(folder, "no such folder", "make it, or choose another place")
     if not os.access(folder, os.W_OK):
         raise DdimError(folder, "cannot be written to", "choose a folder you may write to")
+    remove_parts(folder, path.name)
     return path
 
 

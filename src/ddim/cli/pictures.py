@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ddim.cli.datasets import refit
 from ddim.errors import DdimError, say
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ def read_pictures(
         DdimError: If something cannot be read.
     """
     from ddim import data
+    from ddim.data.pictures import read_picture
+    from ddim.data.told import Told
 
     if limit is not None and limit < 1:
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
@@ -46,12 +49,15 @@ def read_pictures(
         if split is not None:
             raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
         chosen = images[:limit]
-        return np.stack([open_said(Path(name), policy) for name in chosen]), list(chosen)
+        told = Told()
+        read = np.stack([read_picture(Path(name), policy, told=told)[0] for name in chosen])
+        told.say(chosen[0] if len(chosen) == 1 else f"{len(chosen)} files", len(chosen), policy, alone=True)
+        return read, list(chosen)
     return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]
 
 
 def read_items(
-    data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None
+    data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None, fit: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """What a model's likelihood is measured of: its pictures, or the sequences of its text, one after another.
 
@@ -60,6 +66,7 @@ def read_items(
         model: The model.
         split: Which part of a data set.
         limit: At most so many.
+        fit: --fit, for pictures.
 
     Returns:
         uint8, (N, H, W, C), or int64, (N, L), and a name for each.
@@ -69,7 +76,7 @@ def read_items(
     """
     from ddim.data.text import TextPolicy, load_text
 
-    policy = model.config.data
+    policy = refit(model.config.data, fit)
     if not isinstance(policy, TextPolicy):
         return read_pictures(data, policy, split, limit)
     if limit is not None and limit < 1:
@@ -85,15 +92,11 @@ def read_items(
 
 
 def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
-    """A picture file on the model's grid, uint8 (H, W, C); another size or kind of its own is said."""
-    from ddim.data import open_picture
-    from ddim.data.pictures import natural_policy
+    """A picture file on the model's grid, uint8 (H, W, C); what it loses on the way is said."""
+    from ddim.data.pictures import read_picture
+    from ddim.data.told import Told
 
-    own = natural_policy(path)
-    changed = [f"{own.width}x{own.height} brought to {policy.width}x{policy.height}"]
-    changed = changed if (own.width, own.height) != (policy.width, policy.height) else []
-    if own.channels > policy.channels:
-        changed.append("colour reduced to grey")
-    if changed:
-        say(f"{path}: {', '.join(changed)}")
-    return open_picture(path, policy)
+    told = Told()
+    made, _ = read_picture(path, policy, told=told)
+    told.say(str(path), 1, policy, alone=True)
+    return made

@@ -52,6 +52,7 @@ def command(
       ddim plan mnist --grid 1,50,300,1000 --json > plan.json
       ddim plan mnist --like diffusers:spacing=linspace --steps 10 --diff
     """
+    from ddim.checksum import seal
     from ddim.model import load
 
     if diff and (like is None or as_json):
@@ -70,4 +71,4 @@ def command(
     if diff:
         click.echo(compared(loaded, made, given, steps, grid))
     else:
-        click.echo(json.dumps(json.loads(made.to_json()), indent=1) if as_json else str(made))
+        click.echo(seal(json.dumps(json.loads(made.to_json()), indent=1)).decode() if as_json else str(made))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.encode import METHODS, make_way
 from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar, whole_numbers
 from ddim.errors import DdimError, say
@@ -21,27 +22,30 @@ if TYPE_CHECKING:
     from ddim.roundtrip import RoundTrip
 
 SHOWN = 16
+STEPS = (10, 20, 50, 100)
 
 
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table and the picture.")
-@click.option("--steps", default="10,20,50,100", show_default=True, help="Numbers of network calls down.")
+@click.option("--steps", help="Numbers of network calls down. [default: 10,20,50,100, as many as the model has times]")
 @click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Of {', '.join(METHODS)}; several.")
 @grid_option(default="equal-angle; for fixed-point closer near t = 1")
 @click.option("--split", help="Which part of a data set: train or test.")
 @click.option("--limit", type=int, help="At most so many pictures.")
+@fit_option
 @exact_device_options
 def command(
     model: str,
     images: tuple[str, ...],
     out: Path,
-    steps: str,
+    steps: str | None,
     methods: str,
     grid: str | None,
     split: str | None,
     limit: int | None,
+    fit: str | None,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -54,31 +58,34 @@ def command(
       ddim reconstruct mnist ./mnist --split test --limit 200 --method ddim,fixed-point,lossless --out round-trip
     """
     from ddim.cli.pictures import read_pictures
-    from ddim.files import make_folder, strangers
+    from ddim.files import claimed, remove_parts, strangers
+    from ddim.start import default_counts
 
-    counts, chosen = whole_numbers(steps, "--steps"), methods.split(",")
+    given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
     for method in chosen:
         if method not in METHODS:
             raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
     if strangers(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
+    counts = given or default_counts(STEPS, loaded.schedule)
     ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
-    pictures, _ = read_pictures(images, loaded.policy, split, limit)
-    make_folder(out)
-    results, failed = _measure(loaded, ways, pictures)
-    if not results:
-        raise DdimError("round trips", "have all failed", "give more steps, or another method")
-    about = {
-        "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
-        "images": len(pictures),
-        "split": split,
-        "grid": grid or "the method's own",
-        **loaded.conditions,
-        "failed": failed,
-    }
-    click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
-    _report(out, about, pictures, results)
+    pictures, _ = read_pictures(images, refit(loaded.policy, fit), split, limit)
+    with claimed(out):
+        remove_parts(out)
+        results, failed = _measure(loaded, ways, pictures)
+        if not results:
+            raise DdimError("round trips", "have all failed", "give more steps, or another method")
+        about = {
+            "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
+            "images": len(pictures),
+            "split": split,
+            "grid": grid or "the method's own",
+            **loaded.conditions,
+            "failed": failed,
+        }
+        click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
+        _report(out, about, pictures, results)
 
 
 def _measure(

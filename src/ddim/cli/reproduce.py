@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import clip_option
+from ddim.cli.datasets import fit_option, refit
 from ddim.cli.evaluate import fill, times
 from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
 from ddim.cli.options import device_options, load_model, whole_numbers
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 @click.option("--test-split", default="test", show_default=True, help="Which part is encoded and decoded.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
 @click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@fit_option
+@clip_option
 @extractor_options
 @device_options
 def command(
@@ -59,6 +63,8 @@ def command(
     test_split: str,
     seed: int,
     images: Path | None,
+    fit: str | None,
+    clip_x0: bool | None,
     extractor: str | None,
     inception_weights: Path | None,
     device: str | None,
@@ -76,38 +82,44 @@ def command(
     """
     from ddim.evaluation import table
     from ddim.evaluation.counts import Counts
-    from ddim.files import lock, make_folder, remove_parts, strangers
+    from ddim.files import claimed, remove_parts, strangers
     from ddim.report import page, published
     from ddim.report.budget import settle
+    from ddim.schedule import linear
+    from ddim.start import default_counts
 
     page.need()
     loaded = load_model(model, device, dtype, compile_)
     if loaded.config.needs_label:
-        raise DdimError(model, "was never trained without a label", "take another model; evaluate has --label")
-    policy, T = loaded.policy, loaded.schedule.T
+        raise DdimError(model, "was never trained without a label", "take another model, or `ddim evaluate --label`")
+    policy, T = refit(loaded.policy, fit), loaded.schedule.T
     found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
     grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
-    wanted = whole_numbers(steps, "--steps") if steps else [s for s in table.STEPS if s <= T]
-    table.check(loaded, table.cells(loaded, wanted, rows, Counts(n or "2"), grid), seed)
+    wanted = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
+    how: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
+    if loaded.schedule == linear():  # the paper's schedule: its sequences end at T whatever the network predicts
+        how["top"] = T
+    table.check(loaded, table.cells(loaded, wanted, rows, Counts(n or "2"), grid, **how), seed)
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     if strangers(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
-    make_folder(out)
-    with lock(out):
+    with claimed(out, "request.json", "cells", "reference") as owned:
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
         request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
         request |= {"extractor": space.sha256, "compile": compile_}
+        request |= {} if clip_x0 is None else {"clip_x0": clip_x0}
         request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
         request["test"] = test.fingerprint()
         counts = settle(out / "request.json", request, loaded, len(test))
         for folder in (out, out / "cells", out / "reference", out / "pictures"):
             remove_parts(folder)
-        some = table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid)
+        some = table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
         table.check(loaded, some, seed, Path(model).name, None, images)
         real = reference(found, space, out / "reference")
+        owned.keep()
         filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
         exact = load_model(model, device, "float32", compile_)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli.clipping import force_option
 from ddim.cli.filling import fill
 from ddim.cli.like import like_option, make_like
 from ddim.cli.options import (
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 @like_option
 @click.option("--any-model", is_flag=True, help="Run a plan that was tuned for another model.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@force_option
 @device_options
 def command(
     model: str,
@@ -92,6 +94,7 @@ def command(
     like: str | None,
     any_model: bool,
     sheet: Path | None,
+    force: bool,
     device: str | None,
     dtype: str,
     compile_: bool,
@@ -127,15 +130,16 @@ def command(
         others = chosen | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
         plan, _ = make_like(loaded, like, steps, eta, clip_x0, others)
     else:
-        sampler = "ddim" if sampler == "auto" and cfg_plus_plus is not None else sampler
+        if cfg_plus_plus is not None:  # its scale is that of an unclipped plan of ddim
+            sampler = "ddim" if sampler == "auto" else sampler
+            settings["clip_x0"] = False if clip_x0 is None and "clip_x0" in loaded.SETTINGS else clip_x0
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
-    making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale)
+    making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.things
     made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
-    there = f" ({made.found} were there)" if made.found else ""
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{there}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"{n} {what}{made.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))

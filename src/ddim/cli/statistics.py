@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, size_option, size_policy
+from ddim.cli.measuring import drive, extractor_options, get_extractor, get_sized, size_option
 from ddim.cli.options import output_file
 
 
@@ -24,6 +24,7 @@ def command(
     split: str | None,
     limit: int | None,
     size: str | None,
+    fit: str | None,
     extractor: str | None,
     inception_weights: Path | None,
     device: str | None,
@@ -40,7 +41,7 @@ def command(
     from ddim.evaluation import from_data, measuring
 
     output_file(out)
-    found = get_data(data, size_policy(size), split, limit)
+    found = get_sized(data, size, fit, split, limit)
     space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
     pictures = from_data(found)
     made, _ = drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli.beginning import begin_with, classes_of, seconds, vocabulary
+from ddim.cli.datasets import FITS, label_column_option, load_pictures
 from ddim.cli.main import Stopper
-from ddim.cli.options import check_device, load_pictures, progress_bar
+from ddim.cli.options import check_device, progress_bar
+from ddim.cli.recipe import configure, put
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.config import ModelConfig, TrainConfig
     from ddim.data import ImageSet
     from ddim.data.text import TextSet
     from ddim.presets import Preset
@@ -67,9 +67,16 @@ LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vl
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: a tokenizers file. [default: characters]")
 @click.option("--length", type=int, help="Text: tokens of a sequence, instead of the preset's.")
 @click.option("--size", type=int, help="Side of the square the pictures are brought to, instead of the preset's.")
+@click.option(
+    "--fit",
+    type=click.Choice(FITS),
+    help="Pictures of another shape: crop cuts the largest centred part out, stretch keeps all of each, exact refuses "
+    "any other size. [default: the preset's, mostly crop]",
+)
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour, instead of the preset's.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.")
 @click.option("--labels/--no-labels", default=None, help="Learn the data's labels too, for classifier-free guidance.")
+@label_column_option
 @click.option("--from", "source", metavar="MODEL", help="Begin with the weights of a model, where no state is left.")
 @click.option("--steps", type=int, help="Optimiser steps.")
 @click.option(
@@ -113,9 +120,11 @@ def command(
     tokenizer: Path | None,
     length: int | None,
     size: int | None,
+    fit: str | None,
     channels: str | None,
     predicts: str | None,
     labels: bool | None,
+    label_column: str | None,
     source: str | None,
     budget: float | None,
     compile_: bool | None,
@@ -146,30 +155,34 @@ def command(
     of_text = len(recipe.data.shape) == 1
     about_text = {"--tokenizer": tokenizer, "--length": length}
     about_pictures = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
-    about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None}
+    about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
+    about_pictures |= {"--label-column": label_column}
     _refuse_others(name, of_text, about_text, about_pictures)
-    labels = recipe.labels if labels is None else labels
+    labels = (recipe.labels or label_column is not None) if labels is None else labels
+    if label_column is not None and not labels:
+        raise DdimError("--label-column", "is given beside --no-labels", "leave one of them out")
     changes = {
-        "data": _changes(height=size, width=size, channels=channels and int(channels), length=length),
+        "data": _changes(height=size, width=size, fit=fit, channels=channels and int(channels), length=length),
         "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_, budget=budget),
         "network": {},
         "schedule": {},
         "categorical": {},
     }
     for setting in settings:
-        _set(changes, setting)
+        put(changes, setting)
     if "budget" in changes["train"]:
         changes["train"].setdefault("steps", None)
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= vocabulary(data, tokenizer)
-    model, train = _configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
+    model, train = configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
     refuse_foreign(out)
-    found = _find(data, model.data, split, limit, skip_unreadable)
+    found = _find(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
         changes["network"]["classes"] = classes_of(data, found)
-        model, train = _configure(recipe, changes, predicts)
-    about = {"data": found.name, "split": found.split, "limit": limit, "data_fingerprint": found.fingerprint()}
+        model, train = configure(recipe, changes, predicts)
+    about: dict[str, Any] = {"data": found.name, "split": found.split, "limit": limit, "label_column": label_column}
+    about["data_fingerprint"] = found.fingerprint()
     begun, weights = begin_with(source, model) if source else (None, None)
     _train(out, RunConfig(**about, model=model, train=train, begun=begun), found, device, weights, began)
 
@@ -190,13 +203,15 @@ def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     return name, recipe
 
 
-def _find(data: str, policy: Any, split: str, limit: int | None, skip_unreadable: bool) -> ImageSet | TextSet:
+def _find(
+    data: str, policy: Any, split: str, limit: int | None, skip_unreadable: bool, label_column: str | None
+) -> ImageSet | TextSet:
     """The data set that a policy asks for."""
     from ddim.data.text import load_text
 
     if len(policy.shape) == 1:
         return load_text(data, policy, split, limit)
-    return load_pictures(data, policy, split, limit, skip_unreadable)
+    return load_pictures(data, policy, split, limit, skip_unreadable, label_column)
 
 
 def _changes(**values: Any) -> dict[str, Any]:
@@ -217,71 +232,6 @@ def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: d
     for option in [option for option, value in (pictures if of_text else text).items() if value is not None]:
         kind, own = ("pictures", "text") if of_text else ("text", "pictures")
         raise DdimError(option, f"is about {kind}, the preset {preset} of {own}", "leave it out")
-
-
-def _set(changes: dict[str, dict[str, Any]], setting: str) -> None:
-    """Put a KEY=VALUE such as network.channels=96 into the changes; the value is JSON, or else a word."""
-    key, equals, text = setting.partition("=")
-    part, _, name = key.partition(".")
-    if not equals or part not in changes or not name:
-        parts = ", ".join(changes)
-        raise DdimError(f"--set {setting}", f"is not PART.NAME=VALUE with a part of {parts}", "see --help")
-    if name in changes[part]:
-        raise DdimError(f"--set {setting}", "is given twice", "give it once, as an option or with --set")
-    try:
-        changes[part][name] = json.loads(text)
-    except ValueError:
-        changes[part][name] = text
-
-
-def _configure(
-    recipe: Preset, changes: dict[str, dict[str, Any]], predicts: str | None
-) -> tuple[ModelConfig, TrainConfig]:
-    """A preset with changes; the network's size follows the pictures'."""
-    import torch
-
-    from ddim.config import CategoricalConfig, ModelConfig, TrainConfig, build
-    from ddim.kinds import kind_of
-
-    policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
-    what = predicts or recipe.predicts
-    training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
-    categorical = _categorical(recipe, policy, changes["categorical"])
-    network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
-    schedule = recipe.schedule.model_dump()
-    if categorical:
-        noise = build(CategoricalConfig, categorical, "categorical")
-        network["categories"] = noise.size
-        schedule["zero_terminal_snr"] |= noise.excludes  # what a mask needs; said otherwise, it is refused
-    schedule |= changes["schedule"]
-    model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
-    model["categorical"] = categorical
-    train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
-    made = build(ModelConfig, model, "model")
-    kind_of(made).loss(
-        train.gamma, torch.device("cpu"), train.times
-    )  # refuses a weight that is infinite, or another kind's
-    return made, train
-
-
-def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
-    """What of the network's shape follows the data's."""
-    if len(policy.shape) == 1:
-        return {"length": policy.length}
-    scale = policy.height / recipe.data.height  # type: ignore[union-attr]  # attention stays at its level
-    attention = [round(side * scale) for side in recipe.network.attention]  # type: ignore[union-attr]
-    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width}
-    return {"attention": attention} | shape
-
-
-def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[str, Any] | None:
-    """The categories: a text's are as many as its vocabulary has."""
-    if recipe.categorical is None:
-        if changes:
-            raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
-        return None
-    own = {"categories": policy.categories} if len(policy.shape) == 1 else {}
-    return recipe.categorical.model_dump() | own | changes
 
 
 def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, began: float) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from ddim.errors import DdimError, say
 if TYPE_CHECKING:
     from ddim.model import Model
 
-RECIPE = 2  # of `ddim.tuning`; another one, and what was kept is not what it would find
+RECIPE = 3  # of `ddim.tuning`; another one, and what was kept is not what it would find
 
 
 @click.command("tune")
@@ -59,7 +58,7 @@ def command(
       ddim tune mnist --calls 10 --out plan.json
       ddim sample mnist --plan plan.json --out samples
     """
-    from ddim.files import write_atomic
+    from ddim.checksum import write_json
 
     output_file(out)
     if not 0 <= seed < 2**62:
@@ -67,12 +66,12 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     settings = {"calls": calls, "solver": solver, "pilots": pilots, "seed": seed}
     kept = _kept(loaded, settings)
-    found = _read(kept) if not fresh else None
+    found = _read(kept) if kept and not fresh else None
     known = found is not None
     if found is None:
         found = _tune(loaded, settings)
-    write_atomic(out, (json.dumps(found["plan"], indent=1) + "\n").encode())
-    if not known:
+    write_json(out, found["plan"])
+    if kept and not known:
         _keep(kept, found)
     if known:
         click.echo(f"tuned before, with the same model and settings: {kept} (--fresh tunes again)", err=True)
@@ -106,33 +105,36 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _kept(model: Model, settings: dict[str, Any]) -> Path:
-    """Where what these settings give is kept."""
+def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
+    """Where what these settings give is kept; None for a user without a home folder."""
     from ddim import __version__
+    from ddim.files import user_cache
 
     what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
     what |= {"dtype": model.compute.name}
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "ddim" / "plans" / f"{key}.json"
+    cache = user_cache()
+    return None if cache is None else cache / "plans" / f"{key}.json"
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
-    from ddim.files import write_atomic
+    from ddim.checksum import write_json
+    from ddim.files import make_folder
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(found).encode())
-    except (OSError, DdimError) as error:
+        make_folder(path.parent)
+        write_json(path, found)
+    except DdimError as error:
         say(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there, if it is whole."""
+    from ddim.checksum import unseal
     from ddim.plan import Plan
 
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
+        found: dict[str, Any] = json.loads(unseal(path.read_bytes(), path))
         Plan.from_json(json.dumps(found["plan"]))
         kinds = {"name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
         return found if all(isinstance(found[key], kind) for key, kind in kinds.items()) else None

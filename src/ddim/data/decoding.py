@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ddim.data.told import Extent, Told
 from ddim.errors import DdimError
 
 Source = str | Path | bytes | BinaryIO
@@ -62,6 +63,8 @@ def read_bytes(source: Source, name: str) -> bytes:
                     raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
                 source = Path(source).read_bytes()
             data = source if isinstance(source, bytes) else source.read()
+        except DdimError:
+            raise
         except FileNotFoundError:
             raise DdimError(name, "no such file", "check the path") from None
         except PermissionError:
@@ -73,13 +76,14 @@ def read_bytes(source: Source, name: str) -> bytes:
     return data
 
 
-def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]]:
+def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
     """One picture, upright and opaque, at its own size.
 
     Args:
         source: A path, the bytes of a file, or a binary file open for reading.
         name: What to call it in an error.
         matte: Grey level 0..255 behind transparent pixels.
+        told: Where the values that it has are counted.
 
     Returns:
         A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
@@ -87,7 +91,7 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
     Raises:
         DdimError: If it cannot be read or decoded.
     """
-    data = read_bytes(source, name)
+    data, told = read_bytes(source, name), told or Told()
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
         notes = set[str]()
@@ -97,7 +101,11 @@ def decode(source: Source, name: str, matte: int) -> tuple[Image.Image, set[str]
             notes.add(_HALVED)  # Pillow itself cuts 16-bit colour to its high bytes
         image.load()
         image = _upright(image, notes)
-        return _plain(image, name, matte, notes), notes
+        if image.mode.startswith("I"):
+            return _from_16_bits(image, name, matte, notes, told), notes
+        image = _plain(image, name, matte, notes)
+        told.see(image)
+        return image, notes
     except DdimError:
         raise
     except UnidentifiedImageError:
@@ -132,8 +140,6 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     """Any mode to L or RGB, transparent parts over the matte."""
     if image.mode == "F":
         raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
-    if image.mode.startswith("I"):
-        return _from_16_bits(image, name, matte, notes)
     grey = image.mode in _GREY_MODES
     if image.has_transparency_data:
         full = image.convert("RGBA")
@@ -151,11 +157,12 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Told) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
     notes.add(_HALVED)
+    told.deep.add(Extent(1, int(values.min()), int(values.max())))
     small = (values + 128) // 257
     hole = image.info.get("transparency")
     if isinstance(hole, int) and (values == hole).any():

@@ -11,6 +11,7 @@ from ddim.data.decoding import Source
 from ddim.data.imageset import ImageSet
 from ddim.data.pictures import to_grid
 from ddim.data.policy import ImagePolicy
+from ddim.data.told import Told
 from ddim.errors import DdimError
 
 _TRAIN = 1500
@@ -49,8 +50,9 @@ def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: 
         DdimError: If there is no such split, or scikit-learn is not installed.
     """
     items, labels = _read(split, limit)
-    grid = policy or _NATURAL
-    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits") for digit in items.small])
+    grid, told = policy or _NATURAL, Told()
+    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits", told) for digit in items.small])
+    told.say("digits", len(items), grid)
     return _pack("digits", items, pixels, labels, grid)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ import numpy as np
 from ddim.data.decoding import Source, printable
 from ddim.data.pictures import MisfitError, list_pictures, open_picture, read_picture
 from ddim.data.policy import ImagePolicy
-from ddim.errors import DdimError
+from ddim.data.told import Told
+from ddim.errors import DdimError, either
 
 T = TypeVar("T")
 CHUNK = 64
@@ -83,12 +83,12 @@ class Gathered:
     Attributes:
         pixels: uint8, (N, H, W, C), rows of bad pictures undefined; None if they were not kept.
         bad: What is wrong with each bad picture, by its index, in order.
-        notes: How many pictures took each conversion.
+        told: What befell them.
     """
 
     pixels: np.ndarray | None = None
     bad: dict[int, DdimError] = field(default_factory=dict)
-    notes: Counter[str] = field(default_factory=Counter)
+    told: Told = field(default_factory=Told)
 
 
 def workers() -> int:
@@ -114,24 +114,23 @@ def gather(items: Items, policy: ImagePolicy, keep: bool) -> Generator[tuple[int
     count = len(items)
     found = Gathered(np.zeros((count, *policy.shape), np.uint8) if keep else None)
 
-    def decode(start: int) -> tuple[dict[int, DdimError], Counter[str]]:
-        bad, notes = dict[int, DdimError](), Counter[str]()
+    def decode(start: int) -> tuple[dict[int, DdimError], Told]:
+        bad, told = dict[int, DdimError](), Told()
         for index in range(start, min(start + CHUNK, count)):
             try:
-                picture, done = read_picture(items.source(index), policy, items.name(index))
+                picture, _ = read_picture(items.source(index), policy, items.name(index), told)
             except DdimError as error:
                 bad[index] = error
                 continue
-            notes.update(done)
             if found.pixels is not None:
                 found.pixels[index] = picture
-        return bad, notes
+        return bad, told
 
     pool = ThreadPoolExecutor(workers())
     try:
-        for step, (bad, notes) in enumerate(pool.map(decode, range(0, count, CHUNK))):
+        for step, (bad, told) in enumerate(pool.map(decode, range(0, count, CHUNK))):
             found.bad.update(bad)
-            found.notes.update(notes)
+            found.told.add(told)
             yield min((step + 1) * CHUNK, count), count
     finally:
         pool.shutdown(cancel_futures=True)
@@ -229,9 +228,9 @@ def complaint(where: str, total: int, bad: dict[int, DdimError]) -> DdimError:
     misfits = [error for error in bad.values() if isinstance(error, MisfitError)]
     if misfits:
         wrong = f"{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
-        return DdimError(where, wrong, misfits[0].mend)
+        return MisfitError(where, wrong, misfits[0].mend)
     wrong = f"{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
-    return DdimError(where, wrong, "remove them, or leave them out with --skip-unreadable (skip_unreadable=True)")
+    return DdimError(where, wrong, either("remove them", "leave them out with skip_unreadable=True"))
 
 
 def named(bad: Sequence[DdimError]) -> str:

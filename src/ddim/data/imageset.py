@@ -23,6 +23,7 @@ class ImageSet:
         policy: The grid.
         labels: int64, (N,), or None.
         classes: The name of each label, or None.
+        label_columns: Other columns of a table that could be labels.
 
     Args:
         name: As above.
@@ -32,6 +33,7 @@ class ImageSet:
         pixels: uint8, (N, H, W, C), if they are held in memory; otherwise each batch is decoded anew.
         labels: As above.
         classes: As above.
+        label_columns: As above.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class ImageSet:
         pixels: np.ndarray | None = None,
         labels: np.ndarray | None = None,
         classes: tuple[str, ...] | None = None,
+        label_columns: tuple[str, ...] = (),
     ):
         self.name, self.split, self.policy = name, split, policy
-        self.labels, self.classes = labels, classes
+        self.labels, self.classes, self.label_columns = labels, classes, label_columns
         self._items, self._pixels = items, pixels
         self._fingerprint: str | None = None
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from ddim.data.decoding import Source, decode, printable
 from ddim.data.policy import ImagePolicy
-from ddim.errors import DdimError
+from ddim.data.told import Told
+from ddim.errors import DdimError, either
 
 _COMMON = ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .avif"
 _RARE = ".jp2 .j2k .jpx .ppm .pgm .pbm .pnm .tga"
@@ -51,13 +52,16 @@ def open_picture(source: Source, policy: ImagePolicy, name: str | None = None) -
     return read_picture(source, policy, name)[0]
 
 
-def read_picture(source: Source, policy: ImagePolicy, name: str | None = None) -> tuple[np.ndarray, frozenset[str]]:
+def read_picture(
+    source: Source, policy: ImagePolicy, name: str | None = None, told: Told | None = None
+) -> tuple[np.ndarray, frozenset[str]]:
     """As `open_picture`, and also what had to be converted on the way.
 
     Args:
         source: As in `open_picture`.
         policy: The grid.
         name: What to call it in an error.
+        told: Where all that is done to it is counted, what it loses and the values it has with it.
 
     Returns:
         uint8 (H, W, C), and a set of phrases such as "CMYK converted to RGB".
@@ -65,11 +69,15 @@ def read_picture(source: Source, policy: ImagePolicy, name: str | None = None) -
     Raises:
         DdimError: As `open_picture`.
     """
-    name = label_of(source, name)
-    image, notes = decode(source, name, policy.matte)
+    name, found = label_of(source, name), Told()
+    image, notes = decode(source, name, policy.matte, found)
     if image.mode != _MODES[policy.channels]:
         notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
-    return to_grid(image, policy, name), frozenset(notes)
+    made = to_grid(image, policy, name, found)
+    found.notes.update(notes)
+    if told is not None:
+        told.add(found)
+    return made, frozenset(notes)
 
 
 def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
@@ -153,13 +161,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
-def to_grid(image: Image.Image, policy: ImagePolicy, name: str) -> np.ndarray:
+def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | None = None) -> np.ndarray:
     """Bring an upright, opaque picture to the grid: channels, then box, then fit.
 
     Args:
         image: A picture of mode L or RGB.
         policy: The grid.
         name: What to call it in an error.
+        told: Where what it loses is counted.
 
     Returns:
         uint8, (H, W, C) of the policy.
@@ -176,13 +185,18 @@ def to_grid(image: Image.Image, policy: ImagePolicy, name: str) -> np.ndarray:
     wide, high = right - left, lower - upper
     size = (policy.width, policy.height)
     if policy.fit == "exact" and (wide, high) != size:
-        mend = "use fit='crop' or fit='stretch' to resize"
+        mend = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
         raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", mend)
+    told = told or Told()
+    if (wide, high) != size:
+        told.resized[wide, high] += 1
     if policy.fit == "crop":
         part_w = max(1, min(wide, round(high * size[0] / size[1])))
         part_h = max(1, min(high, round(wide * size[1] / size[0])))
         left, upper = left + (wide - part_w) // 2, upper + (high - part_h) // 2
         right, lower = left + part_w, upper + part_h
+        if (part_w, part_h) != (wide, high):
+            told.cut[1 - part_w * part_h / (wide * high)] += 1
     if (left, upper, right, lower) != (0, 0, *image.size):
         image = image.crop((left, upper, right, lower))
     if image.size != size:

@@ -56,3 +56,16 @@ class ImagePolicy(BaseModel):
             "pictures": f"{self.height}x{self.width}, {'grey' if self.channels == 1 else 'colour'}",
             "data policy": f"fit {self.fit}, filter {self.filter}, matte {self.matte}{box}",
         }
+
+
+class DataStatistics(BaseModel):
+    """Mean and standard deviation of the training images over all their values, in [-1, 1], see `ddim.plausible`.
+
+    Args:
+        mean: The mean.
+        std: The standard deviation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mean: float = Field(allow_inf_nan=False)
+    std: float = Field(ge=0, allow_inf_nan=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Generator
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from ddim.data.decoding import printable
 from ddim.data.digits import load_digits
 from ddim.data.gather import Files, Items, Picked, complaint, drain, gather, named
 from ddim.data.imageset import ImageSet
+from ddim.data.labels import Labels
 from ddim.data.pictures import MisfitError, list_files, list_pictures, natural_policy
 from ddim.data.policy import ImagePolicy
-from ddim.data.tables import Table, read_hub, read_parquet
+from ddim.data.tables import read_hub, read_parquet
 from ddim.errors import DdimError, say
 
 HOLD = 2 << 30  # bytes of pixels held in memory; a larger set is decoded batch by batch
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_MIXED = {"colour reduced to grey", "grey spread to RGB"}  # worth a word only if it befell some and not all
-_Found = tuple[Items, np.ndarray | None, tuple[str, ...] | None]
+_Found = tuple[Items, Labels]
 
 
 def load(
@@ -32,6 +31,7 @@ def load(
     split: str = "train",
     limit: int | None = None,
     skip_unreadable: bool = False,
+    label_column: str | None = None,
 ) -> ImageSet:
     """Load a set of pictures; every one of them is decoded once, so that none can fail later.
 
@@ -53,15 +53,17 @@ def load(
         split: Which part.
         limit: At most so many, the first ones.
         skip_unreadable: Leave out pictures that cannot be read instead of refusing the set.
+        label_column: The column of a table that holds the labels; by default `label`, if there is one. Which others
+            there are, `ImageSet.label_columns` says.
 
     Returns:
         The pictures, in an order that depends on their names or rows only.
 
     Raises:
         DdimError: If there is no such source or split, or it holds no pictures, or some cannot be read or do
-            not fit the policy; the message names them.
+            not fit the policy, or there is no such column of labels; the message names them.
     """
-    return drain(loading(source, policy, split, limit, skip_unreadable))
+    return drain(loading(source, policy, split, limit, skip_unreadable, label_column))
 
 
 def loading(
@@ -70,6 +72,7 @@ def loading(
     split: str = "train",
     limit: int | None = None,
     skip_unreadable: bool = False,
+    label_column: str | None = None,
 ) -> Generator[tuple[int, int], None, ImageSet]:
     """As `load`, step by step.
 
@@ -79,6 +82,7 @@ def loading(
         split: Which part.
         limit: At most so many.
         skip_unreadable: Leave out pictures that cannot be read.
+        label_column: The column of labels.
 
     Yields:
         How many pictures are decoded, and how many there are.
@@ -92,20 +96,21 @@ def loading(
     if limit is not None and limit < 1:
         raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
     if source == "digits":
+        _no_columns("digits", label_column)
         return load_digits(policy, split, limit)
     path = Path(source).expanduser().absolute()
     where = printable(source)
     if path.exists():
         name = path.resolve().name
-        items, labels, classes = _local(path, where, split)
+        items, labels = _local(path, where, split, label_column)
     elif isinstance(source, str) and _HUB.fullmatch(source):
         name = source
-        items, labels, classes = _rows(read_hub(source, split))
+        items, labels = read_hub(source, split, label_column)
     else:
         raise DdimError(where, "no such file or folder", "check the path, or give owner/name for the hub")
     if limit is not None and limit < len(items):
         items = Picked(items, np.arange(limit))
-        labels = None if labels is None else labels[:limit]
+        labels = labels.of(np.arange(limit))
     grid = policy or _first_policy(items, where)
     keep = len(items) * grid.height * grid.width * grid.channels <= HOLD
     found = yield from gather(items, grid, keep)
@@ -113,18 +118,19 @@ def loading(
     if found.bad:
         items, good = _without(items, found.bad, where, skip_unreadable)
         pixels = None if pixels is None else pixels[good]
-        labels = None if labels is None else labels[good]
-    _tell(where, found.notes, len(items))
-    return ImageSet(name, split, grid, items, pixels, labels, classes)
+        labels = labels.of(good)
+    found.told.say(where, len(items), grid)
+    return ImageSet(name, split, grid, items, pixels, labels.numbers, labels.classes, labels.columns)
 
 
-def _local(path: Path, where: str, split: str) -> _Found:
+def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
     if path.is_dir():
         shards, pictures = list_files(path, frozenset({".parquet"})), list_pictures(path)
         if shards and pictures:
             wrong = "holds both parquet files and pictures"
             raise DdimError(where, wrong, "give a folder or a parquet file inside it")
         if pictures:
+            _no_columns(where, label_column)
             return _folder(path, where, split)
         if not shards:
             raise DdimError(where, "holds no pictures", "give a folder of PNG or JPEG files or of parquet files")
@@ -136,7 +142,7 @@ def _local(path: Path, where: str, split: str) -> _Found:
     for shard in shards:
         by_split.setdefault(_split_of(shard, path), []).append(shard)
     _need(where, split, list(by_split))
-    return _rows(read_parquet(by_split[split], where, split))
+    return read_parquet(by_split[split], where, split, label_column)
 
 
 def _folder(path: Path, where: str, split: str) -> _Found:
@@ -151,11 +157,11 @@ def _folder(path: Path, where: str, split: str) -> _Found:
         raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
     parents = [found.relative_to(path).parts[:-1] for found in paths]
     if not all(len(parts) == 1 for parts in parents):
-        return Files(path, paths), None, None
+        return Files(path, paths), Labels()
     classes = sorted({parts[0] for parts in parents})
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number[parts[0]] for parts in parents], np.int64)
-    return Files(path, paths), labels, tuple(map(printable, classes))
+    return Files(path, paths), Labels(labels, tuple(map(printable, classes)))
 
 
 def _split_of(shard: Path, root: Path) -> str:
@@ -171,8 +177,10 @@ def _need(where: str, split: str, there: list[str]) -> None:
         raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(sorted(there))}")
 
 
-def _rows(table: Table) -> _Found:
-    return table.items, table.labels, table.classes
+def _no_columns(where: str, label_column: str | None) -> None:
+    if label_column is not None:
+        wrong = f"has no columns: {where} is no table"
+        raise DdimError(f"label_column={label_column!r}", wrong, "leave it out")
 
 
 def _first_policy(items: Items, where: str) -> ImagePolicy:
@@ -196,9 +204,3 @@ def _without(items: Items, bad: dict[int, DdimError], where: str, skip: bool) ->
     say(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
     good = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
     return Picked(items, good), good
-
-
-def _tell(where: str, notes: Counter[str], total: int) -> None:
-    told = [f"{n} {what}" for what, n in sorted(notes.items()) if what not in _MIXED or n < total]
-    if told:
-        say(f"{where}: of {total} pictures {', '.join(told)}")

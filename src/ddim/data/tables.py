@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddim.data.decoding import Source, printable
+from ddim.data.labels import Labels, read_column
 from ddim.errors import DdimError
 
 _PATIENCE = 5.0
@@ -54,16 +53,11 @@ class Rows:
         return f"{self.split}[{index}]"
 
 
-@dataclass(frozen=True, eq=False)
-class Table:
-    """The pictures of a table with their labels: int64, (N,), or None."""
-
-    items: Rows
-    labels: np.ndarray | None
-    classes: tuple[str, ...] | None
+Table = tuple[Rows, Labels]
+"""The pictures of a table with their labels."""
 
 
-def read_parquet(files: Sequence[Path], where: str, split: str) -> Table:
+def read_parquet(files: Sequence[Path], where: str, split: str, label_column: str | None = None) -> Table:
     """The pictures of some parquet files, in the order given.
 
     The reader keeps its copy in its own cache (HF_HOME), never beside the files, and asks no network.
@@ -72,12 +66,13 @@ def read_parquet(files: Sequence[Path], where: str, split: str) -> Table:
         files: The shards.
         where: What to call them.
         split: Which split they are, for the names of rows.
+        label_column: The column of labels, see `ddim.data.labels.read_column`.
 
     Returns:
         Pictures and labels.
 
     Raises:
-        DdimError: If they cannot be read, have no image column, or no rows.
+        DdimError: If they cannot be read, have no image column, no such column of labels, or no rows.
     """
     datasets = _library()
     if _check_shards(files) == 0:
@@ -91,15 +86,16 @@ def read_parquet(files: Sequence[Path], where: str, split: str) -> Table:
     if failed:
         gc.collect()  # a scan broken off half-way aborts the process at exit if it still lives then
         raise DdimError(where, f"cannot be read as parquet ({failed})", _REPLACE)
-    return _table(datasets, data, where, split)
+    return _table(datasets, data, where, split, label_column)
 
 
-def read_hub(name: str, split: str) -> Table:
+def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
     """The pictures of a data set of the Hugging Face hub, or of its copy in the cache if there is no network.
 
     Args:
         name: "owner/name".
         split: One of its splits.
+        label_column: The column of labels, see `ddim.data.labels.read_column`.
 
     Returns:
         Pictures and labels.
@@ -123,7 +119,7 @@ def read_hub(name: str, split: str) -> Table:
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-    return _table(datasets, data, name, split)
+    return _table(datasets, data, name, split, label_column)
 
 
 def _library() -> Any:
@@ -151,7 +147,7 @@ def _offline(name: str) -> bool:
     return False
 
 
-def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
+def _table(datasets: Any, data: Any, where: str, split: str, label_column: str | None) -> Table:
     if len(data) == 0:
         raise DdimError(where, *_NO_ROWS)
     features = data.features
@@ -166,24 +162,8 @@ def _table(datasets: Any, data: Any, where: str, split: str) -> Table:
     except Exception as error:  # Arrow's casts raise several kinds
         wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
         raise DdimError(where, wrong, "store encoded pictures in it") from None
-    labels, classes = _labels(datasets, data)
-    return Table(Rows(cast.data.column(found[0]), printable(split)), labels, classes)
-
-
-def _labels(datasets: Any, data: Any) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
-    """The column `label`, if it is whole: class numbers, or words turned into them."""
-    if "label" not in data.features:
-        return None, None
-    kind = data.features["label"]
-    values = data.data.column("label").to_pylist()
-    if values and all(isinstance(value, str) for value in values):
-        classes = tuple(sorted(set(values)))
-        number = {word: index for index, word in enumerate(classes)}
-        return np.array([number[word] for word in values], np.int64), classes
-    if not all(type(value) is int and value >= 0 for value in values):
-        return None, None
-    classes_known = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-    return np.array(values, np.int64), classes_known
+    labels = read_column(datasets, data, found[0], label_column, where)
+    return Rows(cast.data.column(found[0]), printable(split)), labels
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim import checkpoint
+from ddim.checksum import unseal
 from ddim.errors import DdimError
 from ddim.evaluation.inception import inception
 from ddim.evaluation.space import INCEPTION, Extractor
@@ -133,7 +134,7 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
 
 
 def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
-    about = json.loads((folder / "config.json").read_bytes())
+    about = json.loads(unseal((folder / "config.json").read_bytes(), folder / "config.json"))
     weights = folder / "model.safetensors"
     digest = sha256(weights)
     if digest != about["sha256"]:

@@ -55,6 +55,9 @@ def need(what: str) -> None:
 def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> dict[str, Any]:
     """KID (Binkowski et al. 2018): the unbiased squared MMD by a cubic kernel, mean and deviation over subsets.
 
+    Being unbiased it is negative about half of the time where the two are alike, by about its deviation: it is an
+    estimate of a distance, and left as it is.
+
     Args:
         a: Features, (N, D).
         b: Features, (M, D).

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity
-from ddim.evaluation.moments import Moments, frechet, of, root
+from ddim.evaluation.moments import Moments, factor, frechet, of
 from ddim.evaluation.statistics import Statistics, check_comparable
 from ddim.seeds import permutation
 
@@ -47,13 +47,13 @@ def jackknife(features: Tensor, reference: Moments, groups: int = GROUPS) -> flo
     if len(features) < 2 * groups:
         return None
     parts = [of(features[k::groups]) for k in range(groups)]
-    values, half = [], root(reference)
+    values, of_data = [], factor(reference)
     for left_out in range(groups):
         rest = Moments(features.shape[1])
         for k, part in enumerate(parts):
             if k != left_out:
                 rest.merge(part)
-        values.append(frechet(rest, reference, half))
+        values.append(frechet(rest, reference, of_data))
     spread = np.array(values) - np.mean(values)
     return float(np.sqrt((groups - 1) / groups * (spread**2).sum()))
 
@@ -62,7 +62,9 @@ def limit(features: Tensor, reference: Moments, seed: int = 0, sizes: int = SIZE
     """The Frechet distance as it would be of infinitely many samples (Chong & Forsyth 2020).
 
     A distance of N samples is too large by nearly c / N; a line through the distances of subsets against 1 / N is
-    followed to 1 / N = 0. The error is that of the line alone: what the samples at hand leave open comes on top.
+    followed to 1 / N = 0. The error is that of the line alone: what the samples at hand leave open comes on top. Of
+    samples very near to the data it may be negative by about its errors, as no distance is; it is left so, since an
+    estimate that is cut off at 0 would be too large on average.
 
     Args:
         features: Features of the samples, (N, D).
@@ -77,10 +79,10 @@ def limit(features: Tensor, reference: Moments, seed: int = 0, sizes: int = SIZE
     if n // 4 <= features.shape[1]:
         return None
     rates = np.linspace(4 / n, 1 / n, sizes)
-    values, half = [], root(reference)
+    values, of_data = [], factor(reference)
     for k, rate in enumerate(rates):
         some = permutation(seed, k, n)[: round(1 / rate)]
-        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, half))
+        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, of_data))
     design = np.stack([np.ones(sizes), rates], axis=1)
     line, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
     residual = np.array(values) - design @ line

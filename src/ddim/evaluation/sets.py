@@ -15,7 +15,7 @@ from ddim.blocks import Label, labels_of
 from ddim.data import ImageSet
 from ddim.data.gather import drain
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.evaluation.gather import CHUNK, Gathered, Make, gathering
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Protocol, Statistics
@@ -106,7 +106,7 @@ def from_model(
         labels = labels_of(label, some, classes)
         for block in model.sample_blocks(plan, some, seed, labels):
             if not torch.isfinite(block).all():
-                raise DdimError("samples", "are not finite numbers", "use --dtype float32, or another grid")
+                raise DdimError("samples", "are not finite numbers", either("use another grid", "use dtype='float32'"))
             yield np.stack(model.kind.render(block))
 
     def kept(some: range) -> Iterator[np.ndarray]:

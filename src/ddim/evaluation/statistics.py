@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 from ddim.evaluation.moments import Moments
 from ddim.tensors import read_tensors, write_tensors
 
@@ -111,4 +111,6 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
         first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
             wrong = f"were made by another protocol: {told or key} is {first}, and {second}"
-            raise DdimError("statistics", wrong, "make both in one way, or say --any-protocol")
+            raise DdimError(
+                "statistics", wrong, either("make both in one way", "compare them all the same with any_protocol=True")
+            )

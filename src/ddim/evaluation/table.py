@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from ddim.blocks import Label, labels_of
+from ddim.checksum import unseal, write_json
 from ddim.engine import Engine
-from ddim.errors import DdimError
+from ddim.errors import DdimError, say
 from ddim.evaluation import fidelity, sets
 from ddim.evaluation.counts import Counts, row_name
 from ddim.evaluation.gather import CHUNK, Gathered
@@ -23,7 +24,7 @@ from ddim.evaluation.metrics import distances
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Statistics
-from ddim.files import make_folder, write_atomic
+from ddim.files import make_folder
 from ddim.generate import generate
 from ddim.model import Model
 from ddim.table import Table
@@ -114,7 +115,8 @@ def cells(
         rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
         n: How many samples each has, see `ddim.evaluation.counts.Counts`.
         grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
-        settings: Of categories, `temperature` and `top_p`.
+        settings: Of every plan: `temperature` and `top_p` of categories; `clip_x0` and `top` of real-valued images, the
+            latter not for "auto", which has its own.
 
     Raises:
         DdimError: If one cannot be made, is named twice, or none is left.
@@ -140,7 +142,9 @@ def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, set
         raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
     given: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
     named: dict[str, Any] = {} if given else {"sampler": row}
-    return model.plan(steps, None if row == "auto" else grid, **given, **named, **settings)
+    if row == "auto":
+        return model.plan(steps, **named, **{key: value for key, value in settings.items() if key != "top"})
+    return model.plan(steps, grid, **given, **named, **settings)
 
 
 def check(
@@ -249,12 +253,16 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
     asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or of an older form: made anew
-        there = json.loads(kept.read_bytes())
+    try:
+        there = json.loads(unseal(kept.read_bytes(), kept))
         if there["asked"] == asked:
             return dict(there["figures"])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, DdimError):
+        say(f"{kept}: is damaged, or of another version; it is made again")
     figures = distances(samples, data, seed)
-    write_atomic(kept, (json.dumps({"asked": asked, "figures": figures}, indent=1) + "\n").encode())
+    write_json(kept, {"asked": asked, "figures": figures})
     return figures
 
 

@@ -82,7 +82,8 @@ def divergence(a: Counter[str], b: Counter[str]) -> float:
     keys = list(a.keys() | b.keys())
     p, q = (np.array([counts[key] for key in keys], np.float64) / max(counts.total(), 1) for counts in (a, b))
     middle = (p + q) / 2
-    return float(sum(np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q)) / 2)
+    made = float(sum(np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q)) / 2)
+    return max(0.0, made)  # each term of p and q together is >= 0; of distributions nearly equal their sum may round
 
 
 class Reference:

@@ -26,7 +26,8 @@ def size(hints: Hints, path: Path) -> tuple[int, int]:
         DdimError: If no hint says it.
     """
     if hints.size is None:
-        raise DdimError(path, "does not say the size of its pictures", "give it: --size 32, or --size 32x48")
+        mend = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
+        raise DdimError(path, "does not say the size of its pictures", mend)
     return hints.size
 
 
@@ -99,7 +100,7 @@ def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> t
         DdimError: If there is no such tensor, or it has not so many sides.
     """
     if name not in tensors:
-        raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network, or say what it is: --from")
+        raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
     found = tuple(tensors[name].shape)
     if len(found) != sides:
         raise DdimError(
@@ -136,4 +137,4 @@ def refuse(hints: Hints, why: str, *options: str) -> None:
 
 
 def _assumed(options: list[str]) -> str:
-    return f" (assumed, the file does not say: {', '.join(options)})" if options else ""
+    return f" (assumed, the file does not say: `ddim convert {' '.join(options)}`)" if options else ""

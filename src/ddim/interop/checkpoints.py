@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ddim.errors import DdimError
-from ddim.interop import lucidrains, official, openai
+from ddim.interop import lucidrains, official, openai, wrappers
 from ddim.interop.foreign import Foreign, Hints, read_state, tensors_of
 
 Tensors = dict[str, Tensor]
@@ -20,7 +20,6 @@ READERS: dict[str, Callable[[Path, Tensors, Hints], Foreign]] = {
     "lucidrains": lucidrains.read,
 }
 _SIGNS = {"official": official.SIGNS, "openai": openai.SIGNS, "lucidrains": lucidrains.SIGNS}
-_AVERAGED, _TRAINED = "ema_model.", "online_model."  # in a state dict of the package ema-pytorch
 
 
 def read(path: Path, hints: Hints, kind: str | None = None) -> Foreign:
@@ -36,10 +35,10 @@ def read(path: Path, hints: Hints, kind: str | None = None) -> Foreign:
     """
     if kind not in (None, *READERS):
         raise DdimError(f"--from {kind}", "is no code whose files of weights are known", f"known are {_list(READERS)}")
-    tensors, note = _chosen(path, read_state(path), hints.ema)
+    tensors, told = _chosen(path, read_state(path), hints.ema)
     found = kind or _kind(path, tensors)
     made = READERS[found](path, tensors, hints)
-    return replace(made, notes=(f"code: {found}, {'as told' if kind else 'by its names'}", *made.notes, note))
+    return replace(made, notes=(f"code: {found}, {'as told' if kind else 'by its names'}", *made.notes, *told))
 
 
 def _kind(path: Path, tensors: Tensors) -> str:
@@ -53,46 +52,28 @@ def _kind(path: Path, tensors: Tensors) -> str:
     raise DdimError(path, wrong, "wrap the network itself with ddim.wrap")
 
 
-def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, str]:
-    """The averaged weights of a file, or those as trained, and a note on which they are."""
-    trained, averaged = _found(state)
-    if trained is None and averaged is None:
-        keys = f", its keys are {_list(str(key) for key in [*state][:5])}" if isinstance(state, Mapping) else ""
-        raise DdimError(path, f"holds no state dict{keys}", "save the network's state dict alone")
-    if averaged is not None and (ema or trained is None):
-        if not ema:
-            raise DdimError(path, "holds averaged weights alone", "leave --no-ema out")
-        taken, which = averaged, "averaged (EMA)"
-    else:
-        assert trained is not None
-        left = "" if averaged is None else "; the averaged ones (EMA) are left aside, as told"
-        taken, which = trained, "as trained" + left if left else "the only ones in the file, averaged or not"
+def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, tuple[str, ...]]:
+    """The averaged weights of a file, or those as trained, and notes on which they are."""
+    found = wrappers.networks(state, _SIGNS, path)
+    if not found:  # of no code that is known by its names
+        flat = tensors_of(state) or next((f for f in map(tensors_of, _values(state)) if f is not None), None)
+        if flat is None:
+            keys = f", its keys are {_list(str(key) for key in [*state][:5])}" if isinstance(state, Mapping) else ""
+            raise DdimError(path, f"holds no state dict{keys}", "save the network's state dict alone")
+        found = [wrappers.Found("", flat, False)]
+    if ema and not any(one.averaged for one in found) and (where := wrappers.unmatched(state)):
+        wrong = f"holds averaged weights without names ({where}) that do not fit the network's in number and shape"
+        raise DdimError(path, wrong, "take those as trained: `ddim convert FILE --no-ema`")
+    taken, which, notes = wrappers.choose(found, ema, path)
     kinds = sorted(
         {str(tensor.dtype).removeprefix("torch.") for tensor in taken.values() if tensor.is_floating_point()}
     )
     stored = "" if kinds == ["float32"] else f", stored as {_list(kinds)}, kept in float32"
-    return taken, f"weights: {which}{stored}"
+    return taken, (*notes, f"{which}{stored}")
 
 
-def _found(state: Any) -> tuple[Tensors | None, Tensors | None]:
-    """The state dicts of a file: as trained, and averaged."""
-    flat = tensors_of(state)
-    if flat is not None:
-        averaged = _within(flat, _AVERAGED)
-        return (_within(flat, _TRAINED), averaged) if averaged else (flat, None)
-    if isinstance(state, list | tuple):  # of the DDIM authors: model, optimizer, epoch, step, and maybe the average
-        return (tensors_of(state[0]) if state else None), (tensors_of(state[-1]) if len(state) > 1 else None)
-    if not isinstance(state, Mapping):
-        return None, None
-    inner = tensors_of(state.get("ema"))
-    trained = next((found for key in ("model", "state_dict") if (found := tensors_of(state.get(key)))), None)
-    return trained, None if inner is None else _within(inner, _AVERAGED) or inner
-
-
-def _within(tensors: Tensors, prefix: str) -> Tensors | None:
-    """The tensors whose names begin with a prefix, it being taken off; None if there are none."""
-    found = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-    return {key.removeprefix("module."): tensor for key, tensor in found.items()} or None
+def _values(state: Any) -> Iterable[Any]:
+    return state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
 
 
 def _list(words: Any) -> str:

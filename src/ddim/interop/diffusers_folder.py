@@ -14,10 +14,13 @@ from torch import Tensor
 from ddim.config import ModelConfig, Origin, ScheduleConfig, build
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
+from ddim.interop import wrappers
 from ddim.interop.foreign import Foreign, read_json, read_state, tensors_of
 from ddim.interop.layout import Names, Place, ours
 from ddim.nn.unet import UNetConfig
 
+SIGNS = ("conv_in.weight", "time_embedding.linear_1.weight")
+"""Names by which the state dict of such a U-Net is known."""
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
@@ -59,7 +62,17 @@ _SCHEDULER = {
     "rescale_betas_zero_snr": False,
     "thresholding": False,
 }
-_KEPT = ("clip_sample", "clip_sample_range", "set_alpha_to_one", "steps_offset", "timestep_spacing", "variance_type")
+_KEPT = (
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "steps_offset",
+    "timestep_spacing",
+    "variance_type",
+)
 
 
 def _prefix(place: Place) -> str:
@@ -117,8 +130,8 @@ def read(folder: Path) -> Foreign:
         "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
         "origin": Origin(format="diffusers", settings={"scheduler": scheduler.get("_class_name", ""), **kept}),
     }
-    weights, dtype = _weights(place)
-    notes = [*said, f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *noted]
+    weights, told = _weights(place)
+    notes = [*said, *told, *noted]
     notes += [_choice(kept)]
     config = build(ModelConfig, values, folder)
     return Foreign(config, ours(weights, network, NAMES, str(place)), tuple(notes))
@@ -225,13 +238,14 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
     predicts = PREDICTS[c["prediction_type"]]
     notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
     if c["thresholding"]:
-        notes.append("thresholding: not part of the model here; see ddim.hooks")
+        notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
     return made, predicts, notes
 
 
 def _choice(kept: Mapping[str, Any]) -> str:
     said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
-    return f"sampler: {said}; kept for --like diffusers and the way back, no part of other plans"
+    rest = "the rest is kept for `ddim sample --like diffusers` and the way back"
+    return f"sampler: {said}; clipping applies to sampling, {rest}"
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:
@@ -253,16 +267,22 @@ def emulation(config: ModelConfig) -> dict[str, Any]:
     return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
 
 
-def _weights(place: Path) -> tuple[dict[str, Tensor], str]:
-    """The U-Net's tensors under today's names, and their dtype."""
+def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The U-Net's tensors under today's names, and notes on them."""
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     file = next((place / name for name in names if (place / name).is_file()), None)
     if file is None:
         raise DdimError(place, f"holds neither {names[0]} nor {names[1]}", "copy the whole folder")
-    tensors = tensors_of(read_state(file))
+    state = read_state(file)
+    found, notes = wrappers.networks(state, {"diffusers": SIGNS}, file), tuple[str, ...]()
+    tensors = tensors_of(state)
+    if found:
+        tensors, which, notes = wrappers.choose(found, True, file)
+        notes = (which, *notes) if found[0].where else notes
     if tensors is None:
         raise DdimError(file, "is not a state dict", "copy the whole folder again")
     if any(f"{old}" in key for key in tensors for old in _OLD):
         for old, new in _OLD.items():
             tensors = {key.replace(old, new) if ".attentions." in key else key: t for key, t in tensors.items()}
-    return tensors, str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    return tensors, (f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *notes)

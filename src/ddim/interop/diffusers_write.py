@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,14 @@ from torch import Tensor
 
 from ddim.config import ModelConfig
 from ddim.errors import DdimError
-from ddim.files import make_folder, strangers, write_atomic
+from ddim.files import make_folder, new_folder, strangers, write_atomic
+from ddim.interop.clipping import CLIPS
 from ddim.interop.diffusers_folder import BETAS, NAMES, PREDICTION_TYPES, SCHEDULER
 from ddim.interop.layout import theirs
 from ddim.nn.unet import UNetConfig
 
 INDEX, UNET, WEIGHTS = "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
+_KEPT_CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
 VERSION = "0.42.1"  # of diffusers, whose form this is
 
 
@@ -38,27 +39,33 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
         DdimError: If a UNet2DModel cannot be this network, or the place holds something else.
     """
     network = describe(config, folder)
-    if strangers(folder, "model_index.json", "unet", "scheduler") or (folder.exists() and not folder.is_dir()):
+    if _strangers(folder):
         raise DdimError(folder, "holds something that is not a diffusers pipeline", "choose another folder")
     assert isinstance(config.network, UNetConfig)
     scheduler = scheduler_config(config)
     tensors = {key: t.to(torch.float32) for key, t in theirs(weights, config.network, NAMES).items()}
     index: dict[str, Any] = {"_class_name": "DDIMPipeline", "_diffusers_version": VERSION}
     index |= {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for inner in ("unet", "scheduler"):
-        make_folder(part / inner)
-    write_atomic(part / WEIGHTS, save(tensors, {"format": "pt"}))
-    for name, value in ((UNET, network), (SCHEDULER, scheduler), (INDEX, index)):
-        write_atomic(part / name, (json.dumps(value, indent=2) + "\n").encode())
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    with new_folder(folder) as part:
+        for inner in ("unet", "scheduler"):
+            make_folder(part / inner)
+        write_atomic(part / WEIGHTS, save(tensors, {"format": "pt"}))
+        for name, value in ((UNET, network), (SCHEDULER, scheduler), (INDEX, index)):
+            write_atomic(part / name, (json.dumps(value, indent=2) + "\n").encode())
     return [
         f"network: UNet2DModel, {sum(t.numel() for t in tensors.values()):,} parameters, float32",
         f"scheduler: DDIMScheduler, {scheduler['beta_schedule'] or 'trained'} betas, {scheduler['prediction_type']}, "
         f"clip_sample {scheduler['clip_sample']}, timestep_spacing {scheduler['timestep_spacing']}",
     ]
+
+
+def _strangers(folder: Path) -> bool:
+    """Whether a place holds anything but a pipeline as `write` makes it, which may be replaced as a whole."""
+    if folder.exists() and not folder.is_dir():
+        return True
+    inner = {"unet": [Path(UNET).name, Path(WEIGHTS).name], "scheduler": [Path(SCHEDULER).name]}
+    other = strangers(folder, INDEX, *inner) or any(strangers(folder / name, *ours) for name, ours in inner.items())
+    return bool(other) or any((folder / name).is_dir() for name in (INDEX, UNET, WEIGHTS, SCHEDULER))
 
 
 def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
@@ -121,7 +128,8 @@ def scheduler_config(config: ModelConfig) -> dict[str, Any]:
         "trained_betas": betas,
         "prediction_type": PREDICTION_TYPES[config.predicts],
         "rescale_betas_zero_snr": s.zero_terminal_snr,
-        "clip_sample": kept.get("clip_sample", False),
+        "clip_sample": kept.get("clip_sample", kept.get("scheduler") in CLIPS),
+        **{key: kept[key] for key in _KEPT_CLIPPING if key in kept},
         "set_alpha_to_one": kept.get("set_alpha_to_one", True),
         "steps_offset": kept.get("steps_offset", 0),
         "timestep_spacing": kept.get("timestep_spacing", "trailing" if s.zero_terminal_snr else "leading"),

@@ -98,12 +98,12 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: Hints) -> tuple[Sched
     """The noise schedule: the file's own, or of the name that its Trainer was given."""
     if "betas" not in table:
         if hints.schedule is None:
-            mend = "give --schedule: linear, cosine or sigmoid (that code's default)"
+            mend = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
             raise DdimError(path, "is a network alone and does not say its noise schedule", mend)
         T = 1000 if hints.T is None else hints.T
         if hints.schedule != "sigmoid":
             return assumed.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
-        of_times = " (T assumed, the file does not say: --times)" if hints.T is None else ""
+        of_times = " (T assumed, the file does not say: `ddim convert --times`)" if hints.T is None else ""
         values: dict[str, Any] = {"name": "betas", "T": T, "betas": [float(beta) for beta in sigmoid_betas(T)]}
         return build(ScheduleConfig, values, path), f"schedule: that code's sigmoid, T = {T}, as a table{of_times}"
     betas = table["betas"].double().flatten()
@@ -148,7 +148,7 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: Hints) -> tuple[str, 
         found = match[0] if len(match) == 1 else None
     if found is None:
         if hints.predicts is None:
-            mend = "give --predicts: eps (pred_noise), x0 (pred_x0) or v (pred_v, that code's default)"
+            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
             raise DdimError(path, "does not say what its network predicts", mend)
         return assumed.predicts(hints, path)
     if hints.predicts not in (None, found):

@@ -74,7 +74,7 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: Hints, T: int) -> tu
     said = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
     notes = [f"network: {made}, {said}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
     if made.learned_variance:
-        notes.append("variance: learned, for --sigma learned; other plans leave it aside")
+        notes.append("variance: learned, for `ddim sample --sigma learned`; other plans leave it aside")
     return made, [*notes, "dropout: 0 (only training asks for it)"]
 
 
@@ -108,13 +108,13 @@ def _heads(path: Path, hints: Hints) -> tuple[dict[str, Any], str]:
         raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
     if (hints.heads is None) == (hints.head_channels is None):
         wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
-        mend = "give --heads (4 unless its training said otherwise, 1 for improved-diffusion's LSUN) or --head-channels"
-        raise DdimError(path, wrong, f"{mend} (64 for most of guided-diffusion's)")
+        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
+        raise DdimError(path, wrong, f"{mend} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
         raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
     order = hints.attention or "legacy"
     how = "legacy: head by head" if order == "legacy" else "new: all of q, then k, then v"
-    note = f"qkv order: {how}" + ("" if hints.attention else " (assumed, both codes' default: --qkv)")
+    note = f"qkv order: {how}" + ("" if hints.attention else " (assumed, both codes' default: `ddim convert --qkv`)")
     if hints.head_channels is not None:
         return {"head_channels": hints.head_channels}, f"attention: heads of {hints.head_channels} channels, {note}"
     return {"heads": hints.heads}, f"attention: heads {hints.heads}, {note}"

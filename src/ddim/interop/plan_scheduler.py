@@ -158,7 +158,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         own = config.get("_ddim")
         if isinstance(own, Mapping):
-            made = cls._of({**own, **kwargs})
+            fresh = {"as_spaced": False} if "grid" in kwargs else {}
+            made = cls._of({**own, **fresh, **kwargs})
         else:
             made = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
         return (made, {}) if return_unused_kwargs else made

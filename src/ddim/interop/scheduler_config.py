@@ -37,6 +37,8 @@ class Settings(BaseModel):
         version: Of this form.
         log_snr: The schedule, at t = 1..T.
         schedule_name: The schedule's name.
+        as_spaced: Whether a named grid has the times of its formula, as the scheduler had that it was read off; else it
+            starts as for any network that predicts the same, see `ddim.start`.
         plan: A fixed plan as JSON, or None.
     """
 
@@ -48,6 +50,7 @@ class Settings(BaseModel):
     sampler: str = "ddim"
     grid: str | tuple[float, ...] = DEFAULT
     offset: int = Field(0, ge=0)
+    as_spaced: bool = False
     eta: float = 0.0
     clip_x0: bool = False
     encode: bool = False
@@ -68,6 +71,10 @@ class Settings(BaseModel):
                 raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"sampler {self.sampler} adds no noise, eta is {self.eta:g}")
+        try:
+            self.schedule  # what is none is refused where it is read  # noqa: B018
+        except DdimError as error:
+            raise ValueError(f"log_snr: {error.wrong}") from None
         return self
 
     @cached_property
@@ -126,7 +133,7 @@ class Settings(BaseModel):
             grid, steps = tuple(float(t) + 1 for t in timesteps)[::-1], len(timesteps)
         elif steps is None:
             raise DdimError("set_timesteps", "is given no number of steps", "say num_inference_steps")
-        elif self.offset:
+        elif self.offset or (self.as_spaced and isinstance(grid, str)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DdimWarning)  # the shifted times are looked at below
                 grid = tuple(t + self.offset for t in tau(self.schedule, grid, steps))
@@ -276,7 +283,7 @@ def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, A
         return {}
     offset = config.get("steps_offset", 0) if spacing == "leading" else 0
     notes.append(f"timestep_spacing: grid {spacing}" + (f", each time {offset} later" if offset else ""))
-    return {"grid": spacing, "offset": offset}
+    return {"grid": spacing, "offset": offset, "as_spaced": True}
 
 
 def _some(places: Sequence[int]) -> str:

@@ -1,1 +1,1 @@
-"""The network's fast path on CPUs without bf16 matrix units: float32 kernels of our own."""
+"""The fast path on CPUs without bfloat16 matrix units: float32 kernels of our own, and which units there are."""

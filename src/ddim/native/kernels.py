@@ -1,27 +1,19 @@
-"""Our float32 kernels, built once by the machine's own C++ compiler and kept in the user's cache."""
+"""Our float32 kernels, built once by the machine's own C++ compiler and cached, see `ddim.native.library`."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
+from ddim.native import library
+from ddim.native.library import Unavailable as Unavailable
+
 PRODUCTS, NUMBERS = 4_000_000, 32_768  # what is worth a thread: about 50 us
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-
-
-class Unavailable(Exception):
-    """The kernels cannot be had here; its text says why."""
 
 
 class Kernels:
@@ -168,56 +160,39 @@ def _stride(rows: Tensor | None) -> int:
     return 0 if rows is None or len(rows) == 1 else rows.stride(0)
 
 
-@functools.cache
 def kernels() -> Kernels:
-    """The kernels, built if they are not in the cache yet.
+    """The kernels, built if they are not in the cache yet; whatever comes of it holds for the whole process.
 
     Raises:
         Unavailable: If there is no C++ compiler, it fails, or what it built computes wrong numbers.
     """
-    source = Path(__file__).with_suffix(".cpp")
-    if platform.system() != "Linux":
-        raise Unavailable(f"they are built on Linux alone, this is {platform.system()}")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None or shutil.which(compiler) is None:
-        raise Unavailable("there is no C++ compiler (g++ or clang++)")
-    key = hashlib.sha256(source.read_bytes() + repr((FLAGS, compiler, _processor(), torch.__version__)).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddim"
-    built = cache / f"kernels-{key.hexdigest()[:16]}.so"
-    if not built.exists():
-        _build(compiler, source, built)
-    try:
-        library = ctypes.CDLL(str(built))
-    except OSError:  # cut off, by a full disk perhaps
-        _build(compiler, source, built)
-        library = ctypes.CDLL(str(built))
-    made = Kernels(library)
-    _try(made)
+    made = _outcome()
+    if isinstance(made, str):
+        raise Unavailable(made)
     return made
 
 
-def _build(compiler: str, source: Path, built: Path) -> None:
-    """Compile into the cache; another process may do so at the same time."""
+@functools.cache
+def _outcome() -> Kernels | str:
+    """The kernels, or why there are none."""
     try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=built.parent) as folder:
-            part = Path(folder) / "kernels.so"
-            made = subprocess.run([compiler, *FLAGS, str(source), "-o", str(part)], capture_output=True, text=True)
-            if made.returncode:
-                reason = (made.stderr.strip().splitlines() or ["no reason given"])[0]
-                raise Unavailable(f"{Path(compiler).name} fails: {reason[:120]}")
-            os.replace(part, built)
-    except OSError as error:
-        raise Unavailable(f"the cache {built.parent} cannot be written to ({error.strerror})") from None
+        return library.load(Path(__file__).with_suffix(".cpp"), _sound)
+    except Unavailable as error:
+        return str(error)
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
+def _sound(built: ctypes.CDLL) -> Kernels:
+    """The kernels of a library.
+
+    Raises:
+        Unavailable: If it is another library, or computes wrong numbers.
+    """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return platform.machine() + next((line for line in lines if line.startswith(("flags", "Features"))), "")
+        made = Kernels(built)
+    except AttributeError:
+        raise Unavailable("is another library") from None
+    _try(made)
+    return made
 
 
 def _try(kernels: Kernels) -> None:
@@ -234,4 +209,4 @@ def _try(kernels: Kernels) -> None:
         (kernels.norm(x, bias, bias, 2, 1e-6, torch.empty_like(x)), normed.permute(0, 2, 3, 1)),
     )
     if not all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3) for ours, theirs in made):
-        raise Unavailable("what the compiler built computes wrong numbers")
+        raise Unavailable("computes wrong numbers")

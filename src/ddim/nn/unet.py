@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ddim.nn.network import Network, sinusoidal, zero
-from ddim.nn.parts import Attention, Block, Down, Up
+from ddim.nn.parts import Attention, Block, Down, Norm, Up
 
 
 class UNetConfig(BaseModel):
@@ -152,7 +152,7 @@ class UNet(Network):
             if level:
                 self.ups.append(self._block(now, now, "up") if c.resample == "block" else Up(now))
                 side *= 2
-        self.norm_out = nn.GroupNorm(c.groups, now, eps=c.norm_eps)
+        self.norm_out = Norm(c.groups, now, eps=c.norm_eps)
         out = c.in_channels * c.patch**2 * (2 if c.learned_variance else 1)
         self.conv_out = zero(nn.Conv2d(now, out, 3, padding=1))
         self.time_to_blocks = nn.Linear(embedding, sum(self.widths))
@@ -192,6 +192,8 @@ class UNet(Network):
         """
         times = iter(torch.split(condition, self.widths, dim=1))
         h = self.conv_in(F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x)
+        if self.norm_out.fused:  # of one input channel cuDNN may give NCHW, which all that follows would keep
+            h = h.contiguous(memory_format=torch.channels_last)
         skips = [h]
         place, levels = 0, len(self.config.multipliers)
         for level in range(levels):
@@ -211,7 +213,7 @@ class UNet(Network):
                 place += 1
             if level < levels - 1:
                 h = self._resampled(self.ups[level], h, times)
-        h = self.conv_out(F.silu(self.norm_out(h)))
+        h = self.conv_out(self.norm_out.then(h))
         return F.pixel_shuffle(h, self.config.patch) if self.config.patch > 1 else cast(Tensor, h)
 
     @staticmethod

@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ddim.checksum import unseal, write_json
 from ddim.errors import DdimError, say
-from ddim.files import write_atomic
 from ddim.model import Model
 from ddim.report.sections import WALK_STEPS, WALKED
 
@@ -110,7 +110,7 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
     else:
         amounts = _asked(request, model, test)
         kept = {"request": dict(request), "counts": amounts.model_dump()}
-        write_atomic(path, (json.dumps(kept, indent=1) + "\n").encode())
+        write_json(path, kept)
     if amounts.left_out:
         say(f"budget {request['budget']}: left out: {amounts.left_out}")
     return amounts
@@ -118,7 +118,7 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
 
 def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
     try:
-        there = json.loads(path.read_bytes())
+        there = json.loads(unseal(path.read_bytes(), path))
         was, amounts = there["request"], Amounts.model_validate(there["counts"])
     except (ValueError, KeyError, TypeError):
         raise DdimError(path, "is not a report's request", "choose another folder") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ddim.checksum import journal_line, read_journal
 from ddim.data import ImageSet
 from ddim.errors import DdimError
 from ddim.evaluation.table import Measured, label
-from ddim.files import read_journal, write_atomic
+from ddim.files import Appender
+from ddim.finished import Finished
 from ddim.latents import between_four, walk
 from ddim.model import Model
 from ddim.pixels import to_uint8
@@ -50,7 +51,7 @@ def round_tripping(
     done = {(line["steps"], line["first"]): line for line in lines}
     made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
     yield made
-    with open(path, "a", encoding="utf-8") as file:
+    with Appender(path) as file:
         for s in steps:
             way = model.way("ddim", s, grid)
             for first in range(0, count, size):
@@ -60,8 +61,7 @@ def round_tripping(
                 shown = trip.again[: max(0, SHOWN - first)]
                 line = {"steps": s, "first": first, "mse": trip.error.tolist(), "largest": trip.largest.tolist()}
                 line |= {"plan": way.down.name, "again": base64.b64encode(shown.tobytes()).decode()}
-                file.write(json.dumps(line) + "\n")
-                file.flush()
+                file.write(journal_line(line))
                 done[s, first] = line
                 made += len(trip.again)
                 yield made
@@ -101,22 +101,24 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
     """
     paths = [folder / "walks.png", folder / "four-corners.png"]
     done = 0
-    for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
-        yield done
-        if not path.exists():
-            plan, ends = model.plan(min(WALK_STEPS, model.schedule.T), grid), model.noise(2 * ROWS + 4, seed).start()
-            if path == paths[0]:
-                latents = torch.cat([walk(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
-            else:
-                latents = between_four(ends[-4:], SIDE, SIDE)
-            parts = []
-            for block in model.run_blocks(plan, latents):
-                parts.append(to_uint8(block))
-                yield done + sum(map(len, parts))
-            made = np.concatenate(parts)
-            columns = FRAMES if path == paths[0] else SIDE
-            write_atomic(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))
-        done += count
+    with Finished(folder) as finished:
+        for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
+            yield done
+            if finished.missing([path])[0]:
+                plan = model.plan(min(WALK_STEPS, model.schedule.T), grid)
+                ends = model.noise(2 * ROWS + 4, seed).start()
+                if path == paths[0]:
+                    latents = torch.cat([walk(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
+                else:
+                    latents = between_four(ends[-4:], SIDE, SIDE)
+                parts = []
+                for block in model.run_blocks(plan, latents):
+                    parts.append(to_uint8(block))
+                    yield done + sum(map(len, parts))
+                made = np.concatenate(parts)
+                columns = FRAMES if path == paths[0] else SIDE
+                finished.write([(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))])
+            done += count
     yield done
     return paths
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ddim.denoiser import Predicts
 from ddim.errors import DdimError
 from ddim.plan import Plan
 from ddim.samplers.ddim import ddim
 from ddim.samplers.multistep import Coordinate, Quantity, adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
 from ddim.samplers.ode import probability_flow, runge_kutta
-from ddim.schedule import Level, Schedule
+from ddim.schedule import Level, Schedule, linear
 
 Levels = Sequence[Level]
 Maker = Callable[[Levels, Schedule, Level | None, str], Plan]
@@ -61,12 +62,20 @@ NAMED: dict[str, Maker] = {
 }
 
 
-def recommended(steps: int, T: int = 1000) -> tuple[str, str]:
-    """The sampler and the grid that docs/solvers.md recommends at so many calls.
+def recommended(steps: int, schedule: Schedule, predicts: Predicts) -> tuple[str, str]:
+    """The sampler and the grid that docs/solvers.md recommends for so many steps.
 
-    The grid `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
+    Networks that predict v or x_0 on the paper's schedule have those that were measured on such models; the grid
+    `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
+
+    Args:
+        steps: S.
+        schedule: The noise schedule.
+        predicts: What the network predicts.
     """
-    if steps**2 > T:
+    if predicts == "eps" or schedule != linear():
+        return "unipc2", "angle-log-snr"
+    if steps**2 > schedule.T:
         return "unipc3", "log-snr"
     return "ipndm3" if steps <= 10 else "ipndm4", "quadratic"
 

@@ -1,0 +1,231 @@
+"""Settles where networks that predict eps start, what samples them by default, and whether they are clipped.
+
+    python scripts/eps_defaults.py                # measures what is not in docs/results/eps_defaults.json yet
+    python scripts/eps_defaults.py --report       # the tables of what is there, as in docs/solvers.md
+
+Two data sets with exact denoisers, whose outputs get a smooth error: `digits`, 300 of scikit-learn's 8x8 digits
+(`ddim.exact.EmpiricalData`), and `modes`, four Gaussians in 16 dimensions of which a bright one has a tenth of the
+weight (`ddim.exact.MixtureData`). The Frechet distance (FD) is that of the values themselves. In float64; stopped at
+any moment, it resumes where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import ddim
+from ddim import schedule as schedules
+from ddim.denoiser import Denoiser, Prediction, predict, v_from_pair
+from ddim.evaluation.moments import Moments, frechet, of
+from ddim.exact import EmpiricalData, MixtureData
+from ddim.files import write_atomic
+from ddim.loop import run
+from ddim.pixels import to_float
+from ddim.plan import Plan
+from ddim.planning import Planner
+from ddim.schedule import Level, Schedule
+from ddim.start import start_time
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "eps_defaults.json"
+SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")
+TIMES = (10, 50, 1000, 4000)
+STEPS = (5, 10, 20, 50)
+ERROR = 0.02
+SAMPLERS = ("ddim", "ipndm3", "ipndm4", "unipc2", "unipc3", "dpm++2m")
+GRIDS = ("equal-angle", "quadratic", "log-snr", "angle-log-snr")
+RATIOS = (20.0, 40.0, 60.0, 100.0, 200.0, math.inf)
+ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2)
+
+
+def schedule(name: str, T: int) -> Schedule:
+    """A schedule of T times that ends as noisy as that of 1000: betas scaled by 1000 / T, at most 0.999."""
+    if name == "cosine":
+        return schedules.cosine(T)
+    first, last = (0.00085, 0.012) if name == "scaled-linear" else (1e-4, 0.02)
+    return schedules.NAMED[name](T, *(min(0.999, 1000 / T * beta) for beta in (first, last)))
+
+
+class Bed:
+    """Data with an exact denoiser, a smooth error direction, and x_T of the samples that all plans get."""
+
+    def __init__(self, name: str):
+        generator = torch.Generator().manual_seed(1)
+        self.name, self.modes = name, None
+        if name == "digits":
+            images = to_float(torch.from_numpy(ddim.data.load("digits").batch(np.arange(300)))).flatten(1).double()
+            data, d, self.n = EmpiricalData(images), 64, 400
+            self.denoise: Denoiser = data.denoise
+            self.real: Moments = of(images)
+            self.floor = frechet(of(data.sample(self.n, 5).double()), self.real)
+        else:
+            d, self.n = (64, 1000) if name == "bright" else (16, 1000)
+            others = 0.6 * torch.sign(torch.randn(3, d, generator=generator, dtype=torch.float64))
+            means = torch.cat([torch.full((1, d), 0.7, dtype=torch.float64), others])
+            weights = torch.tensor([0.1, 0.3, 0.3, 0.3], dtype=torch.float64)
+            if name == "bright":
+                means, weights = 0.6 * torch.tensor([[1.0], [-1.0]]).double().expand(2, d), weights[:1]
+                weights = torch.cat([weights, 1 - weights])
+            width = 0.12**2 * torch.eye(d, dtype=torch.float64).expand(len(means), d, d)
+            mixture = MixtureData(weights, means, width)
+            self.denoise, self.modes, self.weights = mixture.denoise, means, weights
+            self.real = of(mixture.sample(20_000, 3))
+            self.floor = frechet(of(mixture.sample(self.n, 5)), self.real)
+        self.error = torch.randn(d, d, generator=generator, dtype=torch.float64) / math.sqrt(d)
+        self.start = ddim.Noise(0, tuple(range(self.n)), (d,)).start().double()
+
+    def network(self, predicts: Any, error: float) -> Denoiser:
+        """The exact denoiser, its eps or v off by a smooth function of x."""
+
+        def denoise(x: Tensor, level: Level, /) -> Prediction:
+            pair = self.denoise(x, level)
+            exact = pair.eps if predicts == "eps" else v_from_pair(pair.x0, pair.eps, level)
+            return predict(exact + error * torch.tanh(x @ self.error), x, level, predicts)
+
+        return denoise
+
+    def measure(self, plan: Plan, predicts: Any, error: float = ERROR) -> tuple[float, float]:
+        """FD, and of modes by how many standard errors the share of one is off at most."""
+        x = run(self.network(predicts, error), plan, self.start)
+        if not x.isfinite().all():
+            return math.inf, math.inf
+        if self.modes is None:
+            return frechet(of(x), self.real), 0.0
+        share = torch.bincount(torch.cdist(x, self.modes).argmin(1), minlength=len(self.modes)).double() / self.n
+        off = (share - self.weights).abs() / (self.weights * (1 - self.weights) / self.n).sqrt()
+        return frechet(of(x), self.real), float(off.max())
+
+
+def cells() -> Iterator[tuple[str, int, int, str]]:
+    """Schedule, T, S, and what the network predicts."""
+    for steps, T, name, predicts in itertools.product(STEPS, TIMES, SCHEDULES, ("eps", "v")):
+        if steps <= start_time(schedule(name, T), "eps"):
+            yield name, T, steps, predicts
+
+
+def defaults(bed: Bed, name: str, T: int, steps: int, predicts: Any) -> dict[str, Any]:
+    """The default plan beside the best of all; of eps with clipping and without."""
+    planner = Planner(schedule(name, T), predicts)
+    default = planner.plan(steps, None, 0.0, None, None, False, steps, None, "auto")
+    plans = {default.name: default}
+    for sampler, grid in itertools.product(SAMPLERS, GRIDS):
+        plan = planner.plan(steps, grid, 0.0, None, None, False, steps, None, sampler)
+        if plan.calls == steps:
+            plans[f"{sampler}/{grid}"] = plan
+    found = {label: bed.measure(plan, predicts)[0] for label, plan in plans.items() if plan is not default}
+    best = min(found, key=lambda label: found[label])
+    clip = predicts == "eps"
+    fd, off = bed.measure(replace(default, clip_x0=clip), predicts)
+    made = {"fd": fd, "off": off, "best": found[best], "best_plan": best, "plan": default.name}
+    return made | {"unclipped": bed.measure(default, predicts)[0] if clip else fd, "start": default.start.ratio}
+
+
+def starts(bed: Bed, name: str, error: float) -> dict[str, Any]:
+    """The default plan of 10 steps from several starts, with clipping and without."""
+    made, planner, found = schedule(name, 1000), Planner(schedule(name, 1000), "eps"), {}
+    for ratio in RATIOS:
+        top = 1 + int(np.argmin(np.abs(made.log_snr / 2 + math.log(ratio)))) if math.isfinite(ratio) else 1000
+        plan = planner.plan(10, "angle-log-snr", 0.0, None, None, False, 10, top, "unipc2")
+        measured = [bed.measure(replace(plan, clip_x0=clip), "eps", error) for clip in (False, True)]
+        found[f"{ratio:g}"] = {"at": plan.start.ratio, "fd": [fd for fd, _ in measured]}
+    return found
+
+
+def bright(name: str, T: int, steps: int) -> dict[str, float]:
+    """The share of bright samples of an exact network of eps, by default and from 0.85 T by DDIM."""
+    bed, planner = Bed("bright"), Planner(schedule(name, T), "eps")
+    assert bed.modes is not None
+    plans = {
+        "default": planner.plan(steps, None, 0.0, None, None, False, steps, None, "auto"),
+        "0.85 T": planner.plan(steps, "equal-angle", 0.0, None, None, False, steps, round(0.85 * T), "ddim"),
+    }
+    return {
+        label: float((run(bed.network("eps", 0.0), plan, bed.start).mean(1) > 0).double().mean())
+        for label, plan in plans.items()
+    }
+
+
+def measure(found: dict[str, Any]) -> None:
+    """Measure what is missing."""
+    beds = {name: Bed(name) for name in ("digits", "modes")}
+    found["floor"] = {name: bed.floor for name, bed in beds.items()}
+    jobs: list[tuple[str, Callable[[], Any]]] = []
+    for bed, name, error in itertools.product(beds.values(), ("linear", "cosine"), ERRORS):
+        jobs.append((f"start {bed.name} {name} {error:g}", lambda b=bed, n=name, e=error: starts(b, n, e)))
+    for name, steps in itertools.product(SCHEDULES, (10, 20, 50)):
+        jobs.append((f"bright {name} 1000 {steps}", lambda n=name, s=steps: bright(n, 1000, s)))
+    for (name, T, steps, predicts), bed in itertools.product(cells(), beds.values()):
+        key = f"{bed.name} {predicts} {steps} {name} {T}"
+        jobs.append((key, lambda b=bed, c=(name, T, steps, predicts): defaults(b, *c)))
+    for key, job in jobs:
+        if key not in found:
+            found[key] = job()
+            print(key, found[key], flush=True)
+            write_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode(), sync=False)
+
+
+def report(found: dict[str, Any]) -> Iterator[str]:
+    """The tables of docs/solvers.md."""
+    for bed in ("digits", "modes"):
+        floor = found["floor"][bed]
+        yield f"\nFD of the default / of the best plan, `{bed}` (as many true samples: {floor:.2g}):\n"
+        yield "| schedule | T | " + " | ".join(f"{p} S={s}" for p in ("eps", "v") for s in STEPS) + " |"
+        yield "|-|-|" + "-|" * 2 * len(STEPS)
+        for name, T in itertools.product(SCHEDULES, TIMES):
+            line = []
+            for predicts, steps in itertools.product(("eps", "v"), STEPS):
+                cell = found.get(f"{bed} {predicts} {steps} {name} {T}")
+                line.append("-" if cell is None else _cell(cell, floor))
+            yield f"| {name} | {T} | " + " | ".join(line) + " |"
+    yield "\nStarts and clipping, 10 steps, FD without / with clipping (cosine):\n"
+    yield "| data | error in eps | " + " | ".join(f"from {r:g}" if r < math.inf else "from T" for r in RATIOS) + " |"
+    yield "|-|-|" + "-|" * len(RATIOS)
+    for bed, error in itertools.product(("digits", "modes"), ERRORS):
+        row = found[f"start {bed} cosine {error:g}"]
+        shown = [" / ".join(f"{fd:.2g}" for fd in row[f"{ratio:g}"]["fd"]) for ratio in RATIOS]
+        yield f"| {bed} | {error:.0%} | " + " | ".join(shown) + " |"
+    yield "\nBright samples in percent, exact network (right: 10, standard error 0.95):\n"
+    yield (
+        "| schedule, T = 1000 | "
+        + " | ".join(f"{w}, S={s}" for w in ("default", "0.85 T") for s in (10, 20, 50))
+        + " |"
+    )
+    yield "|-|" + "-|" * 6
+    for name in SCHEDULES:
+        shares = [100 * found[f"bright {name} 1000 {s}"][w] for w in ("default", "0.85 T") for s in (10, 20, 50)]
+        yield f"| {name} | " + " | ".join(f"{share:.1f}" for share in shares) + " |"
+    every = [cell for key, cell in found.items() if key.split()[0] in ("digits", "modes")]
+    most = max((cell["off"] for cell in every), default=0.0)
+    yield f"\nLargest difference of a mode's share from its weight by default: {most:.1f} standard errors."
+
+
+def _cell(cell: dict[str, Any], floor: float) -> str:
+    """Default / best; a star where it is neither within 1.5 times the best nor as near as true samples are."""
+    star = "" if cell["fd"] <= max(1.5 * cell["best"], floor) else " *"
+    return f"{cell['fd']:.2g} / {cell['best']:.2g}{star}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--report", action="store_true", help="Only print the tables of what is measured.")
+    only = parser.parse_args().report
+    warnings.simplefilter("ignore", ddim.DdimWarning)
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if not only:
+        measure(found)
+    print("\n".join(report(found)))
+
+
+if __name__ == "__main__":
+    main()

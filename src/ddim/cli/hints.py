@@ -1,0 +1,40 @@
+"""Hints of the library, which name Python's arguments, in the words of the command that prints them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import click
+
+from ddim.errors import Hint
+
+_ARGUMENT = re.compile(r"(?<![\w.])([a-z_]\w*)=('[^']*'|\"[^\"]*\"|[\w.]+)")
+
+
+def translated(text: str, command: click.Command | None) -> str:
+    """A message with `name=value` written as the command's option where it has one of that name.
+
+    Args:
+        text: The message, or a part of it. Of a `ddim.errors.Hint` ways are left out that name an argument for which
+            the command has no option; all of them may be.
+        command: The command; None where there is none, as in a program of someone else.
+    """
+    if command is None:
+        return text
+    ways: Sequence[str] = text.ways if isinstance(text, Hint) else (text,)
+    made = [_ARGUMENT.sub(lambda found: _option(found, command), way) for way in ways]
+    kept = [way for way in made if not _ARGUMENT.search(way)] if isinstance(text, Hint) else made
+    return ", or ".join(kept)
+
+
+def _option(found: re.Match[str], command: click.Command) -> str:
+    """An argument and its value as an option; as it is where there is none."""
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name == found[1]:
+            names = option.opts if found[2] != "False" else option.secondary_opts
+            if not names:
+                break
+            name = max(names, key=len)
+            return name if option.is_flag else f"{name} {found[2].strip(chr(39) + chr(34))}"
+    return found[0]

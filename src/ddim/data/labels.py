@@ -1,0 +1,97 @@
+"""The labels of a set: numbers of classes, from folders or from a column of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ddim.data.decoding import printable
+from ddim.errors import DdimError
+
+DEFAULT = "label"
+_MOST = 12  # columns named in a message
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """What a set knows of labels.
+
+    Attributes:
+        numbers: int64, (N,), or None.
+        classes: The name of each, or None.
+        columns: Other columns of the table that could be labels.
+    """
+
+    numbers: np.ndarray | None = None
+    classes: tuple[str, ...] | None = None
+    columns: tuple[str, ...] = ()
+
+    def of(self, some: np.ndarray) -> Labels:
+        """Those of some pictures, by their indices."""
+        return self if self.numbers is None else replace(self, numbers=self.numbers[some])
+
+
+def read_column(datasets: Any, data: Any, images: str, name: str | None, where: str) -> Labels:
+    """The labels of a table.
+
+    Args:
+        datasets: The library.
+        data: The table.
+        images: Its column of pictures.
+        name: The column that was asked for; None for `label`, which need not be there.
+        where: What to call the table.
+
+    Returns:
+        Class numbers, or words turned into them. No numbers where none was asked for and `label` is not there or is not
+        whole.
+
+    Raises:
+        DdimError: If there is no column of that name, or it holds something else; the columns that could be are named.
+    """
+    could = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
+    columns = tuple(printable(key) for key in could if key != (name or DEFAULT))
+    if name is None and DEFAULT not in data.features:
+        return Labels(columns=columns)
+    column = name or DEFAULT
+    there = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
+    if column not in data.features or column == images:
+        wrong = "is no column of labels" if column in data.features else "is no column"
+        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {there}", "name one that is")
+    kind, values = data.features[column], data.data.column(column).to_pylist()
+    if values and all(isinstance(value, str) for value in values):
+        classes = tuple(sorted(set(values)))
+        number = {word: index for index, word in enumerate(classes)}
+        return Labels(np.array([number[word] for word in values], np.int64), classes, columns)
+    if not all(type(value) is int and 0 <= value < 2**31 for value in values):
+        if name is None:
+            return Labels(columns=columns)
+        bad = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
+        wrong = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
+        raise DdimError(f"label_column={name!r}", f"{wrong}; {there}", "name another column")
+    known = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+    return Labels(np.array(values, np.int64), known, columns)
+
+
+def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
+    """What is wrong with a set that has no labels though they are asked for, and what to do.
+
+    Args:
+        columns: The columns that could be labels, `ImageSet.label_columns`. None is ever chosen: which one is meant
+            nothing here can tell.
+        otherwise: What to do where there is no such column.
+    """
+    if not columns:
+        return "has no labels", otherwise
+    more = f" and {len(columns) - _MOST} more" if len(columns) > _MOST else ""
+    wrong = f"has no labels in a column {DEFAULT}; the columns that could be labels are {', '.join(columns[:_MOST])}"
+    return wrong + more, f"name the one that is meant, such as label_column={columns[0]!r}"
+
+
+def _could(datasets: Any, kind: Any) -> bool:
+    """Whether a column's kind is one that labels have."""
+    if isinstance(kind, datasets.ClassLabel):
+        return True
+    dtype = str(getattr(kind, "dtype", ""))
+    return isinstance(kind, datasets.Value) and (dtype.startswith(("int", "uint")) or dtype.endswith("string"))

@@ -1,0 +1,206 @@
+"""Networks inside state dicts that were saved with what was wrapped around them.
+
+| prefix of a name                       | put there by                                                      |
+|----------------------------------------|-------------------------------------------------------------------|
+| `_orig_mod.`                           | torch.compile, of the whole or of a part                          |
+| `module.`                              | DataParallel, DistributedDataParallel, `torch.optim.swa_utils`    |
+| `_fsdp_wrapped_module.` and its like   | FSDP, activation checkpoints, Lightning's strategies              |
+| `model.`, `net.`, `unet.`, any other   | the class that trained it, such as a LightningModule              |
+| `ema_model.`, `averaged_model.`, ...   | moving averages                                                   |
+
+A network is known by a few names of its own, its signs; whatever stands before them is its prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddim.errors import DdimError
+
+Tensors = dict[str, Tensor]
+Signs = Mapping[str, tuple[str, ...]]
+
+_INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"}
+_AVERAGED = re.compile(r"(^|[._])(ema|avg|averaged?|shadow|swa|polyak)(?![a-z])", re.IGNORECASE)
+_DEEPEST = 4
+_COUNTERS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of moving averages
+_LIST = "shadow_params"  # of the package torch_ema and of what copied it: averaged parameters without their names
+
+
+@dataclass(frozen=True)
+class Found:
+    """A network in a file.
+
+    Args:
+        where: The keys and the prefix under which it stands; "" if it is all of the file.
+        tensors: Its state dict, the prefix taken off.
+        averaged: Whether it is a moving average of weights.
+        beside: Names that stand beside it and belong to no network.
+    """
+
+    where: str
+    tensors: Tensors
+    averaged: bool
+    beside: tuple[str, ...] = ()
+
+
+def networks(state: Any, signs: Signs, path: Path) -> list[Found]:
+    """Every network in what a weights file holds.
+
+    Args:
+        state: A state dict, or lists and dicts with state dicts in them.
+        signs: Names by which networks are known, by code.
+        path: The file, for errors.
+
+    Returns:
+        The networks; none where no sign was found.
+
+    Raises:
+        DdimError: If a name comes twice, with and without a wrapper's part.
+    """
+    made, parts = list[Found](), set[int]()
+    for where, tensors in _dicts(state):
+        for one in _split(where, _bare(tensors, path), signs):
+            first = next(iter(one.tensors.values())).data_ptr()
+            if first not in parts:  # one state dict may be filed under two keys
+                parts.add(first)
+                made.append(one)
+    if isinstance(state, list | tuple) and len(state) > 1:  # of the DDIM authors: model, optimizer, ..., the average
+        made = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in made]
+    trained = [one for one in made if not one.averaged]
+    if len(trained) == len(made) == 1:
+        made += _unnamed(state, trained[0])
+    return made
+
+
+def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str, tuple[str, ...]]:
+    """The averaged weights, or those as trained, which they are, and further notes on where they were found.
+
+    Args:
+        found: The networks of a file, one at least.
+        ema: Whether averaged weights are taken where there are both.
+        path: The file, for errors.
+
+    Raises:
+        DdimError: If there are several of the kind, or averaged ones alone and they are not to be taken.
+    """
+    averaged, trained = ([one for one in found if one.averaged is kind] for kind in (True, False))
+    if not ema and not trained:
+        raise DdimError(path, "holds averaged weights alone", "do not ask for weights as trained")
+    kind = averaged if averaged and (ema or not trained) else trained
+    if len(kind) > 1:
+        places = ", ".join(one.where or "the file itself" for one in kind)
+        raise DdimError(path, f"holds several networks, under {places}", "save the one that is meant alone")
+    [taken] = kind
+    which = "averaged (EMA)" if taken.averaged else "the only ones in the file, averaged or not"
+    if averaged and not taken.averaged:
+        which = "as trained; the averaged ones (EMA) are left aside, as told"
+    notes = [f"place in the file: under {taken.where}"] if taken.where else []
+    if taken.beside:
+        more = f" and {len(taken.beside) - 3} more" if len(taken.beside) > 3 else ""
+        notes.append(f"beside the network, left aside: {', '.join(taken.beside[:3])}{more}")
+    return taken.tensors, f"weights: {which}", tuple(notes)
+
+
+def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
+    """Every dict of tensors, with the keys it stands under."""
+    if depth > _DEEPEST:
+        return
+    if isinstance(state, Mapping):
+        tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
+        if tensors:
+            yield where, tensors
+    if isinstance(state, Mapping | list | tuple):
+        inner = state.items() if isinstance(state, Mapping) else enumerate(state)
+        for key, value in inner:
+            if isinstance(value, Mapping | list | tuple):
+                yield from _dicts(value, f"{where}{key}.", depth + 1)
+
+
+def _bare(tensors: Tensors, path: Path) -> Tensors:
+    """Without the parts of names that wrappers put anywhere."""
+    made: Tensors = {}
+    for key, tensor in tensors.items():
+        name = ".".join(part for part in key.split(".") if part not in _INSIDE)
+        if name in made:
+            wrong = f"holds {name} twice, with and without the name of a wrapper"
+            raise DdimError(path, wrong, "save the network's state dict alone")
+        made[name] = tensor
+    return made
+
+
+def _split(where: str, tensors: Tensors, signs: Signs) -> Iterator[Found]:
+    """The networks of one state dict, by the prefixes before their signs."""
+    prefixes = sorted({prefix for names in signs.values() for prefix in _prefixes(tensors, names)}, key=len)
+    own: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
+    beside = list[str]()
+    for key, tensor in tensors.items():
+        prefix = next((one for one in reversed(prefixes) if key.startswith(one)), None)
+        if prefix is None:
+            beside.append(key)
+        else:
+            own[prefix][key.removeprefix(prefix)] = tensor
+    left = tuple(key for key in beside if key.rsplit(".", 1)[-1] not in _COUNTERS)
+    for prefix, some in own.items():
+        counted = f"{prefix.removesuffix('module.')}n_averaged"
+        averaged = bool(_AVERAGED.search(where + prefix)) or (prefix.endswith("module.") and counted in tensors)
+        yield Found(where + prefix, some, averaged, left)
+    if len(own) == 1 and not _AVERAGED.search(where):
+        yield from _flattened(where, *own.popitem(), tensors)
+
+
+def _prefixes(tensors: Tensors, names: tuple[str, ...]) -> Iterator[str]:
+    first = names[0]
+    for key in tensors:
+        if key == first or key.endswith(f".{first}"):
+            prefix = key.removesuffix(first)
+            if all(f"{prefix}{name}" in tensors for name in names):
+                # A diffusion around its network keeps its schedule beside it.
+                around = prefix.removesuffix("model.")
+                yield around if prefix != around and f"{around}betas" in tensors else prefix
+
+
+def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> Iterator[Found]:
+    """An average whose names have lost their dots, as latent diffusion's training keeps it."""
+    parts = prefix.split(".")[:-1]
+    for average in sorted({key.split(".")[0] for key in tensors if _AVERAGED.search(key.split(".")[0])}):
+        for depth in range(len(parts) + 1):
+            inner = "".join(parts[depth:])
+            names = {key: f"{average}.{inner}{key.replace('.', '')}" for key in trained}
+            if all(name in tensors for name in names.values()):
+                yield Found(f"{where}{average}.", {key: tensors[name] for key, name in names.items()}, True)
+                return
+
+
+def _unnamed(state: Any, trained: Found) -> list[Found]:
+    """Averaged parameters that are a list, in the order of the trained ones; none where shapes differ."""
+    found = _lists(state)
+    inner = "model." if any(key.startswith("model.") for key in trained.tensors) else ""
+    names = [key for key in trained.tensors if key.startswith(inner)]
+    for where, some in found:
+        if [tensor.shape for tensor in some] == [trained.tensors[name].shape for name in names]:
+            averaged = trained.tensors | dict(zip(names, some, strict=True))
+            return [Found(where, averaged, True, trained.beside)]
+    return []
+
+
+def _lists(state: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[Tensor]]]:
+    made = list[tuple[str, list[Tensor]]]()
+    if isinstance(state, Mapping) and depth <= _DEEPEST:
+        for key, value in state.items():
+            if key == _LIST and isinstance(value, list | tuple) and all(isinstance(one, Tensor) for one in value):
+                made.append((f"{where}{key}", list(value)))
+            else:
+                made += _lists(value, f"{where}{key}.", depth + 1)
+    return made
+
+
+def unmatched(state: Any) -> str:
+    """Where a file has averaged parameters that are a list; "" if nowhere."""
+    return next((where for where, some in _lists(state) if some), "")

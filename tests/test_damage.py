@@ -1,0 +1,276 @@
+"""One flipped bit, or a cut, in any file that is written and read back is noticed, and the file is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddim import bits, checkpoint, runs
+from ddim.checksum import journal_line, read_journal, seal, unseal, write_json
+from ddim.config import CategoricalConfig, ModelConfig, ScheduleConfig
+from ddim.data.text import TextPolicy
+from ddim.errors import DdimError, DdimWarning
+from ddim.evaluation import statistics
+from ddim.evaluation.gather import gathering
+from ddim.evaluation.moments import Moments
+from ddim.evaluation.space import Extractor
+from ddim.evaluation.statistics import Protocol, Statistics
+from ddim.generate import generate
+from ddim.latents import LatentsFile, read_latents, write_latents
+from ddim.model import load
+from ddim.nn.transformer import TransformerConfig
+from ddim.plan import Plan
+from ddim.tensors import read_tensors, write_tensors
+from models import LENGTH, LETTERS, contents, ddim, load_tiny, recipe, save_tiny, stripes, tiny_model, tiny_set
+
+BEFORE = Path(__file__).parent / "data" / "before_checksums"
+
+
+def flipped(data: bytes, step: int = 1) -> Iterator[bytes]:
+    """The data with each bit flipped in turn, every `step`-th of them."""
+    for place in range(0, 8 * len(data), step):
+        yield data[: place // 8] + bytes([data[place // 8] ^ (1 << place % 8)]) + data[place // 8 + 1 :]
+
+
+def cut(data: bytes, count: int = 20) -> Iterator[bytes]:
+    """The data cut off at some places, also with what was there before behind them."""
+    for place in np.linspace(0, len(data.rstrip()) - 1, count).astype(int).tolist():
+        yield data[:place]
+        yield data[:place] + bytes(len(data) - place)
+
+
+def save_plan(path: Path) -> Callable[[Path], object]:
+    write_json(path, json.loads(tiny_model().plan(2).to_json()))
+    return lambda path: Plan.from_json(path.read_bytes().decode("utf-8", "replace"), str(path))
+
+
+def save_config(path: Path) -> Callable[[Path], object]:
+    save_tiny(path.parent / "model")
+    shutil.copy(path.parent / "model/config.json", path)
+    return checkpoint.read_config
+
+
+def save_latents(path: Path) -> Callable[[Path], object]:
+    model = tiny_model()
+    write_latents(path, torch.ones(1, 1, 2, 2), LatentsFile(("a",), model.plan(1), "abc", "ddim"))
+    return read_latents
+
+
+def save_statistics(path: Path) -> Callable[[Path], object]:
+    features = torch.arange(6.0).reshape(3, 2)
+    protocol = Protocol(data="three", count=3, grid="8x8x1", extractor="two", extractor_sha256="0")
+    Statistics(Moments(2).add(features), features, protocol).save(path)
+    return statistics.read
+
+
+def save_cell(path: Path) -> Callable[[Path], object]:
+    def go(path: Path) -> object:
+        space = Extractor("two", "0", lambda some: torch.as_tensor(some.reshape(len(some), -1)[:, :2]).float())
+        return list(gathering(lambda some: [stripes(4)[some.start : some.stop]], 4, space, path, {"data": "four"}))
+
+    go(path)
+    return go
+
+
+def save_state(path: Path) -> Callable[[Path], object]:
+    write_tensors(path, {"step": torch.tensor(3), "network.weight": torch.ones(2)}, {"step": 3, "total": 0.5})
+    return read_tensors
+
+
+FILES: dict[str, tuple[str, Callable[[Path], Callable[[Path], object]]]] = {
+    "plan": ("plan.json", save_plan),
+    "model": ("config.json", save_config),
+    "latents": ("latents.safetensors", save_latents),
+    "statistics": ("statistics.safetensors", save_statistics),
+    "cell": ("cell.safetensors", save_cell),
+    "state": ("state.safetensors", save_state),
+}
+
+
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.heavy)], ids=["some bits", "every bit"])
+@pytest.mark.parametrize(("name", "save"), FILES.values(), ids=FILES)
+def test_a_flipped_bit_is_refused_by_name(
+    name: str, save: Callable[[Path], Callable[[Path], object]], step: int, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    read = save(path)
+    read(path)
+    data = path.read_bytes()
+    for damaged in [*flipped(data, step), *cut(data)]:
+        path.write_bytes(damaged)
+        with pytest.raises(DdimError) as caught:
+            read(path)
+        assert caught.value.what.startswith(str(path))
+        assert len(str(caught.value).splitlines()) == 1
+
+
+def test_white_space_may_change() -> None:
+    """An editor, or git on another system, may change the ends of lines."""
+    text = json.dumps({"a": "b c", "d": [1, {"e": None}]}, indent=2)
+    sealed = seal(text)
+    assert json.loads(unseal(sealed, "x")) == json.loads(text)
+    assert json.loads(unseal(sealed.replace(b"\n", b"\r\n"), "x")) == json.loads(text)
+    assert json.loads(unseal(json.dumps(json.loads(sealed)).encode(), "x")) == json.loads(text)
+    with pytest.raises(DdimError):
+        unseal(sealed.replace(b"b c", b"b d"), "x")
+
+
+def test_what_was_changed_on_purpose_is_read_after_what_the_line_says(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path / "model") / "config.json"
+    before = checkpoint.read_config(path)
+    path.write_text(path.read_text().replace('"predicts": "v"', '"predicts": "eps"'))
+    with pytest.raises(DdimError) as caught:
+        load(tmp_path / "model", "cpu")
+    assert caught.value.what == str(path)
+    assert caught.value.mend.endswith('set its "checksum" to ""')
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": ""}))
+    assert load(tmp_path / "model", "cpu").config == before.model_copy(update={"predicts": "eps"})
+
+
+def test_a_checksum_set_to_nothing_may_stand_anywhere() -> None:
+    assert json.loads(unseal(b'{"checksum": "", "a": 1}', "x")) == {"a": 1}
+    with pytest.raises(DdimError):
+        unseal(b'{"checksum": "0", "a": 1}', "x")
+
+
+def test_a_journal_is_cut_to_the_lines_before_the_first_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    lines = [journal_line({"n": n, "value": n + 0.5}) for n in range(3)]
+    whole = b"".join(lines)
+
+    def read() -> list[Any]:
+        return read_journal(path, lambda line, before: line if line["n"] == before else None)
+
+    path.write_bytes(whole)
+    assert [line["n"] for line in read()] == [0, 1, 2]
+    for place, damaged in [(place, damaged) for place, damaged in enumerate(flipped(whole)) if place % 13 == 0]:
+        path.write_bytes(damaged)
+        first = place // 8 // len(lines[0])
+        with pytest.warns(DdimWarning, match=rf"journal\.jsonl: line {first + 1} is torn or damaged"):
+            found = read()
+        assert found == [json.loads(line) | {} for line in map(_bare, lines[:first])]
+        assert path.read_bytes() == b"".join(lines[:first])
+    path.write_bytes(whole[:-1])
+    with pytest.warns(DdimWarning, match="line 3 is torn"):
+        assert len(read()) == 2
+
+
+def _bare(line: bytes) -> str:
+    what = json.loads(line)
+    del what["checksum"]
+    return json.dumps(what)
+
+
+@pytest.mark.parametrize("kind", ["pictures", "text"])
+def test_a_sample_is_finished_when_its_bytes_are_those_that_were_written(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "model", kind=kind)
+    words = ("sample", tmp_path / "model", "-n", 9, "--steps", 2, "--device", "cpu", "--out", tmp_path / "out")
+    assert ddim(*words) == 0
+    before = contents(tmp_path / "out")
+    files = [tmp_path / "out" / name for name in before if name[0].isdigit()]
+    files[0].unlink()
+    files[3].write_bytes(b"")
+    files[4].write_bytes(files[4].read_bytes()[:-1])
+    files[5].write_bytes(files[1].read_bytes())
+    files[6].write_bytes(next(flipped(files[6].read_bytes(), 7)))
+    times = [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])]
+    capsys.readouterr()
+    assert ddim(*words) == 0
+    assert "(4 were there, 4 remade)" in capsys.readouterr().out
+    assert {name: data for name, data in contents(tmp_path / "out").items() if name[0].isdigit()} == {
+        path.name: before[path.name] for path in files
+    }
+    assert [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])] == times
+    assert ddim(*words) == 0
+    assert "(9 were there)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
+def test_a_damaged_list_of_finished_samples_costs_samples_and_nothing_else(damage: str, tmp_path: Path) -> None:
+    model = tiny_model()
+    list(generate(model, model.plan(2), tmp_path, 5))
+    before = contents(tmp_path)
+    path = tmp_path / "SHA256SUMS"
+    data = path.read_bytes()
+    path.write_bytes({"torn": data[:-9], "flipped": data[:70] + b"\x00" + data[71:], "gone": b""}[damage])
+    if damage == "gone":
+        path.unlink()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = list(generate(model, model.plan(2), tmp_path, 5))
+    assert [str(path) in str(warning.message) for warning in said] == [True] * (damage == "torn")
+    assert made[-1].remade == {"torn": 1, "flipped": 1, "gone": 5}[damage]
+    assert {**contents(tmp_path), "SHA256SUMS": b""} == {**before, "SHA256SUMS": b""}
+    assert list(generate(model, model.plan(2), tmp_path, 5))[-1].found == 5
+
+
+def text_run() -> runs.RunConfig:
+    """The run whose folder is kept from before there were checksums."""
+    model = ModelConfig(
+        network=TransformerConfig(categories=len(LETTERS), length=LENGTH, width=4, depth=1, heads=1),
+        data=TextPolicy(length=LENGTH, characters=LETTERS),
+        categorical=CategoricalConfig(categories=len(LETTERS)),
+        predicts="x0",
+        schedule=ScheduleConfig(name="cosine", T=20),
+    )
+    train = recipe(steps=6, checkpoint_every=2, keep=1, gamma="simple")
+    data = tiny_set("text")
+    return runs.RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=model, train=train)
+
+
+@pytest.fixture
+def before(tmp_path: Path) -> Path:
+    """Files written by a version that wrote no checksums."""
+    return Path(shutil.copytree(BEFORE, tmp_path / "before"))
+
+
+def test_a_plan_a_model_latents_and_statistics_of_the_version_before_are_read(before: Path) -> None:
+    model = load_tiny(before / "model")
+    plan = Plan.from_json((before / "plan.json").read_text())
+    assert plan == model.plan(3)
+    latents, file = read_latents(before / "latents.safetensors")
+    assert (file.names, file.model_sha256) == (("a.png", "b.png"), model.config.sha256)
+    assert latents.shape == (2, 1, 8, 8)
+    found = statistics.read(before / "statistics.safetensors")
+    assert (found.protocol.data, found.moments.count, found.moments.dim) == ("four", 4, 3)
+    space = Extractor("three", "0", lambda some: torch.zeros(len(some), 3))
+    made = gathering(lambda some: [stripes(20)[:0]], 20, space, before / "cell.safetensors", {"data": "stripes"})
+    assert list(made) == [20]
+
+
+def test_a_run_of_the_version_before_goes_on(before: Path, recwarn: pytest.WarningsRecorder) -> None:
+    steps = [report.step for report in runs.train(before / "run", text_run(), tiny_set("text"), "cpu")]
+    assert steps == [4, 5, 6]
+    assert all("goes on with" in str(warning.message) for warning in recwarn)  # of another torch, perhaps
+    assert [json.loads(line)["step"] for line in (before / "run/metrics.jsonl").read_text().splitlines()] == [3, 6]
+    assert load(before / "run", "cpu").config.provenance.steps == 6
+
+
+def test_samples_of_the_version_before_are_taken_where_they_are_whole(before: Path) -> None:
+    model = load_tiny(before / "model")
+    folder = before / "samples"
+    second = (folder / "000001.png").read_bytes()
+    (folder / "000000.png").write_bytes(second)
+    with pytest.warns(DdimWarning, match=r"2 file\(s\) of a version without checksums are taken"):
+        made = list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))
+    assert (made[-1].found, made[-1].remade) == (2, 1)
+    assert (folder / "000001.png").read_bytes() == second != (folder / "000000.png").read_bytes()
+    assert list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))[-1].found == 3
+
+
+def test_figures_of_the_version_before_are_gone_on_with(before: Path) -> None:
+    model = load_tiny(before / "model")
+    request = bits.bound_request(model, model.plan(3, "linear", 1.0), None, 0, 0)
+    names = [str(index) for index in range(10)]
+    steps = list(bits.measure(model, stripes(20)[:10], names, request, before / "likelihood", "model"))
+    assert [len(blocks) for blocks in steps] == [2]
