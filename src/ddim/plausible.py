@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ddim.config import ModelConfig
 from ddim.data.policy import DataStatistics
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, either, say
 
 FAR, FAR_SHARE = 4.0, 0.1
 """Implausible: more than this share of all values at more than `FAR` in size; pixels are in [-1, 1]."""
@@ -74,5 +74,6 @@ def refuse_implausible(samples: Tensor, config: ModelConfig, force: bool) -> Non
     if force:
         say(f"samples: {why}")
         return
-    hint = "check the model (train longer?), its schedule and what it predicts; --force writes them all the same"
+    check = "check the model, its schedule and what it predicts (a longer training may be what it needs)"
+    hint = either(check, "write them nevertheless with force=True")
     raise DdimError("samples", f"are not plausible images: {why}", hint)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ddim.config import ModelConfig
-from ddim.errors import DdimError
+from ddim.errors import DdimError, either
 
 CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
 """Schedulers of diffusers that clip unless their configuration says otherwise."""
@@ -39,7 +39,7 @@ def _of_diffusers(config: ModelConfig) -> str:
     assert config.origin is not None
     settings = config.origin.settings
     scheduler, what = settings.get("scheduler") or "scheduler", "clip_x0"
-    hint = "say --clip or --no-clip (clip_x0)"
+    hint = either("choose clip_x0=True", "clip_x0=False")
     if settings.get("thresholding"):
         raise DdimError(what, f"is not given, and the model's {scheduler} has thresholding, which no plan has", hint)
     if not settings.get("clip_sample", scheduler in CLIPS):
