@@ -36,8 +36,12 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(VENV)/.dev
+# Any warning, of the docstrings' parser too, is an error; --clean because cached pages do not warn again.
+docs: $(VENV)/.docs
 	$(BIN)/python scripts/equations.py
+	@log=$$($(BIN)/zensical build --strict --clean --config-file mkdocs.yml 2>&1); status=$$?; echo "$$log"; \
+	  test $$status -eq 0 && ! echo "$$log" | grep -q '^griffe:'
+	@echo 'site: build/site/index.html'
 
 mutations: $(VENV)/.dev
 	$(BIN)/python scripts/mutations.py
@@ -55,5 +59,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/uv
 	$(INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.demo
 
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist .cache *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -27,6 +27,12 @@ def fast_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if units_of(device).matrix else torch.float32
 
 
+def trailing(model: Model, steps: int) -> Any:
+    """A plan of `steps` times evenly spaced from T down, without clipping, as the pipeline's, whatever is predicted."""
+    T = model.schedule.T
+    return model.plan(grid=sorted({round(T - k * T / steps) for k in range(steps)}), clip_x0=False)
+
+
 class Pipeline(DDIMPipeline):
     """DDIMPipeline; only its progress bar is off."""
 

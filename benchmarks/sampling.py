@@ -24,7 +24,7 @@ def main(batches: dict[str, tuple[int, ...]] = BATCHES, best: tuple[int, ...] = 
         model, plain = peers.ours(config, network), peers.ours(config, network, dtype="float32")
         default = peers.diffusers(config, network)
         fastest = peers.diffusers(config, network, best=True) if best else None
-        plan = model.plan(steps, "trailing")
+        plan = peers.trailing(model, steps)
         for n in sizes:
             jobs: dict[str, Any] = {
                 "ours": partial(model.sample, n, plan=plan),

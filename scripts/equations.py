@@ -1,10 +1,10 @@
-"""Makes docs/equations.md: which function is the home of which equation, and which tests hold it.
+"""Write docs/equations.md: the function that implements each equation, and its tests.
 
     python scripts/equations.py            write docs/equations.md; `make docs` does this
     python scripts/equations.py --print    print it instead
 
-A function whose docstring begins with "Eq. (n)", "Section n" or "Theorem n" is the home of that statement; a
-test whose docstring begins so is one of its tests. Only the statements themselves are typed here.
+A function whose docstring begins with "Eq. (n)", "Section n" or "Theorem n" is the home of that statement; a test whose
+docstring begins in this way is one of its tests. Only the statements themselves are written here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STATEMENTS = {
     "Section 5": "sigma-hat = sqrt(1 - abar_t / abar_s): noise of this size on the mean of eta = 1, "
     "none at the last step",
     "Eq. (17)": "q(x_t given x_0) = Cat(abar_t x_0 + (1 - abar_t) pi), pi = 1_K uniform in the paper",
-    "Eq. (18)": "x_s is x_t with weight sigma, x_0 with abar_s - sigma abar_t, fresh from pi with "
+    "Eq. (18)": "x_s is x_t with weight sigma, x_0 with abar_s - sigma abar_t, redrawn from pi with "
     "(1 - abar_s) - (1 - abar_t) sigma; 0 <= sigma <= (1 - abar_s) / (1 - abar_t)",
     "Eq. (19)": "q_sigma(x_s given x_t, x_0) = Cat of these three",
     "Eq. (20)": "p_theta(x_s given x_t): (19) with the predicted f_theta(x_t) for x_0",
@@ -80,7 +80,7 @@ STATEMENTS = {
 # The numbered equations of the method, and of its appendices those that are statements; each must have a home.
 REQUIRED = [f"Eq. ({n})" for n in (*range(3, 26), *range(29, 35), *range(52, 59), 67)]
 
-MISPRINTS = (  # where, as printed in some notes and posts, right
+MISPRINTS = (  # where, as printed in some notes and posts, correct
     (
         "sigma_t of DDPM, eq. (16) at eta = 1",
         "sqrt((1-abar_{t-1})/(1-abar_t)) sqrt((1-abar_t)/abar_{t-1})",
@@ -102,23 +102,23 @@ MISPRINTS = (  # where, as printed in some notes and posts, right
         "1/(2 sigma^2 abar_t), up to a factor that is not given",
         "(sqrt(abar_s) - sqrt(1-abar_s-sigma^2) sqrt(abar_t)/sqrt(1-abar_t))^2 (1-abar_t)/abar_t / "
         "(2 sigma^2), since x_0 enters the mean of (7) twice; (1-abar_1)/(2 sigma_1^2 abar_1) at the last "
-        "step. The theorem, that some positive gamma exists, stands either way",
+        "step. The theorem, that some positive gamma exists, is unaffected",
     ),
 )
 
 PAGE_HEAD = """\
-# Equations and where they live
+# Equations
 
-This page is made by `make docs` from the docstrings; a test fails when it is out of date.
+`make docs` generates this page from the docstrings; a test fails if it is out of date.
 
-The numbers are those of Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021). `abar_t` is
-the paper's alpha_t (bar alpha_t in the DDPM paper), t is the present time and s the next one, cleaner when
-sampling; at t = 0 the data are clean and abar_0 = 1. `v` is sqrt((1 - abar) / abar), `xbar` is x / sqrt(abar),
-and `pi` the stationary distribution of tokens. Numbers in the appendices are those of the fourth version on
-arXiv, as well as we know them.
+The numbers are those of Song, Meng and Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021); those of the
+appendices follow the fourth version on arXiv, to the best of our knowledge. `abar_t` is the paper's alpha_t (bar
+alpha_t in the DDPM paper), t the current timestep and s the next one, which is cleaner when sampling; at t = 0 the data
+are clean and abar_0 = 1. `v` is sqrt((1 - abar) / abar), `xbar` is x / sqrt(abar), and `pi` the stationary distribution
+of tokens.
 
-Each equation has one home: the function whose docstring begins with its number. Whoever needs it calls that
-function. A test whose docstring begins with the number is one of its tests.
+Each equation is implemented in one place: the function whose docstring begins with its number. A test whose docstring
+begins with the number is one of its tests.
 """
 
 
@@ -160,7 +160,7 @@ def _inside(node: ast.AST, file: str, prefix: str) -> Iterator[Place]:
 
 
 def homes() -> dict[str, list[Place]]:
-    """The homes in src/ddim of each statement, in the order of the page; a well-kept house has one each."""
+    """The homes in src/ddim of each statement, in the order of the page; there should be one each."""
     return _by_label(places(ROOT / "src" / "ddim"))
 
 
@@ -180,20 +180,20 @@ def _by_label(found: Iterator[Place]) -> dict[str, list[Place]]:
 
 
 def page() -> str:
-    """The whole of docs/equations.md."""
+    """The text of docs/equations.md."""
     tested = tests()
-    lines = [PAGE_HEAD, "| equation | statement | home | tests |", "|-|-|-|-|"]
+    lines = [PAGE_HEAD, "| equation | statement | function | tests |", "|-|-|-|-|"]
     for label, at in homes().items():
-        home = ", ".join(f"[`{_dotted(place)}`](../{place.file})" for place in at)
-        lines.append(f"| {label} | {STATEMENTS.get(label, '?')} | {home} | {_links(tested, label)} |")
-    lines += ["", "## Where printed versions differ", "", "The right forms are in the last column.", ""]
-    lines += ["| where | printed in some notes and posts | right |", "|-|-|-|"]
+        home = ", ".join(f"`{_dotted(place)}`" for place in at)
+        lines.append(f"| {label} | {STATEMENTS.get(label, '?')} | {home} | {_tests_of(tested, label)} |")
+    lines += ["", "## Common misprints", "", "The correct forms are in the last column.", ""]
+    lines += ["| where | printed in some notes and posts | correct |", "|-|-|-|"]
     lines += [f"| {where} | {printed} | {right} |" for where, printed, right in MISPRINTS]
     return "\n".join(lines) + "\n"
 
 
-def _links(tested: dict[str, list[Place]], label: str) -> str:
-    return "<br>".join(f"[`{place.name}`](../{place.file})" for place in tested.get(label, [])) or "none"
+def _tests_of(tested: dict[str, list[Place]], label: str) -> str:
+    return "<br>".join(f"`{place.file}::{place.name}`" for place in tested.get(label, [])) or "none"
 
 
 def _dotted(place: Place) -> str:

@@ -1,9 +1,9 @@
-"""Plants known slips one at a time in a copy of src/ddim and runs the test that must notice each.
+"""Mutation tests: plant known bugs one at a time in a copy of src/ddim and run the test that must fail.
 
-    python scripts/mutations.py           run them all and write docs/mutations.md; `make mutations` does this
-    python scripts/mutations.py NAME ...  run some of them
+    python scripts/mutations.py           plant them all and write docs/mutations.md; `make mutations` does this
+    python scripts/mutations.py NAME ...  plant those whose names contain one of the words
 
-A slip that goes unnoticed, or a text that is not found exactly once, ends in exit code 1.
+The exit code is 1 if a test does not notice its bug, or if a text is not found exactly once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PAGE = ROOT / "docs" / "mutations.md"
 
 
 class Slip(NamedTuple):
-    """One planted slip: in `file` of src/ddim, `old` becomes `new`, and `test` must fail."""
+    """One planted bug: in `file` of src/ddim, `old` becomes `new`, and `test` must fail."""
 
     name: str
     file: str
@@ -81,7 +81,7 @@ SLIPS = (
         "test_inference.py::test_the_joint_distribution",
     ),
     Slip(
-        "T // S arithmetic in the linear grid",
+        "T // S arithmetic in the linear timesteps",
         "grid.py",
         "return [i * top // steps for i in range(1, steps + 1)]",
         "return [i * (top // steps) for i in range(1, steps + 1)]",
@@ -123,7 +123,7 @@ SLIPS = (
         "test_bound.py::test_a_steps_divergence_is_that_of_its_two_gaussians",
     ),
     Slip(
-        "x_0's second place in the mean of eq. (7) forgotten, Theorem 1",
+        "x_0's second occurrence in the mean of eq. (7) left out, Theorem 1",
         "bound.py",
         "c = 1.0 if next.t == 0 else weight_of_x0(now, next, std)",
         "c = 1.0 if next.t == 0 else next.signal",
@@ -144,14 +144,14 @@ SLIPS = (
         "test_bound.py::test_bits_per_dimension",
     ),
     Slip(
-        "the outer bins of the discretised last step do not reach to infinity",
+        "the outer bins of the discretised last step do not extend to infinity",
         "bound.py",
         "torch.where(x0 > 1 - half, math.inf, (off + half) / sigma)",
         "(off + half) / sigma",
         "test_bound.py::test_the_discretised_last_term_is_a_distribution",
     ),
     Slip(
-        "the trace by x instead of by xbar",
+        "the trace with respect to x instead of xbar",
         "likelihood.py",
         "self._trace(eps, x) * level.signal",
         "self._trace(eps, x)",
@@ -172,14 +172,14 @@ SLIPS = (
         "test_categorical.py::test_marginals_are_kept",
     ),
     Slip(
-        "the knob the wrong way round: eta = 0 draws everything anew",
+        "eta reversed for discrete data: eta = 0 redraws every token",
         "samplers/discrete.py",
         "(1 - eta) * sigma_largest(now, next)",
         "eta * sigma_largest(now, next)",
         "test_mixture.py::test_eta_scales_between_the_least_and_the_most_random_kernel",
     ),
     Slip(
-        "the Markov chain's reversal as if x_0 never were x_t",
+        "the reverse Markov chain as if x_0 never equalled x_t",
         "categorical.py",
         "other + same * ((1 - again) * here + again * pi)",
         "other + same * (keep * here + to_x0 * here + fresh * pi)",
@@ -193,7 +193,7 @@ SLIPS = (
         "test_mixture.py::test_what_a_row_draws_has_the_kernels_distribution",
     ),
     Slip(
-        "a category picked at the edge below",
+        "a category sampled with the wrong bin edge",
         "seeds.py",
         "torch.searchsorted(edges, at.contiguous(), right=True)",
         "torch.searchsorted(edges, at.contiguous())",
@@ -214,7 +214,7 @@ SLIPS = (
         "test_tokens.py::test_no_x0_is_a_mask_and_what_is_not_masked_may_be_carried_over",
     ),
     Slip(
-        "x_0 integrated over noise / signal, which is eps's measure",
+        "x_0 integrated over noise / signal, which is for eps",
         "samplers/multistep.py",
         'if quantity == "eps" else (1, end.noise)',
         'if quantity == "eps" else (-1, end.noise)',
@@ -228,7 +228,7 @@ SLIPS = (
         "test_multistep.py::test_unipc_in_one_state_is_unipc_in_two",
     ),
     Slip(
-        "a wrong coefficient of Adams and Bashforth, their sum kept",
+        "a wrong Adams-Bashforth coefficient with the correct sum",
         "samplers/multistep.py",
         "3: (23 / 12, -16 / 12, 5 / 12)",
         "3: (23 / 12, -15 / 12, 4 / 12)",
@@ -242,42 +242,42 @@ SLIPS = (
         "test_multistep.py::test_two_steps_of_the_dpm_solver",
     ),
     Slip(
-        "times drawn by importance, and weighed too",
+        "timesteps drawn by importance, and the loss weighted too",
         "times.py",
         'return self.weights[t - 1] * error if self.drawn == "uniform" else error',
         "return self.weights[t - 1] * error",
         "test_times.py::test_both_ways_of_drawing_have_the_same_expected_loss_but_for_the_mean_weight",
     ),
     Slip(
-        "an average whose half-life is not the one asked for",
+        "an EMA with the wrong half-life",
         "nn/ema.py",
         "-math.log(2) / math.log1p(-half_life)",
         "1 / half_life",
         "test_budget.py::test_the_average_forgets_half_within_its_half_life_whatever_the_length",
     ),
     Slip(
-        "a budget that keeps no time for its end",
+        "a budget that reserves no time for the last checkpoint",
         "budget.py",
         "max(self.seconds - kept, 1e-9)",
         "self.seconds",
         "test_budget.py::test_it_ends_inside_the_budget_with_a_checkpoint_and_no_learning_rate",
     ),
     Slip(
-        "the time between two processes counted",
+        "the time between two processes counted in the budget",
         "runs.py",
         'self.clock.before = entry(meta, "used", float, folder, self.seconds)',
         "self.clock.before = 0.0",
         "test_budget.py::test_stopped_and_gone_on_with_the_time_between_does_not_count",
     ),
     Slip(
-        "in parallel over time, a state past one that still moves taken for done",
+        "parallel sampling: a state after one that has not converged taken as converged",
         "parallel.py",
         "done += [True, *still[1:], False].index(False)",
         "done += max(1, sum(still))",
         "test_parallel.py::test_the_window_moves_past_the_first_states_that_stay_put_and_no_further",
     ),
     Slip(
-        "in parallel over time, the network's x_0 kept instead of its output",
+        "parallel sampling: the network's x_0 cached instead of its output",
         "parallel.py",
         'return predict(v_from_pair(made.x0, made.eps, level), x, level, "v")',
         "return made",
@@ -286,19 +286,19 @@ SLIPS = (
 )
 
 HEAD = """\
-# Planted slips
+# Mutation tests
 
-A test that cannot fail proves nothing. `make mutations` plants each of these slips in a copy of the code and runs the
-test named beside it, which must fail then; all of them did when this page was written. A test holds the list to the
-code: each text must be found where the slip is to be planted.
+`make mutations` plants each of these bugs in a copy of the code and runs the test in the last column, which must fail;
+all of them did when this page was generated. A test of the default suite verifies that the list still matches the code:
+each replaced text must occur exactly once in its file.
 
-| slip | where | test that fails |
+| bug | file | test that fails |
 |-|-|-|
 """
 
 
 def noticed(slip: Slip) -> bool:
-    """Whether the test passes as things are and fails (by failing, not by an error in collecting it) with the slip."""
+    """Whether the test passes without the bug, and fails (not by an error in collecting it) with it."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "src"
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
@@ -315,34 +315,32 @@ def _run(test: str, source: Path) -> subprocess.CompletedProcess[str]:
 
 
 def planted(slip: Slip) -> str:
-    """The file's text with the slip in it.
+    """The file's text with the bug in it.
 
     Raises:
-        ValueError: If the text it changes is not there exactly once.
+        ValueError: If the text to be replaced does not occur exactly once.
     """
     text = (ROOT / "src" / "ddim" / slip.file).read_text(encoding="utf-8")
     if text.count(slip.old) != 1:
-        raise ValueError(f"{slip.file} holds {text.count(slip.old)} times: {slip.old}")
+        raise ValueError(f"{slip.file} contains {text.count(slip.old)} times: {slip.old}")
     return text.replace(slip.old, slip.new)
 
 
 def page() -> str:
-    """The whole of docs/mutations.md."""
+    """The text of docs/mutations.md."""
     rows = []
     for slip in SLIPS:
         file, _, test = slip.test.partition("::")
-        where = f"[`{slip.file}`](../src/ddim/{slip.file})"
-        rows.append(
-            f"| {slip.name}: `{slip.old}` becomes `{slip.new}` | {where} | `{test}` in [{file}](../tests/{file}) |"
-        )
+        change = f"`{slip.old}` becomes `{slip.new}`"
+        rows.append(f"| {slip.name}: {change} | `src/ddim/{slip.file}` | `tests/{file}::{test}` |")
     return HEAD + "\n".join(rows) + "\n"
 
 
 def main(names: list[str]) -> int:
-    """Run all slips, or those whose names hold one of the words."""
+    """Plant all bugs, or those whose names contain one of the words."""
     chosen = [slip for slip in SLIPS if not names or any(name in slip.name for name in names)]
     if not chosen:
-        print(f"error: {' '.join(names)}: no slip has such a name; the names are in docs/mutations.md", file=sys.stderr)
+        print(f"error: {' '.join(names)}: no bug has such a name; the names are in docs/mutations.md", file=sys.stderr)
         return 2
     missed = 0
     for slip in chosen:
@@ -350,7 +348,7 @@ def main(names: list[str]) -> int:
         missed += not found
         print(f"{'noticed' if found else 'MISSED '}  {slip.name}  ({slip.test})", flush=True)
     if missed:
-        print(f"error: {missed} of {len(chosen)} slips went unnoticed", file=sys.stderr)
+        print(f"error: {missed} of {len(chosen)} bugs went unnoticed", file=sys.stderr)
     elif not names:
         PAGE.write_text(page(), encoding="utf-8")
     return int(missed > 0)

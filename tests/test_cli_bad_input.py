@@ -144,7 +144,6 @@ BAD: dict[str, tuple[str, str]] = {
         "edit {0}/model {0}/pictures/0.png --out {0}/out --grid 1,400 --start-at 500",
         "--start-at 500",
     ),
-    "edit: start with a grid that has a top": (EDIT + " --start-at 500 --grid linear", "linear"),
     "edit: colour of grey": (EDIT + " --colour", "--colour"),
     "edit: two of three": (EDIT + " --colour --upscale 2", "--upscale"),
     "edit: upscale 3": (EDIT + " --upscale 3", "--upscale 3"),

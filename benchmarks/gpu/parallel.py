@@ -19,7 +19,7 @@ def measure(bench: Bench) -> None:
     model = peers.ours(bench.config, bench.network, bench.device, dtype="bfloat16", micro_batch=1)
     noise = model.noise(1)
     for steps in bench.sizes.steps[2:]:
-        plan = model.plan(steps, "trailing")
+        plan = peers.trailing(model, steps)
         made = [*parallel.rounds(model.denoise, plan, noise, tolerance=TOLERANCE)]
         far = (made[-1].x - run(model.denoise, plan, noise)).square().mean().sqrt()
         jobs = {

@@ -6,6 +6,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,10 +108,17 @@ def _model(variant: Variant, n: int, bench: Bench) -> Model:
             made.compute.body = torch.compile(made.compute.network.body, **bench.compiling())
         assert made.denoise is made.denoise  # made now, so that copies share it
         bench.models[place] = made
-    model = copy.copy(bench.models[place])
-    model.compute = copy.copy(model.compute)
+    model = _shared(bench.models[place])
+    model.compute = _shared(model.compute)
     model.compute.graphs = PlanGraphs(always=True) if variant.plan and bench.cuda else None
     return model
+
+
+def _shared(one: Any) -> Any:
+    """A shallow copy with what the original has cached, such as the compiled network, which `copy.copy` drops."""
+    other = copy.copy(one)
+    vars(other).update(vars(one))
+    return other
 
 
 def _ours(variant: Variant, n: int, bench: Bench) -> Runner:
@@ -118,7 +126,7 @@ def _ours(variant: Variant, n: int, bench: Bench) -> Runner:
     level = model.schedule.level(TIME)
 
     def draw(steps: int) -> Callable[[], Tensor]:
-        plan = model.plan(steps, "trailing")
+        plan = peers.trailing(model, steps)
 
         def job() -> Tensor:
             with searching() if variant.search else contextlib.nullcontext():

@@ -66,7 +66,7 @@ class Planner:
         some = self._default(default) if steps is None and isinstance(grid, str) else steps
         if clip_x0 is None and not encode and self.clipping is not None and (why := self.clipping()):
             clip_x0 = True
-            say(f"x0 is clipped to [-1, 1] in every step, {why}", either("to leave it as predicted, use clip_x0=False"))
+            say(f"x0 is clipped to [-1, 1] in every step, {why}", either("clip_x0=False leaves it as predicted"))
         levels = samplers.walk(self.schedule, self.predicts, grid, some, encode, top)
         clean_as = self.schedule.level(1) if encode else None
         about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"

@@ -74,6 +74,6 @@ def refuse_implausible(samples: Tensor, config: ModelConfig, force: bool) -> Non
     if force:
         say(f"samples: {why}")
         return
-    what = "check the model (train longer?), its schedule and what it predicts"
-    hint = either(what, "write them all the same with force=True")
+    check = "check the model, its schedule and what it predicts (a longer training may be what it needs)"
+    hint = either(check, "write them nevertheless with force=True")
     raise DdimError("samples", f"are not plausible images: {why}", hint)

@@ -274,6 +274,7 @@ def test_a_damaged_statistics_file_is_refused(tmp_path: Path, changes: dict[str,
         read(path)
 
 
+@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")
 def test_figures_of_an_older_form_are_made_again(tmp_path: Path) -> None:
     some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     [made] = run(tmp_path, some)

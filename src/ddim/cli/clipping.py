@@ -11,7 +11,7 @@ import click
 def clip_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """--clip, --no-clip."""
     text = "Clip the predicted x0 to [-1, 1] in every step. [default: for networks that predict eps, as a diffusers "
-    text += "folder's own scheduler did, and where sigma is hat, as in the paper]"
+    text += "folder's own scheduler did, and with sigma hat, as in the paper]"
     return click.option("--clip/--no-clip", "clip_x0", default=None, help=text)(function)
 
 

@@ -136,7 +136,8 @@ def command(
     else:
         if cfg_plus_plus is not None:  # its scale is that of an unclipped plan of ddim
             sampler = "ddim" if sampler == "auto" else sampler
-            settings["clip_x0"] = False if clip_x0 is None and "clip_x0" in loaded.SETTINGS else clip_x0
+            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS  # sigma hat clips, or asks
+            settings["clip_x0"] = False if unclipped else clip_x0
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
     making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)

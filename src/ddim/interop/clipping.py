@@ -39,7 +39,7 @@ def _of_diffusers(config: ModelConfig) -> str:
     assert config.origin is not None
     settings = config.origin.settings
     scheduler, what = settings.get("scheduler") or "scheduler", "clip_x0"
-    hint = either("use clip_x0=True", "use clip_x0=False")
+    hint = either("choose clip_x0=True", "clip_x0=False")
     if settings.get("thresholding"):
         raise DdimError(what, f"is not given, and the model's {scheduler} has thresholding, which no plan has", hint)
     if not settings.get("clip_sample", scheduler in CLIPS):
