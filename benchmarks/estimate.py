@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddim.cli.beginning import seconds
+from ddim.cli._starting import seconds
 from ddim.errors import DdimError
-from ddim.presets import preset
+from ddim.train.presets import preset
 
 TRAINED = 3  # a trained image in forward passes: the backward pass makes two products for each of the forward's
 

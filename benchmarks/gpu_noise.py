@@ -8,8 +8,8 @@ import time
 import torch
 
 from benchmarks.measuring import turns
-from ddim import seeds
-from ddim.seeds import Noise
+from ddim.process import rng
+from ddim.process.rng import Noise
 
 IMAGES, SHAPE, RUNS = 512, (3, 32, 32), 20
 
@@ -19,7 +19,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("error: benchmarks.gpu_noise: needs a CUDA GPU; run it on a machine that has one")
     begun = time.perf_counter()
-    if not seeds._draws_on(torch.device("cuda")):
+    if not rng._draws_on(torch.device("cuda")):
         raise SystemExit("error: benchmarks.gpu_noise: this GPU does not draw its own noise; install triton")
     print(f"{torch.cuda.get_device_name()}: first draw, compiled and compared, {time.perf_counter() - begun:.2f} s")
     gpu, host = (Noise(0, tuple(range(IMAGES)), SHAPE, device) for device in ("cuda", "cpu"))

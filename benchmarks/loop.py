@@ -11,9 +11,9 @@ from torch import Tensor
 
 import ddim
 from benchmarks.measuring import by_turns, write
-from ddim.denoiser import Prediction, predict
-from ddim.loop import run
-from ddim.schedule import Level
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 STEPS = 50
 

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import ddim
-from ddim.config import ModelConfig, ScheduleConfig
 from ddim.data.policy import ImagePolicy
-from ddim.interop.diffusers_folder import NAMES
-from ddim.interop.diffusers_write import describe, scheduler_config
-from ddim.interop.layout import theirs
-from ddim.model import Model
-from ddim.native.units import units_of
+from ddim.interop.diffusers_export import describe, scheduler_config
+from ddim.model.config import ModelConfig, ScheduleConfig
+from ddim.model.image import Model
+from ddim.model.importers.diffusers import NAMES
+from ddim.model.importers.state_dict import from_native
+from ddim.nn.cpu.units import units_of
 from ddim.nn.unet import UNetConfig
 
 
@@ -84,7 +84,7 @@ def diffusers(
     """Diffusers' pipeline: as its documentation shows it, or in the best setting it documents for speed."""
     described = {key: value for key, value in describe(config, Path("benchmark")).items() if not key.startswith("_")}
     unet = UNet2DModel(**described).eval()
-    unet.load_state_dict(theirs(network.state_dict(), config.network, NAMES))
+    unet.load_state_dict(from_native(network.state_dict(), config.network, NAMES))
     unet = unet.to(device)
     scheduler = DDIMScheduler(**{k: v for k, v in scheduler_config(config).items() if not k.startswith("_")})
     if best:

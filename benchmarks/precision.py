@@ -9,8 +9,8 @@ import torch
 
 import ddim
 from benchmarks.measuring import write
-from ddim.loop import run
-from ddim.model import Model
+from ddim.model.image import Model
+from ddim.sampling.loop import run
 
 
 def main(n: int = 32, steps: int = 50) -> None:
@@ -41,11 +41,11 @@ def main(n: int = 32, steps: int = 50) -> None:
 
 def _double(model: Model, plan: ddim.Plan, n: int) -> torch.Tensor:
     """The run in float64, network and state."""
-    from ddim.network import NetworkDenoiser, pictures_hub
+    from ddim.model.denoisers import NetworkDenoiser, image_output
 
     network = model.network.double()
     start = model.noise(n).start().double()
-    made = [run(NetworkDenoiser(network, pictures_hub("v")), plan, part) for part in start.split(8)]
+    made = [run(NetworkDenoiser(network, image_output("v")), plan, part) for part in start.split(8)]
     return torch.cat(made)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks import peers
 from benchmarks.estimate import forward_flops
 from benchmarks.measuring import by_turns, write
-from ddim.native.unet import Conv
+from ddim.nn.cpu.unet import Conv
 
 
 def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
@@ -56,7 +56,7 @@ def convolutions(part: Any, known: set[int]) -> Iterator[Conv]:
     elif isinstance(part, list | tuple):
         for inner in part:
             yield from convolutions(inner, known)
-    elif type(part).__module__.startswith("ddim.native"):
+    elif type(part).__module__.startswith("ddim.nn.cpu"):
         for inner in vars(part).values():
             yield from convolutions(inner, known)
 

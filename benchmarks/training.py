@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from benchmarks import peers
 from benchmarks.measuring import by_turns, write
-from ddim.config import TrainConfig
-from ddim.objective import Objective
-from ddim.training import Trainer
+from ddim.model.config import TrainConfig
+from ddim.objective.mse import Objective
+from ddim.train.trainer import Trainer
 
 
 def main(names: tuple[str, ...] = ("cifar10", "mnist"), batch: int = 16, runs: int = 5) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 from torch import Tensor
 
 import ddim
-from ddim.files import write_atomic
-from ddim.model import Model
-from ddim.pixels import to_uint8
-from ddim.sheet import labelled_rows, save_png
+from ddim._io.atomic import write_atomic
+from ddim._io.png import labelled_rows, save_png
+from ddim.data.pixels import to_uint8
+from ddim.model.image import Model
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = (5, 10, 20, 50, 100, 1000)

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 import ddim
-from ddim.denoiser import Hooked
-from ddim.hooks import Mask, MeanPool, Operator, consistent, eps_kept
-from ddim.loop import run
-from ddim.pixels import to_float, to_uint8
-from ddim.sheet import labelled_rows, save_png, sheet
+from ddim._io.png import labelled_rows, save_png, sheet
+from ddim.data.pixels import to_float, to_uint8
+from ddim.plan.base import Hooked
+from ddim.sampling.loop import run
+from ddim.sampling.x0_hooks import Mask, MeanPool, Operator, consistent, eps_kept
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 STEPS = 50

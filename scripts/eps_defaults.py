@@ -26,17 +26,17 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim import schedule as schedules
-from ddim.denoiser import Denoiser, Prediction, predict, v_from_pair
+from ddim._io.atomic import write_atomic
+from ddim.data.pixels import to_float
 from ddim.evaluation.moments import Moments, frechet, of
 from ddim.exact import EmpiricalData, MixtureData
-from ddim.files import write_atomic
-from ddim.loop import run
-from ddim.pixels import to_float
-from ddim.plan import Plan
-from ddim.planning import Planner
-from ddim.schedule import Level, Schedule
-from ddim.start import start_time
+from ddim.plan.plan import Plan
+from ddim.process import schedule as schedules
+from ddim.process.parameterization import Denoiser, Prediction, predict, v_from_pair
+from ddim.process.schedule import Level, Schedule
+from ddim.process.start import start_time
+from ddim.samplers.registry import Planner
+from ddim.sampling.loop import run
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "eps_defaults.json"
 SCHEDULES = ("linear", "scaled-linear", "cosine", "sigmoid")

@@ -126,7 +126,7 @@ class Place(NamedTuple):
     """A function or class that names a statement."""
 
     label: str  # "Eq. (4)"
-    file: str  # "src/ddim/gaussian.py"
+    file: str  # "src/ddim/process/gaussian.py"
     name: str  # "diffuse" or "Class.method"
 
 

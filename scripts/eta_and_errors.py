@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim import grid, samplers
-from ddim.denoiser import Denoiser, Prediction, predict, v_from_pair
+from ddim import samplers
 from ddim.evaluation import Moments, frechet
 from ddim.evaluation.moments import of
-from ddim.loop import run
-from ddim.schedule import Level
+from ddim.process import timesteps
+from ddim.process.parameterization import Denoiser, Prediction, predict, v_from_pair
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 SOLVERS = runpy.run_path(str(Path(__file__).with_name("solvers.py")))
 
@@ -64,7 +65,7 @@ def main(samples: int, steps: list[int], sizes: list[float]) -> None:
         for eta in ("0", "0.5", "1", "hat"):
             cells = []
             for s in steps:
-                levels = schedule.levels([*reversed(grid.tau(schedule, "linear", s)), 0.0])
+                levels = schedule.levels([*reversed(timesteps.tau(schedule, "linear", s)), 0.0])
                 given = {"sigma": "hat", "clip_x0": False} if eta == "hat" else {"eta": float(eta)}
                 plan = samplers.ddim(levels, **given)
                 made = run(erring(data.denoise, size, len(mean)), plan, noise.start().double(), Doubled(noise))

@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddim import samplers, schedule
+from ddim import samplers
+from ddim._io.atomic import write_atomic
 from ddim.exact import MixtureData
-from ddim.files import write_atomic
-from ddim.loop import run
-from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.plan.plan import Plan
+from ddim.process import schedule
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = (50, 100, 200, 400, 800)

@@ -11,10 +11,11 @@ import json
 
 from solvers import REFERENCE, ROOT, Bed, each
 
-from ddim import grid, samplers
-from ddim.files import write_atomic
-from ddim.fitting import Memo
-from ddim.loop import run
+from ddim import samplers
+from ddim._io.atomic import write_atomic
+from ddim.process import timesteps
+from ddim.sampling.fitting import CachedDenoiser
+from ddim.sampling.loop import run
 
 SAMPLES, STEPS, GRIDS = 24, (10, 20, 30), ("equal-angle", "linear")
 PLANS = {
@@ -27,13 +28,13 @@ PLANS = {
 
 def main() -> None:
     bed = Bed("mnist", SAMPLES)
-    reference, memo, rows = bed.converged(REFERENCE), Memo(bed.denoise, bed.size), []
+    reference, memo, rows = bed.converged(REFERENCE), CachedDenoiser(bed.denoise, bed.size), []
     print("| plan | grid | " + " | ".join(f"S = {steps}" for steps in STEPS) + " |\n|-|-|" + "-|" * len(STEPS))
     for name, make in PLANS.items():
         for place in GRIDS:
             found = []
             for steps in STEPS:
-                levels = bed.schedule.levels([*reversed(grid.tau(bed.schedule, place, steps)), 0.0])
+                levels = bed.schedule.levels([*reversed(timesteps.tau(bed.schedule, place, steps)), 0.0])
                 found.append(each(run(memo, make(levels), bed.start), reference)["rms"])
                 rows.append({"plan": name, "grid": place, "steps": steps, "rms": found[-1]})
             print(f"| {name} | {place} | " + " | ".join(f"{value:.4f}" for value in found) + " |", flush=True)

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 import ddim
-from ddim import grid, samplers
-from ddim.denoiser import Denoiser
+from ddim import samplers
 from ddim.exact import MixtureData
-from ddim.fitting import Memo, Teacher
-from ddim.loop import run
-from ddim.plan import Plan
-from ddim.tuning import tuning
+from ddim.plan.plan import Plan
+from ddim.process import timesteps
+from ddim.process.parameterization import Denoiser
+from ddim.sampling.fitting import CachedDenoiser, ReferenceSolution
+from ddim.sampling.loop import run
+from ddim.sampling.tuning import iter_tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "solvers.json"
@@ -39,7 +40,7 @@ PICTURE = ROOT / "docs" / "images" / "solvers.png"
 CALLS = (5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 100)
 TUNED = {"mixture": (5, 6, 8, 10, 12, 15, 20), "mnist": (5, 8, 10, 15), "fashion-mnist": (10, 15)}
 GRIDS = ("equal-angle", "linear", "quadratic", "log-snr")
-SAMPLERS = tuple(name for name in samplers.NAMED if name not in ("rk4", "probability-flow"))
+SAMPLERS = tuple(name for name in samplers.SAMPLERS if name not in ("rk4", "probability-flow"))
 # On models, where each costs minutes: at least one of each family.
 FEWER = ("ddim", "ipndm4", "unipc3", "ab3-v", "dpm++2m", "unipc2", "deis3", "ipndm3", "ab2-v", "heun", "ab2", "ab3")
 FEWEST = ("ddim", "ipndm3", "ipndm4", "unipc3")
@@ -72,8 +73,8 @@ class Bed:
 
     def converged(self, nodes: int) -> Tensor:
         """The solution by so many calls, even in log-SNR down to t = 1."""
-        teacher = Teacher(self.schedule, nodes)
-        return run(Memo(self.denoise, self.size, 0), teacher.plan, self.start)
+        teacher = ReferenceSolution(self.schedule, nodes)
+        return run(CachedDenoiser(self.denoise, self.size, 0), teacher.plan, self.start)
 
 
 def digits() -> MixtureData:
@@ -105,7 +106,7 @@ def plain(bed: Bed, name: str, grid_name: str, calls: int) -> Plan | None:
     steps = (calls + 1) // 2 if name == "heun" else calls  # its last step, to clean data, is one call
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ddim.DdimWarning)
-        times = grid.tau(bed.schedule, grid_name, steps)
+        times = timesteps.tau(bed.schedule, grid_name, steps)
     plan = samplers.named(name, bed.schedule.levels([*reversed(times), 0.0]), bed.schedule)
     return plan if plan.calls in (calls, calls - 1 if name == "heun" else calls) else None
 
@@ -122,14 +123,14 @@ def measure(bed: Bed, found: dict[str, Any], save: Callable[[], None]) -> None:
     reference = torch.load(cache(bed), weights_only=True)
     rows = found.setdefault("rows", [])
     done = {(row["sampler"], row["grid"], row["calls"]) for row in rows}
-    memo = Memo(bed.denoise, bed.size)
+    memo = CachedDenoiser(bed.denoise, bed.size)
     for calls in TUNED[bed.name]:
         if ("tuned", "", calls) in done:
             continue
         begun = time.monotonic()
         pilots = bed.noise(2**63, PILOTS)
         result = None
-        for step in tuning(bed.denoise, bed.schedule, calls, pilots, size=bed.size):
+        for step in iter_tuning(bed.denoise, bed.schedule, calls, pilots, size=bed.size):
             result = step.found or result
         assert result is not None
         seconds = time.monotonic() - begun
@@ -183,7 +184,7 @@ def quality(bed: Bed, found: dict[str, Any], save: Callable[[], None], data: str
         seen, truth, found["classifier"] = classifier(bed, str(data))
     rows = found.setdefault("quality", {"samples": samples, "data": energy(*truth), "rows": []})["rows"]
     done = {(row["plan"], row["calls"]) for row in rows}
-    start, memo = bed.noise(3, samples), Memo(bed.denoise, bed.size, 0)
+    start, memo = bed.noise(3, samples), CachedDenoiser(bed.denoise, bed.size, 0)
     kept = {row["calls"]: Plan.from_json(json.dumps(row["rows"])) for row in found["rows"] if row["sampler"] == "tuned"}
     for calls in QUALITY:
         made = {
@@ -204,7 +205,7 @@ def classifier(bed: Bed, data: str) -> tuple[Callable[[Tensor], Tensor], list[Te
     from torch import nn
 
     from ddim.data import load
-    from ddim.pixels import to_float
+    from ddim.data.pixels import to_float
 
     train, test = (load(data, bed.model.config.data, split) for split in ("train", "test"))
     with torch.random.fork_rng():
@@ -333,8 +334,8 @@ def draw(results: dict[str, Any]) -> None:
 
 def ten_calls(found: dict[str, Any], samples: int = 12) -> None:
     """The same latents of `mnist` in ten calls by three plans, beside what they converge to."""
-    from ddim.pixels import to_uint8
-    from ddim.sheet import labelled_rows, save_png
+    from ddim._io.png import labelled_rows, save_png
+    from ddim.data.pixels import to_uint8
 
     bed = Bed("mnist", samples)
     tuned = next(row for row in found["rows"] if row["sampler"] == "tuned" and row["calls"] == 10)
@@ -343,9 +344,9 @@ def ten_calls(found: dict[str, Any], samples: int = 12) -> None:
         "auto, 10 calls": plain(bed, *samplers.recommended(10), 10),
         "tuned, 10 calls": Plan.from_json(json.dumps(tuned["rows"])),
         "ddim, 100 calls": plain(bed, "ddim", "equal-angle", 100),
-        "converged": Teacher(bed.schedule, REFERENCE).plan,
+        "converged": ReferenceSolution(bed.schedule, REFERENCE).plan,
     }
-    memo = Memo(bed.denoise, bed.size, 0)
+    memo = CachedDenoiser(bed.denoise, bed.size, 0)
     rows = [(name, to_uint8(run(memo, plan, bed.start))) for name, plan in made.items() if plan is not None]
     save_png(TEN, labelled_rows(rows, zoom=2))
     print(f"picture: {TEN.relative_to(ROOT)}")

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim import exact, samplers, schedule
-from ddim.categorical import Alphabet, markov_posterior, posterior
-from ddim.mixture import CategoricalPlan
+from ddim import exact, samplers
+from ddim.plan.categorical import CategoricalPlan
+from ddim.process import schedule, timesteps
+from ddim.process.categorical import Alphabet, markov_posterior, posterior
 
 K, LENGTH = 3, 4
 STEPS = (2, 4, 8, 16, 32, 64, 128)
@@ -71,7 +72,7 @@ def main() -> None:
         for name in ("eta 0", "eta 0.05", "eta 0.2", "eta 1", "eta 1/S", "markov"):
             found = {}
             for steps in STEPS:
-                levels = samplers.walk(made, "x0", "equal-angle", steps)
+                levels = timesteps.sampling_levels(made, "x0", "equal-angle", steps)
                 if name == "markov":
                     plan = samplers.discrete_markov(levels, alphabet)
                 else:

@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddim import data, seeds
-from ddim.files import make_folder, write_atomic
+from ddim import data
+from ddim._io.atomic import make_folder, write_atomic
+from ddim._io.safetensors import write_tensors
+from ddim.data.pixels import to_float
 from ddim.nn.classifier import Classifier, ClassifierConfig, ResNet, ResNetConfig
-from ddim.pixels import to_float
-from ddim.tensors import write_tensors
+from ddim.process import rng
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPES: dict[str, ClassifierConfig | ResNetConfig] = {
@@ -50,8 +51,8 @@ def augmented(x: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor
 def batches(train: data.ImageSet, epoch: int, batch: int, seed: int, colour: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """An epoch's pictures in [-1, 1] and labels. Each colour picture is mirrored in every second epoch; of digits and
     clothes a mirrored or shifted one would be another picture."""
-    order, generator = seeds.permutation(seed, epoch, len(train)), seeds.generator("cpu", seed, epoch)
-    first = torch.rand(len(train), generator=seeds.generator("cpu", seed)) < 0.5
+    order, generator = rng.permutation(seed, epoch, len(train)), rng.generator("cpu", seed, epoch)
+    first = torch.rand(len(train), generator=rng.generator("cpu", seed)) < 0.5
     for step in range(len(train) // batch):
         some = order[step * batch : (step + 1) * batch]
         x = to_float(train.batch(some))
@@ -73,7 +74,7 @@ def accuracy(network: Classifier | ResNet, found: data.ImageSet, device: str) ->
 
 def trained(given: Any, train: data.ImageSet, test: data.ImageSet) -> Classifier | ResNet:
     shape, device = SHAPES[given.name], given.device
-    with seeds.forked("cpu", given.seed):
+    with rng.temporary_seed("cpu", given.seed):
         network = shape.build()
     if isinstance(network, ResNet):
         network.whiten(to_float(train.batch(list(range(min(5000, len(train)))))))

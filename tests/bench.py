@@ -15,18 +15,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddim import exact, grid, samplers, schedule
-from ddim.categorical import Alphabet
-from ddim.denoiser import AnyDenoiser
+from ddim import exact, samplers
 from ddim.errors import DdimWarning
-from ddim.inversion import encoding
-from ddim.loop import run
-from ddim.mixture import CategoricalPlan
-from ddim.plan import Plan, Row
-from ddim.schedule import Level, Schedule
-from ddim.seeds import Noise, TokenNoise
-from ddim.table import Table
-from ddim.tokens import TokenPrediction
+from ddim.plan.base import BasePlan
+from ddim.plan.categorical import CategoricalPlan
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process import schedule, timesteps
+from ddim.process.categorical import Alphabet
+from ddim.process.parameterization import AnyDenoiser, TokenPrediction
+from ddim.process.rng import Noise, TokenNoise
+from ddim.process.schedule import Level, Schedule
+from ddim.sampling.inversion import encoding
+from ddim.sampling.loop import run
 
 Levels = Sequence[Level]
 
@@ -72,7 +73,7 @@ DISCRETE: dict[str, Callable[[Levels], CategoricalPlan]] = {
     }.items()
 }
 
-ALL_SAMPLERS: dict[str, Callable[[Levels], Table[Any]]] = {**SAMPLERS, **DISCRETE}
+ALL_SAMPLERS: dict[str, Callable[[Levels], BasePlan[Any]]] = {**SAMPLERS, **DISCRETE}
 
 # The order of convergence of each deterministic sampler.
 ORDERS = {"eta 0": 1, "eq. (15)": 1, "Runge-Kutta 2": 2, "Runge-Kutta 4": 4, "DEIS 3": 3, "DPM++ 2M": 2, "DPM++ 3M": 3}
@@ -83,7 +84,7 @@ ORDERS |= {name: int(name.split()[1]) for name in SAMPLERS if name.startswith("A
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
 SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
 
-GRIDS = list(grid.NAMED)
+GRIDS = list(timesteps.NAMED)
 
 
 def falling(made: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
@@ -95,7 +96,7 @@ def levels_of(made: Schedule, name: str, steps: int) -> tuple[Level, ...]:
     """A named grid's levels, whatever it warns of."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DdimWarning)
-        return falling(made, grid.tau(made, name, steps))
+        return falling(made, timesteps.tau(made, name, steps))
 
 
 def with_signal(levels: Levels) -> Levels:
@@ -205,7 +206,7 @@ def tokens_denoiser(plan: CategoricalPlan) -> AnyDenoiser:
     return lambda x, level: TokenPrediction(data.predict(x, level))
 
 
-def surroundings(plan: Table[Any], seed: int = 1, indices: Sequence[int] = (0, 5, 2)) -> tuple[AnyDenoiser, Noise]:
+def surroundings(plan: BasePlan[Any], seed: int = 1, indices: Sequence[int] = (0, 5, 2)) -> tuple[AnyDenoiser, Noise]:
     """What a plan runs on: the exact denoiser of Gaussian data, or of a chain of tokens, and noise for a batch."""
     if isinstance(plan, CategoricalPlan):
         return tokens_denoiser(plan), TokenNoise(seed, tuple(indices), (6,), pi=CHAINS[plan.pi].pi)

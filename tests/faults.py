@@ -1,6 +1,6 @@
-"""A file system that fails: every change that `ddim.files` makes is counted, and one of them fails or is the last.
+"""A file system that fails: every change that `ddim._io.atomic` makes is counted, and one of them fails or is the last.
 
-The changes are the calls of `os` in `ddim.files` and `ddim.temporary`; nothing else in the package makes any.
+The changes are the calls of `os` in `ddim._io.atomic` and `ddim._io.temporary`; nothing else in the package makes any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ddim import files, temporary
+from ddim._io import atomic, temporary
 
 CHANGES = ("write", "fsync", "mkdir", "rmdir", "rename", "replace", "unlink")
 
@@ -76,7 +76,7 @@ def faulty(at: int = 0, error: int | None = None) -> Iterator[FaultySystem]:
     """
     system = FaultySystem(at, error)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, temporary):
+        for module in (atomic, temporary):
             patch.setattr(module, "os", system)
         yield system
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.config import CategoricalConfig, ModelConfig, ScheduleConfig, TrainConfig
-from ddim.data.imageset import ImageSet
+from ddim.data.image_set import ImageSet
 from ddim.data.policy import ImagePolicy
 from ddim.data.text import TextPolicy, TextSet
-from ddim.model import load, of
-from ddim.nn.network import Network
+from ddim.model.config import CategoricalConfig, ModelConfig, ScheduleConfig, TrainConfig
+from ddim.model.load import build_model, load
+from ddim.nn.base import Network
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
 
@@ -89,7 +89,7 @@ def tiny_model(
 ) -> Any:
     """A model with random weights, in memory."""
     config = tiny_config(kind, predicts, **changes)
-    return of(new_network(config.network, seed), config, "cpu", dtype=dtype, micro_batch=micro_batch)
+    return build_model(new_network(config.network, seed), config, "cpu", dtype=dtype, micro_batch=micro_batch)
 
 
 def save_tiny(folder: Path, **changes: Any) -> Path:

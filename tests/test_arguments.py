@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import ddim
 from ddim.errors import DdimError
-from ddim.schedule import from_betas
+from ddim.process.schedule import from_betas
 from models import tiny_model
 
 SHAPE = (1, 8, 8)

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from ddim import bound, samplers, token_bound
-from ddim.bits import Request, bound_request, measure, ode_request, token_request
+from ddim import samplers
+from ddim.data.pixels import BIN, to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.likelihood import BIN, log_density
-from ddim.model import Model
-from ddim.pixels import to_float
+from ddim.evaluation.likelihood import log_density
+from ddim.evaluation.likelihood_run import Request, bound_request, measure, ode_request, token_request
+from ddim.model.image import Model
+from ddim.objective import categorical_elbo, elbo
 from models import CATEGORICAL, contents, ddim, process, save_tiny, stripes, tiny_model, tiny_set, write_pictures
 
 PICTURES = stripes(11)
@@ -55,7 +56,7 @@ def test_the_figures_are_the_sums_of_the_terms(model: Model, tmp_path: Path) -> 
     made = run(model, request, tmp_path / "out")
     noise = model.noise(range(11), 3)
     x0 = to_float(PICTURES)
-    expected = torch.stack([*bound.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma or 0, BIN)])
+    expected = torch.stack([*elbo.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma or 0, BIN)])
     expected = expected / (64 * math.log(2))
     np.testing.assert_allclose(values(tmp_path / "out"), expected.sum(0).detach(), rtol=1e-4)
     assert made["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path / "out")), rel=1e-12)
@@ -76,7 +77,7 @@ def test_the_ode_figure_is_the_density_with_the_last_step(model: Model, tmp_path
     probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(2)])
     nats = -log_density(model.denoise, request.plan, x, probes)
     nats = nats + torch.distributions.Normal(0.0, first.noise).log_prob(first.noise * eps.double()).flatten(1).sum(1)
-    nats = nats + bound.last_term(x0, model.denoise(x, first).x0, request.last_sigma or 0, BIN).detach()
+    nats = nats + elbo.last_term(x0, model.denoise(x, first).x0, request.last_sigma or 0, BIN).detach()
     np.testing.assert_allclose(values(tmp_path / "out"), nats / (64 * math.log(2)), rtol=1e-4)
     assert made["solver_error_max"] >= made["solver_error_mean"] > 0
 
@@ -247,7 +248,9 @@ def test_the_figures_of_categories_are_the_sums_of_their_terms(kind: str, settin
     for _ in measure(model, data, NAMES[:7], token_request(model, plan, seed=3), tmp_path, "tiny"):
         pass
     noise, x0 = model.noise(range(7), 3), model.kind.read(data)
-    expected = torch.stack([*token_bound.terms(model.denoise, plan, x0, noise.row)]) / (x0[0].numel() * math.log(2))
+    expected = torch.stack([*categorical_elbo.terms(model.denoise, plan, x0, noise.row)]) / (
+        x0[0].numel() * math.log(2)
+    )
     np.testing.assert_allclose(values(tmp_path), expected.sum(0).detach(), rtol=1e-4)
     made = json.loads((tmp_path / "likelihood.json").read_text())
     assert made["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path)), rel=1e-12)

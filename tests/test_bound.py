@@ -13,13 +13,16 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, falling, randn
-from ddim import bound, samplers
-from ddim.denoiser import Clipped, Prediction
+from ddim import samplers
+from ddim.data.pixels import BIN
 from ddim.errors import DdimError
-from ddim.gaussian import diffuse
-from ddim.likelihood import BIN, bits
-from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.evaluation.likelihood import bits
+from ddim.objective import elbo
+from ddim.plan.plan import Plan
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level
+from ddim.sampling.x0_hooks import Clipped
 
 LINEAR = SCHEDULES["linear"]
 TIMES = ([1, 2, 3, 1000], [7, 40, 300, 700], list(range(1, 1001)), [500, 900])
@@ -82,8 +85,8 @@ def test_j_is_l_gamma_plus_a_constant(times: list[int], share: float) -> None:
     """Theorem 1: J_sigma = L_gamma + C in closed form on Gaussian data, for a denoiser that is not the ideal one."""
     levels = falling(LINEAR, times)
     sigma, mean, variance = sigmas(levels, share), 0.4, 0.7
-    made = exact_l(levels, bound.gamma_from_sigma(levels, sigma), mean, variance)
-    made += bound.constant(levels, sigma, 1, mean**2 + variance)
+    made = exact_l(levels, elbo.gamma_from_sigma(levels, sigma), mean, variance)
+    made += elbo.constant(levels, sigma, 1, mean**2 + variance)
     assert made == pytest.approx(exact_j(levels, sigma, mean, variance), rel=1e-8)
 
 
@@ -93,8 +96,8 @@ def test_where_the_noise_is_known_only_the_constant_is_left(shape: tuple[int, ..
     levels = falling(LINEAR, [40, 300, 700])
     x0, eps = randn(1, *shape, seed=1), randn(1, *shape, seed=2)
     plan = samplers.ddim(levels, eta=0.5)
-    parts = bound.terms(lambda x, level: Prediction(x0, eps), plan, x0, lambda k: eps, 0.03)
-    made = bound.constant(levels, sigmas(levels, 0.5), x0.numel(), x0.square().sum().item())
+    parts = elbo.terms(lambda x, level: Prediction(x0, eps), plan, x0, lambda k: eps, 0.03)
+    made = elbo.constant(levels, sigmas(levels, 0.5), x0.numel(), x0.square().sum().item())
     assert made == pytest.approx(sum(parts).item(), rel=1e-10)
 
 
@@ -102,7 +105,7 @@ def test_the_printed_gamma_is_another() -> None:
     """1 / (2 d sigma^2 abar), as printed, is off by powers of ten; so is forgetting one of x_0's two places."""
     levels = falling(LINEAR, [500, 999, 1000])
     sigma = [step.sigma for step in samplers.ddim(levels, eta=1.0).rows[:-1]]
-    exact = bound.gamma_from_sigma(levels, [*sigma, 0.1])[0]
+    exact = elbo.gamma_from_sigma(levels, [*sigma, 0.1])[0]
     assert 1 / (2 * sigma[0] ** 2 * levels[0].alpha_bar) > 1e6 * exact
     assert levels[0].variance / (2 * sigma[0] ** 2 * levels[0].alpha_bar) > 1e6 * exact
 
@@ -114,19 +117,19 @@ def test_gamma_at_eta_one_is_ddpms(t: int) -> None:
     sigma = samplers.ddim(levels, eta=1.0).rows[0].sigma
     alpha = LINEAR.alpha_bar[t] / LINEAR.alpha_bar[t - 1]
     expected = (1 - alpha) ** 2 / (2 * sigma**2 * alpha * (1 - LINEAR.alpha_bar[t]))
-    assert bound.gamma_from_sigma(levels, [sigma, 1.0])[0] == pytest.approx(expected, rel=1e-7)
+    assert elbo.gamma_from_sigma(levels, [sigma, 1.0])[0] == pytest.approx(expected, rel=1e-7)
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6, unique=True), st.floats(0.01, 1.0))
 def test_gamma_is_positive_for_every_legal_sigma(times: list[int], share: float) -> None:
     levels = falling(LINEAR, sorted(times))
-    assert (bound.gamma_from_sigma(levels, sigmas(levels, share)) > 0).all()
+    assert (elbo.gamma_from_sigma(levels, sigmas(levels, share)) > 0).all()
 
 
 @pytest.mark.parametrize("bad", [[0.1], [0.0, 0.1], [2.0, 0.1], [0.1, 0.0]])
 def test_gamma_refuses_what_is_not_legal(bad: list[float]) -> None:
     with pytest.raises(ValueError, match=r"sigma"):
-        bound.gamma_from_sigma(falling(LINEAR, [100, 900]), bad)
+        elbo.gamma_from_sigma(falling(LINEAR, [100, 900]), bad)
 
 
 def wrong(x: Tensor, level: Level, /) -> Prediction:
@@ -153,7 +156,7 @@ def test_the_terms_are_the_expected_log_ratio_on_paths() -> None:
         x = q.mean + row.sigma * randn(paths, 2, seed=20 + k)
         ratio = ratio + q.log_prob(x) - p.log_prob(x)
     literal = ratio.sum(1)
-    made = torch.stack([*bound.terms(wrong, plan, x0, lambda k: randn(paths, 2, seed=50 + k), last)]).sum(0)
+    made = torch.stack([*elbo.terms(wrong, plan, x0, lambda k: randn(paths, 2, seed=50 + k), last)]).sum(0)
     spread = math.sqrt((literal.var() + made.var()).item() / paths)
     assert made.mean().item() == pytest.approx(literal.mean().item(), abs=4.5 * spread)
     assert spread < 0.02 * abs(literal.mean().item())
@@ -172,10 +175,10 @@ def test_a_steps_divergence_is_that_of_its_two_gaussians() -> None:
             f = predicted.x0
             p = Normal(row.next.signal * f + kappa * (x - row.now.signal * f), row.z)
             expected = kl_divergence(q, p).flatten(1).sum(1)
-            made = bound.step_kl(row, Prediction(x0, eps), predicted)
+            made = elbo.step_kl(row, Prediction(x0, eps), predicted)
             torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-12)
             assert (made > 0).all()
-            exact = bound.step_kl(row, Prediction(x0, eps), Prediction(x0, eps))
+            exact = elbo.step_kl(row, Prediction(x0, eps), Prediction(x0, eps))
             assert ((exact == 0) if row.z == row.sigma else (exact > 0)).all()
 
 
@@ -187,9 +190,9 @@ def test_the_kernels_mean_is_a_step_of_the_plan() -> None:
     said = wrong(x, first.now)
     kappa = math.sqrt(1 - first.next.alpha_bar - first.sigma**2) / math.sqrt(1 - first.now.alpha_bar)
     expected = first.next.signal * said.x0 + kappa * (x - first.now.signal * said.x0)
-    torch.testing.assert_close(bound.kernel_mean(first, said), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(elbo.kernel_mean(first, said), expected, rtol=1e-10, atol=1e-12)
     said = wrong(x, last.now)
-    torch.testing.assert_close(bound.kernel_mean(last, said), said.x0, rtol=0, atol=0)
+    torch.testing.assert_close(elbo.kernel_mean(last, said), said.x0, rtol=0, atol=0)
 
 
 def test_the_last_term() -> None:
@@ -197,7 +200,7 @@ def test_the_last_term() -> None:
     first = LINEAR.level(1)
     x0, eps = randn(4, 6, seed=4), randn(4, 6, seed=5)
     said = wrong(diffuse(x0, eps, first), first)
-    made = bound.last_term(x0, said.x0, 0.02)
+    made = elbo.last_term(x0, said.x0, 0.02)
     torch.testing.assert_close(made, -Normal(said.x0, 0.02).log_prob(x0).sum(1), rtol=1e-12, atol=1e-12)
     gamma = (1 - first.alpha_bar) / (2 * 0.02**2 * first.alpha_bar)
     in_eps = gamma * (eps - said.eps).square().sum(1) + 3 * math.log(2 * math.pi * 0.02**2)
@@ -209,14 +212,14 @@ def test_the_last_term() -> None:
 def test_the_discretised_last_term_is_a_distribution(sigma: float, mean: float) -> None:
     """The 256 probabilities add up to 1, wherever the mean is."""
     values = (torch.arange(256, dtype=torch.float64) / 127.5 - 1)[:, None]
-    nats = bound.last_term(values, torch.full_like(values, mean), sigma, BIN)
+    nats = elbo.last_term(values, torch.full_like(values, mean), sigma, BIN)
     assert (nats >= 0).all()
     assert math.isclose(nats.neg().exp().sum().item(), 1.0, rel_tol=1e-10)
 
 
 def test_the_discretised_term_is_the_density_times_the_bin_where_it_is_flat() -> None:
     x0 = torch.tensor([[0.2]], dtype=torch.float64) * 255 // 1 / 255
-    nats = bound.last_term(x0, x0 + 0.3, 2.0, BIN)
+    nats = elbo.last_term(x0, x0 + 0.3, 2.0, BIN)
     assert nats.item() == pytest.approx(-Normal(0.3, 2.0).log_prob(torch.tensor(0.0)).item() - math.log(BIN), abs=1e-5)
 
 
@@ -225,13 +228,13 @@ def test_the_log_of_an_interval_far_out() -> None:
     lower = torch.tensor([-1.0, 0.3, -4.0, -math.inf, 1.0], dtype=torch.float64)
     upper = torch.tensor([0.5, 0.31, 4.0, 0.2, math.inf], dtype=torch.float64)
     plain = (torch.special.ndtr(upper) - torch.special.ndtr(lower)).log()
-    torch.testing.assert_close(bound.log_interval(lower, upper), plain, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(elbo.log_interval(lower, upper), plain, rtol=1e-10, atol=1e-12)
     far, tail = torch.tensor([30.0, 200.0], dtype=torch.float64), []
     for x in far.tolist():
         tail.append(-(x**2) / 2 - 0.5 * math.log(2 * math.pi) - math.log(x) + math.log1p(-(x**-2) + 3 * x**-4))
     expected = torch.tensor(tail, dtype=torch.float64)
-    torch.testing.assert_close(bound.log_interval(far, far + 5), expected, rtol=1e-8, atol=0)
-    torch.testing.assert_close(bound.log_interval(-far - 5, -far), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(elbo.log_interval(far, far + 5), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(elbo.log_interval(-far - 5, -far), expected, rtol=1e-8, atol=0)
 
 
 def test_the_bound_is_above_the_likelihood_and_meets_it() -> None:
@@ -247,7 +250,7 @@ def test_the_bound_is_above_the_likelihood_and_meets_it() -> None:
         # The best last step there is: the mean posterior variance of x_0 given x_1.
         last = levels[-2].ratio * math.sqrt(GAUSSIAN.error(levels[-2]))
         plan = samplers.ddim(levels, eta=1.0)
-        parts = bound.terms(GAUSSIAN.denoise, plan, x0, lambda k: randn(20_000, 4, seed=k), last)
+        parts = elbo.terms(GAUSSIAN.denoise, plan, x0, lambda k: randn(20_000, 4, seed=k), last)
         gaps.append(torch.stack([*parts]).sum(0).mean().item() - entropy)
     # To leading order d/4 (fall of log-SNR)^2 per step, so 1/S in all; other plans fall short of the data as well.
     assert gaps[0] > 1.7 * gaps[1] > 1.7**2 * gaps[2] > 0
@@ -263,8 +266,8 @@ def test_appendix_c_adds_the_times_outside() -> None:
     def noise(k: int) -> Tensor:
         return randn(*x0.shape, seed=70 + k)
 
-    made = bound.accelerated_bound(wrong, plan, x0, noise, 0.1, outside)
-    expected = sum(bound.terms(wrong, plan, x0, noise, 0.1))
+    made = elbo.accelerated_bound(wrong, plan, x0, noise, 0.1, outside)
+    expected = sum(elbo.terms(wrong, plan, x0, noise, 0.1))
     for k, (level, sigma) in enumerate(outside):
         x = level.signal * x0 + level.noise * noise(3 + k)
         expected = expected - Normal(wrong(x, level).x0, sigma).log_prob(x0).sum(1)
@@ -287,7 +290,7 @@ LEVELS = falling(LINEAR, [10, 500])
 )
 def test_a_plan_without_a_bound_is_refused(plan: Plan, last: float, message: str) -> None:
     with pytest.raises(DdimError, match=message):
-        next(bound.terms(wrong, plan, randn(2, 2), lambda k: randn(2, 2), last))
+        next(elbo.terms(wrong, plan, randn(2, 2), lambda k: randn(2, 2), last))
 
 
 def test_a_plan_that_clips_has_the_bound_of_the_clipped_model() -> None:
@@ -297,14 +300,14 @@ def test_a_plan_that_clips_has_the_bound_of_the_clipped_model() -> None:
     def noise(k: int) -> Tensor:
         return randn(5, 3, seed=30 + k)
 
-    made = torch.stack([*bound.terms(wrong, plan, x0, noise, 0.2)])
+    made = torch.stack([*elbo.terms(wrong, plan, x0, noise, 0.2)])
     by_hand = dataclasses.replace(plan, clip_x0=False)
     assert plan.clip_x0
-    torch.testing.assert_close(made, torch.stack([*bound.terms(Clipped(wrong), by_hand, x0, noise, 0.2)]))
-    assert (made - torch.stack([*bound.terms(wrong, by_hand, x0, noise, 0.2)])).abs().max() > 1e-3
+    torch.testing.assert_close(made, torch.stack([*elbo.terms(Clipped(wrong), by_hand, x0, noise, 0.2)]))
+    assert (made - torch.stack([*elbo.terms(wrong, by_hand, x0, noise, 0.2)])).abs().max() > 1e-3
     outside = [(LINEAR.level(500), 0.5)]
-    clipped = bound.accelerated_bound(wrong, plan, x0, noise, 0.2, outside)
-    torch.testing.assert_close(clipped, bound.accelerated_bound(Clipped(wrong), by_hand, x0, noise, 0.2, outside))
+    clipped = elbo.accelerated_bound(wrong, plan, x0, noise, 0.2, outside)
+    torch.testing.assert_close(clipped, elbo.accelerated_bound(Clipped(wrong), by_hand, x0, noise, 0.2, outside))
 
 
 def test_without_signal_the_weight_is_on_x0() -> None:
@@ -312,9 +315,9 @@ def test_without_signal_the_weight_is_on_x0() -> None:
     zero = SCHEDULES["linear+zero-terminal-snr"]
     levels = zero.levels([1000, 999, 0])
     sigma = [samplers.ddim(levels, eta=1.0).rows[0].sigma, 0.1]
-    assert math.isinf(bound.gamma_from_sigma(levels, sigma)[0])
+    assert math.isinf(elbo.gamma_from_sigma(levels, sigma)[0])
     expected = levels[1].alpha_bar / levels[1].variance / 2
-    assert bound.x0_weights(levels, sigma)[0] == pytest.approx(expected, rel=1e-6)
+    assert elbo.x0_weights(levels, sigma)[0] == pytest.approx(expected, rel=1e-6)
 
 
 def test_bits_per_dimension() -> None:

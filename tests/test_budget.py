@@ -12,15 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from ddim import budget, runs
-from ddim.budget import END, Budget
-from ddim.cli.beginning import begin_with, seconds
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.cli._starting import begin_with, seconds
 from ddim.errors import DdimError, DdimWarning
-from ddim.model import load
+from ddim.model import load as load_
+from ddim.model import modality
+from ddim.model.load import load
 from ddim.nn.ema import EMA
-from ddim.runs import RunConfig
-from ddim.tensors import read_tensors, write_tensors
-from ddim.training import Trainer
+from ddim.train import clock as budget
+from ddim.train import run as runs
+from ddim.train import run_config
+from ddim.train.clock import END
+from ddim.train.clock import Clock as Budget
+from ddim.train.run_config import RunConfig
+from ddim.train.trainer import Trainer
 from models import ddim, recipe, tiny_config, tiny_set
 
 SIXTY: dict[str, Any] = {"steps": None, "budget": 60.0, "decay": "linear", "decay_fraction": 0.5, "log_every": 1}
@@ -175,7 +180,7 @@ def test_moments_come_back_laid_out_as_their_weights_are() -> None:
     def trainer() -> Trainer:
         data = tiny_set()
         network = tiny_config().network.build()
-        loss = runs.kind_of(tiny_config()).loss("v", torch.device("cpu"))
+        loss = modality.modality_of(tiny_config()).loss("v", torch.device("cpu"))
         return Trainer(network, loss, data.batch, len(data), recipe(layout="channels-last"))
 
     one, other = trainer(), trainer()
@@ -222,13 +227,13 @@ def test_weights_in_bfloat16_are_enough_to_go_on_from(alone: bool, tmp_path: Pat
 def test_another_network_is_no_beginning(tmp_path: Path) -> None:
     load_from = tmp_path / "other"
     made = tiny_config(channels=24)
-    runs.of(made.network.build(), made, "cpu").save(load_from)
+    load_.build_model(made.network.build(), made, "cpu").save(load_from)
     with pytest.raises(DdimError, match=r"has network\.channels 24, the recipe 16; begin with a model of this recipe"):
         begin_with(str(load_from), config().model)
 
 
 def test_fewer_steps_than_lie_behind_are_refused(tmp_path: Path) -> None:
-    begun = runs.RunConfig.model_fields["begun"].annotation.__args__[0](sha256="a", steps=40, images_seen=320)
+    begun = run_config.RunConfig.model_fields["begun"].annotation.__args__[0](sha256="a", steps=40, images_seen=320)
     with pytest.raises(DdimError, match="30 steps: are no more than the 40 behind the model it begins with"):
         go(tmp_path, begun=begun, steps=30, budget=None)
 

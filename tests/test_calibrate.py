@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import SCHEDULES
-from ddim import calibration, seeds
-from ddim.calibration import Measured, choose_times, complete, error_table
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError
 from ddim.exact import GaussianData
-from ddim.model import load
-from ddim.pixels import to_float
-from ddim.schedule import linear, zero_terminal_snr
+from ddim.model.load import load
+from ddim.process import rng
+from ddim.process.schedule import linear, zero_terminal_snr
+from ddim.train import error_table as calibration
+from ddim.train.error_table import Measured, choose_times, complete, error_table
 from models import contents, ddim, load_tiny, save_tiny, stripes, tiny_model, write_pictures
 
 
@@ -92,7 +93,7 @@ def test_it_is_the_mean_over_pictures_and_pixels(predicts: str) -> None:
     for one in error_table(model, pictures, [600, 5], seed=7):
         level, errors = model.schedule.level(one.t), []
         for index, picture in enumerate(pictures):
-            eps = torch.from_numpy(seeds.normal(7, index, one.t, (1, 8, 8)))
+            eps = torch.from_numpy(rng.normal(7, index, one.t, (1, 8, 8)))
             x0 = to_float(picture[None])[0]
             x = level.signal * x0 + level.noise * eps
             with torch.no_grad():

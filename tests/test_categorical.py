@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim.categorical import kl, marginal, mixture_weights, posterior, sigma_largest
-from ddim.schedule import Level, Schedule, from_betas
+from ddim.process.categorical import kl, marginal, mixture_weights, posterior, sigma_largest
+from ddim.process.schedule import Level, Schedule, from_betas
 
 SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 0.9], "short")
 TO_PURE_NOISE = from_betas([0.2, 0.3, 0.5, 1.0], "to pure noise")

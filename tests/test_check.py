@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ddim.check as check
 from bench import SAMPLERS, SCHEDULES, falling, levels_of
-from ddim import gaussian, samplers, schedule
+from ddim import check, samplers
 from ddim.check import convergence, plans, schedules
+from ddim.check import finding as finding_
 from ddim.check.finding import Finding, largest
-from ddim.plan import Plan
-from ddim.schedule import Level, Schedule
+from ddim.plan.plan import Plan
+from ddim.process import gaussian, schedule
+from ddim.process.schedule import Level, Schedule
 
 LINEAR = SCHEDULES["linear"]
 SHORT = schedule.linear(50, 0.002, 0.4)
@@ -44,8 +45,8 @@ def test_a_finding_says_itself() -> None:
 def test_nan_is_within_no_limit() -> None:
     assert math.isnan(largest([1.0, math.nan, 2.0]))
     assert math.isnan(largest([math.nan, 1.0]))
-    assert not check.finding.at_most("x", math.nan, 1.0).passed
-    assert not check.finding.between("x", math.nan, 0.0, 1.0).passed
+    assert not finding_.at_most("x", math.nan, 1.0).passed
+    assert not finding_.between("x", math.nan, 0.0, 1.0).passed
 
 
 # --- schedules

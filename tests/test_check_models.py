@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ddim.check as check
 from bench import SCHEDULES, falling
-from ddim import exact, samplers
+from ddim import check, exact, samplers
 from ddim.check.denoisers import quiet_walk
 from ddim.check.finding import Finding
-from ddim.config import Provenance
-from ddim.denoiser import Prediction, Predicts, v_from_pair
 from ddim.errors import DdimError
-from ddim.model import Model
+from ddim.model.config import Provenance
+from ddim.model.image import Model
+from ddim.names import Predicts
 from ddim.nn.unet import UNet
-from ddim.schedule import Level, Schedule
+from ddim.process.parameterization import Prediction, v_from_pair
+from ddim.process.schedule import Level, Schedule
 from models import ddim, recipe, save_tiny, stripes, tiny_model, write_pictures
 
 LINEAR = SCHEDULES["linear"]

@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddim import checkpoint
-from ddim.config import ModelConfig
+from ddim._io.atomic import sha256
 from ddim.errors import DdimError
-from ddim.files import sha256
-from ddim.model import Model, load
+from ddim.model import checkpoint
+from ddim.model.config import ModelConfig
+from ddim.model.image import Model
+from ddim.model.load import load
 from models import CATEGORICAL, KINDS, LETTERS, contents, load_tiny, save_tiny, tiny_model
 
 every_kind = pytest.mark.parametrize("kind", KINDS, indirect=True)
@@ -59,7 +60,7 @@ def rewrite(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     ("kind", "predicts"),
     [*(("pictures", what) for what in ("eps", "x0", "v")), *((kind, "x0") for kind in CATEGORICAL)],
 )
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")  # of eps: where it starts, and that it clips
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # of eps: where it starts, and that it clips
 def test_round_trip(kind: str, predicts: str, tmp_path: Path) -> None:
     model = tiny_model(kind=kind, predicts=predicts, classes=3, dropout=0.1)
     model.save(tmp_path / "a" / "model")

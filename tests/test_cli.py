@@ -17,15 +17,14 @@ import torch
 from PIL import Image
 
 from ddim.cli.main import COMMANDS
-from ddim.cli.options import GRIDS
-from ddim.cli.train import LOSS_WEIGHTS
-from ddim.grid import NAMED
-from ddim.guidance import cfg_plus_plus
-from ddim.latents import read_latents
-from ddim.model import Model, load
-from ddim.objective import Gamma
-from ddim.pixels import to_uint8
-from ddim.plan import Plan
+from ddim.data.pixels import to_uint8
+from ddim.model.image import Model
+from ddim.model.load import load
+from ddim.names import LOSS_WEIGHTS, SPACINGS, LossWeight
+from ddim.plan.plan import Plan
+from ddim.process.timesteps import NAMED
+from ddim.sampling.guidance import cfg_plus_plus
+from ddim.sampling.latents import read_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 Say = Callable[..., str]
@@ -99,7 +98,7 @@ main(["--help"])
 
 
 def test_the_grids_of_the_help_are_the_grids() -> None:
-    assert set(GRIDS) == set(NAMED)
+    assert set(SPACINGS) == set(NAMED)
 
 
 def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +110,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
 
 
 def test_presets_are_listed(say: Say) -> None:
-    from ddim.presets import PRESETS
+    from ddim.train.presets import PRESETS
 
     told = say("train", "--list-presets").splitlines()
     assert [line.split()[0] for line in told] == list(PRESETS)
@@ -173,7 +172,7 @@ def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp
 
 
 def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
-    assert set(LOSS_WEIGHTS) == set(get_args(Gamma))
+    assert set(LOSS_WEIGHTS) == set(get_args(LossWeight))
 
 
 def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim import samplers, schedule
-from ddim.files import lock
-from ddim.latents import LatentsFile, write_latents
+from ddim import samplers
+from ddim._io.atomic import lock
+from ddim.process import schedule
+from ddim.sampling.latents import LatentsFile, write_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from bench import SCHEDULES
-from ddim.native import kernels
-from ddim.schedule import Schedule
-from ddim.wrapping import Time, wrap
+from ddim.model.denoisers import Time
+from ddim.model.wrap import wrap
+from ddim.nn.cpu import kernels, library
+from ddim.process.schedule import Schedule
 from models import CATEGORICAL, tiny_model
 
 WAYS: dict[str, Callable[[Any], Any]] = {
@@ -33,7 +34,7 @@ def test_a_model(way: str, used: bool, dtype: str) -> None:
     try:
         if dtype == "float32-fast":
             kernels.kernels()
-    except kernels.Unavailable as reason:
+    except library.Unavailable as reason:
         pytest.skip(f"no kernels here: {reason}")
     first = model.sample(2, steps=2, labels=[0, 1]) if used else None
     other = WAYS[way](model)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim import cuda_graphs
-from ddim.cuda_graphs import PlanGraphs
 from ddim.errors import DdimError, DdimWarning
-from ddim.model import Model, TokenModel, of
+from ddim.model import cuda_graphs
+from ddim.model.cuda_graphs import PlanGraphs
+from ddim.model.image import Model
+from ddim.model.load import build_model
+from ddim.model.tokens import TokenModel
 from models import new_network, tiny_config
 
 
@@ -52,7 +54,9 @@ def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def models(kind: str = "pictures", graphs: Graphs | None = None, **changes: Any) -> tuple[Any, Any, Graphs]:
     """A model without graphs, the same with them, and the graphs."""
     config = tiny_config(kind, **changes)
-    plain, recording = (of(new_network(config.network), config, "cpu", dtype="float32", micro_batch=3) for _ in "ab")
+    plain, recording = (
+        build_model(new_network(config.network), config, "cpu", dtype="float32", micro_batch=3) for _ in "ab"
+    )
     graphs = graphs or Graphs(always=True)
     recording.compute.graphs = graphs
     return plain, recording, graphs
@@ -175,7 +179,7 @@ def test_a_copy_records_its_own() -> None:
 
 def test_a_cpu_has_none_and_refuses_them() -> None:
     config = tiny_config()
-    assert of(new_network(config.network), config, "cpu").compute.graphs is None
+    assert build_model(new_network(config.network), config, "cpu").compute.graphs is None
     with pytest.raises(DdimError) as error:
-        of(new_network(config.network), config, "cpu", cuda_graphs=True)
+        build_model(new_network(config.network), config, "cpu", cuda_graphs=True)
     assert error.value.what == "cuda_graphs"

@@ -20,7 +20,7 @@ if importlib.util.find_spec("triton") is None or not (CUDA or INTERPRETED):
     pytest.skip("needs Triton, and a CUDA GPU or TRITON_INTERPRET=1", allow_module_level=True)
 
 from ddim.nn import cuda_norm  # noqa: E402
-from ddim.nn.parts import fuse_norms  # noqa: E402
+from ddim.nn.blocks import fuse_norms  # noqa: E402
 from models import new_network, tiny_network  # noqa: E402
 
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -13,22 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from ddim import bits, checkpoint, runs
-from ddim.checksum import journal_line, read_journal, seal, unseal, write_json
-from ddim.config import CategoricalConfig, ModelConfig, ScheduleConfig
+from ddim._io.checksum import journal_line, read_journal, seal, unseal, write_json
+from ddim._io.safetensors import read_tensors, write_tensors
 from ddim.data.text import TextPolicy
 from ddim.errors import DdimError, DdimWarning
-from ddim.evaluation import statistics
-from ddim.evaluation.gather import gathering
+from ddim.evaluation import likelihood_run, statistics
+from ddim.evaluation.accumulate import iter_gather
+from ddim.evaluation.features import Extractor
 from ddim.evaluation.moments import Moments
-from ddim.evaluation.space import Extractor
+from ddim.evaluation.sample_folder import generate
 from ddim.evaluation.statistics import Protocol, Statistics
-from ddim.generate import generate
-from ddim.latents import LatentsFile, read_latents, write_latents
-from ddim.model import load
+from ddim.model import checkpoint
+from ddim.model.config import CategoricalConfig, ModelConfig, ScheduleConfig
+from ddim.model.load import load
 from ddim.nn.transformer import TransformerConfig
-from ddim.plan import Plan
-from ddim.tensors import read_tensors, write_tensors
+from ddim.plan.plan import Plan
+from ddim.sampling.latents import LatentsFile, read_latents, write_latents
+from ddim.train import run, run_config
 from models import LENGTH, LETTERS, contents, ddim, load_tiny, recipe, save_tiny, stripes, tiny_model, tiny_set
 
 BEFORE = Path(__file__).parent / "data" / "before_checksums"
@@ -74,7 +75,7 @@ def save_statistics(path: Path) -> Callable[[Path], object]:
 def save_cell(path: Path) -> Callable[[Path], object]:
     def go(path: Path) -> object:
         space = Extractor("two", "0", lambda some: torch.as_tensor(some.reshape(len(some), -1)[:, :2]).float())
-        return list(gathering(lambda some: [stripes(4)[some.start : some.stop]], 4, space, path, {"data": "four"}))
+        return list(iter_gather(lambda some: [stripes(4)[some.start : some.stop]], 4, space, path, {"data": "four"}))
 
     go(path)
     return go
@@ -214,7 +215,7 @@ def test_a_damaged_list_of_finished_samples_costs_samples_and_nothing_else(damag
     assert list(generate(model, model.plan(2), tmp_path, 5))[-1].found == 5
 
 
-def text_run() -> runs.RunConfig:
+def text_run() -> run_config.RunConfig:
     """The run whose folder is kept from before there were checksums."""
     model = ModelConfig(
         network=TransformerConfig(categories=len(LETTERS), length=LENGTH, width=4, depth=1, heads=1),
@@ -225,7 +226,7 @@ def text_run() -> runs.RunConfig:
     )
     train = recipe(steps=6, checkpoint_every=2, keep=1, gamma="simple")
     data = tiny_set("text")
-    return runs.RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=model, train=train)
+    return run_config.RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=model, train=train)
 
 
 @pytest.fixture
@@ -244,12 +245,12 @@ def test_a_plan_a_model_latents_and_statistics_of_the_version_before_are_read(be
     found = statistics.read(before / "statistics.safetensors")
     assert (found.protocol.data, found.moments.count, found.moments.dim) == ("four", 4, 3)
     space = Extractor("three", "0", lambda some: torch.zeros(len(some), 3))
-    made = gathering(lambda some: [stripes(20)[:0]], 20, space, before / "cell.safetensors", {"data": "stripes"})
+    made = iter_gather(lambda some: [stripes(20)[:0]], 20, space, before / "cell.safetensors", {"data": "stripes"})
     assert list(made) == [20]
 
 
 def test_a_run_of_the_version_before_goes_on(before: Path, recwarn: pytest.WarningsRecorder) -> None:
-    steps = [report.step for report in runs.train(before / "run", text_run(), tiny_set("text"), "cpu")]
+    steps = [report.step for report in run.train(before / "run", text_run(), tiny_set("text"), "cpu")]
     assert steps == [4, 5, 6]
     assert all("goes on with" in str(warning.message) for warning in recwarn)  # of another torch, perhaps
     assert [json.loads(line)["step"] for line in (before / "run/metrics.jsonl").read_text().splitlines()] == [3, 6]
@@ -270,7 +271,7 @@ def test_samples_of_the_version_before_are_taken_where_they_are_whole(before: Pa
 
 def test_figures_of_the_version_before_are_gone_on_with(before: Path) -> None:
     model = load_tiny(before / "model")
-    request = bits.bound_request(model, model.plan(3, "linear", 1.0), None, 0, 0)
+    request = likelihood_run.bound_request(model, model.plan(3, "linear", 1.0), None, 0, 0)
     names = [str(index) for index in range(10)]
-    steps = list(bits.measure(model, stripes(20)[:10], names, request, before / "likelihood", "model"))
+    steps = list(likelihood_run.measure(model, stripes(20)[:10], names, request, before / "likelihood", "model"))
     assert [len(blocks) for blocks in steps] == [2]

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import GAUSSIAN, SCHEDULES, randn
-from ddim.denoiser import Clipped, Guided, Prediction, eps_from_x0, predict, v_from_pair, x0_from_eps
-from ddim.gaussian import diffuse
-from ddim.schedule import Level
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Prediction, eps_from_x0, predict, v_from_pair, x0_from_eps
+from ddim.process.schedule import Level
+from ddim.sampling.guidance import Guided
+from ddim.sampling.x0_hooks import Clipped
 
 LINEAR = SCHEDULES["linear"]
 LEVEL = LINEAR.level(300)

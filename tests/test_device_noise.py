@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from ddim import device_noise, seeds
 from ddim.errors import DdimWarning
-from ddim.seeds import Noise, TokenNoise
+from ddim.process import device_noise, rng
+from ddim.process.rng import Noise, TokenNoise
 from scripted import Scripted
 
 CUDA = torch.cuda.is_available()
@@ -102,7 +102,7 @@ def both(
 ) -> tuple[np.ndarray, np.ndarray]:
     got = device_noise.normal(device_noise.stream_keys(seed, indices, device), draw, (count,))
     assert (got.dtype, got.device.type) == (torch.float32, device.type)
-    return got.cpu().numpy(), np.stack([seeds.normal(seed, index, draw, (count,)) for index in indices])
+    return got.cpu().numpy(), np.stack([rng.normal(seed, index, draw, (count,)) for index in indices])
 
 
 def compare(got: np.ndarray, expected: np.ndarray) -> None:
@@ -163,7 +163,7 @@ def test_the_draw_may_be_a_tensor(device: torch.device) -> None:
 def test_noise_draws_through_the_kernels(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     host, tokens = Noise(5, (2, 9), (3, 4, 4)), TokenNoise(5, (2, 9), (40,), pi=torch.ones(3).double())
     expected = host.row(2), tokens.row(2), tokens.start()
-    monkeypatch.setattr(seeds, "_draws_on", lambda _: True)
+    monkeypatch.setattr(rng, "_draws_on", lambda _: True)
     there = Noise(5, (2, 9), (3, 4, 4), device), TokenNoise(5, (2, 9), (40,), device, torch.ones(3).double())
     drawn = there[0].row(2), there[1].row(2), there[1].start()
     for got, wanted in zip(drawn, expected, strict=True):
@@ -174,7 +174,7 @@ def test_noise_draws_through_the_kernels(device: torch.device, monkeypatch: pyte
 @with_gpu
 def test_a_gpu_draws_on_without_waiting() -> None:
     noise = Noise(5, tuple(range(9)), (3, 8, 8), "cuda")
-    assert seeds._draws_on(torch.device("cuda"))
+    assert rng._draws_on(torch.device("cuda"))
     noise.row(0)
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -201,8 +201,8 @@ def test_a_captured_graph_draws_anew_from_what_its_tensors_hold() -> None:
 
 def test_without_a_gpu_the_host_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_noise, "normal", None)
-    assert not seeds._draws_on(torch.device("cpu"))
-    assert torch.equal(Noise(0, (3,), (4,)).row(0)[0], torch.from_numpy(seeds.normal(0, 3, 1, (4,))))
+    assert not rng._draws_on(torch.device("cpu"))
+    assert torch.equal(Noise(0, (3,), (4,)).row(0)[0], torch.from_numpy(rng.normal(0, 3, 1, (4,))))
 
 
 def fails(*_: object) -> torch.Tensor:
@@ -217,4 +217,4 @@ def test_where_triton_does_not_work_the_host_draws_with_a_warning(
     monkeypatch.setattr(device_noise, "stream_keys", lambda *_: torch.zeros(1, 2))
     monkeypatch.setattr(device_noise, "normal", normal)
     with pytest.warns(DdimWarning, match="on the host"):
-        assert not seeds._draws_on.__wrapped__(torch.device("cuda"))
+        assert not rng._draws_on.__wrapped__(torch.device("cuda"))

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.hooks import LUMA, Grey, Mask, MeanPool, consistent, eps_kept
-from ddim.model import Model, load
-from ddim.pixels import to_float
-from ddim.schedule import zero_terminal_snr
+from ddim.model.image import Model
+from ddim.model.load import load
+from ddim.process.schedule import zero_terminal_snr
+from ddim.sampling.x0_hooks import LUMA, Grey, Mask, MeanPool, consistent, eps_kept
 from models import contents, ddim, load_tiny, save_tiny, stripes, tiny_model, write_pictures
 
 

@@ -16,15 +16,17 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim import emulate, samplers
-from ddim.cli import like
-from ddim.comparison import clipping, differences
-from ddim.denoiser import Hooked, Prediction, predict
+from ddim import names, samplers
+from ddim.cli import _emulation
 from ddim.errors import DdimError, DdimWarning
-from ddim.loop import trajectory
-from ddim.model import load
-from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.interop import emulate
+from ddim.model.load import load
+from ddim.plan.base import Hooked
+from ddim.plan.diff import clipping, differences
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level
+from ddim.sampling.loop import trajectory
 from models import contents, ddim, save_tiny
 
 LINEAR = SCHEDULES["linear"]
@@ -191,7 +193,7 @@ def sequence(skip_type: str, steps: int) -> list[int]:
 OFFICIAL = [("uniform", 7), ("uniform", 10), ("uniform", 30), ("quad", 10), ("quad", 100), ("quad", 1)]
 
 
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 @pytest.mark.parametrize(("skip_type", "steps"), OFFICIAL)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, None])
 def test_every_state_is_that_of_the_authors_code(skip_type: str, steps: int, eta: float | None) -> None:
@@ -286,7 +288,7 @@ def test_diff_names_exactly_the_rows_that_are_wrong(
 ) -> None:
     given = [] if eta is None else ["--eta", eta]
     theirs, ours, found = said(capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *given).split("\n\n")
-    assert theirs == str(like.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
+    assert theirs == str(_emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
     assert ours.startswith(f"ddim(the same times, S={steps}")
     first, *lines = found.splitlines()
     assert first.startswith("compared: ")
@@ -519,4 +521,4 @@ def test_commands_that_make_no_sense_are_refused_in_one_line(
 
 
 def test_what_is_listed_twice_is_the_same() -> None:
-    assert like.NAMES == emulate.NAMES == tuple(emulate.WHOSE)
+    assert names.EMULATED == emulate.NAMES == tuple(emulate.WHOSE)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddim import schedule
-from ddim.gaussian import sigma, sigma_hat
+from ddim.process import schedule
+from ddim.process.gaussian import sigma, sigma_hat
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "equations.py"))

@@ -78,7 +78,7 @@ def fail(name: str) -> None:
     if name == "wide":
         raise Wide("a.txt", line=3)
     if name == "misfit":
-        from ddim.data.pictures import MisfitError
+        from ddim.data.image import MisfitError
 
         raise MisfitError("a.png", "is 3x3", "give another")
     raise DdimError("a.txt", "is wrong", "correct it")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, equal_angles, levels_of, randn
-from ddim.denoiser import eps_from_x0
 from ddim.errors import DdimError
 from ddim.exact import EmpiricalData, GaussianData, MixtureData
-from ddim.loop import run
+from ddim.process.parameterization import eps_from_x0
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
 from ddim.samplers import ddim
-from ddim.schedule import Level
-from ddim.seeds import Noise
+from ddim.sampling.loop import run
 
 LINEAR = SCHEDULES["linear"]
 NOTHING = SCHEDULES["linear+zero-terminal-snr"].level(1000)

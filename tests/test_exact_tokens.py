@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.exact import IidTokens, MarkovTokens
-from ddim.schedule import Level
+from ddim.process.schedule import Level
 
 INITIAL = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 TRANSITION = torch.tensor([[0.1, 0.6, 0.3], [0.7, 0.05, 0.25], [0.0, 0.4, 0.6]], dtype=torch.float64)

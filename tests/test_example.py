@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddim import grid, samplers, schedule
-from ddim.denoiser import Prediction, Predicts, predict
-from ddim.loop import run
-from ddim.schedule import Level
-from ddim.seeds import Noise
+from ddim import samplers
+from ddim.names import Predicts
+from ddim.process import schedule, timesteps
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 PATH = Path(__file__).resolve().parents[1] / "examples" / "ddim_in_100_lines.py"
 
@@ -32,7 +34,7 @@ def test_schedule(example: dict[str, Any]) -> None:
     np.testing.assert_allclose(example["linear_schedule"](50), schedule.linear(50).alpha_bar, rtol=1e-12, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")  # quadratic grids lose entries, which `tau` says
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # quadratic grids lose entries, which `tau` says
 @pytest.mark.parametrize("name", ["quadratic", "equal-angle"])
 def test_grids(example: dict[str, Any], name: str) -> None:
     """Section 4.2: the same times for every number of steps, crowded grids included."""
@@ -40,7 +42,7 @@ def test_grids(example: dict[str, Any], name: str) -> None:
     for T in (40, 1000):
         abar = example["linear_schedule"](T)
         for steps in (*range(1, 41), *(S for S in (50, 100, 250, 500, 997, 1000) if S <= T)):
-            assert make(abar, steps) == grid.tau(schedule.linear(T), name, steps), (T, steps)
+            assert make(abar, steps) == timesteps.tau(schedule.linear(T), name, steps), (T, steps)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -71,7 +73,7 @@ def test_samples(example: dict[str, Any], name: str, predicts: Predicts, eta: fl
     def denoise(x: Tensor, level: Level) -> Prediction:
         return predict(network(x, int(level.t)), x, level, predicts)
 
-    times = grid.tau(table, name, 10)
+    times = timesteps.tau(table, name, 10)
     plan = samplers.ddim(table.levels([*times[::-1], 0]), eta)
     rows = iter(range(len(plan)))
     got = example["sample"](

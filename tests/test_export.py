@@ -21,14 +21,15 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim import export, samplers
-from ddim.config import ModelConfig, parse
+from ddim import samplers
+from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError
-from ddim.export import onnx_file, write
-from ddim.loop import run
-from ddim.network import NetworkDenoiser
-from ddim.pixels import to_uint8
-from ddim.plan import Plan
+from ddim.interop import export
+from ddim.interop.export import onnx_file, write
+from ddim.model.config import ModelConfig, parse
+from ddim.model.denoisers import NetworkDenoiser
+from ddim.plan.plan import Plan
+from ddim.sampling.loop import run
 from models import contents, ddim, load_tiny, process, save_tiny, tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -257,8 +258,8 @@ def test_what_no_program_can_be_is_refused(model: Any, network: Any, tmp_path: P
     path, text = tmp_path / "a.onnx", tiny_model(kind="text")
     assert "adds noise" in refused(model, path, model.plan(4, eta=0.5))
     assert "adds noise" in refused(network.model, path, network.model.plan(4, sigma="learned"))
-    assert "lattice" in refused(model, path, model.way("lossless", 4).down)
-    assert "starts from the states at" in refused(model, path, model.way("reversible", 4).onward)
+    assert "lattice" in refused(model, path, model.inversion("lossless", 4).decode_plan)
+    assert "starts from the states at" in refused(model, path, model.inversion("reversible", 4).resume_plan)
     assert "must end at t = 0" in refused(model, path, model.plan(4, encode=True))
     assert "was made for another model" in refused(model, path, replace(model.plan(4), made_for="0" * 64))
     assert "draws in every step" in refused(text, path, text.plan(4))
@@ -334,7 +335,7 @@ def test_a_plan_file_can_be_exported(
         return export.Exported(given[1], 5, write.describe(*given[:1], *given[2:]), None)
 
     (tmp_path / "plan.json").write_text(plan.to_json())
-    monkeypatch.setattr(export, "exporting", exporting)
+    monkeypatch.setattr(export, "iter_export", exporting)
     words = ("--out", tmp_path / "a.pt2", "--what", "sampler", "--plan", tmp_path / "plan.json")
     assert ddim("export", folder, *words) == 0
     assert taken[0][1:] == (tmp_path / "a.pt2", plan, "small")

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from ddim import runs
-from ddim.checksum import unseal
+from ddim._io.checksum import unseal
+from ddim._io.safetensors import read_tensors
 from ddim.errors import DdimError
-from ddim.metrics import Metrics
-from ddim.tensors import read_tensors
+from ddim.train import run as runs
+from ddim.train import run_config
+from ddim.train.logger import MetricsLogger
 from evaluation.kit import save_script
 from faults import BROKEN, FULL, Killed, faulty
 from models import contents, ddim, recipe, save_tiny, tiny_config, tiny_set, write_pictures
@@ -185,7 +186,7 @@ def train(folder: Path) -> None:
     config = tiny_config()
     data = tiny_set()
     train = recipe(steps=STEPS, checkpoint_every=1, keep=2, log_every=1, preview_every=4, batch=2)
-    run = runs.RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=config, train=train)
+    run = run_config.RunConfig(data=data.name, data_fingerprint=data.fingerprint(), model=config, train=train)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in runs.train(folder, run, data, "cpu", "ddim train"):
@@ -226,7 +227,7 @@ def hold_training(error: int | None, tmp_path: Path, request: pytest.FixtureRequ
 @pytest.fixture
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TensorBoard, which writes its files by itself and takes most of the time."""
-    monkeypatch.setattr(Metrics, "_events", lambda *_: None)
+    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_events")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ddim import seeds
-from ddim.feed import SLICE, Feed
+from ddim.process import rng
+from ddim.train.batches import SLICE, BatchLoader
 from models import COUNT, stripes
 
 LABELS = np.arange(COUNT) % 3
 
 
-def feed(place: str, batch: int = 7, labels: bool = True) -> Feed:
+def feed(place: str, batch: int = 7, labels: bool = True) -> BatchLoader:
     pictures = stripes(COUNT)
-    return Feed(lambda indices: pictures[indices], COUNT, batch, 5, LABELS if labels else None, "cpu", place)
+    return BatchLoader(lambda indices: pictures[indices], COUNT, batch, 5, LABELS if labels else None, "cpu", place)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 20, 45])
@@ -46,7 +46,7 @@ def test_held_on_the_device_the_data_are_read_once() -> None:
         asked.append(indices)
         return indices.astype(np.int64)[:, None]
 
-    held = Feed(pictures, count, 64, 0, place="device")
+    held = BatchLoader(pictures, count, 64, 0, place="device")
     read = np.concatenate(asked[1:])
     assert (read == np.arange(count)).all()
     before = len(asked)
@@ -61,8 +61,8 @@ def test_unasked_data_stay_on_the_host_of_a_cpu() -> None:
 
 def test_the_order_is_that_of_the_seed() -> None:
     order = np.concatenate([feed("host").indices(step) for step in range(6)])
-    assert (order[:COUNT] == seeds.permutation(5, 0, COUNT)).all()
-    assert (order[COUNT : 2 * COUNT] == seeds.permutation(5, 1, COUNT)).all()
+    assert (order[:COUNT] == rng.permutation(5, 0, COUNT)).all()
+    assert (order[COUNT : 2 * COUNT] == rng.permutation(5, 1, COUNT)).all()
     assert any((one != other).any() for one, other in itertools.pairwise([order[:COUNT], order[COUNT : 2 * COUNT]]))
 
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_read_is_said_by_the_step_that_needs_it() -> None:
             raise OSError("gone")
         return stripes(COUNT)[indices]
 
-    some = Feed(pictures, COUNT, 4, 5)
+    some = BatchLoader(pictures, COUNT, 4, 5)
     bad = next(step for step in range(5) if 3 in some.indices(step))
     batches = some.batches(0)
     for _ in range(bad):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ddim import files
+from ddim._io import atomic
+from ddim._io.atomic import claimed, lock, new_folder, unexpected_entries, write_atomic
+from ddim._io.safetensors import read_tensors
+from ddim._io.temporary import create, remove_parts, temporary_name
 from ddim.errors import DdimError, DdimWarning
-from ddim.files import claimed, lock, new_folder, remove_parts, strangers, write_atomic
-from ddim.metrics import Metrics
-from ddim.temporary import create, temporary_name
-from ddim.tensors import read_tensors
+from ddim.train.logger import MetricsLogger
 from faults import FULL, Killed, faulty
 from models import contents, ddim, load_tiny, save_tiny, tiny_model, write_pictures
 from test_runs import assert_same_run, go, newest
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without TensorBoard, which takes most of the time of a short run."""
-    monkeypatch.setattr(Metrics, "_events", lambda *_: None)
+    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
 
 
 def leave(path: Path, role: str = "part", folder: bool = False) -> Path:
@@ -43,7 +43,7 @@ def leave(path: Path, role: str = "part", folder: bool = False) -> Path:
 @pytest.mark.parametrize("folder", [False, True])
 def test_what_a_process_left_is_removed_when_it_is_gone(folder: bool, tmp_path: Path) -> None:
     left = leave(tmp_path / "a", folder=folder)
-    assert strangers(tmp_path) == []
+    assert unexpected_entries(tmp_path) == []
     remove_parts(tmp_path, "b")
     assert left.exists()
     remove_parts(tmp_path)
@@ -82,7 +82,7 @@ def test_another_process_is_seen_to_be_alive(tmp_path: Path) -> None:
 @pytest.mark.parametrize("folder", [False, True])
 def test_what_has_another_name_is_not_ours(name: str, folder: bool, tmp_path: Path) -> None:
     (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
-    assert strangers(tmp_path) == [name]
+    assert unexpected_entries(tmp_path) == [name]
     remove_parts(tmp_path)
     assert (tmp_path / name).exists()
 
@@ -216,7 +216,7 @@ def test_a_refused_command_leaves_the_folder_unclaimed(
 
 
 def test_samples_that_are_no_numbers_leave_the_folder_unclaimed(tmp_path: Path) -> None:
-    from ddim.generate import generate
+    from ddim.evaluation.sample_folder import generate
 
     model = tiny_model()
     for parameter in model.network.parameters():
@@ -291,5 +291,5 @@ def test_nothing_else_changes_the_file_system() -> None:
     for path in sorted((ROOT / "src/ddim").rglob("*.py")):
         if path.name not in allowed:
             assert not changes(ast.parse(path.read_text(encoding="utf-8"))), path
-    assert changes(ast.parse((ROOT / "src/ddim/files.py").read_text(encoding="utf-8")))
-    assert files.os is os
+    assert changes(ast.parse((ROOT / "src/ddim/_io/atomic.py").read_text(encoding="utf-8")))
+    assert atomic.os is os

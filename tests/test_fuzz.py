@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import torch
 
-from ddim import samplers, schedule
+from ddim import samplers
 from ddim.cli.main import main
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.statistics import Protocol, Statistics
-from ddim.interop import diffusers_write
+from ddim.interop import diffusers_export
+from ddim.process import schedule
 from foreign_lucid import LucidNet
 from foreign_nets import filled
 from models import contents, save_tiny, tiny_model, write_pictures
@@ -97,7 +98,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pictures(root / "pictures", 4)
     (root / "good.txt").write_text("a bad bed on a dead end " * 30)
     model = tiny_model(predicts="eps")
-    diffusers_write.write(root / "diffusers", model.config, model.network.state_dict())
+    diffusers_export.write(root / "diffusers", model.config, model.network.state_dict())
     torch.save(filled(LucidNet(16, multipliers=(1, 2))).state_dict(), root / "net.pt")
     (root / "plan.json").write_text(samplers.ddim(schedule.linear().levels([1000, 500, 0])).to_json())
     (root / "betas.json").write_text(json.dumps([0.1, 0.2, 0.3]))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import SCHEDULES, randn
-from ddim.gaussian import (
+from ddim.process.gaussian import (
     chain_weights,
     diffuse,
     forward_weights,
@@ -20,7 +20,7 @@ from ddim.gaussian import (
     sigma,
     sigma_hat,
 )
-from ddim.schedule import Level, from_betas
+from ddim.process.schedule import Level, from_betas
 
 LINEAR = SCHEDULES["linear"]
 ZERO = SCHEDULES["linear+zero-terminal-snr"]

@@ -15,13 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim.engine import Engine
+from ddim._io.atomic import lock
+from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
-from ddim.files import lock
-from ddim.generate import Made, generate, picture_path, read_sheet
-from ddim.model import Model
-from ddim.pixels import to_uint8
-from ddim.token_model import TokenModel
+from ddim.evaluation.sample_folder import Made, generate, read_sheet
+from ddim.model.base import ModelBase
+from ddim.model.image import Model
+from ddim.model.modality import image_path
+from ddim.model.tokens import TokenModel
 from models import KINDS, contents, ddim, load_tiny, process, save_tiny, tiny_model
 
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -177,15 +178,15 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = Engine.sample_blocks
+    real = ModelBase.sample_blocks
 
-    def interrupted(self: Engine, *args: Any, **words: Any) -> Any:
+    def interrupted(self: ModelBase, *args: Any, **words: Any) -> Any:
         for place, block in enumerate(real(self, *args, **words)):
             if place == 1 and len(args[1]) == 10:
                 signal.raise_signal(number)
             yield block
 
-    monkeypatch.setattr(Engine, "sample_blocks", interrupted)
+    monkeypatch.setattr(ModelBase, "sample_blocks", interrupted)
     handler = signal.getsignal(number)
     words = ("sample", saved, "-n", 10, "--steps", 2, "--micro-batch", 3, "--out", tmp_path / "out")
     assert ddim(*words) == 128 + number
@@ -220,7 +221,7 @@ def test_the_manifest_says_what_was_run(model: AnyModel, tmp_path: Path) -> None
 def test_a_picture_says_where_it_comes_from(model: Model, tmp_path: Path) -> None:
     plan = model.plan(4, eta=0.5)
     list(generate(model, plan, tmp_path, 2, start=3, seed=9, name="tiny"))
-    with Image.open(picture_path(tmp_path, 4)) as picture:
+    with Image.open(image_path(tmp_path, 4)) as picture:
         text = picture.text  # type: ignore[attr-defined]
     assert text["seed"] == "9"
     assert text["index"] == "4"

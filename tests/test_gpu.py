@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from ddim.kinds import kind_of
-from ddim.model import of
-from ddim.nn.parts import Norm
-from ddim.training import Trainer
+from ddim.model.load import build_model
+from ddim.model.modality import modality_of
+from ddim.nn.blocks import Norm
+from ddim.train.trainer import Trainer
 from models import COUNT, new_network, recipe, tiny_config, tiny_set
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -29,7 +29,7 @@ def trainer(**changes: Any) -> Trainer:
     config = tiny_config(classes=3, dropout=0.3)
     device = torch.device("cuda")
     changes = EVERYTHING | {"precision": "auto"} | changes
-    made = kind_of(config)
+    made = modality_of(config)
     loss = made.loss("sigmoid", device, changes["times"])
     labels = np.arange(COUNT) % 3
     return Trainer(
@@ -89,9 +89,9 @@ def test_a_state_is_gone_on_from_in_channels_last_memory(compiled: bool) -> None
 def test_samples_are_those_of_the_cpu(compiled: bool) -> None:
     config = tiny_config()
     networks = [new_network(config.network) for _ in range(3)]
-    exact = of(networks[0], config, "cpu", dtype="float32").sample(4, steps=5)
-    same = of(networks[1], config, "cuda", dtype="float32", compile=compiled).sample(4, steps=5).cpu()
-    near = of(networks[2], config, "cuda", dtype="bfloat16", compile=compiled).sample(4, steps=5).cpu()
+    exact = build_model(networks[0], config, "cpu", dtype="float32").sample(4, steps=5)
+    same = build_model(networks[1], config, "cuda", dtype="float32", compile=compiled).sample(4, steps=5).cpu()
+    near = build_model(networks[2], config, "cuda", dtype="bfloat16", compile=compiled).sample(4, steps=5).cpu()
     torch.testing.assert_close(same, exact, rtol=0, atol=1e-4)  # TF32 would be off by more
     assert (near - exact).square().mean().sqrt() < 0.05
 
@@ -101,7 +101,8 @@ def pair(changes: dict[str, Any], compiled: bool = False, **settings: Any) -> tu
     config = tiny_config(**changes)
     settings = {"dtype": "bfloat16", "compile": compiled, "micro_batch": 4} | settings
     eager, graphed = (
-        of(new_network(config.network), config, "cuda", cuda_graphs=graphs, **settings) for graphs in (False, True)
+        build_model(new_network(config.network), config, "cuda", cuda_graphs=graphs, **settings)
+        for graphs in (False, True)
     )
     return eager, graphed
 
@@ -110,9 +111,9 @@ def pair(changes: dict[str, Any], compiled: bool = False, **settings: Any) -> tu
 def test_fused_norms_change_a_network_by_rounding_alone(changes: dict[str, Any]) -> None:
     pytest.importorskip("triton")
     config = tiny_config(**changes)
-    exact = of(new_network(config.network), config, "cuda", dtype="float32")
-    fused = of(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
-    plain = of(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
+    exact = build_model(new_network(config.network), config, "cuda", dtype="float32")
+    fused = build_model(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
+    plain = build_model(new_network(config.network), config, "cuda", dtype="bfloat16", micro_batch=4)
     assert fused.compute.fused
     for part in plain.compute.network.modules():
         if isinstance(part, Norm):
@@ -164,7 +165,7 @@ def test_a_compiled_network_is_recorded_too() -> None:
 
 def test_unasked_a_plan_is_recorded_at_its_second_use() -> None:
     config = tiny_config()
-    model = of(new_network(config.network), config, "cuda", micro_batch=4)
+    model = build_model(new_network(config.network), config, "cuda", micro_batch=4)
     made = []
     for count in (0, 1, 1):
         made.append(model.sample(4, 3))

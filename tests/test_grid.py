@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import GRIDS, SCHEDULES, levels_of
-from ddim import grid, schedule
 from ddim.errors import DdimError, DdimWarning
+from ddim.process import schedule, timesteps
 
 LINEAR = SCHEDULES["linear"]
 
@@ -20,7 +20,7 @@ LINEAR = SCHEDULES["linear"]
 def tau_and_words(made: schedule.Schedule, name: str, steps: int) -> tuple[list[float], list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        times = grid.tau(made, name, steps)
+        times = timesteps.tau(made, name, steps)
     assert all(issubclass(word.category, DdimWarning) for word in caught)
     return times, [str(word.message) for word in caught]
 
@@ -30,7 +30,7 @@ def tau_and_words(made: schedule.Schedule, name: str, steps: int) -> tuple[list[
 def test_every_grid_rises_within_the_schedule_or_says_what_it_did(made: schedule.Schedule, name: str) -> None:
     for steps in (1, 2, 3, 10, 13, 30, 50, 100, 600, 999, 1000):
         times, words = tau_and_words(made, name, steps)
-        assert grid.check(made, times) == times
+        assert timesteps.check(made, times) == times
         assert all(t == round(t) for t in times)
         assert times[0] >= 1
         assert any("steps asked" in word for word in words) == (len(times) != steps)
@@ -43,7 +43,7 @@ def test_short_schedules_have_all_grids(T: int, data: st.DataObject) -> None:
     steps = data.draw(st.integers(1, T))
     for name in GRIDS:
         times, words = tau_and_words(made, name, steps)
-        assert grid.check(made, times) == times
+        assert timesteps.check(made, times) == times
         assert words or (len(times) == steps and times[-1] == T)
 
 
@@ -86,7 +86,7 @@ def test_official_grids_say_where_they_go_astray() -> None:
         assert len(times) == found
         assert f"{steps} steps asked, its formula gives {found} distinct times" in words[0]
     with pytest.warns(DdimWarning, match="starts at t = 80[01], not T = 1000"):
-        grid.tau(LINEAR, "official-quadratic", 10)
+        timesteps.tau(LINEAR, "official-quadratic", 10)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -100,7 +100,7 @@ def test_spacings_are_those_of_diffusers(spacing: str, steps: int) -> None:
 @pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
 @pytest.mark.parametrize("steps", [5, 10, 50])
 def test_equal_angle_turns_by_equal_angles_up_to_half_a_time_step(made: schedule.Schedule, steps: int) -> None:
-    times = grid.tau(made, "equal-angle", steps)
+    times = timesteps.tau(made, "equal-angle", steps)
     last = made.level(made.T).angle
     for i, t in enumerate(times, start=1):
         exact = last * i / steps
@@ -110,7 +110,7 @@ def test_equal_angle_turns_by_equal_angles_up_to_half_a_time_step(made: schedule
 
 @pytest.mark.parametrize("steps", [5, 10])
 def test_log_snr_steps_are_equal_up_to_half_a_time_step(steps: int) -> None:
-    times = grid.tau(LINEAR, "log-snr", steps)
+    times = timesteps.tau(LINEAR, "log-snr", steps)
     first, last = LINEAR.level(1).log_snr, LINEAR.level(1000).log_snr
     for t, exact in zip(times, np.linspace(first, last, steps), strict=True):
         assert LINEAR.level(min(t + 0.5, 1000)).log_snr - 1e-9 <= exact <= LINEAR.level(t - 0.5).log_snr + 1e-9
@@ -119,18 +119,18 @@ def test_log_snr_steps_are_equal_up_to_half_a_time_step(steps: int) -> None:
 @pytest.mark.filterwarnings("ignore:.*distinct times")
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_top_below_the_end(name: str) -> None:
-    times = grid.tau(LINEAR, name, 7, top=600)
+    times = timesteps.tau(LINEAR, name, 7, top=600)
     assert (len(times) >= 7, times[0] >= 1, times[-1]) == (True, True, 600)
-    assert grid.check(LINEAR, times) == times
+    assert timesteps.check(LINEAR, times) == times
     for top in (6, 1001):
         with pytest.raises(DdimError, match=f"top {top}"):
-            grid.tau(LINEAR, name, 7, top=top)
+            timesteps.tau(LINEAR, name, 7, top=top)
 
 
 def test_a_list_of_ones_own() -> None:
-    assert grid.tau(LINEAR, [0.5, 3, 1000]) == [0.5, 3.0, 1000.0]
+    assert timesteps.tau(LINEAR, [0.5, 3, 1000]) == [0.5, 3.0, 1000.0]
     with pytest.warns(DdimWarning, match="starts at t = 900, not T = 1000"):
-        assert grid.tau(LINEAR, [1, 900]) == [1.0, 900.0]
+        assert timesteps.tau(LINEAR, [1, 900]) == [1.0, 900.0]
 
 
 @pytest.mark.parametrize(
@@ -147,17 +147,17 @@ def test_a_list_of_ones_own() -> None:
 )
 def test_illegal_lists_are_refused_by_name(times: list[float], wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong):
-        grid.tau(LINEAR, times)
+        timesteps.tau(LINEAR, times)
 
 
 def test_unknown_names_and_numbers_of_steps_are_refused() -> None:
     with pytest.raises(DdimError, match="choose one of equal-angle, linear"):
-        grid.tau(LINEAR, "liner", 10)
+        timesteps.tau(LINEAR, "liner", 10)
     for steps in (None, 0, -1, 1001):
         with pytest.raises(DdimError, match=rf"steps {steps}: is not a whole number in 1\.\.1000"):
-            grid.tau(LINEAR, "linear", steps)
+            timesteps.tau(LINEAR, "linear", steps)
 
 
 def test_the_default_is_a_grid() -> None:
-    assert grid.DEFAULT in GRIDS
-    assert len(levels_of(LINEAR, grid.DEFAULT, 10)) == 11
+    assert timesteps.DEFAULT in GRIDS
+    assert len(levels_of(LINEAR, timesteps.DEFAULT, 10)) == 11

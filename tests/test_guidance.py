@@ -10,14 +10,14 @@ from torch import Tensor
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, levels_of, randn
 from ddim import samplers
-from ddim.denoiser import Denoiser, Guided, Prediction
 from ddim.errors import DdimError
 from ddim.exact import GaussianData
-from ddim.guidance import cfg_plus_plus
-from ddim.loop import run, trajectory
-from ddim.plan import Plan
-from ddim.schedule import Level
-from ddim.seeds import Noise
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Denoiser, Prediction
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
+from ddim.sampling.guidance import Guided, cfg_plus_plus
+from ddim.sampling.loop import run, trajectory
 from models import tiny_model
 
 OTHER = GaussianData(GAUSSIAN.mean + 0.7, GAUSSIAN.variance / 3)

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 import pytest
 
-from ddim.cli.hints import translated
+from ddim.cli._hints import translated
 from ddim.cli.main import COMMANDS, cli
-from ddim.errors import DdimError, DdimWarning, either, say
+from ddim.errors import DdimError, DdimWarning, either, warn
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "ddim"
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*(?![\w-])")
@@ -171,5 +171,5 @@ def test_hints_survive_in_errors_and_warnings() -> None:
     assert DdimError("x", "y", hint).mend is hint
     assert str(DdimError("x", "y", hint)) == "x: y; a, or b=1"
     with pytest.warns(DdimWarning) as said:
-        say("x", hint)
+        warn("x", hint)
     assert said[0].message.mend is hint

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bench import GAUSSIAN, SCHEDULES, levels_of, mixture, randn
 from ddim import samplers
-from ddim.denoiser import Clipped, Hooked
 from ddim.errors import DdimError
 from ddim.exact import MixtureData
-from ddim.hooks import LUMA, Grey, Hook, Mask, MeanPool, Operator, clip, consistent, eps_kept, threshold
-from ddim.loop import run, trajectory
-from ddim.schedule import Level
-from ddim.seeds import Noise
+from ddim.plan.base import Hook, Hooked
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run, trajectory
+from ddim.sampling.x0_hooks import LUMA, Clipped, Grey, Mask, MeanPool, Operator, clip, consistent, eps_kept, threshold
 from models import tiny_model
 
 LEVEL = SCHEDULES["linear"].level(300)

@@ -17,13 +17,14 @@ import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, errors
 
-from ddim import checkpoint, hub
-from ddim.config import Provenance
-from ddim.engine import Engine
 from ddim.errors import DdimError, DdimWarning
-from ddim.interop import diffusers_write
-from ddim.model import Model, load, of
-from ddim.token_model import TokenModel
+from ddim.interop import diffusers_export
+from ddim.model import checkpoint, hub
+from ddim.model.base import ModelBase
+from ddim.model.config import Provenance
+from ddim.model.image import Model
+from ddim.model.load import build_model, load
+from ddim.model.tokens import TokenModel
 from models import KINDS, contents, new_network, recipe, save_tiny, tiny_config, tiny_model
 
 THREE = ["README.md", "config.json", "model.safetensors"]
@@ -47,7 +48,7 @@ FLOAT32 = {"dtype": "float32", "device": "cpu"}
 def trained(**changes: Any) -> Any:
     """A model of whose training everything is known."""
     config = tiny_config(**changes).model_copy(update={"provenance": KNOWN, "error": (0.5,) * 999 + (0.25,)})
-    return of(new_network(config.network), config, "cpu", dtype="float32")
+    return build_model(new_network(config.network), config, "cpu", dtype="float32")
 
 
 def written(model: Any, folder: Path, **settings: Any) -> tuple[ModelCard, str]:
@@ -86,7 +87,7 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path / "there" / "tiny", **FLOAT32)
     assert type(again) is type(model)
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
-    assert type(Engine.from_pretrained(tmp_path / "there" / "tiny", device="cpu")) is Engine
+    assert type(ModelBase.from_pretrained(tmp_path / "there" / "tiny", device="cpu")) is ModelBase
     assert torch.equal(load(tmp_path / "there" / "tiny", **FLOAT32).sample(2, steps=3), model.sample(2, steps=3))
 
 
@@ -289,10 +290,10 @@ def test_a_model_of_the_other_class_is_refused(tmp_path: Path) -> None:
     assert said.endswith("is a model of categories; load it with TokenModel.from_pretrained")
 
 
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")  # of eps: where it starts, and that it clips
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # of eps: where it starts, and that it clips
 def test_another_codes_model_is_read_as_ours(tmp_path: Path) -> None:
     model = tiny_model(predicts="eps", padding="both")
-    diffusers_write.write(tmp_path / "theirs", model.config, model.network.state_dict())
+    diffusers_export.write(tmp_path / "theirs", model.config, model.network.state_dict())
     again = Model.from_pretrained(tmp_path / "theirs", **FLOAT32)
     assert again.notes
     ours, theirs = (one.sample(2, steps=3, clip_x0=False) for one in (model, again))
@@ -335,6 +336,6 @@ def test_without_huggingface_hub_one_line_says_so(tmp_path: Path, monkeypatch: p
 
 
 def test_models_do_not_wait_for_huggingface_hub() -> None:
-    code = "import sys, ddim.model; print({'huggingface_hub', 'diffusers', 'onnx'} & sys.modules.keys())"
+    code = "import sys, ddim.model.image; print({'huggingface_hub', 'diffusers', 'onnx'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

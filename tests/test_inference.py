@@ -13,9 +13,9 @@ from torch.distributions import MultivariateNormal
 
 from bench import SCHEDULES, randn
 from ddim.errors import DdimError
-from ddim.gaussian import chain_weights
-from ddim.inference import Inference
-from ddim.schedule import Level
+from ddim.process.gaussian import chain_weights
+from ddim.process.joint import Inference
+from ddim.process.schedule import Level
 
 LINEAR = SCHEDULES["linear"]
 NAMES = ["linear", "cosine", "linear+zero-terminal-snr"]

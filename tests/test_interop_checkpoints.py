@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from bench import randn
 from ddim.errors import DdimError
-from ddim.interop import Hints, read
-from ddim.model import Model, load
+from ddim.model.image import Model
+from ddim.model.importers import CheckpointHints, read
+from ddim.model.load import load
 from foreign_nets import OfficialNet, OpenAINet, filled
 from models import ddim
 
@@ -40,7 +41,7 @@ def saved(folder: Path, state: Any, name: str = "model.pt") -> Path:
     return folder / name
 
 
-def differ(path: Path, hints: Hints, network: nn.Module, times: Tensor = TIMES) -> float:
+def differ(path: Path, hints: CheckpointHints, network: nn.Module, times: Tensor = TIMES) -> float:
     """By how much our network of a file and theirs differ, relatively; theirs is told `times`, ours t = 1 and 778."""
     model = load(path, "cpu", hints=hints, dtype="float32")
     x = randn(2, *model.shape, dtype=torch.float32)
@@ -66,12 +67,14 @@ SHAPES: dict[str, dict[str, Any]] = {
 def test_a_network_of_the_authors_code_computes_the_same(name: str, tmp_path: Path) -> None:
     network = official(**SHAPES[name])
     path = saved(tmp_path, network.state_dict())
-    assert differ(path, Hints(size=SIZE), network) < 1e-5
-    assert differ(path, Hints(size=(16, 8)), network) < 1e-5
+    assert differ(path, CheckpointHints(size=SIZE), network) < 1e-5
+    assert differ(path, CheckpointHints(size=(16, 8)), network) < 1e-5
 
 
 def test_what_is_read_off_the_authors_network(tmp_path: Path) -> None:
-    made = read(saved(tmp_path, official(levels=(1, 2, 2), blocks=2, at=(0, 2)).state_dict()), Hints(size=SIZE))
+    made = read(
+        saved(tmp_path, official(levels=(1, 2, 2), blocks=2, at=(0, 2)).state_dict()), CheckpointHints(size=SIZE)
+    )
     network = made.config.network
     assert (network.channels, network.multipliers, network.blocks, network.attention) == (32, (1, 2, 2), 2, (16, 4))
     assert made.config.schedule.build().T == 1000
@@ -86,17 +89,19 @@ def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path:
     optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 2e-4, "params": [0]}]}
     states = [renamed(trained, "module."), optimizer, 7, 1000]
     path = saved(tmp_path, [*states, dict(averaged.named_parameters())])
-    assert differ(path, Hints(size=SIZE), averaged) < 1e-5
-    assert differ(path, Hints(size=SIZE, ema=False), trained) < 1e-5
-    assert "weights: averaged (EMA)" in read(path, Hints(size=SIZE)).notes
-    assert [note for note in read(path, Hints(size=SIZE, ema=False)).notes if "as trained; the averaged" in note]
+    assert differ(path, CheckpointHints(size=SIZE), averaged) < 1e-5
+    assert differ(path, CheckpointHints(size=SIZE, ema=False), trained) < 1e-5
+    assert "weights: averaged (EMA)" in read(path, CheckpointHints(size=SIZE)).notes
+    assert [
+        note for note in read(path, CheckpointHints(size=SIZE, ema=False)).notes if "as trained; the averaged" in note
+    ]
     alone = saved(tmp_path, states, "alone.pth")
-    assert differ(alone, Hints(size=SIZE), trained) < 1e-5
-    assert [note for note in read(alone, Hints(size=SIZE)).notes if "the only ones" in note]
+    assert differ(alone, CheckpointHints(size=SIZE), trained) < 1e-5
+    assert [note for note in read(alone, CheckpointHints(size=SIZE)).notes if "the only ones" in note]
 
 
 def test_the_authors_quad_is_not_our_quadratic(tmp_path: Path) -> None:
-    made = read(saved(tmp_path, official().state_dict()), Hints(size=SIZE, schedule="quad", T=500))
+    made = read(saved(tmp_path, official().state_dict()), CheckpointHints(size=SIZE, schedule="quad", T=500))
     betas = np.linspace(1e-4**0.5, 0.02**0.5, 500) ** 2
     assert np.allclose(made.config.schedule.build().alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-9)
     assert not [note for note in made.notes if note.startswith("schedule:") and "assumed" in note]
@@ -114,9 +119,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def hints_of(options: dict[str, Any], **changes: Any) -> Hints:
+def hints_of(options: dict[str, Any], **changes: Any) -> CheckpointHints:
     told = {key: options[key] for key in ("heads", "head_channels") if key in options}
-    return Hints(size=SIZE, **(told | {"attention": options.get("order")} | changes))
+    return CheckpointHints(size=SIZE, **(told | {"attention": options.get("order")} | changes))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -131,29 +136,29 @@ def test_a_network_of_openais_computes_the_same(name: str, tmp_path: Path) -> No
 def test_the_order_of_queries_and_keys_and_the_number_of_heads_matter(tmp_path: Path) -> None:
     network = openai(heads=4)
     path = saved(tmp_path, network.state_dict())
-    assert differ(path, Hints(size=SIZE, heads=4), network) < 1e-5  # legacy is the default
-    assert differ(path, Hints(size=SIZE, heads=4, attention="new"), network) > 1e-3
-    assert differ(path, Hints(size=SIZE, heads=2), network) > 1e-3
+    assert differ(path, CheckpointHints(size=SIZE, heads=4), network) < 1e-5  # legacy is the default
+    assert differ(path, CheckpointHints(size=SIZE, heads=4, attention="new"), network) > 1e-3
+    assert differ(path, CheckpointHints(size=SIZE, heads=2), network) > 1e-3
 
 
 def test_times_are_rescaled_as_improved_diffusion_does(tmp_path: Path) -> None:
     plain, guided = openai(heads=1), openai(heads=1, updown=True)
     of_plain, of_guided = saved(tmp_path, plain.state_dict()), saved(tmp_path, guided.state_dict(), "guided.pt")
-    hints = Hints(size=SIZE, heads=1, T=4000)
+    hints = CheckpointHints(size=SIZE, heads=1, T=4000)
     assert differ(of_plain, hints, plain, TIMES / 4) < 1e-5
     assert differ(of_guided, hints, guided) < 1e-5
-    assert differ(of_plain, Hints(size=SIZE, heads=1, T=4000, rescale=False), plain) < 1e-5
-    assert differ(of_guided, Hints(size=SIZE, heads=1, T=4000, rescale=True), guided, TIMES / 4) < 1e-5
+    assert differ(of_plain, CheckpointHints(size=SIZE, heads=1, T=4000, rescale=False), plain) < 1e-5
+    assert differ(of_guided, CheckpointHints(size=SIZE, heads=1, T=4000, rescale=True), guided, TIMES / 4) < 1e-5
     of_heads = saved(tmp_path, openai(head_channels=32).state_dict(), "heads.pt")  # which improved-diffusion has not
-    assert read(of_heads, Hints(size=SIZE, head_channels=32, T=4000)).config.network.time_scale == 1
+    assert read(of_heads, CheckpointHints(size=SIZE, head_channels=32, T=4000)).config.network.time_scale == 1
     assert [note for note in read(of_plain, hints).notes if "1000/4000" in note and "assumed" in note]
 
 
 def test_openais_linear_betas_shrink_with_their_number_and_its_cosine_is_ours(tmp_path: Path) -> None:
     path = saved(tmp_path, openai(heads=1).state_dict())
-    linear = read(path, Hints(size=SIZE, heads=1, T=4000)).config.schedule.build().alpha_bar
+    linear = read(path, CheckpointHints(size=SIZE, heads=1, T=4000)).config.schedule.build().alpha_bar
     assert np.allclose(linear[1:], np.cumprod(1 - np.linspace(0.25e-4, 0.005, 4000)), rtol=1e-9)
-    cosine = read(path, Hints(size=SIZE, heads=1, T=100, schedule="cosine")).config.schedule.build().alpha_bar
+    cosine = read(path, CheckpointHints(size=SIZE, heads=1, T=100, schedule="cosine")).config.schedule.build().alpha_bar
     curve = np.cos((np.arange(101) / 100 + 0.008) / 1.008 * np.pi / 2) ** 2
     betas = np.minimum(1 - curve[1:] / curve[:-1], 0.999)
     assert np.allclose(cosine[1:], np.cumprod(1 - betas), rtol=1e-9)
@@ -162,8 +167,8 @@ def test_openais_linear_betas_shrink_with_their_number_and_its_cosine_is_ours(tm
 def test_weights_in_half_precision_come_back_in_single(tmp_path: Path) -> None:
     network = copy.deepcopy(openai(heads=1)).half()
     path = saved(tmp_path, network.state_dict())
-    assert differ(path, Hints(size=SIZE, heads=1), network.float()) < 1e-5
-    made = read(path, Hints(size=SIZE, heads=1))
+    assert differ(path, CheckpointHints(size=SIZE, heads=1), network.float()) < 1e-5
+    made = read(path, CheckpointHints(size=SIZE, heads=1))
     assert {tensor.dtype for tensor in made.weights.values()} == {torch.float32}
     assert [note for note in made.notes if "stored as float16" in note]
 
@@ -176,7 +181,7 @@ def test_every_form_of_file_gives_the_same_model(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(state, tmp_path / "e.safetensors")
     first, *others = (
-        read(path, Hints(size=SIZE)) for path in [*paths, tmp_path / "old.pth", tmp_path / "e.safetensors"]
+        read(path, CheckpointHints(size=SIZE)) for path in [*paths, tmp_path / "old.pth", tmp_path / "e.safetensors"]
     )
     for other in others:
         assert other.config == first.config
@@ -185,7 +190,7 @@ def test_every_form_of_file_gives_the_same_model(tmp_path: Path) -> None:
 
 def test_a_foreign_model_samples_and_is_saved_as_ours(tmp_path: Path) -> None:
     path = saved(tmp_path, openai(heads=2, learned=True).state_dict())
-    model = load(path, "cpu", hints=Hints(size=SIZE, heads=2), dtype="float32")
+    model = load(path, "cpu", hints=CheckpointHints(size=SIZE, heads=2), dtype="float32")
     assert isinstance(model, Model)
     pictures = model.sample(2, grid=[100, 400, 1000], seed=1, sigma="learned", sampler="ddim", clip_x0=False)
     assert pictures.shape == (2, 3, 16, 16)
@@ -297,14 +302,14 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     state, hints, words = REFUSED[name]
     with pytest.raises(DdimError, match=words) as error:
-        read(saved(tmp_path, state()), Hints(**({"size": SIZE} | hints)))
+        read(saved(tmp_path, state()), CheckpointHints(**({"size": SIZE} | hints)))
     assert "\n" not in str(error.value)
 
 
 def test_a_code_may_be_named(tmp_path: Path) -> None:
     path = saved(tmp_path, official().state_dict())
-    assert read(path, Hints(size=SIZE), "official").notes[0] == "code: official, as told"
+    assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "code: official, as told"
     with pytest.raises(DdimError, match=r"holds no input_blocks.0.0.weight"):
-        read(path, Hints(size=SIZE, heads=1), "openai")
+        read(path, CheckpointHints(size=SIZE, heads=1), "openai")
     with pytest.raises(DdimError, match="known are official, openai, lucidrains"):
-        read(path, Hints(size=SIZE), "stylegan")
+        read(path, CheckpointHints(size=SIZE), "stylegan")

@@ -13,9 +13,10 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, 
 from torch import nn
 
 from bench import randn
-from ddim import checkpoint, interop
 from ddim.errors import DdimError
-from ddim.model import Model, load
+from ddim.model import checkpoint, importers
+from ddim.model.image import Model
+from ddim.model.load import load
 from ddim.nn.unet import UNetConfig
 from models import ddim, new_network, save_tiny, tiny_config
 
@@ -271,7 +272,7 @@ def test_a_scheduler_we_do_not_know_is_refused(change: dict[str, Any], tmp_path:
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DdimError, match="scheduler_config"):
-        interop.read(folder)
+        importers.read(folder)
 
 
 def test_damaged_folders(tmp_path: Path) -> None:
@@ -280,16 +281,16 @@ def test_damaged_folders(tmp_path: Path) -> None:
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DdimError, match="not a safetensors file"):
-        interop.read(folder)
+        importers.read(folder)
     weights.unlink()
     with pytest.raises(DdimError, match="holds neither"):
-        interop.read(folder)
+        importers.read(folder)
     torch.save({"conv_in.weight": torch.zeros(3)}, folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(DdimError, match="holds no time_embedding"):
-        interop.read(folder)
+        importers.read(folder)
     (folder / "scheduler/scheduler_config.json").unlink()
     with pytest.raises(DdimError, match="copy the whole pipeline"):
-        interop.read(folder)
+        importers.read(folder)
 
 
 class Evil:
@@ -305,7 +306,7 @@ def test_a_pickle_never_runs_code(tmp_path: Path) -> None:
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
     torch.save({"conv_in.weight": Evil(tmp_path / "ran")}, folder / "unet/diffusion_pytorch_model.bin")
     with pytest.raises(DdimError, match="would have to run code"):
-        interop.read(folder)
+        importers.read(folder)
     assert not (tmp_path / "ran").exists()
 
 
@@ -364,4 +365,4 @@ def test_the_other_commands_take_such_a_folder(tmp_path: Path, capsys: pytest.Ca
     assert ddim("calibrate", folder, pictures, "--times", 24, "--out", tmp_path / "calibrated") == 0
     config, weights = checkpoint.read(tmp_path / "calibrated")
     assert config.error is not None
-    assert all(torch.equal(value, weights[key]) for key, value in interop.read(folder).weights.items())
+    assert all(torch.equal(value, weights[key]) for key, value in importers.read(folder).weights.items())

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ddim.errors import DdimError
-from ddim.interop import Hints, read
+from ddim.model.importers import CheckpointHints, read
 
 
 class Trap:
@@ -64,7 +64,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(name: str, tmp_path:
     path, place = tmp_path / "model.pt", tmp_path / "ran"
     TRAPS[name](Trap(place), path)
     with pytest.raises(DdimError, match="code") as error:
-        read(path, Hints(size=(16, 16)))
+        read(path, CheckpointHints(size=(16, 16)))
     assert "\n" not in str(error.value)
     assert not place.exists()
 
@@ -100,12 +100,12 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_damaged_file_is_one_line(name: str, suffix: str, tmp_path: Path) -> None:
-    from ddim.interop import checkpoints
+    from ddim.model.importers import detect
 
     path = tmp_path / f"model{suffix}"
     BROKEN[name](path)
     with pytest.raises(DdimError) as error:
-        checkpoints.read(path, Hints(size=(16, 16)))
+        detect.read(path, CheckpointHints(size=(16, 16)))
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
 
@@ -121,4 +121,4 @@ def test_any_damage_of_a_file_is_a_ddim_error_or_harmless(tmp_path: Path) -> Non
             bad[random.integers(0, min(len(bad), 700), 3)] = random.integers(0, 256, 3)
             path.write_bytes(bad.tobytes())
             with pytest.raises(DdimError):  # at the latest because it is no known network
-                read(path, Hints(size=(16, 16)))
+                read(path, CheckpointHints(size=(16, 16)))

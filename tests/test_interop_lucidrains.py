@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from bench import randn
 from ddim.errors import DdimError
-from ddim.interop import Hints, read
-from ddim.model import Model, load
+from ddim.model.image import Model
+from ddim.model.importers import CheckpointHints, read
+from ddim.model.load import load
 from ddim.nn.lucidrains import LucidrainsConfig
 from foreign_lucid import LucidNet
 from foreign_nets import filled
@@ -25,7 +26,7 @@ from models import ddim, new_network
 
 SIZE = (8, 8)
 TIMES = torch.tensor([0, 77])
-TOLD = Hints(size=SIZE, predicts="v", schedule="cosine")
+TOLD = CheckpointHints(size=SIZE, predicts="v", schedule="cosine")
 OPTIONS: dict[str, dict[str, Any]] = {
     "as given": {},
     "grey, three levels": {"colours": 1, "multipliers": (1, 2, 3)},
@@ -46,7 +47,7 @@ def saved(folder: Path, state: Any) -> Path:
     return folder / "model-1.pt"
 
 
-def differ(path: Path, hints: Hints, theirs: nn.Module) -> float:
+def differ(path: Path, hints: CheckpointHints, theirs: nn.Module) -> float:
     model = load(path, "cpu", hints=hints, dtype="float32")
     x = randn(2, *model.shape, dtype=torch.float32)
     with torch.no_grad():
@@ -101,7 +102,7 @@ def test_the_network_computes_the_same(name: str, tmp_path: Path) -> None:
     theirs = network(**OPTIONS[name])
     path = saved(tmp_path, theirs.state_dict())
     assert differ(path, TOLD, theirs) < 1e-5
-    assert differ(path, Hints(size=(8, 16), predicts="v", schedule="cosine"), theirs) < 1e-5
+    assert differ(path, CheckpointHints(size=(8, 16), predicts="v", schedule="cosine"), theirs) < 1e-5
 
 
 def test_the_network_in_half_precision_and_one_condition_for_all(tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def test_schedule_and_objective_are_read_off_the_tables(
     schedule: str, capped: bool, predicts: str, tmp_path: Path
 ) -> None:
     betas = BETAS[schedule](100)
-    made = read(saved(tmp_path, diffusion(network(), betas, predicts, capped)), Hints(size=SIZE))
+    made = read(saved(tmp_path, diffusion(network(), betas, predicts, capped)), CheckpointHints(size=SIZE))
     assert made.config.predicts == predicts
     assert np.allclose(made.config.schedule.build().alpha_bar[1:-1], np.cumprod(1 - betas)[:-1], rtol=1e-6)
     assert made.config.schedule.name == (schedule if schedule != "sigmoid" else "betas")
@@ -133,30 +134,30 @@ def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path:
     betas = sigmoid_betas(100)
     trained, averaged = diffusion(network(1), betas), diffusion(network(2), betas)
     path = saved(tmp_path, training(trained, averaged))
-    assert differ(path, Hints(size=SIZE), network(2)) < 1e-5
-    assert differ(path, Hints(size=SIZE, ema=False), network(1)) < 1e-5
-    assert read(path, Hints(size=SIZE)).notes[-1] == "weights: averaged (EMA)"
+    assert differ(path, CheckpointHints(size=SIZE), network(2)) < 1e-5
+    assert differ(path, CheckpointHints(size=SIZE, ema=False), network(1)) < 1e-5
+    assert read(path, CheckpointHints(size=SIZE)).notes[-1] == "weights: averaged (EMA)"
     alone = saved(tmp_path, training(trained, averaged)["ema"])
-    assert differ(alone, Hints(size=SIZE), network(2)) < 1e-5
-    assert differ(alone, Hints(size=SIZE, ema=False), network(1)) < 1e-5
+    assert differ(alone, CheckpointHints(size=SIZE), network(2)) < 1e-5
+    assert differ(alone, CheckpointHints(size=SIZE, ema=False), network(1)) < 1e-5
     without_online = saved(tmp_path, prefixed("ema_model.", averaged) | {"step": torch.tensor(7)})
-    assert differ(without_online, Hints(size=SIZE), network(2)) < 1e-5
+    assert differ(without_online, CheckpointHints(size=SIZE), network(2)) < 1e-5
     with pytest.raises(DdimError, match="averaged weights alone"):
-        read(without_online, Hints(size=SIZE, ema=False))
-    assert differ(saved(tmp_path, prefixed("module.", trained)), Hints(size=SIZE), network(1)) < 1e-5
+        read(without_online, CheckpointHints(size=SIZE, ema=False))
+    assert differ(saved(tmp_path, prefixed("module.", trained)), CheckpointHints(size=SIZE), network(1)) < 1e-5
 
 
 def test_the_sigmoid_of_a_network_alone_is_that_codes(tmp_path: Path) -> None:
     path = saved(tmp_path, network().state_dict())
-    made = read(path, Hints(size=SIZE, predicts="v", schedule="sigmoid", T=100))
+    made = read(path, CheckpointHints(size=SIZE, predicts="v", schedule="sigmoid", T=100))
     assert np.allclose(made.config.schedule.build().alpha_bar[1:], np.cumprod(1 - sigmoid_betas(100)), rtol=1e-9)
-    linear = read(path, Hints(size=SIZE, predicts="v", schedule="linear", T=250)).config.schedule.build()
+    linear = read(path, CheckpointHints(size=SIZE, predicts="v", schedule="linear", T=250)).config.schedule.build()
     assert np.allclose(linear.alpha_bar[1:], np.cumprod(1 - BETAS["linear"](250)), rtol=1e-9)
 
 
 def test_a_model_samples_is_saved_as_ours_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, diffusion(network(), sigmoid_betas(100)))
-    model = load(path, "cpu", hints=Hints(size=SIZE), dtype="float32")
+    model = load(path, "cpu", hints=CheckpointHints(size=SIZE), dtype="float32")
     assert isinstance(model, Model)
     pictures = model.sample(3, 4, seed=2)
     assert pictures.shape == (3, 3, 8, 8)
@@ -232,5 +233,5 @@ def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -
     state, hints, words = REFUSED[name]
     told = {"size": SIZE, "predicts": "v", "schedule": "cosine"} | hints
     with pytest.raises(DdimError, match=words) as error:
-        read(saved(tmp_path, state()), Hints(**told))
+        read(saved(tmp_path, state()), CheckpointHints(**told))
     assert "\n" not in str(error.value)

@@ -11,20 +11,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ddim.cli.beginning import begin_with
+from ddim._io.safetensors import read_tensors
+from ddim.cli._starting import begin_with
 from ddim.errors import DdimError, DdimWarning
-from ddim.interop import Hints, diffusers_write, read
-from ddim.tensors import read_tensors
+from ddim.interop import diffusers_export
+from ddim.model.importers import CheckpointHints, read
 from foreign_lucid import LucidNet
 from foreign_nets import OfficialNet, OpenAINet, filled
 from models import new_network, tiny_config
 
 State = dict[str, Tensor]
-OFFICIAL = Hints(size=(16, 16))
-CODES: dict[str, tuple[Callable[[], nn.Module], Hints]] = {
+OFFICIAL = CheckpointHints(size=(16, 16))
+CODES: dict[str, tuple[Callable[[], nn.Module], CheckpointHints]] = {
     "official": (lambda: OfficialNet(3, 32, (1, 2), 1, (1,)), OFFICIAL),
-    "openai": (lambda: OpenAINet(3, 32, (1, 2), 1, attends=(1,)), Hints(size=(16, 16), heads=4)),
-    "lucidrains": (lambda: LucidNet(16, multipliers=(1, 2)), Hints((8, 8), "cosine", predicts="v")),
+    "openai": (lambda: OpenAINet(3, 32, (1, 2), 1, attends=(1,)), CheckpointHints(size=(16, 16), heads=4)),
+    "lucidrains": (lambda: LucidNet(16, multipliers=(1, 2)), CheckpointHints((8, 8), "cosine", predicts="v")),
 }
 PREFIXES = ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module.", "model.", "model.module.net.")
 AVERAGES = ("ema_model.", "ema.", "averaged_model.module.", "model_ema.", "ema_model._orig_mod.", "swa_model.module.")
@@ -46,7 +47,7 @@ def weights(folder: Path, state: Any, code: str = "official", **told: Any) -> St
     """Our weights of what a file holds."""
     torch.save(state, folder / "model.pt")
     hints = CODES[code][1]
-    return read(folder / "model.pt", Hints(**{**hints.__dict__, **told})).weights
+    return read(folder / "model.pt", CheckpointHints(**{**hints.__dict__, **told})).weights
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -133,7 +134,7 @@ def test_what_stands_beside_the_network_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("binary", [True, False])
 def test_a_diffusers_folder(prefix: str, binary: bool, tmp_path: Path) -> None:
     config = tiny_config(predicts="eps", channels=32, groups=32)
-    diffusers_write.write(tmp_path / "f", config, dict(new_network(config.network).state_dict()))
+    diffusers_export.write(tmp_path / "f", config, dict(new_network(config.network).state_dict()))
     before = read(tmp_path / "f").weights
     file = tmp_path / "f" / "unet" / "diffusion_pytorch_model.safetensors"
     state = under(prefix, read_tensors(file)[0])

@@ -16,17 +16,18 @@ from PIL import Image
 from torch import Tensor
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, equal_angles, levels_of, randn
-from ddim import samplers
-from ddim.cli import encode as encode_command
-from ddim.denoiser import Prediction, predict
+from ddim import names, samplers
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.inversion import LATTICE, METHODS, continued, encode, encoding, graded, reverse, solve, way
-from ddim.latents import LatentsFile, read_latents, write_latents
-from ddim.loop import run, trajectory
-from ddim.pixels import to_float
-from ddim.plan import Plan
-from ddim.schedule import Level
-from ddim.tensors import read_tensors, write_tensors
+from ddim.names import METHODS
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level
+from ddim.sampling.fixed_point import invert_rows
+from ddim.sampling.inversion import LATTICE, drop_first, encode, encoding, graded_timesteps, make_inversion, reverse
+from ddim.sampling.latents import LatentsFile, read_latents, write_latents
+from ddim.sampling.loop import run, trajectory
 from models import ddim, save_tiny, stripes, tiny_model, write_pictures
 
 LINEAR = SCHEDULES["linear"]
@@ -67,7 +68,7 @@ def test_a_two_step_plan_is_gone_back(name: str) -> None:
 @pytest.mark.parametrize("name", TWO_STEP)
 def test_a_reversed_plan_reversed_is_the_plan_from_its_second_state_on(name: str) -> None:
     plan = TWO_STEP[name](levels_of(LINEAR, "quadratic", 10))
-    twice, once = reverse(reverse(plan)), continued(plan)
+    twice, once = reverse(reverse(plan)), drop_first(plan)
     assert (twice.before, len(twice)) == (once.before, len(once))
     for mine, other in zip(twice.rows, once.rows, strict=True):
         assert (mine.now, mine.next) == (other.now, other.next)
@@ -83,19 +84,19 @@ def test_a_picture_goes_up_and_comes_down(name: str) -> None:
     assert (len(up), up.before, up.start.t, up.rows[0].query) == (len(plan), (), 0, FIRST)
     reached = states(up, picture)
     size = max(float(state.abs().max()) for state in reached)
-    again = run(wild, continued(plan), reached[-2], earlier=[reached[-1]])
+    again = run(wild, drop_first(plan), reached[-2], earlier=[reached[-1]])
     torch.testing.assert_close(again, picture, rtol=0, atol=1e-10 * size)
 
 
 @pytest.mark.parametrize("schedule", ["cosine+zero-terminal-snr", "linear+zero-terminal-snr"])
 def test_bdia_goes_to_zero_signal_and_back(schedule: str) -> None:
     made = SCHEDULES[schedule]
-    ways = [way(name, levels_of(made, "linear", 10), made.level(1)) for name in ("reversible", "lossless")]
+    ways = [make_inversion(name, levels_of(made, "linear", 10), made.level(1)) for name in ("reversible", "lossless")]
     for some in ways:
         z, earlier, calls = encode(wild, some, randn(5, 4, seed=2).float())
-        assert some.down.start.signal == 0
+        assert some.decode_plan.start.signal == 0
         assert calls.tolist() == [10] * 5
-        again = run(wild, some.onward, earlier, earlier=[z]).float()
+        again = run(wild, some.resume_plan, earlier, earlier=[z]).float()
         torch.testing.assert_close(again, randn(5, 4, seed=2).float(), rtol=0, atol=1e-4)
 
 
@@ -104,7 +105,7 @@ def test_bdia_is_what_its_paper_prints() -> None:
     p, i, n = LINEAR.levels([900, 600, 200])
     plan = samplers.bdia([p, i, n], gamma=0.7)
     x_i, x_p = randn(3, 4), randn(3, 4, seed=1)
-    [step] = trajectory(wild, continued(plan), x_i, earlier=[x_p])
+    [step] = trajectory(wild, drop_first(plan), x_i, earlier=[x_p])
     there, here = (run(wild, samplers.ddim([i, end]), x_i) for end in (p, n))
     torch.testing.assert_close(step.x, 0.7 * (x_p - there) + here, rtol=1e-12, atol=1e-12)
     assert plan.rows[0] == samplers.ddim([p, i]).rows[0]
@@ -136,9 +137,9 @@ def test_lossless_is_lossless(steps: int) -> None:
     """All 256 grey values on the lattice, up and down: the same bits, in float32 and in float64."""
     pictures = to_float(np.arange(256, dtype=np.uint8).reshape(64, 2, 2, 1)).flatten(1)
     assert torch.equal((pictures.double() / LATTICE).round() * LATTICE, pictures.double())
-    some = way("lossless", levels_of(LINEAR, "equal-angle", steps), FIRST)
+    some = make_inversion("lossless", levels_of(LINEAR, "equal-angle", steps), FIRST)
     z, earlier, _ = encode(wild, some, pictures)
-    again = run(wild, some.onward, earlier, earlier=[z])
+    again = run(wild, some.resume_plan, earlier, earlier=[z])
     assert torch.equal(again, pictures.double())
 
 
@@ -198,10 +199,10 @@ def test_told_the_level_ahead() -> None:
 def test_ddim_is_solved_row_by_row(data: object) -> None:
     """Each row carries the state found to the state known, and the whole plan comes back."""
     denoise = data.denoise  # type: ignore[attr-defined]
-    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 20, 1000)[::-1]))
+    plan = samplers.ddim(LINEAR.levels(graded_timesteps(LINEAR, 20, 1000)[::-1]))
     picture = data.sample(16, 0) / 4  # type: ignore[attr-defined]
     known = picture
-    for solved in solve(denoise, plan, picture, tolerance=1e-12, limit=200):
+    for solved in invert_rows(denoise, plan, picture, tolerance=1e-12, limit=200):
         made = run(denoise, Plan("row", (solved.row,)), solved.x)
         miss = (made - known).square().mean(1).sqrt()
         torch.testing.assert_close(miss, solved.residual, rtol=1e-6, atol=1e-15)
@@ -212,32 +213,32 @@ def test_ddim_is_solved_row_by_row(data: object) -> None:
 
 
 def test_on_gaussian_data_the_solution_is_the_closed_form() -> None:
-    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 10, 1000)[::-1]))
+    plan = samplers.ddim(LINEAR.levels(graded_timesteps(LINEAR, 10, 1000)[::-1]))
     start = randn(8, 4)
     levels = [plan.start, *(row.next for row in plan.rows)]
-    *_, last = solve(GAUSSIAN.denoise, plan, GAUSSIAN.ddim_map(start, levels), tolerance=1e-13, limit=100)
+    *_, last = invert_rows(GAUSSIAN.denoise, plan, GAUSSIAN.ddim_map(start, levels), tolerance=1e-13, limit=100)
     torch.testing.assert_close(last.x, start, rtol=0, atol=1e-8)
 
 
 def test_a_sample_is_solved_by_itself() -> None:
-    plan = samplers.ddim(LINEAR.levels(graded(LINEAR, 10, 1000)[::-1]))
+    plan = samplers.ddim(LINEAR.levels(graded_timesteps(LINEAR, 10, 1000)[::-1]))
     pictures = MIXTURE.sample(6, 0) / 4
-    *_, together = solve(MIXTURE.denoise, plan, pictures, tolerance=1e-10, limit=100)
-    *_, alone = solve(MIXTURE.denoise, plan, pictures[2:3], tolerance=1e-10, limit=100)
+    *_, together = invert_rows(MIXTURE.denoise, plan, pictures, tolerance=1e-10, limit=100)
+    *_, alone = invert_rows(MIXTURE.denoise, plan, pictures[2:3], tolerance=1e-10, limit=100)
     torch.testing.assert_close(together.x[2:3], alone.x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 3, 20, 400, 999])
 def test_graded_times(schedule: str, steps: int) -> None:
-    times = graded(SCHEDULES[schedule], steps, 1000)
+    times = graded_timesteps(SCHEDULES[schedule], steps, 1000)
     assert (times[0], times[-1], len(times)) == (1, 1000, steps + 1)
     assert all(later - earlier >= 1 and later == int(later) for earlier, later in itertools.pairwise(times))
 
 
 def test_graded_times_need_room() -> None:
     with pytest.raises(DdimError, match=r"steps 1000: is not a whole number in 1\.\.999"):
-        graded(LINEAR, 1000, 1000)
+        graded_timesteps(LINEAR, 1000, 1000)
 
 
 DOWN = levels_of(LINEAR, "linear", 4)
@@ -255,12 +256,15 @@ DOWN = levels_of(LINEAR, "linear", 4)
         (lambda: samplers.bdia(DOWN[::-1]), "bdia: is asked for rising levels"),
         (lambda: samplers.o_belm(levels_of(SCHEDULES["cosine+zero-terminal-snr"], "linear", 4)), "has no signal"),
         (lambda: samplers.ddim_target(DOWN), "levels: do not rise"),
-        (lambda: way("reversible", DOWN[-2:], FIRST), "use 2 steps or more"),
-        (lambda: way("none", DOWN, FIRST), "method 'none': is unknown"),
-        (lambda: [*solve(wild, samplers.ddim(DOWN), randn(2, 4))], r"t = 250 to 0\): cannot be solved"),
-        (lambda: [*solve(wild, samplers.ddim(DOWN[:-1], eta=1), randn(2, 4))], r"plan row 0 .* cannot be solved"),
-        (lambda: [*solve(wild, samplers.ddim(DOWN[:-1], clip_x0=True), randn(2, 4))], "cannot be solved: it clips"),
-        (lambda: [*solve(wild, samplers.bdia(DOWN[:-1]), randn(2, 4))], "plan row 1 .* looks back"),
+        (lambda: make_inversion("reversible", DOWN[-2:], FIRST), "use 2 steps or more"),
+        (lambda: make_inversion("none", DOWN, FIRST), "method 'none': is unknown"),
+        (lambda: [*invert_rows(wild, samplers.ddim(DOWN), randn(2, 4))], r"t = 250 to 0\): cannot be solved"),
+        (lambda: [*invert_rows(wild, samplers.ddim(DOWN[:-1], eta=1), randn(2, 4))], r"plan row 0 .* cannot be solved"),
+        (
+            lambda: [*invert_rows(wild, samplers.ddim(DOWN[:-1], clip_x0=True), randn(2, 4))],
+            "cannot be solved: it clips",
+        ),
+        (lambda: [*invert_rows(wild, samplers.bdia(DOWN[:-1]), randn(2, 4))], "plan row 1 .* looks back"),
     ],
 )
 def test_what_cannot_be_gone_back_is_refused(call: Callable[[], object], wrong: str) -> None:
@@ -277,7 +281,7 @@ def test_a_row_without_a_solution_names_its_samples() -> None:
         return Prediction(torch.zeros_like(x), torch.tanh(x))
 
     with pytest.raises(DdimError) as told:
-        [*solve(flat, plan, pictures, limit=15, index=torch.tensor([7, 8, 9]))]
+        [*invert_rows(flat, plan, pictures, limit=15, index=torch.tensor([7, 8, 9]))]
     assert "samples 7, 9: plan row 0 (t = 1000 to 1): is not solved after 15 calls: residual" in str(told.value)
     assert str(told.value).endswith("use more steps, or method reversible")
     assert "\n" not in str(told.value)
@@ -288,11 +292,11 @@ def test_states_too_large_for_the_lattice_are_refused() -> None:
         return predict(1e7 * torch.ones_like(x), x, level, "v")
 
     with pytest.raises(DdimError, match=r"lossless: plan row 0: makes a state larger than 1\.04858e\+06"):
-        encode(loud, way("lossless", DOWN, FIRST), randn(2, 4))
+        encode(loud, make_inversion("lossless", DOWN, FIRST), randn(2, 4))
 
 
 def test_the_commands_know_the_methods() -> None:
-    assert encode_command.METHODS == METHODS
+    assert names.METHODS == METHODS
 
 
 @pytest.fixture(scope="module")
@@ -374,7 +378,7 @@ def test_a_failed_solution_is_one_line(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = write_pictures(tmp_path / "pictures", 2)
-    monkeypatch.setattr("ddim.implicit.RESIDUAL", 0.0)
+    monkeypatch.setattr("ddim.sampling.fixed_point.RESIDUAL", 0.0)
     out = tmp_path / "z.safetensors"
     assert ddim("encode", tiny, *paths, "--method", "fixed-point", "--steps", 2, "--out", out) == 2
     told = capsys.readouterr().err.splitlines()
@@ -404,13 +408,13 @@ def test_reconstruct_compares_methods(tiny: Path, tmp_path: Path, capsys: pytest
 
 def test_latents_files_say_how_they_were_made(tmp_path: Path) -> None:
     model = tiny_model()
-    some = model.way("lossless", 4)
+    some = model.inversion("lossless", 4)
     [made] = model.encode_blocks(some, to_float(stripes(2)))
-    file = LatentsFile(("a", "b"), some.onward, "", "lossless", made.earlier, model.conditions)
+    file = LatentsFile(("a", "b"), some.resume_plan, "", "lossless", made.earlier, model.conditions)
     write_latents(tmp_path / "z", made.latents, file)
     states, again = read_latents(tmp_path / "z")
     assert again.earlier is not None
     assert made.earlier is not None
     assert torch.equal(states, made.latents)
     assert torch.equal(again.earlier, made.earlier)
-    assert (again.plan, dict(again.conditions)) == (some.onward, model.conditions)
+    assert (again.plan, dict(again.conditions)) == (some.resume_plan, model.conditions)

@@ -14,24 +14,24 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddim.denoiser import Prediction
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError
-from ddim.latents import (
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level, linear
+from ddim.samplers import ddim
+from ddim.sampling.latents import (
     LatentsFile,
-    between_four,
     blend,
     read_latents,
     reconstruction_error,
     slerp,
-    walk,
+    slerp_grid,
+    slerp_path,
     write_latents,
 )
-from ddim.loop import run
-from ddim.pixels import to_float
-from ddim.plan import Plan
-from ddim.samplers import ddim
-from ddim.schedule import Level, linear
-from ddim.tensors import read_tensors, write_tensors
+from ddim.sampling.loop import run
 from models import stripes, tiny_model
 
 
@@ -113,7 +113,7 @@ def test_the_ends_are_exact_and_all_between_is_finite(name: str, d: int, dtype: 
     z0, z1 = pair(name, d, dtype)
     assert torch.equal(slerp(z0, z1, 0.0), z0)
     assert torch.equal(slerp(z0, z1, 1.0), z1)
-    between = walk(z0[0], z1[0], 33)
+    between = slerp_path(z0[0], z1[0], 33)
     assert between.dtype == dtype
     assert torch.isfinite(between).all()
     longest = max(float(z0.norm()), float(z1.norm()))
@@ -125,7 +125,7 @@ def test_the_ends_are_exact_and_all_between_is_finite(name: str, d: int, dtype: 
 def test_there_are_no_jumps_along_a_walk(name: str, d: int) -> None:
     z0, z1 = pair(name, d)
     frames = 201
-    between = walk(z0[0], z1[0], frames)
+    between = slerp_path(z0[0], z1[0], frames)
     longest = max(float(z0.norm()), float(z1.norm()), 1e-300)
     steps = (between[1:] - between[:-1]).norm(dim=1) / longest
     assert float(steps.max()) < 2 * (math.pi + 1) / (frames - 1)
@@ -164,7 +164,7 @@ def test_every_sample_has_its_own_angle() -> None:
 
 def test_a_walk_holds_both_ends_and_even_angles() -> None:
     z = torch.nn.functional.normalize(gaussian(2, 12, seed=7), dim=1)
-    way = walk(z[0], z[1], 9)
+    way = slerp_path(z[0], z[1], 9)
     assert way.shape == (9, 12)
     assert torch.equal(way[0], z[0])
     assert torch.equal(way[-1], z[1])
@@ -174,12 +174,12 @@ def test_a_walk_holds_both_ends_and_even_angles() -> None:
 
 def test_a_sheet_holds_its_four_corners_and_walks_at_its_edges() -> None:
     corners = gaussian(4, 1, 4, 4, seed=8)
-    page = between_four(corners, 3, 5).view(3, 5, 1, 4, 4)
+    page = slerp_grid(corners, 3, 5).view(3, 5, 1, 4, 4)
     for (row, column), corner in zip(((0, 0), (0, -1), (-1, 0), (-1, -1)), corners, strict=True):
         assert torch.equal(page[row, column], corner)
-    torch.testing.assert_close(page[0], walk(corners[0], corners[1], 5))
-    torch.testing.assert_close(page[:, 0], walk(corners[0], corners[2], 3))
-    torch.testing.assert_close(page[:, -1], walk(corners[1], corners[3], 3))
+    torch.testing.assert_close(page[0], slerp_path(corners[0], corners[1], 5))
+    torch.testing.assert_close(page[:, 0], slerp_path(corners[0], corners[2], 3))
+    torch.testing.assert_close(page[:, -1], slerp_path(corners[1], corners[3], 3))
 
 
 def exact(x: Tensor, level: Level) -> Prediction:

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from bench import randn
 from ddim import samplers
-from ddim.denoiser import Prediction
 from ddim.errors import DdimError
-from ddim.loop import run
-from ddim.model import Model, load
-from ddim.plan import Plan
-from ddim.schedule import linear
-from ddim.seeds import Noise
+from ddim.model.image import Model
+from ddim.model.load import load
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction
+from ddim.process.rng import Noise
+from ddim.process.schedule import linear
+from ddim.sampling.loop import run
 from models import ddim, save_tiny, tiny_model
 
 TIMES = [1, 40, 300, 650, 1000]  # t = 1..T of ours; theirs are one less
@@ -95,8 +96,8 @@ def test_clipping_and_guidance_keep_what_the_network_says() -> None:
     level = linear().level(300)
     x, fraction = randn(2, 3), randn(2, 3, seed=1)
     made = Prediction(randn(2, 3, seed=2), randn(2, 3, seed=3), fraction)
-    assert made.with_x0(made.x0.clamp(-1, 1), x, level).fraction is fraction
-    assert Prediction(made.x0, made.eps).towards(made, 2.0).fraction is fraction
+    assert made.with_x0(made.x0.clamp(-1, 1), x, level).variance_fraction is fraction
+    assert Prediction(made.x0, made.eps).lerp(made, 2.0).variance_fraction is fraction
 
 
 def test_a_plan_goes_through_json_and_prints_both_ends() -> None:

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, randn
 from ddim import samplers
-from ddim.bound import last_term
-from ddim.denoiser import Prediction
-from ddim.gaussian import diffuse
-from ddim.likelihood import BIN, Traced, bits, discrete_nats, log_density, standard_normal
-from ddim.loop import run
-from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.data.pixels import BIN
+from ddim.evaluation.likelihood import Traced, bits, discrete_nats, log_density, standard_normal
+from ddim.objective.elbo import last_term
+from ddim.plan.plan import Plan
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 from models import tiny_model
 
 LINEAR = SCHEDULES["linear"]

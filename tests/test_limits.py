@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
-from ddim import generate as generation
-from ddim import limits, schedule
-from ddim.config import ScheduleConfig, TrainConfig, build
+from ddim._io import limits
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
-from ddim.generate import generate
+from ddim.evaluation import sample_folder as generation
+from ddim.evaluation.sample_folder import generate
+from ddim.model.config import ScheduleConfig, TrainConfig, build
 from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
+from ddim.process import schedule
 from models import contents, ddim, tiny_model, tiny_network
 
 NETWORKS: tuple[Any, ...] = (

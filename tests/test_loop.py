@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from bench import ALL_SAMPLERS, DISCRETE, GAUSSIAN, SAMPLERS, SCHEDULES, levels_of, randn, surroundings
-from ddim.denoiser import Denoiser, Prediction, predict
-from ddim.loop import Step, run, trajectory
-from ddim.mixture import CategoricalPlan
-from ddim.plan import Plan
+from ddim.plan.base import BasePlan
+from ddim.plan.categorical import CategoricalPlan
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Denoiser, Prediction, TokenPrediction, predict
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
 from ddim.samplers import ddim
-from ddim.schedule import Level
-from ddim.seeds import Noise
-from ddim.table import Table
-from ddim.tokens import TokenPrediction
+from ddim.sampling.loop import Step, run, trajectory
 
 LEVELS = levels_of(SCHEDULES["linear"], "equal-angle", 12)
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
@@ -51,7 +50,7 @@ def test_a_run_is_equation_12_row_by_row(eta: float) -> None:
 
 
 @every_kind
-def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Callable[..., Table[Any]]) -> None:
+def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan, asked = sampler(LEVELS), []
     denoise, noise = surroundings(plan)
 
@@ -97,7 +96,7 @@ def test_the_states_dtype_is_kept(sampler: Callable[..., Plan], dtype: torch.dty
 
 
 @every_kind
-def test_a_start_is_not_changed(sampler: Callable[..., Table[Any]]) -> None:
+def test_a_start_is_not_changed(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     start = noise.start()
@@ -118,7 +117,7 @@ def test_tokens_stay_ids_and_none_is_left_a_mask(sampler: Callable[..., Categori
 
 
 @every_kind
-def test_global_generators_are_left_alone(sampler: Callable[..., Table[Any]]) -> None:
+def test_global_generators_are_left_alone(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     before = torch.get_rng_state(), repr((np.random.get_state(), random.getstate()))  # noqa: NPY002
@@ -129,7 +128,7 @@ def test_global_generators_are_left_alone(sampler: Callable[..., Table[Any]]) ->
 
 
 @every_drawing
-def test_a_stochastic_plan_without_noise_is_refused(sampler: Callable[..., Table[Any]]) -> None:
+def test_a_stochastic_plan_without_noise_is_refused(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     with pytest.raises(ValueError, match="adds noise"):
@@ -141,7 +140,7 @@ def test_a_plan_that_draws_nothing_needs_no_noise() -> None:
 
 
 @every_drawing
-def test_a_noise_as_start_is_the_same_as_its_draw_and_itself(sampler: Callable[..., Table[Any]]) -> None:
+def test_a_noise_as_start_is_the_same_as_its_draw_and_itself(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     (denoise, noise), (_, other) = surroundings(plan), surroundings(plan, seed=2)
     assert torch.equal(run(denoise, plan, noise), run(denoise, plan, noise.start(), noise))
@@ -160,7 +159,7 @@ def convolution() -> Denoiser:
 
 
 @every_kind
-def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., Table[Any]]) -> None:
+def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     count = 16 if isinstance(plan, CategoricalPlan) else 64
 
@@ -178,7 +177,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., Table[Any]
 
 
 @pytest.mark.parametrize("sampler", [SAMPLERS["eta 0"], DISCRETE["eta 0.3, uniform"]], ids=["pictures", "tokens"])
-def test_no_gradients_are_kept(sampler: Callable[..., Table[Any]]) -> None:
+def test_no_gradients_are_kept(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     weight = torch.ones(4 if isinstance(plan, Plan) else 3, dtype=torch.float64, requires_grad=True)
 

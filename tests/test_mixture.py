@@ -15,7 +15,10 @@ from torch import Tensor
 
 from bench import SCHEDULES, randn
 from ddim import samplers
-from ddim.categorical import (
+from ddim.errors import DdimError
+from ddim.plan.categorical import CategoricalPlan, CategoricalRow
+from ddim.plan.plan import Plan
+from ddim.process.categorical import (
     Alphabet,
     markov_posterior,
     markov_weights,
@@ -24,13 +27,10 @@ from ddim.categorical import (
     sharpen,
     sigma_largest,
 )
-from ddim.errors import DdimError
-from ddim.loop import trajectory
-from ddim.mixture import CategoricalPlan, Mixture
-from ddim.plan import Plan
-from ddim.schedule import Level, from_betas, zero_terminal_snr
-from ddim.seeds import TokenNoise, pick
-from ddim.tokens import TokenPrediction
+from ddim.process.parameterization import TokenPrediction
+from ddim.process.rng import TokenNoise, sample_categorical
+from ddim.process.schedule import Level, from_betas, zero_terminal_snr
+from ddim.sampling.loop import trajectory
 
 SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 1.0], "short")
 LEVELS = SHORT.levels([6, 5, 2, 1, 0])
@@ -197,10 +197,10 @@ def test_pick_is_the_inverse_of_the_distribution_function(shape: tuple[int, ...]
     p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
     u = torch.tensor([0.0, 0.1, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64).expand(shape)
     expected = torch.tensor([1, 1, 1, 3, 3, 4, 4]).expand(shape)
-    assert torch.equal(pick(u, p), expected)
-    assert torch.equal(pick(u, p.expand(*shape, 6)), expected)
+    assert torch.equal(sample_categorical(u, p), expected)
+    assert torch.equal(sample_categorical(u, p.expand(*shape, 6)), expected)
     third = torch.full((3,), 1 / 3, dtype=torch.float64)  # its sum rounds
-    assert pick(torch.tensor(1 - 2**-53, dtype=torch.float64), third) == 2
+    assert sample_categorical(torch.tensor(1 - 2**-53, dtype=torch.float64), third) == 2
 
 
 PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
@@ -284,6 +284,6 @@ def test_an_alphabet_that_is_none_is_refused(made: Callable[[], Alphabet], wrong
 
 
 def test_a_row_alone() -> None:
-    row = Mixture(SHORT.level(3), SHORT.level(2), at=SHORT.level(4))
+    row = CategoricalRow(SHORT.level(3), SHORT.level(2), at=SHORT.level(4))
     assert (row.query.t, row.memory, row.draws) == (4, 1, True)
     assert zero_terminal_snr(SCHEDULES["cosine"]).level(1000).alpha_bar == 0

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import ddim
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.model import Model
-from ddim.pixels import to_float
-from ddim.token_model import TokenModel
+from ddim.model.image import Model
+from ddim.model.tokens import TokenModel
 from models import KINDS, LENGTH, stripes, tiny_model, tiny_set
 
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -274,7 +274,7 @@ def test_float32_on_a_gpu_keeps_all_digits_and_leaves_the_setting_as_it_was(
     apart: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """cuDNN's convolutions would round to TF32's ten bits unasked; a user may have set them apart from all else."""
-    from ddim.compute import without_tf32
+    from ddim.model.precision import without_tf32
 
     conv, seen = torch.backends.cudnn.conv, []
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

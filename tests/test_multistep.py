@@ -17,10 +17,11 @@ from torch import Tensor
 
 from bench import MIXTURE, SCHEDULES, apply, eased_in, equal_ratios, falling, levels_of, observed_order, randn
 from ddim.errors import DdimError
-from ddim.loop import trajectory
-from ddim.plan import Plan, Row
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.schedule import Level
 from ddim.samplers import adams_bashforth, ddim, deis, dpm_solver_pp, ipndm, unipc
-from ddim.schedule import Level
+from ddim.sampling.loop import trajectory
 
 LINEAR = SCHEDULES["linear"]
 LEVELS = levels_of(LINEAR, "equal-angle", 8)

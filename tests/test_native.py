@@ -12,15 +12,16 @@ from torch.nn import functional as F
 
 from bench import randn
 from ddim.errors import DdimError
-from ddim.native import kernels as native
-from ddim.native.pace import Pace
-from ddim.native.unet import NativeUNet, fits
+from ddim.nn.cpu import kernels as native
+from ddim.nn.cpu import library
+from ddim.nn.cpu.threads import ThreadTuner
+from ddim.nn.cpu.unet import NativeUNet, fits
 from ddim.nn.unet import UNetConfig
 from models import new_network, tiny_config, tiny_model, tiny_network
 
 try:
     KERNELS = native.kernels()
-except native.Unavailable as reason:
+except library.Unavailable as reason:
     pytest.skip(f"no kernels here: {reason}", allow_module_level=True)
 V = KERNELS.vector
 
@@ -204,7 +205,7 @@ def test_which_precision_is_chosen() -> None:
 
 
 def test_the_pace_is_the_faster_ones() -> None:
-    pace = Pace(4)
+    pace = ThreadTuner(4)
 
     def calls(number: int, four: float, one: float) -> list[int]:
         used = []
@@ -214,10 +215,12 @@ def test_the_pace_is_the_faster_ones() -> None:
         return used
 
     assert set(calls(6, 0.3, 0.5)) == {4, 1}
-    assert calls(Pace.AGAIN, 0.3, 0.5).count(4) == Pace.AGAIN - 1
+    assert calls(ThreadTuner.AGAIN, 0.3, 0.5).count(4) == ThreadTuner.AGAIN - 1
     assert calls(3, 5.0, 0.5) == [4, 1, 1]  # another process has begun to use the cores
-    assert calls(2 * Pace.AGAIN, 0.3, 0.5)[-Pace.AGAIN :].count(4) == Pace.AGAIN - 1  # it has ended
-    assert Pace(1).threads() == 1
+    assert (
+        calls(2 * ThreadTuner.AGAIN, 0.3, 0.5)[-ThreadTuner.AGAIN :].count(4) == ThreadTuner.AGAIN - 1
+    )  # it has ended
+    assert ThreadTuner(1).threads() == 1
 
 
 def test_a_text_model_has_no_such_kernels() -> None:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from ddim.native import kernels, library
-from ddim.native.library import Unavailable
+from ddim.nn.cpu import kernels, library
+from ddim.nn.cpu.library import Unavailable
 from models import ddim, save_tiny
 
 SOURCE = 'extern "C" int answer() { return %d; }\nextern "C" __attribute__((constructor)) void mark() { %s }\n'
@@ -347,7 +347,7 @@ def test_a_command_says_that_it_compiles(
     """And goes on in float32, with the reason, where the compiler fails."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'it is broken' >&2; exit 3"))
-    monkeypatch.setattr("ddim.compute.units_of", lambda device: library_units())
+    monkeypatch.setattr("ddim.nn.cpu.units.units_of", lambda device: library_units())
     kernels._outcome.cache_clear()
     try:
         model = save_tiny(tmp_path / "model")
@@ -361,6 +361,6 @@ def test_a_command_says_that_it_compiles(
 
 
 def library_units() -> Any:
-    from ddim.native.units import Units
+    from ddim.nn.cpu.units import Units
 
     return Units(matrix=False, vector=True)

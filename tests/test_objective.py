@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim import schedule as schedules
 from ddim.errors import DdimError
-from ddim.objective import Gamma, Objective, weights
-from ddim.schedule import Schedule
+from ddim.names import LossWeight
+from ddim.objective.mse import Objective, weights
+from ddim.process import schedule as schedules
+from ddim.process.schedule import Schedule
 
-GAMMAS = get_args(Gamma)
+GAMMAS = get_args(LossWeight)
 LINEAR = SCHEDULES["linear"]
 ZERO = SCHEDULES["linear+zero-terminal-snr"]
 X0 = randn(6, 2, 3, 3, seed=1, dtype=torch.float32)
@@ -85,14 +86,14 @@ def test_the_error_is_told_in_eps_whatever_the_network_predicts(predicts: str) -
     for gamma in ("simple", "sigmoid"):
         objective = Objective(LINEAR, predicts, gamma)
         error = objective.error(network, X0, TIMES, EPS)
-        in_eps = objective.told(error, TIMES)
+        in_eps = objective.eps_mse(error, TIMES)
         np.testing.assert_allclose(in_eps, literal(predicts, "simple"), rtol=1e-3 if predicts == "x0" else 1e-4)
-        assert torch.equal(objective.times.weigh(error, TIMES), objective.loss(network, X0, TIMES, EPS))
+        assert torch.equal(objective.times.apply_weight(error, TIMES), objective.loss(network, X0, TIMES, EPS))
 
 
 def test_without_signal_eps_is_known_and_its_error_nothing() -> None:
     for predicts in ("v", "x0"):
-        assert Objective(ZERO, predicts).told(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
+        assert Objective(ZERO, predicts).eps_mse(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
 
 
 def test_the_network_is_given_equation_4_and_the_time() -> None:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench import GAUSSIAN, GRIDS, SCHEDULES, apply, equal_ratios, falling, levels_of, randn
-from ddim.denoiser import Prediction, x0_from_eps
 from ddim.errors import DdimError
-from ddim.loop import run, trajectory
-from ddim.ode import euler, from_xbar, to_xbar, ve_velocity, velocity
-from ddim.plan import Plan
+from ddim.plan.plan import Plan
+from ddim.process.ode import euler, from_xbar, to_xbar, ve_velocity, velocity
+from ddim.process.parameterization import Prediction, x0_from_eps
+from ddim.process.schedule import Level, Schedule
 from ddim.samplers import ddim, probability_flow, runge_kutta
-from ddim.schedule import Level, Schedule
+from ddim.sampling.loop import run, trajectory
 
 LINEAR = SCHEDULES["linear"]
 ZERO = SCHEDULES["linear+zero-terminal-snr"]

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from bench import GAUSSIAN, SCHEDULES, levels_of
-from ddim.bound import gamma_from_sigma
-from ddim.config import ModelConfig
 from ddim.errors import DdimError
 from ddim.exact import GaussianData
-from ddim.gaussian import sigma as sigma_of_eta
-from ddim.model import Model
-from ddim.plan import Plan
+from ddim.model.config import ModelConfig
+from ddim.model.image import Model
+from ddim.objective.elbo import gamma_from_sigma
+from ddim.plan.plan import Plan
+from ddim.process.gaussian import sigma as sigma_of_eta
+from ddim.process.schedule import Level
 from ddim.samplers import ddim
 from ddim.samplers.ddim import sigma_optimal
-from ddim.schedule import Level
 from models import tiny_model
 
 LINEAR = SCHEDULES["linear"]

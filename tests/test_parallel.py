@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import SAMPLERS, randn
-from ddim import exact, parallel, samplers
-from ddim.denoiser import Guided
+from ddim import exact, samplers
 from ddim.errors import DdimError
-from ddim.loop import run, trajectory
-from ddim.schedule import linear
-from ddim.seeds import Noise
+from ddim.process.rng import Noise
+from ddim.process.schedule import linear
+from ddim.sampling import parallel
+from ddim.sampling.guidance import Guided
+from ddim.sampling.loop import run, trajectory
 from models import tiny_model
 
 LEVELS = linear().levels([999, 800, 610, 450, 300, 190, 100, 40, 9, 0])
@@ -124,7 +125,7 @@ def test_what_is_out_of_range_is_refused(how: dict[str, Any], said: str) -> None
 
 @pytest.mark.parametrize("method", ["reversible", "lossless"])
 def test_a_plan_that_starts_from_two_states_is_refused(method: str) -> None:
-    plan = tiny_model().way(method, 5).onward
+    plan = tiny_model().inversion(method, 5).resume_plan
     with pytest.raises(DdimError, match="starts from two states"):
         next(parallel.rounds(DATA.denoise, plan, START))
 

@@ -12,11 +12,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from bench import SCHEDULES, falling, levels_of, randn
-from ddim.denoiser import Prediction, predict
-from ddim.loop import trajectory
-from ddim.plan import Plan
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level, Schedule
 from ddim.samplers import ddim
-from ddim.schedule import Level, Schedule
+from ddim.sampling.loop import trajectory
 
 LINEAR = SCHEDULES["linear"]
 SHAPE = (2, 3, 4, 4)

@@ -23,11 +23,11 @@ from diffusers import (
 from torch import Tensor
 
 from bench import randn
-from ddim.denoiser import Prediction, predict
-from ddim.loop import trajectory
-from ddim.plan import Plan
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level, Schedule
 from ddim.samplers import deis, dpm_solver_pp, runge_kutta, unipc
-from ddim.schedule import Level, Schedule
+from ddim.sampling.loop import trajectory
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
 

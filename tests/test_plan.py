@@ -10,11 +10,12 @@ import pytest
 
 from bench import ALL_SAMPLERS, ALPHABETS, SAMPLERS, SCHEDULES, falling, levels_of
 from ddim.errors import DdimError
-from ddim.mixture import CategoricalPlan, Mixture
-from ddim.plan import Plan, Row
+from ddim.plan.base import BasePlan
+from ddim.plan.categorical import CategoricalPlan, CategoricalRow
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.schedule import Level
 from ddim.samplers import ddim, discrete
-from ddim.schedule import Level
-from ddim.table import Table
 
 LEVELS = falling(SCHEDULES["linear"], [100, 400, 700, 1000])
 PLAN = ddim(LEVELS, eta=0.5, about="four")
@@ -72,7 +73,7 @@ COMMON: list[tuple[Callable[[Any], Any], str]] = [
     (change(["levels", 0, 0], math.nan), r"levels\.0\.0"),
     (lambda body: body["rows"].reverse(), "does not start where the row before it ended"),
 ]
-SPOILT: list[tuple[Table[Any], Callable[[Any], Any], str]] = [
+SPOILT: list[tuple[BasePlan[Any], Callable[[Any], Any], str]] = [
     *((plan, spoil, wrong) for plan in (PLAN, TOKENS) for spoil, wrong in COMMON),
     (PLAN, change(["rows", 1, "x0"], "much"), r"rows\.1\.x0: "),
     (PLAN, change(["rows", 2, "sigma"], -0.1), r"plan row 2 .* sigma = -0.1 is outside"),
@@ -122,7 +123,7 @@ def test_texts_that_are_no_plans_are_refused_by_name(text: str, kind: Any) -> No
 
 def nudged(row: Any, straight: bool) -> Iterator[dict[str, Any]]:
     """Changes of a row: each weight of at least a hundredth becomes a millionth larger."""
-    if isinstance(row, Mixture):
+    if isinstance(row, CategoricalRow):
         weights = {kind: getattr(row, kind) for kind in ("keep", "to_x0", "fresh")}
         yield from ({kind: weight * (1 + 1e-6)} for kind, weight in weights.items() if weight >= 0.01)
         return

@@ -36,17 +36,20 @@ from diffusers import (
 from torch import Tensor, nn
 
 from bench import SCHEDULES, falling, levels_of, randn
-from ddim import inversion, samplers
-from ddim.categorical import Alphabet
-from ddim.denoiser import Denoiser, Guided, Prediction, predict, v_from_pair
+from ddim import samplers
 from ddim.errors import DdimError, DdimWarning
-from ddim.gaussian import diffuse
-from ddim.interop.plan_scheduler import PlanScheduler
-from ddim.loop import run
-from ddim.plan import Plan
-from ddim.row import on_lattice
-from ddim.samplers import NAMED, ddim, named, walk
-from ddim.schedule import Level
+from ddim.interop.diffusers_scheduler import PlanScheduler
+from ddim.plan.plan import Plan
+from ddim.plan.row import on_lattice
+from ddim.process.categorical import Alphabet
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Denoiser, Prediction, predict, v_from_pair
+from ddim.process.schedule import Level
+from ddim.process.timesteps import sampling_levels
+from ddim.samplers import SAMPLERS, ddim, named
+from ddim.sampling import inversion
+from ddim.sampling.guidance import Guided
+from ddim.sampling.loop import run
 
 LINEAR = SCHEDULES["linear"]
 SCALED = SCHEDULES["scaled-linear"]
@@ -182,17 +185,18 @@ class TestDDIMPipeline:
         assert (right - theirs).abs().max() > 1e-3
 
     @pytest.mark.parametrize(
-        ("sampler", "predicts"), [*((name, "eps") for name in NAMED), ("unipc3", "x0"), ("unipc3", "v"), ("heun", "v")]
+        ("sampler", "predicts"),
+        [*((name, "eps") for name in SAMPLERS), ("unipc3", "x0"), ("unipc3", "v"), ("heun", "v")],
     )
     def test_every_sampler_is_our_loop(self, sampler: str, predicts: Any) -> None:
-        plan = named(sampler, walk(LINEAR, predicts, "log-snr", S), LINEAR)
+        plan = named(sampler, sampling_levels(LINEAR, predicts, "log-snr", S), LINEAR)
         made = PlanScheduler(LINEAR, sampler, "log-snr", predicts=predicts)
         close(picture(pipeline(made, predicts)), shown(run(denoiser(predicts), plan, start())))
         assert made.step_index == len(plan) == len(made.timesteps)
         assert made.num_inference_steps == S
 
     def test_noise_is_the_generators(self) -> None:
-        plan = ddim(walk(LINEAR, "eps", "log-snr", S), eta=0.7)
+        plan = ddim(sampling_levels(LINEAR, "eps", "log-snr", S), eta=0.7)
         made = PlanScheduler(LINEAR, grid="log-snr", eta=0.7)
         wanted = shown(run(denoiser(), plan, start(), Drawn()))
         before = torch.get_rng_state()
@@ -217,7 +221,7 @@ class TestDDIMPipeline:
         close(picture(pipeline(scheduler, "v")), shown(run(denoiser("v"), plan, start())))
         eps = PlanScheduler(made, grid="trailing")
         eps.set_timesteps(S)
-        assert eps.plan.start == walk(made, "eps", "trailing", S)[0] != made.level(made.T)
+        assert eps.plan.start == sampling_levels(made, "eps", "trailing", S)[0] != made.level(made.T)
         with pytest.raises(DdimError, match=r"asks for eps where there is no signal"):
             PlanScheduler(made, grid=[1, 500, 1000]).set_timesteps(3)
 
@@ -408,7 +412,7 @@ class TestStableDiffusion:
 
 
 class TestImageToImage:
-    @pytest.mark.parametrize(("sampler", "strength"), [*((name, 0.5) for name in NAMED), ("heun", 1.0)])
+    @pytest.mark.parametrize(("sampler", "strength"), [*((name, 0.5) for name in SAMPLERS), ("heun", 1.0)])
     def test_a_plan_is_made_over_the_levels_that_are_left(self, sampler: str, strength: float) -> None:
         levels = levels_of(SCALED, "log-snr", 6)[6 - int(6 * strength) :]
         plan = named(sampler, levels, SCALED)
@@ -439,7 +443,7 @@ class TestImageToImage:
 
     def test_later_timesteps_without_a_word(self) -> None:
         """Some pipelines slice the timesteps and set no index."""
-        plan = named("unipc3", walk(LINEAR, "eps", "log-snr", S)[2:], LINEAR)
+        plan = named("unipc3", sampling_levels(LINEAR, "eps", "log-snr", S)[2:], LINEAR)
         made = PlanScheduler(LINEAR, "unipc3", "log-snr")
         made.set_timesteps(S)
         x = start()
@@ -534,31 +538,31 @@ PICTURES = (0.3 * randn(*SHAPE, seed=7, dtype=torch.float32)).clamp(-1, 1)
 
 
 class TestEncoding:
-    def way(self, method: str, steps: int) -> inversion.Way:
-        return inversion.way(method, levels_of(LINEAR, "equal-angle", steps), LINEAR.level(1))
+    def inversion(self, method: str, steps: int) -> inversion.Inversion:
+        return inversion.make_inversion(method, levels_of(LINEAR, "equal-angle", steps), LINEAR.level(1))
 
-    def there_and_back(self, way: inversion.Way) -> tuple[PlanScheduler, PlanScheduler]:
-        up, down = (PlanScheduler(LINEAR, plan=plan) for plan in (way.up, way.onward))
+    def there_and_back(self, way: inversion.Inversion) -> tuple[PlanScheduler, PlanScheduler]:
+        up, down = (PlanScheduler(LINEAR, plan=plan) for plan in (way.encode_plan, way.resume_plan))
         *_, before, latent = by_hand(up, PICTURES, len(up.plan))
-        if way.pair:
+        if way.two_state:
             down.set_states(up.states[1::-1])
-        by_hand(down, before if way.pair else latent, len(down.plan))
+        by_hand(down, before if way.two_state else latent, len(down.plan))
         return up, down
 
     @pytest.mark.parametrize("method", ["ddim", "ddim-target", "reversible", "lossless"])
     def test_up_is_our_encoding(self, method: str) -> None:
-        way = self.way(method, S)
+        way = self.inversion(method, S)
         up, _ = self.there_and_back(way)
         now, before, _ = inversion.encode(denoiser(), way, PICTURES)
         close(up.states[0], now)
-        if way.pair:
+        if way.two_state:
             close(up.states[1], before)
 
     def test_what_comes_back(self) -> None:
         """DDIM returns nearly, and nearer with more steps; reversible up to rounding; lossless every bit."""
 
         def error(method: str, steps: int) -> float:
-            _, down = self.there_and_back(self.way(method, steps))
+            _, down = self.there_and_back(self.inversion(method, steps))
             return float((down.states[0] - PICTURES).abs().max())
 
         coarse, fine = error("ddim", 8), error("ddim", 24)
@@ -567,7 +571,7 @@ class TestEncoding:
         assert error("lossless", 10) <= inversion.LATTICE / 2
 
     def test_lattice_states_are_exact_inside(self) -> None:
-        up, down = self.there_and_back(self.way("lossless", S))
+        up, down = self.there_and_back(self.inversion("lossless", S))
         for made in (up, down):
             for state in made.states:
                 assert state.dtype == torch.float64
@@ -576,21 +580,21 @@ class TestEncoding:
         assert torch.equal(down.states[0], on_lattice(PICTURES.double(), inversion.LATTICE))
 
     def test_a_lattice_state_must_not_be_changed(self) -> None:
-        made = PlanScheduler(LINEAR, plan=self.way("lossless", S).down)
+        made = PlanScheduler(LINEAR, plan=self.inversion("lossless", S).decode_plan)
         made.set_timesteps(S)
         x = made.step(start(), made.timesteps[0], start()).prev_sample
         with pytest.raises(DdimError, match="this plan's states are exact"):
             made.step(start(), made.timesteps[1], x + 1e-3)
 
     def test_by_name(self) -> None:
-        levels = walk(LINEAR, "eps", "log-snr", S, encode=True)
+        levels = sampling_levels(LINEAR, "eps", "log-snr", S, encode=True)
         made = PlanScheduler(LINEAR, "ab2", "log-snr", encode=True)
         states = by_hand(made, PICTURES, S)
         close(states[-1], run(denoiser(), named("ab2", levels, LINEAR, LINEAR.level(1)), PICTURES))
         assert made.timesteps[0] == 0
 
     def test_two_states_must_be_given(self) -> None:
-        made = PlanScheduler(LINEAR, plan=self.way("reversible", S).onward)
+        made = PlanScheduler(LINEAR, plan=self.inversion("reversible", S).resume_plan)
         with pytest.raises(DdimError, match="starts from 2 states, 1 are given"):
             made.step(start(), made.timesteps[0], start())
         made.set_states([start(2), start(3)])
@@ -618,7 +622,7 @@ class TestLoops:
             x = made.step(unet()(x.float(), t).sample, t, x).prev_sample
             if k == 2:
                 x = changed = x * 0.9 + 0.1
-        close(made.states[0], run(denoise, ddim(walk(LINEAR, "eps", "log-snr", S)[3:]), changed.float()))
+        close(made.states[0], run(denoise, ddim(sampling_levels(LINEAR, "eps", "log-snr", S)[3:]), changed.float()))
 
     def test_buffers_may_be_used_again(self) -> None:
         """A compiled network writes its outputs to one place, and a loop may keep its state in one."""
@@ -628,7 +632,7 @@ class TestLoops:
         for t in made.timesteps:
             output.copy_(unet()(x, t).sample)
             x.copy_(made.step(output, t, x).prev_sample)
-        close(x, run(denoiser(), named("ab3", walk(LINEAR, "eps", "log-snr", S), LINEAR), start()))
+        close(x, run(denoiser(), named("ab3", sampling_levels(LINEAR, "eps", "log-snr", S), LINEAR), start()))
 
     def test_given_times(self) -> None:
         made = PlanScheduler(LINEAR, "ab2")
@@ -841,7 +845,7 @@ def test_a_changed_shape_is_noticed() -> None:
 
 
 def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ddim.interop.plan_scheduler")
+    monkeypatch.delitem(sys.modules, "ddim.interop.diffusers_scheduler")
     monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
     with pytest.raises(DdimError, match=r"needs diffusers.*; pip install 'ddim\[interop\]'"):
-        importlib.import_module("ddim.interop.plan_scheduler")
+        importlib.import_module("ddim.interop.diffusers_scheduler")

@@ -14,15 +14,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ddim import reading
-from ddim.checksum import read_journal
-from ddim.config import ModelConfig, parse
+from ddim._io import reading
+from ddim._io.checksum import read_journal
+from ddim._io.safetensors import read_tensors, write_tensors
 from ddim.errors import DdimError, DdimWarning, shorten
-from ddim.interop.foreign import read_json, read_state
-from ddim.latents import read_latents
-from ddim.metrics import Metrics
-from ddim.plan import Plan
-from ddim.tensors import read_tensors, write_tensors
+from ddim.model.config import ModelConfig, parse
+from ddim.model.importers.types import read_json, read_state
+from ddim.plan.plan import Plan
+from ddim.sampling.latents import read_latents
+from ddim.train.logger import MetricsLogger
 from models import contents, ddim, save_tiny
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -178,7 +178,7 @@ def test_a_metrics_file_with_any_bytes_is_cut_to_its_sound_lines(tmp_path: Path)
     sound = [b'{"step": 1, "loss": 0.5}\n', b'{"step": 2}\n']
     odd = [b'{"step": \xff}\n', b"\x00\n", b'{"step": "3"}\n', b"[]\n", b"7\n", b'{"step": 9}\n', b'{"step": 2']
     (tmp_path / "metrics.jsonl").write_bytes(sound[0] + b"".join(odd[:5]) + sound[1] + odd[5] + odd[6])
-    with pytest.warns(DdimWarning, match="metrics.jsonl"), Metrics(tmp_path, 2):
+    with pytest.warns(DdimWarning, match="metrics.jsonl"), MetricsLogger(tmp_path, 2):
         pass
     assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(sound)
 
@@ -188,7 +188,7 @@ def test_a_metrics_file_with_any_bytes_is_cut_to_its_sound_lines(tmp_path: Path)
 def test_a_weight_that_is_not_finite_is_refused_by_name(
     value: float, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ddim import checkpoint
+    from ddim.model import checkpoint
 
     folder = save_tiny(tmp_path / "model")
     config, weights = checkpoint.read(folder)

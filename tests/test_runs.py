@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ddim import runs
-from ddim.checksum import unseal
+from ddim._io.atomic import lock
+from ddim._io.checksum import unseal
+from ddim._io.safetensors import read_tensors, write_tensors
 from ddim.errors import DdimError, DdimWarning
-from ddim.files import lock
-from ddim.model import load
-from ddim.runs import RunConfig
-from ddim.tensors import read_tensors, write_tensors
-from ddim.training import Trainer
+from ddim.model.load import load
+from ddim.train import run as runs
+from ddim.train.run_config import RunConfig
+from ddim.train.trainer import Trainer
 from models import KINDS, LENGTH, LETTERS, contents, ddim, process, recipe, tiny_config, tiny_set, write_pictures
 
 WORDS = ("--preset", "digits", "--steps", 60, "--batch", 16, "--checkpoint-every", 7, "--preview-every", 0)

@@ -29,12 +29,12 @@ from bench import (
     randn,
     with_signal,
 )
-from ddim.denoiser import Prediction
 from ddim.errors import DdimError
-from ddim.loop import run, trajectory
-from ddim.plan import Plan
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level
 from ddim.samplers import ddim
-from ddim.schedule import Level
+from ddim.sampling.loop import run, trajectory
 
 LINEAR = SCHEDULES["linear"]
 Sampler = Callable[..., Plan]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import SCHEDULES
-from ddim import schedule
 from ddim.errors import DdimError
-from ddim.schedule import Level, Schedule
+from ddim.process import schedule
+from ddim.process.schedule import Level, Schedule
 
 every_schedule = pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from ddim.config import ModelConfig, ScheduleConfig, parse
 from ddim.errors import DdimError
-from ddim.interop.diffusers_folder import read_scheduler
-from ddim.interop.scheduler_config import Settings
+from ddim.interop.scheduler_settings import Settings
+from ddim.model.config import ModelConfig, ScheduleConfig, parse
+from ddim.model.importers.diffusers import read_scheduler
 from models import ddim, save_tiny, tiny_config
 
 WRONG: dict[str, dict[str, Any]] = {

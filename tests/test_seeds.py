@@ -11,9 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from ddim import seeds
 from ddim.errors import DdimError
-from ddim.seeds import Noise, TokenNoise
+from ddim.process import rng
+from ddim.process.rng import Noise, TokenNoise
 
 SHAPE = (1, 4, 4)
 MAKERS: dict[str, Callable[..., Noise]] = {
@@ -47,8 +47,8 @@ def test_a_sample_does_not_depend_on_its_batch(draw: str, make: Callable[..., No
 def test_noise_draws_what_normal_draws() -> None:
     noise = Noise(5, (2, 9), SHAPE)
     for place, index in enumerate((2, 9)):
-        assert np.array_equal(noise.start()[place].numpy(), seeds.normal(5, index, 0, SHAPE))
-        assert np.array_equal(noise.row(4)[place].numpy(), seeds.normal(5, index, 5, SHAPE))
+        assert np.array_equal(noise.start()[place].numpy(), rng.normal(5, index, 0, SHAPE))
+        assert np.array_equal(noise.row(4)[place].numpy(), rng.normal(5, index, 5, SHAPE))
 
 
 def test_tokens_draw_uniform_numbers_of_the_same_streams() -> None:
@@ -76,13 +76,13 @@ def test_every_draw_of_a_sample_is_another(make: Callable[..., Noise]) -> None:
 def test_every_key_has_numbers_of_its_own() -> None:
     values = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 - 2]
     keys = list(itertools.product(values, values, [0, 1, 2, 1000]))
-    draws = {seeds.normal(*key, (4,)).tobytes() for key in keys}
+    draws = {rng.normal(*key, (4,)).tobytes() for key in keys}
     assert len(draws) == len(keys)
 
 
 def test_seeds_that_agree_in_their_low_32_bits_differ() -> None:
     near, far = 7, 7 + 2**32
-    assert not np.array_equal(seeds.normal(near, 0, 0, (8,)), seeds.normal(far, 0, 0, (8,)))
+    assert not np.array_equal(rng.normal(near, 0, 0, (8,)), rng.normal(far, 0, 0, (8,)))
 
 
 def test_why_not_torch_generators() -> None:
@@ -100,7 +100,7 @@ def test_global_generators_are_left_alone(make: Callable[..., Noise]) -> None:
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     noise = make(0, (0, 1), SHAPE)
     noise.start(), noise.row(3)
-    seeds.permutation(0, 0, 10), seeds.generator("cpu", 1, 2)
+    rng.permutation(0, 0, 10), rng.generator("cpu", 1, 2)
     after = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert repr(before[1:]) == repr(after[1:])
@@ -113,7 +113,7 @@ def test_the_stream_is_philox_with_this_layout() -> None:
     all published samples change with it, and the release notes must say so.
     """
     philox = np.random.Philox(key=np.array([7, 3], np.uint64), counter=np.array([0, 0, 0, 2], np.uint64))
-    drawn = seeds.normal(7, 3, 2, (1000,))
+    drawn = rng.normal(7, 3, 2, (1000,))
     assert np.array_equal(drawn, np.random.Generator(philox).standard_normal(1000, dtype=np.float32))
     golden = "7d934d1845ee53ca8fc1f4bebd28d07c08bc19ce9503c7cf06590ae8a20cab22"
     assert hashlib.sha256(drawn.astype("<f4").tobytes()).hexdigest() == golden
@@ -122,10 +122,10 @@ def test_the_stream_is_philox_with_this_layout() -> None:
 def test_numbers_are_normal_and_uniform_within_and_across_streams() -> None:
     """Kolmogorov-Smirnov at fixed keys: within one stream, and the first number of 4096 streams of each kind."""
     normal = {
-        "within": seeds.normal(1, 0, 0, (4096,)),
-        "indices": np.array([seeds.normal(1, i, 0, (1,))[0] for i in range(4096)]),
-        "seeds": np.array([seeds.normal(s, 0, 0, (1,))[0] for s in range(4096)]),
-        "draws": np.array([seeds.normal(1, 0, k, (1,))[0] for k in range(4096)]),
+        "within": rng.normal(1, 0, 0, (4096,)),
+        "indices": np.array([rng.normal(1, i, 0, (1,))[0] for i in range(4096)]),
+        "seeds": np.array([rng.normal(s, 0, 0, (1,))[0] for s in range(4096)]),
+        "draws": np.array([rng.normal(1, 0, k, (1,))[0] for k in range(4096)]),
     }
     for name, numbers in normal.items():
         assert stats.kstest(numbers, "norm").pvalue > 1e-3, name
@@ -134,18 +134,18 @@ def test_numbers_are_normal_and_uniform_within_and_across_streams() -> None:
 
 
 def test_permutations_are_permutations_and_differ() -> None:
-    orders = [seeds.permutation(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [rng.permutation(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)]
     for order in orders:
         assert sorted(order.tolist()) == list(range(100))
     assert len({order.tobytes() for order in orders}) == 4
-    assert np.array_equal(orders[0], seeds.permutation(0, 0, 100))
+    assert np.array_equal(orders[0], rng.permutation(0, 0, 100))
 
 
 def test_training_generators_are_functions_of_their_whole_key() -> None:
     keys = [(0,), (1,), (0, 1), (1, 0), (2**32,), (2**64,), (12, 3), (1, 23)]
-    draws = [torch.randn(4, generator=seeds.generator("cpu", *key)) for key in keys]
+    draws = [torch.randn(4, generator=rng.generator("cpu", *key)) for key in keys]
     assert len({draw.numpy().tobytes() for draw in draws}) == len(keys)
-    assert torch.equal(draws[2], torch.randn(4, generator=seeds.generator("cpu", 0, 1)))
+    assert torch.equal(draws[2], torch.randn(4, generator=rng.generator("cpu", 0, 1)))
 
 
 @every_noise

@@ -14,23 +14,24 @@ import torch
 from torch import Tensor
 
 from bench import GRIDS, SCHEDULES
-from ddim import exact, samplers, schedule, wrap
-from ddim.config import ModelConfig, Origin, parse, to_json
+from ddim import exact, samplers, wrap
 from ddim.data.policy import DataStatistics
 from ddim.errors import DdimError, DdimWarning
-from ddim.grid import tau
-from ddim.inversion import METHODS
-from ddim.model import Model
-from ddim.plan import Plan
-from ddim.planning import Planner
-from ddim.plausible import implausible, statistics_of
-from ddim.run_config import RunConfig
-from ddim.runs import train
-from ddim.schedule import Level, Schedule
-from ddim.start import RATIO, default_counts, default_steps, start_time
+from ddim.model.config import ModelConfig, Origin, parse, to_json
+from ddim.model.image import Model
+from ddim.model.plausible import implausible, statistics_of
+from ddim.names import METHODS
+from ddim.plan.plan import Plan
+from ddim.process import schedule, timesteps
+from ddim.process.schedule import Level, Schedule
+from ddim.process.start import RATIO, default_counts, default_steps, start_time
+from ddim.process.timesteps import tau
+from ddim.samplers.registry import Planner
+from ddim.train.run import train
+from ddim.train.run_config import RunConfig
 from models import contents, ddim, load_tiny, recipe, save_tiny, tiny_config, tiny_model, tiny_set, write_pictures
 
-QUIET = pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")
+QUIET = pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 NOISY = {name: make for name, make in SCHEDULES.items() if make.level(make.T).ratio > 2 * RATIO}
 
 
@@ -49,21 +50,21 @@ class TestStart:
         ratios = [made.level(t).ratio for t in range(1, made.T + 1)]
         nearest = 1 + min(range(made.T), key=lambda k: abs(math.log(ratios[k] / RATIO)) if ratios[k] < 1e9 else 1e9)
         for encode in (False, True):
-            levels = samplers.walk(made, "eps", grid, 9, encode)
+            levels = timesteps.sampling_levels(made, "eps", grid, 9, encode)
             assert levels[-1 if encode else 0].t == nearest == start_time(made, "eps")
             assert levels[0 if encode else -1].t == 0
-        assert samplers.walk(made, "v", grid, 9) == made.levels([*reversed(tau(made, grid, 9)), 0])
-        assert samplers.walk(made, "eps", [1, 500, made.T])[0].t == made.T
+        assert timesteps.sampling_levels(made, "v", grid, 9) == made.levels([*reversed(tau(made, grid, 9)), 0])
+        assert timesteps.sampling_levels(made, "eps", [1, 500, made.T])[0].t == made.T
 
     @QUIET
     @pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
     def test_every_way_to_a_plan_starts_there(self, made: Schedule) -> None:
         start = start_time(made, "eps")
         assert auto(made, "eps", 10).start.t == start
-        for sampler in samplers.NAMED:
+        for sampler in samplers.SAMPLERS:
             assert auto(made, "eps", 4, sampler=sampler, grid="linear").start.t == start
         for method in METHODS:
-            found = Planner(made, "eps").way(method, 10, None)
+            found = Planner(made, "eps").inversion(method, 10, None)
             assert found.down.start.t == start
             assert found.up is None or found.up.end.t == start
         for predicts in ("v", "x0"):
@@ -74,21 +75,26 @@ class TestStart:
         """More steps than there are times up to the start begin further up."""
         made = SCHEDULES["cosine"]
         for grid in ("linear", "equal-angle", "log-snr", "angle-log-snr"):
-            assert samplers.walk(made, "eps", grid, 995)[0].t == 995
+            assert timesteps.sampling_levels(made, "eps", grid, 995)[0].t == 995
 
     @pytest.mark.parametrize("name", NOISY)
     def test_a_start_below_T_is_warned_about(self, name: str) -> None:
         with pytest.warns(DdimWarning, match="this network predicts eps"):
-            samplers.walk(NOISY[name], "eps", "linear", 5)
+            timesteps.sampling_levels(NOISY[name], "eps", "linear", 5)
 
     def test_the_default_spacing_depends_on_the_noise_alone(self) -> None:
         """Whatever T is, and on every schedule, the levels are the same but for rounding to whole times."""
         made = [schedule.cosine(4000), schedule.linear(4000, 2.5e-5, 0.005)]
-        found = [[level.angle for level in samplers.walk(one, "eps", "angle-log-snr", 10, top=3900)] for one in made]
+        found = [
+            [level.angle for level in timesteps.sampling_levels(one, "eps", "angle-log-snr", 10, top=3900)]
+            for one in made
+        ]
         starts = [one.time_at_angle(math.atan(RATIO)) for one in made]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
-            found = [[level.angle for level in samplers.walk(one, "eps", "angle-log-snr", 10)] for one in made]
+            found = [
+                [level.angle for level in timesteps.sampling_levels(one, "eps", "angle-log-snr", 10)] for one in made
+            ]
         assert abs(starts[0] - starts[1]) > 100
         np.testing.assert_allclose(found[0], found[1], atol=5e-3)
 
@@ -135,7 +141,7 @@ class TestSteps:
             warnings.simplefilter("ignore", DdimWarning)
             assert auto(made, predicts).calls == default_steps(20, made, predicts)
             for method in METHODS if T > 2 else METHODS[:2]:
-                assert Planner(made, predicts).way(method, None, None).down.start.t == start_time(made, predicts)
+                assert Planner(made, predicts).inversion(method, None, None).down.start.t == start_time(made, predicts)
 
     @pytest.mark.parametrize("predicts", ["eps", "v"])
     def test_commands_without_steps(self, predicts: str, tmp_path: Path) -> None:
@@ -194,7 +200,7 @@ class TestClipping:
         model = make()
         assert not model.plan(5, encode=True).clip_x0
         for method in METHODS:
-            found = model.way(method, 5)
+            found = model.inversion(method, 5)
             assert not any(plan.clip_x0 for plan in (found.up, found.down, found.onward) if plan)
 
     @QUIET

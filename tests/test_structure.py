@@ -1,116 +1,31 @@
-"""How the code is built: floors, sizes, forbidden things, and what the repository must not hold."""
+"""How the code is built: layers, forbidden calls, what the repository must not hold."""
 
 from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import pytest
 
+import ddim
+from ddim import names
+
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src"
-LONGEST_FILE = 320
-LONGEST_FUNCTION = 60  # with signature and docstring
-LONGEST_BODY = 45  # without
-
-# Import from your own floor or below.
-FLOORS = (
-    {
-        "schedule",
-        "start",
-        "grid",
-        "seeds",
-        "device_noise",
-        "noise_kernels",
-        "errors",
-        "files",
-        "temporary",
-        "checksum",
-        "tensors",
-        "pixels",
-        "plan_file",
-        "reading",
-        "limits",
-        "devices",
-        "arguments",
-    },  # 0 ground
-    {"table", "row", "plan", "mixture", "gaussian", "inference", "categorical", "comparison"},  # 1 theory
-    {
-        "denoiser",
-        "tokens",
-        "guidance",
-        "hooks",
-        "objective",
-        "times",
-        "samplers",
-        "bound",
-        "token_bound",
-        "ode",
-        "exact",
-        "emulate",
-    },  # 2 method
-    {
-        "loop",
-        "parallel",
-        "blocks",
-        "cuda_graphs",
-        "fitting",
-        "tuning",
-        "implicit",
-        "inversion",
-        "network",
-        "latents",
-        "training",
-        "feed",
-        "likelihood",
-        "native",
-        "planning",
-        "foreign_denoiser",
-        "wrapping",
-    },  # 3 journeys
-    {
-        "config",
-        "categorical_config",
-        "schedule_config",
-        "presets",
-        "checkpoint",
-        "kinds",
-        "engine",
-        "model",
-        "token_model",
-        "run_config",
-        "runs",
-        "budget",
-        "metrics",
-        "generate",
-        "plausible",
-        "manifest",
-        "finished",
-        "states",
-        "roundtrip",
-        "bits",
-        "calibration",
-        "check",
-        "evaluation",
-        "compute",
-        "interop",
-        "export",
-        "hub",
-        "published",
-    },  # 4 goods
-    {"report", "cli", "__init__", "__main__"},  # 5 doors
+# A package imports from its own layer or from those to the left. docs/design.md says what is in each package.
+LAYERS = (
+    "errors names | _io process nn | plan data | samplers objective | sampling exact | model | "
+    "train evaluation interop check | serve cli"
 )
-# Towers stand beside the house: they know the ground floor at most, and are known from the journeys upwards.
-TOWERS = {"nn", "data", "sheet"}
-TOWER_DOOR = 3
-
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+LAYER = {name: number for number, layer in enumerate(LAYERS.split(" | ")) for name in layer.split()}
+ONLY = {"nn": {"nn", "errors", "names", "_io"}}  # networks know nothing of schedules
 FILES = {
     ".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(SRC.glob("ddim/**/*.py"))
@@ -118,53 +33,84 @@ FILES = {
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
 
 
-def front_names() -> dict[str, str]:
-    """The names `import ddim` offers, to the modules they come from: the table `_HOME` of the package."""
-    for node in TREES["ddim"].body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOME":
-            return {name: f"ddim.{home or name}" for name, home in ast.literal_eval(node.value).items()}
-    raise AssertionError("src/ddim/__init__.py has no table _HOME")
-
-
-def imported(module: str) -> Iterator[str]:
-    """The modules of this package that a module imports, wherever in the file the import stands."""
-    front = front_names()
-    for node in ast.walk(TREES[module]):
+def imported(module: str, tree: ast.AST) -> Iterator[str]:
+    """The modules of this package that a module imports, wherever in the file the import is."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("ddim."))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ddim":
             for alias in node.names:
-                if alias.name == "ddim":  # then what it takes from the package decides; its version is nobody's
-                    for used in ast.walk(TREES[module]):
-                        if isinstance(used, ast.Attribute) and dotted(used.value) == (alias.asname or "ddim"):
-                            yield from [front[used.attr]] if used.attr in front else []
-                elif alias.name.startswith("ddim."):
-                    yield alias.name
-        elif isinstance(node, ast.ImportFrom):
-            package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            source = ".".join([*above, *([node.module] if node.module else [])])
-            if source.split(".")[0] == "ddim":
-                for alias in node.names:
-                    inner = f"{source}.{alias.name}"
-                    if source == "ddim" and alias.name in front:
-                        yield front[alias.name]
-                    elif inner in FILES or source != "ddim":
-                        yield inner if inner in FILES else source
+                inner = f"{node.module}.{alias.name}"
+                if inner in FILES or node.module != "ddim":
+                    yield inner if inner in FILES else str(node.module)
+                elif alias.name in ddim._SYMBOLS | ddim._MODULES:
+                    yield f"ddim.{(ddim._SYMBOLS | ddim._MODULES)[alias.name]}"
 
 
-def room(module: str) -> str:
-    """The file or folder of `src/ddim` a module is at home in."""
-    return module.split(".")[1] if "." in module else "__init__"
+def wrong_imports(trees: Mapping[str, ast.AST]) -> list[str]:
+    """Imports that do not go to the left."""
+    wrong = []
+    for module, tree in trees.items():
+        if module in ("ddim", "ddim.__main__"):
+            continue
+        here = module.split(".")[1]
+        for there in imported(module, tree):
+            other = there.split(".")[1]
+            if LAYER[other] > LAYER[here] or other not in ONLY.get(here, LAYER) or (other == "cli") > (here == "cli"):
+                wrong.append(f"{module} imports {there}")
+    return wrong
 
 
-def may_import(here: str, there: str) -> bool:
-    """Whether a room may import from another one."""
-    if here == there:
-        return True
-    if here in TOWERS:
-        return FLOOR.get(there) == 0
-    if there in TOWERS:
-        return FLOOR.get(here, 0) >= TOWER_DOOR
-    return FLOOR.get(there, 0) <= FLOOR.get(here, 0)  # the test above speaks of rooms without a floor
+def test_every_package_is_in_a_layer() -> None:
+    there = {module.split(".")[1] for module in FILES if "." in module} - {"__main__"}
+    assert there <= LAYER.keys()
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    assert not [name for name in there if f"`{name}`" not in text and name not in ("errors", "names")]
+
+
+def test_four_files_at_the_root() -> None:
+    files = {path.name for path in (SRC / "ddim").glob("*.py")}
+    assert files == {"__init__.py", "__main__.py", "errors.py", "names.py"}
+
+
+def test_packages_say_what_they_hold() -> None:
+    assert not [module for module, path in FILES.items() if path.name == "__init__.py" and not doc(module)]
+
+
+def doc(module: str) -> str | None:
+    return ast.get_docstring(TREES[module])  # type: ignore[arg-type]
+
+
+def test_imports_go_to_the_left() -> None:
+    assert not wrong_imports(TREES)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "allowed"),
+    [
+        ("ddim.plan.row", "from ddim.process.schedule import Level", True),
+        ("ddim.samplers.ddim", "from ddim.objective.elbo import terms", True),
+        ("ddim.plan.row", "from ddim.samplers import ddim", False),
+        ("ddim.plan.row", "def f():\n    import ddim.model.image", False),
+        ("ddim.nn.unet", "from ddim.process.schedule import Level", False),
+        ("ddim.model.image", "from ddim.train import run", False),
+        ("ddim.model.image", "from ddim import evaluation", False),
+        ("ddim.evaluation.fid_table", "from ddim.cli.main import cli", False),
+    ],
+)
+def test_a_wrong_import_is_noticed(module: str, line: str, allowed: bool) -> None:
+    assert bool(wrong_imports({module: ast.parse(line)})) is not allowed
+
+
+def test_imports_form_no_cycle() -> None:
+    graph = {m: {there for there in imported(m, TREES[m]) if there != m} for m in FILES if m != "ddim"}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_modules_are_imported_by_name() -> None:
+    """A computed import would escape `imported`; the package and the list of commands have one each."""
+    lazy = {m for m, tree in TREES.items() for node in ast.walk(tree) if dotted(node).endswith("import_module")}
+    assert lazy == {"ddim", "ddim.cli.main"}
 
 
 def dotted(node: ast.AST) -> str:
@@ -177,69 +123,58 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_every_module_has_a_floor(module: str) -> None:
-    name = room(module)
-    assert name in FLOOR or name in TOWERS, (
-        f"src/ddim/{name} has no floor: give it one in FLOORS (or TOWERS) of tests/test_structure.py, "
-        "the lowest that has everything it imports"
-    )
+def resolve(name: str) -> Any:
+    """What `ddim.a.b` is: an attribute from `import ddim` on, or of the longest module that can be imported."""
+    value: Any = ddim
+    done = "ddim"
+    for part in name.split(".")[1:]:
+        done = f"{done}.{part}"
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            value = importlib.import_module(done)
+    return value
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_go_down(module: str) -> None:
-    wrong = [there for there in imported(module) if not may_import(room(module), room(there))]
-    assert not wrong, f"{module} must not import {', '.join(wrong)}: it is on a higher floor, or a tower"
+MENTION = re.compile(r"(?<![\w./-])ddim(?:\.[A-Za-z_]\w*)+(?![\w/]|\.\w)")
+# Files, the example of CONTRIBUTING.md, and modules that their package hides behind a function of the same name.
+NOT_NAMES = {
+    "ddim.py",
+    "ddim.json",
+    "ddim.samplers.middle",
+    "ddim.samplers.ddim.ddim",
+    "ddim.samplers.runge_kutta.probability_flow",
+}
 
 
-@pytest.mark.parametrize(
-    ("here", "there", "allowed"),
-    [
-        ("model", "plan", True),
-        ("plan", "model", False),
-        ("plan", "gaussian", True),
-        ("training", "nn", True),
-        ("objective", "nn", False),
-        ("nn", "errors", True),
-        ("nn", "plan", False),
-        ("nn", "data", False),
-        ("runs", "cli", False),
-    ],
-)
-def test_the_rule_of_the_floors(here: str, there: str, allowed: bool) -> None:
-    assert may_import(here, there) is allowed
+def test_every_name_in_docs_and_messages_exists() -> None:
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *FILES.values()]
+    mentions = {name for page in pages for name in MENTION.findall(page.read_text(encoding="utf-8"))} - NOT_NAMES
+    missing = []
+    for name in sorted(mentions):
+        try:
+            resolve(name)
+        except (AttributeError, ImportError):
+            missing.append(name)
+    assert not missing
 
 
-def test_imports_inside_functions_and_for_types_are_seen() -> None:
-    assert "ddim.model" in set(imported("ddim.cli.options"))
-    assert {"ddim.runs", "ddim.presets"} <= set(imported("ddim.cli.train"))
+def test_dir_shows_what_the_package_offers() -> None:
+    assert {"Model", "load", "samplers", "timesteps", "__version__"} <= set(dir(ddim))
+    assert all(getattr(ddim, name) is not None for name in ddim.__all__)
 
 
-def test_imports_form_no_circle() -> None:
-    graph = {module: {there for there in imported(module) if there != module} for module in FILES if module != "ddim"}
-    list(graphlib.TopologicalSorter(graph).static_order())
+def test_the_lists_of_names_are_those_of_the_tables() -> None:
+    from ddim import emulate, objective, samplers, schedule, timesteps
+    from ddim.train.presets import PRESETS
 
-
-def test_modules_are_imported_by_name_except_at_the_two_lazy_doors() -> None:
-    """A computed import would escape the walk above."""
-    lazy = {m for m, tree in TREES.items() for node in ast.walk(tree) if dotted(node).endswith("import_module")}
-    assert lazy == {"ddim", "ddim.cli.main"}
-
-
-@pytest.mark.parametrize("module", FILES)
-def test_rooms_are_small(module: str) -> None:
-    lines = len(FILES[module].read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{lines} lines, at most {LONGEST_FILE}: split the file"
-    for node in ast.walk(TREES[module]):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            told = ast.get_docstring(node) is not None and len(node.body) > 1
-            end = node.end_lineno or node.lineno
-            body = end - node.body[1 if told else 0].lineno + 1
-            assert body <= LONGEST_BODY, f"the body of {node.name} has {body} lines, at most {LONGEST_BODY}"
-            # A command's signature and docstring are the list of its options and its help.
-            if not (room(module) == "cli" and node.name == "command"):
-                whole = end - node.lineno + 1
-                assert whole <= LONGEST_FUNCTION, f"{node.name} has {whole} lines, at most {LONGEST_FUNCTION}"
+    assert list(names.SPACINGS) == list(timesteps.NAMED)
+    assert list(names.SAMPLER_NAMES) == list(samplers.SAMPLERS)
+    assert {*names.SCHEDULE_NAMES} == {*schedule.NAMED, "betas"}
+    assert list(names.PRESET_NAMES) == list(PRESETS)
+    assert list(names.EMULATED) == list(emulate.NAMES)
+    for weight in names.LOSS_WEIGHTS:
+        objective.weights(schedule.linear(10), "eps", weight)  # type: ignore[arg-type]
 
 
 GLOBAL_DRAWS = {
@@ -258,7 +193,7 @@ BANNED_MODULES = {"pickle", "marshal", "shelve", "random"}
 
 
 def forbidden(tree: ast.AST) -> Iterator[str]:
-    """Each thing in a file that must not be there: it runs a stranger's code, or moves a global generator."""
+    """Each thing in a file that must not be there: it runs untrusted code, or moves a global generator."""
     forked = {
         id(inner)
         for node in ast.walk(tree)
@@ -289,9 +224,8 @@ def forbidden(tree: ast.AST) -> Iterator[str]:
                 yield f"line {line}: {node.func.attr} without a generator"
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_nothing_forbidden(module: str) -> None:
-    assert not list(forbidden(TREES[module]))
+def test_nothing_forbidden() -> None:
+    assert not [f"{module}: {what}" for module, tree in TREES.items() for what in forbidden(tree)]
 
 
 @pytest.mark.parametrize(
@@ -391,16 +325,6 @@ def test_the_patterns_find_what_they_look_for() -> None:
     for text in ("a path such as photos/" + "work/1.png", "net" + "work/body", "https://example.org/home/page"):
         assert not MACHINE_PATH.search(text), text
     assert REGISTRY.search("https://py" + "pi.org/simple")
-
-
-def test_what_is_listed_twice_so_that_help_is_quick_is_the_same() -> None:
-    """The options and the configuration cannot ask numpy's modules for their tables."""
-    from ddim import grid, schedule
-    from ddim.cli.options import GRIDS
-    from ddim.config import ScheduleConfig
-
-    assert list(GRIDS) == list(grid.NAMED)
-    assert {*get_args(ScheduleConfig.model_fields["name"].annotation)} == {*schedule.NAMED, "betas"}
 
 
 def test_the_plan_in_the_docs_is_what_is_printed() -> None:

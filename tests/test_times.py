@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddim.kinds import kind_of
-from ddim.objective import Objective
-from ddim.schedule import linear
-from ddim.times import Times
+from ddim.model.modality import modality_of
+from ddim.objective.mse import Objective
+from ddim.objective.timestep_sampling import TimestepSampler
+from ddim.process.schedule import linear
 from models import tiny_config
 
 
@@ -21,8 +21,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def even(T: int) -> Times:
-    return Times(torch.ones(T))
+def even(T: int) -> TimestepSampler:
+    return TimestepSampler(torch.ones(T))
 
 
 @given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))
@@ -52,7 +52,7 @@ def test_independent_times_are_not_paired() -> None:
 @given(batch=st.integers(1, 33), T=st.integers(1, 50), seed=st.integers(0, 1000))
 def test_by_importance_of_even_weights_pairs_are_those_of_uniform_times(batch: int, T: int, seed: int) -> None:
     """t(u) + t(1 - u) is T + 1, but where u stands on an edge between two times, where it is T + 2."""
-    t = Times(torch.ones(T), "importance").draw(batch, generator(seed))
+    t = TimestepSampler(torch.ones(T), "importance").draw(batch, generator(seed))
     assert (t.shape, t.dtype) == ((batch,), torch.int64)
     assert ((t >= 1) & (t <= T)).all()
     half = (batch + 1) // 2
@@ -64,7 +64,7 @@ def test_by_importance_of_even_weights_pairs_are_those_of_uniform_times(batch: i
 def test_by_importance_times_are_as_frequent_as_they_weigh(antithetic: bool) -> None:
     weights = torch.tensor([0.0, 3.0, 0.5, 0.0, 1.0, 4.0, 0.0])
     n = 40_000
-    counts = torch.bincount(Times(weights, "importance").draw(n, generator(), antithetic), minlength=8)[1:]
+    counts = torch.bincount(TimestepSampler(weights, "importance").draw(n, generator(), antithetic), minlength=8)[1:]
     expected = n * weights / weights.sum()
     assert (counts[weights == 0] == 0).all()
     assert ((counts - expected).abs() <= 5 * 2 * (expected * (1 - expected / n)).sqrt()).all()
@@ -73,7 +73,7 @@ def test_by_importance_times_are_as_frequent_as_they_weigh(antithetic: bool) -> 
 def test_a_skewed_weight_is_drawn_skewed_in_pairs() -> None:
     """Of a pair at most one can lie among the first times, if those together weigh less than half."""
     weights = torch.tensor([1.0, 1.0, 1.0, 9.0])
-    t = Times(weights, "importance").draw(1000, generator())
+    t = TimestepSampler(weights, "importance").draw(1000, generator())
     first = t <= 3
     assert not (first[:500] & first[500:]).any()
     assert first.any()
@@ -87,20 +87,20 @@ def test_both_ways_of_drawing_have_the_same_expected_loss_but_for_the_mean_weigh
     errors = torch.rand(50, generator=generator(3))
     every = torch.arange(1, 51)
     weights = uniform.times.weights
-    exact = uniform.times.weigh(errors, every).mean()
+    exact = uniform.times.apply_weight(errors, every).mean()
     t = drawn.times.draw(200_000, generator(4))
-    mean = drawn.times.weigh(errors[t - 1], t).mean()
+    mean = drawn.times.apply_weight(errors[t - 1], t).mean()
     np.testing.assert_allclose(float(mean * weights.mean()), float(exact), rtol=0.01)
     assert not math.isclose(float(errors.mean()), float(mean), rel_tol=0.02)  # the test could see a wrong distribution
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
 def test_every_kind_of_data_can_draw_by_importance(kind: str) -> None:
-    loss = kind_of(tiny_config(kind)).loss("vlb", torch.device("cpu"), "importance")
+    loss = modality_of(tiny_config(kind)).loss("vlb", torch.device("cpu"), "importance")
     weights, n = loss.times.weights, 4000
     t = loss.times.draw(n, generator())
     heavy = weights > weights.median()
     share = float(weights[heavy].sum() / weights.sum())
     assert share > 0.6
     assert abs(float(heavy[t - 1].sum()) - n * share) < 5 * 2 * math.sqrt(n * share * (1 - share))
-    assert torch.equal(loss.times.weigh(torch.ones(n), t), torch.ones(n))
+    assert torch.equal(loss.times.apply_weight(torch.ones(n), t), torch.ones(n))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim import samplers, token_bound
-from ddim.categorical import Alphabet, marginal, markov_posterior, posterior
+from ddim import samplers
 from ddim.errors import DdimError
-from ddim.mixture import CategoricalPlan
-from ddim.schedule import Level, from_betas, zero_terminal_snr
-from ddim.tokens import TokenPrediction
+from ddim.objective import categorical_elbo
+from ddim.plan.categorical import CategoricalPlan
+from ddim.process import timesteps
+from ddim.process.categorical import Alphabet, marginal, markov_posterior, posterior
+from ddim.process.parameterization import TokenPrediction
+from ddim.process.schedule import Level, from_betas, zero_terminal_snr
 
 SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 0.9], "short")
 MASKED = zero_terminal_snr(SHORT)
@@ -80,7 +82,7 @@ def test_the_terms_are_the_expected_log_ratio_on_paths(make: Any, times: tuple[i
             for k, (x_t, x_s) in enumerate(itertools.pairwise([*path, x0])):
                 q, p = q * float(q_steps[k][x_t, x_s]), p * float(p_steps[k][x_t, x_s])
             expected += q * math.log(q / p) if q else 0.0
-        bound = float(token_bound.prior_term(plan, torch.tensor([[x0]])))
+        bound = float(categorical_elbo.prior_term(plan, torch.tensor([[x0]])))
         for row in plan.rows:
             chances = marginal(ids, row.now, alphabet.pi)[x0]
             for x_t in [x for x in range(K) if chances[x] > 0]:
@@ -88,7 +90,7 @@ def test_the_terms_are_the_expected_log_ratio_on_paths(make: Any, times: tuple[i
                 low = float(alphabet.pi[:x_t].sum())
                 kept = x_t == x0 and row.now.alpha_bar > 0
                 fresh = torch.tensor([[[0.0 if kept else 1 - 1e-12, low + float(alphabet.pi[x_t]) / 2]]])
-                term = token_bound.row_term(denoise, plan, row, torch.tensor([[x0]]), fresh.double())
+                term = categorical_elbo.row_term(denoise, plan, row, torch.tensor([[x0]]), fresh.double())
                 bound += float(chances[x_t]) * float(term)
         assert bound == pytest.approx(expected, rel=1e-9, abs=1e-9)
         assert bound >= -math.log(float(likelihood[x0])) - 1e-12
@@ -105,10 +107,10 @@ def test_terms_add_up_over_tokens_and_rows() -> None:
     def denoise(x: Tensor, level: Level, /) -> TokenPrediction:
         return TokenPrediction(f[level][x])
 
-    whole = [*token_bound.terms(denoise, plan, x0, lambda k: u[k].double())]
+    whole = [*categorical_elbo.terms(denoise, plan, x0, lambda k: u[k].double())]
     assert [term.shape for term in whole] == [(2,)] * 4
     for place in range(4):
-        part = [*token_bound.terms(denoise, plan, x0[:, [place]], lambda k, p=place: u[k][:, [p]].double())]
+        part = [*categorical_elbo.terms(denoise, plan, x0[:, [place]], lambda k, p=place: u[k][:, [p]].double())]
         whole = [all_ - one for all_, one in zip(whole, part, strict=True)]
     torch.testing.assert_close(torch.stack(whole), torch.zeros(4, 2).double(), rtol=0, atol=1e-12)
 
@@ -119,7 +121,7 @@ def test_the_chains_bound_is_the_entropy_with_the_ideal_predictor_and_a_fixed_et
     p0 = torch.tensor([0.55, 0.25, 0.15, 0.05], dtype=torch.float64)
     entropy = float(-(p0 * p0.log()).sum())
     alphabet, made = Alphabet.uniform(4), zero_terminal_snr(SCHEDULES["cosine"])
-    levels = samplers.walk(made, "x0", "linear", steps)
+    levels = timesteps.sampling_levels(made, "x0", "linear", steps)
     ids, eye = torch.arange(4), torch.eye(4, dtype=torch.float64)
 
     def ideal(level: Level) -> Tensor:
@@ -154,7 +156,7 @@ def test_with_the_ideal_predictor_samples_become_the_data_as_steps_are_added(ker
     data = CONVERGENCE["chain"](alphabet)
     made, found = zero_terminal_snr(SCHEDULES["cosine"]), []
     for steps in (8, 16, 32):
-        levels = samplers.walk(made, "x0", "equal-angle", steps)
+        levels = timesteps.sampling_levels(made, "x0", "equal-angle", steps)
         if kernel_name == "markov":
             plan = samplers.discrete_markov(levels, alphabet)
         else:
@@ -172,7 +174,9 @@ def test_at_a_fixed_eta_they_do_not() -> None:
     alphabet, made = Alphabet.uniform(3), zero_terminal_snr(SCHEDULES["cosine"])
     data = CONVERGENCE["chain"](alphabet)
     found = [
-        CONVERGENCE["distance"](samplers.discrete(samplers.walk(made, "x0", "equal-angle", steps), alphabet, 1.0), data)
+        CONVERGENCE["distance"](
+            samplers.discrete(timesteps.sampling_levels(made, "x0", "equal-angle", steps), alphabet, 1.0), data
+        )
         for steps in (16, 32)
     ]
     assert found[1] / found[0] > 0.7
@@ -185,9 +189,9 @@ def test_at_a_fixed_eta_they_do_not() -> None:
 def test_a_sharpened_plan_has_no_bound(change: dict[str, float], wrong: str) -> None:
     plan = samplers.discrete(SHORT.levels((6, 1, 0)), Alphabet.uniform(3), **change)
     with pytest.raises(DdimError, match=wrong):
-        token_bound.check_bound(plan)
+        categorical_elbo.check_bound(plan)
 
 
 def test_a_plan_that_does_not_go_to_clean_data_has_no_bound() -> None:
     with pytest.raises(DdimError, match="ends at t = 1"):
-        token_bound.check_bound(samplers.discrete(SHORT.levels((6, 1)), Alphabet.uniform(3)))
+        categorical_elbo.check_bound(samplers.discrete(SHORT.levels((6, 1)), Alphabet.uniform(3)))

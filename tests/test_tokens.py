@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from bench import SCHEDULES, randn
-from ddim.categorical import Alphabet, kl, sigma_largest
+from ddim.data.pixels import dequantize, quantize
 from ddim.errors import DdimError
 from ddim.nn import CategoricalUNet, Transformer, TransformerConfig, UNetConfig
 from ddim.nn.transformer import rotate
-from ddim.pixels import from_levels, to_levels
-from ddim.schedule import zero_terminal_snr
-from ddim.tokens import CrossEntropy, TokenPrediction, log_probabilities, token_weights
+from ddim.objective.cross_entropy import CrossEntropy, token_weights
+from ddim.process.categorical import Alphabet, kl, sigma_largest
+from ddim.process.parameterization import TokenPrediction, log_probabilities
+from ddim.process.schedule import zero_terminal_snr
 
 COSINE = zero_terminal_snr(SCHEDULES["cosine"])
 MASKED = Alphabet.masked(3, carry_over=True)
@@ -46,12 +47,12 @@ def test_half_precision_logits_are_normalised_in_float32() -> None:
 
 def test_guidance_is_a_product_of_powers() -> None:
     off, on = TokenPrediction(randn(6, 5, seed=1).softmax(-1)), TokenPrediction(randn(6, 5, seed=2).softmax(-1))
-    torch.testing.assert_close(off.towards(on, 0.0).x0, off.x0)
-    torch.testing.assert_close(off.towards(on, 1.0).x0, on.x0)
+    torch.testing.assert_close(off.lerp(on, 0.0).x0, off.x0)
+    torch.testing.assert_close(off.lerp(on, 1.0).x0, on.x0)
     made = off.x0.pow(-1) * on.x0.pow(2)
-    torch.testing.assert_close(off.towards(on, 2.0).x0, made / made.sum(-1, keepdim=True))
+    torch.testing.assert_close(off.lerp(on, 2.0).x0, made / made.sum(-1, keepdim=True))
     excluded = TokenPrediction(torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64))
-    assert excluded.towards(excluded, 3.0).x0.tolist() == [[0.5, 0.5, 0.0]]
+    assert excluded.lerp(excluded, 3.0).x0.tolist() == [[0.5, 0.5, 0.0]]
 
 
 @pytest.mark.parametrize("noise", ["uniform", "mask"])
@@ -83,8 +84,8 @@ def test_the_loss_is_the_cross_entropy_at_a_draw_of_eq_17(noise: str) -> None:
             for i in range(6)
         ]
         assert float(error[sample]) == pytest.approx(sum(each) / 6, rel=1e-5)
-    assert torch.equal(loss.times.weigh(error, t), error)
-    assert torch.equal(loss.told(error, t), error)
+    assert torch.equal(loss.times.apply_weight(error, t), error)
+    assert torch.equal(loss.eps_mse(error, t), error)
 
 
 def test_the_vlb_weight_bounds_the_divergence_and_is_it_for_a_mask() -> None:
@@ -192,12 +193,12 @@ def test_the_unet_over_levels() -> None:
 @pytest.mark.parametrize("levels", [2, 4, 7, 256])
 def test_levels_are_equal_ranges_and_come_back_as_themselves(levels: int) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    ids = to_levels(values, levels)
+    ids = quantize(values, levels)
     assert ids.shape == (1, 1, 16, 16)
     counts = np.bincount(ids.flatten().numpy(), minlength=levels)
     assert counts.max() - counts.min() <= 1
     assert (np.diff(ids.flatten().numpy()) >= 0).all()
-    shown = from_levels(ids, levels)
+    shown = dequantize(ids, levels)
     assert shown.dtype == np.uint8
-    assert torch.equal(to_levels(shown, levels), ids)
+    assert torch.equal(quantize(shown, levels), ids)
     assert (shown.min(), shown.max()) == (0, 255)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from ddim.errors import DdimError, DdimWarning
-from ddim.kinds import kind_of
-from ddim.objective import Objective
-from ddim.schedule import linear
-from ddim.training import ErrorTable, Trainer
+from ddim.model.modality import modality_of
+from ddim.objective.mse import Objective
+from ddim.process.schedule import linear
+from ddim.train.trainer import TimestepError, Trainer
 from models import COUNT, KINDS, new_network, recipe, stripes, tiny_config, tiny_network, tiny_set
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -27,7 +27,7 @@ def trainer(
     **changes: Any,
 ) -> Trainer:
     config = tiny_config(kind, classes=3 if labelled else 0, schedule=schedule or {}, **(network or {}))
-    made = kind_of(config)
+    made = modality_of(config)
     if len(config.network.shape) == 1:
         changes["flip"] = False
     return Trainer(
@@ -169,7 +169,7 @@ def test_the_error_in_the_table_is_that_of_eps() -> None:
 
 
 def test_times_not_drawn_for_long_are_forgotten() -> None:
-    table = ErrorTable(3, torch.device("cpu"))
+    table = TimestepError(3, torch.device("cpu"))
     assert [len(part) for part in table.means()] == [0, 0]
     table.add(torch.tensor([1, 1, 3]), torch.tensor([1.0, 2.0, 4.0]), 0.5)
     times, means = table.means()

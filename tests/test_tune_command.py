@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddim.cli.options import SAMPLERS
 from ddim.errors import DdimError, DdimWarning
-from ddim.plan import Plan
-from ddim.samplers import NAMED, recommended
+from ddim.names import SAMPLER_NAMES
+from ddim.plan.plan import Plan
+from ddim.samplers import SAMPLERS as NAMED
+from ddim.samplers import recommended
 from models import contents, ddim, load_tiny, save_tiny, tiny_model
 
 SMALL = ("--pilots", 8, "--device", "cpu")
@@ -101,10 +102,10 @@ def test_what_cannot_be_tuned_is_one_line(
 
 
 def test_the_commands_know_every_sampler() -> None:
-    assert tuple(NAMED) == SAMPLERS
+    assert tuple(NAMED) == SAMPLER_NAMES
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SAMPLER_NAMES)
 def test_every_sampler_makes_pictures(place: Path, name: str) -> None:
     words = ("-n", 1, "--steps", 3, "--sampler", name, "--device", "cpu", "--force")  # the network is a random one
     assert ddim("sample", place / "model", *words, "--out", place / "out") == 0
@@ -151,8 +152,8 @@ def test_samplers_of_several_calls_a_step_say_so() -> None:
 
 
 def test_a_plan_that_starts_from_two_states_is_not_sampled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    way = load_tiny(place / "model").way("reversible", 4)
-    (place / "plan.json").write_text(way.onward.to_json())
+    way = load_tiny(place / "model").inversion("reversible", 4)
+    (place / "plan.json").write_text(way.resume_plan.to_json())
     words = ("sample", place / "model", "--plan", place / "plan.json", "-n", 1, "--device", "cpu")
     assert ddim(*words, "--out", place / "out") == 2
     assert "starts from the states at t = " in capsys.readouterr().err

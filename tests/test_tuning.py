@@ -10,19 +10,20 @@ import torch
 from torch import Tensor
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, equal_angles, falling, randn
-from ddim import grid, samplers
-from ddim.denoiser import Prediction
+from ddim import samplers
 from ddim.errors import DdimError
-from ddim.fitting import Memo, Teacher, fitted, rms
-from ddim.loop import run, trajectory
-from ddim.schedule import Level, linear
-from ddim.tuning import Tuned, cheapest_path, jump_cost, tuning
+from ddim.process import timesteps
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level, linear
+from ddim.sampling.fitting import CachedDenoiser, ReferenceSolution, fitted, rms
+from ddim.sampling.loop import run, trajectory
+from ddim.sampling.tuning import Tuned, cheapest_path, iter_tuning, jump_cost
 
 LINEAR = SCHEDULES["linear"]
 
 
-def taught(schedule: object = LINEAR, n: int = 16, nodes: int = 40, data: object = MIXTURE) -> Teacher:
-    teacher = Teacher(schedule, nodes)
+def taught(schedule: object = LINEAR, n: int = 16, nodes: int = 40, data: object = MIXTURE) -> ReferenceSolution:
+    teacher = ReferenceSolution(schedule, nodes)
     list(teacher.solve(data.denoise, randn(n, 3, seed=1)))
     return teacher
 
@@ -40,7 +41,7 @@ class Counted:
 
 def test_what_was_asked_before_is_not_asked_again() -> None:
     counted = Counted()
-    memo = Memo(counted, size=4)
+    memo = CachedDenoiser(counted, size=4)
     x, level = randn(6, 3), LINEAR.level(300)
     first, again = memo(x, level), memo(x.clone(), level)
     assert counted.samples == 6
@@ -53,7 +54,7 @@ def test_what_was_asked_before_is_not_asked_again() -> None:
 
 def test_a_memo_forgets_the_oldest() -> None:
     counted = Counted()
-    memo = Memo(counted, size=4, keep=0)
+    memo = CachedDenoiser(counted, size=4, keep=0)
     x = randn(4, 3)
     for t in (300, 200, 300):
         memo(x, LINEAR.level(t))
@@ -65,7 +66,7 @@ def test_a_memo_forgets_the_oldest() -> None:
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear+zero-terminal-snr"])
 def test_the_teacher_follows_the_flow_between_its_nodes(name: str) -> None:
     schedule = SCHEDULES[name]
-    teacher = Teacher(schedule, 80)
+    teacher = ReferenceSolution(schedule, 80)
     start = GAUSSIAN.flow(randn(8, 4, seed=2), schedule.level(900), schedule.level(schedule.T))
     assert len(list(teacher.solve(GAUSSIAN.denoise, start))) == 80
     assert teacher.levels[0].t == schedule.T
@@ -77,7 +78,7 @@ def test_the_teacher_follows_the_flow_between_its_nodes(name: str) -> None:
 
 def test_the_cost_of_a_jump_is_that_of_gaussian_data() -> None:
     """One DDIM step against the exact flow: both are factors on x / signal - mean, in closed form."""
-    teacher = Teacher(LINEAR, 30)
+    teacher = ReferenceSolution(LINEAR, 30)
     list(teacher.solve(GAUSSIAN.denoise, randn(8, 4, seed=3)))
     cost = jump_cost(teacher)
     for i, j in ((0, 5), (3, 20), (28, 29), (10, 30)):
@@ -106,7 +107,7 @@ def test_dynamic_programming_finds_what_trying_everything_finds(steps: int) -> N
 def test_a_fitted_plan_is_on_straight_lines_and_nearer_to_the_teacher() -> None:
     teacher = taught()
     levels = falling(LINEAR, [10, 40, 90, 160, 250, 360, 490, 640, 810, 1000])
-    plan = fitted(Memo(MIXTURE.denoise, 16), levels, teacher.start, teacher.at)
+    plan = fitted(CachedDenoiser(MIXTURE.denoise, 16), levels, teacher.start, teacher.at)
     plan.check()  # straight lines
     assert plan.straight
     assert plan.memory == 3
@@ -126,13 +127,13 @@ def test_fitting_finds_weights_that_are_there() -> None:
     states = [start]
     states += [step.x for step in trajectory(MIXTURE.denoise, made, start)]
     where = dict(zip(levels, states, strict=True))
-    plan = fitted(Memo(MIXTURE.denoise, 32), levels, start, lambda level: where[level], memory=2)
+    plan = fitted(CachedDenoiser(MIXTURE.denoise, 32), levels, start, lambda level: where[level], memory=2)
     torch.testing.assert_close(run(MIXTURE.denoise, plan, start), states[-1], rtol=0, atol=1e-3)
 
 
 def found(calls: int = 5, solver: str = "fitted", seed: int = 5) -> Tuned:
     last = None
-    for step in tuning(MIXTURE.denoise, LINEAR, calls, randn(32, 3, seed=seed), solver, 16):
+    for step in iter_tuning(MIXTURE.denoise, LINEAR, calls, randn(32, 3, seed=seed), solver, 16):
         assert 0 <= step.done <= step.total
         last = step
     assert last is not None
@@ -145,14 +146,14 @@ def test_tuning_is_never_worse_than_what_is_not_tuned(solver: str) -> None:
     result = found(solver=solver)
     assert result.plan.calls == 5
     assert result.error <= result.untuned_error
-    assert result.won == (result.plan != result.untuned)
+    assert result.tuned_wins == (result.plan != result.untuned)
     result.plan.check().check_schedule(LINEAR, to_clean=True)
-    held = Teacher(LINEAR)
+    held = ReferenceSolution(LINEAR)
     list(held.solve(MIXTURE.denoise, randn(32, 3, seed=5)[16:]))
     again = rms(run(MIXTURE.denoise, result.plan, held.start), held.end)
     assert again == pytest.approx(result.error, rel=1e-9)
     for name in ("quadratic", "equal-angle"):
-        levels = falling(LINEAR, grid.tau(LINEAR, name, 5))
+        levels = falling(LINEAR, timesteps.tau(LINEAR, name, 5))
         assert result.error <= rms(run(MIXTURE.denoise, samplers.ddim(levels), held.start), held.end)
 
 
@@ -183,7 +184,7 @@ def test_a_tuned_plan_is_for_its_model() -> None:
 def test_what_cannot_be_tuned_is_refused(settings: dict, wrong: str) -> None:
     given = {"calls": 5, "pilots": 8, "solver": "fitted"} | settings
     with pytest.raises(DdimError, match=wrong):
-        next(tuning(MIXTURE.denoise, LINEAR, given["calls"], randn(given["pilots"], 3), given["solver"]))
+        next(iter_tuning(MIXTURE.denoise, LINEAR, given["calls"], randn(given["pilots"], 3), given["solver"]))
 
 
 def test_nothing_is_fitted_to_the_held_out_half() -> None:
@@ -192,9 +193,9 @@ def test_nothing_is_fitted_to_the_held_out_half() -> None:
     other = torch.cat([pilots[:128], randn(128, 3, seed=6)])
     results = []
     for given in (pilots, other):
-        *_, last = tuning(MIXTURE.denoise, LINEAR, 6, given, "fitted", 128)
+        *_, last = iter_tuning(MIXTURE.denoise, LINEAR, 6, given, "fitted", 128)
         assert last.found is not None
-        assert last.found.won
+        assert last.found.tuned_wins
         results.append(last.found)
     assert results[0].plan == results[1].plan
     assert results[0].error != results[1].error
@@ -205,5 +206,5 @@ def test_the_default_has_as_many_calls_as_are_asked_for(steps: int, T: int) -> N
     schedule = LINEAR if T == 1000 else linear(T)
     for predicts in ("eps", "v", "x0"):
         sampler, name = samplers.recommended(steps, schedule, predicts)
-        times = grid.tau(schedule, name, steps)
+        times = timesteps.tau(schedule, name, steps)
         assert samplers.named(sampler, falling(schedule, times), schedule).calls == steps

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
 from bench import randn
+from ddim.nn.base import sinusoidal
+from ddim.nn.blocks import Attention, Block
 from ddim.nn.ema import EMA
-from ddim.nn.network import sinusoidal
-from ddim.nn.unet import Attention, Block, UNet, UNetConfig
+from ddim.nn.unet import UNet, UNetConfig
 
 SMALL = UNetConfig(
     in_channels=2, height=8, width=8, channels=8, multipliers=(1, 2), blocks=1, attention=(4,), groups=4, dropout=0.0

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from ddim.compute import Compute
-from ddim.native import units
-from ddim.native.units import Units, sampling_precision, training_dtype, units_of, units_of_cpu
-from ddim.training import autocast_dtype, fast_dtype
+from ddim.model.precision import Precision, fast_dtype
+from ddim.nn.cpu import units
+from ddim.nn.cpu.units import Units, sampling_precision, training_dtype, units_of, units_of_cpu
+from ddim.train.trainer import autocast_dtype
 from models import tiny_model
 
 AMX = "flags : fpu avx512f avx512_bf16 amx_bf16 amx_tile amx_int8"
@@ -44,7 +44,7 @@ def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch
     says = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
     monkeypatch.setattr(units, "cpu_flags", lambda: flags)
     monkeypatch.setattr(units, "_torch_says", says.__getitem__)
-    monkeypatch.setattr(Compute, "_missing", lambda self: "")
+    monkeypatch.setattr(Precision, "_missing", lambda self: "")
     compute = tiny_model(dtype="auto").compute
     assert compute.name == fast
     assert str(compute).startswith(f"{fast} on cpu (this device has ")

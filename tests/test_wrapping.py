@@ -19,17 +19,20 @@ from torch import Tensor, nn
 
 from bench import GAUSSIAN, MIXTURE, SCHEDULES, equal_ratios, falling, randn
 from ddim import samplers
-from ddim.denoiser import Guided, Hooked, Prediction, predict
 from ddim.errors import DdimError, DdimWarning
+from ddim.evaluation.likelihood import log_density
 from ddim.exact import GaussianData
-from ddim.gaussian import diffuse
-from ddim.likelihood import log_density
-from ddim.loop import run, trajectory
-from ddim.model import Model
-from ddim.schedule import Level, Schedule
-from ddim.seeds import Noise
-from ddim.tuning import tuning
-from ddim.wrapping import Wrapped, flow_time, wrap
+from ddim.model.denoisers import flow_time
+from ddim.model.image import Model
+from ddim.model.wrap import Wrapped, wrap
+from ddim.plan.base import Hooked
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level, Schedule
+from ddim.sampling.guidance import Guided
+from ddim.sampling.loop import run, trajectory
+from ddim.sampling.tuning import iter_tuning
 from models import new_network, tiny_model, tiny_network
 
 LINEAR = SCHEDULES["linear"]
@@ -231,24 +234,24 @@ def test_a_sample_does_not_depend_on_how_many_are_made() -> None:
 def test_conditioning_goes_with_its_sample() -> None:
     each, scale = torch.linspace(-1, 1, 6), torch.linspace(0.5, 1, 6)
     plain = wrap(Tiny(), LINEAR, "v", micro_batch=4)
-    made = plain.given(condition=each, text={"scale": scale, "words": "none"})
+    made = plain.with_conditioning(condition=each, text={"scale": scale, "words": "none"})
     six = made.sample(6, (1, 4, 4), steps=3, seed=1)
     for k in range(6):
-        one = plain.given(condition=each[k : k + 1], text={"scale": scale[k : k + 1]})
+        one = plain.with_conditioning(condition=each[k : k + 1], text={"scale": scale[k : k + 1]})
         assert torch.equal(one.sample(1, (1, 4, 4), steps=3, seed=1, start=k), six[k : k + 1])
     assert not torch.equal(plain.sample(6, (1, 4, 4), steps=3, seed=1), six)
     assert made.module.seen[0][3]["words"] == "none"  # type: ignore[attr-defined]
     with pytest.raises(DdimError, match="conditioning condition: holds 6 entries for 5 samples"):
         made.sample(5, (1, 4, 4), steps=3)
     with pytest.raises(DdimError, match=r"conditioning text\.scale: holds 6 entries for 5 samples"):
-        plain.given(text={"scale": scale})(randn(5, 1, 4, 4), LINEAR.level(5))
+        plain.with_conditioning(text={"scale": scale})(randn(5, 1, 4, 4), LINEAR.level(5))
     latents = made.encode(six, steps=3)
-    alone = plain.given(condition=each[4:5], text={"scale": scale[4:5]})
+    alone = plain.with_conditioning(condition=each[4:5], text={"scale": scale[4:5]})
     assert torch.equal(alone.encode(six[4:5], steps=3), latents[4:5])
     assert torch.equal(alone.decode(latents[4:5], steps=3), made.decode(latents, steps=3)[4:5])
 
 
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
 def test_a_network_of_ours_wrapped_is_the_model(predicts: Any) -> None:
     """Plans, samples and latents are those of `Model`, but for its clipping, to the last bits of a convolution."""
@@ -270,7 +273,7 @@ def test_a_network_of_ours_wrapped_is_the_model(predicts: Any) -> None:
         ("fixed-point", None),
         ("fixed-point", "linear"),
     ):
-        assert made.way(method, 3, grid) == model.way(method, 3, grid)
+        assert made.inversion(method, 3, grid) == model.inversion(method, 3, grid)
     for settings in ({"steps": 6, "clip_x0": False}, {"steps": 6, "grid": "linear", "eta": 1.0, "clip_x0": False}):
         found, expected = made.sample(5, model.shape, seed=2, **settings), model.sample(5, seed=2, **settings)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -311,7 +314,7 @@ def unet() -> Any:
 
 def test_a_unet_of_diffusers_is_run_as_by_hand() -> None:
     network, labels = unet().eval(), torch.tensor([0, 2, 1, 2])
-    made = wrap(network, "linear", "eps", micro_batch=4).given(class_labels=labels)
+    made = wrap(network, "linear", "eps", micro_batch=4).with_conditioning(class_labels=labels)
     found = made.sample(4, (1, 8, 8), seed=7, grid=[200, 400, 600, 800, 1000], sampler="ddim")
     x = Noise(7, tuple(range(4)), (1, 8, 8)).start()
     table = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
@@ -357,8 +360,8 @@ def test_of_a_learned_variance_the_mean_is_taken_and_the_rest_kept() -> None:
     found = wrap(tiny, LINEAR, "eps")(x, level)
     mean, variance = tiny(x, torch.full((3,), 299)).chunk(2, dim=1)
     assert torch.equal(found.eps, mean)
-    torch.testing.assert_close(found.fraction, (variance + 1) / 2)
-    assert wrap(Tiny(), LINEAR, "eps")(x, level).fraction is None
+    torch.testing.assert_close(found.variance_fraction, (variance + 1) / 2)
+    assert wrap(Tiny(), LINEAR, "eps")(x, level).variance_fraction is None
     grid = [250, 500, 750, 1000]
     learned = wrap(tiny, LINEAR, "eps").sample(2, (1, 4, 4), sigma="learned", grid=grid)
     assert torch.isfinite(learned).all()
@@ -473,8 +476,8 @@ def test_the_likelihood_and_tuning_take_it() -> None:
     expected = GAUSSIAN.flow_log_density(x, first, top)
     torch.testing.assert_close(log_density(made, rising, x), expected, rtol=1e-3, atol=1e-3)
     start = Noise(0, tuple(range(8)), (4,)).start()
-    last = [*tuning(made, LINEAR, 3, start, "ddim", 8)][-1]
-    exact = [*tuning(GAUSSIAN.denoise, LINEAR, 3, start, "ddim", 8)][-1]
+    last = [*iter_tuning(made, LINEAR, 3, start, "ddim", 8)][-1]
+    exact = [*iter_tuning(GAUSSIAN.denoise, LINEAR, 3, start, "ddim", 8)][-1]
     assert last.found is not None
     assert exact.found is not None
     assert last.found.error == pytest.approx(exact.found.error, rel=1e-2)
@@ -535,7 +538,7 @@ def test_samples_that_make_no_sense_are_refused() -> None:
 
 def test_a_wrapped_network_can_be_changed_without_touching_the_first() -> None:
     made = wrap(Tiny(), LINEAR, "v")
-    given = made.given(condition=torch.ones(1))
+    given = made.with_conditioning(condition=torch.ones(1))
     assert not made.conditioning
     assert isinstance(given, Wrapped)
     assert given.schedule is made.schedule
@@ -562,7 +565,7 @@ def test_what_is_run_where_nothing_is_said() -> None:
     assert torch.equal(made.sample(2, shape, 5), made.sample(2, shape, plan=auto))
     assert torch.equal(made.sample(2, shape, 5, through=lambda own: own), made.sample(2, shape, plan=ddim))
     assert made.plan().calls == made.plan(sampler="auto").calls == 20
-    assert made.way().down.calls == 50
+    assert made.inversion().decode_plan.calls == 50
 
 
 def test_a_plan_that_encodes_tells_the_network_of_t_1_and_stages_are_said() -> None:

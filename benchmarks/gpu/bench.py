@@ -22,8 +22,8 @@ from torch import Tensor
 
 from benchmarks import estimate, measuring, peers
 from benchmarks.gpu.deadline import Deadline
+from ddim._io.atomic import write_atomic
 from ddim.errors import DdimError
-from ddim.files import write_atomic
 
 ASKED = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
 

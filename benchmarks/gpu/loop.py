@@ -15,10 +15,10 @@ from torch import Tensor
 import ddim
 from benchmarks.gpu.bench import Bench
 from benchmarks.measuring import by_turns
-from ddim.denoiser import Prediction, predict
-from ddim.loop import run
-from ddim.schedule import Level
-from ddim.seeds import Noise
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 
 def measure(bench: Bench) -> None:

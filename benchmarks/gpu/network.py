@@ -14,7 +14,7 @@ from benchmarks.gpu import kernels
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.sampling import Sampling
 from benchmarks.gpu.variants import ALL, BEST, OURS, OURS_COMPILED, TIME, searching
-from ddim.nn.parts import Norm
+from ddim.nn.blocks import Norm
 
 APART = 0.1  # a relative difference of outputs above which they are not the same network
 LONGEST = 6

@@ -8,8 +8,8 @@ from __future__ import annotations
 from benchmarks import peers
 from benchmarks.gpu.bench import Bench
 from benchmarks.measuring import by_turns
-from ddim import parallel
-from ddim.loop import run
+from ddim.sampling import parallel
+from ddim.sampling.loop import run
 
 TOLERANCE = 1e-2  # bfloat16 does not stay put within less
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from benchmarks import peers
 from benchmarks.gpu.bench import Bench
 from benchmarks.measuring import turns
-from ddim.config import TrainConfig
-from ddim.objective import Objective
-from ddim.training import Trainer
+from ddim.model.config import TrainConfig
+from ddim.objective.mse import Objective
+from ddim.train.trainer import Trainer
 
 PICTURES = 10_000
 ROUNDS = 3

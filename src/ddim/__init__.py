@@ -14,144 +14,139 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ddim import (
-        bound,
-        categorical,
-        check,
-        data,
-        denoiser,
-        emulate,
-        evaluation,
-        exact,
-        gaussian,
-        grid,
-        guidance,
-        hooks,
-        inference,
-        interop,
-        latents,
-        likelihood,
-        loop,
-        objective,
-        ode,
-        plan,
-        samplers,
-        schedule,
-        seeds,
-        tuning,
-    )
-    from ddim.denoiser import Clipped, Guided, Hooked, Prediction
-    from ddim.errors import DdimError, DdimWarning
-    from ddim.interop.plan_scheduler import PlanScheduler
-    from ddim.latents import blend, slerp
-    from ddim.loop import Step, trajectory
-    from ddim.model import Model, load
-    from ddim.plan import Plan, Row
-    from ddim.schedule import Level, Schedule
-    from ddim.seeds import Noise
-    from ddim.wrapping import Wrapped, wrap
+    from ddim import check as check
+    from ddim import data as data
+    from ddim import evaluation as evaluation
+    from ddim import exact as exact
+    from ddim import interop as interop
+    from ddim import model as model
+    from ddim import nn as nn
+    from ddim import objective as objective
+    from ddim import plan as plan
+    from ddim import process as process
+    from ddim import samplers as samplers
+    from ddim import sampling as sampling
+    from ddim import train as train
+    from ddim.data import pixels as pixels
+    from ddim.errors import DdimError as DdimError
+    from ddim.errors import DdimWarning as DdimWarning
+    from ddim.evaluation import likelihood as likelihood
+    from ddim.interop import emulate as emulate
+    from ddim.interop import export as export
+    from ddim.interop.diffusers_scheduler import PlanScheduler as PlanScheduler
+    from ddim.model import precision as precision
+    from ddim.model.image import Model as Model
+    from ddim.model.importers.types import CheckpointHints as CheckpointHints
+    from ddim.model.load import load as load
+    from ddim.model.tokens import TokenModel as TokenModel
+    from ddim.model.wrap import Wrapped as Wrapped
+    from ddim.model.wrap import wrap as wrap
+    from ddim.objective import elbo as elbo
+    from ddim.plan.base import Hooked as Hooked
+    from ddim.plan.categorical import CategoricalPlan as CategoricalPlan
+    from ddim.plan.plan import Plan as Plan
+    from ddim.plan.row import Row as Row
+    from ddim.process import categorical as categorical
+    from ddim.process import gaussian as gaussian
+    from ddim.process import joint as joint
+    from ddim.process import ode as ode
+    from ddim.process import parameterization as parameterization
+    from ddim.process import rng as rng
+    from ddim.process import schedule as schedule
+    from ddim.process import timesteps as timesteps
+    from ddim.process.parameterization import Prediction as Prediction
+    from ddim.process.rng import Noise as Noise
+    from ddim.process.schedule import Level as Level
+    from ddim.process.schedule import Schedule as Schedule
+    from ddim.sampling import guidance as guidance
+    from ddim.sampling import inversion as inversion
+    from ddim.sampling import latents as latents
+    from ddim.sampling import loop as loop
+    from ddim.sampling import parallel as parallel
+    from ddim.sampling import tuning as tuning
+    from ddim.sampling import x0_hooks as x0_hooks
+    from ddim.sampling.guidance import Guided as Guided
+    from ddim.sampling.latents import blend as blend
+    from ddim.sampling.latents import slerp as slerp
+    from ddim.sampling.loop import Step as Step
+    from ddim.sampling.loop import trajectory as trajectory
+    from ddim.sampling.x0_hooks import Clipped as Clipped
 
-__all__ = [
-    "Clipped",
-    "DdimError",
-    "DdimWarning",
-    "Guided",
-    "Hooked",
-    "Level",
-    "Model",
-    "Noise",
-    "Plan",
-    "PlanScheduler",
-    "Prediction",
-    "Row",
-    "Schedule",
-    "Step",
-    "Wrapped",
-    "blend",
-    "bound",
-    "categorical",
-    "check",
-    "data",
-    "denoiser",
-    "emulate",
-    "evaluation",
-    "exact",
-    "gaussian",
-    "grid",
-    "guidance",
-    "hooks",
-    "inference",
-    "interop",
-    "latents",
-    "likelihood",
-    "load",
-    "loop",
-    "objective",
-    "ode",
-    "plan",
-    "samplers",
-    "schedule",
-    "seeds",
-    "slerp",
-    "trajectory",
-    "tuning",
-    "wrap",
-]
-
-# Loaded when first used, so that `import ddim` and `ddim --help` do not wait for torch.
-_HOME = {
-    "Clipped": "denoiser",
-    "Guided": "denoiser",
-    "Hooked": "denoiser",
-    "Prediction": "denoiser",
+# Loaded on first use, so that `import ddim` and `ddim --help` do not load torch.
+_SYMBOLS = {
+    "CategoricalPlan": "plan.categorical",
+    "CheckpointHints": "model.importers.types",
+    "Clipped": "sampling.x0_hooks",
     "DdimError": "errors",
     "DdimWarning": "errors",
-    "blend": "latents",
-    "slerp": "latents",
-    "Model": "model",
-    "load": "model",
-    "Plan": "plan",
-    "Row": "plan",
-    "Level": "schedule",
-    "Schedule": "schedule",
-    "Noise": "seeds",
-    "PlanScheduler": "interop.plan_scheduler",
-    "Wrapped": "wrapping",
-    "wrap": "wrapping",
-    "Step": "loop",
-    "trajectory": "loop",
-    "bound": "",
-    "categorical": "",
-    "check": "",
-    "data": "",
-    "denoiser": "",
-    "emulate": "",
-    "evaluation": "",
-    "exact": "",
-    "gaussian": "",
-    "grid": "",
-    "guidance": "",
-    "hooks": "",
-    "inference": "",
-    "interop": "",
-    "latents": "",
-    "likelihood": "",
-    "loop": "",
-    "objective": "",
-    "ode": "",
-    "plan": "",
-    "samplers": "",
-    "schedule": "",
-    "seeds": "",
-    "tuning": "",
+    "Guided": "sampling.guidance",
+    "Hooked": "plan.base",
+    "Level": "process.schedule",
+    "Model": "model.image",
+    "Noise": "process.rng",
+    "Plan": "plan.plan",
+    "PlanScheduler": "interop.diffusers_scheduler",
+    "Prediction": "process.parameterization",
+    "Row": "plan.row",
+    "Schedule": "process.schedule",
+    "Step": "sampling.loop",
+    "TokenModel": "model.tokens",
+    "Wrapped": "model.wrap",
+    "blend": "sampling.latents",
+    "load": "model.load",
+    "slerp": "sampling.latents",
+    "trajectory": "sampling.loop",
+    "wrap": "model.wrap",
 }
-__all__ = [*_HOME, "__version__"]
+_MODULES = {
+    "categorical": "process.categorical",
+    "check": "check",
+    "data": "data",
+    "elbo": "objective.elbo",
+    "emulate": "interop.emulate",
+    "evaluation": "evaluation",
+    "exact": "exact",
+    "export": "interop.export",
+    "gaussian": "process.gaussian",
+    "guidance": "sampling.guidance",
+    "interop": "interop",
+    "inversion": "sampling.inversion",
+    "joint": "process.joint",
+    "latents": "sampling.latents",
+    "likelihood": "evaluation.likelihood",
+    "loop": "sampling.loop",
+    "model": "model",
+    "nn": "nn",
+    "objective": "objective",
+    "ode": "process.ode",
+    "parallel": "sampling.parallel",
+    "parameterization": "process.parameterization",
+    "pixels": "data.pixels",
+    "plan": "plan",
+    "precision": "model.precision",
+    "process": "process",
+    "rng": "process.rng",
+    "samplers": "samplers",
+    "sampling": "sampling",
+    "schedule": "process.schedule",
+    "timesteps": "process.timesteps",
+    "train": "train",
+    "tuning": "sampling.tuning",
+    "x0_hooks": "sampling.x0_hooks",
+}
+__all__ = [*_SYMBOLS, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _SYMBOLS:
+        value = getattr(importlib.import_module(f"ddim.{_SYMBOLS[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"ddim.{_MODULES[name]}")
+    else:
         raise AttributeError(f"module 'ddim' has no attribute {name!r}")
-    module = importlib.import_module(f"ddim.{_HOME[name] or name}")
-    value = getattr(module, name) if _HOME[name] else module
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -81,7 +81,7 @@ class DdimWarning(UserWarning):
         super().__init__(f"{message}; {mend}" if mend else message)
 
 
-def say(message: str, mend: str = "") -> None:
+def warn(message: str, mend: str = "") -> None:
     """Say aloud that something asked for was changed or left out (a `DdimWarning`).
 
     Args:

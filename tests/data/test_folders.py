@@ -10,10 +10,10 @@ import pytest
 from picture_kit import exact, picture, save
 from PIL import Image
 
-from ddim.data import ImagePolicy, ImageSet, load, loading, open_picture, scan, scanning, sources
+from ddim.data import ImagePolicy, ImageSet, iter_load, iter_scan, load, open_image, scan, sources
 from ddim.errors import DdimError, DdimWarning
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.errors.DdimWarning")  # meant here
+pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.DdimWarning")  # meant here
 
 GRID = ImagePolicy(height=5, width=4, channels=3)
 
@@ -44,7 +44,7 @@ def broken(folder: Path) -> Path:
 
 def test_a_batch_is_the_pictures_opened_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order = [7, 0, 0, 9, 3]
-    singles = np.stack([open_picture(folder / f"{index}.png", GRID) for index in order])
+    singles = np.stack([open_image(folder / f"{index}.png", GRID) for index in order])
     held = load(folder, GRID)
     monkeypatch.setattr(sources, "HOLD", 0)
     lazy = load(folder, GRID)
@@ -62,7 +62,7 @@ def test_a_batch_is_the_pictures_opened_one_by_one(folder: Path, monkeypatch: py
 
 def test_a_batch_does_not_depend_on_threads_and_is_a_copy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = load(folder, GRID).batch(range(10))
-    monkeypatch.setattr("ddim.data.gather.workers", lambda: 1)
+    monkeypatch.setattr("ddim.data.parallel_decode.workers", lambda: 1)
     images = load(folder, GRID)
     images.batch(range(10))[:] = 0
     assert np.array_equal(images.batch(range(10)), many)
@@ -113,7 +113,7 @@ def test_bad_files_are_left_out_aloud(broken: Path, monkeypatch: pytest.MonkeyPa
         assert len([one for one in said if "left out" in str(one.message)]) == 1
         good = [0, 1, 2, 4, 6, 7, 8]
         assert [images.names(index) for index in range(7)] == [f"{index}.png" for index in good]
-        singles = np.stack([open_picture(broken / f"{index}.png", GRID) for index in good])
+        singles = np.stack([open_image(broken / f"{index}.png", GRID) for index in good])
         assert np.array_equal(images.batch(range(7)), singles)
 
 
@@ -146,13 +146,13 @@ def test_scan_names_exactly_the_bad_files(broken: Path) -> None:
     assert [name for name, _ in scan(broken)] == ["3.png", "5.png", "9.png"]
     assert {reason for name, reason in scan(broken) if name == "9.png"} == {"is empty (0 bytes)"}
     assert len(scan(broken, exact(5, 6, 3))) == 3 + 5  # besides the bad ones, those of another height
-    steps = list(scanning(broken))
+    steps = list(iter_scan(broken))
     assert steps[-1] == (10, 10)
 
 
 def test_loading_reports_its_progress(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddim.data.gather.CHUNK", 4)
-    assert list(loading(folder, GRID)) == [(4, 10), (8, 10), (10, 10)]
+    monkeypatch.setattr("ddim.data.parallel_decode.CHUNK", 4)
+    assert list(iter_load(folder, GRID)) == [(4, 10), (8, 10), (10, 10)]
 
 
 def test_class_folders_give_labels_only_if_every_picture_is_in_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ddim.data import ImagePolicy, digits_as_mnist, load
 from ddim.errors import DdimError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.errors.DdimWarning")  # meant here
+pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.DdimWarning")  # meant here
 
 
 def test_the_digits_are_scikit_learns() -> None:

@@ -91,7 +91,7 @@ def test_plain_binary_cells(library: Any, tmp_path: Path) -> None:
     assert (images.labels.tolist(), images.classes) == ([1, 0], ("a", "b"))
 
 
-@pytest.mark.filterwarnings("ignore:.* cropped to:ddim.errors.DdimWarning")
+@pytest.mark.filterwarnings("ignore:.* cropped to:ddim.DdimWarning")
 def test_lazy_rows_equal_held_rows(library: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(library, tmp_path / "a.parquet", 150)
     grid = ImagePolicy(height=3, width=4, channels=1)

@@ -17,9 +17,9 @@ from picture_kit import exact, picture, save
 from PIL import Image, ImageChops
 from pydantic import ValidationError
 
-from ddim import limits
-from ddim.data import ImagePolicy, decoding, list_pictures, open_picture
-from ddim.data.pictures import read_picture
+from ddim._io import limits
+from ddim.data import ImagePolicy, decode, list_images, open_image
+from ddim.data.image import read_image
 from ddim.errors import DdimError
 
 
@@ -31,7 +31,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def refused(source: object, policy: ImagePolicy | None = None, name: str | None = None) -> str:
     with pytest.raises(DdimError) as caught:
-        open_picture(source, policy or exact(4, 4, 3), name)
+        open_image(source, policy or exact(4, 4, 3), name)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -58,7 +58,7 @@ def test_every_orientation_is_turned_upright(orientation: int, kind: str) -> Non
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
     data = encoded(stored, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    assert np.array_equal(open_picture(data, exact(4, 7, 3)), upright)
+    assert np.array_equal(open_image(data, exact(4, 7, 3)), upright)
 
 
 def test_the_table_of_orientations_agrees_with_pillow() -> None:
@@ -76,22 +76,22 @@ def test_a_senseless_orientation_changes_nothing(orientation: object) -> None:
     pixels = picture(2, 4, 7)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(open_picture(encoded(Image.fromarray(pixels), exif=exif), exact(4, 7, 3)), pixels)
+    assert np.array_equal(open_image(encoded(Image.fromarray(pixels), exif=exif), exact(4, 7, 3)), pixels)
 
 
 @given(colour=st.integers(0, 255), alpha=st.integers(0, 255), matte=st.integers(0, 255))
 def test_alpha_is_composited_exactly(colour: int, alpha: int, matte: int) -> None:
     image = Image.new("LA", (2, 2), (colour, alpha))
     expected = int(np.floor((colour * alpha + matte * (255 - alpha)) / 255 + 0.5))
-    assert (open_picture(encoded(image), exact(2, 2, 1, matte=matte)) == expected).all()
+    assert (open_image(encoded(image), exact(2, 2, 1, matte=matte)) == expected).all()
     image = Image.new("RGBA", (2, 2), (colour, 0, 255, alpha))
-    assert (open_picture(encoded(image), exact(2, 2, 3, matte=matte))[..., 0] == expected).all()
+    assert (open_image(encoded(image), exact(2, 2, 3, matte=matte))[..., 0] == expected).all()
 
 
 def test_colour_under_full_transparency_does_not_bleed_into_a_smaller_picture() -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (255, 0, 0, 0)
-    small = open_picture(encoded(Image.fromarray(pixels)), ImagePolicy(height=2, width=2, channels=3, matte=9))
+    small = open_image(encoded(Image.fromarray(pixels)), ImagePolicy(height=2, width=2, channels=3, matte=9))
     assert set(np.unique(small)) == {9}
 
 
@@ -99,11 +99,11 @@ def test_a_palette_keeps_its_colours_and_its_transparency() -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([10, 20, 30, 200, 100, 50, 1, 2, 3])
     image.putdata([0, 1, 2])
-    plain = open_picture(encoded(image), exact(1, 3, 3))
+    plain = open_image(encoded(image), exact(1, 3, 3))
     assert plain.tolist() == [[[10, 20, 30], [200, 100, 50], [1, 2, 3]]]
-    holed = open_picture(encoded(image, transparency=1), exact(1, 3, 3, matte=77))
+    holed = open_image(encoded(image, transparency=1), exact(1, 3, 3, matte=77))
     assert holed.tolist() == [[[10, 20, 30], [77, 77, 77], [1, 2, 3]]]
-    half = open_picture(encoded(image, transparency=bytes([255, 255, 0])), exact(1, 3, 3, matte=5))
+    half = open_image(encoded(image, transparency=bytes([255, 255, 0])), exact(1, 3, 3, matte=5))
     assert half.tolist() == [[[10, 20, 30], [200, 100, 50], [5, 5, 5]]]
 
 
@@ -112,10 +112,10 @@ def test_16_bits_are_scaled_and_not_cut() -> None:
     expected = [[0, 0, 0, 1, 1, 128, 255, 255]]  # 65407 = 254.5 * 257 rounded up
     expected[0][6] = int(65407 / 257 + 0.5)
     for kind in ("PNG", "TIFF"):
-        assert open_picture(encoded(Image.fromarray(values), kind), exact(1, 8, 1))[..., 0].tolist() == expected
+        assert open_image(encoded(Image.fromarray(values), kind), exact(1, 8, 1))[..., 0].tolist() == expected
     wide = Image.fromarray(values.astype(np.int32))
     assert wide.mode == "I"
-    assert open_picture(encoded(wide, "TIFF"), exact(1, 8, 1))[..., 0].tolist() == expected
+    assert open_image(encoded(wide, "TIFF"), exact(1, 8, 1))[..., 0].tolist() == expected
 
 
 def test_whole_numbers_beyond_16_bits_and_floats_are_refused() -> None:
@@ -132,7 +132,7 @@ def test_16_bit_colour_is_told() -> None:
     )
     header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    pixels, notes = read_picture(data, exact(4, 4, 3))
+    pixels, notes = read_image(data, exact(4, 4, 3))
     assert (pixels == 128).all()
     assert notes == {"16-bit reduced to 8 bits"}
 
@@ -140,37 +140,37 @@ def test_16_bit_colour_is_told() -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk_white_is_white_and_ink_is_dark(kind: str) -> None:
     white, black = Image.new("CMYK", (4, 4), (0, 0, 0, 0)), Image.new("CMYK", (4, 4), (0, 0, 0, 255))
-    pixels, notes = read_picture(encoded(white, kind), exact(4, 4, 3))
+    pixels, notes = read_image(encoded(white, kind), exact(4, 4, 3))
     assert (pixels >= 254).all()
     assert notes == {"CMYK converted to RGB"}
-    assert (open_picture(encoded(black, kind), exact(4, 4, 3)) <= 1).all()
+    assert (open_image(encoded(black, kind), exact(4, 4, 3)) <= 1).all()
 
 
 def test_one_bit_and_grey_and_colour_agree() -> None:
     bits = (picture(3, 5, 9, 1) > 127).squeeze()
     grey = np.where(bits, 255, 0).astype(np.uint8)
-    as_grey = open_picture(encoded(Image.fromarray(bits)), exact(5, 9, 1))
+    as_grey = open_image(encoded(Image.fromarray(bits)), exact(5, 9, 1))
     assert np.array_equal(as_grey[..., 0], grey)
-    as_rgb = open_picture(encoded(Image.fromarray(grey)), exact(5, 9, 3))
+    as_rgb = open_image(encoded(Image.fromarray(grey)), exact(5, 9, 3))
     assert np.array_equal(as_rgb, np.repeat(as_grey, 3, axis=2))
-    assert np.array_equal(open_picture(encoded(Image.fromarray(as_rgb)), exact(5, 9, 1)), as_grey)
+    assert np.array_equal(open_image(encoded(Image.fromarray(as_rgb)), exact(5, 9, 1)), as_grey)
 
 
 def test_a_path_bytes_and_an_open_file_give_the_same(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", picture(4))
     with path.open("rb") as file:
-        results = [open_picture(s, exact(6, 6, 3)) for s in (path, str(path), path.read_bytes(), file)]
+        results = [open_image(s, exact(6, 6, 3)) for s in (path, str(path), path.read_bytes(), file)]
     assert all(np.array_equal(result, picture(4)) for result in results)
 
 
 def test_box_then_centre_crop() -> None:
     pixels = picture(5, 10, 16)
     data = encoded(Image.fromarray(pixels))
-    assert np.array_equal(open_picture(data, exact(4, 5, 3, box=(2, 3, 7, 7))), pixels[3:7, 2:7])
+    assert np.array_equal(open_image(data, exact(4, 5, 3, box=(2, 3, 7, 7))), pixels[3:7, 2:7])
     square = ImagePolicy(height=10, width=10, channels=3)
-    assert np.array_equal(open_picture(data, square), pixels[:, 3:13])
+    assert np.array_equal(open_image(data, square), pixels[:, 3:13])
     tall = ImagePolicy(height=8, width=4, channels=3, box=(0, 1, 16, 9))
-    assert np.array_equal(open_picture(data, tall), pixels[1:9, 6:10])
+    assert np.array_equal(open_image(data, tall), pixels[1:9, 6:10])
 
 
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
@@ -179,14 +179,14 @@ def test_box_then_centre_crop() -> None:
 def test_a_flat_picture_stays_flat_at_every_size(fit: str, size: tuple[int, int], resampling: str) -> None:
     data = encoded(Image.new("RGB", (size[1], size[0]), (7, 99, 200)))
     policy = ImagePolicy(height=9, width=4, channels=3, fit=fit, filter=resampling)
-    assert np.unique(open_picture(data, policy).reshape(-1, 3), axis=0).tolist() == [[7, 99, 200]]
+    assert np.unique(open_image(data, policy).reshape(-1, 3), axis=0).tolist() == [[7, 99, 200]]
 
 
 def test_shrinking_by_the_box_filter_is_the_mean() -> None:
     pixels = picture(6, 8, 8, 1)
     policy = ImagePolicy(height=2, width=2, channels=1, filter="box")
     means = pixels.reshape(2, 4, 2, 4).mean(axis=(1, 3))
-    assert np.abs(open_picture(encoded(Image.fromarray(pixels.squeeze())), policy)[..., 0] - means).max() < 1
+    assert np.abs(open_image(encoded(Image.fromarray(pixels.squeeze())), policy)[..., 0] - means).max() < 1
 
 
 def test_a_picture_that_the_policy_refuses() -> None:
@@ -248,7 +248,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 def test_a_truncated_file_is_refused_wherever_it_is_cut(kind: str) -> None:
     data = encoded(Image.fromarray(picture(8, 64, 64)), kind)
     policy = exact(64, 64, 3)
-    open_picture(data, policy)
+    open_image(data, policy)
     for part in (0.02, 0.3, 0.6, 0.9):
         refused(data[: int(len(data) * part)], policy)
 
@@ -263,7 +263,7 @@ def test_damaged_files_give_a_picture_or_one_line(kind: str) -> None:
         data = sound.copy()
         data[random.integers(0, min(len(data), 200), 4)] = random.integers(0, 256, 4)
         try:
-            assert open_picture(data.tobytes(), ImagePolicy(height=8, width=8, channels=3)).shape == (8, 8, 3)
+            assert open_image(data.tobytes(), ImagePolicy(height=8, width=8, channels=3)).shape == (8, 8, 3)
         except DdimError as error:
             lines.append(str(error))
     assert all(len(line.splitlines()) == 1 for line in lines)
@@ -283,7 +283,7 @@ def test_of_an_animation_the_first_frame_is_taken_and_told() -> None:
     frames = [Image.new("RGB", (4, 4), (0, 0, 255)), Image.new("RGB", (4, 4), (255, 0, 0))]
     assert ImageChops.difference(*frames).getbbox() is not None
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    pixels, notes = read_picture(data, exact(4, 4, 3))
+    pixels, notes = read_image(data, exact(4, 4, 3))
     assert (pixels == (0, 0, 255)).all()
     assert notes == {"animated or of several pages, the first taken"}
 
@@ -295,15 +295,15 @@ def test_list_pictures_is_sorted_recursive_and_leaves_hidden_files(tmp_path: Pat
         (tmp_path / name).touch()
     (tmp_path / "dir.png").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = [path.relative_to(tmp_path).as_posix() for path in list_pictures(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
     assert found == sorted(names)
 
 
 def test_listing_what_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DdimError, match="no such folder"):
-        list_pictures(tmp_path / "nowhere")
+        list_images(tmp_path / "nowhere")
     with pytest.raises(DdimError, match="is not a folder"):
-        list_pictures(save(tmp_path / "a.png", picture(1)))
+        list_images(save(tmp_path / "a.png", picture(1)))
 
 
 def test_an_image_beyond_the_limit_is_refused_from_its_header(tmp_path: Path) -> None:
@@ -325,20 +325,20 @@ def test_an_image_beyond_the_limit_is_refused_from_its_header(tmp_path: Path) ->
 def test_threads_decode_no_more_pixels_at_once_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     most = 10_000
     seen = list[int]()
-    room = decoding._Room()
+    room = decode._Room()
     room._free = most
-    monkeypatch.setattr(decoding, "_ROOM", room)
+    monkeypatch.setattr(decode, "_ROOM", room)
     monkeypatch.setattr(limits, "PIXELS", most)
-    before = decoding._loaded
+    before = decode._loaded
 
     def loaded(image: Image.Image, name: str, matte: int, told: Any) -> Any:
         seen.append(most - room._free)
         return before(image, name, matte, told)
 
-    monkeypatch.setattr(decoding, "_loaded", loaded)
+    monkeypatch.setattr(decode, "_loaded", loaded)
     data = [encoded(Image.new("L", (size, size), size)) for size in (10, 60, 99, 100, 70, 80) * 5]
     with ThreadPoolExecutor(6) as pool:
-        made = [*pool.map(lambda one: read_picture(one, ImagePolicy(height=2, width=2, channels=1))[0], data)]
+        made = [*pool.map(lambda one: read_image(one, ImagePolicy(height=2, width=2, channels=1))[0], data)]
     assert [int(one[0, 0, 0]) for one in made] == [10, 60, 99, 100, 70, 80] * 5
     assert len(seen) == 30
     assert max(seen) <= most

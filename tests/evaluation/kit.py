@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddim.evaluation import Extractor, from_module
-from ddim.evaluation.gather import Make
+from ddim.evaluation.accumulate import Make
 
 
 class Small(nn.Module):

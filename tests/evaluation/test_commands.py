@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddim.config import ScheduleConfig
 from ddim.evaluation.fidelity import installed
-from ddim.report import budget, published
-from ddim.report.page import table_1
+from ddim.evaluation.report import budget
+from ddim.evaluation.report import paper as published
+from ddim.evaluation.report.page import table_1
+from ddim.model.config import ScheduleConfig
 from evaluation.kit import random_pictures, save_script
 from models import contents, ddim, process, save_tiny, tiny_model
 

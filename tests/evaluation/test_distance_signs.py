@@ -10,7 +10,7 @@ import torch
 from ddim.errors import DdimError
 from ddim.evaluation import Moments, frechet
 from ddim.evaluation.moments import factor, of
-from ddim.evaluation.text import divergence
+from ddim.evaluation.text_quality import divergence
 
 
 def draws(seed: int, n: int, d: int, decay: float = 0.0) -> torch.Tensor:

@@ -13,16 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from ddim import evaluation, seeds
+from ddim import evaluation
+from ddim._io.atomic import sha256
+from ddim._io.safetensors import read_tensors
 from ddim.data import digits_as_mnist, load
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError
 from ddim.evaluation import extractors, fidelity
-from ddim.evaluation.extractors import INCEPTION, bundled, choose, from_file, from_module
-from ddim.evaluation.inception import SHA256, inception
-from ddim.files import sha256
+from ddim.evaluation.extractors import bundled, choose, from_file, from_module
+from ddim.evaluation.features import INCEPTION, INCEPTION_SHA256
+from ddim.evaluation.inception import inception
 from ddim.nn.classifier import ResNetConfig, config_of
-from ddim.pixels import to_float
-from ddim.tensors import read_tensors
+from ddim.process import rng
 from evaluation.kit import Small, random_pictures, save_script, small
 
 
@@ -167,7 +169,7 @@ def blank() -> Any:
     network = Blank("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
     for number, (key, value) in enumerate(network.state_dict().items()):
         if value.is_floating_point():
-            drawn = torch.from_numpy(seeds.normal(7, number, 0, tuple(value.shape)))
+            drawn = torch.from_numpy(rng.normal(7, number, 0, tuple(value.shape)))
             if value.ndim > 1:
                 drawn *= (2 / value[0].numel()) ** 0.5
             elif key.endswith(("running_var", "bn.weight")):
@@ -205,7 +207,7 @@ def test_inception_is_the_librarys_and_stays_so(weights: Path) -> None:
 def test_only_the_standard_weights_are_called_fid(weights: Path) -> None:
     space = inception(weights, expected=sha256(weights))
     assert space.metric == f"FD(inception-{sha256(weights)[:8]})"
-    assert evaluation.Extractor(INCEPTION, SHA256, lambda x: torch.zeros(1)).metric == "FID"
+    assert evaluation.Extractor(INCEPTION, INCEPTION_SHA256, lambda x: torch.zeros(1)).metric == "FID"
     assert evaluation.Extractor(INCEPTION, "0" * 64, lambda x: torch.zeros(1)).metric != "FID"
     with pytest.raises(DdimError, match="has SHA-256"):
         inception(weights)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddim import evaluation
 from ddim.errors import DdimError
 from ddim.evaluation import Moments, Protocol, Statistics, fidelity, frechet
-from ddim.evaluation.metrics import distances, jackknife, limit
+from ddim.evaluation.distances import distances, fid_infinity, jackknife
 from ddim.evaluation.moments import of
 from evaluation.kit import random_pictures, small
 
@@ -113,12 +113,12 @@ def test_the_limit_takes_the_bias_of_few_samples_away() -> None:
     plain, followed = [], []
     for seed in range(12):
         features = draws(400, 20, seed=seed)
-        found = limit(features, data)
+        found = fid_infinity(features, data)
         assert found is not None
         plain.append(frechet(of(features), data))
         followed.append(found.value)
     assert abs(np.mean(followed)) < 0.15 * np.mean(plain)
-    assert limit(draws(80, 20), data) is None
+    assert fid_infinity(draws(80, 20), data) is None
 
 
 def test_the_error_of_more_samples_than_are_kept() -> None:

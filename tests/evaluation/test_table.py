@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from ddim import evaluation
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError
-from ddim.evaluation import Statistics, table
+from ddim.evaluation import Statistics, fid_table
+from ddim.evaluation.accumulate import FeatureStats
 from ddim.evaluation.consistency import consistency
 from ddim.evaluation.counts import Counts
-from ddim.evaluation.gather import Gathered
 from ddim.evaluation.moments import Moments
+from ddim.evaluation.sample_folder import generate
 from ddim.evaluation.statistics import read
-from ddim.generate import generate
-from ddim.pixels import to_uint8
-from ddim.tensors import read_tensors, write_tensors
 from evaluation.kit import random_pictures, small
 from models import contents, tiny_model
 
@@ -29,9 +29,11 @@ SPACE = small()
 DATA = evaluation.measure(random_pictures(100), SPACE)
 
 
-def run(folder: Path, some: list[table.Cell], stop: int = 0, images: Path | None = None) -> list[table.Measured]:
+def run(
+    folder: Path, some: list[fid_table.TableCell], stop: int = 0, images: Path | None = None
+) -> list[fid_table.Measured]:
     """Fill a table, or stop after so many steps."""
-    steps = table.filling(MODEL, some, DATA, SPACE, folder, images=images)
+    steps = fid_table.iter_fill(MODEL, some, DATA, SPACE, folder, images=images)
     for at in range(1, 10_000):
         try:
             next(steps)
@@ -60,7 +62,7 @@ def test_the_grammar_of_counts(text: str, found: dict[tuple[int, str], int]) -> 
 @pytest.mark.parametrize("text", ["9,1000=5", "9,2:0.2=5", "9,4:hat=5"])
 def test_counts_that_fit_no_cell(text: str) -> None:
     with pytest.raises(DdimError, match="fits no cell"):
-        table.cells(MODEL, [2], ["0", "hat"], Counts(text), "linear")
+        fid_table.cells(MODEL, [2], ["0", "hat"], Counts(text), "linear")
 
 
 @pytest.mark.parametrize("text", ["", "x", "5=x", "5:0=", "-3", "1", "10=1"])
@@ -70,7 +72,7 @@ def test_counts_that_cannot_be_read(text: str) -> None:
 
 
 def test_the_cells_are_the_plans_that_sampling_runs() -> None:
-    some = table.cells(MODEL, [4, 2], ["0", "0.5", "hat", "auto", "unipc3"], Counts("10,4:hat=0"), "linear")
+    some = fid_table.cells(MODEL, [4, 2], ["0", "0.5", "hat", "auto", "unipc3"], Counts("10,4:hat=0"), "linear")
     assert [(c.steps, c.row) for c in some] == [
         *[(2, row) for row in ("0", "0.5", "hat", "auto", "unipc3")],
         *[(4, row) for row in ("0", "0.5", "auto", "unipc3")],
@@ -99,12 +101,12 @@ def test_the_cells_are_the_plans_that_sampling_runs() -> None:
 )
 def test_tables_that_cannot_be_made(steps: list[int], rows: list[str], n: str, word: str) -> None:
     with pytest.raises(DdimError, match=word):
-        table.cells(MODEL, steps, rows, Counts(n), "linear")
+        fid_table.cells(MODEL, steps, rows, Counts(n), "linear")
 
 
 def test_samples_are_those_of_bulk_sampling(tmp_path: Path) -> None:
     """The same pictures as `ddim sample` writes, and the same features from its folder."""
-    some = table.cells(MODEL, [3], ["1"], Counts("70"), "linear")
+    some = fid_table.cells(MODEL, [3], ["1"], Counts("70"), "linear")
     [made] = run(tmp_path / "cells", some)
     blocks = MODEL.sample_blocks(some[0].plan, range(70), 0)
     pictures = to_uint8(torch.cat([*blocks]))
@@ -123,7 +125,7 @@ def test_samples_are_those_of_bulk_sampling(tmp_path: Path) -> None:
 
 
 def test_every_cell_starts_from_the_same_noise(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [8, 16], ["0", "0.5"], Counts("20"), "linear")
+    some = fid_table.cells(MODEL, [8, 16], ["0", "0.5"], Counts("20"), "linear")
     made = {(m.cell.steps, m.cell.row): m.gathered for m in run(tmp_path, some)}
     alike, unlike = consistency(made[8, "0"], made[16, "0"]), consistency(made[8, "0"], made[16, "0.5"])
     assert alike.correlation > 0.9 > alike.unrelated
@@ -133,7 +135,7 @@ def test_every_cell_starts_from_the_same_noise(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_stopped_anywhere_the_table_comes_out_the_same(tmp_path: Path, stop: int) -> None:
-    some = table.cells(MODEL, [1, 2], ["0", "hat"], Counts("100,2:hat=70"), "linear")
+    some = fid_table.cells(MODEL, [1, 2], ["0", "hat"], Counts("100,2:hat=70"), "linear")
     whole = run(tmp_path / "whole", some)
     run(tmp_path / "cut", some, stop)
     again = run(tmp_path / "cut", some)
@@ -146,8 +148,8 @@ def test_stopped_anywhere_the_table_comes_out_the_same(tmp_path: Path, stop: int
 def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
     names = []
     for seed, rows in ((0, ["0"]), (1, ["0"]), (0, ["0", "0.2"])):
-        some = table.cells(MODEL, [2], rows, Counts("10"), "linear")
-        steps = table.filling(MODEL, some, DATA, SPACE, tmp_path, seed)
+        some = fid_table.cells(MODEL, [2], rows, Counts("10"), "linear")
+        steps = fid_table.iter_fill(MODEL, some, DATA, SPACE, tmp_path, seed)
         standings = [*steps]
         names.append(sorted(path.name for path in tmp_path.glob("*.safetensors")))
     assert [len(found) for found in names] == [1, 2, 3]
@@ -156,44 +158,44 @@ def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
 
 
 def test_the_time_of_a_sample_is_measured(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    some = fid_table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     [made] = run(tmp_path, some)
-    value, timed = table.seconds(MODEL, made.cell, made.gathered)
+    value, timed = fid_table.seconds(MODEL, made.cell, made.gathered)
     assert value > 0
     assert timed == 10
-    untimed = Gathered(made.gathered.moments, made.gathered.features, made.gathered.pictures)
-    value, timed = table.seconds(MODEL, made.cell, untimed)
+    untimed = FeatureStats(made.gathered.moments, made.gathered.features, made.gathered.pictures)
+    value, timed = fid_table.seconds(MODEL, made.cell, untimed)
     assert value > 0
     assert timed == MODEL.micro_batch
 
 
 def test_samples_are_written_for_cells_whose_figures_are_known(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    some = fid_table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     run(tmp_path / "cells", some)
     run(tmp_path / "cells", some, images=tmp_path / "images")
     assert len(list((tmp_path / "images/S2-0").glob("*.png"))) == 10
 
 
 def test_folders_of_other_samples_are_refused_before_any_is_made(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2, 4], ["0"], Counts("10"), "linear")
-    table.check(MODEL, some, 0, images=tmp_path)
+    some = fid_table.cells(MODEL, [2, 4], ["0"], Counts("10"), "linear")
+    fid_table.check(MODEL, some, 0, images=tmp_path)
     with pytest.raises(DdimError, match="seed"):
-        table.check(MODEL, some, 1, images=tmp_path)
+        fid_table.check(MODEL, some, 1, images=tmp_path)
     assert not list(tmp_path.rglob("*.png"))
 
 
 def test_figures_are_made_again_when_more_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    some = fid_table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     whole = run(tmp_path, some)[0].figures
     with monkeypatch.context() as patched:
-        patched.setattr(table.fidelity, "installed", lambda: False)
+        patched.setattr(fid_table.fidelity, "installed", lambda: False)
         assert run(tmp_path, some)[0].figures == whole | dict.fromkeys(("kid", "kid_std", "precision", "recall"))
     assert run(tmp_path, some)[0].figures == whole
     assert whole["kid"] is not None
 
 
-def gathered(pictures: np.ndarray) -> Gathered:
-    return Gathered(Moments(6), SPACE(pictures), pictures)
+def gathered(pictures: np.ndarray) -> FeatureStats:
+    return FeatureStats(Moments(6), SPACE(pictures), pictures)
 
 
 def test_consistency_of_the_same_and_of_unrelated_pictures() -> None:
@@ -274,9 +276,9 @@ def test_a_damaged_statistics_file_is_refused(tmp_path: Path, changes: dict[str,
         read(path)
 
 
-@pytest.mark.filterwarnings("ignore::ddim.errors.DdimWarning")
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 def test_figures_of_an_older_form_are_made_again(tmp_path: Path) -> None:
-    some = table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
+    some = fid_table.cells(MODEL, [2], ["0"], Counts("10"), "linear")
     [made] = run(tmp_path, some)
     [kept] = tmp_path.glob("*.json")
     for text in ("{", json.dumps({"asked": 1, "figures": {}})):

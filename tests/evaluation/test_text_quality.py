@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddim.evaluation.text import NGram, Reference, divergence, grams, words
+from ddim.evaluation.text_quality import NGram, Reference, divergence, grams, words
 from models import contents, ddim
 
 TEXT = "the cat sat on the mat.\nthe dog isn't at the door,\nand the cat knows it.\n" * 12

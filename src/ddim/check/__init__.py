@@ -7,6 +7,8 @@
 
 Each function yields one `Finding` after another, as they are measured; `finding.passed` is False where something
 deviates. `ddim check` prints them as a table.
+
+It imports `model`, `exact` and what is below.
 """
 
 from ddim.check.denoisers import denoiser
@@ -15,4 +17,11 @@ from ddim.check.networks import model, network
 from ddim.check.plans import plan
 from ddim.check.schedules import schedule
 
-__all__ = ["Finding", "denoiser", "model", "network", "plan", "schedule"]
+__all__ = [
+    "Finding",
+    "denoiser",
+    "model",
+    "network",
+    "plan",
+    "schedule",
+]

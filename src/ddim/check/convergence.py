@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 
 from ddim.exact import GaussianData
-from ddim.loop import run
-from ddim.plan import Plan
-from ddim.schedule import Level
+from ddim.plan.plan import Plan
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
 
 # Of the size of pictures in [-1, 1], with directions from wide to narrow.
 DATA = GaussianData(mean=torch.tensor([0.0, 0.5, -0.5, 0.2]), variance=torch.tensor([1.0, 0.3, 0.1, 0.03]))

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from ddim import samplers
 from ddim.check.finding import Finding, at_most, between, largest, left_out
-from ddim.denoiser import Denoiser, Prediction, Predicts, v_from_pair
 from ddim.errors import DdimError, DdimWarning
-from ddim.gaussian import diffuse
-from ddim.latents import reconstruction_error
-from ddim.loop import run
-from ddim.schedule import Level, Schedule
-from ddim.seeds import Noise
+from ddim.names import Predicts
+from ddim.process import timesteps
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Denoiser, Prediction, v_from_pair
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level, Schedule
+from ddim.sampling.latents import reconstruction_error
+from ddim.sampling.loop import run
 
 NUMBERS = 4096  # of which statistics are made, at least
 TIMES, QUICK_TIMES = 8, 4
@@ -71,7 +73,7 @@ def quiet_walk(schedule: Schedule, predicts: Predicts, steps: int, encode: bool 
     """The equal-angle grid; that a walk for eps starts below T is not what is asked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DdimWarning)
-        return samplers.walk(schedule, predicts, "equal-angle", steps, encode)
+        return timesteps.sampling_levels(schedule, predicts, "equal-angle", steps, encode)
 
 
 def denoiser(
@@ -95,7 +97,7 @@ def denoiser(
         denoise: The denoiser.
         schedule: Its schedule.
         shape: The shape of one sample.
-        predicts: What its network predicts; for "eps", walks start below T, see `ddim.start`.
+        predicts: What its network predicts; for "eps", walks start below T, see `ddim.process.start`.
         x0: Data of the kind it was trained on, float (N, *shape); samples of its own if None.
         quick: Fewer samples, times and steps.
         device: Where it computes.

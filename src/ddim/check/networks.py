@@ -11,11 +11,12 @@ from torch import Tensor
 from ddim import samplers
 from ddim.check.denoisers import denoiser, quiet_walk
 from ddim.check.finding import Finding, at_most, info
-from ddim.denoiser import Prediction, Predicts, predict
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError
-from ddim.model import Model
-from ddim.pixels import to_float
-from ddim.schedule import Level, Schedule
+from ddim.model.image import Model
+from ddim.names import Predicts
+from ddim.process.parameterization import Prediction, predict
+from ddim.process.schedule import Level, Schedule
 
 
 def network(

@@ -13,8 +13,9 @@ from ddim import samplers
 from ddim.check.convergence import gaussian_error, order, refined
 from ddim.check.finding import Finding, at_most, between, info, largest, left_out
 from ddim.errors import DdimError
-from ddim.plan import TOLERANCE, Plan, Row
-from ddim.schedule import Level, Schedule
+from ddim.plan.plan import TOLERANCE, Plan
+from ddim.plan.row import Row
+from ddim.process.schedule import Level, Schedule
 
 CALLS = 100
 

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ddim import samplers
-from ddim.bound import prior_term
 from ddim.check.convergence import order
 from ddim.check.finding import Finding, at_most, between, info, largest, left_out
-from ddim.gaussian import chain_weights, forward_weights, marginal_after, sigma
-from ddim.schedule import Level, Schedule
+from ddim.objective.elbo import prior_term
+from ddim.process.gaussian import chain_weights, forward_weights, marginal_after, sigma
+from ddim.process.schedule import Level, Schedule
 
 HALF_BIN = 1 / 255
 PRIOR = 1e-3

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.datasets import fit_option, label_column_option, load_pictures, refit
+from ddim.cli._datasets import fit_option, label_column_option, load_pictures, refit
+from ddim.cli._options import load_model
+from ddim.cli._progress import progress_bar
 from ddim.cli.main import Stopper
-from ddim.cli.options import load_model, progress_bar
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
-    from ddim.calibration import Measured
     from ddim.data import ImagePolicy, ImageSet
+    from ddim.train.error_table import Measured
 
 SHOWN = 12
 
@@ -60,25 +61,25 @@ def command(
       ddim calibrate mnist ./mnist --limit 1000 --out mnist-calibrated
       ddim sample mnist-calibrated --sigma optimal --steps 10 --out samples
     """
-    from ddim.calibration import choose_times, complete, error_table
-    from ddim.checkpoint import copy, refuse_other, write
+    from ddim._io.atomic import make_folder
     from ddim.data.labels import complaint
-    from ddim.files import make_folder
-    from ddim.hub import place
+    from ddim.model.checkpoint import check_same_model, copy, write
+    from ddim.model.hub import place
+    from ddim.train.error_table import choose_times, complete, error_table
 
     if limit < 1:
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more")
     loaded = load_model(model, device, "float32", False)
     config = loaded.config
     times = choose_times(loaded.schedule, count)
-    refuse_other(out, config.sha256)
+    check_same_model(out, config.sha256)
     found = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
     labels = found.labels if config.network.classes else None
     if config.network.classes and labels is None:
         wrong, mend = complaint(found.label_columns, "give labelled pictures")
         if config.needs_label:
             raise DdimError(data, f"{wrong}, and this model was never trained without", mend)
-        say(f"{data}: {wrong}: the error is measured without", mend)
+        warn(f"{data}: {wrong}: the error is measured without", mend)
     make_folder(out.parent)
     measured: list[Measured] = []
     begun, pictures = time.monotonic(), found.batch(range(len(found)))

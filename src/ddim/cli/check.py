@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.datasets import fit_option, refit
-from ddim.cli.options import load_model, progress_bar
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._options import load_model
+from ddim.cli._progress import progress_bar
 from ddim.errors import DdimError, shorten
 
 if TYPE_CHECKING:
     from ddim.check import Finding
-    from ddim.plan import Plan
-    from ddim.schedule import Schedule
+    from ddim.plan.plan import Plan
+    from ddim.process.schedule import Schedule
 
     Sections = list[tuple[str, Iterator[Finding]]]
 
@@ -65,7 +66,7 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
 def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
     """What is to be checked, each part with its title; all input is read here."""
     from ddim import check
-    from ddim.plan import Plan
+    from ddim.plan.plan import Plan
 
     part = _read(what)
     if on is not None and not isinstance(part, Plan):
@@ -90,10 +91,10 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
     model = load_model(name, settings["device"], "float32", False)
     pictures = None
     if data is not None:
-        from ddim.cli.pictures import read_pictures
+        from ddim.cli._inputs import read_images
 
         limit = LIMIT if settings["limit"] is None else settings["limit"]
-        pictures, _ = read_pictures((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
+        pictures, _ = read_images((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
     schedule = model.schedule
     on = "its own samples" if pictures is None else f"{Path(data).name}, {len(pictures)} picture(s)"
     title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"
@@ -105,8 +106,8 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
 
 def _read(what: str) -> Plan | Schedule | str:
     """A plan, a schedule, or the name of a model."""
-    from ddim import schedule
-    from ddim.checkpoint import bundled
+    from ddim.model.checkpoint import bundled
+    from ddim.process import schedule
 
     path = Path(what)
     if path.is_file():
@@ -124,11 +125,11 @@ def _read(what: str) -> Plan | Schedule | str:
 
 def _file(path: Path) -> Plan | Schedule:
     """A plan, whether or not it is a right one, or a schedule."""
-    from ddim.config import ScheduleConfig, parse
-    from ddim.plan import Plan
-    from ddim.plan_file import FORMAT
-    from ddim.reading import list_of, parse_json, read_bytes
-    from ddim.schedule import from_betas
+    from ddim._io.reading import list_of, parse_json, read_bytes
+    from ddim.model.config import ScheduleConfig, parse
+    from ddim.plan.plan import Plan
+    from ddim.plan.serialization import FORMAT
+    from ddim.process.schedule import from_betas
 
     text = read_bytes(path)
     body = parse_json(text, path, "give a model's folder, a plan of `ddim plan --json`, or a schedule's .json")
@@ -145,8 +146,8 @@ def _file(path: Path) -> Plan | Schedule:
 
 def _schedule(name: str) -> Schedule:
     """The schedule of a model, or one by name or file."""
-    from ddim.checkpoint import read
-    from ddim.plan import Plan
+    from ddim.model.checkpoint import read
+    from ddim.plan.plan import Plan
 
     part = _read(name)
     if isinstance(part, Plan):

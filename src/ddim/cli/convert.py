@@ -13,8 +13,8 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.config import ModelConfig
-    from ddim.interop import Hints
+    from ddim.model.config import ModelConfig
+    from ddim.model.importers import CheckpointHints
 
 KINDS = ("diffusers", "official", "openai", "lucidrains")
 
@@ -70,35 +70,39 @@ def command(
       ddim convert diffusion_cifar10.ckpt --size 32 --out cifar10
       ddim convert runs/photos --to diffusers --out photos-diffusers
     """
-    from ddim.interop import Hints
+    from ddim.model.importers import CheckpointHints
 
-    hints = Hints(_size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times)
+    hints = CheckpointHints(
+        _size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times
+    )
     config, weights, notes = _read(source, hints, kind)
     for note in notes:
         click.echo(note)
     if to == "diffusers":
-        from ddim.interop import diffusers_write
+        from ddim.interop import diffusers_export
 
-        for line in diffusers_write.write(out, config, weights):
+        for line in diffusers_export.write(out, config, weights):
             click.echo(f"written: {line}")
         click.echo(f"{out}: DDIMPipeline.from_pretrained({str(out)!r})")
         return
     import torch
 
-    from ddim import checkpoint
+    from ddim.model import checkpoint
 
     checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
     click.echo(f"{out}: ddim sample {out} --out samples")
 
 
-def _read(source: str, hints: Hints, kind: str | None) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+def _read(
+    source: str, hints: CheckpointHints, kind: str | None
+) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Configuration, weights and notes of any source."""
-    from ddim import hub, interop
-    from ddim.interop import Hints
+    from ddim.model import hub, importers
+    from ddim.model.importers import CheckpointHints
 
-    given = [name for name, value in asdict(hints).items() if value != getattr(Hints(), name)]
+    given = [name for name, value in asdict(hints).items() if value != getattr(CheckpointHints(), name)]
     place = hub.place(source)
-    foreign, folder = interop.is_foreign(place), Path(place).is_dir()
+    foreign, folder = importers.is_importable(place), Path(place).is_dir()
     if not foreign and (kind or given):
         wrong = f"is a model of ours and says itself what {kind or given[0]} is"
         raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")

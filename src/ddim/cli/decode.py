@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.clipping import force_option
-from ddim.cli.encode import METHODS, make_way
-from ddim.cli.filling import fill
-from ddim.cli.options import exact_device_options, grid_option, load_model
-from ddim.errors import DdimError, say
+from ddim.cli._clipping import force_option
+from ddim.cli._options import exact_device_options, grid_option, load_model
+from ddim.cli._progress import fill
+from ddim.cli.encode import inversion_from_options
+from ddim.errors import DdimError, warn
+from ddim.names import METHODS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.latents import LatentsFile
-    from ddim.model import Model
-    from ddim.plan import Plan
+    from ddim.model.image import Model
+    from ddim.plan.plan import Plan
+    from ddim.sampling.latents import LatentsFile
 
 
 @click.command("decode")
@@ -50,11 +51,12 @@ def command(
     Example:
       ddim decode mnist latents.safetensors --out decoded --steps 50
     """
-    from ddim.cli.options import output_file
-    from ddim.generate import decode, picture_path, read_sheet
-    from ddim.latents import read_latents
-    from ddim.sheet import save_png
-    from ddim.sheet import sheet as make_sheet
+    from ddim._io.png import save_png
+    from ddim._io.png import sheet as make_sheet
+    from ddim.cli._options import output_file
+    from ddim.evaluation.sample_folder import decode, read_sheet
+    from ddim.model.modality import image_path
+    from ddim.sampling.latents import read_latents
 
     if sheet is not None:
         output_file(sheet)
@@ -69,7 +71,7 @@ def command(
     plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
     making = decode(loaded, plan, out, start, file.names, Path(model).name, beside, force)
     made = fill(making, "decoding", len(start), "pictures", out)
-    click.echo(f"{made.total} pictures{made.before}, {plan.name}: {picture_path(out, 0)} ...")
+    click.echo(f"{made.total} pictures{made.before}, {plan.name}: {image_path(out, 0)} ...")
     if sheet is not None:
         pictures = read_sheet(out, range(made.total))
         save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))
@@ -85,14 +87,14 @@ def _decoding(
     beside: list[Tensor] = []
     if steps is not None or grid is not None:
         listed = grid is not None and grid[:1].isdigit()
-        asked = make_way(model, file.method, whole if steps is None and not listed else steps, grid)
-        plan = file.plan if asked.onward.rows == file.plan.rows else asked.down
-        if plan is asked.down:
+        asked = inversion_from_options(model, file.method, whole if steps is None and not listed else steps, grid)
+        plan = file.plan if asked.resume_plan.rows == file.plan.rows else asked.decode_plan
+        if plan is asked.decode_plan:
             told = " from x_T alone, so approximately" if file.earlier is not None else ""
-            say(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{told}")
+            warn(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{told}")
     if file.earlier is not None and plan is file.plan:
         start, beside = file.earlier, [latents]
     others = file.other_conditions(model.conditions)
     if others and file.method not in METHODS[:2]:
-        say(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")
+        warn(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")
     return plan, start, beside

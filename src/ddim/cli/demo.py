@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.options import device_options, load_any, load_model, progress_bar
+from ddim.cli._options import device_options, load_any, load_model
+from ddim.cli._progress import progress_bar
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ddim.model import Model
+    from ddim.model.image import Model
 
 SEEDS, SHOWN = 32, 12
 TEXT = "tinyshakespeare"
@@ -41,7 +42,7 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     Example:
       ddim demo --out demo
     """
-    from ddim.files import make_folder
+    from ddim._io.atomic import make_folder
 
     loaded = load_model(model, device, dtype, compile_)
     exact = load_model(model, device, "float32" if dtype == "auto" else dtype, compile_)
@@ -59,8 +60,8 @@ def _consistency(model: Model, path: Path) -> Path:
     """The same seeds at every number of steps: with eta = 0 they give the same digits."""
     import torch
 
-    from ddim.pixels import to_uint8
-    from ddim.sheet import labelled_rows, save_png
+    from ddim._io.png import labelled_rows, save_png
+    from ddim.data.pixels import to_uint8
 
     rows: list[tuple[str, np.ndarray]] = []
     table = [f"{'plan':36} {'network calls':>13} {'images/s':>9}"]
@@ -85,14 +86,14 @@ def _consistency(model: Model, path: Path) -> Path:
 def _interpolation(model: Model, path: Path) -> Path:
     import torch
 
-    from ddim.latents import walk
-    from ddim.pixels import to_uint8
-    from ddim.sheet import labelled_rows, save_png
+    from ddim._io.png import labelled_rows, save_png
+    from ddim.data.pixels import to_uint8
+    from ddim.sampling.latents import slerp_path
 
     plan, rows = model.plan(50), []
     for first, last in ((0, 1), (2, 3), (4, 5)):
         ends = model.noise([first, last], seed=0).start()
-        made = torch.cat([*model.run_blocks(plan, walk(ends[0], ends[1], 11))])
+        made = torch.cat([*model.run_blocks(plan, slerp_path(ends[0], ends[1], 11))])
         rows.append((f"{first} to {last}", to_uint8(made)))
     save_png(path, labelled_rows(rows, "Slerp between two latents, S = 50, eta = 0", zoom=2))
     return path
@@ -100,8 +101,8 @@ def _interpolation(model: Model, path: Path) -> Path:
 
 def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, str]:
     from ddim import data
-    from ddim.roundtrip import join, round_trips
-    from ddim.sheet import labelled_rows, save_png
+    from ddim._io.png import labelled_rows, save_png
+    from ddim.evaluation.reconstruction import join, round_trips
 
     source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
     if source:
@@ -114,7 +115,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     pictures = found.batch(range(len(found)))
     rows, errors = [("original", pictures)], []
     for steps in (10, 50):
-        trip = join(list(round_trips(model, pictures, model.way(steps=steps))))
+        trip = join(list(round_trips(model, pictures, model.inversion(steps=steps))))
         rows.append((f"S={steps}", trip.again))
         errors.append(f"{trip.mse:.4f} (S={steps})")
     caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"
@@ -124,7 +125,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
 def _text(device: str | None, dtype: str, compile_: bool) -> str:
     """A sample of the model of categories that comes with the package."""
-    from ddim.token_model import TokenModel
+    from ddim.model.tokens import TokenModel
 
     model = load_any(TEXT, device, dtype, compile_, micro_batch=1)
     assert isinstance(model, TokenModel)

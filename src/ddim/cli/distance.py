@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.measuring import drive, extractor_options, get_extractor, get_sized, size_option
-from ddim.cli.options import output_file
+from ddim.cli._measuring import drive, extractor_options, get_extractor, get_sized, size_option
+from ddim.cli._options import output_file
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ def command(
       ddim distance samples ./photos --size 64x64x3 --extractor inception
     """
     from ddim.evaluation import check_comparable, distances
-    from ddim.evaluation.metrics import FEWEST
-    from ddim.evaluation.space import called
-    from ddim.report.tables import number, write_json
+    from ddim.evaluation.distances import FEWEST
+    from ddim.evaluation.features import metric_name
+    from ddim.evaluation.report.tables import number, write_json
 
     if out is not None:
         output_file(out)
@@ -59,7 +59,7 @@ def command(
         raise DdimError("--extractor", "is given beside two statistics files, which have theirs", "leave it out")
 
     def measured(source: str, part: str | None) -> Statistics:
-        from ddim.evaluation import from_data, measuring, read_statistics
+        from ddim.evaluation import from_data, iter_measure, read_statistics
 
         if Path(source).suffix == ".safetensors":
             if part is not None:
@@ -68,14 +68,14 @@ def command(
         found = get_sized(source, size, fit, part, limit)
         space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
         pictures = from_data(found)
-        return drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)[0]
+        return drive(iter_measure(pictures, space), f"features of {found.name}", pictures.count, kept=False)[0]
 
     first, second = measured(samples, split), measured(data, against_split)
     if not any_protocol:
         check_comparable(first, second)
     figures = distances(first, second, any_protocol=any_protocol)
     own = first.protocol
-    metric = called(own.extractor, own.extractor_sha256)
+    metric = metric_name(own.extractor, own.extractor_sha256)
     spread = "" if figures["fd_error"] is None else f" +- {number(figures['fd_error'], 2)} (standard error)"
     click.echo(f"{metric} {figures['fd']:.5g}{spread}, {own.count} pictures against {second.protocol.count}")
     if figures["fd_limit"] is not None:

@@ -8,26 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.clipping import clip_option, force_option
-from ddim.cli.filling import fill
-from ddim.cli.options import (
-    device_options,
-    grid_option,
-    load_model,
-    numbers,
-    output_file,
-    steps_option,
-)
-from ddim.errors import DdimError, say
+from ddim.cli._clipping import clip_option, force_option
+from ddim.cli._options import device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli._progress import fill
+from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ddim.generate import Edit
-    from ddim.hooks import Operator
-    from ddim.model import Model
-    from ddim.plan import Plan
+    from ddim.evaluation.sample_folder import Edit
+    from ddim.model.image import Model
+    from ddim.plan.plan import Plan
+    from ddim.sampling.x0_hooks import Operator
 
 STEPS = 50
 ETA = 0.85
@@ -97,7 +90,8 @@ def command(
     if sheet is not None:
         output_file(sheet)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim.generate import generate, picture_path
+    from ddim.evaluation.sample_folder import generate
+    from ddim.model.modality import image_path
 
     shown, operator, y = _known(loaded, picture, mask, upscale, colour)
     if operator and clip_x0:
@@ -107,7 +101,7 @@ def command(
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
     making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
     made = fill(making, f"{plan.calls} calls each", n, "variants", out)
-    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {picture_path(out, 0)} ...")
+    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
     if sheet is not None:
         known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
         _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)
@@ -118,25 +112,25 @@ def _known(
     model: Model, path: Path, mask: Path | None, upscale: int | None, colour: bool
 ) -> tuple[Tensor, Operator | None, Tensor]:
     """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
-    from ddim import hooks
-    from ddim.cli.pictures import open_said
-    from ddim.pixels import to_float
+    from ddim.cli._inputs import open_said
+    from ddim.data.pixels import to_float
+    from ddim.sampling import x0_hooks
 
     policy = model.policy
     if colour and policy.channels != 3:
         raise DdimError("--colour", "this model makes grey pictures", "use a colour model")
     small = None if upscale is None else _small(model, path, upscale)
     if upscale is not None and small is not None:
-        return hooks.MeanPool(upscale).pinv(small), hooks.MeanPool(upscale), small
+        return x0_hooks.MeanPool(upscale).pinv(small), x0_hooks.MeanPool(upscale), small
     full = to_float(open_said(path, policy)[None])
     operator: Operator | None = None
     if mask is not None:
-        operator = hooks.Mask(_mask(model, mask, path))
+        operator = x0_hooks.Mask(_mask(model, mask, path))
     elif upscale is not None:
-        operator = hooks.MeanPool(upscale)
-        say(f"{path}: is not {_size(model, upscale)} pixels; it is brought to full size, and means of {upscale} taken")
+        operator = x0_hooks.MeanPool(upscale)
+        warn(f"{path}: is not {_size(model, upscale)} pixels; it is brought to full size, and means of {upscale} taken")
     elif colour:
-        operator = hooks.Grey(hooks.LUMA)
+        operator = x0_hooks.Grey(x0_hooks.LUMA)
     return full, operator, operator.apply(full) if operator else full
 
 
@@ -144,8 +138,8 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
     """What is kept: bool, (C, H, W)."""
     import torch
 
-    from ddim.data.pictures import natural_policy, read_picture
-    from ddim.data.told import Told
+    from ddim.data.adjustments import Told
+    from ddim.data.image import natural_policy, read_image
 
     own, other = natural_policy(path), natural_policy(picture)
     size, of_picture = (own.height, own.width), (other.height, other.width)
@@ -154,7 +148,7 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
         raise DdimError(path, wrong, "make it as large as the picture")
     changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
     told = Told()
-    kept = torch.as_tensor(read_picture(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
+    kept = torch.as_tensor(read_image(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
     if kept.all() or not kept.any():
         used = told.deep if told.deep.count else told.plain
         wrong = f"is {'white' if kept.all() else 'black'} all over (its values are {used.lowest} to {used.largest})"
@@ -168,8 +162,8 @@ def _size(model: Model, k: int) -> str:
 
 def _small(model: Model, path: Path, k: int) -> Tensor | None:
     """The picture if it is of the small size already, (1, C, H / k, W / k) in [-1, 1]; else None."""
-    from ddim.data.pictures import MisfitError, open_picture
-    from ddim.pixels import to_float
+    from ddim.data.image import MisfitError, open_image
+    from ddim.data.pixels import to_float
 
     _, height, width = model.shape
     if k < 2 or height % k or width % k:
@@ -177,7 +171,7 @@ def _small(model: Model, path: Path, k: int) -> Tensor | None:
         raise DdimError(f"--upscale {k}", wrong, "give a factor such as 2 or 4")
     changes = {"height": height // k, "width": width // k, "fit": "exact", "box": None}
     try:
-        return to_float(open_picture(path, model.policy.model_copy(update=changes))[None])
+        return to_float(open_image(path, model.policy.model_copy(update=changes))[None])
     except MisfitError:
         return None
 
@@ -187,7 +181,7 @@ def _plan(
 ) -> Plan:
     if start_at is not None and not 1 <= start_at <= model.schedule.T:
         raise DdimError(f"--start-at {start_at}", f"is outside 1..{model.schedule.T}", "give a time of the schedule")
-    from ddim.start import default_steps
+    from ddim.process.start import default_steps
 
     times = numbers(grid, "--grid") if grid and grid[0].isdigit() else grid or "equal-angle"
     if steps is None and isinstance(times, str):
@@ -208,13 +202,13 @@ def _edit(
     start_at: int | None,
     said: dict[str, object],
 ) -> Edit:
-    from ddim import hooks
-    from ddim.generate import Edit
+    from ddim.evaluation.sample_folder import Edit
+    from ddim.sampling import x0_hooks
 
     digest = hashlib.sha256()
     for tensor in (shown, y):
         digest.update(tensor.contiguous().numpy().tobytes())
-    if isinstance(operator, hooks.Mask):
+    if isinstance(operator, x0_hooks.Mask):
         digest.update(operator.mask.contiguous().numpy().tobytes())
     said = {
         **said,
@@ -223,7 +217,7 @@ def _edit(
         "eps": "kept" if operator else None,
         "known_sha256": digest.hexdigest(),
     }
-    hook = hooks.eps_kept(hooks.consistent(operator, y, ROUNDS), plan) if operator else None
+    hook = x0_hooks.eps_kept(x0_hooks.consistent(operator, y, ROUNDS), plan) if operator else None
     return Edit(said, None if start_at is None else shown, hook)
 
 
@@ -231,9 +225,9 @@ def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
     """The first pictures (1, C, H, W) and the variants of a folder, ten in a row."""
     import numpy as np
 
-    from ddim.generate import read_sheet
-    from ddim.pixels import to_uint8
-    from ddim.sheet import save_png, sheet
+    from ddim._io.png import save_png, sheet
+    from ddim.data.pixels import to_uint8
+    from ddim.evaluation.sample_folder import read_sheet
 
     made: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
     page = sheet(np.concatenate(made), columns=10, zoom=2 if made[0].shape[1] <= 32 else 1)

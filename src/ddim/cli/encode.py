@@ -8,27 +8,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.datasets import fit_option, refit
-from ddim.cli.options import (
-    exact_device_options,
-    grid_option,
-    load_model,
-    numbers,
-    output_file,
-    progress_bar,
-    steps_option,
-)
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._options import exact_device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli._progress import progress_bar
+from ddim.names import METHODS
 
 if TYPE_CHECKING:
-    from ddim.inversion import Way
-    from ddim.model import Model
-
-METHODS = ("ddim", "ddim-target", "fixed-point", "reversible", "lossless")
+    from ddim.model.image import Model
+    from ddim.sampling.inversion import Inversion
 
 
-def make_way(model: Model, method: str, steps: int | None, grid: str | None) -> Way:
-    """The plans that --method, --steps and --grid ask for, see `ddim.Model.way`."""
-    return model.way(method, steps, numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
+def inversion_from_options(model: Model, method: str, steps: int | None, grid: str | None) -> Inversion:
+    """The plans that --method, --steps and --grid ask for, see `ddim.Model.inversion`."""
+    return model.inversion(method, steps, numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
 
 
 @click.command("encode")
@@ -73,15 +65,15 @@ def command(
     """
     import torch
 
-    from ddim.cli.pictures import read_pictures
+    from ddim.cli._inputs import read_images
 
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim.latents import LatentsFile, write_latents
-    from ddim.pixels import to_float
+    from ddim.data.pixels import to_float
+    from ddim.sampling.latents import LatentsFile, write_latents
 
-    way = make_way(loaded, method, steps, grid)
-    pictures, names = read_pictures(images, refit(loaded.policy, fit), split, limit)
+    way = inversion_from_options(loaded, method, steps, grid)
+    pictures, names = read_images(images, refit(loaded.policy, fit), split, limit)
     begun, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")
@@ -93,8 +85,8 @@ def command(
     latents = torch.cat([part.latents for part in parts])
     beside = [part.earlier for part in parts if part.earlier is not None]
     earlier = torch.cat(beside) if beside else None
-    about = (way.onward, loaded.config.sha256, method, earlier, loaded.conditions)
+    about = (way.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
     write_latents(out, latents, LatentsFile(tuple(names), *about))
-    name = (way.up or way.down).name
+    name = (way.encode_plan or way.decode_plan).name
     how = "" if method == METHODS[0] else f"{method}, "
     click.echo(f"{len(latents)} latents, {how}{name}, std {latents.std():.3f}: {out}")

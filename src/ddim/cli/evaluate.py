@@ -10,27 +10,20 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from ddim.cli.clipping import clip_option
-from ddim.cli.datasets import fit_option, refit
+from ddim.cli._clipping import clip_option
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli._options import device_options, label_of, load_any, options_given, sharpness_options, whole_numbers
+from ddim.cli._progress import progress_bar
 from ddim.cli.main import Stopper
-from ddim.cli.measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import (
-    device_options,
-    label_of,
-    load_any,
-    options_given,
-    progress_bar,
-    sharpness_options,
-    whole_numbers,
-)
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.blocks import Label
-    from ddim.evaluation.table import Cell, Measured, Standing
-    from ddim.model import Model
-    from ddim.report.tables import Times
-    from ddim.token_model import TokenModel
+    from ddim.evaluation.fid_table import Measured, Progress, TableCell
+    from ddim.evaluation.report.tables import Times
+    from ddim.model.image import Model
+    from ddim.model.tokens import TokenModel
+    from ddim.sampling.microbatch import Label
 
 
 @click.command("evaluate")
@@ -111,11 +104,12 @@ def command(
       ddim evaluate runs/cifar ./cifar10 --extractor inception --grid quadratic --out table-1
       ddim evaluate tinyshakespeare ./shakespeare.txt -n 64 --steps 8,32,128 --eta 0,0.1 --out table-a
     """
+    from ddim._io.atomic import claimed, unexpected_entries
+    from ddim._io.temporary import remove_parts
     from ddim.data.text import TextPolicy
-    from ddim.evaluation import table
+    from ddim.evaluation import fid_table
     from ddim.evaluation.counts import Counts
-    from ddim.files import claimed, remove_parts, strangers
-    from ddim.start import default_counts
+    from ddim.process.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
@@ -124,8 +118,8 @@ def command(
     sharp = {key: value for key, value in given.items() if value is not None}
     for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
         raise DdimError(option, "is of another kind of data", "leave it out")
-    counts = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
-    some = table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
+    counts = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
+    some = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
     if isinstance(loaded.config.data, TextPolicy):
         about_pictures = {"--label": label, "--images": images, "--fit": fit}
         about_pictures |= {"--extractor": extractor or inception_weights}
@@ -133,9 +127,9 @@ def command(
             raise DdimError(option, "is of pictures", "leave it out")
         _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
         return
-    table.check(loaded, some, seed, label=label)
+    fid_table.check(loaded, some, seed, label=label)
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
-    if strangers(out, "cells", "reference", *_OURS, *inside):
+    if unexpected_entries(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     policy = refit(loaded.config.data, fit)
     found = get_data(data, policy, split, limit)
@@ -143,12 +137,12 @@ def command(
     with claimed(out, "cells", "reference") as owned:
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
-        table.check(loaded, some, seed, Path(model).name, label, images)
+        fid_table.check(loaded, some, seed, Path(model).name, label, images)
         real = reference(found, space, out / "reference")
         owned.keep()
-        filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
+        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
-        from ddim.report.tables import about, print_table, write_table
+        from ddim.evaluation.report.tables import about, print_table, write_table
 
         facts = about(loaded, Path(model).name, real, space, seed, label)
         write_table(out, facts, made, times(loaded, made, label))
@@ -167,7 +161,7 @@ _OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
 
 def _evaluate_text(
     model: TokenModel,
-    some: Sequence[Cell],
+    some: Sequence[TableCell],
     data: str,
     split: str,
     limit: int | None,
@@ -175,18 +169,18 @@ def _evaluate_text(
     seed: int,
     name: str,
 ) -> None:
+    from ddim._io.atomic import make_folder, unexpected_entries
     from ddim.data.text import read_text
     from ddim.evaluation import text_table
-    from ddim.evaluation.text import Reference
-    from ddim.files import make_folder, strangers
-    from ddim.report.texts import write_text_table
+    from ddim.evaluation.report.texts import write_text_table
+    from ddim.evaluation.text_quality import Reference
 
-    if strangers(out, "samples", *_OURS):
+    if unexpected_entries(out, "samples", *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     training, held_out = read_text(data, "train"), read_text(data, split)[:limit]
     real = text_table.windows(read_text(data, "validation"), model, max(cell.n for cell in some))
     make_folder(out)
-    steps = text_table.filling(model, some, out / "samples", seed, name)
+    steps = text_table.iter_fill(model, some, out / "samples", seed, name)
     fill(steps, sum(cell.n * cell.plan.calls for cell in some), out)
     rows = text_table.measure(model, some, out / "samples", Reference(training, held_out), real)
     facts = {"model": name, "model_sha256": model.fingerprint, "seed": seed, "dtype": model.conditions["dtype"]}
@@ -198,18 +192,18 @@ def _evaluate_text(
 
 
 def times(model: Model | TokenModel, made: Sequence[Measured], label: Label = None) -> Times:
-    """Seconds a sample of each cell, see `ddim.evaluation.table.seconds`."""
-    from ddim.evaluation.table import seconds
+    """Seconds a sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
+    from ddim.evaluation.fid_table import seconds
 
     found = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
     return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in found.items()}
 
 
-def fill(steps: Generator[Standing, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
+def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
     """Go through the cells of a table with one bar over all their network calls.
 
     Args:
-        steps: What `ddim.evaluation.table.filling` yields.
+        steps: What `ddim.evaluation.fid_table.iter_fill` yields.
         total: Network calls of all cells.
         out: The folder, for the message of a stop.
     """

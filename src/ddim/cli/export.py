@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.options import (
+from ddim.cli._options import (
     grid_option,
     load_any,
     make_any_plan,
     noise_options,
     options_given,
     output_file,
-    progress_bar,
     read_plan,
     sampler_option,
     steps_option,
 )
+from ddim.cli._progress import progress_bar
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.export import Exported
+    from ddim.interop.export import Exported
 
 
 @click.command("export")
@@ -70,7 +70,7 @@ def command(
       ddim export mnist --out sampler.onnx --what sampler --steps 10
       ddim export mnist --out sampler.pt2 --what sampler --steps 10 --sampler unipc3 --grid log-snr
     """
-    from ddim.export import exporting
+    from ddim.interop.export import iter_export
 
     output_file(out)
     settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
@@ -85,7 +85,7 @@ def command(
     elif what == "sampler":
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     with progress_bar(transient=True) as bar:
-        task, work = bar.add_task("loading", total=None, rate=""), exporting(loaded, out, plan, Path(model).name)
+        task, work = bar.add_task("loading", total=None, rate=""), iter_export(loaded, out, plan, Path(model).name)
         while True:
             try:
                 bar.update(task, description=next(work), refresh=True)

@@ -10,7 +10,7 @@ import click
 from ddim.errors import printable
 
 if TYPE_CHECKING:
-    from ddim.config import CategoricalConfig, TrainConfig
+    from ddim.model.config import CategoricalConfig, TrainConfig
 
 
 @click.command("info")
@@ -23,11 +23,11 @@ def command(model: str, as_json: bool) -> None:
     Example:
       ddim info mnist
     """
-    from ddim.checkpoint import find
-    from ddim.config import to_json
-    from ddim.hub import place as find_place
-    from ddim.interop import is_foreign
-    from ddim.model import load
+    from ddim.model.checkpoint import find
+    from ddim.model.config import to_json
+    from ddim.model.hub import place as find_place
+    from ddim.model.importers import is_importable
+    from ddim.model.load import load
 
     place = find_place(model)
     loaded = load(place, "cpu")
@@ -38,9 +38,9 @@ def command(model: str, as_json: bool) -> None:
     net, policy, origin, noise = config.network, config.data, config.provenance, config.categorical
     parameters = sum(p.numel() for p in loaded.network.parameters())
     first, last = loaded.schedule.level(1), loaded.schedule.level(loaded.schedule.T)
-    recipe, things = origin.training, loaded.kind.things
+    recipe, things = origin.training, loaded.kind.noun
     lines = {
-        "model": str(place if is_foreign(place) else find(place)),
+        "model": str(place if is_importable(place) else find(place)),
         **({"read as": "; ".join(loaded.notes)} if loaded.notes else {}),
         **policy.facts(),
         **({} if noise is None else {"categories": f"{noise.categories}, noise {_pi(noise)}"}),

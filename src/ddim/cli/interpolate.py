@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli.clipping import force_option
-from ddim.cli.datasets import fit_option, refit
-from ddim.cli.options import (
+from ddim.cli._clipping import force_option
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._options import (
     exact_device_options,
     grid_option,
     load_model,
@@ -24,8 +24,8 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.model import Model
-    from ddim.plan import Plan
+    from ddim.model.image import Model
+    from ddim.plan.plan import Plan
 
 MOST = 1000  # frames in a row
 
@@ -95,10 +95,10 @@ def command(
     places = [_place(text) for text in given] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim.latents import between_four, blend, walk
-    from ddim.pixels import to_uint8
-    from ddim.plausible import refuse_implausible
-    from ddim.sheet import save_png, sheet
+    from ddim._io.png import save_png, sheet
+    from ddim.data.pixels import to_uint8
+    from ddim.model.plausible import refuse_implausible
+    from ddim.sampling.latents import blend, slerp_grid, slerp_path
 
     plan = make_plan(loaded, steps, grid, clip_x0=False, default=50)
     ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
@@ -107,9 +107,9 @@ def command(
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:
-        latents, columns = between_four(ends, count, count), count
+        latents, columns = slerp_grid(ends, count, count), count
     else:
-        latents, columns = walk(ends[0], ends[1], count), count
+        latents, columns = slerp_path(ends[0], ends[1], count), count
     samples = torch.cat([*loaded.run_blocks(plan, latents)])
     refuse_implausible(samples, loaded.config, force)
     made = to_uint8(samples)
@@ -123,10 +123,10 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) 
     """The latents of picture files, (N, C, H, W)."""
     import torch
 
-    from ddim.cli.pictures import read_pictures
-    from ddim.pixels import to_float
+    from ddim.cli._inputs import read_images
+    from ddim.data.pixels import to_float
 
-    pictures, _ = read_pictures(files, refit(model.policy, fit), None, None)
+    pictures, _ = read_images(files, refit(model.policy, fit), None, None)
     return torch.cat([*model.run_blocks(plan, to_float(pictures))])
 
 

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.datasets import fit_option
+from ddim.cli._datasets import fit_option
+from ddim.cli._options import exact_device_options, grid_option, load_any, make_any_plan, make_plan
+from ddim.cli._progress import progress_bar
 from ddim.cli.main import Stopper
-from ddim.cli.options import exact_device_options, grid_option, load_any, make_any_plan, make_plan, progress_bar
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
-    from ddim.bits import Request
-    from ddim.model import Model
-    from ddim.token_model import TokenModel
+    from ddim.evaluation.likelihood_run import Request
+    from ddim.model.image import Model
+    from ddim.model.tokens import TokenModel
 
 
 @click.command("likelihood")
@@ -78,24 +79,24 @@ def command(
       ddim likelihood mnist ./mnist --split test --limit 500 --steps 50 --sigma hat --out bound-50
       ddim likelihood tinyshakespeare ./shakespeare.txt --split test --draws 50 --out bound-text
     """
-    from ddim.cli.pictures import read_items
+    from ddim.cli._inputs import read_items
 
     loaded = load_any(model, device, dtype, compile_)
     request = _request(loaded, method, seed, settings)
     pictures, names = read_items(data, loaded, split, limit, fit)
 
-    from ddim import bits
+    from ddim.evaluation import likelihood_run
 
-    blocks: list[bits.Block] = []
+    blocks: list[likelihood_run.Block] = []
     total, begun, found = len(pictures), time.monotonic(), None
-    words = loaded.kind.measured, loaded.kind.things
+    words = loaded.kind.nll_unit, loaded.kind.noun
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
-        for blocks in bits.measure(loaded, pictures, names, request, out, Path(model).name):
+        for blocks in likelihood_run.measure(loaded, pictures, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
             found = done if found is None else found
             elapsed = time.monotonic() - begun
-            told = f"{bits.summary(blocks, request)['bits_per_dim']:.4f} {words[0]}  " if blocks else ""
+            told = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {words[0]}  " if blocks else ""
             bar.update(
                 task,
                 completed=done,
@@ -104,13 +105,13 @@ def command(
             if stopper() and done < total:
                 click.echo(f"stopped: {done} of {total} {words[1]} in {out}; run the same command to go on", err=True)
                 raise SystemExit(stopper.code)
-    _tell(bits.summary(blocks, request), out, *words)
+    _tell(likelihood_run.summary(blocks, request), out, *words)
     if method == "bound":
-        _draw(bits.summary(blocks, request), out / "terms.png")
+        _draw(likelihood_run.summary(blocks, request), out / "terms.png")
 
 
 def _request(model: Model | TokenModel, method: str, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim.model import Model
+    from ddim.model.image import Model
 
     if isinstance(model, Model):
         return (_bound if method == "bound" else _ode)(model, seed, settings)
@@ -127,7 +128,7 @@ def _refuse(settings: dict[str, Any], names: tuple[str, ...], method: str) -> No
 
 
 def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim import bits
+    from ddim.evaluation import likelihood_run
 
     _refuse(settings, ("probes", "dequantize"), "bound")
     if settings["sampler"] is not None:
@@ -143,11 +144,11 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         default=model.schedule.T,
         top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and it begins at T
     )
-    return bits.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
+    return likelihood_run.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 
 
 def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim import bits
+    from ddim.evaluation import likelihood_run
 
     for name in ("last_sigma", "sigma", "probes", "dequantize"):
         if settings[name] is not None:
@@ -159,8 +160,8 @@ def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
         steps = model.schedule.T
     plan: Any = make_any_plan(model, steps, settings["grid"] or "linear", sampler, eta=eta)
     if eta:
-        say(f"eta {eta:g}: this bound grows without limit as S grows; compare models with --sampler markov")
-    return bits.token_request(model, plan, seed, _draws(settings))
+        warn(f"eta {eta:g}: this bound grows without limit as S grows; compare models with --sampler markov")
+    return likelihood_run.token_request(model, plan, seed, _draws(settings))
 
 
 def _draws(settings: dict[str, Any]) -> int:
@@ -171,13 +172,13 @@ def _draws(settings: dict[str, Any]) -> int:
 
 
 def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim import bits
+    from ddim.evaluation import likelihood_run
 
     _refuse(settings, ("grid", "eta", "sigma", "draws", "sampler"), "ode")
     given = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
     if given.get("dequantize") == "uniform":
         _refuse(settings, ("last_sigma",), "ode --dequantize uniform")
-    return bits.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
+    return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
 
 
 def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
@@ -190,7 +191,7 @@ def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     if made["method"] == "ode":
         told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
         if made["solver_error_mean"] > 0.1:
-            say("the solver's error is large: give more --steps before this figure is used")
+            warn("the solver's error is large: give more --steps before this figure is used")
         click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
     else:
         inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
@@ -205,7 +206,7 @@ def _draw(made: dict[str, Any], path: Path) -> None:
     except ImportError:
         click.echo("note: matplotlib is not installed: no picture of the terms; pip install 'ddim[plot]'", err=True)
         return
-    from ddim.files import write_atomic
+    from ddim._io.atomic import write_atomic
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()

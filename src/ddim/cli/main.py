@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ddim.cli.hints import translated
+from ddim.cli._hints import translated
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
 LONGEST = 1500  # characters of a line

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ddim.cli.like import compared, like_option, make_like
-from ddim.cli.options import grid_option, make_any_plan, noise_options, sampler_option, sharpness_options, steps_option
+from ddim.cli._emulation import compared, like_option, make_like
+from ddim.cli._options import grid_option, make_any_plan, noise_options, sampler_option, sharpness_options, steps_option
 from ddim.errors import DdimError
 
 
@@ -52,8 +52,8 @@ def command(
       ddim plan mnist --grid 1,50,300,1000 --json > plan.json
       ddim plan mnist --like diffusers:spacing=linspace --steps 10 --diff
     """
-    from ddim.checksum import seal
-    from ddim.model import load
+    from ddim._io.checksum import seal
+    from ddim.model.load import load
 
     if diff and (like is None or as_json):
         other, mend = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.datasets import fit_option, refit
-from ddim.cli.encode import METHODS, make_way
-from ddim.cli.options import exact_device_options, grid_option, load_model, progress_bar, whole_numbers
-from ddim.errors import DdimError, say
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._options import exact_device_options, grid_option, load_model, whole_numbers
+from ddim.cli._progress import progress_bar
+from ddim.cli.encode import inversion_from_options
+from ddim.errors import DdimError, warn
+from ddim.names import METHODS
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ddim.inversion import Way
-    from ddim.model import Model
-    from ddim.roundtrip import RoundTrip
+    from ddim.evaluation.reconstruction import RoundTrip
+    from ddim.model.image import Model
+    from ddim.sampling.inversion import Inversion
 
 SHOWN = 16
 STEPS = (10, 20, 50, 100)
@@ -57,20 +59,21 @@ def command(
       ddim reconstruct mnist ./mnist --split test --limit 1000 --steps 10,20,50,100 --out round-trip
       ddim reconstruct mnist ./mnist --split test --limit 200 --method ddim,fixed-point,lossless --out round-trip
     """
-    from ddim.cli.pictures import read_pictures
-    from ddim.files import claimed, remove_parts, strangers
-    from ddim.start import default_counts
+    from ddim._io.atomic import claimed, unexpected_entries
+    from ddim._io.temporary import remove_parts
+    from ddim.cli._inputs import read_images
+    from ddim.process.start import default_counts
 
     given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
     for method in chosen:
         if method not in METHODS:
             raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
-    if strangers(out, *_OURS):
+    if unexpected_entries(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
     counts = given or default_counts(STEPS, loaded.schedule)
-    ways = [make_way(loaded, method, s, grid) for method in chosen for s in counts]
-    pictures, _ = read_pictures(images, refit(loaded.policy, fit), split, limit)
+    ways = [inversion_from_options(loaded, method, s, grid) for method in chosen for s in counts]
+    pictures, _ = read_images(images, refit(loaded.policy, fit), split, limit)
     with claimed(out):
         remove_parts(out)
         results, failed = _measure(loaded, ways, pictures)
@@ -89,12 +92,12 @@ def command(
 
 
 def _measure(
-    model: Model, ways: list[Way], pictures: np.ndarray
-) -> tuple[list[tuple[Way, RoundTrip]], list[dict[str, Any]]]:
+    model: Model, ways: list[Inversion], pictures: np.ndarray
+) -> tuple[list[tuple[Inversion, RoundTrip]], list[dict[str, Any]]]:
     """The round trips, and what failed; that is said, and the others go on."""
-    from ddim.roundtrip import join, round_trips
+    from ddim.evaluation.reconstruction import join, round_trips
 
-    results: list[tuple[Way, RoundTrip]] = []
+    results: list[tuple[Inversion, RoundTrip]] = []
     failed: list[dict[str, Any]] = []
     begun = time.monotonic()
     with progress_bar() as bar:
@@ -109,29 +112,29 @@ def _measure(
             except DdimError as error:
                 if len(ways) == 1:
                     raise
-                say(f"{way.method}, S = {way.down.calls}, is left out: {error}")
-                failed.append({"method": way.method, "steps": way.down.calls, "error": str(error)})
+                warn(f"{way.method}, S = {way.decode_plan.calls}, is left out: {error}")
+                failed.append({"method": way.method, "steps": way.decode_plan.calls, "error": str(error)})
                 bar.advance(task, len(pictures) - sum(len(part.again) for part in parts))
                 continue
             results.append((way, join(parts)))
     return results, failed
 
 
-def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[Way, RoundTrip]]) -> None:
-    from ddim.files import write_atomic
-    from ddim.sheet import labelled_rows, save_png
+def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[Inversion, RoundTrip]]) -> None:
+    from ddim._io.atomic import write_atomic
+    from ddim._io.png import labelled_rows, save_png
 
     table = [
         {
             "method": way.method,
-            "steps": way.down.calls,
-            "plan": way.down.name,
+            "steps": way.decode_plan.calls,
+            "plan": way.decode_plan.name,
             "mse": trip.mse,
             "standard_error": trip.standard_error,
             "rms": trip.rms,
             "max": float(trip.largest.max()),
             "latent_std": float(trip.latent_std.mean()),
-            "calls_per_step": float(trip.calls.double().mean()) / way.down.calls,
+            "calls_per_step": float(trip.calls.double().mean()) / way.decode_plan.calls,
             "seconds": float(trip.seconds.mean()),
         }
         for way, trip in results
@@ -146,7 +149,9 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
     alone = len({way.method for way, _ in results}) == 1
-    names = [f"S = {way.down.calls}" if alone else f"{way.method}, S = {way.down.calls}" for way, _ in results]
+    names = [
+        f"S = {way.decode_plan.calls}" if alone else f"{way.method}, S = {way.decode_plan.calls}" for way, _ in results
+    ]
     rows = [("original", pictures), *zip(names, (trip.again for _, trip in results), strict=True)]
     shown = [(name, some[:SHOWN]) for name, some in rows]
     save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if pictures.shape[1] <= 32 else 1))

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.clipping import clip_option
-from ddim.cli.datasets import fit_option, refit
+from ddim.cli._clipping import clip_option
+from ddim.cli._datasets import fit_option, refit
+from ddim.cli._measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli._options import device_options, load_model, whole_numbers
 from ddim.cli.evaluate import fill, times
-from ddim.cli.measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli.options import device_options, load_model, whole_numbers
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
     from ddim.data import ImageSet
     from ddim.evaluation import Extractor, Statistics
-    from ddim.evaluation.table import Measured
-    from ddim.model import Model
-    from ddim.report.budget import Amounts
+    from ddim.evaluation.fid_table import Measured
+    from ddim.evaluation.report.budget import Amounts
+    from ddim.model.image import Model
 
 
 @click.command("reproduce")
@@ -80,13 +80,14 @@ def command(
       ddim reproduce mnist ./mnist --budget 10min --out report
       ddim reproduce runs/cifar ./cifar10 --budget full --extractor inception --out report
     """
-    from ddim.evaluation import table
+    from ddim._io.atomic import claimed, unexpected_entries
+    from ddim._io.temporary import remove_parts
+    from ddim.evaluation import fid_table
     from ddim.evaluation.counts import Counts
-    from ddim.files import claimed, remove_parts, strangers
-    from ddim.report import page, published
-    from ddim.report.budget import settle
-    from ddim.schedule import linear
-    from ddim.start import default_counts
+    from ddim.evaluation.report import page, paper
+    from ddim.evaluation.report.budget import settle
+    from ddim.process.schedule import linear
+    from ddim.process.start import default_counts
 
     page.need()
     loaded = load_model(model, device, dtype, compile_)
@@ -95,16 +96,16 @@ def command(
     policy, T = refit(loaded.policy, fit), loaded.schedule.T
     found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
-    grid = grid or ("quadratic" if published.data_set(found.name) == "CIFAR-10" else "linear")
+    grid = grid or ("quadratic" if paper.data_set(found.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
-    wanted = whole_numbers(steps, "--steps") if steps else default_counts(table.STEPS, loaded.schedule)
+    wanted = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
     how: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
     if loaded.schedule == linear():  # the paper's schedule: its sequences end at T whatever the network predicts
         how["top"] = T
-    table.check(loaded, table.cells(loaded, wanted, rows, Counts(n or "2"), grid, **how), seed)
+    fid_table.check(loaded, fid_table.cells(loaded, wanted, rows, Counts(n or "2"), grid, **how), seed)
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
-    if strangers(out) and not (out / "request.json").exists():
+    if unexpected_entries(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     with claimed(out, "request.json", "cells", "reference") as owned:
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
@@ -116,11 +117,11 @@ def command(
         counts = settle(out / "request.json", request, loaded, len(test))
         for folder in (out, out / "cells", out / "reference", out / "pictures"):
             remove_parts(folder)
-        some = table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
-        table.check(loaded, some, seed, Path(model).name, None, images)
+        some = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
+        fid_table.check(loaded, some, seed, Path(model).name, None, images)
         real = reference(found, space, out / "reference")
         owned.keep()
-        filling = table.filling(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
+        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
         made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
         exact = load_model(model, device, "float32", compile_)
         written = _finish(out, (loaded, exact), (real, space, Path(model).name), request, counts, made, test)
@@ -137,10 +138,10 @@ def _finish(
     test: ImageSet,
 ) -> str:
     """Table 2, the walks and the page; what to print."""
-    from ddim.files import make_folder
-    from ddim.report.reproduction import write_report
-    from ddim.report.sections import WALKED, round_tripping, walking
-    from ddim.report.tables import about, print_table
+    from ddim._io.atomic import make_folder
+    from ddim.evaluation.report.reproduction import write_report
+    from ddim.evaluation.report.sections import WALKED, round_tripping, walking
+    from ddim.evaluation.report.tables import about, print_table
 
     (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.clipping import force_option
-from ddim.cli.filling import fill
-from ddim.cli.like import like_option, make_like
-from ddim.cli.options import (
+from ddim.cli._clipping import force_option
+from ddim.cli._emulation import like_option, make_like
+from ddim.cli._options import (
     device_options,
     grid_option,
     label_of,
@@ -24,13 +23,14 @@ from ddim.cli.options import (
     sharpness_options,
     steps_option,
 )
+from ddim.cli._progress import fill
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.blocks import Label
-    from ddim.denoiser import Guidance
-    from ddim.engine import Engine
-    from ddim.table import Table
+    from ddim.model.base import ModelBase
+    from ddim.plan.base import BasePlan
+    from ddim.sampling.guidance import Guidance
+    from ddim.sampling.microbatch import Label
 
 SHEET = 10_000  # pictures of a sheet
 
@@ -115,9 +115,9 @@ def command(
     if sheet is not None:
         output_file(sheet)
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
-    from ddim.generate import generate, read_sheet
-    from ddim.sheet import save_png
-    from ddim.sheet import sheet as make_sheet
+    from ddim._io.png import save_png
+    from ddim._io.png import sheet as make_sheet
+    from ddim.evaluation.sample_folder import generate, read_sheet
 
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
     if sheet is not None and n > SHEET:
@@ -141,7 +141,7 @@ def command(
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
     making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
-    what = loaded.kind.things
+    what = loaded.kind.noun
     made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
     click.echo(f"{n} {what}{made.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
@@ -152,19 +152,19 @@ def command(
         click.echo(f"sheet: {sheet}")
 
 
-def _read_plan(model: Engine, path: Path, given: Mapping[str, object], any_model: bool) -> Table[Any]:
+def _read_plan(model: ModelBase, path: Path, given: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
     """The plan of --plan, beside which none of the options given may have a value."""
     from dataclasses import replace
 
     plan: Any = read_plan(model, path, given)
-    made: Table[Any] = replace(plan, made_for="") if any_model else plan
+    made: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
     return made
 
 
-def _scale(plan: Table[Any], guidance: float | None, lam: float | None) -> Guidance | None:
+def _scale(plan: BasePlan[Any], guidance: float | None, lam: float | None) -> Guidance | None:
     """What --guidance or --cfg-plus-plus asks for."""
-    from ddim.guidance import cfg_plus_plus
-    from ddim.plan import Plan
+    from ddim.plan.plan import Plan
+    from ddim.sampling.guidance import cfg_plus_plus
 
     if lam is None:
         return guidance

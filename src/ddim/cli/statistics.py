@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ddim.cli.measuring import drive, extractor_options, get_extractor, get_sized, size_option
-from ddim.cli.options import output_file
+from ddim.cli._measuring import drive, extractor_options, get_extractor, get_sized, size_option
+from ddim.cli._options import output_file
 
 
 @click.command("statistics")
@@ -38,13 +38,13 @@ def command(
       ddim statistics ./mnist --split test --out mnist-test.safetensors
       ddim statistics ./photos --size 64x64x3 --extractor inception --out photos.safetensors
     """
-    from ddim.evaluation import from_data, measuring
+    from ddim.evaluation import from_data, iter_measure
 
     output_file(out)
     found = get_sized(data, size, fit, split, limit)
     space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
     pictures = from_data(found)
-    made, _ = drive(measuring(pictures, space), f"features of {found.name}", pictures.count, kept=False)
+    made, _ = drive(iter_measure(pictures, space), f"features of {found.name}", pictures.count, kept=False)
     made.moments.covariance  # of one picture there is none  # noqa: B018
     made.save(out)
     told = f"{made.moments.count} pictures {pictures.grid}, {made.moments.dim} features of {space.name}"

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.beginning import begin_with, classes_of, seconds, vocabulary
-from ddim.cli.datasets import FITS, label_column_option, load_pictures
+from ddim.cli._datasets import FITS, label_column_option, load_pictures
+from ddim.cli._options import check_device
+from ddim.cli._progress import progress_bar
+from ddim.cli._recipe import configure, put
+from ddim.cli._starting import begin_with, classes_of, seconds, vocabulary
 from ddim.cli.main import Stopper
-from ddim.cli.options import check_device, progress_bar
-from ddim.cli.recipe import configure, put
 from ddim.errors import DdimError
+from ddim.names import LOSS_WEIGHTS
 
 if TYPE_CHECKING:
     from ddim.data import ImageSet
     from ddim.data.text import TextSet
-    from ddim.presets import Preset
+    from ddim.train.presets import Preset
 
 _RECIPE = (
     "steps",
@@ -39,7 +41,6 @@ _RECIPE = (
     "log_every",
 )
 QUIET = 60.0  # seconds after which a line is printed where there is no terminal to show a bar
-LOSS_WEIGHTS = ("simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb")
 
 
 @click.command("train")
@@ -149,7 +150,7 @@ def command(
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
     began = time.monotonic()
-    from ddim.run_config import RunConfig, refuse_foreign
+    from ddim.train.run_config import RunConfig, check_run_dir
 
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
@@ -176,7 +177,7 @@ def command(
         changes["data"] |= vocabulary(data, tokenizer)
     model, train = configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
     check_device(device)
-    refuse_foreign(out)
+    check_run_dir(out)
     found = _find(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
         changes["network"]["classes"] = classes_of(data, found)
@@ -190,7 +191,7 @@ def command(
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     """The preset of --preset, or the one named like the data."""
     from ddim.data.text import is_text
-    from ddim.presets import PRESETS, preset
+    from ddim.train.presets import PRESETS, preset
 
     if name is None:
         name = (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
@@ -220,7 +221,7 @@ def _changes(**values: Any) -> dict[str, Any]:
 
 def _list(ctx: click.Context, wanted: bool) -> None:
     if wanted:
-        from ddim.presets import PRESETS
+        from ddim.train.presets import PRESETS
 
         for name, recipe in PRESETS.items():
             click.echo(f"{name:16} {recipe.about}")
@@ -237,17 +238,17 @@ def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: d
 def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, began: float) -> None:
     import torch
 
-    from ddim import runs
-    from ddim.kinds import kind_of
+    from ddim.model.modality import modality_of
+    from ddim.train import run
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
-    batch, unit = config.train.batch, kind_of(config.model).unit
+    batch, unit = config.train.batch, modality_of(config.model).unit
     report, shown = None, 0.0
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in runs.train(out, config, data, device, line, stopper, weights, began):
+        for report in run.train(out, config, data, device, line, stopper, weights, began):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli.options import exact_device_options, load_model, output_file, progress_bar
-from ddim.errors import DdimError, say
+from ddim.cli._options import exact_device_options, load_model, output_file
+from ddim.cli._progress import progress_bar
+from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
-    from ddim.model import Model
+    from ddim.model.image import Model
 
 RECIPE = 3  # of `ddim.tuning`; another one, and what was kept is not what it would find
 
@@ -58,7 +59,7 @@ def command(
       ddim tune mnist --calls 10 --out plan.json
       ddim sample mnist --plan plan.json --out samples
     """
-    from ddim.checksum import write_json
+    from ddim._io.checksum import write_json
 
     output_file(out)
     if not 0 <= seed < 2**62:
@@ -101,14 +102,14 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
         "error": found.error,
         "untuned": found.untuned.name,
         "untuned_error": found.untuned_error,
-        "won": found.won,
+        "won": found.tuned_wins,
     }
 
 
 def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
     """Where what these settings give is kept; None for a user without a home folder."""
     from ddim import __version__
-    from ddim.files import user_cache
+    from ddim._io.atomic import user_cache
 
     what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
     what |= {"dtype": model.compute.name}
@@ -118,21 +119,21 @@ def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
 
 
 def _keep(path: Path, found: dict[str, Any]) -> None:
-    from ddim.checksum import write_json
-    from ddim.files import make_folder
+    from ddim._io.atomic import make_folder
+    from ddim._io.checksum import write_json
 
     try:
         make_folder(path.parent)
         write_json(path, found)
     except DdimError as error:
-        say(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
+        warn(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """What is kept there, if it is whole."""
-    from ddim.checksum import read_sealed_json
-    from ddim.plan import Plan
-    from ddim.reading import entry
+    from ddim._io.checksum import read_sealed_json
+    from ddim._io.reading import entry
+    from ddim.plan.plan import Plan
 
     kinds = {"plan": dict, "name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
     try:

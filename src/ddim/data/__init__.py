@@ -1,20 +1,23 @@
-"""Pictures for training and evaluation: what they become (`ImagePolicy`), where they come from (`load`)."""
+"""Pictures for training and evaluation: what they become (`ImagePolicy`), where they come from (`load`).
+
+It imports `_io`, `process` and what is below; nothing of plans or networks.
+"""
 
 from ddim.data.digits import digits_as_mnist
-from ddim.data.gather import scan, scanning
-from ddim.data.imageset import ImageSet
-from ddim.data.pictures import list_pictures, open_picture
+from ddim.data.image import list_images, open_image
+from ddim.data.image_set import ImageSet
+from ddim.data.parallel_decode import iter_scan, scan
 from ddim.data.policy import ImagePolicy
-from ddim.data.sources import load, loading
+from ddim.data.sources import iter_load, load
 
 __all__ = [
     "ImagePolicy",
     "ImageSet",
     "digits_as_mnist",
-    "list_pictures",
+    "iter_load",
+    "iter_scan",
+    "list_images",
     "load",
-    "loading",
-    "open_picture",
+    "open_image",
     "scan",
-    "scanning",
 ]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ddim.data.decoding import Source
-from ddim.data.imageset import ImageSet
-from ddim.data.pictures import to_grid
+from ddim.data.adjustments import Told
+from ddim.data.decode import Source
+from ddim.data.image import to_grid
+from ddim.data.image_set import ImageSet
 from ddim.data.policy import ImagePolicy
-from ddim.data.told import Told
 from ddim.errors import DdimError
 
 _TRAIN = 1500

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ddim.data.decoding import printable
-from ddim.errors import DdimError
+from ddim.errors import DdimError, printable
 
 DEFAULT = "label"
 _MOST = 12  # columns named in a message

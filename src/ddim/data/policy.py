@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddim import limits
+from ddim._io import limits
 
 Side = Annotated[int, Field(ge=1, le=16384)]
 Edge = Annotated[int, Field(ge=0)]
@@ -62,7 +62,7 @@ class ImagePolicy(BaseModel):
 
 
 class DataStatistics(BaseModel):
-    """Mean and standard deviation of the training images over all their values, in [-1, 1], see `ddim.plausible`.
+    """Mean and standard deviation of the training images over all their values, in [-1, 1], see `ddim.model.plausible`.
 
     Args:
         mean: The mean.

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ddim.data.decoding import printable
 from ddim.data.digits import load_digits
-from ddim.data.gather import Files, Gathered, Items, Picked, complaint, drain, gather, named
-from ddim.data.imageset import ImageSet
+from ddim.data.image import MisfitError, list_files, list_images, natural_policy
+from ddim.data.image_set import ImageSet
 from ddim.data.labels import Labels
-from ddim.data.pictures import MisfitError, list_files, list_pictures, natural_policy
+from ddim.data.parallel_decode import DecodeReport, Files, Items, Picked, complaint, drain, gather, named
+from ddim.data.parquet import Rows, read_hub, read_parquet
 from ddim.data.policy import ImagePolicy
-from ddim.data.tables import Rows, read_hub, read_parquet
-from ddim.errors import DdimError, say
+from ddim.errors import DdimError, printable, warn
 
 HOLD = 2 << 30  # bytes of pixels held in memory; a larger set is decoded batch by batch
 PATIENCE = 1000  # pictures that cannot be read, after which no more are tried
@@ -64,10 +63,10 @@ def load(
         DdimError: If there is no such source or split, or it holds no pictures, or some cannot be read or do
             not fit the policy, or there is no such column of labels; the message names them.
     """
-    return drain(loading(source, policy, split, limit, skip_unreadable, label_column))
+    return drain(iter_load(source, policy, split, limit, skip_unreadable, label_column))
 
 
-def loading(
+def iter_load(
     source: str | Path,
     policy: ImagePolicy | None = None,
     split: str = "train",
@@ -127,7 +126,7 @@ def loading(
 
 def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
     if path.is_dir():
-        shards, pictures = list_files(path, frozenset({".parquet"})), list_pictures(path)
+        shards, pictures = list_files(path, frozenset({".parquet"})), list_images(path)
         if shards and pictures:
             wrong = "holds both parquet files and pictures"
             raise DdimError(where, wrong, "give a folder or a parquet file inside it")
@@ -154,7 +153,7 @@ def _folder(path: Path, where: str, split: str) -> _Found:
         path = path / split
     else:
         _need(where, split, ["train"])
-    paths = list_pictures(path)
+    paths = list_images(path)
     if not paths:
         raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
     parents = [found.relative_to(path).parts[:-1] for found in paths]
@@ -193,7 +192,7 @@ def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
     wrong = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
     if not skip or len(empty) == len(items):
         raise DdimError(where, wrong, "fetch it again, or store encoded pictures in it")
-    say(f"{where}: left out: {wrong}")
+    warn(f"{where}: left out: {wrong}")
     good = np.setdiff1d(np.arange(len(items)), empty)
     return Picked(items, good), labels.of(good)
 
@@ -211,7 +210,7 @@ def _first_policy(items: Items, where: str) -> ImagePolicy:
     raise DdimError(where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files")
 
 
-def _without(items: Items, found: Gathered, where: str, skip: bool) -> tuple[Items, np.ndarray]:
+def _without(items: Items, found: DecodeReport, where: str, skip: bool) -> tuple[Items, np.ndarray]:
     """The items without the bad ones, said aloud, and the indices that stay; or a complaint."""
     bad = found.bad
     if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
@@ -219,6 +218,6 @@ def _without(items: Items, found: Gathered, where: str, skip: bool) -> tuple[Ite
     if len(bad) == len(items):
         wrong = f"no picture can be read: {named(list(bad.values()))}"
         raise DdimError(where, wrong, "give sound PNG or JPEG files")
-    say(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
+    warn(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
     good = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
     return Picked(items, good), good

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ddim import limits, reading
-from ddim.data.decoding import printable
-from ddim.errors import DdimError
+from ddim._io import limits, reading
+from ddim.errors import DdimError, printable
 
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
 """The parts of a single file, by characters: the first 90 %, the next 5 %, the last 5 %."""

@@ -6,24 +6,26 @@ digits = evaluation.load_extractor("digits28")
 real = evaluation.measure(ddim.data.load("./mnist"), digits)
 made = evaluation.measure(model.sample(1000), digits)
 evaluation.distances(made, real)
+
+Section 5 of the paper. It imports `model`, `train` and what is below.
 """
 
 from ddim.evaluation.consistency import Consistency, consistency
+from ddim.evaluation.distances import distances
 from ddim.evaluation.extractors import from_module
 from ddim.evaluation.extractors import load as load_extractor
+from ddim.evaluation.features import Extractor
+from ddim.evaluation.image_sets import ImageSource, from_arrays, from_data, from_model, iter_measure, measure
 from ddim.evaluation.inception import inception
-from ddim.evaluation.metrics import distances
 from ddim.evaluation.moments import Moments, frechet
-from ddim.evaluation.sets import PictureSet, from_arrays, from_data, from_model, measure, measuring
-from ddim.evaluation.space import Extractor
 from ddim.evaluation.statistics import Protocol, Statistics, check_comparable
 from ddim.evaluation.statistics import read as read_statistics
 
 __all__ = [
     "Consistency",
     "Extractor",
+    "ImageSource",
     "Moments",
-    "PictureSet",
     "Protocol",
     "Statistics",
     "check_comparable",
@@ -35,8 +37,8 @@ __all__ = [
     "from_model",
     "from_module",
     "inception",
+    "iter_measure",
     "load_extractor",
     "measure",
-    "measuring",
     "read_statistics",
 ]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ddim.errors import DdimError
-from ddim.evaluation.gather import Gathered
+from ddim.evaluation.accumulate import FeatureStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Consistency:
         return self.distance / self.unrelated_distance if self.unrelated_distance else None
 
 
-def consistency(a: Gathered, b: Gathered) -> Consistency:
+def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
     """Compare samples of the same indices and seed.
 
     Unrelated pairs are sample i of one and sample i + n / 2 (counted round) of the other.

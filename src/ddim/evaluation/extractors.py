@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim import checkpoint
-from ddim.checksum import read_sealed_json
+from ddim._io.atomic import sha256
+from ddim._io.checksum import read_sealed_json
+from ddim._io.reading import check_file
+from ddim._io.safetensors import read_tensors
+from ddim.data.pixels import to_float
 from ddim.errors import DdimError
+from ddim.evaluation.features import INCEPTION, Extractor
 from ddim.evaluation.inception import inception
-from ddim.evaluation.space import INCEPTION, Extractor
-from ddim.files import sha256
+from ddim.model import checkpoint
 from ddim.nn.classifier import config_of
-from ddim.pixels import to_float
-from ddim.reading import check_file
-from ddim.tensors import read_tensors
 
 
 def bundled() -> dict[str, Path]:

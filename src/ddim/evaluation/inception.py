@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim._io.atomic import sha256
+from ddim._io.reading import check_file
 from ddim.errors import DdimError
 from ddim.evaluation import fidelity
-from ddim.evaluation.space import INCEPTION, Extractor
-from ddim.evaluation.space import INCEPTION_SHA256 as SHA256
-from ddim.files import sha256
-from ddim.reading import check_file
+from ddim.evaluation.features import INCEPTION, Extractor
+from ddim.evaluation.features import INCEPTION_SHA256 as SHA256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 LAYER = "2048"

@@ -10,9 +10,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from ddim._io.safetensors import read_tensors, write_tensors
 from ddim.errors import DdimError, either
 from ddim.evaluation.moments import Moments
-from ddim.tensors import read_tensors, write_tensors
 
 FORMAT = "ddim-statistics"
 

@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from ddim._io.atomic import make_folder
+from ddim._io.reading import read_text
 from ddim.data.text import TextPolicy, TextSet
 from ddim.errors import DdimError
-from ddim.evaluation.table import Cell, Standing, label
-from ddim.evaluation.text import GRAM, ORDER, Reference
-from ddim.files import make_folder
-from ddim.generate import generate
-from ddim.reading import read_text
-from ddim.token_model import TokenModel
+from ddim.evaluation.fid_table import Progress, TableCell, label
+from ddim.evaluation.sample_folder import generate
+from ddim.evaluation.text_quality import GRAM, ORDER, Reference
+from ddim.model.tokens import TokenModel
 
 REAL = "real text"
 COLUMNS = {
@@ -26,9 +26,9 @@ COLUMNS = {
 }
 
 
-def filling(
-    model: TokenModel, some: Sequence[Cell], folder: Path, seed: int, name: str
-) -> Generator[Standing, None, None]:
+def iter_fill(
+    model: TokenModel, some: Sequence[TableCell], folder: Path, seed: int, name: str
+) -> Generator[Progress, None, None]:
     """Sample every cell into a folder of its own, going on with what is there.
 
     Args:
@@ -52,7 +52,7 @@ def filling(
             for made in steps:
                 found += (made.found if made.done == made.found else 0) * cell.plan.calls
                 calls = before + made.done * cell.plan.calls
-                yield Standing(cell, made.done, calls, found)
+                yield Progress(cell, made.done, calls, found)
 
 
 def windows(text: str, model: TokenModel, n: int) -> list[str]:
@@ -68,7 +68,7 @@ def windows(text: str, model: TokenModel, n: int) -> list[str]:
     return [policy.decode(apart[i]) for i in np.unique(np.linspace(0, len(apart) - 1, min(n, len(apart))).astype(int))]
 
 
-def read(model: TokenModel, cell: Cell, folder: Path) -> list[str]:
+def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
     """The texts of a cell.
 
     Raises:
@@ -83,7 +83,7 @@ def read(model: TokenModel, cell: Cell, folder: Path) -> list[str]:
 
 
 def measure(
-    model: TokenModel, some: Sequence[Cell], folder: Path, reference: Reference, real: Sequence[str]
+    model: TokenModel, some: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
 ) -> list[dict[str, Any]]:
     """The figures of every cell, and of as many windows of real text.
 

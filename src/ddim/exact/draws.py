@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ddim.errors import DdimError
-from ddim.seeds import Noise
+from ddim.process.rng import Noise
 
 # Rows of a plan count up from 0, and the orders of a training use the last number of all. These two are nobody's, so
 # that data drawn with a seed is independent of a run's noise with the same seed.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Prediction, eps_from_x0
 from ddim.errors import DdimError
 from ddim.exact.draws import uniforms
-from ddim.schedule import Level
+from ddim.process.parameterization import Prediction, eps_from_x0
+from ddim.process.schedule import Level
 
 
 @dataclass(frozen=True, eq=False)

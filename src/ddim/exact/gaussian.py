@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Prediction
 from ddim.errors import DdimError
 from ddim.exact.draws import normals
-from ddim.schedule import Level
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level
 
 
 @dataclass(frozen=True, eq=False)

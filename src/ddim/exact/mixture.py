@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ddim.denoiser import Prediction, v_from_pair
 from ddim.errors import DdimError
 from ddim.exact.draws import NOISE, distribution, normals
-from ddim.gaussian import diffuse
-from ddim.schedule import Level
-from ddim.seeds import pick
+from ddim.process.gaussian import diffuse
+from ddim.process.parameterization import Prediction, v_from_pair
+from ddim.process.rng import sample_categorical
+from ddim.process.schedule import Level
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ class MixtureData:
     def sample(self, n: int, seed: int) -> Tensor:
         """Clean data: float64, (n, D); sample i is a function of (seed, i)."""
         drawn = normals(n, seed, (self.means.shape[1] + 1,)).to(self.means.device)
-        k = pick(torch.special.ndtr(drawn[:, 0]), self.weights)
+        k = sample_categorical(torch.special.ndtr(drawn[:, 0]), self.weights)
         wide = self.along[k].sqrt() * drawn[:, 1:]
         return self.means[k] + (self.axes[k] @ wide[..., None])[..., 0]
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.exact.draws import distribution, uniforms
-from ddim.schedule import Level
-from ddim.seeds import pick
+from ddim.process.rng import sample_categorical
+from ddim.process.schedule import Level
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ class IidTokens:
     def sample(self, n: int, length: int, seed: int) -> Tensor:
         """Clean sequences: int64, (n, length); sequence i is a function of (seed, i)."""
         u = uniforms(n, seed, length).to(self.probabilities.device)
-        return pick(u.flatten(), self.probabilities).reshape(n, length)
+        return sample_categorical(u.flatten(), self.probabilities).reshape(n, length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +130,9 @@ class MarkovTokens:
     def sample(self, n: int, length: int, seed: int) -> Tensor:
         """Clean sequences: int64, (n, length); sequence i is a function of (seed, i)."""
         u = uniforms(n, seed, length).to(self.initial.device)
-        drawn = [pick(u[:, 0], self.initial)]
+        drawn = [sample_categorical(u[:, 0], self.initial)]
         for place in range(1, length):
-            drawn.append(pick(u[:, place], self.transition[drawn[-1]]))
+            drawn.append(sample_categorical(u[:, place], self.transition[drawn[-1]]))
         return torch.stack(drawn, 1)
 
     def _forward(self, seen: Tensor) -> Tensor:

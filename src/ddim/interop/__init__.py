@@ -1,38 +1,4 @@
-"""At home in the ecosystem: models of other codes read and written, and our plans inside diffusers' pipelines."""
+"""Our work inside other programs: schedulers and folders for diffusers, ONNX and `torch.export` programs.
 
-from __future__ import annotations
-
-from pathlib import Path
-
-from ddim.interop import diffusers_folder
-from ddim.interop.foreign import Foreign as Foreign
-from ddim.interop.foreign import Hints as Hints
-
-SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
-
-
-def is_foreign(name: str | Path) -> bool:
-    """Whether a path is a diffusers folder, or a file of weights."""
-    path = Path(name)
-    if path.is_dir():
-        return diffusers_folder.unet_folder(path) is not None
-    return path.is_file() and path.suffix in SUFFIXES
-
-
-def read(name: str | Path, hints: Hints | None = None, kind: str | None = None) -> Foreign:
-    """Another code's model as ours. Nothing in it is ever executed.
-
-    Args:
-        name: A diffusers folder, or a file of weights.
-        hints: What a file of weights does not say of itself.
-        kind: "official", "openai" or "lucidrains", to read a file as that code's; found by its names if None.
-
-    Raises:
-        DdimError: If it is damaged, would need code to run, or is a network that ours cannot be.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return diffusers_folder.read(path)
-    from ddim.interop import checkpoints
-
-    return checkpoints.read(path, hints or Hints(), kind)
+Importers of other libraries' checkpoints are in `ddim.model.importers`. It imports `model` and what is below.
+"""

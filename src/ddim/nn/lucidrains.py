@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ddim import limits
-from ddim.nn.network import Network
+from ddim._io import limits
+from ddim.nn.base import Network
 
 
 class LucidrainsConfig(BaseModel):

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddim import limits
-from ddim.nn.network import Network, zero
+from ddim._io import limits
+from ddim.nn.base import Network, zero
 
 _PARTS = 6  # shift, scale and gate, of attention and of the MLP
 

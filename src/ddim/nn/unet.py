@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
-from ddim import limits
-from ddim.nn.network import Network, sinusoidal, zero
-from ddim.nn.parts import Attention, Block, Down, Norm, Up
+from ddim._io import limits
+from ddim.nn.base import Network, sinusoidal, zero
+from ddim.nn.blocks import Attention, Block, Down, Norm, Up
 
 
 class UNetConfig(BaseModel):

@@ -1,17 +1,19 @@
-"""Samplers: functions from levels to a `Plan`, one file per family."""
+"""Samplers: functions from levels to a `Plan`, one file per family.
 
+Section 4 of the paper. It imports `plan`, `process` and what is below.
+"""
+
+from ddim.samplers.categorical import DISCRETE, discrete, discrete_markov
 from ddim.samplers.ddim import ddim
-from ddim.samplers.discrete import DISCRETE, discrete, discrete_markov
 from ddim.samplers.multistep import adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
-from ddim.samplers.named import NAMED, ONE_CALL, named, recommended
-from ddim.samplers.ode import probability_flow, runge_kutta
+from ddim.samplers.registry import ONE_CALL, SAMPLERS, named, recommended
 from ddim.samplers.reversible import bdia, ddim_target, o_belm
-from ddim.samplers.walk import walk
+from ddim.samplers.runge_kutta import probability_flow, runge_kutta
 
 __all__ = [
     "DISCRETE",
-    "NAMED",
     "ONE_CALL",
+    "SAMPLERS",
     "adams_bashforth",
     "bdia",
     "ddim",
@@ -27,5 +29,4 @@ __all__ = [
     "recommended",
     "runge_kutta",
     "unipc",
-    "walk",
 ]

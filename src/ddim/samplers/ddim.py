@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ddim.errors import DdimError
-from ddim.gaussian import posterior_weights, sigma_hat, weight_of_x0
-from ddim.gaussian import sigma as sigma_of_eta
-from ddim.plan import Plan, Row
-from ddim.schedule import Level
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.gaussian import posterior_weights, sigma_hat, weight_of_x0
+from ddim.process.gaussian import sigma as sigma_of_eta
+from ddim.process.schedule import Level
 
 Error = Callable[[Level], float]
 

@@ -32,9 +32,10 @@ from typing import Literal
 import numpy as np
 
 from ddim.errors import DdimError
-from ddim.plan import Plan, Row
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.schedule import Level
 from ddim.samplers.ddim import ddim
-from ddim.schedule import Level
 
 Quantity = Literal["eps", "x0", "v"]
 Coordinate = Literal["ratio", "log-snr", "angle"]

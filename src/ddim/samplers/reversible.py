@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 
 from ddim.errors import DdimError
-from ddim.plan import Plan, Row
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.schedule import Level
 from ddim.samplers.ddim import ddim
-from ddim.schedule import Level
 
 BUDGET = 1e-2
 

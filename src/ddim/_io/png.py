@@ -1,0 +1,91 @@
+"""PNG files: single pictures with metadata, and sheets of many."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from ddim._io.atomic import write_atomic
+
+
+def png(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+    """One picture as PNG bytes.
+
+    Args:
+        picture: uint8, (H, W, C), C 1 or 3.
+        text: Metadata, key to value.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        info.add_itxt(key, value)
+    out = io.BytesIO()
+    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(out, "PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def png_text(path: Path) -> dict[str, str]:
+    """The metadata of a PNG file, decoded as a whole; nothing of one that is cut or damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            picture.load()
+            return dict(picture.text)  # type: ignore[attr-defined]
+    except (OSError, SyntaxError, ValueError):
+        return {}
+
+
+def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str] | None = None, sync: bool = False) -> None:
+    """Write one picture, uint8 (H, W, C), atomically."""
+    write_atomic(path, png(picture, text), sync)
+
+
+def sheet(pictures: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np.ndarray:
+    """Pictures side by side on a white ground.
+
+    Args:
+        pictures: uint8, (N, H, W, C).
+        columns: Pictures per row.
+        gap: Pixels between pictures.
+        zoom: Whole factor by which every pixel is enlarged.
+
+    Returns:
+        uint8, (rows, columns, C) in pixels.
+    """
+    pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    n, h, w, c = pictures.shape
+    rows = -(-n // columns)
+    out = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
+        out[top : top + h, left : left + w] = picture
+    return out
+
+
+def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], caption: str = "", zoom: int = 1) -> np.ndarray:
+    """Rows of pictures, a label at the left of each and a caption below.
+
+    Args:
+        rows: Label and pictures, uint8 (N, H, W, C), the same N in every row.
+        caption: A line below the sheet.
+        zoom: Whole factor by which every pixel is enlarged.
+
+    Returns:
+        uint8, (H, W, 3).
+    """
+    font = ImageFont.load_default(13)
+    left = 12 + max(int(font.getlength(label)) for label, _ in rows)
+    strips = [sheet(pictures, len(pictures), zoom=zoom) for _, pictures in rows]
+    height = sum(strip.shape[0] for strip in strips)
+    width = max(left + strips[0].shape[1], 12 + int(font.getlength(caption)))
+    page = Image.new("RGB", (width, height + (26 if caption else 4)), "white")
+    draw, top = ImageDraw.Draw(page), 0
+    for (label, _), strip in zip(rows, strips, strict=True):
+        draw.text((6, top + strip.shape[0] // 2), label, "black", font, anchor="lm")
+        page.paste(Image.fromarray(strip[:, :, 0] if strip.shape[2] == 1 else strip), (left, top))
+        top += strip.shape[0]
+    if caption:
+        draw.text((6, top + 5), caption, "black", font)
+    return np.asarray(page)

@@ -1,0 +1,66 @@
+"""Options about data sets that several commands share, and the reading of a set with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli._progress import progress_bar
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.data import ImagePolicy, ImageSet
+
+FITS = ("crop", "stretch", "exact")
+
+
+def fit_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--fit."""
+    text = "How pictures of another shape are brought to the model's: crop cuts the largest centred part out, stretch "
+    text += "keeps all of each, exact refuses any other size. [default: the model's or preset's own, mostly crop]"
+    return click.option("--fit", type=click.Choice(FITS), help=text)(function)
+
+
+def label_column_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--label-column."""
+    text = "The column of a table or hub data set that holds the labels. [default: label]"
+    return click.option("--label-column", metavar="NAME", help=text)(function)
+
+
+def refit(policy: Any, fit: str | None) -> Any:
+    """A model's policy with the fit that --fit asks for; as it is where that is left out.
+
+    Raises:
+        DdimError: If it is of text.
+    """
+    if fit is None:
+        return policy
+    if len(policy.shape) == 1:
+        raise DdimError("--fit", "is about pictures", "leave it out")
+    return policy.model_copy(update={"fit": fit})
+
+
+def load_pictures(
+    data: str,
+    policy: ImagePolicy | None,
+    split: str,
+    limit: int | None,
+    skip_unreadable: bool = False,
+    label_column: str | None = None,
+) -> ImageSet:
+    """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
+    from ddim.data import iter_load
+
+    with progress_bar(transient=True) as bar:
+        task = bar.add_task(f"reading {Path(data).name}", total=None, rate="")
+        steps = iter_load(data, policy, split, limit, skip_unreadable, label_column)
+        while True:
+            try:
+                done, total = next(steps)
+            except StopIteration as end:
+                pictures: ImageSet = end.value
+                return pictures
+            bar.update(task, completed=done, total=total)

@@ -1,0 +1,155 @@
+"""`--like`: the plan of another code, and in which rows it differs from ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim.cli._options import make_plan
+from ddim.errors import DdimError
+from ddim.names import EMULATED
+
+if TYPE_CHECKING:
+    from ddim.plan.diff import Difference
+    from ddim.plan.plan import Plan
+    from ddim.process.schedule import Schedule
+
+_CLIPPING = {"diffusers": "clip_sample", "openai": "clip_denoised"}
+
+
+def like_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--like."""
+    text = f"Emulate a library with its quirks: {', '.join(EMULATED)} (the DDIM authors' is official); settings follow "
+    text += "a colon, as in diffusers:spacing=trailing,steps_offset=1, see ddim.emulate."
+    return click.option("--like", metavar="NAME", help=text)(function)
+
+
+def make_like(
+    model: Any,
+    like: str,
+    steps: int | None,
+    eta: float | None,
+    clip_x0: bool | None,
+    others: Mapping[str, Any],
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan that --like asks for, and its settings.
+
+    Args:
+        model: A model of either kind.
+        like: What was given.
+        steps: S; 20 if None.
+        eta: That of --eta.
+        clip_x0: That of --clip.
+        others: Options that cannot go with it; None where they were not given.
+
+    Raises:
+        DdimError: If they were, or a setting is not one of that code's.
+    """
+    from ddim.interop import emulate
+    from ddim.model.image import Model
+    from ddim.model.importers import diffusers
+
+    for option in (name for name, value in others.items() if value is not None):
+        wrong = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
+        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", wrong)
+    if not isinstance(model, Model):
+        raise DdimError("--like", "is for real-valued pictures, the data are categories", "leave it out")
+    name, settings = _parsed(like)
+    own = diffusers.emulation(model.config) if name == "diffusers" else {}
+    given, settings = settings, own | settings
+    told = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
+    for key, value in told.items():
+        if value is not None and key in given:
+            raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
+        settings |= {} if value is None else {key: value}
+    some = min(20, model.schedule.T) if steps is None else steps
+    return emulate.plan(name, model.schedule, some, **settings), settings
+
+
+def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
+    """What --diff prints: the two tables, and by how much which rows differ.
+
+    Args:
+        model: The model, of pictures.
+        theirs: The plan of --like.
+        settings: Its settings.
+        steps: S of ours, where there is a grid.
+        grid: The grid of ours; the same times if None.
+    """
+    from ddim.interop import emulate
+    from ddim.plan.diff import clipping, differences
+
+    eta = float(settings.get("eta", 0.0))
+    sigma = "hat" if settings.get("sample_type") == "ddpm_noisy" else None
+    if grid is None:
+        ours = emulate.reference_plan(theirs, eta, sigma)
+    else:
+        ours = make_plan(model, steps, grid, None if sigma else eta, sigma, theirs.clip_x0)
+    found = differences(theirs, ours)
+    rows = max(theirs.calls, ours.calls)
+    lines = [
+        f"compared: {theirs.name} with {ours.name}, {'rows of one time' if grid is None else 'row after row'}",
+        *(f"clipping differs: {told}" for told in [clipping(theirs, ours)] if told),
+        f"rows that differ: {len(found)} of {rows}" + (f", {theirs.sampler} less {ours.sampler}" if found else ""),
+        *(_table(found, theirs, ours, model.schedule) if found else []),
+    ]
+    return "\n".join([str(theirs), "", str(ours), "", *lines])
+
+
+def _parsed(like: str) -> tuple[str, dict[str, Any]]:
+    """A name and settings from `name:key=value,...`."""
+    from ddim.interop import emulate
+
+    name, _, rest = like.partition(":")
+    known, settings = emulate.defaults(name), {}
+    for part in rest.split(",") if rest else []:
+        key, equals, text = part.partition("=")
+        if not equals or key not in known:
+            raise DdimError(
+                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(known)} as key=value"
+            )
+        settings[key] = _value(f"--like {like}", key, text, type(known[key]))
+    return name, settings
+
+
+def _value(what: str, key: str, text: str, kind: type) -> Any:
+    if kind is bool and text in ("true", "false"):
+        return text == "true"
+    try:
+        if kind is not bool:
+            return kind(text)
+    except ValueError:
+        pass
+    words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+    raise DdimError(what, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
+
+
+def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule) -> list[str]:
+    lines: list[tuple[str, ...]] = [("row", "from", "to", "goes to", "x0", "eps", "z")]
+    for one in found:
+        mine = None if one.ours is None else ours.rows[one.ours]
+        if one.theirs is None:
+            assert mine is not None
+            lines.append((str(one.ours), f"{mine.now.t:g}", f"{mine.next.t:g}", f"only in {ours.sampler}", *"..."))
+            continue
+        row, number = theirs.rows[one.theirs], str(one.theirs)
+        if mine is None:
+            lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {theirs.sampler}", *"..."))
+            continue
+        times = [
+            f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}" for a, b in ((row.now, mine.now), (row.next, mine.next))
+        ]
+        signal, _ = theirs.goes_to(one.theirs)
+        aim = schedule.time_at_angle(math.acos(min(signal, 1.0)))
+        lines.append((number, *times, f"{round(aim, 2):g}", *(_number(value) for value in (one.x0, one.eps, one.z))))
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+
+
+def _number(value: float) -> str:
+    if abs(value) < 1e-12:
+        return "."
+    return f"{value:+.6f}" if abs(value) >= 1e-6 else f"{value:+.1e}"

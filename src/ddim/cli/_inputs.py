@@ -1,0 +1,102 @@
+"""The pictures of a command's IMAGES arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ddim.cli._datasets import refit
+from ddim.errors import DdimError, warn
+
+if TYPE_CHECKING:
+    from ddim.data import ImagePolicy
+    from ddim.model.image import Model
+    from ddim.model.tokens import TokenModel
+
+
+def read_images(
+    images: tuple[str, ...], policy: ImagePolicy, split: str | None, limit: int | None
+) -> tuple[np.ndarray, list[str]]:
+    """Picture files, or one data set, on the model's grid.
+
+    Args:
+        images: Picture files; or one folder, parquet file, hub name or "digits".
+        policy: The model's.
+        split: Which part of a data set.
+        limit: At most so many.
+
+    Returns:
+        uint8, (N, H, W, C), and a name for each.
+
+    Raises:
+        DdimError: If something cannot be read.
+    """
+    from ddim import data
+    from ddim.data.adjustments import Told
+    from ddim.data.image import read_image
+
+    if limit is not None and limit < 1:
+        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
+    suffix = Path(images[0]).suffix.lower()
+    alone = len(images) == 1
+    if alone and images[0] == "digits" and policy.shape == (28, 28, 1):
+        found = data.digits_as_mnist(split or "train", limit)
+    elif alone and (Path(images[0]).is_dir() or suffix in ("", ".parquet")):
+        found = data.load(images[0], policy, split or "train", limit)
+    else:
+        if split is not None:
+            raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
+        chosen = images[:limit]
+        told = Told()
+        read = np.stack([read_image(Path(name), policy, told=told)[0] for name in chosen])
+        told.say(chosen[0] if len(chosen) == 1 else f"{len(chosen)} files", len(chosen), policy, alone=True)
+        return read, list(chosen)
+    return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]
+
+
+def read_items(
+    data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None, fit: str | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """What a model's likelihood is measured of: its pictures, or the sequences of its text, one after another.
+
+    Args:
+        data: As `read_images`; or one text.
+        model: The model.
+        split: Which part of a data set.
+        limit: At most so many.
+        fit: --fit, for pictures.
+
+    Returns:
+        uint8, (N, H, W, C), or int64, (N, L), and a name for each.
+
+    Raises:
+        DdimError: If something cannot be read.
+    """
+    from ddim.data.text import TextPolicy, load_text
+
+    policy = refit(model.config.data, fit)
+    if not isinstance(policy, TextPolicy):
+        return read_images(data, policy, split, limit)
+    if limit is not None and limit < 1:
+        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
+    if len(data) > 1:
+        raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
+    found = load_text(data[0], policy, split or "train")
+    items = found.apart()
+    if (left := len(found.ids) - items.size) and limit is None:
+        warn(f"{found.name}: the last {left} tokens, less than a sequence, are left out")
+    names = [f"{found.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]
+    return items[:limit], names[:limit]
+
+
+def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
+    """A picture file on the model's grid, uint8 (H, W, C); what it loses on the way is said."""
+    from ddim.data.adjustments import Told
+    from ddim.data.image import read_image
+
+    told = Told()
+    made, _ = read_image(path, policy, told=told)
+    told.say(str(path), 1, policy, alone=True)
+    return made

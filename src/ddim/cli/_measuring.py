@@ -1,0 +1,179 @@
+"""What the commands that measure quality share: the extractor, the data, and statistics with a bar."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from ddim.cli._datasets import FITS, load_pictures, refit
+from ddim.cli._options import check_device
+from ddim.cli._progress import progress_bar
+from ddim.cli.main import Stopper
+from ddim.errors import DdimError, warn
+from ddim.names import SPACINGS
+
+if TYPE_CHECKING:
+    from ddim.data import ImagePolicy, ImageSet
+    from ddim.evaluation import Extractor, Statistics
+
+T = TypeVar("T")
+
+
+def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--extractor and --inception-weights."""
+    for option in (
+        click.option(
+            "--inception-weights",
+            type=click.Path(path_type=Path),
+            help="A local file of Inception's weights; by default they are downloaded on first use.",
+        ),
+        click.option(
+            "--extractor",
+            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), "
+            "or a file of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def table_grid_option(default: str) -> Callable[..., Any]:
+    """--grid by name: a list of times has one S, a table has several."""
+    text = f"Times at which the network is called: {', '.join(SPACINGS)}. [default: {default}]"
+    return click.option("--grid", type=click.Choice(SPACINGS), metavar="NAME", help=text)
+
+
+def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """--size, --fit."""
+    text = "With --size: whether pictures of another shape are cropped, or stretched. [default: crop]"
+    function = click.option("--fit", type=click.Choice(FITS), help=text)(function)
+    text = "Bring pictures to height x width x channels, such as 32x32x3. [default: as they are, which must then be "
+    return click.option("--size", help=text + "of one size]")(function)
+
+
+def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
+    """The grid that --size and --fit ask for; None where --size is left out."""
+    from pydantic import ValidationError
+
+    from ddim.data import ImagePolicy
+
+    if size is None:
+        if fit is not None:
+            raise DdimError("--fit", "goes with --size", "say --size too, such as 32x32x3, or leave it out")
+        return None
+    try:
+        height, width, channels = (int(part) for part in size.split("x"))
+        made = ImagePolicy(height=height, width=width, channels=channels)
+    except (ValueError, ValidationError):
+        wrong = "is not height x width x channels, with 1 or 3 channels"
+        raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
+    return refit(made, fit)  # type: ignore[no-any-return]
+
+
+def get_extractor(
+    name: str | None, weights: Path | None, shape: tuple[int, int, int], data: str, device: str | None
+) -> Extractor:
+    """The extractor asked for, or the bundled one that fits, which is said.
+
+    Args:
+        name: --extractor.
+        weights: --inception-weights.
+        shape: (H, W, C) of the pictures.
+        data: The data set's name, by which one of two that fit is chosen.
+        device: --device.
+    """
+    import torch
+
+    from ddim.evaluation import extractors
+
+    check_device(device)
+    chosen = name or ("inception" if weights else extractors.choose(shape, data))
+    at = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = extractors.load(chosen, at, weights)
+    if found.shape not in (None, shape):
+        own, shown = ("x".join(map(str, one)) for one in (found.shape or (), shape))
+        raise DdimError(f"--extractor {chosen}", f"takes {own}, the pictures are {shown}", "choose another one")
+    if name is None:
+        click.echo(f"extractor: {found.name} ({found.note})" if found.note else f"extractor: {found.name}", err=True)
+    return found
+
+
+def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
+    """The data set of a command's argument; "digits" in the look of MNIST where the grid is 28x28."""
+    from ddim.data import digits_as_mnist
+
+    if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
+        return digits_as_mnist(split or "train", limit)
+    return load_pictures(data, policy, split or "train", limit)
+
+
+def get_sized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
+    """The pictures of a command that has --size and --fit, instead of a model with a policy."""
+    from ddim.data.image import MisfitError
+
+    policy = size_policy(size, fit)
+    try:
+        return get_data(data, policy, split, limit)
+    except MisfitError as error:
+        if policy is not None:
+            raise
+        raise DdimError(error.what, error.wrong, "bring them to one size with --size, such as 32x32x3") from None
+
+
+def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
+    """Go through a generator of counts with a bar, and exit with a signal's code where one asks to stop.
+
+    Args:
+        steps: Yields how many are done.
+        title: What is being done.
+        total: How many there are.
+        kept: Whether what was done is kept, for the message.
+    """
+    begun, found = time.monotonic(), None
+    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
+        task = bar.add_task(title, total=total, rate="")
+        while True:
+            try:
+                done = next(steps)
+            except StopIteration as end:
+                made: T = end.value
+                return made
+            found = done if found is None else found
+            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
+            bar.update(task, completed=done, rate=f"{rate:.1f} images/s")
+            if stopper() and done < total:
+                break
+    told = "; run the same command to go on" if kept else ""
+    click.echo(f"stopped: {title}: {done} of {total}{told}", err=True)
+    raise SystemExit(stopper.code)
+
+
+def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
+    """Statistics of a data set, kept in a folder if one is given.
+
+    Args:
+        data: The data.
+        extractor: The feature space.
+        folder: Where they are kept and gone on with.
+    """
+    from ddim._io.atomic import make_folder
+    from ddim.evaluation import from_data, iter_measure
+    from ddim.evaluation.fid_table import digest
+
+    pictures = from_data(data)
+    if pictures.count < 2:
+        raise DdimError(data.name, "holds one picture", "a distance needs two or more, better thousands")
+    path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
+    if folder is not None:
+        make_folder(folder)
+    made, _ = drive(
+        iter_measure(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None
+    )
+    if made.moments.count <= made.moments.dim:
+        warn(f"{data.name}: {made.moments.count} pictures for {made.moments.dim} features: the distance means little")
+    return made

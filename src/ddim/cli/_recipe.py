@@ -1,0 +1,78 @@
+"""A preset with the changes that `ddim train` is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ddim._io.reading import parse_json
+from ddim.errors import DdimError
+
+if TYPE_CHECKING:
+    from ddim.model.config import ModelConfig, TrainConfig
+    from ddim.train.presets import Preset
+
+
+def put(changes: dict[str, dict[str, Any]], setting: str) -> None:
+    """Put a KEY=VALUE such as network.channels=96 into the changes; the value is JSON, or else a word."""
+    key, equals, text = setting.partition("=")
+    part, _, name = key.partition(".")
+    if not equals or part not in changes or not name:
+        parts = ", ".join(changes)
+        raise DdimError(f"--set {setting}", f"is not PART.NAME=VALUE with a part of {parts}", "see --help")
+    if name in changes[part]:
+        raise DdimError(f"--set {setting}", "is given twice", "give it once, as an option or with --set")
+    try:
+        changes[part][name] = parse_json(text, f"--set {key}")
+    except DdimError:
+        changes[part][name] = text
+
+
+def configure(
+    recipe: Preset, changes: dict[str, dict[str, Any]], predicts: str | None
+) -> tuple[ModelConfig, TrainConfig]:
+    """A preset with changes; the network's size follows the pictures'."""
+    import torch
+
+    from ddim._io.limits import check_batch
+    from ddim.model.config import CategoricalConfig, ModelConfig, TrainConfig, build
+    from ddim.model.modality import modality_of
+
+    policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
+    what = predicts or recipe.predicts
+    training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
+    categorical = _categorical(recipe, policy, changes["categorical"])
+    network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
+    schedule = recipe.schedule.model_dump()
+    if categorical:
+        noise = build(CategoricalConfig, categorical, "categorical")
+        network["categories"] = noise.size
+        schedule["zero_terminal_snr"] |= noise.excludes  # what a mask needs; said otherwise, it is refused
+    schedule |= changes["schedule"]
+    model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    model["categorical"] = categorical
+    train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
+    made = build(ModelConfig, model, "model")
+    check_batch(made.network, train)
+    # Refuses a weight that is infinite, or another kind's.
+    modality_of(made).loss(train.gamma, torch.device("cpu"), train.times)
+    return made, train
+
+
+def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
+    """What of the network's shape follows the data's."""
+    if len(policy.shape) == 1:
+        return {"length": policy.length}
+    scale = policy.height / recipe.data.height  # type: ignore[union-attr]  # attention stays at its level
+    attention = [round(side * scale) for side in recipe.network.attention]  # type: ignore[union-attr]
+    shape = {"in_channels": policy.channels, "height": policy.height, "width": policy.width}
+    return {"attention": attention} | shape
+
+
+def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[str, Any] | None:
+    """The categories: a text's are as many as its vocabulary has."""
+    if recipe.categorical is None:
+        if changes:
+            raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
+        return None
+    own = {"categories": policy.categories} if len(policy.shape) == 1 else {}
+    return recipe.categorical.model_dump() | own | changes

@@ -1,0 +1,95 @@
+"""What `ddim train` begins with: a length of time, the labels or words of its data, the weights of another model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ddim.errors import DdimError, warn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim.data import ImageSet
+    from ddim.data.text import TextSet
+    from ddim.model.config import ModelConfig
+    from ddim.train.run_config import Begun
+
+UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
+
+
+def seconds(text: str) -> float:
+    """A length of time such as 25min, 90s or 1h30min, in seconds.
+
+    Raises:
+        DdimError: If it is none.
+    """
+    parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text)
+    total = sum(float(number) * UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or not total:
+        raise DdimError(f"--budget {text}", "is no length of time", "say it as 25min, 90s or 1h30min")
+    return total
+
+
+def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
+    """How many labels a data set has.
+
+    Raises:
+        DdimError: If it has none.
+    """
+    from ddim.data import ImageSet
+    from ddim.data.labels import complaint
+
+    if pictures.labels is None:
+        columns = pictures.label_columns if isinstance(pictures, ImageSet) else ()
+        raise DdimError(data, *complaint(columns, "say --no-labels, or sort the pictures into one folder per label"))
+    return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
+
+
+def vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
+    """What a text's tokens are: a tokenizer's, or all of its characters."""
+    from ddim.data.text import characters, read_tokenizer
+
+    return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
+
+
+def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]]:
+    """A model's weights, to begin a training of another with, and what is written of that.
+
+    Args:
+        name: As for `ddim.load`, or a safetensors file of such a network's weights alone.
+        config: The model to train.
+
+    Raises:
+        DdimError: If there is no such model, or its network, schedule or prediction is another.
+    """
+    from ddim._io.atomic import sha256
+    from ddim._io.safetensors import read_tensors
+    from ddim.model import checkpoint, hub
+    from ddim.model.importers import wrappers
+    from ddim.train.run_config import Begun, first_difference
+
+    path = Path(name)
+    if path.is_file() and (path.parent / checkpoint.CONFIG).is_file():
+        path = path.parent
+    if path.is_file() and path.suffix == ".safetensors":
+        fresh, weights = config.network.build(), read_tensors(path)[0]
+        if found := wrappers.networks(weights, {"ddim": tuple(fresh.state_dict())}, path):
+            weights, which, notes = wrappers.choose(found, True, path)
+            if found[0].where:
+                warn(f"--from {name}: {'; '.join((which, *notes))}")
+        checkpoint.check_finite(weights, path)
+        checkpoint.fill(fresh, weights, path)
+        return Begun(sha256=sha256(path)), weights
+    model, network, _ = hub.read(hub.place(path if path.exists() else name), name)
+    for part in ("network", "schedule", "predicts", "categorical"):
+        was, now = model.model_dump()[part], config.model_dump()[part]
+        if was != now:
+            key, theirs, ours = first_difference({part: was}, {part: now})
+            wrong = f"has {key} {theirs!r}, the recipe {ours!r}"
+            raise DdimError(f"--from {name}", wrong, "begin with a model of this recipe, or set it with --set")
+    past = model.provenance
+    weights = dict(network.state_dict())
+    begun = Begun(sha256=model.sha256 or checkpoint.digest(weights), steps=past.steps, images_seen=past.images_seen)
+    return begun, weights

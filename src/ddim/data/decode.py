@@ -1,0 +1,236 @@
+"""From the bytes of a file to an upright, opaque 8-bit picture, grey or RGB, whatever its mode and depth."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ddim._io import limits
+from ddim.data.adjustments import Extent, Told
+from ddim.errors import DdimError, printable
+
+Source = str | Path | bytes | BinaryIO
+IMAGE_BYTES = 512 << 20
+"""The largest image file: 50 million pixels of 8 bytes, and some more."""
+
+# EPS and its like stay out: Pillow would hand a stranger's file to an interpreter.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+_ANOTHER = "replace or remove it"
+_HALVED = "16-bit reduced to 8 bits"
+
+
+def read_bytes(source: Source, name: str) -> bytes:
+    """The bytes of a picture file.
+
+    Args:
+        source: As in `open_image`.
+        name: What to call it in an error.
+
+    Returns:
+        All of its bytes, at least one.
+
+    Raises:
+        DdimError: If there is no such file, it is no plain file, may not be read, or is empty.
+    """
+    if isinstance(source, bytes):
+        data = source
+    else:
+        try:
+            if isinstance(source, (str, Path)):
+                about = os.stat(source)
+                kind = about.st_mode
+                if not stat.S_ISREG(kind):
+                    what = "a folder" if stat.S_ISDIR(kind) else "not a plain file"
+                    raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
+                if about.st_size > IMAGE_BYTES:
+                    raise DdimError(name, f"has {about.st_size:,} bytes, no picture", "give the path of a picture file")
+                source = Path(source).read_bytes()
+            data = source if isinstance(source, bytes) else source.read(IMAGE_BYTES + 1)
+        except DdimError:
+            raise
+        except FileNotFoundError:
+            raise DdimError(name, "no such file", "check the path") from None
+        except PermissionError:
+            raise DdimError(name, "may not be read", "allow it to be read (chmod u+r)") from None
+        except (OSError, ValueError) as error:
+            raise DdimError(name, f"cannot be read ({_short(error)})", "check the path and the disk") from None
+    if len(data) > IMAGE_BYTES:
+        raise DdimError(name, f"has more than {IMAGE_BYTES:,} bytes", "shrink it or remove it")
+    if not data:
+        raise DdimError(name, "is empty (0 bytes)", _ANOTHER)
+    return data
+
+
+@contextlib.contextmanager
+def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> Iterator[tuple[Image.Image, set[str]]]:
+    """One picture, upright and opaque, at its own size, while the context lasts.
+
+    Threads that decode at once wait for each other where together they would hold more than `ddim._io.limits.PIXELS`
+    pixels: memory is bounded by one image of that size, however many there are.
+
+    Args:
+        source: A path, the bytes of a file, or a binary file open for reading.
+        name: What to call it in an error.
+        matte: Grey level 0..255 behind transparent pixels.
+        told: Where the values that it has are counted.
+
+    Yields:
+        A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
+
+    Raises:
+        DdimError: If it cannot be read or decoded, or has more than `ddim._io.limits.PIXELS` pixels.
+    """
+    image = _opened(read_bytes(source, name), name)
+    with _ROOM.taken(image.width * image.height):
+        yield _loaded(image, name, matte, told or Told())
+
+
+def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
+    """As `decoded`, the picture being kept."""
+    with decoded(source, name, matte, told) as made:
+        return made
+
+
+def _opened(data: bytes, name: str) -> Image.Image:
+    """A picture of which the header alone is read, its size found to be bounded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError:
+        raise DdimError(name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it") from None
+    except Image.DecompressionBombError:
+        raise DdimError(name, f"has too many pixels, more than {limits.PIXELS:,}", "shrink it or remove it") from None
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+    if image.width * image.height > limits.PIXELS:
+        wrong = f"is {image.width}x{image.height}, too many pixels: more than {limits.PIXELS:,}"
+        raise DdimError(name, wrong, "shrink it or remove it")
+    return image
+
+
+def _loaded(image: Image.Image, name: str, matte: int, told: Told) -> tuple[Image.Image, set[str]]:
+    """The picture decoded, upright and opaque, and what was converted."""
+    try:
+        notes = set[str]()
+        if image.format != "MPO" and getattr(image, "is_animated", False):
+            notes.add("animated or of several pages, the first taken")
+        if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
+            notes.add(_HALVED)  # Pillow itself cuts 16-bit colour to its high bytes
+        image.load()
+        image = _upright(image, notes)
+        if image.mode.startswith("I"):
+            return _from_16_bits(image, name, matte, notes, told), notes
+        image = _plain(image, name, matte, notes)
+        told.see(image)
+        return image, notes
+    except DdimError:
+        raise
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
+        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+
+
+class _Room:
+    """Pixels that are decoded at once, at most `ddim._io.limits.PIXELS`; a decoder waits for room."""
+
+    def __init__(self) -> None:
+        self._free, self._changed = limits.PIXELS, threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Hold room for so many pixels while the context lasts."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room()
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow knows."""
+    Image.init()
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
+def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+    except Exception:  # a damaged EXIF block around a sound picture
+        return image
+    if turn is None:
+        return image
+    notes.add("turned upright by EXIF")
+    info, image = image.info, image.transpose(turn)
+    image.info = info
+    return image
+
+
+def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
+    """Any mode to L or RGB, transparent parts over the matte."""
+    if image.mode == "F":
+        raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
+    grey = image.mode in _GREY_MODES
+    if image.has_transparency_data:
+        full = image.convert("RGBA")
+        alpha = full.getchannel("A")
+        image = full.convert("RGB")
+        if alpha.getextrema() != (255, 255):
+            notes.add(f"transparent, put on matte {matte}")
+            ground = Image.new("RGB", full.size, (matte, matte, matte))
+            ground.paste(image, mask=alpha)
+            image = ground
+        return image.getchannel(0) if grey else image
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        notes.add(f"{image.mode} converted to RGB")
+    wanted = "L" if grey else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
+
+
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Told) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
+    notes.add(_HALVED)
+    told.deep.add(Extent(1, int(values.min()), int(values.max())))
+    small = (values + 128) // 257
+    hole = image.info.get("transparency")
+    if isinstance(hole, int) and (values == hole).any():
+        notes.add(f"transparent, put on matte {matte}")
+        small[values == hole] = matte
+    return Image.fromarray(small.astype(np.uint8))
+
+
+def _short(error: BaseException) -> str:
+    return printable(str(error).splitlines()[0] if str(error) else type(error).__name__)[:120]

@@ -1,0 +1,204 @@
+"""One picture from a file or from bytes to uint8 (H, W, C), whatever its mode, depth or orientation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ddim.data.adjustments import Told
+from ddim.data.decode import Source, decode, decoded
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError, either, printable
+
+_COMMON = ".png .apng .jpg .jpeg .jpe .jfif .webp .gif .bmp .dib .tif .tiff .avif"
+_RARE = ".jp2 .j2k .jpx .ppm .pgm .pbm .pnm .tga"
+SUFFIXES = frozenset(f"{_COMMON} {_RARE}".split())
+
+_MODES = {1: "L", 3: "RGB"}
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+}
+
+
+class MisfitError(DdimError):
+    """A sound picture that the policy refuses: its size is not the grid's, or it does not hold the box."""
+
+
+def open_image(source: Source, policy: ImagePolicy, name: str | None = None) -> np.ndarray:
+    """Read one picture and bring it to the grid.
+
+    EXIF orientation, palettes, transparency (over the policy's matte), 16-bit grey (v / 257 rounded), CMYK,
+    one-bit and grey pictures are all understood; of an animation the first frame is taken; colour profiles
+    are ignored. 16-bit colour is cut to its high bytes by Pillow.
+
+    Args:
+        source: A path, the bytes of a file, or a binary file open for reading.
+        policy: The grid.
+        name: What to call it in an error; by default its path.
+
+    Returns:
+        uint8, (H, W, C) of the policy, in [0, 255].
+
+    Raises:
+        DdimError: If there is no such file, it cannot be read or decoded, or the policy refuses it.
+    """
+    return read_image(source, policy, name)[0]
+
+
+def read_image(
+    source: Source, policy: ImagePolicy, name: str | None = None, told: Told | None = None
+) -> tuple[np.ndarray, frozenset[str]]:
+    """As `open_image`, and also what had to be converted on the way.
+
+    Args:
+        source: As in `open_image`.
+        policy: The grid.
+        name: What to call it in an error.
+        told: Where all that is done to it is counted, what it loses and the values it has with it.
+
+    Returns:
+        uint8 (H, W, C), and a set of phrases such as "CMYK converted to RGB".
+
+    Raises:
+        DdimError: As `open_image`.
+    """
+    name, found = label_of(source, name), Told()
+    with decoded(source, name, policy.matte, found) as (image, notes):
+        if image.mode != _MODES[policy.channels]:
+            notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
+        made = to_grid(image, policy, name, found)
+    found.notes.update(notes)
+    if told is not None:
+        told.add(found)
+    return made, frozenset(notes)
+
+
+def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
+    """The policy that takes a picture just as it is: its upright size, grey or RGB, and no other size.
+
+    Args:
+        source: As in `open_image`.
+        name: What to call it in an error.
+
+    Returns:
+        A policy with fit="exact".
+
+    Raises:
+        DdimError: As `open_image`.
+    """
+    image, _ = decode(source, label_of(source, name), 0)
+    return ImagePolicy(height=image.height, width=image.width, channels=1 if image.mode == "L" else 3, fit="exact")
+
+
+def list_images(folder: Path | str) -> list[Path]:
+    """Every file below a folder that is a picture by its suffix, in an order that does not change.
+
+    Hidden files and folders are passed over; links to folders are followed, each folder once. A link
+    that leads nowhere is listed, so that it is reported when it is read.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        Paths below `folder`, sorted by their path relative to it.
+
+    Raises:
+        DdimError: If there is no such folder, or one inside it may not be read.
+    """
+    return list_files(Path(folder), SUFFIXES)
+
+
+def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Every visible file below a folder with one of these suffixes (lower case, with the dot).
+
+    Args:
+        folder: Where to look.
+        suffixes: The suffixes wanted.
+
+    Returns:
+        Paths below `folder`, sorted by their path relative to it.
+
+    Raises:
+        DdimError: If there is no such folder, or one inside it may not be read.
+    """
+    if not folder.is_dir():
+        wrong = "is not a folder" if folder.exists() else "no such folder"
+        raise DdimError(printable(folder), wrong, "give the path of a folder of pictures")
+    found = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def label_of(source: Source, name: str | None = None) -> str:
+    """What to call a picture in a message: the name given, else its path, else "a picture"."""
+    if name is None:
+        path = source if isinstance(source, (str, Path)) else getattr(source, "name", None)
+        name = str(path) if isinstance(path, (str, Path)) else "a picture"
+    return printable(name)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Visible files below a folder, in the order the disk gives."""
+
+    def refuse(error: OSError) -> None:
+        raise DdimError(printable(error.filename), "may not be read", "allow it to be read (chmod u+rx)")
+
+    seen = {os.path.realpath(folder)}
+    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        fresh = []
+        for name in sorted(folders):
+            real = os.path.realpath(os.path.join(here, name))
+            if not name.startswith(".") and real not in seen:
+                seen.add(real)
+                fresh.append(name)
+        folders[:] = fresh
+        yield from (Path(here, name) for name in files if not name.startswith("."))
+
+
+def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | None = None) -> np.ndarray:
+    """Bring an upright, opaque picture to the grid: channels, then box, then fit.
+
+    Args:
+        image: A picture of mode L or RGB.
+        policy: The grid.
+        name: What to call it in an error.
+        told: Where what it loses is counted.
+
+    Returns:
+        uint8, (H, W, C) of the policy.
+
+    Raises:
+        MisfitError: If it does not hold the box, or fit is "exact" and its size is another.
+    """
+    if image.mode != _MODES[policy.channels]:
+        image = image.convert(_MODES[policy.channels])
+    wide, high = image.size
+    left, upper, right, lower = policy.box or (0, 0, wide, high)
+    if right > wide or lower > high:
+        raise MisfitError(name, f"is {wide}x{high} and does not hold the box {policy.box}", "change the box")
+    wide, high = right - left, lower - upper
+    size = (policy.width, policy.height)
+    if policy.fit == "exact" and (wide, high) != size:
+        mend = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
+        raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", mend)
+    told = told or Told()
+    if (wide, high) != size:
+        told.resized[wide, high] += 1
+    if policy.fit == "crop":
+        part_w = max(1, min(wide, round(high * size[0] / size[1])))
+        part_h = max(1, min(high, round(wide * size[1] / size[0])))
+        left, upper = left + (wide - part_w) // 2, upper + (high - part_h) // 2
+        right, lower = left + part_w, upper + part_h
+        if (part_w, part_h) != (wide, high):
+            told.cut[1 - part_w * part_h / (wide * high)] += 1
+    if (left, upper, right, lower) != (0, 0, *image.size):
+        image = image.crop((left, upper, right, lower))
+    if image.size != size:
+        image = image.resize(size, _FILTERS[policy.filter])
+    return np.array(image).reshape(policy.shape)

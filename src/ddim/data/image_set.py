@@ -1,0 +1,130 @@
+"""A set of pictures on one grid, in memory or decoded when asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ddim.data.decode import read_bytes
+from ddim.data.parallel_decode import Items, decode_batch
+from ddim.data.policy import ImagePolicy
+
+_SAMPLED = 64
+
+
+class ImageSet:
+    """Pictures on one grid, with labels where there are any.
+
+    Attributes:
+        name: What the set is called, without the folder it lies in.
+        split: Which part of it this is, such as "train".
+        policy: The grid.
+        labels: int64, (N,), or None.
+        classes: The name of each label, or None.
+        label_columns: Other columns of a table that could be labels.
+
+    Args:
+        name: As above.
+        split: As above.
+        policy: As above.
+        items: The pictures before they are decoded.
+        pixels: uint8, (N, H, W, C), if they are held in memory; otherwise each batch is decoded anew.
+        labels: As above.
+        classes: As above.
+        label_columns: As above.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        policy: ImagePolicy,
+        items: Items,
+        pixels: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        classes: tuple[str, ...] | None = None,
+        label_columns: tuple[str, ...] = (),
+    ):
+        self.name, self.split, self.policy = name, split, policy
+        self.labels, self.classes, self.label_columns = labels, classes, label_columns
+        self._items, self._pixels = items, pixels
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __repr__(self) -> str:
+        height, width, channels = self.policy.shape
+        return f"ImageSet({self.name!r}, {self.split!r}: {len(self)} pictures {height}x{width}x{channels})"
+
+    def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Some pictures, in the order asked for; the same picture may be asked for twice.
+
+        Args:
+            indices: int, (B,), each in 0..N-1.
+
+        Returns:
+            uint8, (B, H, W, C), in [0, 255]; a copy.
+
+        Raises:
+            IndexError: If an index is not in 0..N-1.
+            DdimError: If a picture is not held in memory and has become unreadable.
+        """
+        order = np.asarray(indices)
+        if order.size == 0:
+            order = order.astype(np.int64)
+        if order.ndim != 1 or order.dtype.kind not in "iu":
+            raise IndexError(f"indices must be whole numbers of shape (B,), not {order.dtype} {order.shape}")
+        outside = (order < 0) | (order >= len(self))
+        if outside.any():
+            raise IndexError(f"picture {order[outside][0]} of {len(self)} does not exist (0..{len(self) - 1})")
+        if self._pixels is None:
+            return decode_batch(self._items, order, self.policy, self.name)
+        picked: np.ndarray = self._pixels[order]
+        return picked
+
+    def slices(self, size: int) -> Iterator[np.ndarray]:
+        """All pictures in order, `size` at a time.
+
+        Args:
+            size: How many at a time, at least 1; the last slice may hold fewer.
+
+        Yields:
+            uint8, (size, H, W, C), in [0, 255].
+        """
+        for start in range(0, len(self), size):
+            yield self.batch(np.arange(start, min(start + size, len(self))))
+
+    def names(self, index: int) -> str:
+        """What to call picture `index`: its path below the folder, or its row.
+
+        Args:
+            index: In 0..N-1.
+
+        Returns:
+            The name, on one line.
+        """
+        return self._items.name(index)
+
+    def fingerprint(self) -> str:
+        """What this set is, for provenance and to check that a run is resumed on the same data.
+
+        Made of the name, the split, the policy, the number of pictures, the labels, and the undecoded bytes
+        of up to 64 pictures spread over the set; not of where the set lies.
+
+        Returns:
+            16 hexadecimal digits.
+        """
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            about = (self.name, self.split, len(self), self.classes, self.policy.model_dump_json())
+            digest.update(repr(about).encode("utf-8", "backslashreplace"))
+            if self.labels is not None:
+                digest.update(self.labels.astype("<i8").tobytes())
+            for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64)).tolist():
+                content = read_bytes(self._items.source(index), self.names(index))
+                digest.update(hashlib.sha256(content).digest())
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint

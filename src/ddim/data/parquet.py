@@ -1,0 +1,246 @@
+"""Pictures in the rows of a table: parquet files, and data sets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddim.data.decode import Source
+from ddim.data.labels import Labels, read_column
+from ddim.errors import DdimError, printable
+
+_PATIENCE = 5.0
+_NO_ROWS = "has no rows", "give a data set with pictures"
+_REPLACE = "fetch it again or remove it"
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The pictures of one column: an Arrow column of {bytes, path}.
+
+    A path stands in the place of bytes in a data set of the hub that was unpacked into a cache; no other file is ever
+    opened, for a table that names files of this machine was not made to hold pictures.
+
+    Args:
+        column: The column.
+        split: Which split it is, for names.
+        roots: The folders in which a file may lie.
+    """
+
+    column: Any
+    split: str
+    roots: tuple[Path, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def source(self, index: int) -> Source:
+        """The bytes of picture `index`, or the path that stands in their place.
+
+        Args:
+            index: Its row.
+
+        Returns:
+            Bytes, or a path.
+
+        Raises:
+            DdimError: If the row holds no picture, or names a file elsewhere.
+        """
+        cell = self.column[index].as_py() or {}
+        if cell.get("bytes") is not None:
+            return bytes(cell["bytes"])
+        if cell.get("path"):
+            path = Path(cell["path"]).resolve()
+            if not any(path.is_relative_to(root) for root in self.roots):
+                wrong = f"holds no picture but names the file {printable(cell['path'])}, which is not opened"
+                raise DdimError(self.name(index), wrong, "store the pictures themselves in the table")
+            return path
+        raise DdimError(self.name(index), "holds no picture", "remove the row")
+
+    def name(self, index: int) -> str:
+        """The split and the row."""
+        return f"{self.split}[{index}]"
+
+    def empty(self) -> np.ndarray:
+        """The rows that hold no picture, int64, rising; found without looking at each."""
+        from pyarrow import compute  # type: ignore[import-untyped]
+
+        fields = [field.name for field in self.column.type]
+        there: Any = np.zeros(len(self.column), bool)
+        for name in ("bytes", "path") if self.roots else ("bytes",):
+            if name in fields:
+                length = compute.binary_length(compute.struct_field(self.column, name))
+                there |= compute.fill_null(length, 0).to_numpy() > 0
+        return np.flatnonzero(~there)
+
+
+Table = tuple[Rows, Labels]
+"""The pictures of a table with their labels."""
+
+
+def read_parquet(files: Sequence[Path], where: str, split: str, label_column: str | None = None) -> Table:
+    """The pictures of some parquet files, in the order given.
+
+    The reader keeps its copy in its own cache (HF_HOME), never beside the files, and asks no network.
+
+    Args:
+        files: The shards.
+        where: What to call them.
+        split: Which split they are, for the names of rows.
+        label_column: The column of labels, see `ddim.data.labels.read_column`.
+
+    Returns:
+        Pictures and labels.
+
+    Raises:
+        DdimError: If they cannot be read, have no image column, no such column of labels, or no rows.
+    """
+    datasets = _library()
+    if _check_shards(files) == 0:
+        raise DdimError(where, *_NO_ROWS)
+    failed = ""
+    try:
+        with _quiet(datasets):
+            data = datasets.Dataset.from_parquet([str(path) for path in files])
+    except Exception as error:  # the reader raises its own and Arrow's, and wraps either
+        failed = _reason(error)
+    if failed:
+        gc.collect()  # a scan broken off half-way aborts the process at exit if it still lives then
+        raise DdimError(where, f"cannot be read as parquet ({failed})", _REPLACE)
+    return _table(datasets, data, where, split, label_column)
+
+
+def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
+    """The pictures of a data set of the Hugging Face hub, or of its copy in the cache if there is no network.
+
+    Args:
+        name: "owner/name".
+        split: One of its splits.
+        label_column: The column of labels, see `ddim.data.labels.read_column`.
+
+    Returns:
+        Pictures and labels.
+
+    Raises:
+        DdimError: If it cannot be had, or has no such split, image column or rows.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    datasets = _library()
+    offline = _offline(name)
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or offline
+    try:
+        with _quiet(datasets, bars=not offline):
+            data = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the library raises its own, the hub's, Arrow's and the network's
+        if offline:
+            wrong = "is no file or folder here, and the hub cannot be reached to look for it there"
+            raise DdimError(name, wrong, "check the path or the network") from None
+        raise DdimError(
+            name, f"cannot be had from the hub ({_reason(error)})", "check the name and the split"
+        ) from None
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.EXTRACTED_DATASETS_PATH, HF_HUB_CACHE)
+    roots = tuple(Path(cache).expanduser().resolve() for cache in caches)
+    return _table(datasets, data, name, split, label_column, roots)
+
+
+def _library() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise DdimError("datasets", "is not installed", "run: pip install 'ddim[data]'") from None
+    return datasets
+
+
+def _offline(name: str) -> bool:
+    """Whether the hub is out of reach; its own client would retry for half a minute before saying so."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        huggingface_hub.HfApi().dataset_info(name, timeout=_PATIENCE)
+    except OfflineModeIsEnabled:
+        return True
+    except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
+        wrong = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
+        raise DdimError(name, wrong, "check the name, or log in if the data set is private") from None
+    except Exception:  # whatever the transport of the day raises when there is no network
+        return True
+    return False
+
+
+def _table(
+    datasets: Any, data: Any, where: str, split: str, label_column: str | None, roots: tuple[Path, ...] = ()
+) -> Table:
+    if len(data) == 0:
+        raise DdimError(where, *_NO_ROWS)
+    features = data.features
+    found = [key for key in ("image", "img") if key in features]
+    found += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not found:
+        wrong = f"has no image column (it has {printable(', '.join(features) or 'none')})"
+        raise DdimError(where, wrong, "name the column of pictures image or img")
+    try:
+        with _quiet(datasets):
+            cast = data.select_columns([found[0]]).cast_column(found[0], datasets.Image(decode=False))
+    except Exception as error:  # Arrow's casts raise several kinds
+        wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
+        raise DdimError(where, wrong, "store encoded pictures in it") from None
+    labels = read_column(datasets, data, found[0], label_column, where)
+    return Rows(cast.data.column(found[0]), printable(split), roots), labels
+
+
+@contextmanager
+def _quiet(datasets: Any, bars: bool = False) -> Iterator[None]:
+    """No log lines and, unless wanted, no progress bars of the library's own; its settings are put back."""
+    from huggingface_hub.utils import logging as hub_log
+
+    log, had_bars = datasets.utils.logging, datasets.is_progress_bar_enabled()
+    levels = log.get_verbosity(), hub_log.get_verbosity()
+    if not bars:
+        datasets.disable_progress_bars()
+    log.set_verbosity(logging.CRITICAL)
+    hub_log.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.set_verbosity(levels[0])
+        hub_log.set_verbosity(levels[1])
+        if had_bars:
+            datasets.enable_progress_bars()
+
+
+def _check_shards(files: Sequence[Path]) -> int:
+    """The number of rows; a shard that is no parquet, or has other columns than the first, is refused."""
+    from pyarrow import parquet
+
+    columns, rows = list[str](), 0
+    for path in files:
+        try:
+            about = parquet.read_metadata(path)
+            there = sorted(about.schema.to_arrow_schema().names)
+        except Exception as error:  # Arrow's own kinds, and those of the system
+            raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
+        columns, rows = columns or there, rows + about.num_rows
+        if there != columns:
+            wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"
+            raise DdimError(printable(path), printable(wrong), "give one data set at a time")
+    return rows
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0] if lines else type(error).__name__)[:160]

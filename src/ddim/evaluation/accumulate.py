@@ -1,0 +1,217 @@
+"""From pictures to their features' moments, a chunk at a time, into one file that is whole at any moment.
+
+Pictures are taken in chunks of one size counted from the first, and moments are summed in that order, so that what
+comes out is the same to the last bit however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim._io.reading import entry
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.data.parallel_decode import drain
+from ddim.errors import DdimError, shorten, warn
+from ddim.evaluation import moments
+from ddim.evaluation.features import Extractor
+from ddim.evaluation.moments import Moments
+
+CHUNK = 64
+KEEP = 10_000
+SHOWN = 256
+SHOWN_BYTES = 16 << 20
+SAVE_EVERY = 20.0
+FORMAT = "ddim-gathering"
+
+Make = Callable[[range], Iterable[np.ndarray]]
+"""Pictures of a range of indices in order: uint8 (B, H, W, C), B as it comes."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStats:
+    """What is known of the first pictures of a set.
+
+    Args:
+        moments: Of the features of all of them.
+        features: Of the first `KEEP`, float32, (K, D).
+        pictures: The first `SHOWN` themselves (fewer if they are large), uint8, (P, H, W, C).
+        seconds: How long the pictures took to make, features not counted.
+        timed: How many pictures that is of.
+    """
+
+    moments: Moments
+    features: Tensor
+    pictures: np.ndarray
+    seconds: float = 0.0
+    timed: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many pictures went in."""
+        return self.moments.count
+
+    def add(self, chunk: np.ndarray, features: Tensor, seconds: float | None = None, own: bool = False) -> FeatureStats:
+        """This and one chunk more; with `own` this one's moments become those of the other."""
+        room = min(SHOWN, max(1, SHOWN_BYTES // chunk[0].size))
+        return FeatureStats(
+            (self.moments if own else self.moments.copy()).add(features),
+            torch.cat([self.features, features[: max(0, KEEP - len(self.features))]]),
+            np.concatenate([self.pictures, chunk[: max(0, room - len(self.pictures))]]),
+            self.seconds + (seconds or 0.0),
+            self.timed + (0 if seconds is None else len(chunk)),
+        )
+
+
+def iter_gather(
+    make: Make,
+    n: int,
+    extractor: Extractor,
+    path: Path | None = None,
+    what: Mapping[str, Any] | None = None,
+    timed: bool = True,
+    every: float | None = None,
+) -> Generator[int, None, FeatureStats]:
+    """Take the features of pictures 0..n - 1, going on with what a file holds of them.
+
+    Args:
+        make: Makes the pictures.
+        n: How many.
+        extractor: The feature space.
+        path: The file; None for none.
+        what: What the pictures depend on; a file that says otherwise is refused.
+        timed: Whether the time that making them takes is kept.
+        every: Seconds between two writings, `SAVE_EVERY` if None; closing the generator writes too.
+
+    Yields:
+        How many are done: once before the first, then after each chunk.
+
+    Returns:
+        All that was asked for.
+
+    Raises:
+        DdimError: If the file is of other pictures or damaged, or `make` gives another number of pictures.
+    """
+    if n < 1:
+        raise DdimError(f"-n {n}", "is less than 1", "give 1 or more")
+    asked = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
+    whole, all_of_it = _read(path, asked) if path is not None and path.exists() else (None, None)
+    if all_of_it is not None and all_of_it.count >= n:
+        yield n
+        return _first(all_of_it, n, path)
+    found = saved = whole.count if whole else 0
+    yield found
+    last, pause = time.monotonic(), SAVE_EVERY if every is None else every
+    try:
+        for chunk, seconds in _chunks(make, found, n):
+            features, spent = extractor(chunk), seconds if timed else None
+            if whole is None:
+                whole = FeatureStats(Moments(features.shape[1]), features[:0], chunk[:0])
+            if len(chunk) < CHUNK:  # the last part, which is kept beside: it cannot be gone on from
+                made = whole.add(chunk, features, spent)
+                _write(path, asked, whole, (chunk, features))
+                saved = whole.count
+                yield n
+                return made
+            whole = whole.add(chunk, features, spent, own=True)
+            if time.monotonic() - last > pause or whole.count == n:
+                _write(path, asked, whole)
+                last, saved = time.monotonic(), whole.count
+            yield whole.count
+    finally:
+        if whole is not None and whole.count > saved:
+            _write(path, asked, whole)
+    assert whole is not None
+    return whole
+
+
+def gather(make: Make, n: int, extractor: Extractor) -> FeatureStats:
+    """`gathering`, from beginning to end and without a file."""
+    return drain(iter_gather(make, n, extractor))
+
+
+def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:
+    """The pictures in whole chunks and a last part, with the seconds that making each took."""
+    held, done, spent, begun = np.empty(0), start, 0.0, time.monotonic()
+    blocks = iter(make(range(start, n)))
+    for block in blocks:
+        held = np.concatenate([held, block]) if len(held) else block
+        spent += time.monotonic() - begun
+        while len(held) >= (size := min(CHUNK, n - done)) > 0:
+            if done + size == n and (len(held) > size or next(blocks, None) is not None):
+                raise DdimError("pictures", f"are more than {n}", "give as many as are asked for")
+            yield held[:size], spent
+            held, done, spent = held[size:], done + size, 0.0
+        begun = time.monotonic()
+    if done != n:
+        raise DdimError("pictures", f"are {done + len(held)}, not {n}", "give as many as are asked for")
+
+
+def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
+    """The first n of the pictures of a file that has more, or as many."""
+    if made.count == n:
+        return made
+    if n > len(made.features):
+        kept = len(made.features)
+        wrong = f"holds {made.count} pictures, of which the features of {kept} are kept"
+        raise DdimError(path, wrong, f"ask for at most {kept}, or at least {made.count}")
+    features = made.features[:n]
+    return replace(made, moments=moments.of(features, CHUNK), features=features, pictures=made.pictures[:n])
+
+
+def _write(
+    path: Path | None, asked: Mapping[str, Any], whole: FeatureStats, tail: tuple[np.ndarray, Tensor] | None = None
+) -> None:
+    if path is None:
+        return
+    held = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
+    held["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
+    if tail is not None:
+        held |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
+    meta = {"format": FORMAT, "version": 1, "what": asked, "count": whole.count}
+    write_tensors(path, held, {**meta, "seconds": whole.seconds, "timed": whole.timed})
+
+
+def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:
+    """Whether what a file holds is of the shapes and dtypes that were written."""
+    dim = features.shape[1:]
+    sums_fit = sums.mean.shape == dim and sums.scatter.shape == 2 * dim and sums.count >= 0
+    doubles = sums.mean.dtype == sums.scatter.dtype == torch.float64
+    return sums_fit and doubles and features.ndim == 2 and pictures.ndim == 4 and pictures.dtype == np.uint8
+
+
+def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, FeatureStats]:
+    """What a file holds in whole chunks, which can be gone on from, and all of it."""
+    tensors, meta = read_tensors(path)
+    again = "remove it, and it will be made again"
+    if meta.get("format") != FORMAT or meta.get("version") != 1:
+        raise DdimError(path, "is not a file of an evaluation of this version", again)
+    was, now = dict(entry(meta, "what", dict, path, hint=again)), json.loads(json.dumps(asked))
+    count, timed = (entry(meta, key, int, path, hint=again) for key in ("count", "timed"))
+    try:
+        features, pictures = tensors["features"], tensors["pictures"].numpy()
+        sums = Moments(features.shape[1], count, tensors["mean"], tensors["scatter"])
+        if not _fits(sums, features, pictures):
+            raise ValueError
+        whole = FeatureStats(sums, features, pictures, entry(meta, "seconds", float, path, hint=again), timed)
+    except (KeyError, TypeError, ValueError, IndexError):
+        raise DdimError(path, "is not a file of an evaluation of this version", again) from None
+    software = was.pop("software", None), now.pop("software", None)
+    if was != now:
+        key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
+        raise DdimError(path, f"is of other pictures: {key} is {shorten(str(was.get(key)))}, not {now.get(key)}", again)
+    if software[0] != software[1]:
+        warn(f"{path.name}: was begun with {software[0]}, goes on with {software[1]}; last bits may differ")
+    if not all(torch.isfinite(part).all() for part in (sums.mean, sums.scatter, features)):
+        raise DdimError(path, "holds numbers that are not finite", again)
+    if "tail_features" not in tensors:
+        return whole, whole
+    return whole if whole.count else None, whole.add(tensors["tail_pictures"].numpy(), tensors["tail_features"])

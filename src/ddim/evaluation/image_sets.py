@@ -1,0 +1,204 @@
+"""One interface over pictures wherever they come from: a model, a folder, a data set, an array, any iterable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.data import ImageSet
+from ddim.data.parallel_decode import drain
+from ddim.data.pixels import to_uint8
+from ddim.errors import DdimError, either
+from ddim.evaluation.accumulate import CHUNK, FeatureStats, Make, iter_gather
+from ddim.evaluation.features import Extractor
+from ddim.evaluation.sample_folder import generate, identity, read_sheet
+from ddim.evaluation.statistics import Protocol, Statistics
+from ddim.model.base import ModelBase
+from ddim.plan.base import BasePlan
+from ddim.process.rng import permutation
+from ddim.sampling.microbatch import Label, labels_of
+
+Arrays = np.ndarray | Tensor
+FARTHEST = 3.0  # samples overshoot [-1, 1] a little; more than this is another scale
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSource:
+    """Pictures that can be counted and made in order.
+
+    Args:
+        name: What they are, for people.
+        count: How many there are; for samples, how many are asked for.
+        make: Makes those of a range of indices, uint8 (B, H, W, C).
+        what: What they depend on, for files that are gone on with.
+        grid: Their size and channels.
+        split: Which part of a data set; "" for what has none.
+        fingerprint: What tells them from others of that name.
+        resize: How other sizes are brought to that grid; "" for what never was.
+        timed: Whether making them takes as long as sampling does.
+    """
+
+    name: str
+    count: int
+    make: Make
+    what: dict[str, Any]
+    grid: str
+    split: str = ""
+    fingerprint: str = ""
+    resize: str = ""
+    timed: bool = True
+
+
+def from_data(found: ImageSet) -> ImageSource:
+    """A data set or a folder of pictures, visited in an order that mixes its classes, the same each time."""
+    order = permutation(0, 0, len(found))
+
+    def make(some: range) -> Iterator[np.ndarray]:
+        for first in range(some.start, some.stop, 512):
+            yield found.batch(order[first : min(first + 512, some.stop)])
+
+    policy, digest = found.policy, found.fingerprint()
+    what = {"data": found.name, "split": found.split, "fingerprint": digest, "count": len(found)}
+    what |= {"policy": policy.model_dump()}
+    height, width, channels = policy.shape
+    grid = f"{height}x{width}x{channels}"
+    resize = "" if policy.fit == "exact" else f"{policy.fit}, {policy.filter}"
+    return ImageSource(found.name, len(found), make, what, grid, found.split, digest, resize)
+
+
+def from_model(
+    model: ModelBase,
+    plan: BasePlan[Any],
+    n: int,
+    seed: int = 0,
+    name: str = "",
+    label: Label = None,
+    folder: Path | None = None,
+) -> ImageSource:
+    """Samples 0..n - 1 of a run, as 8-bit pictures.
+
+    Args:
+        model: The model.
+        plan: What is run.
+        n: How many.
+        seed: The run's seed.
+        name: The model's name.
+        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
+        folder: A samples folder to keep them in and to take those from that are there; None for no files.
+
+    Raises:
+        DdimError: If the plan is not one for this model.
+    """
+    model.check_plan(plan, to_clean=True)
+    classes = model.config.network.classes
+    first = labels_of(label, range(1), classes)
+    model.denoiser(None if first is None else torch.tensor(first))
+    model.noise(1, seed)
+
+    def make(some: range) -> Iterator[np.ndarray]:
+        labels = labels_of(label, some, classes)
+        for block in model.sample_blocks(plan, some, seed, labels):
+            if not torch.isfinite(block).all():
+                raise DdimError("samples", "are not finite numbers", either("use another grid", "use dtype='float32'"))
+            yield np.stack(model.kind.render(block))
+
+    def kept(some: range) -> Iterator[np.ndarray]:
+        assert folder is not None
+        for first in range(some.start, some.stop, CHUNK):
+            n = min(CHUNK, some.stop - first)
+            for _ in generate(model, plan, folder, n, first, seed, name, n, label):
+                pass
+            yield read_sheet(folder, range(first, first + n))
+
+    height, width, channels = model.shape[1], model.shape[2], model.shape[0]
+    what = {"seed": seed, "label": label, **identity(model, plan, "")}
+    grid = f"{height}x{width}x{channels}"
+    return ImageSource(f"{name} {plan.name}", n, kept if folder else make, what, grid, timed=folder is None)
+
+
+def from_arrays(pictures: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
+    """An array, or any iterable of arrays, which is read once and held.
+
+    Args:
+        pictures: uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]; or an iterable of such.
+        name: What they are, for people.
+
+    Raises:
+        DdimError: If there are none, they are of several sizes, or of another kind.
+    """
+    parts = [pictures] if isinstance(pictures, np.ndarray | Tensor) else [*pictures]
+    made = [_as_uint8(part) for part in parts]
+    if not sum(map(len, made)):
+        raise DdimError(name, "holds no pictures", "give at least two")
+    if len({part.shape[1:] for part in made}) > 1:
+        shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in made}))
+        raise DdimError(name, f"holds pictures of several sizes ({shapes})", "bring them to one size first")
+    whole = np.concatenate(made)
+    height, width, channels = whole.shape[1:]
+    make: Callable[[range], list[np.ndarray]] = lambda some: [whole[some.start : some.stop]]  # noqa: E731
+    return ImageSource(name, len(whole), make, {"data": name}, f"{height}x{width}x{channels}")
+
+
+def _as_uint8(part: Arrays) -> np.ndarray:
+    if (isinstance(part, Tensor) and part.is_floating_point()) or part.dtype in (np.float32, np.float64):
+        floats = torch.as_tensor(part)
+        if floats.ndim == 4 and torch.isfinite(floats).all():
+            if len(floats) and floats.abs().max() > FARTHEST:
+                wrong = f"reach {float(floats.abs().max()):g}, and floats are in [-1, 1]"
+                raise DdimError("pictures", wrong, "divide by 127.5 and subtract 1, or give uint8")
+            return to_uint8(floats)
+        raise DdimError("pictures", f"are {tuple(floats.shape)}, or not finite", "give (N, C, H, W) in [-1, 1]")
+    array = part.numpy() if isinstance(part, Tensor) else np.asarray(part)
+    if array.dtype != np.uint8 or array.ndim != 4:
+        wrong = f"are {array.dtype} {array.shape}"
+        raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]")
+    return array
+
+
+def protocol(pictures: ImageSource, extractor: Extractor, count: int) -> Protocol:
+    """How statistics of pictures are made."""
+    return Protocol(
+        data=pictures.name,
+        split=pictures.split,
+        fingerprint=pictures.fingerprint,
+        count=count,
+        grid=pictures.grid,
+        resize=pictures.resize,
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+    )
+
+
+def iter_measure(
+    pictures: ImageSource, extractor: Extractor, path: Path | None = None
+) -> Generator[int, None, tuple[Statistics, FeatureStats]]:
+    """Statistics of a set of pictures, going on with a file; see `ddim.evaluation.accumulate.iter_gather`."""
+    made = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
+    return Statistics(made.moments, made.features, protocol(pictures, extractor, made.count)), made
+
+
+def measure(
+    pictures: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "pictures"
+) -> Statistics:
+    """Statistics of pictures wherever they come from.
+
+    Args:
+        pictures: A set made by this module, a data set, an array, or an iterable of arrays.
+        extractor: The feature space, see `ddim.evaluation.extractors.load`.
+        name: What they are, for arrays.
+
+    Raises:
+        DdimError: If they are not pictures that the extractor takes.
+    """
+    if isinstance(pictures, ImageSet):
+        pictures = from_data(pictures)
+    elif not isinstance(pictures, ImageSource):
+        pictures = from_arrays(pictures, name)
+    made, _ = drain(iter_measure(pictures, extractor))
+    return made

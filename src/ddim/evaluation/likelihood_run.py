@@ -1,0 +1,351 @@
+"""Bits per dimension of images or per token of text, in a folder from which a stopped run resumes."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim import samplers
+from ddim._io.atomic import Appender, claimed, write_atomic
+from ddim._io.checksum import journal_line, read_journal
+from ddim._io.temporary import remove_parts
+from ddim.errors import DdimError, either
+from ddim.evaluation.likelihood import bits, discrete_nats, log_density
+from ddim.evaluation.sample_folder import MANIFEST, identity, write_or_verify
+from ddim.model.base import ModelBase
+from ddim.model.image import Model
+from ddim.model.tokens import TokenModel
+from ddim.objective import categorical_elbo, elbo
+from ddim.plan.base import BasePlan
+from ddim.plan.categorical import CategoricalPlan
+from ddim.plan.plan import Plan
+from ddim.process import rng
+from ddim.process.rng import Noise
+
+BLOCKS = "blocks.jsonl"
+
+_ROWS = 0x726F7773  # of the generator that chooses rows
+
+Dequantize = Literal["decoder", "uniform"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some pictures' figures.
+
+    Args:
+        first: Index of the first one.
+        bits: Bits per dimension of each.
+        error: The solver's error in each, bits per dimension: the difference to half the steps; empty for the bound.
+        terms: The bound's terms in the plan's order, KL(q(x_T | x_0) || N(0, I)) first, in bits per dimension,
+            summed over the block's pictures, 0 for rows it did not have; empty for the ODE.
+    """
+
+    first: int
+    bits: list[float]
+    error: list[float]
+    terms: list[float]
+
+
+def measure(
+    model: ModelBase, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
+) -> Iterator[list[Block]]:
+    """Measure pictures block by block into a folder, going on with what is there.
+
+    Args:
+        model: The model, in float32 for figures to be trusted.
+        pictures: uint8, (N, H, W, C); or token ids, (N, L).
+        names: A name for each.
+        request: What to measure.
+        folder: Where to.
+        name: The model's name, for the manifest.
+
+    Yields:
+        The blocks so far: once at the start, then after each; after the last, the summary is in the folder.
+
+    Raises:
+        DdimError: If the folder holds something else or is in use, or a figure is not finite.
+    """
+    what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
+    what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
+    what |= {"draws": request.draws} if request.draws else {}
+    what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
+    what |= identity(model, request.plan, name) | {"network_calls": request.calls}
+    with claimed(folder, MANIFEST, BLOCKS) as owned:
+        write_or_verify(folder, what, 0, len(pictures), "figures")
+        remove_parts(folder)
+        blocks = _read_blocks(folder / BLOCKS, request, model.micro_batch, len(pictures))
+        yield blocks
+        with Appender(folder / BLOCKS) as file:
+            for first in range(sum(len(b.bits) for b in blocks), len(pictures), model.micro_batch):
+                block = _block(model, pictures[first : first + model.micro_batch], first, request)
+                file.write(journal_line({key: getattr(block, key) for key in Block.__slots__}))
+                owned.keep()
+                blocks = [*blocks, block]
+                yield blocks
+        _write_summary(folder, blocks, names, request, name)
+
+
+def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Block]:
+    """The whole lines of a file of blocks, which is cut to them."""
+
+    def parse(line: Any, before: int) -> Block | None:
+        first = before * size
+        count = min(size, total - first)
+        lengths = (count, 0, 1 + len(request.plan)) if request.method == "bound" else (count, count, 0)
+        block = Block(**line)
+        parts = [np.array(part, dtype=np.float64) for part in (block.bits, block.error, block.terms)]
+        right = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
+        return block if right and block.first == first else None
+
+    return read_journal(path, parse)
+
+
+def _block(model: ModelBase, pictures: np.ndarray, first: int, request: Request) -> Block:
+    """One micro-batch, padded to its fixed size, so that a picture's figures do not depend on its neighbours."""
+    count, size = len(pictures), model.micro_batch
+    indices = [first + min(i, count - 1) for i in range(size)]
+    x0 = model.kind.read(pictures[[i - first for i in indices]]).to(model.device)
+    noise = model.noise(indices, request.seed)
+    if request.method == "bound":
+        with torch.no_grad():
+            each = _bound(model, x0, noise, request, request.rows(first))
+        terms = torch.stack([bits(term, x0[0].numel()) for term in each])[:, :count].cpu()
+        figures, error = terms.sum(0), torch.empty(0)
+    else:
+        terms = torch.empty(0, 0)
+        figures, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
+    if not (torch.isfinite(figures).all() and torch.isfinite(error).all()):
+        raise DdimError(
+            f"pictures {first}..{first + count - 1}",
+            "have a figure that is not finite",
+            "use float32, or a less extreme sigma, in a new folder",
+        )
+    return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
+
+
+def _bound(
+    model: ModelBase, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]
+) -> list[Tensor]:
+    """The bound's terms in nats, (N,) each, the prior's first; 0 for rows that are not listed."""
+    kind, plan, prior = model.kind, request.plan, model.kind.prior(request.plan, x0)
+    each = [prior, *(torch.zeros_like(prior) for _ in plan.rows)]
+    for k, weight in rows:
+        term = kind.term(model.denoise, plan, k, x0, noise.row(k), request.last_sigma or 0.0)
+        each[1 + k] = weight * term
+    return each
+
+
+def _ode(model: ModelBase, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
+    probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(request.probes)])
+    assert request.check is not None
+    figures = []
+    for plan in (request.plan, request.check):
+        density = _density(model, plan, probes)
+        nats = discrete_nats(density, model.denoise, plan.start, x0, noise.start(), request.last_sigma)
+        figures.append(bits(nats, x0[0].numel()))
+    return figures[0], (figures[0] - figures[1]).abs()
+
+
+def _density(model: ModelBase, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda x: log_density(model.denoise, plan, x, probes)
+
+
+def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
+    """Mean and standard error in bits per dimension, and what they depend on."""
+    values = np.array([value for block in blocks for value in block.bits])
+    made: dict[str, Any] = {
+        "method": request.method,
+        "plan": request.plan.name,
+        "network_calls": request.calls,
+        "pictures": len(values),
+        "bits_per_dim": float(values.mean()),
+        "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
+        "dequantisation": "uniform" if request.last_sigma is None else "discretised Gaussian at the last step",
+        "last_sigma": request.last_sigma,
+    }
+    if isinstance(request.plan, CategoricalPlan):
+        made |= {"dequantisation": None, "last_sigma": None}
+    if request.method == "ode":
+        errors = np.array([value for block in blocks for value in block.error])
+        made |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
+        return made | {"probes": request.probes}
+    terms = np.sum([block.terms for block in blocks], axis=0) / len(values)
+    times = [row.now.t for row in request.plan.rows]
+    steps = [{"from": t, "bits_per_dim": float(term)} for t, term in zip(times, terms[1:], strict=True)]
+    return made | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
+
+
+def _write_summary(folder: Path, blocks: list[Block], names: Sequence[str], request: Request, name: str) -> None:
+    made = {"model": name, **summary(blocks, request)}
+    write_atomic(folder / "likelihood.json", (json.dumps(made, indent=1) + "\n").encode())
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["index", "name", "bits_per_dim", *(["solver_error"] if request.method == "ode" else [])])
+    for block in blocks:
+        for i, value in enumerate(block.bits):
+            writer.writerow([block.first + i, names[block.first + i], value, *block.error[i : i + 1]])
+    write_atomic(folder / "values.csv", text.getvalue().encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be measured.
+
+    Args:
+        method: "bound", the variational bound J_sigma of eq. (11), or "ode", the probability flow's exact density.
+        plan: The plan whose bound it is, or the rising plan along which the ODE is solved.
+        last_sigma: sigma_1, the standard deviation of the discretised last step; None for uniform dequantisation.
+        check: With "ode", a plan of half the steps, for the estimate of the solver's error.
+        probes: With "ode", how many probes of the trace each picture has.
+        seed: Of all draws; picture i's depend on (seed, i).
+        draws: With "bound", how many of the plan's rows each micro-batch has: the last, and one drawn from each of as
+            many equal parts of the others, counted for its part, so that the mean is right; 0 for all rows.
+    """
+
+    method: Literal["bound", "ode"]
+    plan: Any
+    last_sigma: float | None
+    check: Plan | None = None
+    probes: int = 1
+    seed: int = 0
+    draws: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.method == "ode") != (self.check is not None) or (self.method == "bound" and self.last_sigma is None):
+            raise ValueError("a bound needs last_sigma, the ODE a second plan: see `bound_request` and `ode_request`")
+
+    @property
+    def calls(self) -> int:
+        """Network calls per picture; with "ode" nearly all of them with a pass backwards per probe."""
+        rows: int = self.draws or len(self.plan)
+        return rows if self.check is None else rows + self.check.calls + (2 if self.last_sigma else 0)
+
+    def rows(self, first: int) -> list[tuple[int, int]]:
+        """The rows that the micro-batch from sample `first` on has, each with the number of rows it counts for."""
+        last = len(self.plan) - 1
+        if not self.draws:
+            return [(k, 1) for k in range(last + 1)]
+        edges = [last * i // (self.draws - 1) for i in range(self.draws)]
+        generator = rng.generator("cpu", self.seed, first, _ROWS)
+        u = torch.rand(self.draws - 1, generator=generator, dtype=torch.float64).tolist()
+        parts = zip(u, itertools.pairwise(edges), strict=True)
+        return [*((low + int(part * (high - low)), high - low) for part, (low, high) in parts), (last, 1)]
+
+
+def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, seed: int = 0, draws: int = 0) -> Request:
+    """The bound of a plan for a model.
+
+    Args:
+        model: The model.
+        plan: A plan of eq. (12) with noise at every step but the last.
+        last_sigma: sigma_1; if None see `default_last_sigma`.
+        seed: Of the draws.
+        draws: See `Request`.
+
+    Raises:
+        DdimError: If the bound of the plan is infinite, or it is not one for this model.
+    """
+    _check_model(model, seed)
+    model.check_plan(plan, to_clean=True)
+    _check_draws(plan, draws)
+    sigma = default_last_sigma(plan) if last_sigma is None else last_sigma
+    elbo.check_bound(plan, sigma)
+    return Request("bound", plan, sigma, seed=seed, draws=draws)
+
+
+def token_request(model: TokenModel, plan: CategoricalPlan, seed: int = 0, draws: int = 0) -> Request:
+    """The bound of a plan for a model of categories, see `ddim.objective.categorical_elbo`; arguments as for
+    `bound_request`.
+    """
+    _check_model(model, seed)
+    model.check_plan(plan, to_clean=True)
+    _check_draws(plan, draws)
+    categorical_elbo.check_bound(plan)
+    return Request("bound", plan, 0.0, seed=seed, draws=draws)
+
+
+def _check_draws(plan: BasePlan[Any], draws: int) -> None:
+    if draws and not 2 <= draws <= len(plan):
+        raise DdimError(f"draws {draws}", f"is outside 2..{len(plan)}, the plan's steps", "leave it out for all")
+
+
+def ode_request(
+    model: Model,
+    steps: int = 40,
+    dequantize: Dequantize = "decoder",
+    last_sigma: float | None = None,
+    probes: int = 1,
+    seed: int = 0,
+) -> Request:
+    """The exact likelihood through the ODE, from t = 1 up to T in Runge-Kutta steps of order 4, even in log-SNR.
+
+    Args:
+        model: The model.
+        steps: Steps of four calls each, even, at least 2; half as many are run too, for the error estimate.
+        dequantize: "decoder" or "uniform", see `ddim.likelihood.discrete_nats`.
+        last_sigma: sigma_1 for "decoder"; the same default as the bound's at S = T.
+        probes: Probes of the trace per picture.
+        seed: Of the draws.
+
+    Raises:
+        DdimError: If a number is out of range, or the schedule has no signal at T.
+    """
+    if steps > model.schedule.T:
+        raise DdimError(f"steps {steps}", f"is more than T = {model.schedule.T}", "give fewer; 40 is the default")
+    if steps < 2 or steps % 2:
+        raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
+    if probes < 1:
+        raise DdimError(f"probes {probes}", "is less than 1", "give 1 or more")
+    _check_model(model, seed)
+    schedule = model.schedule
+    if schedule.T < 2:
+        raise DdimError("the ODE", "has no way to go on a schedule of one time", "take a schedule of more")
+    first, top = schedule.level(1), schedule.level(schedule.T)
+    if not math.isfinite(top.log_snr):
+        raise DdimError("the ODE", "has no start where there is no signal at T", "take the method bound")
+    inner = [first.log_snr + (top.log_snr - first.log_snr) * i / steps for i in range(1, steps)]
+    levels = schedule.levels([1.0, *(schedule.time_at_log_snr(value) for value in inner), float(schedule.T)])
+    plan = samplers.runge_kutta(levels, schedule, about=f"even in log-SNR, {steps} steps")
+    check = samplers.runge_kutta(levels[::2], schedule, about=f"even in log-SNR, {steps // 2} steps")
+    if dequantize == "uniform":
+        last_sigma = None
+    elif last_sigma is None:
+        last_sigma = default_last_sigma(samplers.ddim(schedule.levels([2, 1, 0]), eta=1.0))
+    if last_sigma is not None:
+        elbo.check_last_sigma(last_sigma)
+    return Request("ode", plan, last_sigma, check, probes, seed)
+
+
+def _check_model(model: ModelBase, seed: int) -> None:
+    """Refuse what would go wrong in the first block, before a folder is claimed for it."""
+    model.noise(1, seed)
+    if model.config.needs_label:
+        raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
+
+
+def default_last_sigma(plan: Plan) -> float:
+    """sigma_1 where none is given: the noise of the step before the last, as Ho et al. (2020) do.
+
+    Raises:
+        DdimError: If the plan has one step only.
+    """
+    if len(plan) < 2:
+        raise DdimError(
+            "plan",
+            "has one step only, so no step before the last",
+            either("take two steps or more", "say it with last_sigma=0.01"),
+        )
+    return plan.rows[-2].z

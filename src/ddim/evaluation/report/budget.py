@@ -1,0 +1,145 @@
+"""How much of the paper's section 5 fits into a time: counts that are the same for all cells that are compared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ddim._io.checksum import read_sealed_json, write_json
+from ddim._io.reading import entry
+from ddim.errors import DdimError, warn
+from ddim.evaluation.report.sections import WALK_STEPS, WALKED
+from ddim.model.image import Model
+
+SECONDS = {"10min": 600.0, "1h": 3600.0}
+LEAST_SAMPLES, LEAST_PICTURES = 200, 50
+FULL = 50_000
+TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
+_TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time without the walks; the rest is for features and the page
+
+
+class Amounts(BaseModel):
+    """How much is made.
+
+    Args:
+        samples: For each cell of Table 1, in the grammar of `ddim.evaluation.counts.Counts`.
+        steps: The S of Table 1.
+        pictures: Round trips of Table 2 for each S.
+        round_trips: The S of Table 2.
+        left_out: What does not fit, in words; "" if all does.
+        calls_per_second: Network calls for a sample that were measured in a second; None where nothing was scaled.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    samples: str
+    steps: tuple[int, ...]
+    pictures: int
+    round_trips: tuple[int, ...]
+    left_out: str = ""
+    calls_per_second: float | None = None
+
+
+def speed(model: Model, calls: int = 5) -> float:
+    """Network calls for a sample that the model makes in a second, in micro-batches, after one that is not timed."""
+    plan, size = model.plan(calls), model.micro_batch
+    for begin in (0, size):
+        begun = time.monotonic()
+        for block in model.sample_blocks(plan, range(begin, begin + size)):
+            block.cpu()
+    return calls * size / (time.monotonic() - begun)
+
+
+def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Amounts:
+    """The counts that fit: first the largest S are left out, then the number of samples is lowered.
+
+    Args:
+        per_second: Network calls for a sample in a second.
+        seconds: The time.
+        steps: The S of Table 1 that are wanted.
+        rows: How many rows Table 1 has.
+        test: How many test pictures there are.
+        T: The schedule's length.
+    """
+    calls = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
+    kept, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
+    trips = [s for s in TABLE_2_STEPS if s <= T]
+    some, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    return Amounts(
+        samples=str(n),
+        steps=tuple(kept),
+        pictures=pictures,
+        round_trips=tuple(some),
+        left_out=left_out(sorted(steps)[len(kept) :], trips[len(some) :]),
+        calls_per_second=per_second,
+    )
+
+
+def left_out(table_1: Sequence[int], table_2: Sequence[int]) -> str:
+    """The S that do not fit, in words."""
+    gone = {1: table_1, 2: table_2}
+    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left)
+
+
+def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
+    """The longest beginning of `steps` of which `least` fit, and how many of each do (at least 2)."""
+    for count in range(len(steps), 0, -1):
+        n = int(calls / (rows * sum(steps[:count])))
+        if n >= least or count == 1:
+            return [*steps[:count]], max(2, min(most, n if n < 100 else n // 10 * 10))
+    raise ValueError("no steps")
+
+
+def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+    """How much is made: what a report's file says of it, or what the request gives now, which is kept there.
+
+    Args:
+        path: The file.
+        request: The report's settings: "budget", "steps", "eta", "n", "pictures", and what else it depends on.
+        model: The model.
+        test: How many test pictures there are.
+
+    Raises:
+        DdimError: If the file is of another request.
+    """
+    if path.exists():
+        amounts = _kept(path, request)
+    else:
+        amounts = _asked(request, model, test)
+        kept = {"request": dict(request), "counts": amounts.model_dump()}
+        write_json(path, kept)
+    if amounts.left_out:
+        warn(f"budget {request['budget']}: left out: {amounts.left_out}")
+    return amounts
+
+
+def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
+    there = read_sealed_json(path, dict, again="choose another folder")
+    try:
+        was, amounts = entry(there, "request", dict, path), Amounts.model_validate(there.get("counts"))
+    except ValueError:
+        raise DdimError(path, "is not a report's request", "choose another folder") from None
+    if was != request:
+        key = next(key for key in {**request, **was} if was.get(key) != request.get(key))
+        wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request.get(key)}"
+        raise DdimError(path.parent, wrong, "choose another folder, or the same settings")
+    return amounts
+
+
+def _asked(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+    steps, trips = tuple(request["steps"]), tuple(s for s in TABLE_2_STEPS if s <= model.schedule.T)
+    if request["budget"] == "full":
+        amounts = Amounts(samples=str(FULL), steps=steps, pictures=test, round_trips=trips)
+    else:
+        seconds = SECONDS[request["budget"]]
+        amounts = fit(speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)
+    update: dict[str, Any] = {}
+    if request["n"] is not None:
+        update |= {"samples": request["n"], "steps": steps}
+        update |= {"left_out": left_out((), trips[len(amounts.round_trips) :])}
+    if request["pictures"] is not None:
+        update |= {"pictures": request["pictures"]}
+    return amounts.model_copy(update=update)

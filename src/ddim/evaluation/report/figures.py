@@ -1,0 +1,110 @@
+"""Pictures of what was measured, drawn by matplotlib without a window."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ddim.evaluation.fid_table import label
+
+COLOURS = ("#1b4965", "#2a9d8f", "#8ab17d", "#e9a23b", "#d1495b", "#6d597a", "#457b9d", "#b56576")
+INK, FAINT = "#1f2933", "#d9dee3"
+
+
+def installed() -> bool:
+    """Whether matplotlib is there."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _axes(columns: int, height: float = 3.4) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
+    panels = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#9aa5b1")
+        axes.tick_params(colors=INK, which="both", labelsize=9)
+        axes.grid(color=FAINT, linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
+
+
+def _finish(figure: Any, png: bool) -> bytes:
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    with rc_context({"svg.hashsalt": "ddim", "svg.fonttype": "path"}):
+        kind: dict[str, Any] = {"format": "png", "dpi": 130} if png else {"format": "svg", "metadata": {"Date": None}}
+        figure.savefig(out, **kind)
+    return out.getvalue()
+
+
+def _ticks(axis: Any, values: Sequence[float] = ()) -> None:
+    """Ticks of a logarithmic axis: at the values given, else at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator(sorted({*values})) if values else LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def quality(
+    cells: Sequence[Mapping[str, Any]],
+    times: Mapping[tuple[str, int], Mapping[str, Any]],
+    metric: str,
+    png: bool = False,
+) -> bytes:
+    """Distance against network calls and against seconds a sample, a line for each row: the paper's Figure 4.
+
+    Args:
+        cells: As in evaluate.json.
+        times: Seconds a sample of each (row, S).
+        metric: What the distance is called.
+        png: PNG, otherwise SVG.
+    """
+    figure, (left, right) = _axes(2)
+    for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
+        mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in mine]
+        values = [cell["fd"] for cell in mine]
+        spread = [2 * (cell["fd_error"] or 0.0) for cell in mine]
+        style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
+        left.errorbar([cell["network_calls"] for cell in mine], values, spread, label=label(row), **style)
+        right.errorbar(seconds, values, spread, **style)
+    for axes, told in ((left, "network calls"), (right, "seconds a sample")):
+        axes.set(xscale="log", yscale="log", xlabel=told)
+        _ticks(axes.yaxis)
+    _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
+    _ticks(right.xaxis)
+    left.set_ylabel(f"{metric}, log scale")
+    left.legend(fontsize=8, frameon=False)
+    return _finish(figure, png)
+
+
+def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
+    """Valid words, n-grams and bits of samples of text against network calls, a line for each eta, as PNG.
+
+    Args:
+        cells: As in evaluate.json.
+        real: The figures of real text, a dashed line.
+    """
+    figure, panels = _axes(3)
+    titles = {
+        "valid_words": "share of words that exist",
+        "gram_divergence": "divergence of 3-grams, bits",
+        "bits_per_character": "bits/character, 5-gram model",
+    }
+    for axes, (key, title) in zip(panels, titles.items(), strict=True):
+        for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
+            mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+            places = [cell["steps"] for cell in mine]
+            axes.plot(places, [cell[key] for cell in mine], color=colour, marker="o", ms=4, lw=1.8, label=label(row))
+        axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
+        axes.set(xscale="log", xlabel="network calls S", title=title)
+        axes.title.set_size(10)
+        _ticks(axes.xaxis, [cell["steps"] for cell in cells])
+    panels[0].legend(fontsize=8, frameon=False)
+    return _finish(figure, png=True)

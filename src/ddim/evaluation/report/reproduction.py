@@ -1,0 +1,131 @@
+"""What `ddim reproduce` puts together: the report as data, and its page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import ddim
+from ddim._io.atomic import write_atomic
+from ddim.data import ImageSet
+from ddim.evaluation.fid_table import Measured
+from ddim.evaluation.report import figures, page, paper, sections
+from ddim.evaluation.report.budget import Amounts
+from ddim.evaluation.report.tables import Times, write_json, write_table
+
+PICTURES = "pictures"
+
+
+def write_report(
+    out: Path,
+    facts: Mapping[str, Any],
+    request: Mapping[str, Any],
+    counts: Amounts,
+    made: Sequence[Measured],
+    times: Times,
+    trips: Sequence[dict[str, Any]],
+    test: ImageSet,
+) -> Path:
+    """Write evaluate.*, report.json, the pictures and report.html.
+
+    Args:
+        out: The report's folder, with the walks in its folder of pictures.
+        facts: See `ddim.evaluation.report.tables.about`.
+        request: The command's settings.
+        counts: How much was made.
+        made: The cells of Table 1.
+        times: Seconds a sample of each.
+        trips: The rows of Table 2, with pictures.
+        test: The test set.
+
+    Returns:
+        The page.
+    """
+    table = write_table(out, facts, made, times)
+    pictures, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
+    report = {
+        "format": "ddim-report",
+        "version": 1,
+        **facts,
+        "software": software(),
+        "request": dict(request),
+        "budget": _budget(request),
+        "counts": counts.model_dump(exclude={"calls_per_second"}),
+        "grid": request["grid"],
+        "published": paper.data_set(facts["data"]["data"]),
+        "paper_table_2": paper.TABLE_2,
+        "test": {"data": test.name, "split": test.split, "fingerprint": test.fingerprint()},
+        "walk_steps": sections.WALK_STEPS,
+        "figure_3": shown,
+        "table_1": {"cells": table["cells"], "consistency": table["consistency"]},
+        "table_2": [{key: value for key, value in row.items() if key != "again"} for row in trips],
+    }
+    write_json(out / "report.json", report)
+    text = page.render({**report, "manifest_text": manifest(report)}, pictures)
+    write_atomic(out / "report.html", text.encode())
+    return out / "report.html"
+
+
+def _pictures(
+    out: Path, table: Mapping[str, Any], metric: str, made: Sequence[Measured], times: Times, trips: bytes
+) -> tuple[dict[str, bytes | None], list[tuple[str, int]]]:
+    """Every figure, written to its file too, and the names of Figure 3's with their S."""
+    steps = sorted({m.cell.steps for m in made})
+    chosen = [steps[0], *([max(s for s in steps if s <= 100)] if steps[0] < 100 else [])]
+    shown = [(f"samples-{s}", s) for s in dict.fromkeys(chosen)]
+    drawn: dict[str, bytes | None] = {
+        **{name: sections.samples(made, s) for name, s in shown},
+        "quality": figures.quality(table["cells"], times, metric),
+        "same_start": sections.same_start(made),
+        "trips": trips,
+    }
+    for name, data in drawn.items():
+        if data:
+            suffix = "png" if data.startswith(b"\x89PNG") else "svg"
+            write_atomic(out / PICTURES / f"{name.replace('_', '-')}.{suffix}", data)
+    walks = {name: (out / PICTURES / f"{file}.png").read_bytes() for name, file in _WALKS.items()}
+    return {**drawn, **walks}, shown
+
+
+_WALKS = {"walks": "walks", "corners": "four-corners"}
+
+
+def _budget(request: Mapping[str, Any]) -> str:
+    """What captions say of how much was made."""
+    asked = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
+    asked += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
+    return "; ".join([request["budget"], *asked])
+
+
+def software() -> dict[str, str]:
+    """The versions that figures may depend on."""
+    return {
+        "ddim": ddim.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "processor": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def manifest(report: Mapping[str, Any]) -> str:
+    """Every choice, as text; tau once for each S and grid."""
+    taus: dict[str, str] = {}
+    for cell in report["table_1"]["cells"]:
+        times, name = cell["tau"], f"S = {cell['steps']}"
+        spelt = ", ".join(f"{t:g}" for t in times)
+        if len(times) > 120:
+            spelt = f"{', '.join(f'{t:g}' for t in times[:5])}, ... , {', '.join(f'{t:g}' for t in times[-3:])}"
+        same = taus.setdefault(name, spelt) == spelt
+        if not same:
+            taus[f"{name}, {cell['row']}"] = spelt
+    left = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
+    plain = {key: value for key, value in report.items() if key not in left}
+    return json.dumps({**plain, "tau": taus}, indent=1)

@@ -1,0 +1,154 @@
+"""The parts of the paper's section 5 beside Table 1, each into a file of its own and gone on with where it stopped."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddim._io.atomic import Appender
+from ddim._io.checksum import journal_line, read_journal
+from ddim._io.finished import Finished
+from ddim._io.png import labelled_rows, png, sheet
+from ddim.data import ImageSet
+from ddim.data.pixels import to_uint8
+from ddim.errors import DdimError
+from ddim.evaluation.fid_table import Measured, label
+from ddim.evaluation.reconstruction import round_trips
+from ddim.model.image import Model
+from ddim.sampling.latents import slerp_grid, slerp_path
+
+SHOWN = 12
+ROWS, FRAMES, SIDE, WALK_STEPS = 5, 11, 8, 50
+WALKED = ROWS * FRAMES + SIDE**2
+
+
+def round_tripping(
+    model: Model, test: ImageSet, steps: Sequence[int], count: int, path: Path, grid: str | None = None
+) -> Generator[int, None, list[dict[str, Any]]]:
+    """Table 2: encode and decode test pictures with S calls each way, micro-batch by micro-batch.
+
+    Args:
+        model: The model, in float32 for figures to be trusted.
+        test: The test set, of which the first pictures are taken.
+        steps: The S.
+        count: How many pictures.
+        path: Where every micro-batch becomes a line.
+        grid: The grid; the default one if None.
+
+    Yields:
+        How many pictures are done, over all S.
+
+    Returns:
+        A row for each S, with the first pictures that came back, uint8 (P, H, W, C).
+    """
+    pictures, size = test.batch(range(count)), model.micro_batch
+    lines: list[dict[str, Any]] = read_journal(path, lambda line, _: line if "again" in line else None)
+    done = {(line["steps"], line["first"]): line for line in lines}
+    made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
+    yield made
+    with Appender(path) as file:
+        for s in steps:
+            way = model.inversion("ddim", s, grid)
+            for first in range(0, count, size):
+                if (s, first) in done:
+                    continue
+                [trip] = round_trips(model, pictures[first : first + size], way)
+                shown = trip.again[: max(0, SHOWN - first)]
+                line = {"steps": s, "first": first, "mse": trip.error.tolist(), "largest": trip.largest.tolist()}
+                line |= {"plan": way.decode_plan.name, "again": base64.b64encode(shown.tobytes()).decode()}
+                file.write(journal_line(line))
+                done[s, first] = line
+                made += len(trip.again)
+                yield made
+    return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
+
+
+def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], count: int) -> dict[str, Any]:
+    errors = np.array([value for line in lines for value in line["mse"]])
+    if len(errors) != count:
+        raise DdimError("round trips", f"of S = {steps} are {len(errors)}, not {count}", "remove round-trips.jsonl")
+    shown = b"".join(base64.b64decode(line["again"]) for line in lines)
+    return {
+        "steps": steps,
+        "plan": lines[0]["plan"],
+        "pictures": len(errors),
+        "mse": float(errors.mean()),
+        "standard_error": float(errors.std(ddof=1) / len(errors) ** 0.5) if len(errors) > 1 else None,
+        "largest": max(value for line in lines for value in line["largest"]),
+        "again": np.frombuffer(shown, np.uint8).reshape(-1, *shape),
+    }
+
+
+def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> Generator[int, None, list[Path]]:
+    """Figure 6: walks between two latents, and a sheet between four.
+
+    Args:
+        model: The model.
+        folder: Where the two pictures go.
+        seed: Of the latents.
+        grid: The grid; the default one if None.
+
+    Yields:
+        How many of the `WALKED` pictures are done.
+
+    Returns:
+        The two files.
+    """
+    paths = [folder / "walks.png", folder / "four-corners.png"]
+    done = 0
+    with Finished(folder) as finished:
+        for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
+            yield done
+            if finished.missing([path])[0]:
+                plan = model.plan(min(WALK_STEPS, model.schedule.T), grid)
+                ends = model.noise(2 * ROWS + 4, seed).start()
+                if path == paths[0]:
+                    latents = torch.cat([slerp_path(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
+                else:
+                    latents = slerp_grid(ends[-4:], SIDE, SIDE)
+                parts = []
+                for block in model.run_blocks(plan, latents):
+                    parts.append(to_uint8(block))
+                    yield done + sum(map(len, parts))
+                made = np.concatenate(parts)
+                columns = FRAMES if path == paths[0] else SIDE
+                finished.write([(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))])
+            done += count
+    yield done
+    return paths
+
+
+def _zoom(pictures: np.ndarray) -> int:
+    return max(1, 64 // int(pictures.shape[1]))
+
+
+def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
+    """Figure 3: samples of one S, a row for each amount of noise, from the same x_T: PNG, or None if there are none."""
+    mine = [m for m in made if m.cell.steps == steps]
+    if not mine:
+        return None
+    count = min(count, *(len(m.gathered.pictures) for m in mine))
+    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in mine]
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
+
+
+def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
+    """Figure 5: samples from the same x_T, a line for each S: PNG, or None if there are fewer than two S."""
+    mine = [m for m in made if m.cell.row == row]
+    if len(mine) < 2:
+        return None
+    count = min(count, *(len(m.gathered.pictures) for m in mine))
+    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in mine]
+    return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
+
+
+def trips(rows: Sequence[dict[str, Any]], test: ImageSet) -> bytes:
+    """Table 2 as a picture: test pictures, and what came back for each S: PNG."""
+    count = min(len(row["again"]) for row in rows)
+    lines = [("original", test.batch(range(count))), *((f"S = {row['steps']}", row["again"][:count]) for row in rows)]
+    return png(labelled_rows(lines, zoom=_zoom(lines[0][1])))

@@ -1,0 +1,133 @@
+"""The paper's Table 1 for a model, as text, JSON, CSV and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ddim
+from ddim._io.atomic import write_atomic
+from ddim.errors import warn
+from ddim.evaluation.consistency import consistency
+from ddim.evaluation.features import Extractor
+from ddim.evaluation.fid_table import Measured, label
+from ddim.evaluation.report import figures
+from ddim.evaluation.statistics import Statistics
+from ddim.model.base import ModelBase
+from ddim.sampling.microbatch import Label
+
+Times = Mapping[tuple[str, int], Mapping[str, Any]]
+MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_std", "precision", "recall")
+
+
+def about(
+    model: ModelBase, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
+) -> dict[str, Any]:
+    """What a table depends on beside its cells: model, data, extractor, seed, precision."""
+    return {
+        "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
+        "data": data.protocol.model_dump(),
+        "extractor": {"name": extractor.name, "sha256": extractor.sha256, "note": extractor.note},
+        "metric": extractor.metric,
+        "seed": seed,
+        "label": given,
+        "quantised": "samples are rounded to 8 bits before features are taken",
+        **model.conditions,
+        "ddim": ddim.__version__,
+    }
+
+
+def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One dictionary for each cell, without anything that differs from run to run."""
+    return [
+        {
+            "row": m.cell.row,
+            "steps": m.cell.steps,
+            "network_calls": m.cell.plan.calls,
+            "n": m.cell.n,
+            "plan": m.cell.plan.name,
+            "clip_x0": m.cell.plan.hook is not None,
+            "tau": [row.now.t for row in reversed(m.cell.plan.rows)],
+            **{key: m.figures[key] for key in MEASURES},
+        }
+        for m in made
+    ]
+
+
+def consistencies(made: Sequence[Measured]) -> list[dict[str, Any]]:
+    """How alike samples from the same x_T are for two numbers of calls, in every row without noise, and in eta = 1."""
+    found = []
+    for row in dict.fromkeys(m.cell.row for m in made):
+        if any(m.cell.plan.stochastic for m in made if m.cell.row == row) and row != "1":
+            continue
+        mine = [m for m in made if m.cell.row == row]
+        for i, a in enumerate(mine):
+            for b in mine[i + 1 :]:
+                both = consistency(a.gathered, b.gathered)
+                figures = {key: getattr(both, key) for key in type(both).__slots__}
+                found.append({"row": row, "a": a.cell.steps, "b": b.cell.steps, **figures, "ratio": both.ratio})
+    return found
+
+
+def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], times: Times) -> dict[str, Any]:
+    """Write evaluate.json, evaluate.csv, timing.json and, where matplotlib is installed, evaluate.png.
+
+    evaluate.json and .csv hold nothing that differs from run to run; times are in timing.json alone.
+
+    Returns:
+        What evaluate.json holds.
+    """
+    table = {"format": "ddim-evaluation", "version": 1, **facts, "cells": rows(made)}
+    table["consistency"] = consistencies(made)
+    write_json(out / "evaluate.json", table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [key for key in table["cells"][0] if key != "tau"], extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(table["cells"])
+    write_atomic(out / "evaluate.csv", text.getvalue().encode())
+    cells = [{"row": row, "steps": steps, **found} for (row, steps), found in times.items()]
+    machine = {"device": facts["device"], "threads": torch.get_num_threads(), "dtype": facts["dtype"]}
+    write_json(out / "timing.json", {**machine, "cells": cells})
+    if figures.installed():
+        write_atomic(out / "evaluate.png", figures.quality(table["cells"], times, facts["metric"], png=True))
+    else:
+        warn("matplotlib is not installed: no picture of the table; pip install 'ddim[plot]'")
+    return table
+
+
+def write_json(path: Path, what: Any) -> None:
+    """Write JSON atomically."""
+    write_atomic(path, (json.dumps(what, indent=1) + "\n").encode())
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A figure in a few digits; "-" for none."""
+    return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
+
+
+def print_table(made: Sequence[Measured], metric: str) -> str:
+    """The table as text: the distance and its standard error, a row for each amount of noise."""
+    steps = sorted({m.cell.steps for m in made})
+    known = {(m.cell.row, m.cell.steps): m for m in made}
+    names = list(dict.fromkeys(m.cell.row for m in made))
+    lines = [f"{metric}, smaller is better; +- the standard error over the samples"]
+    lines.append(f"{'S':>12} " + "".join(f"{s:>18}" for s in steps))
+    for row in names:
+        cells = []
+        for s in steps:
+            found = known.get((row, s))
+            spread = found.figures["fd_error"] if found else None
+            value = number(found.figures["fd"]) if found else "-"
+            cells.append(value + (f" +- {number(spread, 2)}" if spread is not None else ""))
+        lines.append(f"{label(row):>12} " + "".join(f"{cell:>18}" for cell in cells))
+    counts = [sorted({m.cell.n for m in made if m.cell.steps == s}) for s in steps]
+    lines.append(f"{'samples':>12} " + "".join(f"{'/'.join(map(str, n)):>18}" for n in counts))
+    if len({n for column in counts for n in column}) > 1:
+        lines.append("A distance of fewer samples is larger: compare cells of one number, or fd_limit, or KID.")
+    return "\n".join(lines)

@@ -1,0 +1,320 @@
+"""Any plan over real-valued data as a scheduler inside diffusers' own pipelines.
+
+pipe.scheduler = ddim.PlanScheduler.from_scheduler(pipe.scheduler, sampler="unipc3", grid="log-snr")
+pipe("a horse", num_inference_steps=10)
+
+`DDIMPipeline` makes a `DDIMScheduler` of whatever scheduler it is made with, so set `pipe.scheduler` afterwards, there
+as everywhere. Diffusers counts times from 0: its timestep is t - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from ddim.errors import DdimError
+from ddim.interop.scheduler_settings import Settings, log_snr_of, read_other
+from ddim.interop.scheduler_state import RunState
+from ddim.model import config as configs
+from ddim.names import Predicts
+from ddim.plan.plan import Plan
+from ddim.process.gaussian import diffuse
+from ddim.process.schedule import Schedule
+from ddim.process.timesteps import DEFAULT
+
+try:
+    from diffusers.configuration_utils import ConfigMixin
+    from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
+    from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+    from diffusers.utils.torch_utils import randn_tensor
+except ImportError as _error:
+    _wrong = f"needs diffusers, which cannot be imported ({str(_error).splitlines()[0]})"
+    raise DdimError("PlanScheduler", _wrong, "pip install 'ddim[interop]'") from None
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """A plan, or a sampler by name that makes one for each number of steps, in the place of a diffusers scheduler.
+
+    Steps go by their own count, not by the timestep, which may come twice. The states and predictions that a row looks
+    back on are kept here, in float32 at least; a plan with a lattice has float64 ones, of which the caller gets a copy
+    in the dtype of the sample given, see `states`. Samplers with several calls a step have `order` above 1, as
+    diffusers' own. `notes` tells every choice that `from_scheduler` mapped.
+
+    Args:
+        schedule: The noise schedule of the network.
+        sampler: One of `ddim.samplers.SAMPLERS`.
+        grid: A grid's name (see `ddim.timesteps`) or a rising list of times in our counting, 1..T.
+        eta: For sampler "ddim": 0 is DDIM, 1 is DDPM. What a pipeline passes to `step` must be 0, its default, or this.
+        predicts: What the network predicts: "eps", "x0" or "v".
+        clip_x0: Whether each predicted x_0 is clipped to [-1, 1], eps being derived again.
+        encode: Whether plans go up, from clean data to noise.
+        offset: Added to all times of a named grid; diffusers' steps_offset.
+        plan: A fixed plan instead of sampler, grid, offset, eta, clip_x0 and encode.
+
+    Raises:
+        DdimError: If the plan does not fit the schedule, or settings do not go together.
+
+    Warns:
+        DdimWarning: If the plan was made for a certain model, which cannot be held against the pipeline's network.
+    """
+
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
+    init_noise_sigma = 1.0
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        sampler: str = "ddim",
+        grid: str | Sequence[float] = DEFAULT,
+        eta: float = 0.0,
+        predicts: Predicts = "eps",
+        clip_x0: bool = False,
+        encode: bool = False,
+        offset: int = 0,
+        plan: Plan | None = None,
+    ):
+        if not isinstance(schedule, Schedule) or not (plan is None or isinstance(plan, Plan)):
+            given = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
+            wrong = f"is given a {given} where a schedule or a plan over real-valued data belongs"
+            raise DdimError("PlanScheduler", wrong, "see ddim.schedule and ddim.Plan, or use from_scheduler")
+        values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "sampler": sampler}
+        values |= {"grid": grid, "eta": eta, "predicts": predicts, "clip_x0": clip_x0, "encode": encode}
+        values |= {"offset": offset, "plan": plan}
+        self._set_up(configs.build(Settings, values, "PlanScheduler"))
+
+    def _set_up(self, settings: Settings, notes: tuple[str, ...] = ()) -> None:
+        self.settings, self.notes, self.schedule = settings, notes, settings.schedule
+        self.alphas_cumprod = torch.from_numpy(self.schedule.alpha_bar[1:]).float()
+        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.num_inference_steps: int | None = None
+        self.timesteps = torch.arange(self.schedule.T - 1, -1, -1)
+        self._course: RunState | None = None
+        self._given: list[Tensor] | None = None
+        self.register_to_config(**settings.public())  # type: ignore[no-untyped-call]
+        if settings.fixed is not None:
+            self.set_timesteps(len(settings.fixed))
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any], notes: tuple[str, ...] = ()) -> PlanScheduler:
+        made = cls.__new__(cls)
+        made._set_up(configs.build(Settings, dict(values), "PlanScheduler"), notes)
+        return made
+
+    @classmethod
+    def from_scheduler(
+        cls,
+        other: Any,
+        sampler: str | None = None,
+        grid: str | Sequence[float] | None = None,
+        eta: float | None = None,
+        clip_x0: bool | None = None,
+        encode: bool | None = None,
+        plan: Plan | None = None,
+    ) -> PlanScheduler:
+        """One with another diffusers scheduler's noise schedule, prediction, clipping and grid; see `notes`.
+
+        Args:
+            other: The scheduler, such as `pipe.scheduler`.
+            sampler: As for the class, as the next ones; "ddim" if left out.
+            grid: The other's timestep spacing if left out.
+            eta: 0 if left out.
+            clip_x0: As the other clips if left out.
+            encode: False if left out.
+            plan: A fixed plan instead.
+
+        Raises:
+            DdimError: If the other does what no plan does: thresholding, flow matching, clipping to another range.
+
+        Warns:
+            DdimWarning: If the other's last step does not end at clean data.
+        """
+        table = getattr(other, "alphas_cumprod", None)
+        if table is None or not hasattr(other, "config"):
+            wrong = "has no table of alpha_bar, so it is of another kind of noise"
+            raise DdimError(type(other).__name__, wrong, "leave the pipeline its scheduler")
+        chosen = {"sampler": sampler, "grid": grid, "eta": eta, "clip_x0": clip_x0, "encode": encode, "plan": plan}
+        return cls._of(*read_other(other.config, table.double().cpu().numpy(), type(other).__name__, chosen))
+
+    @override
+    @classmethod
+    def from_config(  # type: ignore[override]
+        cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """One from a configuration: that of such a scheduler, or as `from_scheduler` of another one's.
+
+        Args:
+            config: The configuration.
+            return_unused_kwargs: Whether an empty dict is returned as well.
+            kwargs: Settings instead of those in the configuration.
+
+        Raises:
+            DdimError: If it is damaged, or as `from_scheduler`.
+        """
+        own = config.get("_ddim")
+        if isinstance(own, Mapping):
+            fresh = {"as_spaced": False} if "grid" in kwargs else {}
+            made = cls._of({**own, **fresh, **kwargs})
+        else:
+            made = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
+        return (made, {}) if return_unused_kwargs else made
+
+    def __repr__(self) -> str:
+        return f"PlanScheduler({self.settings}, schedule {self.schedule.name}, T = {self.schedule.T})"
+
+    def __len__(self) -> int:
+        return self.schedule.T
+
+    @property
+    def order(self) -> int:
+        """Network calls in each step: 2 for "heun", 4 for "rk4"; a fixed plan's steps are its rows."""
+        return self.settings.order
+
+    @property
+    def begin_index(self) -> int | None:
+        """The row set by `set_begin_index`."""
+        return self._course.begin if self._course else None
+
+    @property
+    def step_index(self) -> int | None:
+        """The row to be run next; None before the first step."""
+        return self._course.index if self._course else None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that is run, from where the run begins on.
+
+        Raises:
+            DdimError: If `set_timesteps` was not called.
+        """
+        return self._current().run.plan
+
+    @property
+    def states(self) -> tuple[Tensor, ...]:
+        """The last states, newest first, (N, ...) each, as exact as they are kept; give them to `set_states` to go on.
+
+        A latent of a reversible plan is the first two of them; the way back begins from them in the opposite order.
+        """
+        return tuple(self._current().run.states)
+
+    def set_states(self, states: Sequence[Tensor]) -> None:
+        """Give the states that the next run begins from: for a plan that starts from two, or exact ones on a lattice.
+
+        Args:
+            states: Newest first, (N, ...) each: the sample that the loop starts from, in any dtype, and one older state
+                for each level of `plan.before`. They serve one run, whether set before or after `set_timesteps`.
+        """
+        self._given = list(states)
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Make the plan of a number of steps, and start anew.
+
+        Args:
+            num_inference_steps: S. A fixed plan has as many steps as rows, and takes no other number.
+            device: Where `timesteps` go.
+            timesteps: Falling times in diffusers' counting instead.
+
+        Raises:
+            DdimError: If a fixed plan has another number of steps; see `ddim.timesteps.tau` and the samplers.
+        """
+        plan = self.settings.plan_of(num_inference_steps, timesteps)
+        times = (course := RunState(self.settings, plan)).times
+        whole = all(t == int(t) for t in times)
+        self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
+        self.num_inference_steps = len(self.settings.starts(plan))
+        self._course = course
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Begin the run at a row, as image-to-image pipelines do; its state is then one that no earlier row made.
+
+        A sampler's plan is made anew over the levels that are left, so that rows do not look back on steps that never
+        were. A pipeline that hands in a later timestep without this call begins there all the same.
+
+        Args:
+            begin_index: The row, 0 for the first.
+
+        Raises:
+            DdimError: If there is no such row, it is in the middle of a step, or a fixed plan looks back beyond it.
+        """
+        self._current().begin_at(int(begin_index))
+
+    def _current(self) -> RunState:
+        if self._course is None:
+            raise DdimError("PlanScheduler", "has no steps yet", "call set_timesteps first")
+        return self._course
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample itself."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Run the next row of the plan.
+
+        Args:
+            model_output: The network's output at the sample and timestep, (N, C, ...), or (N, 2 C, ...) where it says
+                a variance.
+            timestep: The next of `timesteps`. In a first step without `set_begin_index` a later one begins there.
+            sample: The state, (N, C, ...), as the last step gave it.
+            eta: 0, which leaves the scheduler's own in force, or the same number.
+            use_clipped_model_output: None, or as the plan does: True but for `Plan.eps_kept`.
+            generator: Draws the row's noise, if it adds any; diffusers takes the global one where None.
+            variance_noise: The noise itself instead, standard normal, (N, C, ...).
+            return_dict: Whether an object is returned, not a tuple.
+
+        Returns:
+            `prev_sample` and `pred_original_sample`, in the sample's dtype.
+
+        Raises:
+            DdimError: If a step is out of order or one too many, or an argument is not the plan's.
+        """
+        self.settings.refuse(eta, use_clipped_model_output, self.plan)
+        run = self._current().at(float(timestep))
+        begins = not run.states
+        run.enter(sample, self._given if begins else None)
+        fresh = variance_noise
+        if run.row.draws and fresh is None:
+            fresh = randn_tensor(sample.shape, generator, sample.device, model_output.dtype)
+        state, said = run.leave(model_output, fresh)
+        self._given = None if begins else self._given
+        made = state.to(sample.dtype), said.x0.to(sample.dtype)
+        return DDIMSchedulerOutput(*made) if return_dict else made
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Clean data with noise, as at the levels of diffusers' timesteps.
+
+        Args:
+            original_samples: Clean data, (N, ...).
+            noise: Standard normal, the same shape.
+            timesteps: (N,) or (1,), t - 1.
+
+        Returns:
+            x_t, the shape of the data.
+
+        Raises:
+            DdimError: If a timestep is outside the schedule.
+        """
+        levels = [self.schedule.level(float(t) + 1) for t in timesteps.reshape(-1).tolist()]
+        if len({*levels}) == 1:
+            return diffuse(original_samples, noise, levels[0])
+        each = zip(original_samples, noise, levels, strict=True)
+        return torch.stack([diffuse(*sample) for sample in each])

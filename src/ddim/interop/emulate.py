@@ -1,0 +1,252 @@
+"""Plans that repeat what other codes do, off-by-ones included, so that one sees in which rows two results part.
+
+| name      | code                                         | what is its own                                          |
+|-----------|----------------------------------------------|----------------------------------------------------------|
+| diffusers | `DDIMScheduler`                              | steps to t - T // S, whatever its grid's next entry is;  |
+|           |                                              | clips x_0 and leaves eps as it was                       |
+| official  | the DDIM authors' `generalized_steps` and    | T // S gives more steps than asked where it does not     |
+|           | `ddpm_steps`                                 | divide T; "quad" ends at 0.8 T and holds times twice     |
+| openai    | `ddim_sample` of improved-diffusion and      | needs an integer stride of exactly S entries ("ddimS"),  |
+|           | guided-diffusion, over a respaced process    | or a fractional one; clips x_0 and derives eps again     |
+
+Times are counted as everywhere here, t = 1..T; these codes count t - 1. What they feed their networks is not the plan's
+business, and neither is that they compute in float32: the tables here are float64.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+from ddim import samplers
+from ddim.errors import DdimError, warn
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process import gaussian, timesteps
+from ddim.process.schedule import Level, Schedule
+
+WHOSE = {"diffusers": "diffusers", "official": "the authors' code", "openai": "openai's code"}
+Spacing = Literal["leading", "trailing", "linspace"]
+SkipType = Literal["uniform", "quad"]
+SampleType = Literal["generalized", "ddpm_noisy"]
+Respacing = Literal["ddim", "fractional"]
+
+
+def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
+    """The plan that another code runs.
+
+    Args:
+        name: One of `NAMES`.
+        schedule: The noise schedule; its T is theirs.
+        steps: S, the number of steps asked for, 1..T; the plan may have more.
+        settings: See `diffusers`, `official` and `openai`; each has the other code's defaults.
+
+    Returns:
+        A plan whose `emulates` names the code: every row starts at a level the code calls its network at and ends at
+        that of its next call, but goes, by its weights, where the code goes; see `Plan.check`.
+
+    Raises:
+        DdimError: For an unknown name or setting, or where the code itself fails.
+
+    Warns:
+        DdimWarning: If it makes another number of steps.
+    """
+    known = defaults(name)
+    for key in settings:
+        if key not in known:
+            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(known)}")
+    made = PRESETS[name](schedule, steps, **settings)
+    if made.calls != steps:
+        warn(f"{name}: {steps} steps asked, it makes {made.calls}")
+    return made
+
+
+def defaults(name: str) -> dict[str, Any]:
+    """A preset's settings and their defaults.
+
+    Raises:
+        DdimError: If there is no such preset.
+    """
+    if name not in PRESETS:
+        raise DdimError(f"emulation {name!r}", "is unknown", f"choose one of {', '.join(NAMES)}")
+    found = inspect.signature(PRESETS[name]).parameters.values()
+    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+
+
+def diffusers(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    set_alpha_to_one: bool = True,
+    clip_sample: bool = True,
+    use_clipped_model_output: bool = False,
+    eta: float = 0.0,
+) -> Plan:
+    """diffusers' `DDIMScheduler`: every step goes to t - T // S, or where that is before its first time, to the end.
+
+    Args:
+        schedule: The noise schedule.
+        steps: S.
+        spacing: Its `timestep_spacing`.
+        steps_offset: What it adds to "leading" times.
+        set_alpha_to_one: Whether its last step goes to clean data; else to its first time, our t = 1.
+        clip_sample: Whether x_0 is clipped to [-1, 1] (its `clip_sample_range` of 1).
+        use_clipped_model_output: Whether eps is derived again from the clipped x_0.
+        eta: Times the standard deviation of a step to t - T // S.
+
+    Raises:
+        DdimError: If a setting is unknown or eta too large, or the scheduler would look outside its table.
+    """
+    _choice("diffusers spacing", spacing, Spacing)
+    _whole("diffusers", steps, schedule.T)
+    shift = steps_offset if spacing == "leading" else 0
+    times = sorted((t + shift for t in timesteps.NAMED[spacing](schedule, steps, schedule.T)), reverse=True)
+    outside = [t for t in times if not 1 <= t <= schedule.T]
+    if outside:
+        wrong = f"asks for its time {outside[0] - 1} of 0..{schedule.T - 1}"
+        raise DdimError(f"diffusers {spacing}, S = {steps}", wrong, "choose another S, or steps_offset 0")
+    final, stride = schedule.level(0 if set_alpha_to_one else 1), schedule.T // steps
+    rows = [
+        _row(schedule.level(t), schedule.level(after), schedule.level(t - stride) if t > stride else final, eta)
+        for t, after in itertools.pairwise([*times, 0])
+    ]
+    about = [spacing, f"S={steps}", f"eta={eta:g}"]
+    about += [f"offset {shift}"] if shift else []
+    about += [] if set_alpha_to_one else ["to alpha_0"]
+    return _made("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
+
+
+def official(
+    schedule: Schedule,
+    steps: int,
+    *,
+    skip_type: SkipType = "uniform",
+    sample_type: SampleType = "generalized",
+    eta: float = 0.0,
+) -> Plan:
+    """The DDIM authors' code: to the next entry of its own grid and to alpha_bar 1 at last, without clipping.
+
+    Args:
+        schedule: The noise schedule.
+        steps: S; "uniform" makes more where T // S does not divide T.
+        skip_type: "uniform" is range(0, T, T // S), "quad" linspace(0, sqrt(0.8 T), S)^2 truncated; where two entries
+            are truncated to one time, the first one's step goes nowhere.
+        sample_type: "ddpm_noisy" is its sigma-hat, the paper's, with x_0 clipped; then there is no eta.
+        eta: Times sigma, eq. (16).
+
+    Raises:
+        DdimError: If a setting is unknown or eta too large.
+    """
+    _choice("official skip_type", skip_type, SkipType)
+    _choice("official sample_type", sample_type, SampleType)
+    _whole("official", steps, schedule.T)
+    noisy = sample_type == "ddpm_noisy"
+    if noisy and eta:
+        raise DdimError("official ddpm_noisy", "has no eta", "leave eta out, or use generalized")
+    name = {"uniform": "official-linear", "quad": "official-quadratic"}[skip_type]
+    times = sorted(timesteps.NAMED[name](schedule, steps, schedule.T), reverse=True)
+    rows = []
+    for t, after in itertools.pairwise([*times, 0]):
+        now, following = schedule.level(t), schedule.level(after)
+        hat = abs(gaussian.sigma_hat(now, following)) if noisy and t > 1 else 0.0
+        rows.append(_row(now, following, following, 1.0 if noisy else eta, hat if noisy else None))
+    about = [skip_type, f"S={steps}", "sigma-hat" if noisy else f"eta={eta:g}"]
+    return _made("official", rows, noisy, about, hat=noisy)
+
+
+def openai(
+    schedule: Schedule,
+    steps: int,
+    *,
+    respacing: Respacing = "ddim",
+    clip_denoised: bool = True,
+    eta: float = 0.0,
+) -> Plan:
+    """improved-diffusion's and guided-diffusion's `ddim_sample`, over the respaced process.
+
+    The respaced betas have the alpha_bar of the times that are kept, so all its steps go to the next one.
+
+    Args:
+        schedule: The noise schedule.
+        steps: S.
+        respacing: "ddim" is their "ddimS", the first integer stride with exactly S entries; "fractional" their "S", the
+            stride (T - 1) / (S - 1), rounded.
+        clip_denoised: Whether x_0 is clipped to [-1, 1]; eps is derived again.
+        eta: Times sigma, eq. (16).
+
+    Raises:
+        DdimError: If a setting is unknown, eta too large, or no integer stride has S entries.
+    """
+    _choice("openai respacing", respacing, Respacing)
+    _whole("openai", steps, schedule.T)
+    times = sorted((t + 1 for t in _respaced(schedule.T, steps, respacing)), reverse=True)
+    rows = [
+        _row(schedule.level(t), schedule.level(after), schedule.level(after), eta)
+        for t, after in itertools.pairwise([*times, 0])
+    ]
+    about = [f"{respacing} stride", f"S={steps}", f"eta={eta:g}"]
+    return _made("openai", rows, clip_denoised, about)
+
+
+def _respaced(T: int, steps: int, respacing: Respacing) -> set[int]:
+    if respacing == "fractional":
+        # Added up one by one, as they do: the sum's rounding is theirs too, and a half goes to the even neighbour.
+        stride = (T - 1) / max(steps - 1, 1)
+        return {round(place) for place in itertools.accumulate([0.0, *[stride] * (steps - 1)])}
+    for whole in range(1, T):
+        if len(range(0, T, whole)) == steps:
+            return set(range(0, T, whole))
+    wrong = f"no integer stride has exactly {steps} entries in 0..{T - 1}"
+    raise DdimError(f"openai ddim{steps}", wrong, "choose another S, or respacing fractional")
+
+
+PRESETS: dict[str, Callable[..., Plan]] = {"diffusers": diffusers, "official": official, "openai": openai}
+NAMES = tuple(PRESETS)
+
+
+def reference_plan(theirs: Plan, eta: float = 0.0, sigma: str | None = None) -> Plan:
+    """Our DDIM at the times of another code's plan: what is left between the two are that code's deviations.
+
+    Args:
+        theirs: What `plan` made.
+        eta: The eta it was made with.
+        sigma: "hat" where it was made with sigma-hat.
+
+    Returns:
+        A checked plan that visits each time once; it clips where theirs does, eps being derived again.
+    """
+    visited = {row.now.t: row.now for row in theirs.rows}
+    levels = [*sorted(visited.values(), key=lambda level: level.log_snr), theirs.end]
+    return samplers.ddim(levels, eta, sigma, theirs.clip_x0, about=f"the same times, S={len(levels) - 1}")
+
+
+def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None = None) -> Row:
+    """A step of eq. (12) to the level `aim`; what it makes is then taken for a state at `following`."""
+    if not (math.isfinite(eta) and eta >= 0):
+        raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
+    sigma = abs(gaussian.sigma(now, aim, eta))
+    if sigma**2 > aim.variance * (1 + 1e-12):
+        where = f"the step from t = {now.t:g} to {aim.t:g}"
+        raise DdimError(where, f"sigma = {sigma:.6g} is outside 0..{aim.noise:.6g}", "lower eta")
+    signal, direction = gaussian.posterior_weights(now, aim, sigma)
+    return Row(now, following, x0=(signal,), eps=(direction,), z=sigma if z is None else z, sigma=sigma)
+
+
+def _made(name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False) -> Plan:
+    made = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
+    return made.check()
+
+
+def _choice(what: str, value: object, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise DdimError(f"{what} {value!r}", "is unknown", f"choose one of {', '.join(get_args(kind))}")
+
+
+def _whole(name: str, steps: int, top: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= top:
+        raise DdimError(f"{name}: steps {steps}", f"is not a whole number in 1..{top}", "choose one in that range")

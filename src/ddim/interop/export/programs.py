@@ -1,0 +1,120 @@
+"""What is traced: a network, a sampler, and a sampler in two parts, all of them in the loop's own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from typing_extensions import override
+
+from ddim.errors import DdimError
+from ddim.model.denoisers import OutputFn
+from ddim.nn.base import Network
+from ddim.plan.plan import Plan
+from ddim.process.schedule import Level
+from ddim.sampling.loop import run
+
+
+class NetworkProgram(nn.Module):
+    """A network as a function of x_t (N, ...), t (N,) in 1..T and labels (N,): what it predicts, without variance."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    @override
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        said: Tensor = self.network(x, t, labels)
+        return said if said.shape[1] == x.shape[1] else said.chunk(2, dim=1)[0]
+
+
+class SamplerProgram(nn.Module):
+    """A plan without noise run on a network: x_T (N, C, H, W) and labels (N,) to x_0."""
+
+    def __init__(self, network: Network, hub: OutputFn[Any], plan: Plan):
+        super().__init__()
+        self.network, self.hub, self.plan = network, hub, plan
+        self.times = list(dict.fromkeys(row.query.t for row in plan.rows))
+        with torch.no_grad():
+            self.known = [network.condition(torch.tensor([t], dtype=torch.float32)) for t in self.times]
+
+    @override
+    def forward(self, x_T: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.through(self.network.body, x_T, self.conditions(labels))
+
+    def conditions(self, labels: Tensor | None) -> list[Tensor]:
+        """All that depends on time and label alone, for each of `times`."""
+        if labels is None:
+            return self.known
+        return [self.network.condition(torch.full_like(labels, t, dtype=torch.float32), labels) for t in self.times]
+
+    def through(self, body: Any, x_T: Tensor, conditions: list[Tensor]) -> Tensor:
+        """The run with some other body in place of the network's."""
+        known = dict(zip(self.times, conditions, strict=True))
+
+        def denoise(x: Tensor, level: Level) -> Any:
+            return self.hub(body(self.network.enter(x), known[level.t]), x, level)
+
+        return run(denoise, self.plan, x_T)
+
+
+class Body(nn.Module):
+    """All of a network but its time layers."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    @override
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        return self.network.body(x, condition)
+
+
+class Frame(nn.Module):
+    """All of a sampler but the bodies of its calls: what those would say is given, and what they are shown returned."""
+
+    def __init__(self, sampler: SamplerProgram):
+        super().__init__()
+        self.sampler = sampler
+
+    @override
+    def forward(self, x_T: Tensor, outputs: list[Tensor], labels: Tensor | None = None) -> Any:
+        said, shown = iter(outputs), []
+
+        def body(x: Tensor, condition: Tensor) -> Tensor:
+            shown.append(x)
+            return next(said)
+
+        conditions = self.sampler.conditions(labels)
+        end = self.sampler.through(body, x_T, conditions)
+        return (end, shown) if labels is None else (end, shown, conditions)
+
+
+def trace(
+    module: nn.Module, inputs: tuple[Any, ...], what: str, fixed: int | None = None, strict: bool = False
+) -> ExportedProgram:
+    """A module as a program for any number of samples.
+
+    Args:
+        module: The module.
+        inputs: What it is traced with: tensors, or lists of them, (N, ...), N > 1.
+        what: What to call it in an error.
+        fixed: The place of an input whose first size is no number of samples.
+        strict: Whether its bytecode is traced too. A transformer, which asks for the len() of a batch, needs that.
+
+    Raises:
+        DdimError: If torch cannot trace it.
+    """
+    size: Any = {0: Dim("batch")}
+    shapes = [[size] * len(each) if isinstance(each, list) else size for each in inputs]
+    if fixed is not None:
+        shapes[fixed] = None
+    try:
+        with torch.no_grad():
+            return torch.export.export(module.eval(), inputs, dynamic_shapes=tuple(shapes), strict=strict)
+    except Exception as error:  # of many kinds, and a user can do nothing about any
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        wrong = f"cannot be traced by torch {torch.__version__} ({reason})"
+        raise DdimError(what, wrong, "try another version of torch") from error

@@ -1,0 +1,241 @@
+"""Writing a network or a sampler into a file, checked against the model before the file takes its place."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+import ddim
+from ddim._io.atomic import write_atomic
+from ddim.errors import DdimError
+from ddim.interop.export import onnx_file
+from ddim.interop.export.programs import Body, Frame, NetworkProgram, SamplerProgram, trace
+from ddim.model.base import ModelBase
+from ddim.model.config import to_json
+from ddim.model.denoisers import NetworkDenoiser
+from ddim.nn.base import Network
+from ddim.plan.plan import Plan
+from ddim.sampling.loop import run
+
+SUFFIXES = (".onnx", ".pt2")
+FACTS = "ddim.json"
+"""The extra file of a .pt2 that holds what it says of itself."""
+SIZES = (2, 5)
+"""The numbers of samples at which a file is checked."""
+TOLERANCE = 1e-2
+"""By how much of the largest number a file may differ from the model; more is a fault, not rounding."""
+_NOISE = "x_T of sample i at seed s: numpy Philox, key (s, i), counter 0, standard_normal in float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written.
+
+    Args:
+        path: Where.
+        size: Its bytes.
+        facts: What it says of itself.
+        difference: By how much its results differ from the model's at most; None where nothing was there to run it.
+    """
+
+    path: Path
+    size: int
+    facts: Mapping[str, str]
+    difference: float | None
+
+
+def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = "") -> Exported:
+    """Write a network, or a sampler, as a program that others can run, in float32.
+
+    Args:
+        model: The model.
+        path: A file *.onnx or *.pt2; an older one is replaced when the new one is whole and checked.
+        plan: What the sampler runs, without noise; None for the network alone.
+        name: The model's name, for the file.
+
+    Raises:
+        DdimError: If it cannot be a program of that form, what writes it is not installed, or it came out wrong.
+    """
+    steps = iter_export(model, path, plan, name)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            made: Exported = end.value
+            return made
+
+
+def iter_export(
+    model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = ""
+) -> Generator[str, None, Exported]:
+    """As `export`.
+
+    Yields:
+        What is done next, in words.
+
+    Returns:
+        What was written.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise DdimError(path, "is of no known form", f"name a file {' or '.join('*' + each for each in SUFFIXES)}")
+    if path.suffix == ".onnx":
+        onnx_file.need_onnx()
+    if plan is not None:
+        _check_plan(model, plan)
+    facts = describe(model, plan, name)
+    network = copy.deepcopy(model.network).cpu()
+    program: NetworkProgram | SamplerProgram = NetworkProgram(network)
+    if plan is not None:
+        program = SamplerProgram(network, model.kind.hub, plan)
+    yield f"tracing the {facts['what']}"
+    with _quiet():
+        inputs, strict = examples(model, 2, plan), model.config.categorical is not None
+        if path.suffix == ".onnx" and isinstance(program, SamplerProgram):
+            data = _sampler_onnx(program, inputs, facts)
+        else:
+            traced = trace(program, (*inputs.values(),), facts["what"], strict=strict)
+            data = _pt2(traced, facts) if path.suffix == ".pt2" else _network_onnx(traced, list(inputs), facts)
+    yield "checking it"
+    difference = _difference(model, network, plan, path, data)
+    write_atomic(path, data)
+    return Exported(path, len(data), facts, difference)
+
+
+def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, str]:
+    """What a file says of itself, so that it can be used without this library."""
+    config, shape = model.config, ", ".join(str(side) for side in model.shape)
+    what, classes = "network" if plan is None else "sampler", config.network.classes
+    predicts = "logits" if config.categorical else config.predicts
+    x = f"{'int64' if config.categorical else 'float32'} (N, {shape})"
+    labels = f"; labels int64 (N,), 0..{classes - 1}, or {classes} for none" if classes else ""
+    facts = {
+        "format": "ddim-export",
+        "version": "1",
+        "what": what,
+        "model": name,
+        "model_sha256": model.fingerprint,
+        "predicts": predicts,
+        "shape": json.dumps(list(model.shape)),
+        "value_range": f"ids 0..{config.categorical.size - 1}" if config.categorical else "[-1, 1]",
+        "classes": str(classes),
+        "needs_label": json.dumps(config.needs_label),
+        "config": to_json(config.model_copy(update={"error": None})),
+        "software": f"ddim {ddim.__version__}, torch {torch.__version__}",
+    }
+    if plan is not None:
+        io_ = {"input": f"x_T {x}, standard normal{labels}", "output": f"x_0 {x}", "noise": _NOISE}
+        return facts | io_ | {"plan": plan.to_json(), "plan_name": plan.name}
+    levels = [model.schedule.level(t) for t in range(1, model.schedule.T + 1)]
+    out = f"float32 (N, {shape}, {config.categorical.size})" if config.categorical else x
+    io_ = {"input": f"x {x}; t float32 (N,), 1..{model.schedule.T}{labels}", "output": f"{predicts} {out}"}
+    return facts | io_ | {"alpha_bar": json.dumps([level.alpha_bar for level in levels])}
+
+
+def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
+    """Inputs of a program by name, for n samples: noise of a fixed seed, times and labels that differ."""
+    x, classes = model.noise(n).start().cpu(), model.config.network.classes
+    made = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
+    rows = classes + (not model.config.needs_label)  # row `classes` is no label
+    return made | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
+
+
+def _check_plan(model: ModelBase, plan: Plan) -> None:
+    what, mend = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
+    if not isinstance(plan, Plan) or model.config.categorical:
+        raise DdimError("sampler", "over categories draws in every step", "export the network")
+    model.check_plan(plan, to_clean=True)
+    if plan.stochastic:
+        raise DdimError(what, "adds noise, which a program cannot draw", mend)
+    if plan.lattice:
+        raise DdimError(what, "keeps its states on a lattice in float64", mend)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters tell of their work from the user's terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _pt2(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            for key in node.meta.keys() - {"val"}:  # among the rest are places on this machine's disk
+                del node.meta[key]
+    program.example_inputs = None  # they would be kept in a pickle
+    out = io.BytesIO()
+    torch.export.save(program, out, extra_files={FACTS: json.dumps(facts)})
+    return out.getvalue()
+
+
+def _network_onnx(program: ExportedProgram, inputs: list[str], facts: Mapping[str, str]) -> bytes:
+    made = onnx_file.translate(program, inputs, [facts["predicts"]])
+    return onnx_file.finish(made, facts, ddim.__version__)
+
+
+def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+    """The network is traced once, whatever the number of steps."""
+    x_T, labels = inputs["x_T"], inputs.get("labels")
+    names = {t: f"condition.{place}" for place, t in enumerate(program.times)}
+    calls = [names[row.query.t] for row in program.plan.rows]
+    with torch.no_grad():
+        conditions = program.conditions(labels)
+        body, seen = Body(program.network), (program.network.enter(x_T), conditions[0])
+        said = [body(*seen) for _ in calls]
+    traced = trace(body, seen, "network", fixed=1 if labels is None else None)
+    network = onnx_file.translate(traced, ["x", "condition"], ["output"])
+    asks, answers = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
+    if labels is None:
+        frame = onnx_file.translate(trace(Frame(program), (x_T, said), "sampler"), ["x_T", *answers], ["x_0", *asks])
+        constants = {name: condition.numpy() for name, condition in zip(names.values(), conditions, strict=True)}
+    else:
+        traced = trace(Frame(program), (x_T, said, labels), "sampler")
+        frame = onnx_file.translate(traced, ["x_T", *answers, "labels"], ["x_0", *asks, *names.values()])
+        constants = {}
+    return onnx_file.finish(onnx_file.join(network, frame, calls, constants), facts, ddim.__version__)
+
+
+def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
+    """How far what a file computes is from what the model computes, at most."""
+    inputs = [examples(model, n, plan) for n in SIZES]
+    with _quiet(), torch.no_grad():
+        if path.suffix == ".onnx":
+            got = onnx_file.run_onnx(data, [{name: x.numpy() for name, x in each.items()} for each in inputs])
+            if got is None:
+                return None
+        else:
+            loaded = torch.export.load(io.BytesIO(data)).module()
+            got = [loaded(*each.values()).numpy() for each in inputs]
+        expected = [_expected(model, network, plan, each).numpy() for each in inputs]
+    worst = max(float(np.abs(one - two).max()) for one, two in zip(got, expected, strict=True))
+    scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
+    if not worst <= TOLERANCE * scale:
+        raise DdimError(path, f"would differ from the model by {worst:.2g}, and is not written", "try another torch")
+    return worst
+
+
+def _expected(model: ModelBase, network: Network, plan: Plan | None, inputs: Mapping[str, Tensor]) -> Tensor:
+    if plan is None:
+        said: Tensor = NetworkProgram(network)(*inputs.values())
+        return said
+    return run(NetworkDenoiser(network, model.kind.hub, inputs.get("labels")), plan, inputs["x_T"])

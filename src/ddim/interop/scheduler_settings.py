@@ -1,0 +1,291 @@
+"""What a `PlanScheduler` is made of: settings that are kept in its JSON file, and read off another scheduler."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ddim import samplers
+from ddim.errors import DdimError, DdimWarning, warn
+from ddim.model.importers.diffusers import PREDICTION_TYPES, read_scheduler
+from ddim.names import Predicts
+from ddim.plan.plan import Plan
+from ddim.plan.serialization import json_float
+from ddim.process.schedule import Schedule, from_betas
+from ddim.process.timesteps import DEFAULT, tau
+from ddim.process.timesteps import NAMED as GRIDS
+from ddim.samplers.registry import Planner
+
+STAGES = {"heun": 2, "rk4": 4}
+"""Calls in each step, of the samplers with more than one."""
+SPACINGS = ("leading", "trailing", "linspace")
+_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+
+
+class Settings(BaseModel):
+    """All that a `PlanScheduler` is made of, as it is kept in a scheduler's file; see there for what is not told here.
+
+    Args:
+        version: Of this form.
+        log_snr: The schedule, at t = 1..T.
+        schedule_name: The schedule's name.
+        as_spaced: Whether a named grid has the times of its formula, as the scheduler had that it was read off; else it
+            starts as for any network that predicts the same, see `ddim.process.start`.
+        plan: A fixed plan as JSON, or None.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: Literal[1] = 1
+    log_snr: tuple[float | Literal["-inf"], ...]
+    schedule_name: str = "custom"
+    predicts: Predicts = "eps"
+    sampler: str = "ddim"
+    grid: str | tuple[float, ...] = DEFAULT
+    offset: int = Field(0, ge=0)
+    as_spaced: bool = False
+    eta: float = 0.0
+    clip_x0: bool = False
+    encode: bool = False
+    plan: str | None = None
+
+    @field_validator("plan", mode="before")
+    @classmethod
+    def _as_json(cls, plan: Any) -> Any:
+        return plan.to_json() if isinstance(plan, Plan) else plan
+
+    @model_validator(mode="after")
+    def _agree(self) -> Settings:
+        changed = [name for name in _CHOICES if getattr(self, name) != type(self).model_fields[name].default]
+        if self.plan is not None and changed:
+            raise ValueError(f"a plan is given, and {', '.join(changed)}, which a plan has of its own")
+        for name, value, known in (("sampler", self.sampler, samplers.SAMPLERS), ("grid", self.grid, GRIDS)):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"sampler {self.sampler} adds no noise, eta is {self.eta:g}")
+        try:
+            self.schedule  # what is none is refused where it is read  # noqa: B018
+        except DdimError as error:
+            raise ValueError(f"log_snr: {error.wrong}") from None
+        return self
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return Schedule(np.array([float(value) for value in self.log_snr]), self.schedule_name)
+
+    @cached_property
+    def fixed(self) -> Plan | None:
+        """The fixed plan, found right for the schedule, or None."""
+        if self.plan is None:
+            return None
+        plan = Plan.from_json(self.plan).check_schedule(self.schedule)
+        if plan.made_for:
+            warn(
+                f"plan {plan.name}: was made for model {plan.made_for[:12]}..., which a pipeline's network cannot show"
+            )
+        return plan
+
+    def __str__(self) -> str:
+        if self.fixed:
+            return f"plan {self.fixed.name}, predicts {self.predicts}"
+        grid = self.grid if isinstance(self.grid, str) else f"grid of {len(self.grid)} times"
+        said = [f"{name}={getattr(self, name)}" for name in _CHOICES[2:] if getattr(self, name)]
+        return ", ".join([f"sampler {self.sampler}", grid, *said, f"predicts {self.predicts}"])
+
+    @property
+    def order(self) -> int:
+        """Network calls in each step."""
+        return STAGES.get(self.sampler, 1)
+
+    def plan_of(self, steps: int | None, timesteps: Sequence[float] | None = None) -> Plan:
+        """The plan of a number of steps, or over falling times in diffusers' counting.
+
+        Raises:
+            DdimError: If a fixed plan has not so many rows, or the network would be asked what it cannot say; see
+                `ddim.samplers.registry.Planner.plan`.
+        """
+        if self.fixed is None:
+            plan = self._make(steps, timesteps)
+        else:
+            plan = self.fixed
+            if timesteps is not None or steps != len(plan):
+                wrong = f"has {len(plan)} steps of its own, {steps if timesteps is None else 'other times'} asked"
+                raise DdimError(f"plan {plan.name}", wrong, f"say num_inference_steps={len(plan)}")
+        for k, row in enumerate(plan.rows):
+            if row.query.t < 1:
+                wrong = f"asks the network at t = {row.query.t:g}, diffusers' timestep {row.query.t - 1:g}"
+                raise DdimError(plan.where(k), wrong, "use times of 1 or more")
+            if row.query.signal == 0 and self.predicts == "eps":
+                wrong = "asks for eps where there is no signal, which says nothing of x0"
+                raise DdimError(plan.where(k), wrong, "start the grid below, or use a network that predicts v")
+        return plan
+
+    def _make(self, steps: int | None, timesteps: Sequence[float] | None) -> Plan:
+        grid = self.grid
+        if timesteps is not None:
+            grid, steps = tuple(float(t) + 1 for t in timesteps)[::-1], len(timesteps)
+        elif steps is None:
+            raise DdimError("set_timesteps", "is given no number of steps", "say num_inference_steps")
+        elif self.offset or (self.as_spaced and isinstance(grid, str)):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DdimWarning)  # the shifted times are looked at below
+                grid = tuple(t + self.offset for t in tau(self.schedule, grid, steps))
+            steps = len(grid)
+        return self._over(grid, steps)
+
+    def refuse(self, eta: float, clipped: bool | None, plan: Plan) -> None:
+        """Refuse what a pipeline passes to `step`, if the plan has it otherwise.
+
+        Raises:
+            DdimError: If eta is neither 0 nor that of the settings, or eps is to be treated otherwise beside clipping.
+        """
+        if eta and (eta != self.eta or self.fixed):
+            own = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
+            raise DdimError(f"eta {eta:g}", f"is passed to step, {own}", "set it where the scheduler is made")
+        if plan.clip_x0 and clipped is plan.eps_kept:
+            does = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
+            wrong = f"is passed to step, the plan {does}"
+            raise DdimError(f"use_clipped_model_output {clipped}", wrong, "leave it out")
+
+    def starts(self, plan: Plan) -> list[int]:
+        """The rows with which the steps of a plan begin."""
+        return [k for k, row in enumerate(plan.rows) if self.order == 1 or row.memory == 1]
+
+    def rest(self, plan: Plan, row: int) -> Plan:
+        """The plan of a run that begins at a row, with a state that no earlier row made.
+
+        A sampler's plan is made anew over the levels that are left; of a fixed plan, and of one that encodes, the rows
+        that are left are taken, which must not look back on those before.
+
+        Raises:
+            DdimError: If they do, or the row is in the middle of a step.
+        """
+        if row == 0:
+            return plan
+        begins = self.starts(plan)
+        if row not in begins:
+            wrong = "is in the middle of a step"
+            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_some(begins)}")
+        if self.plan is None and not self.encode:
+            times = tuple(plan.rows[k].now.t for k in reversed(begins) if k >= row)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DdimWarning)  # it is meant to start below T
+                return self._over(times, len(times))
+        for known, later in enumerate(plan.rows[row:], start=1):
+            if later.memory > known:
+                wrong = f"looks back on steps before row {row}, where this run begins"
+                mend = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
+                raise DdimError(plan.where(row + known - 1), wrong, mend)
+        return replace(plan, rows=plan.rows[row:], before=())
+
+    def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
+        planner = Planner(self.schedule, self.predicts)
+        return planner.plan(steps, grid, self.eta, None, self.clip_x0, self.encode, steps, None, self.sampler)
+
+    def public(self) -> dict[str, Any]:
+        """The same as far as diffusers' own schedulers can say it, for pipelines and for `from_config` of another one.
+
+        Returns:
+            Their names to values; the settings themselves are under "_ddim".
+        """
+        return {
+            "num_train_timesteps": self.schedule.T,
+            "trained_betas": [float(beta) for beta in self.schedule.betas],
+            "prediction_type": PREDICTION_TYPES[self.predicts],
+            "clip_sample": self.fixed.clip_x0 if self.fixed else self.clip_x0,
+            "set_alpha_to_one": True,
+            **({"timestep_spacing": self.grid} if self.grid in SPACINGS else {}),
+            **({"steps_offset": self.offset} if self.offset else {}),
+            "_ddim": self.model_dump(mode="json"),
+        }
+
+
+_CHOICES = ("sampler", "grid", "offset", "eta", "clip_x0", "encode")
+
+
+def log_snr_of(schedule: Schedule) -> tuple[Any, ...]:
+    """The schedule as `Settings` keep it."""
+    return tuple(json_float(float(value)) for value in schedule.log_snr)
+
+
+def read_other(
+    config: Mapping[str, Any], table: np.ndarray | None, what: str, chosen: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Another scheduler's configuration as values of `Settings`.
+
+    Args:
+        config: Its configuration.
+        table: Its `alphas_cumprod`, (T,), or None where only the configuration is known.
+        what: Its name, for messages.
+        chosen: Values of `Settings` that were asked for instead of its own.
+
+    Returns:
+        The values, the chosen among them, and every choice that was mapped, in words.
+
+    Raises:
+        DdimError: If it does what no plan does.
+
+    Warns:
+        DdimWarning: If its last step does not end at clean data.
+    """
+    own = chosen.get("plan") is None
+    if config.get("thresholding"):
+        raise DdimError(what, "has thresholding, which no plan has", "set it to False")
+    if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & config.keys():
+        raise DdimError(what, "names no betas, so it is of another kind of noise", "leave the pipeline its scheduler")
+    schedule, predicts, notes = _schedule_of(config, table, what)
+    values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "predicts": predicts}
+    if own and chosen.get("clip_x0") is None and config.get("clip_sample"):
+        if config.get("clip_sample_range", 1.0) != 1:
+            wrong = f"clips to {config['clip_sample_range']:g}, plans to 1"
+            raise DdimError(f"{what}: clip_sample_range", wrong, "say clip_x0=True or clip_x0=False")
+        values["clip_x0"] = True
+        notes.append("clip_sample: x0 clipped to [-1, 1], eps derived again from it")
+    elif config.get("clip_sample"):
+        notes.append("clip_sample: not taken; as was asked")
+    if own and chosen.get("grid") is None:
+        values |= _grid(config, what, notes)
+    if not config.get("set_alpha_to_one", True) or config.get("final_sigmas_type", "zero") != "zero":
+        notes.append("last step: to clean data, not to t = 1")
+        warn(f"{what}: its last step ends at t = 1; plans end at clean data, t = 0")
+    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if own else "sampler: the plan given")
+    return values | {key: value for key, value in chosen.items() if value is not None}, tuple(notes)
+
+
+def _schedule_of(config: Mapping[str, Any], table: np.ndarray | None, what: str) -> tuple[Schedule, str, list[str]]:
+    """In float64 from the formula, where that is what its float32 table holds, else from the table."""
+    betas = config.get("trained_betas")
+    given = {**config, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
+    known, predicts, notes = read_scheduler(given, Path(what))
+    made = known.build()
+    if table is None or (table.shape == (made.T,) and np.allclose(made.alpha_bar[1:], table, rtol=2e-3, atol=1e-6)):
+        return made, predicts, notes
+    before = np.concatenate([[1.0], table[:-1]])
+    notes[0] = f"schedule: its table alphas_cumprod, T = {len(table)}, which is not that of its configuration"
+    return from_betas(1 - table / before, "alphas_cumprod"), predicts, notes
+
+
+def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, Any]:
+    """The grid of its timestep spacing."""
+    for name in _SIGMAS:
+        if config.get(name):
+            raise DdimError(f"{what}: {name}", "is a grid that is not among ours", "give a grid, such as 'log-snr'")
+    spacing = config.get("timestep_spacing")
+    if spacing not in SPACINGS:
+        notes.append(f"grid: {DEFAULT}, as it names none")
+        return {}
+    offset = config.get("steps_offset", 0) if spacing == "leading" else 0
+    notes.append(f"timestep_spacing: grid {spacing}" + (f", each time {offset} later" if offset else ""))
+    return {"grid": spacing, "offset": offset, "as_spaced": True}
+
+
+def _some(places: Sequence[int]) -> str:
+    return ", ".join(str(place) for place in places[:8]) + (", ..." if len(places) > 8 else "")

@@ -1,0 +1,325 @@
+"""A network set up to compute: where, in what precision, on how many samples at once, and as what denoiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim._io import arguments
+from ddim.errors import DdimError
+from ddim.model import checkpoint
+from ddim.model.config import ModelConfig
+from ddim.model.denoisers import NetworkDenoiser
+from ddim.model.devices import usable
+from ddim.model.hub import HubMixin
+from ddim.model.modality import Modality, modality_of
+from ddim.model.precision import Precision, without_cached
+from ddim.names import DType
+from ddim.nn.base import Network
+from ddim.plan.base import BasePlan
+from ddim.plan.plan import Plan
+from ddim.process import timesteps
+from ddim.process.parameterization import AnyDenoiser
+from ddim.process.rng import Noise
+from ddim.process.schedule import Level, Schedule
+from ddim.process.start import default_steps
+from ddim.process.timesteps import DEFAULT
+from ddim.sampling import inversion, microbatch
+from ddim.sampling.guidance import Guidance, Guided
+from ddim.sampling.loop import run
+
+STEPS = 20
+
+
+class ModelBase(HubMixin):
+    """A trained network that computes, whatever its data; `ddim.Model` and `ddim.TokenModel` are two.
+
+    Args:
+        network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
+        config: What it is.
+        device: Where it computes.
+        dtype: What the network computes in, see `ddim.names.DType`.
+        compile: Whether the network goes through torch.compile.
+        micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
+            padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU (4 in bfloat16), 64
+            on a GPU. With "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
+        cuda_graphs: Whether sampling records whole plans as CUDA graphs and replays them, which saves the time of
+            launching kernels, see `ddim.model.cuda_graphs`. None (the default) records what is run for the second
+            time, of
+            at most 64 samples at once and 250 network evaluations; True all, at once; False none. Samples are the same.
+
+    Raises:
+        DdimError: If dtype or micro_batch is not one, or the device cannot be used.
+    """
+
+    notes: tuple[str, ...] = ()
+    """How a model of another code was read."""
+
+    def __init__(
+        self,
+        network: Network,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        dtype: DType = "auto",
+        compile: bool = False,
+        micro_batch: int | None = None,
+        cuda_graphs: bool | None = None,
+    ):
+        self.config, self.device = config, usable(device)
+        self.network = network.to(self.device).eval().requires_grad_(False)
+        self.compute = Precision(self.network, self.device, dtype, compile, micro_batch, cuda_graphs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_cached(self)
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch."""
+        return self.compute.micro_batch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's activations."""
+        return self.compute.dtype
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule."""
+        return self.config.schedule.build()
+
+    @cached_property
+    def kind(self) -> Modality:
+        """The kind of its data."""
+        return modality_of(self.config)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W) or (L,)."""
+        return self.config.network.shape
+
+    @cached_property
+    def _plain(self) -> AnyDenoiser:
+        """The network without labels; kept, as is what it knows of times."""
+        return NetworkDenoiser(self.compute.network, self.kind.hub, None, self.compute.body)
+
+    def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> AnyDenoiser:
+        """The network as a denoiser.
+
+        Args:
+            labels: int64, (N,), for batches of N; None for no labels.
+            guidance: Scale of classifier-free guidance, or a function from level to scale; None or 1 is the conditional
+                model itself.
+
+        Raises:
+            DdimError: If labels are given to a network without them, or are out of range, or guidance is.
+        """
+        classes = self.config.network.classes
+        if guidance is not None and not callable(guidance):
+            guidance = arguments.finite(guidance, "guidance", arguments.GUIDANCE)
+        network, body, plain = self.compute.network, self.compute.body, self._plain
+        if self.config.needs_label and (labels is None or guidance not in (None, 1)):
+            raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
+        if labels is None:
+            if guidance is not None and not classes:
+                raise DdimError("guidance", "this model was trained without labels", "leave it out")
+            if guidance is not None:
+                raise DdimError("guidance", "needs a label", "give labels too")
+            return plain
+        if not classes:
+            raise DdimError("labels", "this model was trained without labels", "leave them out")
+        if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
+            raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
+        labelled = NetworkDenoiser(network, self.kind.hub, labels.to(self.device), body)
+        return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
+
+    @cached_property
+    def denoise(self) -> AnyDenoiser:
+        """The unconditional denoiser: `model.denoise(x, level) -> Prediction`."""
+        return self.denoiser()
+
+    def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
+        """The randomness of samples start..start + n - 1, or of the samples listed."""
+        indices = tuple(range(start, start + n)) if isinstance(n, int) else tuple(n)
+        return self.kind.noise(seed, indices, self.device)
+
+    def levels(
+        self,
+        grid: str | Sequence[float] = DEFAULT,
+        steps: int | None = None,
+        encode: bool = False,
+        top: int | None = None,
+    ) -> tuple[Level, ...]:
+        """The levels a sampler walks, see `ddim.timesteps.sampling_levels`: the grid's from the noisiest down, then
+        clean data.
+
+        Args:
+            grid: A grid's name (see `ddim.timesteps`) or a rising list of times.
+            steps: S, the number of network calls; with a named grid 20, or as many times as there are, if left out.
+            encode: Rising instead, from clean data to the noisiest.
+            top: The noisiest time of a named grid, where a run starts from an image partly noised.
+
+        Raises:
+            DdimError: See `ddim.timesteps.tau`.
+        """
+        named = isinstance(grid, str) and steps is None
+        some = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
+        return timesteps.sampling_levels(self.schedule, self.config.predicts, grid, some, encode, top)
+
+    def check_plan(self, plan: BasePlan[Any], to_clean: bool = False) -> None:
+        """See that a plan is one for this model.
+
+        Args:
+            plan: The plan.
+            to_clean: Whether it must go to clean data, as to sample it must.
+
+        Raises:
+            DdimError: Saying what does not fit.
+        """
+        self.kind.check_plan(plan)
+        plan.check_schedule(self.schedule, to_clean).check_model(lambda: self.fingerprint)
+
+    @staticmethod
+    def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
+        """Refuse a number of samples, labels or a plan that make no sense together: one label for each, or None."""
+        microbatch.check_request(n, plan, others)
+        return microbatch.one_each(labels, n)
+
+    def sample_blocks(
+        self,
+        plan: BasePlan[Any],
+        indices: Sequence[int],
+        seed: int = 0,
+        labels: Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+        origin: Tensor | None = None,
+        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
+    ) -> Iterator[Tensor]:
+        """Sample the listed indices in micro-batches of one fixed size.
+
+        Args:
+            plan: What to run.
+            indices: The samples' indices.
+            seed: The run's seed.
+            labels: One for each, for a model with labels.
+            guidance: Scale of classifier-free guidance, or a function from level to scale.
+            origin: Pictures in [-1, 1] to start from, partly noised, (1, C, H, W) or one each; not pure noise.
+            through: What the denoiser is wrapped in, such as a hook on x_0.
+
+        Yields:
+            float32, (up to micro_batch, C, H, W), or ids, (up to micro_batch, ...), in the order of `indices`.
+
+        Raises:
+            DdimError: If the plan is not one for this model, or does not end at clean data.
+        """
+        self.check_plan(plan, to_clean=True)
+        if origin is not None:
+            origin = arguments.floats(origin, "origin", self.shape)
+            if len(origin) not in (1, len(indices)):
+                wrong = f"are {len(origin)} images for {len(indices)} samples"
+                raise DdimError("origin", wrong, "give one image, or one for each sample")
+
+        def denoiser(some: Tensor | None) -> AnyDenoiser:
+            made = self.denoiser(some, guidance)
+            return through(made) if through else made
+
+        def noise(some: Sequence[int]) -> Noise:
+            return self.noise(some, seed)
+
+        graphs = self.compute.graphs if through is None else None
+        how = (self.micro_batch, labels, origin, not self.compute.batch_invariant, graphs.run if graphs else run)
+        yield from microbatch.sample_blocks(denoiser, plan, noise, indices, *how)
+
+    def run_blocks(
+        self,
+        plan: Plan,
+        states: Tensor,
+        earlier: Sequence[Tensor] = (),
+        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
+    ) -> Iterator[Tensor]:
+        """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
+
+        Args:
+            plan: What to run.
+            states: The first states.
+            earlier: States older than the first, one for each level of `plan.before`.
+            through: What the denoiser is wrapped in.
+
+        Yields:
+            float32 (float64 where the plan has a lattice), (up to micro_batch, C, H, W).
+
+        Raises:
+            DdimError: If the plan is not one for this model, or the states are not of its shape.
+        """
+        first, *older = self._fit(plan, [states, *earlier])
+        denoise = through(self.denoise) if through else self.denoise
+        yield from microbatch.run_blocks(
+            denoise, plan, first, self.micro_batch, older, not self.compute.batch_invariant
+        )
+
+    def encode_blocks(self, way: inversion.Inversion, pictures: Tensor) -> Iterator[inversion.Encoded]:
+        """Turn pictures into latents, in micro-batches of one fixed size.
+
+        Args:
+            way: The method and its plans, see `Model.inversion`.
+            pictures: float, (N, C, H, W), in [-1, 1].
+
+        Yields:
+            The latents of up to micro_batch pictures.
+
+        Raises:
+            DdimError: If the plans are not for this model, the pictures not of its shape, or one cannot be encoded.
+        """
+        if way.encode_plan is None and self.dtype != torch.float32:
+            name = str(self.dtype).removeprefix("torch.")
+            raise DdimError(way.method, f"cannot be solved in {name}, which is not smooth", "compute in float32")
+        [states] = self._fit(way.encode_plan or way.decode_plan, [pictures])
+        numbered = (states, torch.arange(len(states)))
+        encode = partial(inversion.encode, self.denoise, way)
+        for latents, earlier, calls in microbatch.in_blocks(encode, numbered, self.micro_batch):
+            yield inversion.Encoded(latents, earlier if way.two_state else None, int(calls[0]) if len(calls) else 0)
+
+    def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
+        """States on the device, in the plan's dtype, if they and the plan are this model's."""
+        self.check_plan(plan)
+        states = [arguments.floats(given, "states", self.shape) for given in states]
+        for given in states:
+            if len(given) != len(states[0]):
+                raise DdimError("states", f"are {len(given)} beside {len(states[0])}", "give as many of each")
+        dtype = torch.float64 if plan.lattice else torch.float32
+        return [given.to(self.device, dtype) for given in states]
+
+    def empty(self) -> Tensor:
+        """No samples: float32, (0, C, H, W)."""
+        return torch.empty((0, *self.shape), device=self.device)
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """What the last bits of a result depend on beside the model, the plan and the states."""
+        return {
+            "dtype": self.compute.name,
+            "micro_batch": "any" if self.compute.batch_invariant else self.micro_batch,
+            "threads": "any" if self.compute.batch_invariant else torch.get_num_threads(),
+            "device": self.device.type,
+            "compile": self.compute.compile,
+            "torch": torch.__version__,
+            **({"norms": "fused"} if self.compute.fused else {}),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The checksum of the weights file, or of the weights themselves for a model that was never saved."""
+        return self.config.sha256 or checkpoint.digest(self.network.state_dict())
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, `model.safetensors` + `config.json`.
+
+        Args:
+            folder: Where; an older model there is replaced.
+            dtype: The dtype to store weights in; their own if None.
+        """
+        checkpoint.write(Path(folder), self.config, self._weights(dtype))

@@ -1,0 +1,223 @@
+"""Model folders, `model.safetensors` + `config.json`: tensors and JSON, never a pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ddim._io.atomic import new_folder, sha256, unexpected_entries, write_atomic
+from ddim._io.checksum import read_sealed, seal
+from ddim._io.reading import TEXT_BYTES, check_file, memory, read_bytes
+from ddim._io.safetensors import read_tensors
+from ddim._io.temporary import interrupted, remove_tree
+from ddim.errors import DdimError, shorten, warn
+from ddim.model.config import ModelConfig, parse, to_json
+from ddim.names import PRESET_NAMES
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+CARD = "README.md"
+
+
+def bundled() -> dict[str, Path]:
+    """The models that come with the package, and in a checkout the larger ones in its `models`: name to folder."""
+    package = Path(str(importlib.resources.files("ddim")))
+    places = [package / "weights"]
+    if (package.parents[1] / "pyproject.toml").is_file():
+        places.append(package.parents[1] / "models")
+    found = (path for place in places for path in sorted(place.glob("*")))
+    return {path.name: path for path in found if (path / CONFIG).is_file()}
+
+
+def find(name: str | Path) -> Path:
+    """The model folder a name stands for: a bundled model, a model folder, or a run's `model` folder in it.
+
+    Raises:
+        DdimError: If there is none.
+    """
+    here = bundled()
+    path = Path(name)
+    for folder in (path, path / "model"):
+        for place in (folder, interrupted(folder), _old(folder)) if folder.name else (folder,):
+            if place is not None and (place / CONFIG).is_file():
+                return place
+    if isinstance(name, str) and name in here:
+        return here[name]
+    names = ", ".join(here) or "none"
+    if not path.exists():
+        mend = f"give a model folder or a bundled model ({names})"
+        recipe = next((one for one in (f"{name}-fast", str(name)) if one in PRESET_NAMES), "")
+        if recipe:
+            mend += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
+        raise DdimError(name, "no such model", mend)
+    if path.is_file():
+        raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
+    raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")
+
+
+def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A model's configuration and weights, the checksum verified.
+
+    Args:
+        name: A bundled model's name or a folder.
+
+    Raises:
+        DdimError: If something is missing, is not what it says, does not match its checksum, or is not finite.
+    """
+    folder = find(name)
+    config = read_config(folder / CONFIG)
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise DdimError(weights, "no such file", "copy the whole model folder")
+    check_file(weights)
+    if config.sha256 != sha256(weights):
+        raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
+    tensors, _ = read_tensors(weights)
+    check_finite(tensors, weights)
+    return config, tensors
+
+
+def read_config(path: Path) -> ModelConfig:
+    """A model's configuration, its checksum verified where it has one.
+
+    Raises:
+        DdimError: If it is none, is damaged or was edited.
+    """
+    return parse(ModelConfig, read_sealed(path), path)
+
+
+def write(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    card: Callable[[ModelConfig], str] | None = None,
+) -> None:
+    """Write a model folder beside its place and put it there by renaming; an older one is replaced whole.
+
+    Args:
+        folder: Where.
+        config: The configuration; the checksum is filled in.
+        weights: The weights.
+        card: Makes a model card, `README.md`, of the configuration as it is written. Without, a card there is kept.
+
+    Raises:
+        DdimError: If it cannot be written, or the place holds something that is no model folder.
+
+    Warns:
+        DdimWarning: If a card is kept.
+    """
+    _place(folder, config, _bytes(weights), card)
+
+
+def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
+    """Write a model folder with another model's weights file, byte for byte, and a configuration of its own.
+
+    Args:
+        name: A bundled model's name or a folder; `folder` itself, to replace its configuration.
+        folder: Where to.
+        config: The new configuration; its checksum must be the one of the weights.
+
+    Raises:
+        DdimError: As `read` and `write`, or if the folder holds another model.
+    """
+    check_same_model(folder, config.sha256)
+    weights = find(name) / WEIGHTS
+    data = read_bytes(weights, memory())
+    if hashlib.sha256(data).hexdigest() != config.sha256:
+        raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
+    _place(folder, config, data)
+
+
+def check_same_model(folder: Path, sha256: str) -> None:
+    """Refuse a place that is neither free nor a model with the weights of that checksum.
+
+    Raises:
+        DdimError: Saying what it holds.
+    """
+    _refuse_strangers(folder)
+    if (folder / CONFIG).is_file() and read_config(folder / CONFIG).sha256 != sha256:
+        raise DdimError(folder, "holds another model", "choose another folder")
+
+
+def _refuse_strangers(folder: Path) -> None:
+    card = [CARD] if (folder / CONFIG).is_file() else []  # a text beside nothing of ours is somebody's own
+    names = (WEIGHTS, CONFIG, *card)
+    other = unexpected_entries(folder, *names) or any((folder / name).is_dir() for name in names)
+    if other or (folder.exists() and not folder.is_dir()):
+        raise DdimError(folder, "holds something that is not a model", "choose another folder")
+
+
+def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None) -> None:
+    _refuse_strangers(folder)
+    config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
+    with new_folder(folder) as part:
+        write_atomic(part / WEIGHTS, data)
+        write_atomic(part / CONFIG, seal(to_json(config)))
+        if card is not None:
+            write_atomic(part / CARD, card(config).encode())
+        elif (folder / CARD).is_file():
+            write_atomic(part / CARD, read_bytes(folder / CARD, TEXT_BYTES))
+            warn(f"{folder / CARD} is kept; it was written for the model that was there")
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """A checksum of weights that are not in a file."""
+    return hashlib.sha256(_bytes(weights)).hexdigest()
+
+
+def _bytes(weights: Mapping[str, Tensor]) -> bytes:
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+
+
+def _old(folder: Path) -> Path:
+    """Where version 0.1 had a model folder for the moment in which it was replaced."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
+    """Refuse weights that are not finite, as float32 too.
+
+    Raises:
+        DdimError: Naming the first tensor that holds one.
+    """
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            wrong = f"the tensor {shorten(key)} holds a number that is not finite (NaN or infinite)"
+            raise DdimError(name, wrong, "use weights from before the training failed, or copy the file again")
+
+
+def remove_earlier_parts(folder: Path) -> None:
+    """Remove what a killed process of version 0.1 left beside a model folder of a run, if it holds nothing else."""
+    for left in (folder.with_name(f".{folder.name}.part"), _old(folder)):
+        needed = left == _old(folder) and not folder.exists()
+        if left.is_dir() and not needed and not unexpected_entries(left, WEIGHTS, CONFIG, CARD):
+            remove_tree(left)
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
+    """Put weights into a network.
+
+    Raises:
+        DdimError: Naming the first keys and shapes that differ.
+    """
+    own = network.state_dict()
+    complaints = [f"{shorten(key)} is missing" for key in own if key not in weights]
+    complaints += [f"{shorten(key)} is not known" for key in weights if key not in own]
+    complaints += [
+        f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
+        for key, value in own.items()
+        if key in weights and weights[key].shape != value.shape
+    ]
+    if complaints:
+        more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
+        wrong = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
+        raise DdimError(name, wrong, "use the config.json that was saved with it")
+    with torch.no_grad():
+        for key, value in own.items():
+            value.copy_(weights[key])

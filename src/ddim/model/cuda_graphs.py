@@ -1,0 +1,243 @@
+"""CUDA graphs of whole plans: all network evaluations of a run and the updates between them, launched at once.
+
+A step of a small batch takes the GPU less time than Python takes to launch its kernels. A CUDA graph records the
+kernels of a whole run; a replay launches all of them in one call, so that a run takes the kernels' own time. The
+kernels are those of an ordinary run, with the same results.
+
+What is recorded is a function of the start, of the noise of every row that draws, and of the labels' time conditioning;
+these are copied into the tensors that the graph reads before each replay. All else is fixed: the plan, the shape, the
+guidance scale at every level, and PyTorch's settings that choose kernels. Together they are the key under which a graph
+is stored, so another value of any of them is another graph. Runs that are not functions of these alone, such as those
+with a hook of the user's own, and plans over discrete data are not recorded; they run as without graphs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim.errors import warn
+from ddim.model.denoisers import NetworkDenoiser
+from ddim.plan.base import BasePlan
+from ddim.plan.plan import Plan
+from ddim.process.parameterization import AnyDenoiser
+from ddim.process.rng import Noise
+from ddim.sampling.guidance import Guided
+from ddim.sampling.loop import run
+
+BATCH = 64
+"""The largest micro-batch that is recorded unless asked for: above, a GPU is busy anyway, and a graph holds memory."""
+EVALUATIONS = 250
+"""Network evaluations of the longest plan that is recorded unless asked for."""
+GRAPHS = 4
+"""Graphs that are stored; of more, the least recently used is dropped."""
+
+
+class StoredNoise:
+    """Noise of a plan's rows that is already drawn: what a graph reads.
+
+    Args:
+        rows: From the row's number to its noise, (N, ...).
+    """
+
+    def __init__(self, rows: Mapping[int, Tensor]):
+        self.rows = rows
+
+    def row(self, k: int) -> Tensor:
+        """The noise of row k."""
+        return self.rows[k]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A graph, and the tensors it reads and writes.
+
+    Args:
+        graph: The graph, a `torch.cuda.CUDAGraph`.
+        denoise: The denoiser whose conditioning tensors it reads.
+        start: The first state.
+        noise: The noise of each row that draws.
+        out: The last state.
+    """
+
+    graph: Any
+    denoise: AnyDenoiser
+    start: Tensor
+    noise: StoredNoise
+    out: Tensor
+
+
+class PlanGraphs:
+    """Runs plans by CUDA graphs, which it records and stores.
+
+    Recording takes about two runs of the plan, so by default a run is recorded when the same one (plan, shape and
+    guidance) is asked for the second time; the first runs as without graphs. The graphs of one object share their
+    memory, which is why what one gave is copied out before another is replayed.
+
+    Args:
+        always: Whether every run that can be recorded is, at once, whatever its size; otherwise only plans of at most
+            `EVALUATIONS` network evaluations on at most `BATCH` samples are, at their second use.
+        limit: Graphs that are stored.
+    """
+
+    def __init__(self, always: bool = False, limit: int = GRAPHS):
+        self.always, self.limit = always, limit
+        self._recorded: OrderedDict[Hashable, Recorded] = OrderedDict()
+        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._lock = threading.Lock()
+        self._pool: Any = None
+        self._stream: Any = None
+        self._last: Any = None
+        self._failed = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlanGraphs, (self.always, self.limit)  # a copy records its own
+
+    def run(self, denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor, noise: Noise) -> Tensor:
+        """As `ddim.loop.run`: the last state, (N, ...), in memory of its own.
+
+        Args:
+            denoise: The denoiser.
+            plan: What to run.
+            start: The first state, (N, ...).
+            noise: The rows' noise.
+
+        Raises:
+            RuntimeError: If recording fails and `always` is set; otherwise that is a warning, and no more is recorded.
+        """
+        key = _key(denoise, plan, start)
+        with self._lock, torch.inference_mode(False), torch.no_grad():  # what is written to again is of no such mode
+            if key is not None and self._wanted(key, plan, start) and self._ready(key, denoise, plan, start, noise):
+                return self._replay(key, denoise, start, noise)
+        return run(denoise, plan, start, noise)
+
+    def _wanted(self, key: Hashable, plan: BasePlan[Any], start: Tensor) -> bool:
+        """Whether this run is to be a graph's."""
+        if self.always or key in self._recorded:
+            return True
+        if self._failed or len(start) > BATCH or len(plan) > EVALUATIONS:
+            return False
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        while len(self._seen) > 16 * self.limit:
+            self._seen.popitem(last=False)
+        return False
+
+    def _ready(self, key: Hashable, denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor, noise: Noise) -> bool:
+        """Record the run unless it is recorded; whether it is."""
+        if key in self._recorded:
+            return True
+        state = start.clone()
+        rows = StoredNoise({k: noise.row(k) for k, row in enumerate(plan.rows) if row.draws})
+        given: Any = (denoise, plan, state, rows)
+        try:
+            graph, out = self._capture(lambda: run(*given), start.device)
+        except RuntimeError as error:  # of CUDA, running out of memory included
+            self._pool = self._stream = None
+            if self.always:
+                raise
+            self._failed = True
+            first = (str(error).splitlines() or [""])[0]
+            warn(f"a CUDA graph of {plan.name} could not be recorded, continuing without graphs: {first}")
+            return False
+        self._recorded[key] = Recorded(graph, denoise, state, rows, out)
+        while len(self._recorded) > self.limit:  # after recording, so that the shared memory always has a user
+            if self._last is not None:
+                self._last.synchronize()
+            self._recorded.popitem(last=False)
+        return True
+
+    def _capture(self, job: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
+        """A graph of a job, and the tensor that holds what the job returns after each replay."""
+        with torch.cuda.device(device):
+            if self._pool is None:
+                cuda: Any = torch.cuda
+                self._pool, self._stream = cuda.graph_pool_handle(), cuda.Stream(device)
+            current = torch.cuda.current_stream(device)
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):  # compiles, fills caches, and makes the libraries' workspaces
+                job()
+            current.wait_stream(self._stream)
+            if self._last is not None:  # of a graph that has the same memory
+                self._last.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            how: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **how):
+                out = job()
+        return graph, out
+
+    def _replay(self, key: Hashable, denoise: AnyDenoiser, start: Tensor, noise: Noise) -> Tensor:
+        recorded = self._recorded[key]
+        self._recorded.move_to_end(key)
+        with self._in_order(start.device):
+            recorded.start.copy_(start)
+            for k, stored in recorded.noise.rows.items():
+                stored.copy_(noise.row(k))
+            if recorded.denoise is not denoise:
+                for mine, other in zip(_networks(recorded.denoise), _networks(denoise)):
+                    mine.take_labels(other)
+            recorded.graph.replay()
+            return recorded.out.clone()
+
+    @contextmanager
+    def _in_order(self, device: torch.device) -> Iterator[None]:
+        """Work on the current stream, after the last such work, which may have been another thread's and stream's."""
+        with torch.cuda.device(device):
+            current = torch.cuda.current_stream(device)
+            if self._last is not None:
+                current.wait_event(self._last)
+            try:
+                yield
+            finally:
+                cuda: Any = torch.cuda
+                self._last = cuda.Event()
+                self._last.record(current)
+
+
+def _key(denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor) -> Hashable:
+    """What a recorded run is a function of beside its inputs; None of a run that cannot be recorded."""
+    networks = _networks(denoise)
+    if not networks or not isinstance(plan, Plan) or plan.before or not _recordable(start.device):
+        return None
+    scales: tuple[float, ...] = ()
+    if isinstance(denoise, Guided):
+        scale = denoise.scale
+        scales = tuple(scale(row.query) if callable(scale) else scale for row in plan.rows)
+        if not all(isinstance(value, float | int) for value in scales):
+            return None
+    who = tuple((id(one.network), id(one.body), one.labelled) for one in networks)  # a graph keeps them alive
+    return (who, plan, start.shape, start.dtype, start.device, scales, _settings())
+
+
+def _recordable(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.is_autocast_enabled("cuda"):
+        return False
+    return not torch.cuda.is_current_stream_capturing()
+
+
+def _settings() -> tuple[Any, ...]:
+    """PyTorch's settings that choose kernels, as they are now."""
+    cudnn: Any = torch.backends.cudnn
+    cuda: Any = torch.backends.cuda
+    attention = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+    products = cuda.matmul.fp32_precision
+    chosen = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+    return (*chosen, *attention, cuda.cudnn_sdp_enabled(), products)
+
+
+def _networks(denoise: AnyDenoiser) -> tuple[NetworkDenoiser[Any], ...]:
+    """The networks of a denoiser that is made of nothing else, else none."""
+    if isinstance(denoise, NetworkDenoiser):
+        return (denoise,)
+    if isinstance(denoise, Guided):
+        parts = (_networks(denoise.conditional), _networks(denoise.unconditional))
+        return (*parts[0], *parts[1]) if all(len(part) == 1 for part in parts) else ()
+    return ()

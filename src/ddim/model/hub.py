@@ -1,0 +1,287 @@
+"""Models on the Hugging Face Hub: written with a model card, pushed, fetched and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError, shorten
+from ddim.model import checkpoint, importers
+from ddim.model.config import ModelConfig
+from ddim.model.model_card import REPOSITORY, card
+from ddim.nn.base import Network
+from ddim.process import rng
+
+M = TypeVar("M", bound="HubMixin")
+
+
+def place(name: str | Path, **settings: Any) -> str | Path:
+    """What is here under a name, or where a repository of that name was downloaded to, see `fetch`.
+
+    Raises:
+        DdimError: If a repository cannot be had.
+    """
+    if not isinstance(name, str | Path):
+        raise DdimError(f"model {shorten(repr(name))}", "is no name or path", "give a str or a Path")
+    if any(len(part.encode(errors="replace")) > 255 or "\0" in part for part in Path(name).parts):
+        raise DdimError(shorten(str(name)), "cannot be the name of a model: a part of it is too long", "check the name")
+    here = not isinstance(name, str) or Path(name).exists() or not REPOSITORY.fullmatch(name)
+    return name if here else fetch(str(name), **settings)
+
+
+def fetch(
+    name: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """A repository's model, downloaded into the hub's cache: its JSON and safetensors files; *.bin if it has no others.
+
+    Args:
+        name: "org/name".
+        revision: A branch, tag or commit.
+        cache_dir: Where downloads are kept; the hub's own place if None.
+        token: For repositories that are not public.
+        local_files_only: Whether only what was downloaded before is taken.
+        force_download: Whether it is downloaded again.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        DdimError: If it cannot be had: there is none, nobody may have it, or there is no connection.
+    """
+    _need()
+    from huggingface_hub import snapshot_download
+
+    how: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    how |= {"local_files_only": local_files_only, "force_download": force_download}
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **how))
+        if not any(folder.rglob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"], **how))
+    except Exception as error:  # the kinds of a lost connection are those of whatever HTTP library the hub uses
+        raise DdimError(name, *_why(error, revision)) from None
+    return folder
+
+
+def contents(
+    place: str | Path, hints: importers.CheckpointHints | None = None, kind: str | None = None
+) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
+    """A model folder's configuration and weights, or another code's as ours, and how that was read.
+
+    Args:
+        place: A folder, a file of weights, or a bundled model's name.
+        hints: What a file of weights does not say of itself.
+        kind: Whose code a file of weights is of, see `ddim.model.importers.read`.
+
+    Raises:
+        DdimError: If something is missing, is not what it says, does not match its checksum, or a weight is not finite.
+    """
+    if importers.is_importable(place):
+        made = importers.read(place, hints, kind)
+        checkpoint.check_finite(made.weights, place)
+        return made.config, made.weights, made.notes
+    return *checkpoint.read(place), ()
+
+
+def read(
+    place: str | Path, name: str | Path, hints: importers.CheckpointHints | None = None
+) -> tuple[ModelConfig, Network, tuple[str, ...]]:
+    """As `contents`, with the network.
+
+    Args:
+        place: As there.
+        name: What to call it in an error.
+        hints: As there.
+
+    Raises:
+        DdimError: As there.
+    """
+    config, weights, notes = contents(place, hints)
+    # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
+    with rng.temporary_seed("cpu", 0):
+        network = config.network.build()
+    checkpoint.fill(network, weights, name)
+    return config, network, notes
+
+
+def write(
+    folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], license: str | None = None, repo_id: str = ""
+) -> Path:
+    """Write a model folder with a model card; an older model there is replaced whole.
+
+    Args:
+        folder: Where.
+        config: The configuration.
+        weights: The weights.
+        license: The weights' licence as the hub names it; left out if None.
+        repo_id: What the card calls the model; the folder's name if empty.
+
+    Raises:
+        DdimError: If huggingface_hub is not installed, or the folder cannot be written.
+    """
+    _need()
+    about = partial(card, weights=weights, name=repo_id or folder.resolve().name, license=license)
+    checkpoint.write(folder, config, weights, about)
+    return folder
+
+
+def push(
+    repo_id: str, config: ModelConfig, weights: Mapping[str, Tensor], license: str | None = None, **settings: Any
+) -> str:
+    """Publish a model folder: the repository is made if it is not there, and gets the three files in one commit.
+
+    Args:
+        repo_id: "org/name", or "name" for one of one's own.
+        config: The configuration.
+        weights: The weights.
+        license: As for `write`.
+        settings: Those of huggingface_hub's `ModelHubMixin.push_to_hub`.
+
+    Returns:
+        Where the commit is, a URL.
+
+    Raises:
+        DdimError: If huggingface_hub is not installed, or it did not work.
+    """
+    _need()
+    from huggingface_hub import ModelHubMixin
+
+    class Folder(ModelHubMixin):
+        def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+            path = Path(save_directory)
+            write(path, config, weights, license, repo_id if "/" in repo_id else "/".join(path.parts[-2:]))
+
+    try:
+        return str(Folder().push_to_hub(repo_id, **settings))
+    except (DdimError, TypeError):  # the latter for a setting that there is not
+        raise
+    except Exception as error:  # see `fetch`
+        raise DdimError(repo_id, *_why(error, settings.get("branch"))) from None
+
+
+def _need() -> None:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise DdimError("the Hugging Face Hub", f"needs {error.name}", "pip install 'ddim[hub]'") from None
+
+
+def _why(error: Exception, revision: str | None) -> tuple[str, str]:
+    """What went wrong between us and the hub, and how to mend it."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return "is a gated repository", "ask for access on its page, and log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "no such repository, or it is private", "check the name, or log in with `hf auth login`"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"has no revision {revision}", "name a branch, tag or commit that it has"
+    if isinstance(error, errors.HFValidationError):
+        return "is no name of a repository", 'write "org/name"'
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
+        return "is not here, and the hub cannot be reached", "check the name and the connection, or give a folder"
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return f"the hub refused or could not be reached ({reason})", "check the connection and your rights"
+
+
+class HubMixin:
+    """Model folders with a model card, written, pushed and loaded, see `ddim.model.hub`."""
+
+    config: ModelConfig
+    network: Network
+    notes: tuple[str, ...]
+
+    def save_pretrained(
+        self, folder: str | Path, license: str | None = None, dtype: torch.dtype | None = None, repo_id: str = ""
+    ) -> Path:
+        """Write the model folder with a model card, `README.md`, made from the configuration.
+
+        Args:
+            folder: Where; an older model there is replaced, its card too.
+            license: The weights' licence as the hub names it, such as "apache-2.0"; left out of the card if None.
+            dtype: The dtype to store weights in; their own if None.
+            repo_id: What the card calls the model, "org/name"; the folder's name if empty.
+
+        Returns:
+            The folder.
+
+        Raises:
+            DdimError: If huggingface_hub is not installed, or the folder cannot be written.
+        """
+
+        return write(Path(folder), self.config, self._weights(dtype), license, repo_id)
+
+    def push_to_hub(
+        self, repo_id: str, license: str | None = None, dtype: torch.dtype | None = None, **settings: Any
+    ) -> str:
+        """Publish what `save_pretrained` writes; the repository is made if it is not there.
+
+        Args:
+            repo_id: "org/name", or "name" for one of one's own.
+            license: As for `save_pretrained`.
+            dtype: As for `save_pretrained`.
+            settings: private, token, branch, create_pr, commit_message: see huggingface_hub's ModelHubMixin.
+
+        Returns:
+            Where the commit is, a URL.
+
+        Raises:
+            DdimError: If huggingface_hub is not installed, or it did not work.
+        """
+
+        return push(repo_id, self.config, self._weights(dtype), license, **settings)
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        name: str | Path,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        device: torch.device | str | None = None,
+        **settings: Any,
+    ) -> M:
+        """A model from a folder, or from a repository of the hub; its checksum is verified.
+
+        Args:
+            name: A folder, a bundled model's name, or "org/name".
+            revision: A branch, tag or commit of the repository, as for the next four.
+            cache_dir: Where downloads are kept.
+            token: For repositories that are not public.
+            local_files_only: Whether only what was downloaded before is taken.
+            force_download: Whether it is downloaded again.
+            device: Where it computes; a GPU if there is one, else the CPU.
+            settings: dtype, compile, micro_batch: see `ddim.Model`.
+
+        Raises:
+            DdimError: If it cannot be had, is damaged, or is a model of another class.
+        """
+
+        fetched = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        folder = place(name, **fetched, local_files_only=local_files_only, force_download=force_download)
+        config, network, notes = read(folder, name)
+        # By their names: to import the classes here would be a circle.
+        right, wrong = ("TokenModel", "Model") if config.categorical else ("Model", "TokenModel")
+        if wrong in {base.__name__ for base in cls.__mro__}:
+            kind = "categories" if config.categorical else "real-valued pictures"
+            raise DdimError(name, f"is a model of {kind}", f"load it with {right}.from_pretrained")
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        made: Any = cls
+        model: M = made(network, config, device, **settings)
+        model.notes = notes
+        return model
+
+    def _weights(self, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+        return {key: value.to(dtype) if dtype else value for key, value in self.network.state_dict().items()}

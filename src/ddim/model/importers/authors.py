@@ -1,0 +1,88 @@
+"""State dicts of the DDIM authors' code and of the PyTorch port of DDPM it uses: the network of Ho et al. 2020."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.model.config import build
+from ddim.model.importers import defaults
+from ddim.model.importers.state_dict import Names, Place, to_native
+from ddim.model.importers.types import CheckpointHints, ImportedModel
+from ddim.nn.unet import UNetConfig
+
+SIGNS = ("temb.dense.0.weight", "down.0.block.0.conv1.weight")
+"""Names by which such a state dict is known."""
+
+
+def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
+    """A state dict as a model of ours.
+
+    Raises:
+        DdimError: If something is missing that no hint says, or it is another network.
+    """
+    defaults.refuse(hints, "that code's attention has one head", "heads", "head_channels", "attention")
+    defaults.refuse(hints, "that code never rescales times", "rescale")
+    # "nin" is a 1x1 convolution, "conv" one of 3x3, which no configuration of that code asks for.
+    tensors = {key.replace(".conv_shortcut.", ".nin_shortcut."): tensor for key, tensor in tensors.items()}
+    network = _network(path, tensors, hints)
+    # "quad" there is betas whose square root rises linearly, "quadratic" here is not.
+    name = "scaled-linear" if hints.schedule == "quad" else None
+    schedule, of_schedule = defaults.schedule(hints, path, name=name)
+    predicts, of_predicts = defaults.predicts(hints, path)
+    config = defaults.config(path, network, schedule, predicts, "official")
+    notes = [f"network: {network}, one head, padded far, norm eps 1e-06, sin-cos embedding (shift 1), time from 0"]
+    notes += ["dropout: 0 (only training asks for it)", of_schedule, of_predicts]
+    return ImportedModel(config, to_native(tensors, network, _names(network), str(path)), tuple(notes))
+
+
+def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> UNetConfig:
+    channels, in_channels, _, _ = defaults.shape(tensors, "conv_in.weight", path, 4)
+    defaults.colours(in_channels, path)
+    levels = _count(tensors, "down.{}.block.0.conv1.weight")
+    widths = [defaults.shape(tensors, f"down.{level}.block.0.conv1.weight", path, 4)[0] for level in range(levels)]
+    if levels > 1 and "down.0.downsample.conv.weight" not in tensors:
+        wrong = "changes resolution without weights (resamp_with_conv is off), which our U-Net cannot"
+        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+    if not levels:
+        raise DdimError(path, "holds no down.0.block.0.conv1.weight", "give the checkpoint of such a network")
+    height, width = defaults.size(hints, path)
+    values = {
+        "in_channels": in_channels,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "multipliers": defaults.multiples(widths, channels, path),
+        "blocks": _count(tensors, "down.0.block.{}.conv1.weight"),
+        "attention": [height >> level for level in range(levels) if f"down.{level}.attn.0.q.weight" in tensors],
+        "dropout": 0.0,
+    }
+    return build(UNetConfig, values, path)
+
+
+def _count(tensors: dict[str, Tensor], name: str) -> int:
+    return next(number for number in itertools.count() if name.format(number) not in tensors)
+
+
+def _names(network: UNetConfig) -> Names:
+    last = len(network.multipliers) - 1
+
+    def prefix(place: Place) -> str:
+        if place.way == "middle":
+            return f"mid.block_{place.inner + 1}" if place.kind == "block" else "mid.attn_1"
+        level = place.level if place.way == "down" else last - place.level
+        if place.kind == "resample":
+            return f"{place.way}.{level}.{place.way}sample"
+        return f"{place.way}.{level}.{'block' if place.kind == 'block' else 'attn'}.{place.inner}"
+
+    single = {"time.0": "temb.dense.0", "time.2": "temb.dense.1"}
+    return Names(
+        prefix=prefix,
+        single=single | {name: name for name in ("conv_in", "norm_out", "conv_out")},
+        block={name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+        | {"skip": "nin_shortcut", "time": "temb_proj"},
+        attention={"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"},
+    )

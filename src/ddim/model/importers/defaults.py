@@ -1,0 +1,140 @@
+"""What a state dict does not say: taken from hints, assumed aloud where a code has one custom, or asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError
+from ddim.model.config import ModelConfig, Origin, ScheduleConfig, build
+from ddim.model.importers.types import CheckpointHints
+from ddim.nn.lucidrains import LucidrainsConfig
+from ddim.nn.unet import UNetConfig
+
+PREDICTS = ("eps", "x0", "v")
+_OPTIONS = {"head_channels": "head-channels", "attention": "qkv"}
+
+
+def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
+    """Height and width of the pictures.
+
+    Raises:
+        DdimError: If no hint says it.
+    """
+    if hints.size is None:
+        mend = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
+        raise DdimError(path, "does not say the size of its pictures", mend)
+    return hints.size
+
+
+def colours(channels: int, path: Path) -> Literal[1, 3]:
+    """The channels, if they are those of pictures.
+
+    Raises:
+        DdimError: If they are not 1 or 3.
+    """
+    if channels not in (1, 3):
+        wrong = f"takes {channels} channels: not pictures in grey or colour alone, but latents, or a picture to enlarge"
+        raise DdimError(path, wrong, "use it in its own code; ddim.PlanScheduler and ddim.wrap bring our plans there")
+    return 1 if channels == 1 else 3
+
+
+def schedule(
+    hints: CheckpointHints, path: Path, bounds: tuple[float, float] = (1e-4, 0.02), name: str | None = None
+) -> tuple[ScheduleConfig, str]:
+    """The noise schedule, and how it was come by: linear betas over T = 1000 times unless told otherwise.
+
+    Args:
+        hints: What is known.
+        path: The file, for messages.
+        bounds: First and last beta, of linear betas and of those of `name`.
+        name: The hint's schedule under our name, if that is another.
+
+    Raises:
+        DdimError: If there is no such schedule.
+    """
+    told = name or hints.schedule or "linear"
+    values: dict[str, Any] = {"name": told, "T": 1000 if hints.T is None else hints.T}
+    if told in ("linear", name):
+        values |= {"beta_start": bounds[0], "beta_end": bounds[1]}
+    made = build(ScheduleConfig, values, path)
+    missing = [option for option, value in (("--schedule", hints.schedule), ("--times", hints.T)) if value is None]
+    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
+    note = f"schedule: {made.name} betas{ends}, T = {made.T}"
+    return made, note + _assumed(missing)
+
+
+def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
+    """What the network predicts, and how it was come by: eps unless told otherwise.
+
+    Raises:
+        DdimError: If the hint is none of eps, x0 and v.
+    """
+    told = hints.predicts or "eps"
+    if told not in PREDICTS:
+        raise DdimError(path, f"cannot predict {told!r}", f"known are {', '.join(PREDICTS)}")
+    return told, f"predicts: {told}" + _assumed([] if hints.predicts else ["--predicts"])
+
+
+def config(
+    path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, code: str
+) -> ModelConfig:
+    """The configuration of what was read.
+
+    Raises:
+        DdimError: If its parts do not go together.
+    """
+    policy = ImagePolicy(height=network.height, width=network.width, channels=colours(network.in_channels, path))
+    values = {"schedule": schedule, "predicts": predicts, "network": network, "data": policy}
+    return build(ModelConfig, {**values, "origin": Origin.model_validate({"format": code})}, path)
+
+
+def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> tuple[int, ...]:
+    """A tensor's shape.
+
+    Raises:
+        DdimError: If there is no such tensor, or it has not so many sides.
+    """
+    if name not in tensors:
+        raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
+    found = tuple(tensors[name].shape)
+    if len(found) != sides:
+        raise DdimError(
+            path, f"holds {name} of shape {list(found)}", f"it has {sides} sides there; copy the file again"
+        )
+    return found
+
+
+def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
+    """Widths as multiples of the first level's channels.
+
+    Raises:
+        DdimError: If one is no whole multiple.
+    """
+    if any(width % channels for width in widths):
+        raise DdimError(path, f"has channels {widths}, no multiples of {channels}", "wrap the network with ddim.wrap")
+    return tuple(width // channels for width in widths)
+
+
+def refuse(hints: CheckpointHints, why: str, *options: str) -> None:
+    """Refuse hints that a code's networks do not ask for.
+
+    Args:
+        hints: What is known.
+        why: Why not.
+        options: Names of fields of `CheckpointHints`.
+
+    Raises:
+        DdimError: Naming the first that is given.
+    """
+    for option in options:
+        if getattr(hints, option) is not None:
+            raise DdimError(f"--{_OPTIONS.get(option, option)}", f"is not asked for: {why}", "leave it out")
+
+
+def _assumed(options: list[str]) -> str:
+    return f" (assumed, the file does not say: `ddim convert {' '.join(options)}`)" if options else ""

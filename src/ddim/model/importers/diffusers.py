@@ -1,0 +1,314 @@
+"""Folders of diffusers' unconditional pipelines, read: a UNet2DModel and a scheduler's configuration.
+
+Nothing of diffusers is imported: a folder is JSON and tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddim._io.reading import entry, list_of
+from ddim.data.policy import ImagePolicy
+from ddim.errors import DdimError, shorten
+from ddim.model.config import ModelConfig, Origin, ScheduleConfig, build
+from ddim.model.importers import wrappers
+from ddim.model.importers.state_dict import Names, Place, to_native
+from ddim.model.importers.types import ImportedModel, read_json, read_state, tensors_of
+from ddim.nn.unet import UNetConfig
+
+SIGNS = ("conv_in.weight", "time_embedding.linear_1.weight")
+"""Names by which the state dict of such a U-Net is known."""
+SCHEDULER = "scheduler/scheduler_config.json"
+PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
+BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
+
+# What a key that older files lack stands for there.
+_UNET = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "thresholding": False,
+}
+_KEPT = (
+    "clip_sample",
+    "clip_sample_range",
+    "thresholding",
+    "dynamic_thresholding_ratio",
+    "sample_max_value",
+    "set_alpha_to_one",
+    "steps_offset",
+    "timestep_spacing",
+    "variance_type",
+)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "freq_shift"), (int,)),
+    **dict.fromkeys(("dropout", "norm_eps"), (float,)),
+    **dict.fromkeys(("add_attention", "flip_sin_to_cos"), (bool,)),
+    "attention_head_dim": (int, type(None)),
+}
+_PLAIN = (str, bool, int, float, type(None))
+
+
+def _prefix(place: Place) -> str:
+    if place.way == "middle":
+        return f"mid_block.{'resnets' if place.kind == 'block' else 'attentions'}.{place.inner}"
+    room = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
+    return f"{place.way}_blocks.{place.level}.{room}.{0 if place.kind == 'resample' else place.inner}"
+
+
+NAMES = Names(
+    prefix=_prefix,
+    single={
+        "time.0": "time_embedding.linear_1",
+        "time.2": "time_embedding.linear_2",
+        "conv_in": "conv_in",
+        "norm_out": "conv_norm_out",
+        "conv_out": "conv_out",
+    },
+    block={name: name for name in ("norm1", "conv1", "norm2", "conv2")}
+    | {"skip": "conv_shortcut", "time": "time_emb_proj"},
+    attention={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"},
+)
+_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def unet_folder(folder: Path) -> Path | None:
+    """Where a pipeline folder keeps its U-Net: in `unet`, or, as old ones do, in itself; None if nowhere."""
+    for place in (folder / "unet", folder):
+        if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
+            return place
+    return None
+
+
+def read(folder: Path) -> ImportedModel:
+    """A diffusers pipeline folder as a model of ours.
+
+    Raises:
+        DdimError: If it is damaged, or holds what our U-Net cannot be.
+    """
+    place = unet_folder(folder)
+    if place is None:
+        raise DdimError(folder, "holds no unet/config.json of diffusers", "give the folder of a whole pipeline")
+    network, said = _network(read_json(place / "config.json"), place / "config.json")
+    options = [folder / SCHEDULER, folder / "scheduler_config.json"]
+    file = next((path for path in options if path.is_file()), None)
+    if file is None:
+        raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
+    scheduler = read_json(file)
+    schedule, predicts, noted = read_scheduler(scheduler, file)
+    kept = {key: entry(scheduler, key, _PLAIN, file) for key in ("_class_name", *_KEPT) if key in scheduler}
+    name = str(kept.pop("_class_name", ""))
+    values = {
+        "schedule": schedule,
+        "predicts": predicts,
+        "network": network,
+        "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
+        "origin": Origin(format="diffusers", settings={"scheduler": name, **kept}),
+    }
+    weights, told = _weights(place)
+    notes = [*said, *told, *noted]
+    notes += [_choice(kept)]
+    config = build(ModelConfig, values, folder)
+    return ImportedModel(config, to_native(weights, network, NAMES, str(place)), tuple(notes))
+
+
+def _colours(network: UNetConfig, place: Path) -> int:
+    if network.in_channels not in (1, 3):
+        wrong = f"works on {network.in_channels} channels: latents, not pictures"
+        raise DdimError(place, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+    return network.in_channels
+
+
+def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
+    """The U-Net that a UNet2DModel's configuration describes, and how it was read."""
+    if given.get("_class_name") != "UNet2DModel":
+        wrong = f"is of a {shorten(str(given.get('_class_name')))}, not a UNet2DModel"
+        raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+    c = {**_UNET, **given}
+    for key, kind in _KINDS.items():
+        entry(c, key, kind, file)
+    widths = _whole(c.get("block_out_channels") or (224, 448, 672, 896), "block_out_channels", file)
+    _refuse(c, widths, file)
+    size = c["sample_size"]
+    height, width = _whole([size, size] if isinstance(size, int) else size, "sample_size", file, 2)
+    down, up = (
+        [_attends(name, file, way) for name in list_of(c.get(f"{way.lower()}_block_types"), str, key, file)]
+        for way, key in (("Down", "down_block_types"), ("Up", "up_block_types"))
+    )
+    if down != up[::-1] or len(down) != len(widths):
+        raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
+    values = {
+        "in_channels": c["in_channels"],
+        "height": height,
+        "width": width,
+        "channels": widths[0],
+        "multipliers": [w // widths[0] for w in widths],
+        "blocks": c["layers_per_block"],
+        "attention": [height >> level for level, there in enumerate(down) if there],
+        "middle_attention": c["add_attention"],
+        "head_channels": c["attention_head_dim"] or 0,
+        "groups": c["norm_num_groups"],
+        "dropout": c["dropout"],
+        "norm_eps": c["norm_eps"],
+        "padding": "both" if c["downsample_padding"] else "far",
+        "embedding": "cos-sin" if c["flip_sin_to_cos"] else "sin-cos",
+        "embedding_shift": c["freq_shift"],
+        "learned_variance": c["out_channels"] == 2 * c["in_channels"],
+    }
+    network = build(UNetConfig, values, file)
+    heads = f"heads of {network.head_channels} channels" if network.head_channels else "one head"
+    said = f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
+    return network, [f"network: {said} (shift {network.embedding_shift}), time from 0"]
+
+
+def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
+    """Refuse what our U-Net cannot be."""
+    groups = c["norm_num_groups"]
+    fixed: dict[str, tuple[Any, ...]] = {
+        "center_input_sample": (False,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_dim": (None, 4 * widths[0]),
+        "mid_block_type": ("UNetMidBlock2D",),
+        "mid_block_scale_factor": (1,),
+        "downsample_type": ("conv",),
+        "upsample_type": ("conv",),
+        "act_fn": ("silu", "swish"),
+        "attn_norm_num_groups": (None, groups),
+        "resnet_time_scale_shift": ("default",),
+        "class_embed_type": (None,),
+        "num_class_embeds": (None,),
+        "downsample_padding": (0, 1),
+        "out_channels": (c["in_channels"], 2 * c["in_channels"]),
+    }
+    for key, known in fixed.items():
+        if c[key] not in known:
+            wrong = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
+            raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
+    if c.get("sample_size") is None:
+        raise DdimError(file, "does not say sample_size", "add it, in pixels")
+    if any(w % widths[0] for w in widths):  # of which none is 0
+        raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
+
+
+def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
+    """Whole numbers of at least 1."""
+    found = list_of(values, int, key, file)
+    if not found or min(found) < 1 or count not in (None, len(found)):
+        wrong = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
+        raise DdimError(file, wrong, "copy it again")
+    return found
+
+
+def _attends(name: str, file: Path, way: str) -> bool:
+    known = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
+    if name not in known:
+        raise DdimError(file, f"has a {name}, which our U-Net has not", "wrap the network itself with ddim.wrap")
+    return known[name]
+
+
+def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
+    """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
+    c = {**_SCHEDULER, **given}
+    for key in ("prediction_type", "beta_schedule"):
+        entry(c, key, str, file)
+    for key in ("rescale_betas_zero_snr", "thresholding"):
+        entry(c, key, bool, file)
+    if c["prediction_type"] not in PREDICTS:
+        raise DdimError(file, f"has prediction_type {c['prediction_type']!r}", f"known are {', '.join(PREDICTS)}")
+    values: dict[str, Any] = {"T": c["num_train_timesteps"], "zero_terminal_snr": bool(c["rescale_betas_zero_snr"])}
+    if c["trained_betas"] is not None:
+        values |= {"name": "betas", "betas": c["trained_betas"]}
+    elif c["beta_schedule"] in BETAS:
+        values["name"] = BETAS[c["beta_schedule"]]
+        if values["name"] != "cosine":
+            values |= {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}
+    else:
+        raise DdimError(file, f"has beta_schedule {c['beta_schedule']!r}", f"known are {', '.join(BETAS)}")
+    made = build(ScheduleConfig, values, file)
+    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
+    snr = ", rescaled to zero terminal SNR" if made.zero_terminal_snr else ""
+    predicts = PREDICTS[c["prediction_type"]]
+    notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
+    if c["thresholding"]:
+        notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
+    return made, predicts, notes
+
+
+def _choice(kept: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
+    rest = "the rest is kept for `ddim sample --like diffusers` and the way back"
+    return f"sampler: {said}; clipping applies to sampling, {rest}"
+
+
+def emulation(config: ModelConfig) -> dict[str, Any]:
+    """The settings of `ddim.emulate.diffusers` with which a model that came from such a folder had its own scheduler.
+
+    Returns:
+        Nothing, of a model that came from elsewhere.
+
+    Raises:
+        DdimError: If that scheduler does what the emulation does not repeat.
+    """
+    if config.origin is None or config.origin.format != "diffusers":
+        return {}
+    told = config.origin.settings
+    if told.get("clip_sample", True) and told.get("clip_sample_range", 1.0) != 1:
+        wrong = f"its scheduler clips to {told['clip_sample_range']:g}, which is not repeated here"
+        raise DdimError("--like diffusers", wrong, "say --no-clip, or sample without --like")
+    names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
+    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
+
+
+def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The U-Net's tensors under today's names, and notes on them."""
+    names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+    file = next((place / name for name in names if (place / name).is_file()), None)
+    if file is None:
+        raise DdimError(place, f"holds neither {names[0]} nor {names[1]}", "copy the whole folder")
+    state = read_state(file)
+    found, notes = wrappers.networks(state, {"diffusers": SIGNS}, file), tuple[str, ...]()
+    tensors = tensors_of(state)
+    if found:
+        tensors, which, notes = wrappers.choose(found, True, file)
+        notes = (which, *notes) if found[0].where else notes
+    if tensors is None:
+        raise DdimError(file, "is not a state dict", "copy the whole folder again")
+    if any(f"{old}" in key for key in tensors for old in _OLD):
+        for old, new in _OLD.items():
+            tensors = {key.replace(old, new) if ".attentions." in key else key: t for key, t in tensors.items()}
+    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    return tensors, (f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *notes)

@@ -1,0 +1,205 @@
+"""Checkpoints of the package denoising-diffusion-pytorch, versions 2, whose U-Net runs here as `ddim.nn.lucidrains`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.model.config import ScheduleConfig, build
+from ddim.model.importers import defaults
+from ddim.model.importers.state_dict import Remaining, Weights, blank
+from ddim.model.importers.types import CheckpointHints, ImportedModel
+from ddim.nn.lucidrains import LucidrainsConfig
+
+SIGNS = ("init_conv.weight", "time_mlp.3.weight")
+"""Names by which such a state dict is known; in one of its GaussianDiffusion they begin with "model."."""
+_NETWORK = "model."
+_OBJECTIVES = {"eps": "pred_noise", "x0": "pred_x0", "v": "pred_v"}
+
+
+def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
+    """A state dict of a Unet, or of a GaussianDiffusion around one, as a model of ours.
+
+    Raises:
+        DdimError: If something is missing that no hint says, or it is another network.
+    """
+    defaults.refuse(hints, "the file itself shows its heads", "heads", "head_channels", "attention")
+    defaults.refuse(hints, "that code never rescales times", "rescale")
+    whole = f"{_NETWORK}{SIGNS[0]}" in tensors
+    net = (
+        {key.removeprefix(_NETWORK): t for key, t in tensors.items() if key.startswith(_NETWORK)} if whole else tensors
+    )
+    table = {key: t for key, t in tensors.items() if not key.startswith(_NETWORK)} if whole else {}
+    network = _network(path, net, hints)
+    schedule, of_schedule = _schedule(path, table, hints)
+    predicts, of_predicts = _predicts(path, table, hints)
+    config = defaults.config(path, network, schedule, predicts, "lucidrains")
+    heads = ", ".join(f"{n} of {c}" for n, c in zip(network.heads, network.head_channels, strict=True))
+    notes = [f"network: {network}, heads {heads} channels, sin-cos embedding (shift 1, theta 10000), time from 0"]
+    notes += [of_schedule, of_predicts, "pictures: trained on -1..1 (auto_normalize, assumed)"]
+    return ImportedModel(config, _weights(path, net, network), tuple(notes))
+
+
+def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> LucidrainsConfig:
+    """The network, from names and shapes."""
+    _refuse(path, net)
+    first, in_channels, _, _ = defaults.shape(net, "init_conv.weight", path, 4)
+    out_channels = defaults.shape(net, "final_conv.weight", path, 4)[0]
+    if in_channels == 2 * out_channels:
+        wrong = "is told its own last guess (self_condition), which no plan of ours does"
+        raise DdimError(path, wrong, "use a checkpoint without it")
+    if out_channels == 2 * in_channels:
+        raise DdimError(path, "has a learned variance, which is not read here", "use a checkpoint without it")
+    channels = defaults.shape(net, "time_mlp.1.weight", path, 2)[1]
+    levels = next(level for level in itertools.count() if f"downs.{level}.0.block1.proj.weight" not in net)
+    if not levels:
+        raise DdimError(path, "holds no downs.0.0.block1.proj.weight", "give a checkpoint of versions 2")
+    ends = [f"downs.{level}.3" + (".1" if level < levels - 1 else "") for level in range(levels)]
+    widths = [defaults.shape(net, f"{end}.weight", path, 4)[0] for end in ends]
+    full = [f"downs.{level}.2.to_out.weight" in net for level in range(levels)]
+    # Of keys and values: 2, heads, and then their number and channels in full attention, else the other way round.
+    memory = [defaults.shape(net, f"downs.{level}.2.mem_kv", path, 4) for level in range(levels)]
+    height, width = defaults.size(hints, path)
+    values = {
+        "in_channels": defaults.colours(in_channels, path),
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "first": first,
+        "multipliers": defaults.multiples(widths, channels, path),
+        "full": full,
+        "heads": [shape[1] for shape in memory],
+        "head_channels": [shape[3 if all_pairs else 2] for shape, all_pairs in zip(memory, full, strict=True)],
+        "memories": [shape[2 if all_pairs else 3] for shape, all_pairs in zip(memory, full, strict=True)],
+    }
+    return build(LucidrainsConfig, values, path)
+
+
+def _refuse(path: Path, net: dict[str, Tensor]) -> None:
+    """Refuse what its other options and its older versions are."""
+    if "time_mlp.0.weights" in net:
+        wrong = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
+        raise DdimError(path, wrong, "use a checkpoint without them")
+    if any(key.startswith(("classes_emb", "null_classes_emb", "classes_mlp")) for key in net):
+        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
+    if any(".fn." in key or ".block1.norm.weight" in key for key in net):
+        wrong = "is of a version before 2, whose blocks are others"
+        raise DdimError(path, wrong, "wrap the network itself with ddim.wrap")
+
+
+def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[ScheduleConfig, str]:
+    """The noise schedule: the file's own, or of the name that its Trainer was given."""
+    if "betas" not in table:
+        if hints.schedule is None:
+            mend = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
+            raise DdimError(path, "is a network alone and does not say its noise schedule", mend)
+        T = 1000 if hints.T is None else hints.T
+        if hints.schedule != "sigmoid":
+            return defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
+        of_times = " (T assumed, the file does not say: `ddim convert --times`)" if hints.T is None else ""
+        values: dict[str, Any] = {"name": "betas", "T": T, "betas": [float(beta) for beta in sigmoid_betas(T)]}
+        return build(ScheduleConfig, values, path), f"schedule: that code's sigmoid, T = {T}, as a table{of_times}"
+    betas = table["betas"].double().flatten()
+    for option, told in (("--schedule", hints.schedule), ("--times", hints.T)):
+        if told is not None:
+            raise DdimError(f"{option} {told}", f"is said by {path} itself, as a table of betas", "leave it out")
+    T = len(betas)
+    for name, bounds in {"linear": {"beta_start": 1000 / T * 1e-4, "beta_end": 1000 / T * 0.02}, "cosine": {}}.items():
+        made = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
+        if T > 20 and np.allclose(made.build().betas, betas.numpy(), rtol=1e-5, atol=0):
+            return made, f"schedule: {name} betas, T = {T}, as the file's table has them"
+    made = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
+    return made, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
+
+
+def sigmoid_betas(T: int) -> np.ndarray:
+    """The betas of that code's default: alpha_bar falls along a logistic curve from -3 to 3 (Jabri et al. 2022).
+
+    Args:
+        T: The number of times.
+
+    Returns:
+        float64, (T,), capped at 0.999.
+    """
+    curve = 1 / (1 + np.exp(6 * np.arange(T + 1) / T - 3))
+    alpha_bar = (curve - curve[-1]) / (curve[0] - curve[-1])
+    return np.asarray(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999))
+
+
+def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[str, str]:
+    """What the network predicts: what its loss weights are of, or what a hint says.
+
+    At a signal-to-noise ratio s <= 1 the weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
+    """
+    found = None
+    if {"loss_weight", "alphas_cumprod"} <= table.keys():
+        alpha_bar = table["alphas_cumprod"].double().clamp(1e-12, 1 - 1e-12)
+        noisy = alpha_bar <= 0.5
+        snr, weights = (alpha_bar / (1 - alpha_bar))[noisy], table["loss_weight"].double()[noisy]
+        options = {"eps": torch.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}
+        match = [name for name, option in options.items() if torch.allclose(weights, option, rtol=1e-3, atol=1e-6)]
+        found = match[0] if len(match) == 1 else None
+    if found is None:
+        if hints.predicts is None:
+            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
+            raise DdimError(path, "does not say what its network predicts", mend)
+        return defaults.predicts(hints, path)
+    if hints.predicts not in (None, found):
+        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[found]}"
+        raise DdimError(f"--predicts {hints.predicts}", wrong, "leave it out")
+    return found, f"predicts: {found} ({_OBJECTIVES[found]}, as the file's loss weights have it)"
+
+
+def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> Weights:
+    """Our state dict; each of their tensors must have found a place."""
+    left, out = Remaining(dict(net), str(path)), {}
+    wanted = {key: value.shape for key, value in blank(network).items()}
+    for ours, theirs in _names(network):
+        if ours in wanted:  # a layer may have no bias, a block no convolution beside it
+            out[ours] = left.take(theirs, wanted[ours])
+    blocks = [theirs for _, theirs, kind in _parts(network) if kind == "block"]
+    for key in ("weight", "bias"):
+        names = [f"{theirs}.mlp.1.{key}" for theirs in blocks]
+        out[f"time_to_blocks.{key}"] = left.join(names, wanted[f"time_to_blocks.{key}"])
+    left.refuse()
+    return out
+
+
+def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
+    """Our name, theirs and the kind of every block and attention, in the order in which they run."""
+    for way, full in (("down", network.full), ("up", network.full[::-1])):
+        for level, all_pairs in enumerate(full):
+            yield from ((f"{way}_blocks.{2 * level + i}", f"{way}s.{level}.{i}", "block") for i in (0, 1))
+            yield f"{way}_attention.{level}", f"{way}s.{level}.2", "full" if all_pairs else "linear"
+        if way == "down":
+            yield from (("middle.0", "mid_block1", "block"), ("middle_attention", "mid_attn", "full"))
+            yield "middle.1", "mid_block2", "block"
+    yield "last_block", "final_res_block", "block"
+
+
+def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
+    """Our name and theirs of every tensor but those of time in blocks, and of some that are not there."""
+    layers = [("time.0", "time_mlp.1"), ("time.2", "time_mlp.3"), ("conv_in", "init_conv"), ("conv_out", "final_conv")]
+    last = len(network.multipliers) - 1
+    for level in range(last + 1):
+        inner = ".1" if level < last else ""
+        layers += [(f"{way}.{level}{inner}", f"{way}.{level}.3{inner}") for way in ("downs", "ups")]
+    for ours, theirs, kind in _parts(network):
+        if kind == "block":
+            layers += [(f"{ours}.conv{i}", f"{theirs}.block{i}.proj") for i in (1, 2)]
+            layers.append((f"{ours}.skip", f"{theirs}.res_conv"))
+            yield from ((f"{ours}.norm{i}.gain", f"{theirs}.block{i}.norm.g") for i in (1, 2))
+            continue
+        layers += [(f"{ours}.qkv", f"{theirs}.to_qkv")]
+        layers += [(f"{ours}.out", f"{theirs}.to_out" + (".0" if kind == "linear" else ""))]
+        yield f"{ours}.norm.gain", f"{theirs}.norm.g"
+        yield f"{ours}.memory", f"{theirs}.mem_kv"
+        yield f"{ours}.norm_out.gain", f"{theirs}.to_out.1.g"
+    yield from ((f"{ours}.{key}", f"{theirs}.{key}") for ours, theirs in layers for key in ("weight", "bias"))

@@ -1,0 +1,172 @@
+"""State dicts of OpenAI's improved-diffusion and guided-diffusion: their U-Nets without labels."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.model.config import build
+from ddim.model.importers import defaults
+from ddim.model.importers.state_dict import Names, Place, to_native
+from ddim.model.importers.types import CheckpointHints, ImportedModel
+from ddim.nn.unet import UNetConfig
+
+SIGNS = ("time_embed.0.weight", "input_blocks.0.0.weight")
+"""Names by which such a state dict is known."""
+
+
+def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
+    """A state dict as a model of ours.
+
+    Raises:
+        DdimError: If something is missing that no hint says, or it is another network.
+    """
+    if "label_emb.weight" in tensors:
+        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
+    T = 1000 if hints.T is None else hints.T
+    schedule, of_schedule = defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
+    predicts, of_predicts = defaults.predicts(hints, path)
+    network, notes = _network(path, tensors, hints, T)
+    config = defaults.config(path, network, schedule, predicts, "openai")
+    weights = to_native(tensors, network, _names(network, hints.attention or "legacy"), str(path))
+    return ImportedModel(config, weights, (*notes, of_schedule, of_predicts))
+
+
+def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: int) -> tuple[UNetConfig, list[str]]:
+    """The network, from names and shapes, and how it was read."""
+    channels, in_channels, _, _ = defaults.shape(tensors, "input_blocks.0.0.weight", path, 4)
+    defaults.colours(in_channels, path)
+    if defaults.shape(tensors, "time_embed.0.weight", path, 2)[1] != channels:
+        wrong = "begins with a part of its channels (a first multiplier that is not 1), which our U-Net cannot"
+        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+    levels, blocks, in_block = _levels(path, tensors)
+    firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
+    widths = [defaults.shape(tensors, f"{first}.0.in_layers.2.weight", path, 4)[0] for first in firsts]
+    scale_shift = defaults.shape(tensors, "input_blocks.1.0.emb_layers.1.weight", path, 2)[0] == 2 * widths[0]
+    height, width = defaults.size(hints, path)
+    heads, of_heads = _heads(path, hints)
+    time_scale, of_time = _time_scale(hints, T, in_block)
+    values = {
+        "in_channels": in_channels,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "multipliers": defaults.multiples(widths, channels, path),
+        "blocks": blocks,
+        "attention": [height >> level for level, first in enumerate(firsts) if f"{first}.1.qkv.weight" in tensors],
+        **heads,
+        "dropout": 0.0,
+        "norm_eps": 1e-5,
+        "padding": "both",
+        "embedding": "cos-sin",
+        "embedding_shift": 0,
+        "time_scale": time_scale,
+        "scale_shift": scale_shift,
+        "resample": "block" if in_block else "conv",
+        "learned_variance": defaults.shape(tensors, "out.2.weight", path, 4)[0] == 2 * in_channels,
+    }
+    made = build(UNetConfig, values, path)
+    how = "scales and shifts norms" if scale_shift else "is added"
+    said = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
+    notes = [f"network: {made}, {said}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
+    if made.learned_variance:
+        notes.append("variance: learned, for `ddim sample --sigma learned`; other plans leave it aside")
+    return made, [*notes, "dropout: 0 (only training asks for it)"]
+
+
+def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
+    """The number of levels, of blocks in each on the way down, and whether resolution changes in residual blocks.
+
+    A block that halves looks like any other; but on the way up, the last part of a level that is not the last stands
+    behind a block, so there the levels show.
+    """
+    inputs, counts = (
+        {int(match[1]) for key in tensors if (match := re.match(rf"{way}_blocks\.(\d+)\.", key))}
+        for way in ("input", "output")
+    )
+    ends = {"conv": "conv.weight", "block": "in_layers.2.weight"}
+    changes = {
+        kind: [at for at in sorted(counts) if any(f"output_blocks.{at}.{i}.{end}" in tensors for i in (1, 2))]
+        for kind, end in ends.items()
+    }
+    found = changes["conv"] or changes["block"]
+    per_level = found[0] + 1 if found else len(counts)
+    regular = len(inputs) == len(counts) == (len(found) + 1) * per_level
+    if per_level < 2 or not regular or all(changes.values()):
+        wrong = "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
+        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+    return len(found) + 1, per_level - 1, bool(changes["block"])
+
+
+def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
+    """The attention heads, which no shape shows."""
+    if hints.attention not in (None, "legacy", "new"):
+        raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
+    if (hints.heads is None) == (hints.head_channels is None):
+        wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
+        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
+        raise DdimError(path, wrong, f"{mend} (most of guided-diffusion's)")
+    if hints.head_channels is not None and hints.head_channels < 1:
+        raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
+    order = hints.attention or "legacy"
+    how = "legacy: head by head" if order == "legacy" else "new: all of q, then k, then v"
+    note = f"qkv order: {how}" + ("" if hints.attention else " (assumed, both codes' default: `ddim convert --qkv`)")
+    if hints.head_channels is not None:
+        return {"head_channels": hints.head_channels}, f"attention: heads of {hints.head_channels} channels, {note}"
+    return {"heads": hints.heads}, f"attention: heads {hints.heads}, {note}"
+
+
+def _time_scale(hints: CheckpointHints, T: int, in_block: bool) -> tuple[float, str]:
+    """What t - 1 is multiplied with, and how that was come by."""
+    if T == 1000:
+        return 1.0, "time: from 0 to 999"
+    # Only guided-diffusion has such blocks or heads of a given width, and it does not rescale unless told to.
+    guided = in_block or hints.head_channels is not None or hints.attention == "new"
+    rescaled = not guided if hints.rescale is None else hints.rescale
+    said = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
+    code = "guided-diffusion" if guided else "improved-diffusion"
+    assumption = f" (assumed, the default of {code})" if hints.rescale is None else ""
+    return 1000 / T if rescaled else 1.0, f"time: {said}{assumption}"
+
+
+def _names(network: UNetConfig, order: str) -> Names:
+    per_level, last = network.blocks + 1, len(network.multipliers) - 1
+
+    def prefix(place: Place) -> str:
+        if place.way == "middle":
+            return f"middle_block.{1 if place.kind == 'attention' else 2 * place.inner}"
+        inner = 1 if place.kind == "attention" else 0
+        if place.way == "down":
+            return f"input_blocks.{1 + place.level * per_level + place.inner}.{inner}"
+        if (
+            place.kind == "resample"
+        ):  # it stands behind the level's last block, and behind its attention if there is one
+            attends = network.height >> (last - place.level) in network.attention
+            return f"output_blocks.{(place.level + 1) * per_level - 1}.{2 if attends else 1}"
+        return f"output_blocks.{place.level * per_level + place.inner}.{inner}"
+
+    return Names(
+        prefix=prefix,
+        single={
+            "time.0": "time_embed.0",
+            "time.2": "time_embed.2",
+            "conv_in": "input_blocks.0.0",
+            "norm_out": "out.0",
+            "conv_out": "out.2",
+        },
+        block={
+            "norm1": "in_layers.0",
+            "conv1": "in_layers.2",
+            "time": "emb_layers.1",
+            "norm2": "out_layers.0",
+            "conv2": "out_layers.3",
+            "skip": "skip_connection",
+        },
+        attention={"norm": "norm", "qkv": "qkv", "out": "proj_out"},
+        resample={"down": "op", "up": "conv"},
+        interleaved=order == "legacy",
+    )

@@ -1,0 +1,213 @@
+"""Where each part of our U-Net stands in another code's state dict, and the weights carried over, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.nn.lucidrains import LucidrainsConfig
+from ddim.nn.unet import UNetConfig
+
+Weights = dict[str, Tensor]
+_KINDS = ("weight", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One part of a U-Net.
+
+    Args:
+        ours: Its name in our state dict.
+        kind: What it is.
+        way: On the way down, in the middle, or on the way up.
+        level: Its level, counted in the order of its way: on the way up 0 is the lowest resolution.
+        inner: Its place in the level.
+        width: Its output channels.
+    """
+
+    ours: str
+    kind: Literal["block", "attention", "resample"]
+    way: Literal["down", "middle", "up"]
+    level: int
+    inner: int
+    width: int
+
+
+def places(config: UNetConfig) -> Iterator[Place]:
+    """Every block, attention and change of resolution, in the order in which they run."""
+    side = config.height // config.patch
+    last = len(config.multipliers) - 1
+    for level, multiplier in enumerate(config.multipliers):
+        width = config.channels * multiplier
+        for inner in range(config.blocks):
+            at = level * config.blocks + inner
+            yield Place(f"down_blocks.{at}", "block", "down", level, inner, width)
+            if side >> level in config.attention:
+                yield Place(f"down_attention.{at}", "attention", "down", level, inner, width)
+        if level < last:
+            yield Place(f"downs.{level}", "resample", "down", level, config.blocks, width)
+    width = config.channels * config.multipliers[-1]
+    yield Place("middle.0", "block", "middle", 0, 0, width)
+    if config.middle_attention:
+        yield Place("middle_attention", "attention", "middle", 0, 0, width)
+    yield Place("middle.1", "block", "middle", 0, 1, width)
+    for level, multiplier in enumerate(reversed(config.multipliers)):
+        width = config.channels * multiplier
+        for inner in range(config.blocks + 1):
+            at = level * (config.blocks + 1) + inner
+            yield Place(f"up_blocks.{at}", "block", "up", level, inner, width)
+            if side >> (last - level) in config.attention:
+                yield Place(f"up_attention.{at}", "attention", "up", level, inner, width)
+        if level < last:
+            yield Place(f"ups.{level}", "resample", "up", level, config.blocks + 1, width)
+
+
+@dataclass(frozen=True)
+class Names:
+    """Another code's names.
+
+    Args:
+        prefix: From a part to its name there.
+        single: Our name of a single layer to theirs: time.0, time.2, conv_in, norm_out, conv_out.
+        block: Our name of a block's layer to theirs: norm1, conv1, norm2, conv2, skip, and "time".
+        attention: Likewise of attention: norm, out, and q, k, v, or qkv.
+        resample: The name of a convolution that changes the resolution, behind the prefix, by its way.
+        interleaved: Whether the rows of qkv go head by head, each with its q, k and v.
+    """
+
+    prefix: Callable[[Place], str]
+    single: Mapping[str, str]
+    block: Mapping[str, str]
+    attention: Mapping[str, str]
+    resample: Mapping[str, str] = field(default_factory=lambda: {"down": "conv", "up": "conv"})
+    interleaved: bool = False
+
+    def layers(self, config: UNetConfig) -> Iterator[tuple[str, str]]:
+        """Our name and theirs of every layer that is one layer in both."""
+        yield from self.single.items()
+        for place in places(config):
+            prefix = self.prefix(place)
+            if self._is_block(place, config):
+                inner = [(ours, theirs) for ours, theirs in self.block.items() if ours != "time"]
+            elif place.kind == "attention":
+                inner = [("norm", self.attention["norm"]), ("out", self.attention["out"])]
+            else:
+                inner = [("conv", self.resample[place.way])]
+            for ours, theirs in inner:
+                yield f"{place.ours}.{ours}", f"{prefix}.{theirs}"
+
+    def times(self, config: UNetConfig) -> list[str]:
+        """Their names of the layers that are one layer, `time_to_blocks`, here: in order."""
+        blocks = (place for place in places(config) if self._is_block(place, config))
+        return [f"{self.prefix(place)}.{self.block['time']}" for place in blocks]
+
+    def mixers(self, config: UNetConfig) -> Iterator[tuple[str, list[str], int]]:
+        """Our name of each qkv, their names of its parts, and its number of heads."""
+        parts = [self.attention["qkv"]] if "qkv" in self.attention else [self.attention[letter] for letter in "qkv"]
+        for place in places(config):
+            if place.kind == "attention":
+                names = [f"{self.prefix(place)}.{part}" for part in parts]
+                yield f"{place.ours}.qkv", names, config.heads_of(place.width)
+
+    @staticmethod
+    def _is_block(place: Place, config: UNetConfig) -> bool:
+        return place.kind == "block" or (place.kind == "resample" and config.resample == "block")
+
+
+def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, what: str) -> Weights:
+    """Another code's state dict as ours, in float32; each of its tensors must have found a place.
+
+    Args:
+        weights: The state dict.
+        config: The network.
+        names: The other code's names.
+        what: What to call it in messages.
+
+    Raises:
+        DdimError: Naming a tensor that is missing, left over, or of a wrong shape.
+    """
+    wanted = {key: value.shape for key, value in blank(config).items()}
+    left = Remaining(dict(weights), what)
+    out: Weights = {}
+    for kind in _KINDS:
+        for own, name in names.layers(config):
+            if f"{own}.{kind}" in wanted:
+                out[f"{own}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{own}.{kind}"])
+        for own, parts, heads in names.mixers(config):
+            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{own}.{kind}"])
+            if names.interleaved:
+                rows = rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
+            out[f"{own}.{kind}"] = rows
+        times = [f"{name}.{kind}" for name in names.times(config)]
+        out[f"time_to_blocks.{kind}"] = left.join(times, wanted[f"time_to_blocks.{kind}"])
+    left.refuse()
+    return out
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """The tensors of a state dict that have found no place yet."""
+
+    tensors: Weights
+    what: str
+
+    def take(self, name: str, shape: torch.Size) -> Tensor:
+        """A tensor of that shape, but for sides of 1: a 1x1 convolution may be a linear layer here."""
+        tensor = self._pop(name)
+        if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
+            wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
+            raise DdimError(self.what, wrong, "say what the network is")
+        return tensor.reshape(shape)
+
+    def join(self, names: list[str], shape: torch.Size) -> Tensor:
+        """The rows of several tensors, which are one tensor of that shape here."""
+        found = [self._pop(name) for name in names]
+        for name, tensor in zip(names, found, strict=True):
+            if tensor.shape[1:].numel() != shape[1:].numel():
+                wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
+                raise DdimError(self.what, wrong, "say what the network is")
+        if sum(len(tensor) for tensor in found) != shape[0]:
+            wrong = f"holds {names[0]} and its like of {sum(map(len, found))} rows, the network's have {shape[0]}"
+            raise DdimError(self.what, wrong, "say what the network is")
+        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in found])
+
+    def refuse(self) -> None:
+        """Refuse a state dict of which something is left."""
+        if self.tensors:
+            names = sorted(self.tensors)
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise DdimError(self.what, f"holds what the network has no place for: {some}", "say what the network is")
+
+    def _pop(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            wrong = f"holds no {name}"
+            raise DdimError(self.what, wrong, "give the checkpoint of such a network, or say what it is")
+        return self.tensors.pop(name).float()
+
+
+def from_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names) -> Weights:
+    """Our state dict as another code's; the inverse of `ours`, for q, k and v apart and linear."""
+    out: Weights = {}
+    for kind in _KINDS:
+        for own, other in names.layers(config):
+            if f"{own}.{kind}" in weights:
+                out[f"{other}.{kind}"] = weights[f"{own}.{kind}"]
+        for own, parts, _ in names.mixers(config):
+            out |= {f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{own}.{kind}"].chunk(3), strict=True)}
+        widths = [len(weights[f"{place.ours}.conv1.bias"]) for place in places(config) if place.kind == "block"]
+        rows_of = torch.split(weights[f"time_to_blocks.{kind}"], widths)
+        out |= {f"{name}.{kind}": rows for name, rows in zip(names.times(config), rows_of, strict=True)}
+    return {key: tensor.contiguous() for key, tensor in out.items()}
+
+
+def blank(config: UNetConfig | LucidrainsConfig) -> Weights:
+    """Our state dict without numbers."""
+    from ddim.process import rng
+
+    with rng.temporary_seed("cpu", 0):
+        return dict(config.build().state_dict())

@@ -1,0 +1,142 @@
+"""The model card, `README.md`, made from a model's configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from ddim.data.text import TextPolicy
+from ddim.model.config import ModelConfig
+from ddim.model.modality import modality_of
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+"""What a repository's name looks like."""
+
+_PREDICTS = {"eps": "the noise eps", "x0": "the clean data x_0", "v": "v = signal eps - noise x_0"}
+
+
+def card(config: ModelConfig, weights: Mapping[str, Tensor], name: str, license: str | None = None) -> str:
+    """A model card of what the configuration says; what it does not say is left out.
+
+    Args:
+        config: The configuration, its checksum filled in.
+        weights: The weights.
+        name: What to call the model: "org/name", or its folder.
+        license: The weights' licence; left out if None.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    text = isinstance(config.data, TextPolicy)
+    tags = ["ddim", "diffusion", config.network.kind] + (["class-conditional"] if config.network.classes else [])
+    data = ModelCardData(
+        library_name="ddim",
+        license=license,
+        tags=tags,
+        pipeline_tag="text-generation" if text else "unconditional-image-generation",
+    )
+    parts = [_head(config, name), _what(config, weights), *_training(config), _use(config, name), _limits(config)]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
+
+
+def _head(config: ModelConfig, name: str) -> str:
+    things = next(iter(config.data.facts().items()))
+    over = f"{things[0]} ({things[1]})"
+    says = "the probabilities of the clean tokens" if config.categorical else _PREDICTS[config.predicts]
+    return (
+        f"# {name.rpartition('/')[2]}\n\nA denoising diffusion model of {over}. Its network predicts {says}. It is "
+        "made for the library `ddim`: Denoising Diffusion Implicit Models (Song, Meng & Ermon, ICLR 2021)."
+    )
+
+
+def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
+    schedule = config.schedule.build()
+    first, last = schedule.level(1), schedule.level(schedule.T)
+    stored = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
+    size = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    lines = {"network": str(config.network)}
+    lines["parameters"] = f"{sum(t.numel() for t in weights.values()):,}, stored as {stored}, {size / 1e6:.1f} MB"
+    lines |= config.data.facts()
+    if (noise := config.categorical) is not None:
+        lines["noise"] = noise.pi if isinstance(noise.pi, str) else "of a given pi"
+    lines["labels"] = f"{config.network.classes} classes" if config.network.classes else "none"
+    lines["predicts"] = config.predicts
+    lines["schedule"] = f"{schedule.name}, T = {schedule.T}, log-SNR {first.log_snr:.2f} at t = 1 to "
+    lines["schedule"] += f"{last.log_snr:.2f} at T"
+    if config.error is not None:
+        origin = config.provenance.error_from
+        lines["error per time"] = f"{config.error[0]:.4g} at t = 1 to {config.error[-1]:.4g} at T"
+        lines["error per time"] += f", from {origin}" if origin else ""
+    if config.origin is not None:
+        lines["converted from"] = f"a model of {config.origin.format}"
+    lines["SHA-256 of the weights"] = config.sha256
+    return "## What it is\n\n" + _table(lines)
+
+
+def _training(config: ModelConfig) -> Iterator[str]:
+    """What is known of it, if anything is."""
+    known, things = config.provenance, modality_of(config).noun
+    lines = {}
+    if known.data:
+        split = f", split {known.split}" if known.split else ""
+        count = f", {known.pictures:,} {things}" if known.pictures else ""
+        lines["data"] = known.data + split + count
+    if known.data_fingerprint:
+        lines["hash of the data"] = known.data_fingerprint
+    if known.steps:
+        lines["steps"] = f"{known.steps:,}"
+    if known.images_seen:
+        lines[f"{things} seen"] = f"{known.images_seen:,}"
+    if known.seconds:
+        lines["time"] = f"{known.seconds / 60:.1f} minutes"
+    if known.version:
+        lines["library"] = f"ddim {known.version}"
+    parts = [_table(lines)] if lines else []
+    if known.command:
+        parts.append("The command:\n\n" + _block("sh", known.command))
+    if known.training is not None:
+        parts.append("The recipe:\n\n" + _block("json", known.training.model_dump_json(indent=2)))
+    if parts:
+        yield "## How it was trained\n\n" + "\n\n".join(parts)
+
+
+def _use(config: ModelConfig, name: str) -> str:
+    needs = config.needs_label
+    shape = ", ".join(str(side) for side in (16, *config.network.shape))
+    gives = f"int64, ({shape})" if config.categorical else f"float32, ({shape}), nominally in [-1, 1]"
+    lines = ["import ddim", "", f"model = ddim.load({name!r})"]
+    lines.append(f"samples = model.sample(16, steps=20, seed=0{', labels=0' if needs else ''})  # {gives}")
+    lines += ["texts = model.text(samples)"] if isinstance(config.data, TextPolicy) else []
+    command = f"ddim sample {name} --steps 20 -n 16 {'--label 0 ' if needs else ''}--out samples"
+    where = "" if REPOSITORY.fullmatch(name) else f" `{name}` is the folder of this file."
+    return (
+        f"## How to use it\n\nWith `ddim` installed, `huggingface_hub` too.{where}\n\n"
+        + _block("python", "\n".join(lines))
+        + "\n\nOr, into a folder of files:\n\n"
+        + _block("sh", command)
+    )
+
+
+def _limits(config: ModelConfig) -> str:
+    shape, known = config.network.shape, config.provenance
+    lines = [f"It makes {modality_of(config).noun} of shape {shape} and of no other."]
+    if config.needs_label:
+        lines.append("It was never trained without a label: each sample needs one, and guidance cannot be used.")
+    if known.data:
+        lines.append(f"What it makes is like what it was trained on, {known.data}, with what that holds and lacks.")
+    else:
+        lines.append("What it was trained on is not known.")
+    lines.append("How good its samples are is not said here: a model's configuration holds no such figure.")
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _table(lines: Mapping[str, str]) -> str:
+    rows = [f"| {key} | {' '.join(value.split()).replace('|', chr(92) + '|')} |" for key, value in lines.items()]
+    return "\n".join(["| | |", "|-|-|", *rows])
+
+
+def _block(language: str, text: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,178 @@
+"""How a network is set up to compute: in which precision, by which kernels, on how many samples at once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.model.cuda_graphs import PlanGraphs
+from ddim.names import DType
+from ddim.nn.base import Network
+from ddim.nn.blocks import Norm, fuse_norms
+from ddim.nn.cpu.kernels import kernels
+from ddim.nn.cpu.library import Unavailable
+from ddim.nn.cpu.unet import NativeUNet, fits
+from ddim.nn.cpu.units import sampling_precision, training_dtype, units_of
+from ddim.sampling import microbatch
+
+
+def without_cached(owner: object) -> dict[str, Any]:
+    """An object's attributes but for its cached properties: its state for a pickle or a copy.
+
+    What is cached may be compiled, bound to this process or this machine, or hold buffers; it is made anew on arrival.
+    """
+    cached = {
+        name for kind in type(owner).__mro__ for name, it in vars(kind).items() if isinstance(it, cached_property)
+    }
+    return {name: value for name, value in vars(owner).items() if name not in cached}
+
+
+def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A function during whose calls cuDNN's float32 convolutions keep all digits, not the ten bits of TF32."""
+    cudnn: Any = torch.backends.cudnn
+
+    def exactly(*given: Tensor) -> Tensor:
+        switch: tuple[Any, str, Any]
+        try:
+            switch, before = (cudnn, "allow_tf32", False), cudnn.allow_tf32
+        except RuntimeError:  # somebody has set convolutions apart, and torch no longer reads the one switch for all
+            switch, before = (cudnn.conv, "fp32_precision", "ieee"), cudnn.conv.fp32_precision
+        setattr(*switch)
+        try:
+            return function(*given)
+        finally:
+            setattr(*switch[:2], before)
+
+    return exactly
+
+
+class Precision:
+    """A network set up to compute.
+
+    Args:
+        network: The network in float32, on its device, in evaluation mode.
+        device: Where it computes.
+        dtype: What in, see `DType`.
+        compile: Whether the network goes through torch.compile.
+        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU (4
+            in bfloat16), 64 on a GPU.
+        cuda_graphs: Whether whole plans are recorded as CUDA graphs when sampling, see `ddim.model.cuda_graphs`: all
+            (True), none (False), or the small ones that are run twice (None). A CPU has none, and refuses True.
+
+    Raises:
+        DdimError: If dtype or micro_batch is not one, or they do not go together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        dtype: str,
+        compile: bool,
+        micro_batch: int | None,
+        cuda_graphs: bool | None = None,
+    ):
+        if dtype not in get_args(DType):
+            raise DdimError(f"dtype {dtype!r}", "is unknown", f"choose one of {', '.join(get_args(DType))}")
+        if dtype == "float32-fast" and compile:
+            raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
+        if cuda_graphs and device.type != "cuda":
+            raise DdimError("cuda_graphs", f"need a CUDA GPU, not {device.type}", "leave cuda_graphs out")
+        usable = device.type == "cuda" and cuda_graphs is not False
+        self.graphs = PlanGraphs(always=bool(cuda_graphs)) if usable else None
+        self.module, self.device, self.requested, self.compile = network, device, dtype, compile
+        self._micro_batch = micro_batch if micro_batch is None else microbatch.size_of(micro_batch, device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return without_cached(self)
+
+    @cached_property
+    def _chosen(self) -> tuple[str, str]:
+        """The precision's name, and why it is that one."""
+        if self.requested in ("float32", "bfloat16"):
+            return self.requested, "as asked"
+        if self.requested == "auto":
+            return sampling_precision(units_of(self.device), self._missing)
+        if wrong := self._missing():
+            raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
+        return "float32-fast", "as asked"
+
+    def _missing(self) -> str:
+        """Why there is no float32-fast, or ""."""
+        if self.compile:
+            return "torch.compile is asked for"
+        if self.device.type != "cpu":
+            return f"it is for CPUs, not {self.device.type}"
+        try:
+            vector = kernels().vector
+        except Unavailable as error:
+            return str(error)
+        return "" if fits(self.module, vector) else "it is for U-Nets whose channels are multiples of a vector"
+
+    @property
+    def name(self) -> str:
+        """The precision: "float32", "float32-fast" or "bfloat16"."""
+        return self._chosen[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's activations."""
+        return torch.bfloat16 if self.name == "bfloat16" else torch.float32
+
+    @cached_property
+    def micro_batch(self) -> int:
+        """Samples in a micro-batch.
+
+        bfloat16 on a CPU has half as many by default: a single sample costs as much as a whole micro-batch there, and
+        matrix units need no more to be busy.
+        """
+        size = microbatch.size_of(self._micro_batch, self.device)
+        halved = self._micro_batch is None and self.device.type == "cpu" and self.name == "bfloat16"
+        return size // 2 if halved else size
+
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether a sample's bits are the same at any batch size, so that micro-batches need not be of one size."""
+        return self.name == "float32-fast"
+
+    @cached_property
+    def network(self) -> Network:
+        """The network, its body in the dtype to compute in; on CUDA in bfloat16 its norms are fused if they can be."""
+        if self.batch_invariant:
+            return self.module
+        network = copy.deepcopy(self.module).cast_body(self.dtype)
+        if self.device.type == "cuda" and self.dtype == torch.bfloat16:
+            fuse_norms(network)
+        return network
+
+    @property
+    def fused(self) -> bool:
+        """Whether its norms are those of `ddim.nn.cuda_norm`."""
+        return any(isinstance(part, Norm) and part.fused for part in self.network.modules())
+
+    @cached_property
+    def body(self) -> Callable[..., Tensor]:
+        """The network's body, as it is computed."""
+        if self.batch_invariant:
+            return NativeUNet(self.network, kernels())  # type: ignore[arg-type]
+        body: Callable[..., Tensor] = torch.compile(self.network.body) if self.compile else self.network.body
+        return without_tf32(body) if self.device.type == "cuda" and self.name == "float32" else body
+
+    def __str__(self) -> str:
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        compiled = ", through torch.compile" if self.compile else ""
+        return f"{self.name} on {self.device} ({self._chosen[1]}){compiled}{threads}"
+
+
+def fast_dtype(device: torch.device | str) -> torch.dtype:
+    """The dtype of training's autocast where it is "auto", see `ddim.nn.cpu.units.training_dtype`.
+
+    Sampling has another rule, `ddim.nn.cpu.units.sampling_precision`.
+    """
+    return training_dtype(units_of(device))

@@ -1,0 +1,114 @@
+"""A trained model of categories: text, or pictures of few grey levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddim import samplers
+from ddim._io.arguments import whole
+from ddim._io.limits import check_samples
+from ddim.errors import DdimError
+from ddim.model.base import ModelBase
+from ddim.plan.categorical import CategoricalPlan
+from ddim.process.categorical import Alphabet
+from ddim.process.timesteps import DEFAULT
+from ddim.sampling.guidance import Guidance
+
+
+class TokenModel(ModelBase):
+    """A trained model of categories: an `ModelBase`, with plans made for it.
+
+    Samples are ids, int64, (N, L) of text or (N, C, H, W) of pictures; `text` makes strings of the first.
+    """
+
+    SETTINGS = frozenset({"eta", "temperature", "top_p"})
+
+    @property
+    def alphabet(self) -> Alphabet:
+        """The categories and what noise draws from."""
+        assert self.config.categorical is not None
+        return self.config.categorical.alphabet()
+
+    def plan(
+        self,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        eta: float = 0.0,
+        sampler: str = "ddim",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> CategoricalPlan:
+        """A plan for this model.
+
+        Args:
+            steps: S, the number of network calls; 20 if left out.
+            grid: A grid's name (see `ddim.timesteps`) or a rising list of times; equal-angle if left out.
+            eta: See `ddim.samplers.discrete`: 0 is the least random kernel, 1 the most.
+            sampler: "ddim" (or "auto", which is it), or "markov", see `ddim.samplers.discrete_markov`.
+            temperature: Below 1 the predicted x_0 is sharpened before anything is drawn from it.
+            top_p: Below 1 its unlikely categories are left out.
+
+        Raises:
+            DdimError: If a setting is out of range.
+        """
+        sampler = "ddim" if sampler == "auto" else sampler
+        if sampler not in samplers.DISCRETE:
+            known = ", ".join(samplers.DISCRETE)
+            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {known}")
+        if sampler == "markov" and eta:
+            raise DdimError("sampler markov", "has no eta", "leave eta out, or use ddim")
+        grid = DEFAULT if grid is None else grid
+        levels = self.levels(grid, steps)
+        about = f"{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        if sampler == "markov":
+            return samplers.discrete_markov(levels, self.alphabet, temperature, top_p, about)
+        return samplers.discrete(levels, self.alphabet, eta, temperature, top_p, about)
+
+    def sample(
+        self,
+        n: int,
+        steps: int | None = None,
+        seed: int = 0,
+        start: int = 0,
+        labels: int | Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+        plan: CategoricalPlan | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Sample ids. Sample i is a function of (model, plan, seed, start + i), whatever n is.
+
+        Args:
+            n: How many.
+            steps: S, the number of network calls; 20 if left out.
+            seed: The run's seed.
+            start: The first sample's index.
+            labels: One label for all or one each, for a model with labels.
+            guidance: Scale of classifier-free guidance, or a function from level to scale.
+            plan: A plan of one's own, instead of steps and settings.
+            settings: As for `plan`: grid, eta, sampler, temperature, top_p.
+
+        Returns:
+            int64, (n, L) or (n, C, H, W).
+
+        Raises:
+            DdimError: If an argument is out of range, or the plan is not one for this model.
+        """
+        each = self.check_request(n, labels, plan, settings or steps is not None)
+        check_samples(n, whole(start, "start", 0))
+        plan = plan or self.plan(steps, **settings)
+        blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance)
+        return torch.cat([self.empty().long(), *blocks])
+
+    def text(self, ids: Tensor) -> list[str]:
+        """Sequences (N, L) as strings.
+
+        Raises:
+            DdimError: If this is a model of pictures.
+        """
+        if len(self.shape) != 1:
+            raise DdimError("model", "is one of pictures, not of text", "see ddim.pixels.dequantize")
+        return list(self.kind.render(ids))

@@ -1,0 +1,298 @@
+"""Anyone's network as a model of ours: with plans, samples and latents.
+
+What it is told of time:
+
+| name    | number          | name    | number                                                                  |
+|---------|-----------------|---------|-------------------------------------------------------------------------|
+| index   | t - 1, 0..T - 1 | log-snr | log(alpha_bar / (1 - alpha_bar))                                        |
+| index+1 | t, 1..T         | sigma   | noise / signal                                                          |
+| fraction| t / T           | flow    | s = noise / (signal + noise); 1 - s where the data are at 1             |
+
+or any function of the level, such as `lambda level: math.log(level.ratio) / 4` for EDM's c_noise.
+
+With eta = 0 a DDIM step is Euler's rule in sigma, and in s: EDM's and rectified flow's own first-order samplers. The
+times that such a network was trained with make a schedule: `Schedule(-2 * numpy.log(sigmas))` of rising sigmas,
+`Schedule(2 * numpy.log((1 - s) / s))` of rising s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim._io.arguments import floats, whole
+from ddim._io.limits import check_samples
+from ddim.errors import DdimError, warn
+from ddim.model.denoisers import MEANS, ExternalDenoiser, Output, Time, teller
+from ddim.model.devices import usable
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.parameterization import AnyDenoiser
+from ddim.process.rng import Noise
+from ddim.process.schedule import NAMED, Level, Schedule, from_betas
+from ddim.samplers.registry import Planner
+from ddim.sampling import inversion, loop, microbatch
+
+STEPS = 20
+
+
+def wrap(
+    module: Callable[..., Any],
+    schedule: Schedule | str | Sequence[float] | np.ndarray | Tensor,
+    predicts: Output,
+    time: Time | Callable[[Level], float] | None = None,
+    data_at: Literal[0, 1] = 0,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    time_dtype: torch.dtype | None = None,
+    micro_batch: int | None = None,
+    error: Callable[[Level], float] | None = None,
+    conditioning: Mapping[str, Any] | None = None,
+) -> Wrapped:
+    """A network of one's own as a denoiser with plans, samples and latents.
+
+    Args:
+        module: Called as module(shown, time (N,), **conditioning), see `ddim.model.denoisers`. It gives a tensor, a
+            tuple that begins with it, or an object with `.sample`; of the shape of x, or with a learned variance,
+            which only sigma "learned" uses, of twice the channels.
+        schedule: The noise schedule, its name, or betas (T,).
+        predicts: "eps", "x0" or "v"; "edm" for a denoiser of y = x / signal, "velocity" for eps - x_0 of flow matching.
+        time: What the module is told, see the head of this file; "index", but "sigma" for edm and "flow" for velocity.
+        data_at: 1 for a velocity x_0 - eps, of a library whose time has the data at 1.
+        dtype: What the module is shown is cast to; if left out the dtype of its first parameter, as is `device`. The
+            module itself is neither cast nor moved.
+        device: Where it computes.
+        time_dtype: If left out int64 for a whole index, else float32 (float64 beside float64).
+        micro_batch: How many samples the module sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+        error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
+        conditioning: Keyword arguments of every call, see `Wrapped.with_conditioning`.
+
+    Raises:
+        DdimError: If an argument is not one of those.
+
+    Warns:
+        DdimWarning: If the module was in training mode: it is put into evaluation mode.
+    """
+    _check(predicts, data_at)
+    made, place = _schedule(schedule), None if device is None else usable(device)
+    told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
+    tell = told if callable(told) else teller(told, made.T, data_at)
+    if isinstance(module, nn.Module):
+        dtype, place = _as_module(module, dtype, place)
+    some = microbatch.size_of(micro_batch, place)
+    counts, sign, given = told in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
+    asked = (module, predicts, tell, dtype, place, time_dtype, counts, sign, given)
+    return Wrapped(*asked, schedule=made, error=error, micro_batch=some)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Wrapped(ExternalDenoiser):
+    """What `wrap` makes: a denoiser, with what else a model has.
+
+    Args:
+        schedule: The noise schedule.
+        error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
+        micro_batch: How many samples the network sees at once; fixed, so that a sample's bits do not depend on others.
+    """
+
+    schedule: Schedule
+    error: Callable[[Level], float] | None = None
+    micro_batch: int = 8
+
+    def plan(
+        self,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        eta: float = 0.0,
+        sigma: Sequence[float] | str | None = None,
+        clip_x0: bool | None = None,
+        encode: bool = False,
+        default: int = STEPS,
+        top: int | None = None,
+        sampler: str = "ddim",
+    ) -> Plan:
+        """A plan for this network; the arguments are those of `ddim.Model.plan`.
+
+        Raises:
+            DdimError: As there, or where the plan asks for a level without signal that this network needs.
+        """
+        made = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
+        for row in made.rows:
+            self.check_signal(row.query)
+        return made
+
+    def inversion(
+        self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
+    ) -> inversion.Inversion:
+        """The plans of a way to latents and back; the arguments are those of `ddim.Model.inversion`.
+
+        Raises:
+            DdimError: As there.
+        """
+        return inversion.planned(self._planner, method, steps, grid)
+
+    def trajectory(
+        self, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, earlier: Sequence[Tensor] = ()
+    ) -> Iterator[loop.Step[Row]]:
+        """`ddim.trajectory` of this network: a plan run step by step."""
+        yield from loop.trajectory(self, plan, start, noise, earlier)
+
+    def sample(
+        self,
+        n: int,
+        shape: Sequence[int],
+        steps: int | None = None,
+        seed: int = 0,
+        start: int = 0,
+        plan: Plan | None = None,
+        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Sample. Sample i is a function of (network, plan, seed, start + i), whatever n is.
+
+        Args:
+            n: How many; conditioning holds so many entries, or one.
+            shape: Shape of one sample, for example (C, H, W).
+            steps: S, the number of network calls; 20 if left out.
+            seed: The run's seed.
+            start: The first sample's index.
+            plan: A plan of one's own, instead of steps and settings.
+            through: What the denoiser is wrapped in, such as `partial(ddim.Hooked, hook=...)`, or
+                `lambda own: ddim.Guided(own, other, 3.0)`.
+            settings: As for `plan`: sampler ("auto" if left out, but "ddim" with through), grid, eta, sigma, clip_x0.
+
+        Returns:
+            float32, (n, *shape).
+
+        Raises:
+            DdimError: If an argument is out of range, or the plan is not one for this schedule.
+        """
+        microbatch.check_request(n, plan, settings or steps is not None)
+        check_samples(n, whole(start, "start", 0))
+        if settings.get("top") is not None:
+            raise DdimError("top", "goes with a picture to start from", "leave it out, or run `trajectory` from yours")
+        plan = plan or self.plan(steps, **{"sampler": "ddim" if through else "auto", **settings})
+        plan.check_schedule(self.schedule, to_clean=True)
+
+        def denoiser(places: Tensor | None) -> AnyDenoiser:
+            own = self if places is None else self.at(places, n)
+            return through(own) if through else own
+
+        def noise(indices: Sequence[int]) -> Noise:
+            return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
+
+        places = range(n) if self.conditioning else None
+        made = microbatch.sample_blocks(denoiser, plan, noise, range(start, start + n), self.micro_batch, places)
+        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in made)])
+
+    def encode(
+        self,
+        x0: Tensor,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        method: str = "ddim",
+    ) -> Tensor:
+        """Data to latents x_T, see `ddim.Model.encode`.
+
+        Args:
+            x0: float, (N, ...).
+            steps: S, the number of network calls down; with a named grid 50 if left out.
+            grid: A grid's name or a rising list of times; the method's own if left out.
+            method: One of `ddim.names.METHODS`.
+
+        Returns:
+            float32, (N, ...); for "reversible" and "lossless" two states each, (2, N, ...), float64 for "lossless".
+
+        Raises:
+            DdimError: If an argument is out of range, or something cannot be encoded.
+        """
+        x0 = floats(x0, "data to encode")
+        way = self.inversion(method, steps, grid)
+        if way.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
+            raise DdimError(method, f"cannot be solved in {self.dtype}, which is not smooth", "compute in float32")
+        if not (total := len(x0)):
+            return x0.new_empty((2, *x0.shape) if way.two_state else x0.shape)
+
+        def some(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+            return inversion.encode(self.at(places, total), way, part, index=places)[:2]
+
+        states = (x0.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32), torch.arange(total))
+        made = [*microbatch.in_blocks(some, states, self.micro_batch)]
+        latents, earlier = (torch.cat([part[which] for part in made]) for which in (0, 1))
+        return torch.stack([latents, earlier]) if way.two_state else latents
+
+    def decode(
+        self,
+        latents: Tensor,
+        steps: int | None = None,
+        grid: str | Sequence[float] | None = None,
+        method: str = "ddim",
+    ) -> Tensor:
+        """Latents to data, without noise, see `ddim.Model.decode`.
+
+        Args:
+            latents: What `encode` returned.
+            steps: S, the number of network calls, as encoded; with a named grid 50 if left out.
+            grid: A grid's name or a rising list of times, as encoded.
+            method: The method that encoded.
+
+        Returns:
+            float32, (N, ...).
+
+        Raises:
+            DdimError: If an argument is out of range, or latents of one state are given to a method of two.
+        """
+        way, latents = self.inversion(method, steps, grid), floats(latents, "latents")
+        if way.two_state and len(latents) != 2:
+            raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
+        older, first = latents if way.two_state else (None, latents)
+        if not len(first):
+            return first.float()
+        given = first.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32)
+        beside = () if older is None else (older.to(given),)
+
+        def some(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
+            return (loop.run(self.at(places, len(given)), way.resume_plan, state, earlier=earlier).float(),)
+
+        made = microbatch.in_blocks(some, (torch.arange(len(given)), given, *beside), self.micro_batch)
+        return torch.cat([part for (part,) in made])
+
+    @property
+    def _planner(self) -> Planner:
+        return Planner(self.schedule, MEANS[self.predicts], self.error, learned=True)
+
+
+def _check(predicts: str, data_at: int) -> None:
+    if predicts not in MEANS:
+        raise DdimError(f"predicts {predicts!r}", "is unknown", f"choose one of {', '.join(MEANS)}")
+    if data_at not in (0, 1) or (data_at == 1 and predicts != "velocity"):
+        raise DdimError(f"data_at {data_at}", f"says nothing of {predicts}", "give 0 or 1, with predicts velocity")
+
+
+def _as_module(
+    module: nn.Module, dtype: torch.dtype | None, device: torch.device | None
+) -> tuple[torch.dtype | None, torch.device | None]:
+    """What is not given, of its first parameter; and the module in evaluation mode."""
+    if module.training:
+        module.eval()
+        warn("wrap: the module was in training mode, and is put into evaluation mode")
+    first = next(module.parameters(), None)
+    if first is None:
+        return dtype, device
+    return dtype or (first.dtype if first.is_floating_point() else None), device or first.device
+
+
+def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+    if isinstance(given, Schedule):
+        return given
+    if isinstance(given, str):
+        if given not in NAMED:
+            raise DdimError(f"schedule {given!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
+        made: Schedule = NAMED[given]()
+        return made
+    return from_betas(given.detach().cpu().double().numpy() if isinstance(given, Tensor) else given)

@@ -1,0 +1,97 @@
+"""The names that options and settings take, as types and as tuples. Imports nothing, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Spacing = Literal[
+    "equal-angle",
+    "linear",
+    "quadratic",
+    "official-linear",
+    "official-quadratic",
+    "leading",
+    "trailing",
+    "linspace",
+    "log-snr",
+    "angle-log-snr",
+]
+"""Rules that choose timesteps, see `ddim.timesteps`."""
+SPACINGS: tuple[str, ...] = get_args(Spacing)
+
+Sampler = Literal[
+    "ddim",
+    "ab2",
+    "ab3",
+    "ab4",
+    "ab2-v",
+    "ab3-v",
+    "ab4-v",
+    "ipndm2",
+    "ipndm3",
+    "ipndm4",
+    "deis2",
+    "deis3",
+    "deis4",
+    "dpm++2m",
+    "dpm++3m",
+    "unipc2",
+    "unipc3",
+    "heun",
+    "rk4",
+    "probability-flow",
+]
+"""Samplers that commands know by name, see `ddim.samplers`."""
+SAMPLER_NAMES: tuple[str, ...] = get_args(Sampler)
+
+Predicts = Literal["eps", "x0", "v"]
+"""What a network predicts."""
+PREDICTIONS: tuple[str, ...] = get_args(Predicts)
+
+Method = Literal["ddim", "ddim-target", "fixed-point", "reversible", "lossless"]
+"""Inversion methods, see `ddim.inversion`."""
+METHODS: tuple[str, ...] = get_args(Method)
+
+DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
+"""What a network computes in: "auto" is bfloat16 where the device has matrix units for it, else "float32-fast" where
+that can be had, else float32, see `ddim.native.units.sampling_precision`. "float32-fast" is float32 by kernels of our
+own (Winograd's convolutions), the same to about 1e-5; "float32" is torch's own arithmetic, on a GPU without TF32 (but
+for gradients, which follow torch's own setting)."""
+DTYPES: tuple[str, ...] = get_args(DType)
+
+LossWeight = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb"]
+"""Weights gamma_t of the objective, see `ddim.objective.weights`."""
+LOSS_WEIGHTS: tuple[str, ...] = get_args(LossWeight)
+
+TimestepDraw = Literal["uniform", "importance"]
+"""How times are drawn: "uniform", errors being multiplied with their weight; or "importance", in proportion to their
+weight, errors counting alike. The expected gradient is the same but for a constant factor, the sum of the weights over
+T; no draw is wasted on a time that hardly counts."""
+
+Residency = Literal["auto", "host", "device"]
+"""Where the decoded dataset is stored: "auto" is on the device if it fits."""
+
+ScheduleName = Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"]
+"""Noise schedules, see `ddim.schedule`; "betas" stands for a list."""
+SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
+
+Emulated = Literal["diffusers", "official", "openai"]
+"""Libraries whose samplers can be emulated, see `ddim.emulate`."""
+EMULATED: tuple[str, ...] = get_args(Emulated)
+
+PresetName = Literal[
+    "digits",
+    "mnist",
+    "fashion-mnist",
+    "mnist-4level",
+    "tinyshakespeare",
+    "cifar10",
+    "cifar10-fast",
+    "cifar10-paper",
+    "celeba64",
+    "celeba64-10k",
+    "lsun-bedroom256",
+    "lsun-church256",
+]
+"""Training presets, see `ddim.train.presets`."""
+PRESET_NAMES: tuple[str, ...] = get_args(PresetName)

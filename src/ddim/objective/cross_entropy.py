@@ -1,0 +1,102 @@
+"""The cross-entropy of p(x_0 | x_t) over categories, and its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.names import TimestepDraw
+from ddim.objective.timestep_sampling import TimestepSampler
+from ddim.process.categorical import Alphabet, noised
+from ddim.process.parameterization import log_probabilities
+from ddim.process.schedule import Schedule
+
+Weight = Literal["simple", "vlb"]
+
+
+def token_weights(schedule: Schedule, weight: Weight) -> np.ndarray:
+    """The weight of the cross-entropy at t = 1..T.
+
+    - "simple": 1;
+    - "vlb": T (abar_{t-1} - abar_t) / (1 - abar_t), which eqs. (20) and (21) have before it at the largest sigma; there
+      the mean over t is a bound on the sum of the divergences. Where noise is a mask and tokens are carried over it
+      is that sum.
+
+    Raises:
+        DdimError: If there is no such weight.
+    """
+    if weight not in ("simple", "vlb"):
+        raise DdimError(f"loss weight {weight}", "is not one of categories", "choose simple or vlb")
+    if weight == "simple":
+        return np.ones(schedule.T)
+    levels = schedule.levels(range(schedule.T + 1))
+    pairs = zip(levels[1:], levels, strict=False)
+    return np.array([schedule.T * (next.alpha_bar - now.alpha_bar) / now.variance for now, next in pairs])
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The objective of categories on batches: -log p_theta(x_0 | x_t), weighed.
+
+    It bounds the divergence of eq. (21) from above, to_x0 times; see `ddim.categorical.kl`.
+
+    Args:
+        schedule: The schedule.
+        alphabet: The categories.
+        weight: See `token_weights`.
+        device: Where the batches are.
+        drawn: How training times are drawn, see `ddim.objective.timestep_sampling`.
+
+    Attributes:
+        times: The training times and their weights.
+
+    Raises:
+        DdimError: See `token_weights`.
+    """
+
+    schedule: Schedule
+    alphabet: Alphabet
+    weight: Weight = "simple"
+    device: torch.device | str = "cpu"
+    drawn: TimestepDraw = "uniform"
+    times: TimestepSampler = field(init=False, repr=False, compare=False)
+    _keep: Tensor = field(init=False, repr=False, compare=False)
+    _pi: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        columns = np.array([self.schedule.alpha_bar[1:], token_weights(self.schedule, self.weight)])
+        keep, weights = torch.tensor(columns, dtype=torch.float32, device=self.device).unbind()
+        object.__setattr__(self, "_keep", keep)
+        object.__setattr__(self, "times", TimestepSampler(weights, self.drawn))
+        object.__setattr__(self, "_pi", self.alphabet.pi.to(self.device))
+
+    def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The randomness that noises ids x0 (B, ...): uniform on [0, 1), (B, ..., 2)."""
+        return torch.rand((*x0.shape, 2), generator=generator, device=x0.device)
+
+    def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """-log p_theta(x_0 | x_t) per token, in nats, x_t drawn from eq. (17).
+
+        Args:
+            network: (x_t (B, ...), t (B,)) to logits, (B, ..., K).
+            x0: Clean ids, int64, (B, ...).
+            t: Whole times, int64, (B,), in 1..T.
+            noise: What `draw` gave.
+
+        Returns:
+            float32, (B,).
+        """
+        keep = self._keep[t - 1].view(-1, *[1] * (x0.ndim - 1))
+        x = noised(x0, keep, noise, self._pi)
+        log_p = log_probabilities(network(x, t), x, self.alphabet)
+        return -log_p.gather(-1, x0[..., None]).flatten(1).mean(1)
+
+    def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:
+        """What the table of errors holds: the cross-entropy itself, (B,)."""
+        return error

@@ -1,0 +1,173 @@
+"""The training objective L_gamma, whatever the network predicts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.names import LossWeight, Predicts, TimestepDraw
+from ddim.objective.elbo import x0_weights
+from ddim.objective.timestep_sampling import TimestepSampler
+from ddim.process.gaussian import diffuse, sigma
+from ddim.process.parameterization import v_from_pair
+from ddim.process.schedule import Schedule
+
+# gamma_t and (d eps / d output)^2 as powers of (alpha_bar, 1 - alpha_bar): the sum of two exponents of 0 is exact
+# where a product of an infinity and a zero would not be (zero terminal SNR).
+_GAMMA = {"v": (-1, 0), "x0": (-1, 1), "p2": (0, 1), "theorem1": (-1, 1)}
+_OUTPUT = {"eps": (0, 0), "v": (1, 0), "x0": (1, -1)}
+
+
+def weights(schedule: Schedule, predicts: Predicts, gamma: LossWeight = "simple") -> np.ndarray:
+    """The weight of the squared error of the network's own output that makes L_gamma.
+
+    gamma_t is what eq. (5) calls it, the weight of the error in eps; lambda is the log-SNR:
+
+    - "simple": 1, the paper's training objective;
+    - "v": 1 / alpha_bar, the plain error in v (Salimans & Ho 2022's SNR + 1 weighting of x_0);
+    - "x0": (1 - alpha_bar) / alpha_bar, the plain error in x_0;
+    - "min-snr": min(SNR, 5) / SNR (Hang et al. 2023);
+    - "p2": 1 / (1 + SNR) (Choi et al. 2022, k = 1 and gamma = 1);
+    - "vlb": (lambda_{t-1/2} - lambda_{t+1/2}) / 2, half the fall of the log-SNR over one step, one-sided at 1 and T:
+      the bound in continuous time, per step (Kingma et al. 2021; Song et al. 2021's likelihood weighting);
+    - "sigmoid": "vlb" times sigmoid(2 - lambda) (Kingma & Gao 2023, bias 2);
+    - "theorem1": Theorem 1's gamma at the sigma of eta = 1 over all T steps, the bound J_sigma itself; sigma_1, which
+      eq. (16) puts at 0, is taken equal to sigma_2 (as the authors' code of Ho et al. 2020 does).
+
+    The last three are as small as a step; an optimiser of Adam's kind does not mind, but a bound on the gradient's norm
+    does.
+
+    Args:
+        schedule: The schedule.
+        predicts: What the network predicts.
+        gamma: The name of gamma.
+
+    Returns:
+        float64, (T,), for t = 1..T.
+
+    Raises:
+        DdimError: If a weight is infinite, as some are at zero terminal SNR.
+    """
+    p, q = (a + b for a, b in zip(_GAMMA.get(gamma, (0, 0)), _OUTPUT[predicts], strict=True))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        table = _powers(schedule, p, q)
+        if gamma == "min-snr":
+            table = table * np.minimum(1.0, 5.0 * _powers(schedule, -1, 1))
+        elif gamma == "theorem1":
+            table = table * _theorem1(schedule)
+        elif gamma in ("vlb", "sigmoid"):
+            table = table * _half_fall(schedule)
+        if gamma == "sigmoid":
+            table = table / (1.0 + np.exp(schedule.log_snr - 2.0))
+    if not np.isfinite(table).all():
+        wrong = f"is infinite for a network that predicts {predicts} on {schedule.name}"
+        raise DdimError(f"loss weight {gamma}", wrong, "choose another weight or schedule")
+    return np.asarray(table)
+
+
+def _powers(schedule: Schedule, p: int, q: int) -> np.ndarray:
+    """alpha_bar^p (1 - alpha_bar)^q at t = 1..T."""
+    variance = np.array([schedule.level(t).variance for t in range(1, schedule.T + 1)])
+    return np.asarray(schedule.alpha_bar[1:] ** p * variance**q)
+
+
+def _half_fall(schedule: Schedule) -> np.ndarray:
+    """-1/2 d lambda / dt at t = 1..T: central differences, one-sided at both ends; infinite where there is one time."""
+    return -np.gradient(schedule.log_snr) / 2 if schedule.T > 1 else np.array([np.inf])
+
+
+def _theorem1(schedule: Schedule) -> np.ndarray:
+    """The weight, by Theorem 1, of the error in x_0 at t = 1..T for eta = 1; infinite where there is one time."""
+    if schedule.T == 1:
+        return np.array([np.inf])
+    levels = schedule.levels(range(schedule.T, -1, -1))
+    sigmas = [sigma(now, following) for now, following in itertools.pairwise(levels)]
+    return x0_weights(levels, [*sigmas[:-1], sigmas[-2]])[::-1]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """L_gamma on batches.
+
+    Args:
+        schedule: The schedule.
+        predicts: What the network predicts.
+        gamma: The name of gamma, see `weights`.
+        device: Where the batches are.
+        drawn: How training times are drawn, see `ddim.objective.timestep_sampling`.
+
+    Attributes:
+        times: The training times and their weights.
+
+    Raises:
+        DdimError: See `weights`.
+    """
+
+    schedule: Schedule
+    predicts: Predicts
+    gamma: LossWeight = "simple"
+    device: torch.device | str = "cpu"
+    drawn: TimestepDraw = "uniform"
+    times: TimestepSampler = field(init=False, repr=False, compare=False)
+    _table: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        levels = [self.schedule.level(t) for t in range(1, self.schedule.T + 1)]
+        columns = [
+            [level.signal for level in levels],
+            [level.noise for level in levels],
+            _powers(self.schedule, *_OUTPUT[self.predicts]),
+            weights(self.schedule, self.predicts, self.gamma),
+        ]
+        table = torch.tensor(np.array(columns), dtype=torch.float64).to(torch.float32).to(self.device)
+        object.__setattr__(self, "_table", table[:3])
+        object.__setattr__(self, "times", TimestepSampler(table[3], self.drawn))
+
+    def loss(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Eq. (5): gamma_t || eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2 per sample.
+
+        The norm is a mean over dimensions; the mean over the batch's t stands for the sum over t.
+
+        Args:
+            network: (x_t (B, C, H, W), t (B,)) to its output, the shape of x_t.
+            x0: Clean pictures, float32, (B, C, H, W).
+            t: Whole times, int64, (B,), in 1..T.
+            eps: Standard normal, the shape of x0.
+
+        Returns:
+            float32, (B,).
+        """
+        return self.times.weights[t - 1] * self.error(network, x0, t, eps)
+
+    def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
+        """The randomness that noises x0 (B, ...): standard normal, of its shape."""
+        return torch.randn(x0.shape, generator=generator, device=x0.device)
+
+    def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """The squared error of the network's own output per dimension; arguments and shape as for `loss`."""
+        signal, noise = self._table[:2, t - 1].unbind()
+        shape = (-1, *[1] * (x0.ndim - 1))
+        level = _Batch(signal.view(shape), noise.view(shape))
+        output = network(diffuse(x0, eps, level), t).float()
+        if output.shape != x0.shape:
+            wrong = f"gives {tuple(output.shape)} for data of {tuple(x0.shape)}"
+            raise DdimError("network", wrong, "train one without learned variance")
+        target = {"eps": eps, "x0": x0}.get(self.predicts)
+        error = output - (v_from_pair(x0, eps, level) if target is None else target)
+        return error.square().flatten(1).mean(1)
+
+    def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:
+        """What the table of errors holds: || eps - eps_theta ||^2 / d, (B,), of what `error` gives; no division."""
+        return self._table[2, t - 1] * error
+
+
+class _Batch(NamedTuple):
+    signal: Tensor
+    noise: Tensor

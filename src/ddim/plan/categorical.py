@@ -1,0 +1,222 @@
+"""Plans over categories, Appendix A: the row's three weights say what each token becomes.
+
+With ids x_k and p(x_0 | x_k), what the network says there, row k leaves each token as it is with probability `keep`,
+draws it from p(x_0 | x_k) with `to_x0`, and from the noise pi with `fresh`:
+
+    x_{k+1} ~ Cat(keep x_k + to_x0 p(x_0 | x_k) + fresh pi),    keep + to_x0 + fresh = 1
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError, either
+from ddim.plan.base import BasePlan, BaseRow, Hook
+from ddim.plan.serialization import MixtureFile, read_plan
+from ddim.process.categorical import markov_fresh, markov_weights, mixture_weights, sharpen
+from ddim.process.parameterization import TokenPrediction
+from ddim.process.rng import sample_categorical
+from ddim.process.schedule import Level
+
+TOLERANCE = 1e-9
+Kernel = Literal["ddim", "markov"]
+
+
+@dataclass(frozen=True, slots=True)
+class CategoricalRow(BaseRow):
+    """One network call and the draw that follows it.
+
+    Args:
+        now: The level of the tokens the row starts from.
+        next: The level of the tokens it makes.
+        keep: The probability that a token stays as it is: the sigma of eq. (18).
+        to_x0: The probability that it is drawn from the predicted x_0.
+        fresh: The probability that it is drawn from pi.
+        at: The level the network is told; `now` if None.
+    """
+
+    now: Level
+    next: Level
+    keep: float = 0.0
+    to_x0: float = 0.0
+    fresh: float = 0.0
+    at: Level | None = None
+
+    @property
+    def memory(self) -> int:
+        """How many states or predictions the row looks at: one."""
+        return 1
+
+    @property
+    def draws(self) -> bool:
+        """Whether the row draws anything; all do."""
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class CategoricalPlan(BasePlan[CategoricalRow]):
+    """A sampler of categories: rows to be run in order.
+
+    Args:
+        sampler: What made it, for people.
+        rows: One per network call.
+        pi: What noise is drawn from, one probability for each category.
+        kernel: "ddim", eq. (18), or "markov", the reversal of the Markov chain: its weights are those for a predicted
+            x_0 other than x_k, where the two are the same `ddim.categorical.markov_fresh` holds.
+        temperature: See `ddim.categorical.sharpen`, which each predicted x_0 goes through.
+        top_p: See there.
+        about: The settings it was made from, for people and manifests.
+        made_for: The checksum of the model it was made for; "" for any model.
+    """
+
+    sampler: str
+    rows: tuple[CategoricalRow, ...]
+    pi: tuple[float, ...]
+    kernel: Kernel = "ddim"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    about: str = ""
+    made_for: str = ""
+
+    def check(self) -> CategoricalPlan:
+        """The plan itself, if each row is a mixture that keeps eq. (17)'s marginals: keep abar + to_x0 = abar_next.
+
+        Raises:
+            DdimError: Naming the first row that fails and by how much.
+        """
+        if not self.rows:
+            raise DdimError("plan", "holds no rows", "give at least one step")
+        if not (0 < self.temperature < math.inf):
+            raise DdimError(f"temperature {self.temperature:g}", "is not a number > 0", "use 1, or less to be sharper")
+        if not 0 < self.top_p <= 1:
+            raise DdimError(f"top-p {self.top_p:g}", "is outside 0..1", "use 1 to keep every category")
+        if min(self.pi) < 0 or abs(math.fsum(self.pi) - 1) > TOLERANCE:
+            raise DdimError("plan", "has a pi that is no distribution", "give numbers >= 0 of sum 1")
+        for k, row in enumerate(self.rows):
+            self.check_levels(k)
+            weights = (row.keep, row.to_x0, row.fresh)
+            if not all(0 <= weight <= 1 for weight in weights):
+                told = ", ".join(f"{weight:.6g}" for weight in weights)
+                raise DdimError(self.where(k), f"has weights {told} outside 0..1", "choose a sigma within its range")
+            if row.next.log_snr <= row.now.log_snr:
+                raise DdimError(self.where(k), "goes to a noisier level", "give levels that fall")
+            right = self._right(row)
+            off = max(abs(weight - wanted) for weight, wanted in zip(weights, right, strict=True))
+            if off > TOLERANCE:
+                raise DdimError(self.where(k), f"is off by {off:.3g} from what keeps the marginals", "mend its weights")
+        return self
+
+    def _right(self, row: CategoricalRow) -> tuple[float, float, float]:
+        """The weights that a row must have, its `keep` being given."""
+        if self.kernel == "markov":
+            return markov_weights(row.now, row.next)
+        try:
+            return mixture_weights(row.now, row.next, row.keep)
+        except ValueError:
+            return (math.inf, math.inf, math.inf)
+
+    @property
+    def hook(self) -> Hook | None:
+        """Temperature and top-p, where they do something."""
+        if self.temperature == 1 and self.top_p == 1:
+            return None
+        return lambda x0, level: sharpen(x0, self.temperature, self.top_p)
+
+    def advance(
+        self,
+        row: CategoricalRow,
+        states: Sequence[Tensor],
+        predictions: Sequence[TokenPrediction],
+        fresh: Tensor | None,
+    ) -> Tensor:
+        """The tokens after a row.
+
+        Args:
+            row: The row.
+            states: The tokens x_k, ids (N, ...), first.
+            predictions: p(x_0 | x_k) first.
+            fresh: Uniform on [0, 1), (N, ..., 3): which weight it is, the draw of x_0, the draw from pi.
+        """
+        assert fresh is not None
+        if not torch.isfinite(predictions[0].x0.sum()):
+            raise DdimError(
+                "samples", "are of a prediction that is not finite", either("train longer", "use dtype='float32'")
+            )
+        x, probabilities = states[0], predictions[0].x0
+        pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
+        which = fresh[..., 0]
+        if self.kernel == "markov":
+            x0 = sample_categorical(fresh[..., 1], probabilities)
+            again = (x0 == x) & (which >= markov_fresh(row.now, row.next, pi[x]))
+            noisy = torch.where(x0 == x, ~again, which >= row.keep + row.to_x0)
+            made = torch.where(again | (which < row.keep) & (x0 != x), x, x0)
+            return torch.where(noisy, sample_categorical(fresh[..., 2], pi), made)
+        moved = which >= row.keep
+        to_x0 = moved & (which < row.keep + row.to_x0) if row.fresh else moved
+        out = x.clone()
+        out[to_x0] = sample_categorical(fresh[..., 1][to_x0], probabilities[to_x0])
+        renewed = moved & ~to_x0
+        out[renewed] = sample_categorical(fresh[..., 2][renewed], pi)
+        return out
+
+    @staticmethod
+    def from_json(text: str, name: str = "plan", checked: bool = True) -> CategoricalPlan:
+        """A plan from its JSON, validated and checked; see `ddim.Plan.from_json`."""
+        file = read_plan(text, name, MixtureFile)
+        levels = file.known()
+        try:
+            rows = tuple(
+                CategoricalRow(**row.levels(levels), keep=row.keep, to_x0=row.to_x0, fresh=row.fresh)
+                for row in file.rows
+            )
+            pi = _pi(file.categories, file.pi)
+        except IndexError:
+            raise DdimError(name, "a row names a level or category that is not there", "write it again") from None
+        settings = (file.kernel, file.temperature, file.top_p, file.about, file.made_for)
+        plan = CategoricalPlan(file.sampler, rows, pi, *settings)
+        return plan.check() if checked else plan
+
+    def _fields(self, place: Callable[[Level], int]) -> dict[str, Any]:
+        pi: Any = list(self.pi)
+        if len({*self.pi}) == 1:
+            pi = "uniform"
+        elif max(self.pi) == 1:
+            pi = self.pi.index(1)
+        return {
+            "kind": "categorical",
+            "kernel": self.kernel,
+            "categories": len(self.pi),
+            "pi": pi,
+            **({} if self.temperature == 1 else {"temperature": self.temperature}),
+            **({} if self.top_p == 1 else {"top_p": self.top_p}),
+        }
+
+    def _weights(self, row: CategoricalRow) -> dict[str, Any]:
+        return {"keep": row.keep, "to_x0": row.to_x0, "fresh": row.fresh}
+
+    def _title(self) -> str:
+        noise = "uniform noise" if len({*self.pi}) == 1 else "a mask" if max(self.pi) == 1 else "noise of a given pi"
+        title = f"{self.name}: {self.calls} network calls, {len(self.pi)} categories, {noise}"
+        title += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
+        return title + (f", top-p {self.top_p:g}" if self.top_p != 1 else "")
+
+    def _columns(self) -> list[tuple[str, list[str]]]:
+        return [(name, [f"{getattr(row, name):.6f}" for row in self.rows]) for name in ("keep", "to_x0", "fresh")]
+
+
+def _pi(categories: int, pi: Any) -> tuple[float, ...]:
+    if pi == "uniform":
+        return (1 / categories,) * categories
+    if isinstance(pi, int):
+        made = [0.0] * categories
+        made[pi] = 1.0
+        return tuple(made)
+    if len(pi) != categories:
+        raise IndexError
+    return tuple(pi)

@@ -1,0 +1,212 @@
+"""The plan: a sampler as a small float64 table, which can be printed, checked, saved, inverted and run.
+
+With states x_0 (where the run starts), x_1, ... and one network call per row, which gives the pair
+(x0_k, eps_k) = prediction at x_k, row k says (x_{-1}, ... being states that a run may be given beside its start)
+
+    x_{k+1} = sum_j X[j] x_{k-j}  +  sum_j P[j] x0_{k-j}  +  sum_j E[j] eps_{k-j}  +  z z_k,    z_k ~ N(0, I)
+
+Since x = signal x0 + noise eps, the three kinds of weight overlap; they are kept apart so that each sampler stands
+in the form its paper prints, and so that rows stay finite where there is no signal (zero terminal SNR).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.plan.base import BasePlan, Hook
+from ddim.plan.row import Row, on_lattice
+from ddim.plan.serialization import PlanFile, read_plan
+from ddim.process.parameterization import Prediction
+from ddim.process.schedule import Level
+
+TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(BasePlan[Row]):
+    """A sampler: rows to be run in order.
+
+    Args:
+        sampler: What made it, for people: "ddim", "ddpm", ...
+        rows: One per network call.
+        clip_x0: Whether the predicted x_0 is clipped to [-1, 1], eps being derived again.
+        keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (hat, optimal, learned).
+        about: The settings it was made from, for people and manifests.
+        straight: False only for a plan that is right in the limit of small steps alone, such as Euler in dt.
+        before: Levels of states older than the start, newest first, that a run must be given beside the start: two
+            states are what a two-step plan goes back from, see `ddim.inversion`.
+        lattice: If not 0, states are whole multiples of this power of two, in float64: a row's predictions are rounded
+            to it and states enter with whole weights exactly, so that a sum can be undone to the last bit.
+        made_for: The checksum of the model whose own paths it was fitted to, see `ddim.tuning`; "" for any model.
+        emulates: Whose arithmetic it repeats, slips included, see `ddim.emulate`; "" for a plan of ours. A row may then
+            go to another level than its next one.
+        eps_kept: With clip_x0: eps stays as predicted, so that the pair no longer makes x.
+    """
+
+    sampler: str
+    rows: tuple[Row, ...]
+    clip_x0: bool = False
+    keeps_marginals: bool = True
+    about: str = ""
+    straight: bool = True
+    before: tuple[Level, ...] = ()
+    lattice: float = 0.0
+    made_for: str = ""
+    emulates: str = ""
+    eps_kept: bool = False
+
+    def check(self) -> Plan:
+        """The plan itself, if it is exact on straight lines and its variances are legal.
+
+        On x_t = signal_t x_0 + noise_t eps with constant x_0 and eps, every row must give its next level's mean:
+        sum X signal + sum P = signal_next and sum X noise + sum E = sqrt(noise_next^2 - sigma^2), with
+        0 <= sigma^2 <= noise_next^2. Where `straight` is False only the first of the two sums must be right. Where the
+        plan `emulates` another code, each row must be right for some level: the squares of the two sums and of sigma
+        add up to 1.
+
+        Raises:
+            DdimError: Naming the first row that fails and by how much.
+        """
+        if not self.rows:
+            raise DdimError("plan", "holds no rows", "give at least one step")
+        if not (self.lattice == 0 or (0 < self.lattice <= 1 and math.frexp(self.lattice)[0] == 0.5)):
+            raise DdimError("plan", f"has lattice {self.lattice}", "give 0, or a power of two such as 2**-32")
+        if self.eps_kept and not self.clip_x0:
+            raise DdimError("plan", "keeps eps where x0 is clipped, and clips none", "say clip_x0, or not eps_kept")
+        for k, row in enumerate(self.rows):
+            self.check_levels(k)
+            where, known = self.where(k), k + 1 + len(self.before)
+            if len(row.x) > known or max(len(row.x0), len(row.eps)) > k + 1:
+                raise DdimError(
+                    where, f"looks back {row.memory - 1} states, there are {known - 1}", "shorten its weights"
+                )
+            numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma, row.z_high)
+            if not all(math.isfinite(value) for value in numbers):
+                raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
+            highest = 1.0 if self.emulates else row.next.variance
+            if row.sigma < 0 or row.z < 0 or row.sigma**2 > highest * (1 + TOLERANCE):
+                limit = math.sqrt(highest)
+                raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
+            if row.z_high and not 0 < row.z <= row.z_high:
+                wrong = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
+                raise DdimError(where, wrong, "the lower bound must be above 0 and not above the upper")
+            if self.keeps_marginals and row.z != row.sigma:
+                raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
+            self._check_line(k)
+        return self
+
+    def _check_line(self, k: int) -> None:
+        of_x0, of_eps = self.line_error(k)
+        off = max(of_x0, of_eps) if self.straight else of_x0
+        wrong, row = "on a straight line", self.rows[k]
+        if self.emulates:
+            signal, noise = self.goes_to(k)
+            off = max(abs(signal**2 + noise**2 + row.sigma**2 - 1), -signal, -noise)
+            wrong = "from a step to any level"
+        if off > TOLERANCE * row.size:
+            raise DdimError(self.where(k), f"is off by {off:.3g} {wrong}", "mend its weights")
+
+    def goes_to(self, k: int) -> tuple[float, float]:
+        """The weights of x_0 and eps in the mean of what row k makes of a straight line's states, see `check`."""
+        row, past = self.rows[k], [*(row.now for row in self.rows[k::-1]), *self.before]
+        signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
+        noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
+        return signal, noise
+
+    def line_error(self, k: int) -> tuple[float, float]:
+        """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
+        row, (signal, noise) = self.rows[k], self.goes_to(k)
+        wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
+        return abs(signal - row.next.signal), abs(noise - wanted)
+
+    @staticmethod
+    def from_json(text: str, name: str = "plan", checked: bool = True) -> Plan:
+        """A plan from its JSON, validated and checked.
+
+        Args:
+            text: What `to_json` wrote.
+            name: The file's name, for messages.
+            checked: Whether it must pass `check`; False for who is going to look what is wrong with it.
+
+        Raises:
+            DdimError: If it is not a plan of this version, or fails `check`.
+        """
+        file = read_plan(text, name, PlanFile)
+        levels = file.known()
+        try:
+            rows = tuple(
+                Row(**row.levels(levels), x=row.x, x0=row.x0, eps=row.eps, z=row.z, sigma=row.sigma, z_high=row.z_high)
+                for row in file.rows
+            )
+            before = tuple(levels[place] for place in file.before)
+        except IndexError:
+            raise DdimError(name, "a row names a level that is not there", "write it again") from None
+        flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice, file.made_for)
+        plan = Plan(file.sampler, rows, *flags, file.emulates, file.eps_kept)
+        return plan.check() if checked else plan
+
+    @property
+    def hook(self) -> Hook | None:
+        """Clipping, where the plan clips."""
+        return _clip if self.clip_x0 else None
+
+    def begin(self, states: Sequence[Tensor]) -> list[Tensor]:
+        """The states a run starts from, float64 and on the lattice where there is one."""
+        return [on_lattice(state.double(), self.lattice) for state in states] if self.lattice else list(states)
+
+    def advance(
+        self, row: Row, states: Sequence[Tensor], predictions: Sequence[Prediction], fresh: Tensor | None
+    ) -> Tensor:
+        """The state after a row, see `Table.advance`."""
+        return row.update(states, predictions, fresh, self.lattice)
+
+    def _fields(self, place: Callable[[Level], int]) -> dict[str, Any]:
+        return {
+            "clip_x0": self.clip_x0,
+            "keeps_marginals": self.keeps_marginals,
+            **({} if self.straight else {"straight": False}),
+            **({"before": [place(level) for level in self.before]} if self.before else {}),
+            **({"lattice": self.lattice} if self.lattice else {}),
+            **({"emulates": self.emulates} if self.emulates else {}),
+            **({"eps_kept": True} if self.eps_kept else {}),
+        }
+
+    def _weights(self, row: Row) -> dict[str, Any]:
+        return {
+            **{name: list(getattr(row, name)) for name in ("x", "x0", "eps") if getattr(row, name)},
+            **{name: getattr(row, name) for name in ("z", "sigma", "z_high") if getattr(row, name)},
+        }
+
+    def _title(self) -> str:
+        title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
+        title += " with eps left as predicted" if self.eps_kept else ""
+        title += f", the arithmetic of {self.emulates}, not checked on straight lines" if self.emulates else ""
+        title += "" if self.straight else ", not exact on straight lines"
+        title += f", from the states at t = {self._starts()}" if self.before else ""
+        return title + (f", states on multiples of {self.lattice:g}" if self.lattice else "")
+
+    def _columns(self) -> list[tuple[str, list[str]]]:
+        columns = [("sigma", [f"{row.sigma:.6f}" for row in self.rows])]
+        for kind in ("x", "x0", "eps"):
+            width = max(len(getattr(row, kind)) for row in self.rows)
+            for j in range(width):
+                cells = [_cell(getattr(row, kind), j) for row in self.rows]
+                columns.append((f"{kind}[-{j}]" if j else kind, cells))
+        columns.append(("z", [f"{row.z:.6f}" if row.z else "." for row in self.rows]))
+        if any(row.z_high for row in self.rows):
+            columns.append(("z to", [f"{row.z_high:.6f}" if row.z_high else "." for row in self.rows]))
+        return columns
+
+
+def _cell(weights: tuple[float, ...], j: int) -> str:
+    return f"{weights[j]:.6f}" if j < len(weights) else "."
+
+
+def _clip(x0: Tensor, level: Level) -> Tensor:
+    return x0.clamp(-1, 1)

@@ -1,0 +1,138 @@
+"""The JSON file a plan is kept in: what it holds, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ddim._io.checksum import unseal
+from ddim._io.reading import of_kind, parse_json
+from ddim.errors import DdimError
+from ddim.process.schedule import Level
+
+FORMAT = "ddim-plan"
+VERSION = 1
+
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+_Place = Annotated[int, Field(ge=0)]
+_Share = Annotated[float, Field(ge=0)]
+
+
+class FileRow(BaseModel):
+    """A row; levels are places in the file's list."""
+
+    model_config = _STRICT
+    now: _Place
+    next: _Place
+    at: _Place | None = None
+
+    def levels(self, known: Sequence[Level]) -> dict[str, Any]:
+        """The row's levels by name."""
+        return {
+            "now": known[self.now],
+            "next": known[self.next],
+            "at": None if self.at is None else known[self.at],
+        }
+
+
+class File(BaseModel):
+    """What every plan's file holds."""
+
+    model_config = _STRICT
+    format: str
+    version: int
+    sampler: str
+    about: str
+    made_for: str = ""
+    levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
+
+    def known(self) -> list[Level]:
+        """The file's levels."""
+        return [Level(t, float(log_snr)) for t, log_snr in self.levels]
+
+
+class PlanFileRow(FileRow):
+    """A row over real-valued data."""
+
+    x: tuple[float, ...] = ()
+    x0: tuple[float, ...] = ()
+    eps: tuple[float, ...] = ()
+    z: float = 0.0
+    sigma: float = 0.0
+    z_high: float = 0.0
+
+
+class PlanFile(File):
+    """A plan over real-valued data."""
+
+    clip_x0: bool
+    keeps_marginals: bool
+    straight: bool = True
+    before: tuple[_Place, ...] = ()
+    lattice: float = 0.0
+    emulates: str = ""
+    eps_kept: bool = False
+    rows: Sequence[PlanFileRow]
+
+
+class MixtureFileRow(FileRow):
+    """A row over categories."""
+
+    keep: _Share = 0.0
+    to_x0: _Share = 0.0
+    fresh: _Share = 0.0
+
+
+class MixtureFile(File):
+    """A plan over categories."""
+
+    kind: Literal["categorical"]
+    kernel: Literal["ddim", "markov"] = "ddim"
+    categories: int = Field(ge=2)
+    pi: Literal["uniform"] | _Place | tuple[_Share, ...] = "uniform"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    rows: Sequence[MixtureFileRow]
+
+
+Kind = TypeVar("Kind", bound=File)
+
+
+def json_float(value: float) -> Any:
+    """JSON has no infinities; they are written as words."""
+    return value if math.isfinite(value) else str(value)
+
+
+def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
+    """The file, its form validated; whether it is a sound plan is seen elsewhere.
+
+    Args:
+        text: The file's text.
+        name: Its name, for messages.
+        kind: `PlanFile` or `MixtureFile`.
+
+    Raises:
+        DdimError: If it is not a plan of this version and kind, or is damaged.
+    """
+    again = "write it with `ddim plan --json`"
+    if not isinstance(text, str):
+        raise DdimError(name, f"is a {type(text).__name__}, not the text of a plan", again)
+    text = unseal(text.encode("utf-8", "surrogatepass"), name).decode("utf-8", "surrogatepass")
+    body = of_kind(parse_json(text, name, again), dict, name, again)
+    wants = "kind" in kind.model_fields
+    if wants != ("kind" in body) and body.get("format") == FORMAT:
+        over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
+        raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
+    try:
+        file = kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise DdimError(name, f"is not a plan: {where}: {first['msg']}", again) from None
+    if file.format != FORMAT or file.version != VERSION:
+        raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
+    return file

@@ -1,0 +1,95 @@
+"""Samplers of categories: Appendix A's family, and the Markov chain's reversal, which is not in it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from ddim.errors import DdimError
+from ddim.plan.categorical import CategoricalPlan, CategoricalRow, Kernel
+from ddim.process.categorical import Alphabet, markov_weights, mixture_weights, sigma_largest
+from ddim.process.schedule import Level
+
+DISCRETE = ("ddim", "markov")
+"""The samplers of categories by name."""
+
+
+def discrete(
+    levels: Sequence[Level],
+    alphabet: Alphabet,
+    eta: float = 0.0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    about: str = "",
+) -> CategoricalPlan:
+    """The sampler of Appendix A over any levels: sigma = (1 - eta) (1 - abar_next) / (1 - abar_now), see eq. (18).
+
+    As for `ddim.samplers.ddim` eta = 0 is the least random member. Here that is the largest sigma, which draws no fresh
+    noise; with a mask it is absorbing diffusion, and eta > 0 masks tokens again (Wang et al. 2025, ReMDM). eta = 1 is
+    sigma = 0: every token is drawn anew at every step.
+
+    Args:
+        levels: S + 1 falling levels, the noisiest first.
+        alphabet: The categories and their pi.
+        eta: 0..1.
+        temperature: See `ddim.categorical.sharpen`, which each predicted x_0 goes through.
+        top_p: See there.
+        about: Settings to add to the plan's name.
+
+    Returns:
+        A checked plan of S rows.
+
+    Raises:
+        DdimError: If levels do not fall, or a setting is out of range.
+    """
+    if not 0 <= eta <= 1:
+        raise DdimError(f"eta {eta}", "is outside 0..1", "use 0 for the least random kernel, 1 for the most")
+    rows = []
+    for now, next in _steps(levels):
+        sigma = 0.0 if eta == 1 else (1 - eta) * sigma_largest(now, next)
+        rows.append(CategoricalRow(now, next, *mixture_weights(now, next, sigma)))
+    return _plan("discrete-ddim", "ddim", rows, alphabet, (temperature, top_p), about, f"eta={eta:g}")
+
+
+def discrete_markov(
+    levels: Sequence[Level],
+    alphabet: Alphabet,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    about: str = "",
+) -> CategoricalPlan:
+    """The reversal of the Markov chain, `ddim.categorical.markov_posterior`: multinomial diffusion and D3PM.
+
+    Args:
+        levels: As for `discrete`, like the rest.
+        alphabet: As above.
+        temperature: As above.
+        top_p: As above.
+        about: As above.
+
+    Returns:
+        A checked plan of S rows.
+
+    Raises:
+        DdimError: As `discrete`.
+    """
+    rows = [CategoricalRow(now, next, *markov_weights(now, next)) for now, next in _steps(levels)]
+    return _plan("markov", "markov", rows, alphabet, (temperature, top_p), about)
+
+
+def _plan(
+    name: str, kernel: Kernel, rows: list[CategoricalRow], alphabet: Alphabet, sharp: tuple[float, float], *about: str
+) -> CategoricalPlan:
+    words = [word for word in about if word]
+    words += [f"{what}={value:g}" for what, value in zip(("temperature", "top-p"), sharp, strict=True) if value != 1]
+    return CategoricalPlan(name, tuple(rows), alphabet.weights, kernel, *sharp, about=", ".join(words)).check()
+
+
+def _steps(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
+    steps = list(itertools.pairwise(levels))
+    if not steps:
+        raise DdimError("levels", "hold no step", "give at least two levels")
+    for now, following in steps:
+        if not following.log_snr > now.log_snr:
+            raise DdimError(f"level t = {following.t:g}", "is not cleaner than the one before", "give falling levels")
+    return steps

@@ -1,0 +1,162 @@
+"""Samplers by name, the recommended ones, and plans from the settings that users give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from ddim.errors import DdimError, either, warn
+from ddim.names import Predicts
+from ddim.plan.plan import Plan
+from ddim.process import timesteps
+from ddim.process.schedule import Level, Schedule, linear
+from ddim.process.start import default_steps, start_time
+from ddim.process.timesteps import DEFAULT
+from ddim.samplers.ddim import ddim
+from ddim.samplers.multistep import Coordinate, Quantity, adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
+from ddim.samplers.runge_kutta import probability_flow, runge_kutta
+
+Levels = Sequence[Level]
+Maker = Callable[[Levels, Schedule, Level | None, str], Plan]
+
+WAY_STEPS = 50
+
+
+def named(name: str, levels: Levels, schedule: Schedule, clean_as: Level | None = None, about: str = "") -> Plan:
+    """The plan of a sampler by name.
+
+    Args:
+        name: One of `NAMED`.
+        levels: S + 1 levels of the schedule, the start first; falling, or rising to encode.
+        schedule: Where stages between two levels take their times from.
+        clean_as: The level the network is told for clean data, when encoding starts at t = 0.
+        about: Settings to add to the plan's name.
+
+    Raises:
+        DdimError: If there is no such sampler, or the levels do not suit it.
+    """
+    if name not in SAMPLERS:
+        raise DdimError(f"sampler {name!r}", "is unknown", f"choose one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name](levels, schedule, clean_as, about)
+
+
+def _adams(order: int, quantity: Quantity, coordinate: Coordinate | None = None) -> Maker:
+    return lambda levels, _, clean, about: adams_bashforth(levels, order, quantity, coordinate, clean, about)
+
+
+def _steps(make: Callable[..., Plan], order: int) -> Maker:
+    return lambda levels, _, clean, about: make(levels, order, clean_as=clean, about=about)
+
+
+def _stages(order: int) -> Maker:
+    return lambda levels, schedule, clean, about: runge_kutta(levels, schedule, order, clean, about)
+
+
+SAMPLERS: dict[str, Maker] = {
+    "ddim": lambda levels, _, clean, about: ddim(levels, clean_as=clean, about=about),
+    **{f"ab{order}": _adams(order, "eps") for order in (2, 3, 4)},
+    **{f"ab{order}-v": _adams(order, "v") for order in (2, 3, 4)},
+    **{f"ipndm{order}": _steps(ipndm, order) for order in (2, 3, 4)},
+    **{f"deis{order}": _steps(deis, order) for order in (2, 3, 4)},
+    "dpm++2m": _steps(dpm_solver_pp, 2),
+    "dpm++3m": _steps(dpm_solver_pp, 3),
+    "unipc2": _steps(unipc, 2),
+    "unipc3": _steps(unipc, 3),
+    "heun": _stages(2),
+    "rk4": _stages(4),
+    "probability-flow": lambda levels, _, clean, about: probability_flow(levels, about),
+}
+
+
+def recommended(steps: int, schedule: Schedule, predicts: Predicts) -> tuple[str, str]:
+    """The sampler and the grid that docs/solvers.md recommends for so many steps.
+
+    Networks that predict v or x_0 on the paper's schedule have those that were measured on such models; the grid
+    `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
+
+    Args:
+        steps: S.
+        schedule: The noise schedule.
+        predicts: What the network predicts.
+    """
+    if predicts == "eps" or schedule != linear():
+        return "unipc2", "angle-log-snr"
+    if steps**2 > schedule.T:
+        return "unipc3", "log-snr"
+    return "ipndm3" if steps <= 10 else "ipndm4", "quadratic"
+
+
+# Those with one call in every step, and exact on straight lines: what a plan of so many calls may be.
+ONE_CALL = tuple(name for name in SAMPLERS if name not in ("heun", "rk4", "probability-flow"))
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """Makes the plans of one network.
+
+    Args:
+        schedule: Its noise schedule.
+        predicts: What it predicts: "eps", "x0" or "v".
+        error_at: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal"; None where it is not known.
+        learned: Whether the network says a variance, for sigma "learned".
+        clipping: Called for a plan that samples and does not say `clip_x0`: why x_0 is clipped in it, or "" where it is
+            not. It may raise a DdimError.
+    """
+
+    schedule: Schedule
+    predicts: Predicts
+    error_at: Callable[[Level], float] | None = None
+    learned: bool = False
+    clipping: Callable[[], str] | None = None
+
+    def plan(
+        self,
+        steps: int | None,
+        grid: str | Sequence[float] | None,
+        eta: float,
+        sigma: Sequence[float] | str | None,
+        clip_x0: bool | None,
+        encode: bool,
+        default: int,
+        top: int | None,
+        sampler: str,
+    ) -> Plan:
+        """A plan; the arguments are those of `ddim.Model.plan`.
+
+        A plan that encodes clips only where `clip_x0` is true.
+
+        Raises:
+            DdimError: See `ddim.timesteps.tau` and `ddim.samplers.ddim`; or if a setting is not one of the sampler's.
+        """
+        chosen = ""
+        if sampler == "auto":
+            sampler = "ddim"
+            plain = clip_x0 is None or self.predicts == "eps" or self.clipping is not None
+            if grid is None and not eta and sigma is None and plain and not encode and top is None:
+                count = self._default(default) if steps is None else steps
+                sampler, grid = recommended(count, self.schedule, self.predicts)
+                chosen = "auto: "
+        grid = DEFAULT if grid is None else grid
+        some = self._default(default) if steps is None and isinstance(grid, str) else steps
+        if clip_x0 is None and not encode and self.clipping is not None and (why := self.clipping()):
+            clip_x0 = True
+            warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("clip_x0=False leaves it as predicted"))
+        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, some, encode, top)
+        clean_as = self.schedule.level(1) if encode else None
+        about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        if sampler == "ddim":
+            if sigma == "learned" and not self.learned:
+                raise DdimError("sigma learned", "this model's network does not say it", "use eta, hat or optimal")
+            return ddim(levels, eta, sigma, clip_x0, clean_as, about, self.error_at)
+        if eta or sigma is not None:
+            raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
+        made = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
+        if made.calls != len(levels) - 1:
+            warn(f"sampler {sampler}: {len(levels) - 1} steps are {made.calls} network calls")
+        return made
+
+    def _default(self, steps: int, above_first: bool = False) -> int:
+        """A default number of steps, bounded by the times there are; `above_first` leaves t = 1 out of them."""
+        bound = default_steps(steps, self.schedule, self.predicts)
+        last = start_time(self.schedule, self.predicts)
+        return max(1, min(bound, last - 1)) if above_first else bound

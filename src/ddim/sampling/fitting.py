@@ -1,0 +1,159 @@
+"""Fitting a plan's weights to where a teacher, a plan of many calls, takes the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.parameterization import Denoiser, Prediction
+from ddim.process.schedule import Level, Schedule
+from ddim.samplers import ddim, unipc
+from ddim.sampling.loop import Step, trajectory
+
+NODES = 60  # of the teacher
+MEMORY = 3
+RIDGE = 1e-6
+
+
+class CachedDenoiser:
+    """A denoiser in parts of one size that remembers what it was asked: plans that begin alike cost their rest only.
+
+    Args:
+        denoiser: What to ask.
+        size: Samples at once.
+        keep: Bytes of answers kept; the oldest go first.
+    """
+
+    def __init__(self, denoiser: Denoiser, size: int, keep: int = 2**29):
+        self.denoiser, self.size, self.keep = denoiser, size, keep
+        self.known: OrderedDict[tuple[float, float, bytes], Prediction] = OrderedDict()
+
+    def __call__(self, x: Tensor, level: Level, /) -> Prediction:
+        """The prediction, asked for or remembered."""
+        key = (level.t, level.log_snr, hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=16).digest())
+        if key not in self.known:
+            parts = [self.denoiser(part, level) for part in torch.split(x, self.size)]
+            pair = (torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts]))
+            self.known[key] = Prediction(*pair)
+        self.known.move_to_end(key)
+        while len(self.known) > 1 and len(self.known) * 2 * x.nbytes > self.keep:
+            self.known.popitem(last=False)
+        return self.known[key]
+
+
+class ReferenceSolution:
+    """Pilots solved with many calls: their states at any level.
+
+    Args:
+        schedule: The schedule.
+        nodes: Calls.
+        top: The time they start at; T if None.
+    """
+
+    def __init__(self, schedule: Schedule, nodes: int = NODES, top: int | None = None):
+        last = schedule.T if top is None else top
+        bottom, noisiest = schedule.level(1), schedule.level(last)
+        finite = noisiest if math.isfinite(noisiest.log_snr) else schedule.level(last - 1)
+        even = np.linspace(finite.log_snr, bottom.log_snr, nodes - (finite is not noisiest))
+        inner = [schedule.time_at_log_snr(float(value)) for value in even[1:-1]]
+        first = [noisiest.t] if finite is noisiest else [noisiest.t, finite.t]
+        self.levels = schedule.levels([*first, *inner, 1.0, 0.0])
+        self.plan = unipc(self.levels, 3)
+        self.steps: list[Step[Row]] = []
+
+    def solve(self, denoise: Denoiser, start: Tensor, path: bool = True) -> Iterator[Step[Row]]:
+        """Solve the pilots, one step after another; where the `path` is not to be kept, their end alone is."""
+        self.start = start
+        self.steps = []
+        for step in trajectory(denoise, self.plan, start):
+            if not path:
+                self.steps.clear()
+            self.steps.append(step)
+            yield step
+
+    @property
+    def states(self) -> list[Tensor]:
+        """The state at each of `levels`."""
+        return [self.start, *(step.x for step in self.steps)]
+
+    @property
+    def end(self) -> Tensor:
+        """The state at t = 0."""
+        return self.steps[-1].x
+
+    def at(self, level: Level) -> Tensor:
+        """The state at a level, by a cubic in the log-SNR through the four nearest."""
+        if level.t == 0:
+            return self.end
+        known = [(place.log_snr, state) for place, state in zip(self.levels, self.states, strict=True)]
+        known = [(value, state) for value, state in known if math.isfinite(value)]
+        first = int(np.searchsorted([value for value, _ in known], level.log_snr)) - 2
+        near = known[min(max(first, 0), len(known) - 4) :][:4]
+        out = torch.zeros_like(self.start)
+        for value, state in near:
+            others = [other for other, _ in near if other != value]
+            out += state * math.prod((level.log_snr - other) / (value - other) for other in others)
+        return out
+
+
+def fitted(
+    denoise: Denoiser, levels: Sequence[Level], start: Tensor, wanted: Callable[[Level], Tensor], memory: int = MEMORY
+) -> Plan:
+    """A plan whose rows' weights are fitted to where its states should be.
+
+    To DDIM's row are added multiples of eps_j - eps and of x0_j - x0, the older predictions against the newest: what
+    keeps a row exact on straight lines. They are the least-squares ones to the wanted state, all samples and
+    dimensions alike, row after row, each from the states that the rows before have really made.
+
+    Args:
+        denoise: The denoiser; it is called once a row.
+        levels: S + 1 falling levels.
+        start: The samples' first state, (N, ...).
+        wanted: The state (N, ...) at each level.
+        memory: Predictions a row looks at.
+
+    Returns:
+        A checked plan of S rows.
+    """
+    rows: list[Row] = []
+    known: list[Prediction] = []
+    for base in ddim(levels).rows:
+        again = iter([*known])
+
+        def told(x: Tensor, level: Level, /) -> Prediction:
+            return next(again, None) or denoise(x, level)  # noqa: B023
+
+        steps = [*trajectory(told, Plan("fitted", (*rows, base)), start)]
+        known.append(Prediction(steps[-1].x0, steps[-1].eps))
+        rows.append(_fit(base, steps[::-1][:memory], wanted(base.next)))
+    return Plan("fitted", tuple(rows)).check()
+
+
+def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
+    """The row with weights on older predictions; `steps` newest first, the first one made with the row itself."""
+    newest, older = steps[0], steps[1:]
+    columns = [step.eps - newest.eps for step in older] + [step.x0 - newest.x0 for step in older]
+    if not columns:
+        return base
+    side = torch.stack([column.flatten().double() for column in columns], 1)
+    size = side.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    normal = (side / size).T @ (side / size) + RIDGE * torch.eye(len(columns), dtype=torch.float64, device=side.device)
+    missing = (wanted - newest.x).flatten().double()
+    found = (torch.linalg.solve(normal, (side / size).T @ missing) / size).tolist()
+    of_eps, of_x0 = found[: len(older)], found[len(older) :]
+    x0 = (base.x0[0] - math.fsum(of_x0), *of_x0)
+    return replace(base, x0=x0, eps=(base.eps[0] - math.fsum(of_eps), *of_eps))
+
+
+def rms(a: Tensor, b: Tensor) -> float:
+    """Root mean square difference, per dimension, over all samples."""
+    return float((a.double() - b.double()).square().mean().sqrt())

@@ -1,0 +1,109 @@
+"""Scales of guidance that change with the level: CFG++, and any change of x_0 that leaves eps as predicted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.plan.plan import Plan
+from ddim.plan.row import Row
+from ddim.process.parameterization import AnyDenoiser
+from ddim.process.schedule import Level
+
+Guidance = float | Callable[[Level], float]
+"""A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
+
+
+def eps_kept(plan: Plan) -> Callable[[Level], float]:
+    """How far a consistent pair must move for the same step as x_0 alone moved by 1 and eps left as it was.
+
+    With weights P of x_0 and E of eps, and signal and noise of the level asked, moving x_0 alone by d moves a row's end
+    by P d. The pair at the same x moves as (w d, -w d signal / noise), and the row's end by w d (P - E signal / noise).
+    Hence
+
+        w = P noise / (P noise - E signal)
+
+    which for DDIM with eta = 0 is v / (v - v_next), v = noise / signal. On the last step to clean data w = 1.
+
+    Args:
+        plan: What will be run; each row a sum of the newest x_0, the newest eps and fresh noise, without clipping.
+
+    Returns:
+        w at a level that the plan asks the network for; of another level it raises a DdimError.
+
+    Raises:
+        DdimError: If the plan has other rows.
+    """
+    scales: dict[Level, float] = {}
+    for k, row in enumerate(plan.rows):
+        if any(row.x) or row.memory > 1 or plan.clip_x0:
+            why = "it clips x0" if plan.clip_x0 else "it weighs states or older predictions"
+            wrong = f"leaves no eps to be kept: {why}"
+            raise DdimError(f"plan {plan.name}", wrong, "use a DDIM plan without clipping")
+        scale = _scale(row)
+        if not math.isclose(scales.setdefault(row.query, scale), scale, rel_tol=1e-12):
+            raise DdimError(f"plan row {k}", f"needs another scale at t = {row.query.t:g}", "use a DDIM plan")
+    name = plan.name
+
+    def at(level: Level) -> float:
+        if level not in scales:
+            raise DdimError(f"t = {level.t:g}", f"is not a level of {name}", "make the scale for the plan that is run")
+        return scales[level]
+
+    return at
+
+
+def cfg_plus_plus(plan: Plan, lam: float) -> Callable[[Level], float]:
+    """CFG++ (Chung et al. 2024) as plain guidance: the scale at each level of a plan that makes the two the same.
+
+    CFG++ takes x_0 from the guided noise eps_off + lam (eps_on - eps_off), but noise from eps_off: it moves x_0 alone,
+    and so is guidance of scale lam w, with w of `eps_kept`.
+
+    Args:
+        plan: As in `eps_kept`.
+        lam: 0 ignores the label, 1 takes x_0 from the conditional model.
+
+    Raises:
+        DdimError: If lam is outside 0..1; and as `eps_kept`.
+    """
+    if not 0 <= lam <= 1:
+        raise DdimError(f"CFG++ of {lam:g}", "is outside 0..1", "give a number such as 0.6")
+    scale = eps_kept(plan)
+    return lambda level: lam * scale(level)
+
+
+def _scale(row: Row) -> float:
+    moved = sum(row.x0) * row.query.noise
+    rest = moved - sum(row.eps) * row.query.signal
+    scale = moved / rest if rest else math.nan
+    if not math.isfinite(scale):
+        raise DdimError(f"row from t = {row.now.t:g}", "stays where it is", "use a plan whose steps go somewhere")
+    return scale
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """Classifier-free guidance (Ho & Salimans 2021): unconditional + scale (conditional - unconditional).
+
+    Args:
+        conditional: The denoiser that knows the label.
+        unconditional: The one that does not.
+        scale: 0 ignores the label, 1 is the conditional model, more exaggerates it; or a function of the level.
+    """
+
+    conditional: AnyDenoiser
+    unconditional: AnyDenoiser
+    scale: Guidance
+
+    def __call__(self, x: Tensor, level: Level, /) -> Any:
+        """The guided prediction; two calls."""
+        on, off = self.conditional(x, level), self.unconditional(x, level)
+        scale = self.scale(level) if callable(self.scale) else self.scale
+        if not math.isfinite(scale):
+            raise DdimError(f"guidance {scale}", f"at t = {level.t:g} is not a finite number", "give one such as 2")
+        return off.lerp(on, scale)

@@ -1,0 +1,113 @@
+"""The batches of a training, one per step: read ahead on the host, or picked on the device where all data lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim.errors import DdimError
+from ddim.names import Residency
+from ddim.process import rng
+
+MAX_FRACTION = 0.25  # of a GPU's free memory that data may take unasked
+SLICE = 2048
+
+
+class BatchLoader:
+    """A data set in the order of a training: every epoch is a permutation, batches run across its end.
+
+    Args:
+        pictures: Called with indices (B,), gives a batch of the data, such as uint8 (B, H, W, C).
+        count: How many samples there are.
+        batch: Samples per step.
+        seed: Of the order.
+        labels: int64, (count,), or None.
+        device: Where batches are wanted.
+        place: Where the data are held, see `ddim.model.config.TrainConfig`.
+
+    Raises:
+        DdimError: If they are to be held on the device and do not fit.
+    """
+
+    def __init__(
+        self,
+        pictures: Callable[[np.ndarray], np.ndarray],
+        count: int,
+        batch: int,
+        seed: int,
+        labels: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+        place: Residency = "auto",
+    ):
+        self.pictures, self.count, self.size, self.seed = pictures, count, batch, seed
+        self.device = torch.device(device)
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        self._orders: dict[int, np.ndarray] = {}
+        self.held = self._hold() if self._resident(place) else None
+
+    def _resident(self, place: Residency) -> bool:
+        if place != "auto" or self.device.type != "cuda":
+            return place == "device"
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return self.pictures(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
+
+    def _hold(self) -> Tensor:
+        """All data, as one tensor on the device."""
+        first = self.pictures(np.arange(1))
+        try:
+            held = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
+        except torch.OutOfMemoryError:
+            size = f"{self.count * first.nbytes / 2**20:.0f} MiB"
+            raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "say host") from None
+        for start in range(0, self.count, SLICE):
+            some = np.arange(start, min(start + SLICE, self.count))
+            held[start : start + len(some)] = torch.as_tensor(self.pictures(some)).to(self.device)
+        self.labels = None if self.labels is None else self.labels.to(self.device)
+        return held
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which samples a step sees: int64, (batch,)."""
+        places = np.arange(step * self.size, (step + 1) * self.size)
+        epochs = places // self.count
+        for old in [epoch for epoch in self._orders if epoch < epochs[0]]:
+            del self._orders[old]
+        parts = []
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            if epoch not in self._orders:
+                self._orders[epoch] = rng.permutation(self.seed, epoch, self.count)
+            parts.append(self._orders[epoch][(places % self.count)[epochs == epoch]])
+        return np.concatenate(parts)
+
+    def batches(self, step: int) -> Generator[tuple[Tensor, Tensor | None]]:
+        """The data and labels of one step after the other, from a step on, without end; on the device."""
+        if self.held is not None:
+            while True:
+                yield self._pick(step)
+                step += 1
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[tuple[Tensor, Tensor | None]] = reader.submit(self._read, step)
+            while True:
+                step += 1
+                data, labels = ahead.result()
+                ahead = reader.submit(self._read, step)
+                yield self._sent(data), None if labels is None else self._sent(labels)
+
+    def _pick(self, step: int) -> tuple[Tensor, Tensor | None]:
+        assert self.held is not None
+        some = self._sent(torch.from_numpy(self.indices(step)))
+        return self.held[some], None if self.labels is None else self.labels[some]
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
+        indices = self.indices(step)
+        labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
+        return torch.as_tensor(self.pictures(indices)), labels
+
+    def _sent(self, data: Tensor) -> Tensor:
+        """On the device; of pinned memory a GPU takes its copy without anybody waiting."""
+        if self.device.type == "cuda":
+            return data.pin_memory().to(self.device, non_blocking=True)
+        return data.to(self.device)

@@ -1,0 +1,73 @@
+"""What a training run tells of itself as it goes: metrics.jsonl, and TensorBoard events beside it."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from ddim._io.atomic import Appender, write_atomic
+from ddim._io.checksum import journal_line, read_line
+from ddim._io.reading import TEXT_BYTES, entry, read_bytes
+from ddim.errors import DdimError, warn
+
+
+class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
+    """The metrics of a run from a step on; what was told of later steps is dropped: it will be told again.
+
+    Args:
+        folder: The run's folder.
+        step: The step that the run goes on from.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self._closing = contextlib.ExitStack()
+        path = folder / "metrics.jsonl"
+        _cut(path, step)
+        self._file = self._closing.enter_context(Appender(path))
+        self._board = self._events(folder / "tensorboard", step)
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def tell(self, step: int, values: dict[str, float], **more: Any) -> None:
+        """One line; the values go to TensorBoard too."""
+        self._file.write(journal_line({"step": step, **values, **more}))
+        for name, value in values.items():
+            if self._board:
+                self._board.add_scalar(name, value, step)
+
+    def _events(self, folder: Path, step: int) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            warn("tensorboard is not installed: metrics go to metrics.jsonl only")
+            return None
+        try:
+            writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
+        except OSError as error:
+            raise DdimError(folder, f"cannot be written ({error.strerror or error})", "make room there") from None
+        self._closing.callback(writer.close)
+        return writer
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines about later steps, and those that are torn or damaged, which is reported."""
+    if not path.exists():
+        return
+    kept, damaged, sealed = [], 0, False
+    data = read_bytes(path, TEXT_BYTES)
+    for line in data.decode("utf-8", errors="surrogateescape").splitlines(keepends=True):
+        try:
+            what, sealed = read_line(line, sealed)
+            if not all(isinstance(value, int | float) for value in what.values()):
+                raise ValueError("it holds something that is not a number")
+            if entry(what, "step", int, path) <= step:
+                kept.append(line)
+        except (ValueError, TypeError, AttributeError):
+            damaged += 1
+    if damaged:
+        warn(f"{path}: {damaged} line(s) are torn or damaged, and are dropped")
+    text = "".join(kept).encode()
+    if text != data:
+        write_atomic(path, text)

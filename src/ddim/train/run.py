@@ -1,0 +1,314 @@
+"""A training run's folder: checkpoints, metrics, previews and the model, none of them ever half-written.
+
+RUN/run.json                     what the run is; started again with another recipe, it is refused
+RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
+RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
+RUN/previews/00000500.png        samples of the averaged weights
+RUN/model/                       the model folder, of the averaged weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import ddim
+from ddim._io.atomic import claimed, make_folder
+from ddim._io.reading import entry
+from ddim._io.temporary import remove_parts
+from ddim.data.image_set import ImageSet
+from ddim.data.text import TextSet
+from ddim.errors import DdimError, warn
+from ddim.model import checkpoint
+from ddim.model.config import ModelConfig, Provenance
+from ddim.model.load import build_model
+from ddim.model.modality import modality_of
+from ddim.model.plausible import statistics_of
+from ddim.plan.base import BasePlan
+from ddim.process import rng
+from ddim.train import states
+from ddim.train.clock import Clock
+from ddim.train.error_table import complete
+from ddim.train.logger import MetricsLogger
+from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
+from ddim.train.run_config import length as run_length
+from ddim.train.trainer import Trainer, not_finite
+
+PREVIEWS = 36
+GUESSED = 0.01  # of the budget must be used before the run's length is guessed
+_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # what is there before anything is worth keeping
+KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where a run stands after a step.
+
+    Args:
+        step: Steps made.
+        steps: Steps of the whole run; with a budget of time a guess, None at first.
+        loss: Mean loss since the last line of the metrics file.
+        images_seen: Pictures shown so far.
+        event: What was just written, if anything.
+        over: Whether that was the last step.
+    """
+
+    step: int
+    steps: int | None
+    loss: float
+    images_seen: int
+    event: str = ""
+    over: bool = False
+
+
+def train(
+    folder: Path,
+    config: RunConfig,
+    pictures: ImageSet | TextSet,
+    device: torch.device | str,
+    command: str = "",
+    stop: Callable[[], bool] = lambda: False,
+    weights: Mapping[str, torch.Tensor] | None = None,
+    began: float | None = None,
+) -> Iterator[Report]:
+    """Start a run, or go on with it where its last checkpoint stands.
+
+    Args:
+        folder: The run's folder.
+        config: What the run is.
+        pictures: Its data.
+        device: Where to train.
+        command: The command, for the model's provenance.
+        stop: Asked after every step; when it says so, a checkpoint is written and the run stops.
+        weights: Those that a new run begins with, where `config.begun` names a model.
+        began: When its budget began to run, by `time.monotonic`; now if left out.
+
+    Yields:
+        A report after every step, and a first one when the run is ready.
+
+    Raises:
+        DdimError: If the folder is in use or holds another run, or the loss is not finite.
+    """
+    check_data(config, pictures)
+    check_run_dir(folder)
+    with claimed(folder, *_FIRST) as owned:
+        remove_parts(folder)
+        checkpoint.remove_earlier_parts(folder / "model")
+        write_or_verify(folder, config)
+        clock = Clock(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
+        loop = _Loop(folder, config, pictures, torch.device(device), command, weights, clock)
+        for report in loop.reports(stop):
+            if loop.saved > 0 or loop.logged:
+                owned.keep()
+            yield report
+
+
+class _Loop:
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        pictures: ImageSet | TextSet,
+        device: torch.device,
+        command: str,
+        weights: Mapping[str, torch.Tensor] | None,
+        clock: Clock,
+    ):
+        self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
+        recipe, model, self.clock = config.train, config.model, clock
+        with rng.temporary_seed("cpu", recipe.seed):
+            self.network = model.network.build()
+        if weights is not None:
+            checkpoint.fill(self.network, weights, "weights")
+        self.network = self.network.to(device)
+        self.device, self.kind = device, modality_of(model)
+        self.objective = self.kind.loss(recipe.gamma, device, recipe.times)
+        classes = model.network.classes
+        self.trainer = Trainer(
+            self.network,
+            self.objective,
+            pictures.batch,
+            len(pictures),
+            recipe,
+            pictures.labels if classes else None,
+            classes,
+            self.kind.read,
+            config.begun.steps if config.begun else 0,
+        )
+        self.share, self.ended = clock.share, False
+        self.trainer.spent = lambda: self.share
+        self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
+        self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+        self.saved, self.logged = -1, False
+        self.refused: set[Path] = set()
+        self.preview_plan: BasePlan[Any] | None = None
+        self.statistics = None if model.categorical else statistics_of(pictures, self.kind.read)
+
+    def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        recipe, trainer = self.config.train, self.trainer
+        begun, begun_at = self._resume(), self._exported()
+        yield self._report(f"{begun}, compiling the network first" if recipe.compile and not trainer.over else begun)
+        if self.share >= 1 and not self.ended:
+            wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
+            kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
+            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
+        if begun != "started" and self._preview_due(missing=True):  # it was killed before that
+            with self.clock.timed("preview"):
+                self._preview()
+        now = time.monotonic()
+        with MetricsLogger(self.folder, trainer.step) as self.metrics:
+            for update in trainer.updates():
+                self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
+                self.share = self.clock.share
+                self.waiting.append((update.step, update.loss, update.grad_norm))
+                events = []
+                last = trainer.over
+                halt = stop()
+                due = update.step % recipe.checkpoint_every == 0 or last or halt
+                if update.step % recipe.log_every == 0:
+                    self._log(update.step, update.lr)
+                elif due or self.device.type == "cpu":
+                    self._look()
+                if due:
+                    with self.clock.timed("save"):
+                        self._save(last)
+                    events.append("checkpoint")
+                if self._preview_due():
+                    with self.clock.timed("preview"):
+                        events.append(f"preview {self._preview()}")
+                now = time.monotonic()
+                yield self._report(", ".join(events))
+                if halt:
+                    return
+
+    def _report(self, event: str = "") -> Report:
+        loss = self.total / self.count if self.count else self.last
+        step = self.trainer.step
+        return Report(step, self._length(), loss, self._seen(), event, self.trainer.over)
+
+    def _length(self) -> int | None:
+        """Steps of the whole run, as far as is known."""
+        steps, begun = self.config.train.steps, self.trainer.begun
+        guess = begun + (self.trainer.step - begun) / self.share if self.share > GUESSED else math.inf
+        known = min(guess, math.inf if steps is None else steps)
+        return None if math.isinf(known) else max(round(known), self.trainer.step)
+
+    def _seen(self) -> int:
+        """Pictures shown so far, to the weights it began with too."""
+        before = self.config.begun.images_seen if self.config.begun else 0
+        return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
+
+    def _look(self) -> None:
+        """Look at the losses since the last look; on a GPU this waits for it."""
+        with self.clock.timed("wait"):
+            waiting = [(step, float(loss), float(norm)) for step, loss, norm in self.waiting]
+        for step, loss, norm in waiting:
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise not_finite(step)
+            self.total, self.count, self.norm = self.total + loss, self.count + 1, norm
+        self.waiting.clear()
+
+    def _log(self, step: int, lr: float) -> None:
+        self._look()
+        self.last = self.total / self.count
+        values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
+        self.metrics.tell(step, values, images_seen=self._seen(), seconds=round(self.seconds, 3))
+        self.total, self.count, self.logged = 0.0, 0, True
+
+    def _resume(self) -> str:
+        folder = make_folder(self.folder / states.FOLDER)
+        remove_parts(folder)
+        found: dict[str, Any] = {}
+
+        def load(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
+            self.trainer.load_state(tensors)
+            self.total, self.seconds = (entry(meta, key, float, folder) for key in ("total", "seconds"))
+            self.count = entry(meta, "count", int, folder)
+            self.clock.before = entry(meta, "used", float, folder, self.seconds)
+            took = entry(meta, "took", dict, folder, {})
+            self.clock.longest = {key: entry(took, key, float, folder) for key in took}
+            self.ended = meta.get("over") == run_length(self.config.train)
+            self.share = 1.0 if self.ended else self.clock.share
+            found.update(meta)
+
+        self.refused = states.resume(self.folder, load)
+        if not found:
+            return "started"
+        self.saved = self.trainer.step
+        if self._exported() != self.trainer.step:
+            self._export()
+        was, now = found.get("software"), self._software()
+        if was != now:
+            warn(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
+        return f"resumed at step {self.trainer.step}"
+
+    def _save(self, over: bool) -> None:
+        step = self.trainer.step
+        if step == self.saved:
+            return
+        meta: dict[str, Any] = {"total": self.total, "count": self.count, "seconds": self.seconds}
+        meta |= {"software": self._software(), "used": self.clock.used, "took": self.clock.longest}
+        meta |= {"over": run_length(self.config.train)} if over else {}
+        self.refused.discard(states.write(self.folder, step, self.trainer.state(), meta))
+        self.saved = step
+        states.prune(self.folder, step, self.config.train.keep, self.refused)
+        self._export()
+
+    def _software(self) -> dict[str, Any]:
+        """What the bits of a step depend on beside the state."""
+        return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
+
+    def _exported(self) -> int | None:
+        """The step of the model in `model/`, None if there is no whole one."""
+        with contextlib.suppress(DdimError):
+            return checkpoint.read(self.folder / "model")[0].provenance.steps
+        return None
+
+    def _export(self) -> None:
+        config = self._model_config()
+        checkpoint.write(self.folder / "model", config, self.trainer.ema.module.state_dict())
+
+    def _model_config(self) -> ModelConfig:
+        step, recipe = self.trainer.step, self.config.train
+        times, errors = self.trainer.errors.means()
+        T = self.objective.schedule.T
+        error = complete(times, errors, T) if len(times) >= KNOWN * T else None
+        provenance = Provenance(
+            data=self.pictures.name,
+            split=self.config.split,
+            data_fingerprint=self.config.data_fingerprint,
+            pictures=len(self.pictures),
+            command=self.command,
+            version=ddim.__version__,
+            steps=step,
+            images_seen=self._seen(),
+            seconds=round(self.seconds, 1),
+            training=recipe,
+            begun_from=self.config.begun.sha256 if self.config.begun else "",
+            error_from="training" if error else "",
+        )
+        update = {"provenance": provenance, "error": error, "statistics": self.statistics}
+        return self.config.model.model_copy(update=update)
+
+    def _preview(self) -> str:
+        classes = self.config.model.network.classes
+        labels = [i % classes for i in range(PREVIEWS)] if classes else None
+        model = build_model(self.trainer.ema.module, self.config.model, self.device)
+        if self.preview_plan is None:
+            self.preview_plan = model.plan()
+        blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
+        samples = [sample for block in blocks for sample in self.kind.render(block)]
+        path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
+        return self.kind.preview(path, samples).name
+
+    def _preview_due(self, missing: bool = False) -> bool:
+        step, every = self.trainer.step, self.config.train.preview_every
+        due = every > 0 and (step % every == 0 or self.trainer.over)
+        return due and not (missing and [*self.folder.glob(f"previews/{step:08d}.*")])

@@ -1,0 +1,142 @@
+"""What a training run is, and whose folder it is: started again with another recipe, it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ddim._io.atomic import unexpected_entries, write_atomic
+from ddim._io.checksum import read_sealed, seal
+from ddim.data.image_set import ImageSet
+from ddim.data.labels import complaint
+from ddim.data.text import TextSet
+from ddim.errors import DdimError, warn
+from ddim.model.config import ModelConfig, TrainConfig, parse, to_json
+from ddim.train.states import steps_made
+
+RUN = "run.json"
+RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
+LENGTH = ("steps", "budget")
+
+
+class Begun(BaseModel):
+    """The model whose weights a run began with.
+
+    Args:
+        sha256: The checksum of its weights.
+        steps: Optimiser steps it has behind it; the run counts on from there.
+        images_seen: Pictures it was shown.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    sha256: str
+    steps: int = 0
+    images_seen: int = 0
+
+
+class RunConfig(BaseModel):
+    """What a run is: started again with the same one, it goes on.
+
+    Args:
+        data: The data set, as given.
+        split: Its part.
+        limit: At most so many pictures.
+        label_column: The column of labels, where it is not `label`.
+        data_fingerprint: A hash of what it held.
+        model: The model to train.
+        train: The recipe.
+        begun: The model whose weights it begins with, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    data: str
+    split: str = "train"
+    limit: int | None = None
+    label_column: str | None = None
+    data_fingerprint: str
+    model: ModelConfig
+    train: TrainConfig
+    begun: Begun | None = None
+
+
+def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
+    """Refuse a recipe that its data do not suit, before a folder is claimed for it.
+
+    Raises:
+        DdimError: If it wants labels that the data do not have, has no step to make, or turns text over.
+    """
+    classes = config.model.network.classes
+    if classes and data.labels is None:
+        columns = data.label_columns if isinstance(data, ImageSet) else ()
+        raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
+    if classes and data.labels is not None and int(data.labels.max()) >= classes:
+        wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
+        raise DdimError(config.data, wrong, "give the network a class for every label")
+    if config.begun and config.train.steps is not None and config.train.steps <= config.begun.steps:
+        wrong = f"are no more than the {config.begun.steps} behind the model it begins with"
+        raise DdimError(f"{config.train.steps} steps", wrong, "ask for more: they are counted on")
+    if config.train.flip and len(config.model.network.shape) == 1:
+        raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
+
+
+def check_run_dir(folder: Path) -> None:
+    """Refuse a place that is neither new, nor an empty folder, nor a run.
+
+    Raises:
+        DdimError: If it is something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise DdimError(folder, "is a file", "choose an empty or new folder")
+    if unexpected_entries(folder) and not (folder / RUN).exists():
+        raise DdimError(folder, "holds something that is not a run", "choose an empty or new folder")
+
+
+def write_or_verify(folder: Path, config: RunConfig) -> None:
+    """Write `run.json`, or see that the one there says the same.
+
+    What weights do not depend on (how often is saved, shown and logged) may change, and so may its length.
+
+    Raises:
+        DdimError: If the folder holds another run, or one that is already longer.
+    """
+    path = folder / RUN
+    text = seal(to_json(config))
+    if not path.exists():
+        write_atomic(path, text)
+        return
+    old = parse(RunConfig, read_sealed(path), path)
+    if old == config:
+        return
+    kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
+    same = config.model_copy(update={"train": config.train.model_copy(update=kept)})
+    if same != old:
+        key, was, now = first_difference(old.model_dump(), same.model_dump())
+        wrong = f"holds a run with {key} {was!r}, not {now!r}"
+        raise DdimError(folder, wrong, "choose another folder or the same settings")
+    if length(old.train) != length(config.train):
+        made = steps_made(folder)
+        if config.train.steps is not None and config.train.steps < made:
+            wrong = f"has made {made} steps, more than {config.train.steps}"
+            raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
+        decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
+        warn(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
+    write_atomic(path, text)
+
+
+def length(recipe: TrainConfig) -> str:
+    """How long a recipe trains, in words: "800 steps", "1500 s", or "800 steps or 1500 s"."""
+    said = [] if recipe.steps is None else [f"{recipe.steps} steps"]
+    return " or ".join(said if recipe.budget is None else [*said, f"{recipe.budget:g} s"])
+
+
+def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
+    """The first key in which two nested configurations differ, and what stands there; "" if they do not."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in old:
+            found = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
+            if found[0]:
+                return found
+        return "", None, None
+    return (key, old, new) if old != new else ("", None, None)

@@ -1,0 +1,106 @@
+"""The states of a training run, RUN/state/00000500.safetensors: all that the next step depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ddim._io.atomic import remove_file
+from ddim._io.reading import parse_json
+from ddim._io.safetensors import read_tensors, write_tensors
+from ddim.errors import DdimError, warn
+
+FOLDER = "state"
+_NAME = re.compile(r"\d{8,}\.safetensors")
+
+
+def path_of(run: Path, step: int) -> Path:
+    """The file of a step's state."""
+    return run / FOLDER / f"{step:08d}.safetensors"
+
+
+def write(run: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Write the state of a step.
+
+    Raises:
+        DdimError: If it cannot be written.
+    """
+    path = path_of(run, step)
+    write_tensors(path, tensors, {"step": step, **meta})
+    return path
+
+
+def resume(run: Path, load: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> set[Path]:
+    """Load the newest state that is whole and of the step that its name says.
+
+    Args:
+        run: The run's folder.
+        load: Takes the tensors and the metadata. It raises KeyError, RuntimeError, TypeError, ValueError or
+            AttributeError for those of another run, and is then called again with an older state.
+
+    Returns:
+        The newer files that are not such a state; empty if there is no state at all.
+
+    Raises:
+        DdimError: If there are states, but none can be loaded.
+
+    Warns:
+        DdimWarning: For each newer file.
+    """
+    refused: dict[Path, str] = {}
+    for step, path in reversed(_listed(run)):
+        try:
+            tensors, meta = read_tensors(path)
+            if not meta["step"] == int(tensors["step"]) == step:
+                raise ValueError(f"it holds the state of step {meta['step']}")
+            load(tensors, meta)
+        except (DdimError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            refused[path] = error.wrong if isinstance(error, DdimError) else (str(error).splitlines() or ["?"])[0]
+            continue
+        for other, why in refused.items():
+            warn(f"{other}: is not a state of this run ({why}); the run resumes from the state before it, step {step}")
+        return {*refused}
+    if refused:
+        path, why = next(iter(refused.items()))
+        wrong = f"is not a state of this run ({why}), and there is none before it"
+        raise DdimError(path, wrong, f"remove the folder {path.parent} to train from the beginning")
+    return set()
+
+
+def steps_made(run: Path) -> int:
+    """The step of the newest state, as its name and its metadata say alike; 0 if there is none."""
+    for step, path in reversed(_listed(run)):
+        with contextlib.suppress(OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError):
+            with safe_open(path, "pt") as file:
+                said = parse_json((file.metadata() or {})["ddim"], path)
+            if said["step"] == step:
+                return step
+    return 0
+
+
+def prune(run: Path, step: int, keep: int, refused: set[Path]) -> None:
+    """Remove states that are older than the last `keep` up to a step.
+
+    Args:
+        run: The run's folder.
+        step: The newest state's; what says to be of a later step is left alone.
+        keep: How many are kept.
+        refused: Files that are no states, and do not count.
+    """
+    earlier = [path for number, path in _listed(run) if number <= step]
+    counted = [path for path in earlier if path not in refused]
+    if len(counted) > keep:
+        for path in earlier[: earlier.index(counted[-keep])]:
+            remove_file(path)
+
+
+def _listed(run: Path) -> list[tuple[int, Path]]:
+    """The files with a state's name, by step."""
+    files = (path for path in (run / FOLDER).glob("*.safetensors") if _NAME.fullmatch(path.name))
+    return sorted((int(path.stem), path) for path in files)

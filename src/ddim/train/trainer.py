@@ -1,0 +1,266 @@
+"""Training: one optimiser step after another, each a function of the state before it and the step's number alone.
+
+All randomness of step n comes from generators keyed by (seed, n), the data order from (seed, epoch): a run that is
+resumed from a state does what the undisturbed run would have done, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ddim.data.pixels import to_float
+from ddim.errors import DdimError, either, warn
+from ddim.model.precision import fast_dtype
+from ddim.nn.ema import EMA
+from ddim.objective.base import Loss
+from ddim.process import rng
+from ddim.train.batches import BatchLoader
+
+DROPOUT = 1  # what tells the seed of a step's dropout from that of its other draws
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimiser step did.
+
+    Args:
+        step: Its number, counted from 1.
+        loss: The batch's loss, a scalar on the training's device.
+        grad_norm: The gradient's norm before clipping, likewise.
+        lr: The learning rate used.
+    """
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    lr: float
+
+
+class TimestepError:
+    """The error of the network in training at every time (`Loss.eps_mse`): a mean in which old steps fade.
+
+    Each step counts for less and less, exactly as it does in the moving average of the weights; times that have long
+    not been drawn are forgotten.
+
+    Args:
+        T: The number of times.
+        device: Where the training is; nothing here waits for it but `means`.
+    """
+
+    FORGOTTEN = 1e-12
+
+    def __init__(self, T: int, device: torch.device):
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.sums, self.counts = torch.zeros((2, T), dtype=dtype, device=device).unbind()
+
+    def add(self, t: Tensor, errors: Tensor, decay: float) -> None:
+        """Let what is there fade by a factor and add a step's errors (B,) at its times t (B,)."""
+        for table, new in ((self.sums, errors), (self.counts, torch.ones_like(errors))):
+            table.mul_(decay).index_add_(0, t - 1, (1 - decay) * new.to(table.dtype))
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """The times that are known, int64, (K,), rising, and the mean error at each, float64, (K,)."""
+        sums, counts = self.sums.cpu().double().numpy(), self.counts.cpu().double().numpy()
+        (known,) = np.nonzero(counts > self.FORGOTTEN)
+        return known + 1, sums[known] / counts[known]
+
+
+class Trainer:
+    """A network in training.
+
+    Args:
+        network: Called as network(x, t) or network(x, t, labels).
+        objective: L_gamma, or the cross-entropy.
+        pictures: Called with indices (B,), gives a batch of the data, such as uint8 (B, H, W, C).
+        count: How many samples there are.
+        recipe: A `ddim.model.config.TrainConfig`, or anything with its fields.
+        labels: int64, (count,), where the network takes labels.
+        classes: How many labels there are.
+        read: From such a batch to x_0, (B, ...).
+        begun: Steps that the network has behind it, where it begins with weights alone: the data go on from there, the
+            learning rate, the optimiser's moments and the average begin anew.
+
+    Attributes:
+        spent: What of the recipe's budget has been used, in [0, 1]; for a budget the caller sets it, from a clock.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objective: Loss,
+        pictures: Callable[[np.ndarray], np.ndarray],
+        count: int,
+        recipe: Any,
+        labels: np.ndarray | None = None,
+        classes: int = 0,
+        read: Callable[[Tensor], Tensor] = to_float,
+        begun: int = 0,
+    ):
+        self.read = read
+        self.objective, self.recipe, self.classes = objective, recipe, classes
+        self.device = next(network.parameters()).device
+        if recipe.layout == "channels-last" or (recipe.layout == "auto" and self.device.type == "cuda"):
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.train()
+        self.feed = BatchLoader(pictures, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
+        self.ema = EMA(network, recipe.ema, recipe.ema_half_life)
+        self.forward: Callable[..., Tensor] = network
+        if recipe.compile:
+            self.forward = torch.compile(network, mode=recipe.compile_mode, dynamic=False)
+        self.optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=recipe.lr,
+            betas=recipe.betas,
+            weight_decay=recipe.weight_decay,
+            fused=True,
+        )
+        self.autocast = autocast_dtype(recipe.precision, self.device)
+        self.errors = TimestepError(objective.schedule.T, self.device)
+        self.step = self.begun = begun
+        self.spent: Callable[[], float] = lambda: 0.0
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: warm-up, then flat, then the recipe's decay to 0."""
+        r, made = self.recipe, step - self.begun
+        rate = r.lr * min(1.0, (made + 1) / r.warmup) if r.warmup else r.lr
+        left = (1 - self.spent()) / r.decay_fraction
+        if r.steps is not None:
+            steps = r.steps - self.begun
+            left = min(left, (steps - made) / max(1.0, r.decay_fraction * steps))
+        if r.decay == "none" or left >= 1:
+            return float(rate)
+        left = max(left, 0.0)
+        return float(rate * (left if r.decay == "linear" else 0.5 - 0.5 * math.cos(math.pi * left)))
+
+    @property
+    def over(self) -> bool:
+        """Whether the recipe's last step is made, or its budget used."""
+        return (self.recipe.steps is not None and self.step >= self.recipe.steps) or self.spent() >= 1
+
+    def updates(self) -> Iterator[Update]:
+        """Train until it is over, yielding after each step; the next batch is read meanwhile.
+
+        Raises:
+            DdimError: On a CPU, if the loss is not finite; the step is named, and its update is not made. On a GPU
+                the caller looks at the losses, with `not_finite`, before it keeps anything.
+        """
+        with contextlib.closing(self.feed.batches(self.step)) as batches:
+            while not self.over:
+                yield self._update(*next(batches))
+
+    def _update(self, batch: Tensor, labels: Tensor | None) -> Update:
+        rate, recipe = self.lr(self.step), self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        draw = rng.generator(self.device, recipe.seed, self.step)
+        x0 = self.read(batch)
+        if recipe.flip:
+            flipped = torch.rand(len(x0), generator=draw, device=self.device) < 0.5
+            x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
+        t = self.objective.times.draw(len(x0), draw, recipe.antithetic)
+        noise = self.objective.draw(x0, draw)
+        labels = self._drop(labels, draw)
+        total, errors = torch.zeros((), device=self.device), []
+        with rng.temporary_seed(self.device, rng.hash_seed(recipe.seed, self.step, DROPOUT)):
+            for part in torch.arange(len(x0), device=self.device).chunk(recipe.accumulate):
+                loss, error = self._loss(x0[part], t[part], noise[part], None if labels is None else labels[part])
+                (loss / recipe.accumulate).backward()
+                total += loss.detach() / recipe.accumulate
+                errors.append(error)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
+        # A GPU would have to wait for this number at every step: there the caller looks at it from time to time.
+        if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
+            raise not_finite(self.step + 1)
+        self.optimizer.step()
+        self.ema.update(self.network, self.step - self.begun)
+        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step - self.begun))
+        self.step += 1
+        return Update(self.step, total, norm, rate)
+
+    def _loss(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of a part of the batch, and what the table of errors is told of each sample."""
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
+
+        error = self.objective.error(network, x0, t, noise)
+        return self.objective.times.apply_weight(error, t).mean(), self.objective.eps_mse(error.detach(), t)
+
+    def _drop(self, labels: Tensor | None, draw: torch.Generator) -> Tensor | None:
+        if labels is None or not self.classes:
+            return None
+        dropped = torch.rand(len(labels), generator=draw, device=self.device) < self.recipe.label_drop
+        return torch.where(dropped, self.classes, labels)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next step depends on, as tensors."""
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
+        for place, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{place}.{key}": value for key, value in moments.items()}
+        tensors |= {"errors.sums": self.errors.sums, "errors.counts": self.errors.counts}
+        return {**tensors, "step": torch.tensor(self.step)}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`; one of an older version, without a table of errors, is told of.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: If it is another network's, or lacks something.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+        self.network.load_state_dict(part("network."))
+        self.ema.module.load_state_dict(part("ema."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimizer.").items():
+            place, name = key.split(".", 1)
+            moments.setdefault(int(place), {})[name] = value
+        self._check_moments(moments)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for parameter, held in self.optimizer.state.items():
+            for name, value in held.items():  # the fused optimiser wants moments laid out as its weights are
+                if value.shape == parameter.shape:
+                    held[name] = torch.empty_like(parameter).copy_(value)
+        self.step = int(tensors["step"])
+        if table := part("errors."):
+            self.errors.sums.copy_(table["sums"])
+            self.errors.counts.copy_(table["counts"])
+        else:
+            warn(f"the state of step {self.step} holds no table of errors; one is begun here")
+
+    def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Refuse an optimiser's state that would fail at its first step."""
+        parameters = list(self.network.parameters())
+        if moments and sorted(moments) != list(range(len(parameters))):
+            raise ValueError("its optimiser has other parameters than the network")
+        for place, held in moments.items():
+            shapes = {"step": torch.Size(()), "exp_avg": parameters[place].shape, "exp_avg_sq": parameters[place].shape}
+            if {name: value.shape for name, value in held.items()} != shapes:
+                raise ValueError(f"the optimiser's moments of parameter {place} are not step, exp_avg and exp_avg_sq")
+
+
+def not_finite(step: int) -> DdimError:
+    """The complaint about a loss or gradient that is not finite."""
+    ways = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    mend = either(*ways)  # a run that was begun keeps its recipe
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", mend)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of a recipe's autocast, None for float32."""
+    if precision == "float32" or (precision == "auto" and fast_dtype(device) == torch.float32):
+        return None
+    return torch.bfloat16
