@@ -41,6 +41,92 @@ Policy = Annotated[
 _TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # of the unions above, which no file names
 
 
+class ScheduleConfig(BaseModel):
+    """A noise schedule by name.
+
+    Args:
+        name: "linear", "scaled-linear", "quadratic", "sigmoid", "cosine", or "betas" for a list.
+        T: The number of times.
+        beta_start: First beta, where the name has one.
+        beta_end: Last beta, where the name has one.
+        betas: The list, with "betas".
+        zero_terminal_snr: Whether it is rescaled to alpha_bar_T = 0.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: ScheduleName = "linear"
+    T: int = Field(1000, ge=1, le=limits.TIMES)
+    beta_start: float | None = Field(None, gt=0, le=1)
+    beta_end: float | None = Field(None, gt=0, le=1)
+    betas: tuple[float, ...] | None = None
+    zero_terminal_snr: bool = False
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if (self.name == "betas") != (self.betas is not None):
+            raise ValueError('a list of betas goes with the name "betas", and only with it')
+        if self.betas is not None and len(self.betas) != self.T:
+            raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
+        if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
+            raise ValueError(f"{self.name} takes no beta_start or beta_end")
+        try:
+            self.build()  # whoever reads a schedule that is none is told so then, not whoever uses it
+        except DdimError as error:
+            raise ValueError(error.wrong) from None
+        return self
+
+    def build(self) -> schedules.Schedule:
+        """The schedule."""
+        if self.betas is not None:
+            made = schedules.from_betas(self.betas)
+        else:
+            bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
+            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
+            made = schedules.NAMED[self.name](self.T, **given)
+        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
+
+
+class CategoricalConfig(BaseModel):
+    """Data of categories instead of real numbers, see `ddim.categorical`.
+
+    Args:
+        categories: Kinds of tokens, or grey levels, of the data.
+        pi: What noise draws from: "uniform" as in the paper, "mask" (one more category, absorbing diffusion), or one
+            probability for each category.
+        carry_over: With a mask, whether a token that is not masked is taken for x_0 with certainty.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    categories: int = Field(ge=2, le=limits.CATEGORIES)
+    pi: Literal["uniform", "mask"] | tuple[_Share, ...] = "uniform"
+    carry_over: bool = False
+
+    @model_validator(mode="after")
+    def _is_one(self) -> CategoricalConfig:
+        if isinstance(self.pi, tuple) and len(self.pi) != self.categories:
+            raise ValueError(f"there are {self.categories} categories, pi has {len(self.pi)} numbers")
+        self.alphabet()
+        return self
+
+    @property
+    def excludes(self) -> bool:
+        """Whether noise never draws some category: then x_T must tell nothing of x_0, or its divergence is infinite."""
+        return self.pi == "mask" if isinstance(self.pi, str) else 0 in self.pi
+
+    @property
+    def size(self) -> int:
+        """Categories of x_t: the data's, and the mask."""
+        return self.categories + (self.pi == "mask")
+
+    def alphabet(self) -> Alphabet:
+        """The categories of x_t and their pi."""
+        if self.pi == "mask":
+            return Alphabet.masked(self.categories, self.carry_over)
+        if self.pi == "uniform":
+            return Alphabet(Alphabet.uniform(self.categories).pi, carry_over=self.carry_over)
+        return Alphabet(torch.tensor(self.pi, dtype=torch.float64), carry_over=self.carry_over)
+
+
 class TrainConfig(BaseModel):
     """A training recipe. The defaults are the paper's where it has one.
 
@@ -282,89 +368,3 @@ def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     value = first.get("input")
     got = f", not {shorten(repr(value))}" if isinstance(value, int | float | str | bool | None) and where else ""
     return DdimError(name, f"{where + ': ' if where else ''}{message}{got}", "mend that value")
-
-
-class CategoricalConfig(BaseModel):
-    """Data of categories instead of real numbers, see `ddim.categorical`.
-
-    Args:
-        categories: Kinds of tokens, or grey levels, of the data.
-        pi: What noise draws from: "uniform" as in the paper, "mask" (one more category, absorbing diffusion), or one
-            probability for each category.
-        carry_over: With a mask, whether a token that is not masked is taken for x_0 with certainty.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    categories: int = Field(ge=2, le=limits.CATEGORIES)
-    pi: Literal["uniform", "mask"] | tuple[_Share, ...] = "uniform"
-    carry_over: bool = False
-
-    @model_validator(mode="after")
-    def _is_one(self) -> CategoricalConfig:
-        if isinstance(self.pi, tuple) and len(self.pi) != self.categories:
-            raise ValueError(f"there are {self.categories} categories, pi has {len(self.pi)} numbers")
-        self.alphabet()
-        return self
-
-    @property
-    def excludes(self) -> bool:
-        """Whether noise never draws some category: then x_T must tell nothing of x_0, or its divergence is infinite."""
-        return self.pi == "mask" if isinstance(self.pi, str) else 0 in self.pi
-
-    @property
-    def size(self) -> int:
-        """Categories of x_t: the data's, and the mask."""
-        return self.categories + (self.pi == "mask")
-
-    def alphabet(self) -> Alphabet:
-        """The categories of x_t and their pi."""
-        if self.pi == "mask":
-            return Alphabet.masked(self.categories, self.carry_over)
-        if self.pi == "uniform":
-            return Alphabet(Alphabet.uniform(self.categories).pi, carry_over=self.carry_over)
-        return Alphabet(torch.tensor(self.pi, dtype=torch.float64), carry_over=self.carry_over)
-
-
-class ScheduleConfig(BaseModel):
-    """A noise schedule by name.
-
-    Args:
-        name: "linear", "scaled-linear", "quadratic", "sigmoid", "cosine", or "betas" for a list.
-        T: The number of times.
-        beta_start: First beta, where the name has one.
-        beta_end: Last beta, where the name has one.
-        betas: The list, with "betas".
-        zero_terminal_snr: Whether it is rescaled to alpha_bar_T = 0.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    name: ScheduleName = "linear"
-    T: int = Field(1000, ge=1, le=limits.TIMES)
-    beta_start: float | None = Field(None, gt=0, le=1)
-    beta_end: float | None = Field(None, gt=0, le=1)
-    betas: tuple[float, ...] | None = None
-    zero_terminal_snr: bool = False
-
-    @model_validator(mode="after")
-    def _complete(self) -> ScheduleConfig:
-        if (self.name == "betas") != (self.betas is not None):
-            raise ValueError('a list of betas goes with the name "betas", and only with it')
-        if self.betas is not None and len(self.betas) != self.T:
-            raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
-        if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
-            raise ValueError(f"{self.name} takes no beta_start or beta_end")
-        try:
-            self.build()  # whoever reads a schedule that is none is told so then, not whoever uses it
-        except DdimError as error:
-            raise ValueError(error.wrong) from None
-        return self
-
-    def build(self) -> schedules.Schedule:
-        """The schedule."""
-        if self.betas is not None:
-            made = schedules.from_betas(self.betas)
-        else:
-            bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
-            made = schedules.NAMED[self.name](self.T, **given)
-        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
