@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -298,3 +299,14 @@ def test_float32_on_a_gpu_keeps_all_digits_and_leaves_the_setting_as_it_was(
         torch._C._set_fp32_precision_setter("cuda", "rnn", "tf32")
     assert len(seen) == 2
     assert "tf32" not in seen
+
+
+@pytest.mark.parametrize(
+    ("name", "home"), [("pixels", "data.pixels"), ("grid", "process.timesteps"), ("schedule", "process.schedule")]
+)
+def test_modules_are_found_by_their_short_names(name: str, home: str) -> None:
+    """`import ddim.pixels` and `ddim.pixels` are the one module that the tree has elsewhere."""
+    module = importlib.import_module(f"ddim.{home}")
+    assert importlib.import_module(f"ddim.{name}") is module
+    assert getattr(importlib.import_module("ddim"), name) is module
+    assert module.__spec__.name == f"ddim.{home}"

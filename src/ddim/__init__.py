@@ -1,4 +1,4 @@
-"""Denoising Diffusion Implicit Models: train once, sample in 10-50 network calls, encode, decode, interpolate.
+"""Denoising Diffusion Implicit Models: train once, sample in 10-50 network evaluations, encode, decode, interpolate.
 
 import ddim
 
@@ -9,6 +9,10 @@ images = model.sample(64, steps=20, seed=0)  # (64, 1, 28, 28), float, nominally
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -134,14 +138,43 @@ _MODULES = {
     "tuning": "sampling.tuning",
     "x0_hooks": "sampling.x0_hooks",
 }
+# Names of modules in earlier versions, and what has them now: `ddim.pixels` and `import ddim.pixels` go on to work.
+_RENAMED = {
+    "bound": "objective.elbo",
+    "denoiser": "process.parameterization",
+    "grid": "process.timesteps",
+    "hooks": "sampling.x0_hooks",
+    "inference": "process.joint",
+    "seeds": "process.rng",
+}
 __all__ = [*_SYMBOLS, *_MODULES, "__version__"]
+
+
+class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets `import ddim.NAME` find what the tables above call NAME and the tree has elsewhere."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        package, _, name = fullname.rpartition(".")
+        home = (_MODULES | _RENAMED).get(name, name) if package == "ddim" else name
+        return None if home == name else ModuleSpec(fullname, self, origin=f"ddim.{home}")
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(str(spec.origin))
+        self._own = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._own  # the import system has put the alias's there
+
+
+sys.meta_path.append(_Alias())
 
 
 def __getattr__(name: str) -> Any:
     if name in _SYMBOLS:
         value = getattr(importlib.import_module(f"ddim.{_SYMBOLS[name]}"), name)
-    elif name in _MODULES:
-        value = importlib.import_module(f"ddim.{_MODULES[name]}")
+    elif home := (_MODULES | _RENAMED).get(name):
+        value = importlib.import_module(f"ddim.{home}")
     else:
         raise AttributeError(f"module 'ddim' has no attribute {name!r}")
     globals()[name] = value

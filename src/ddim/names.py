@@ -54,7 +54,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
 """What a network computes in: "auto" is bfloat16 where the device has matrix units for it, else "float32-fast" where
-that can be had, else float32, see `ddim.native.units.sampling_precision`. "float32-fast" is float32 by kernels of our
+that can be had, else float32, see `ddim.nn.cpu.units.sampling_precision`. "float32-fast" is float32 by kernels of our
 own (Winograd's convolutions), the same to about 1e-5; "float32" is torch's own arithmetic, on a GPU without TF32 (but
 for gradients, which follow torch's own setting)."""
 DTYPES: tuple[str, ...] = get_args(DType)

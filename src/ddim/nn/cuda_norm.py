@@ -16,7 +16,7 @@ There are three ways, chosen from the shapes alone:
 Outside torch.compile PyTorch adds a convolution's bias by a kernel of its own. So `group_norm` and `residual` take the
 biases of the convolutions before them.
 
-This module imports Triton, which comes with PyTorch for CUDA; import it only where `ddim.nn.blocks.fused_norms` may be
+This module imports Triton, which comes with PyTorch for CUDA; import it only where `ddim.nn.blocks.fuse_norms` may be
 on. With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how they are tested without a GPU.
 """
 
