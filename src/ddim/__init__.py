@@ -151,7 +151,7 @@ __all__ = [*_SYMBOLS, *_MODULES, "__version__"]
 
 
 class _Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Lets `import ddim.NAME` find what the tables above call NAME and the tree has elsewhere."""
+    """Lets imports of the short names above, such as `ddim.pixels`, find the modules where the tree has them."""
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         package, _, name = fullname.rpartition(".")
