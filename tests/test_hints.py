@@ -27,8 +27,8 @@ ONLY_IN = {
     "evaluation/counts.py": ("evaluate", "reproduce"),
     "evaluation/extractors.py": ("evaluate", "reproduce", "distance", "statistics"),
     "evaluation/inception.py": ("evaluate", "reproduce", "distance", "statistics"),
-    "interop/diffusers_folder.py": ("sample", "plan"),
-    "presets.py": ("train",),
+    "model/importers/diffusers.py": ("sample", "plan"),
+    "train/presets.py": ("train",),
 }
 
 

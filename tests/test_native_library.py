@@ -347,7 +347,7 @@ def test_a_command_says_that_it_compiles(
     """And goes on in float32, with the reason, where the compiler fails."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'it is broken' >&2; exit 3"))
-    monkeypatch.setattr("ddim.nn.cpu.units.units_of", lambda device: library_units())
+    monkeypatch.setattr("ddim.model.precision.units_of", lambda device: library_units())
     kernels._outcome.cache_clear()
     try:
         model = save_tiny(tmp_path / "model")

@@ -27,6 +27,7 @@ from ddim.process.schedule import Level, Schedule
 from ddim.process.start import RATIO, default_counts, default_steps, start_time
 from ddim.process.timesteps import tau
 from ddim.samplers.registry import Planner
+from ddim.sampling import inversion
 from ddim.train.run import train
 from ddim.train.run_config import RunConfig
 from models import contents, ddim, load_tiny, recipe, save_tiny, tiny_config, tiny_model, tiny_set, write_pictures
@@ -64,9 +65,9 @@ class TestStart:
         for sampler in samplers.SAMPLERS:
             assert auto(made, "eps", 4, sampler=sampler, grid="linear").start.t == start
         for method in METHODS:
-            found = Planner(made, "eps").inversion(method, 10, None)
-            assert found.down.start.t == start
-            assert found.up is None or found.up.end.t == start
+            found = inversion.planned(Planner(made, "eps"), method, 10, None)
+            assert found.decode_plan.start.t == start
+            assert found.encode_plan is None or found.encode_plan.end.t == start
         for predicts in ("v", "x0"):
             assert auto(made, predicts, 10).start.t == made.T
 
@@ -141,7 +142,8 @@ class TestSteps:
             warnings.simplefilter("ignore", DdimWarning)
             assert auto(made, predicts).calls == default_steps(20, made, predicts)
             for method in METHODS if T > 2 else METHODS[:2]:
-                assert Planner(made, predicts).inversion(method, None, None).down.start.t == start_time(made, predicts)
+                found = inversion.planned(Planner(made, predicts), method, None, None)
+                assert found.decode_plan.start.t == start_time(made, predicts)
 
     @pytest.mark.parametrize("predicts", ["eps", "v"])
     def test_commands_without_steps(self, predicts: str, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ class TestClipping:
         assert not model.plan(5, encode=True).clip_x0
         for method in METHODS:
             found = model.inversion(method, 5)
-            assert not any(plan.clip_x0 for plan in (found.up, found.down, found.onward) if plan)
+            assert not any(plan.clip_x0 for plan in (found.encode_plan, found.decode_plan, found.resume_plan) if plan)
 
     @QUIET
     @pytest.mark.parametrize("predicts", ["eps", "v"])

@@ -83,7 +83,7 @@ def test_evaluate_writes_the_table(place: Path, tmp_path: Path, capsys: pytest.C
     assert not list((tmp_path / "out").rglob("0*.png"))
 
 
-RESTLESS = "from ddim.evaluation import gather; gather.SAVE_EVERY = 0.0; from ddim.cli.main import main; main()"
+RESTLESS = "from ddim.evaluation import accumulate; accumulate.SAVE_EVERY = 0.0; from ddim.cli.main import main; main()"
 
 
 def killed(words: tuple[object, ...], out: Path, seconds: float) -> bool:
