@@ -155,11 +155,13 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
         pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
         which = fresh[..., 0]
         if self.kernel == "markov":
+            # The mixture depends on whether x_0 equals x, so x_0 is sampled first.
             x0 = sample_categorical(fresh[..., 1], probabilities)
             again = (x0 == x) & (which >= markov_fresh(row.now, row.next, pi[x]))
             noisy = torch.where(x0 == x, ~again, which >= row.keep + row.to_x0)
             made = torch.where(again | (which < row.keep) & (x0 != x), x, x0)
             return torch.where(noisy, sample_categorical(fresh[..., 2], pi), made)
+        # Only the tokens that change are sampled, which saves time when `keep` is large.
         moved = which >= row.keep
         to_x0 = moved & (which < row.keep + row.to_x0) if row.fresh else moved
         out = x.clone()
@@ -217,9 +219,9 @@ def _pi(categories: int, pi: Any) -> tuple[float, ...]:
     if pi == "uniform":
         return (1 / categories,) * categories
     if isinstance(pi, int):
-        made = [0.0] * categories
-        made[pi] = 1.0
-        return tuple(made)
+        one_hot = [0.0] * categories
+        one_hot[pi] = 1.0
+        return tuple(one_hot)
     if len(pi) != categories:
         raise IndexError
     return tuple(pi)

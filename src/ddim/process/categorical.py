@@ -102,7 +102,7 @@ def noised(x0: Tensor, keep: float | Tensor, u: Tensor, pi: Tensor) -> Tensor:
 
 
 def sigma_largest(now: Level, next: Level) -> float:
-    """The largest legal sigma of a step: min(abar_next / abar_now, (1 - abar_next) / (1 - abar_now)).
+    """The largest valid sigma of a step: min(abar_next / abar_now, (1 - abar_next) / (1 - abar_now)).
 
     The second is smaller whenever `next` is cleaner. At that sigma no fresh noise is drawn: the least random step.
 

@@ -112,6 +112,6 @@ def _falling(levels: Sequence[Level], sampler: str) -> Plan:
     """The plan of `ddim`, which validates the levels' order; raises a DdimError if they rise."""
     plan = ddim(levels)
     if plan.end.log_snr < plan.start.log_snr:
-        mend = "give falling levels, and go back with ddim.inversion.reverse"
-        raise DdimError(sampler, "is asked for rising levels", mend)
+        hint = "give falling levels, and go back with ddim.inversion.reverse"
+        raise DdimError(sampler, "is asked for rising levels", hint)
     return plan
