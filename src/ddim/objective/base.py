@@ -1,4 +1,4 @@
-"""What every training objective offers, whatever the data."""
+"""The interface of training objectives, for every modality."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddim.process.schedule import Schedule
 
 
 class Loss(Protocol):
-    """What a network is trained on: `ddim.objective.Objective` for real-valued data, `ddim.objective.CrossEntropy`."""
+    """A training loss: `ddim.objective.Objective` for real-valued data, `ddim.objective.CrossEntropy` for discrete."""
 
     @property
     def schedule(self) -> Schedule:
@@ -21,13 +21,13 @@ class Loss(Protocol):
 
     @property
     def times(self) -> TimestepSampler:
-        """The training times: how they are drawn, and what an error at each counts for."""
+        """The sampler of training timesteps, with the loss weight of each."""
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
-        """The randomness that noises x0, (B, ...)."""
+        """The random numbers that `error` needs to noise x0, (B, ...)."""
 
     def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """The error of each sample, float32, (B,)."""
 
     def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:
-        """What the table of errors holds of each sample, (B,)."""
+        """The error of each sample in the unit of the error table, (B,)."""

@@ -1,13 +1,13 @@
-"""The variational bound of categories: exact divergences between categorical distributions, step by step.
+"""The variational bound of discrete data: exact divergences between categorical distributions, step by step.
 
-All numbers are in nats, summed over tokens; `ddim.evaluation.likelihood_run` makes bits per token of them.
+All numbers are in nats, summed over tokens; `ddim.evaluation.likelihood_run` converts them to bits per token.
 
 -log p_theta(x_0) <= KL(q(x_T | x_0) || pi) + sum_t KL(q(x_s | x_t, x_0) || p_theta(x_s | x_t)) - log p_theta(x_0 | x_1)
 
-for either kernel of a `ddim.CategoricalPlan`, on any sub-sequence of times. For "markov" p_theta averages the
-chain's reversal over the predicted x_0. For "ddim" with eta > 0, sigma a fixed
-part of its largest, each step draws anew what the one before knew, and the bound grows with S without limit; at
-eta = 0 it does not, but stays above the chain's.
+for both kernels of a `ddim.CategoricalPlan`, on any sub-sequence of timesteps. For "markov", p_theta averages the
+reverse chain over the predicted x_0. For "ddim" with eta > 0, where sigma is a fixed fraction of the largest one, each
+step redraws tokens that the step before had determined, and the bound grows with S without limit. At eta = 0 it does
+not, but it is larger than the bound of the Markov chain.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ddim.process.parameterization import AnyDenoiser
 
 
 def check_bound(plan: CategoricalPlan) -> CategoricalPlan:
-    """The plan itself, if it has a bound: it goes to clean data and does not sharpen its predictions.
+    """Check that a plan has a bound: it ends at clean data and does not sharpen its predictions. Returns the plan.
 
     Raises:
-        DdimError: Naming what is in the way.
+        DdimError: If it does not.
     """
     if plan.end.t != 0:
         raise DdimError("plan", f"ends at t = {plan.end.t:g}", "the bound needs a plan that goes to t = 0")
@@ -49,7 +49,7 @@ def prior_term(plan: CategoricalPlan, x0: Tensor) -> Tensor:
 
 
 def row_term(denoise: AnyDenoiser, plan: CategoricalPlan, row: CategoricalRow, x0: Tensor, fresh: Tensor) -> Tensor:
-    """A row's divergence, or for the step to clean data -log p_theta(x_0 | x_t), at one draw of x_t from eq. (17).
+    """The divergence of a row, or -log p_theta(x_0 | x_t) for the step to clean data, at one sample of x_t (eq. (17)).
 
     Args:
         denoise: The denoiser.
@@ -63,23 +63,23 @@ def row_term(denoise: AnyDenoiser, plan: CategoricalPlan, row: CategoricalRow, x
     """
     pi = torch.tensor(plan.pi, dtype=torch.float64, device=x0.device)
     x = noised(x0, row.now.alpha_bar, fresh, pi)
-    said = denoise(x, row.query).x0.double()
+    predicted = denoise(x, row.query).x0.double()
     if plan.kernel == "ddim":
-        each = kl(x, x0, said, row.now, row.next, row.keep, pi)
+        each = kl(x, x0, predicted, row.now, row.next, row.keep, pi)
     else:
-        truth, guess = (markov_posterior(x, known, row.now, row.next, pi) for known in (x0, said))
-        each = divergence(truth, guess)
+        q, p = (markov_posterior(x, clean, row.now, row.next, pi) for clean in (x0, predicted))
+        each = divergence(q, p)
     return each.flatten(1).sum(1)
 
 
 def terms(denoise: AnyDenoiser, plan: CategoricalPlan, x0: Tensor, fresh: Callable[[int], Tensor]) -> Iterator[Tensor]:
-    """The bound's terms, float64, (N,) each, in nats: `prior_term`, then `row_term` of each row.
+    """The terms of the bound, float64, (N,) each, in nats: `prior_term`, then `row_term` of each row.
 
     Args:
         denoise: The denoiser.
         plan: See `check_bound`.
         x0: Ids (N, ...).
-        fresh: From a row's number to its draws, see `row_term`.
+        fresh: Maps a row's index to its random numbers, see `row_term`.
 
     Raises:
         DdimError: See `check_bound`.

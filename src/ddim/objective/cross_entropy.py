@@ -1,4 +1,4 @@
-"""The cross-entropy of p(x_0 | x_t) over categories, and its weights."""
+"""The training objective of discrete data: the cross-entropy of p(x_0 | x_t), and its weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def token_weights(schedule: Schedule, weight: Weight) -> np.ndarray:
     """The weight of the cross-entropy at t = 1..T.
 
     - "simple": 1;
-    - "vlb": T (abar_{t-1} - abar_t) / (1 - abar_t), which eqs. (20) and (21) have before it at the largest sigma; there
-      the mean over t is a bound on the sum of the divergences. Where noise is a mask and tokens are carried over it
-      is that sum.
+    - "vlb": T (abar_{t-1} - abar_t) / (1 - abar_t), T times its factor in eqs. (20) and (21) at the largest sigma. The
+      mean over t then bounds the sum of the divergences; for a mask with `carry_over` it equals that sum.
 
     Raises:
-        DdimError: If there is no such weight.
+        DdimError: If the weight is unknown.
     """
     if weight not in ("simple", "vlb"):
         raise DdimError(f"loss weight {weight}", "is not one of categories", "choose simple or vlb")
@@ -42,19 +41,19 @@ def token_weights(schedule: Schedule, weight: Weight) -> np.ndarray:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The objective of categories on batches: -log p_theta(x_0 | x_t), weighed.
+    """The weighted cross-entropy -log p_theta(x_0 | x_t) on batches.
 
-    It bounds the divergence of eq. (21) from above, to_x0 times; see `ddim.categorical.kl`.
+    Times to_x0 it is an upper bound on the divergence of eq. (21), see `ddim.categorical.kl`.
 
     Args:
         schedule: The schedule.
         alphabet: The categories.
         weight: See `token_weights`.
-        device: Where the batches are.
-        drawn: How training times are drawn, see `ddim.objective.timestep_sampling`.
+        device: The device of the batches.
+        drawn: The distribution of training timesteps, see `ddim.objective.timestep_sampling`.
 
     Attributes:
-        times: The training times and their weights.
+        times: The sampler of training timesteps, with their weights.
 
     Raises:
         DdimError: See `token_weights`.
@@ -77,17 +76,17 @@ class CrossEntropy:
         object.__setattr__(self, "_pi", self.alphabet.pi.to(self.device))
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
-        """The randomness that noises ids x0 (B, ...): uniform on [0, 1), (B, ..., 2)."""
+        """The random numbers that noise ids x0 (B, ...): uniform on [0, 1), (B, ..., 2)."""
         return torch.rand((*x0.shape, 2), generator=generator, device=x0.device)
 
     def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """-log p_theta(x_0 | x_t) per token, in nats, x_t drawn from eq. (17).
+        """-log p_theta(x_0 | x_t), averaged over tokens, in nats, with x_t sampled from eq. (17).
 
         Args:
-            network: (x_t (B, ...), t (B,)) to logits, (B, ..., K).
+            network: Maps x_t (B, ...) and t (B,) to logits, (B, ..., K).
             x0: Clean ids, int64, (B, ...).
-            t: Whole times, int64, (B,), in 1..T.
-            noise: What `draw` gave.
+            t: Timesteps, int64, (B,), in 1..T.
+            noise: The output of `draw`.
 
         Returns:
             float32, (B,).
@@ -98,5 +97,5 @@ class CrossEntropy:
         return -log_p.gather(-1, x0[..., None]).flatten(1).mean(1)
 
     def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:
-        """What the table of errors holds: the cross-entropy itself, (B,)."""
+        """The entry of the error table for each sample, (B,): the cross-entropy itself."""
         return error

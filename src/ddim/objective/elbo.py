@@ -1,6 +1,6 @@
-"""The variational bound J_sigma as exact terms, and Theorem 1: what it has to do with L_gamma.
+"""The variational bound J_sigma as a sum of exact terms, and its relation to L_gamma by Theorem 1.
 
-All numbers are in nats and summed over dimensions; `ddim.likelihood` makes bits per dimension of them.
+All numbers are in nats and summed over dimensions; `ddim.likelihood` converts them to bits per dimension.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ Power = TypeVar("Power", float, Tensor)
 
 
 def gamma_from_sigma(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndarray:
-    """Theorem 1: the gamma for which J_sigma = L_gamma + C, for any legal sigma > 0 and any sub-sequence of times.
+    """Theorem 1: the gamma for which J_sigma = L_gamma + C, for any valid sigma > 0 and any sub-sequence of timesteps.
 
-    For a step t -> s, x_0 enters the mean of eq. (7) in two places, with the weight
-    c = sqrt(abar_s) - sqrt(1 - abar_s - sigma^2) sqrt(abar_t) / sqrt(1 - abar_t) together, so that the KL divergence is
+    For a step t -> s, x_0 enters the mean of eq. (7) in two terms, with the total weight
+    c = sqrt(abar_s) - sqrt(1 - abar_s - sigma^2) sqrt(abar_t) / sqrt(1 - abar_t), so that the KL divergence is
     c^2 ||x_0 - f||^2 / (2 sigma^2) = gamma ||eps - eps_theta||^2 with gamma = c^2 (1 - abar_t) / abar_t / (2 sigma^2).
     The norm is a sum over dimensions; there is no 1/d. The last step, s = 0, has c = 1.
 
     Args:
         levels: S + 1 levels, falling, the last one clean data.
-        sigma: S standard deviations > 0, one per step; the last is that of p_theta(x_0 | x_1).
+        sigma: S standard deviations > 0, one per step; the last one is the sigma_1 of p_theta(x_0 | x_1).
 
     Returns:
-        float64, (S,), > 0; the noisiest step first; infinite where there is no signal, see `x0_weights`.
+        float64, (S,), > 0; the noisiest step first; infinite at zero signal, see `x0_weights`.
 
     Raises:
-        ValueError: If a sigma is not legal.
+        ValueError: If a sigma is out of range.
     """
     return np.asarray(x0_weights(levels, sigma) * [now.ratio**2 for now in levels[:-1]])
 
 
 def x0_weights(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndarray:
-    """The gamma of Theorem 1 as weights of the error in x_0, c^2 / (2 sigma^2), which are finite without signal too.
+    """The gamma of Theorem 1 as weights of the error in x_0, c^2 / (2 sigma^2), which are finite at zero signal too.
 
     Args:
         levels: As for `gamma_from_sigma`.
@@ -65,16 +65,16 @@ def x0_weights(levels: Sequence[Level], sigma: Sequence[float]) -> np.ndarray:
     for (now, next), std in zip(itertools.pairwise(levels), sigma, strict=True):
         if not std > 0:
             raise ValueError(f"sigma = {std} at t = {now.t:g}: Theorem 1 needs sigma > 0")
-        # The last step is N(f_theta, sigma^2 I), whose sigma has no upper limit.
+        # The last step is N(f_theta, sigma^2 I), whose sigma has no upper bound.
         c = 1.0 if next.t == 0 else weight_of_x0(now, next, std)
         weights.append(c**2 / (2 * std**2))
     return np.array(weights)
 
 
 def constant(levels: Sequence[Level], sigma: Sequence[float], dimensions: int, power: float) -> float:
-    """The C of Theorem 1, J_sigma = L_gamma + C: what no network can change.
+    """The constant C of Theorem 1, J_sigma = L_gamma + C, which does not depend on the network.
 
-    It is KL(q(x_T | x_0) || N(0, I)), averaged over the data, and d/2 log(2 pi sigma_1^2) of the last step.
+    It is KL(q(x_T | x_0) || N(0, I)), averaged over the data, plus d/2 log(2 pi sigma_1^2) from the last step.
 
     Args:
         levels: S + 1 levels, falling, the last one clean data.
@@ -88,7 +88,7 @@ def constant(levels: Sequence[Level], sigma: Sequence[float], dimensions: int, p
 def kernel_mean(row: Row, prediction: Prediction) -> Tensor:
     """Eq. (10): the mean of p_theta(x_s | x_t) = q_sigma(x_s | x_t, f_theta(x_t)), eq. (7) with f_theta for x_0.
 
-    At the last step, to s = 0, it is f_theta(x_1) itself. With the truth as the prediction it is the mean of eq. (7).
+    At the last step, to s = 0, it is f_theta(x_1) itself. With the true (x_0, eps) it is the mean of eq. (7).
 
     Args:
         row: A plan's row with one weight on x_0 and one on eps.
@@ -100,8 +100,8 @@ def kernel_mean(row: Row, prediction: Prediction) -> Tensor:
 def step_kl(row: Row, truth: Prediction, predicted: Prediction) -> Tensor:
     """Eqs. (30), (31) and (32): KL(q_sigma(x_s | x_t, x_0) || p_theta(x_s | x_t)) of one step, for each sample.
 
-    Both are Gaussians. Where the plan's noise z is the kernel's sigma, only the means differ, in both of the places at
-    which x_0 enters; where it is not (sigma-hat, the optimal variance), the widths count as well.
+    Both are Gaussians. If the plan's noise z equals the kernel's sigma, only the means differ, in both terms that
+    contain x_0; otherwise (sigma-hat, the optimal variance) the variances differ as well.
 
     Args:
         row: The step, to a level that is not clean data, with sigma > 0.
@@ -112,7 +112,7 @@ def step_kl(row: Row, truth: Prediction, predicted: Prediction) -> Tensor:
         float64, (N,), >= 0, in nats.
 
     Raises:
-        ValueError: If the step is deterministic: the divergence is infinite then.
+        ValueError: If the step is deterministic, which makes the divergence infinite.
     """
     if not (row.sigma > 0 and row.z > 0):
         raise ValueError(f"the step from t = {row.now.t:g} to {row.next.t:g} adds no noise: its divergence is infinite")
@@ -126,14 +126,14 @@ def step_kl(row: Row, truth: Prediction, predicted: Prediction) -> Tensor:
 def last_term(x0: Tensor, mean: Tensor, sigma: float, bin_width: float | None = None) -> Tensor:
     """Eqs. (33) and (34): -log p_theta(x_0 | x_1), a Gaussian N(f_theta(x_1), sigma_1^2 I) at the data.
 
-    With a bin width it is the discretised Gaussian of Ho et al. (2020): the probability of the value's bin, the first
-    and the last bin (at -1 and 1) reaching to infinity. Then the bound is one on the probability of 8-bit data.
+    With a bin width it is the discretised Gaussian of Ho et al. (2020): the probability of the value's bin, where the
+    first and the last bin (at -1 and 1) extend to infinity. Then the bound is on the probability of 8-bit data.
 
     Args:
-        x0: The data, (N, ...); with bins, in [-1, 1] and on the centres of bins.
+        x0: The data, (N, ...); with bins, in [-1, 1] and at bin centres.
         mean: f_theta(x_1), the shape of x0.
         sigma: sigma_1 > 0.
-        bin_width: Width of a bin, 2/255 for 8-bit pictures; None for a density.
+        bin_width: Width of a bin, 2/255 for 8-bit images; None for a density.
 
     Returns:
         float64, (N,), in nats.
@@ -153,13 +153,13 @@ def last_term(x0: Tensor, mean: Tensor, sigma: float, bin_width: float | None = 
 
 
 def log_interval(lower: Tensor, upper: Tensor) -> Tensor:
-    """log(Phi(upper) - Phi(lower)) of the standard normal, accurate far out on either side.
+    """log(Phi(upper) - Phi(lower)) of the standard normal, accurate far out in both tails.
 
     Args:
         lower: float64, (...), may be -inf.
         upper: float64, (...), > lower, may be inf.
     """
-    # By symmetry both ends are brought to the side where the tail is small and log_ndtr keeps its digits.
+    # By symmetry, move both ends to the lower tail, where log_ndtr is accurate.
     flip = lower + upper > 0
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     top = torch.special.log_ndtr(high)
@@ -178,10 +178,12 @@ def _prior(power: Power, dimensions: int, top: Level) -> Power:
 
 
 def check_bound(plan: Plan, last_sigma: float) -> Plan:
-    """The plan itself, if it has a finite bound: falling to clean data, one state, noise at every step but the last.
+    """Check that a plan has a finite bound: it ends at clean data, and every row has the form of eq. (12).
+
+    Every step except the last must add noise. Returns the plan.
 
     Raises:
-        DdimError: Naming what is in the way.
+        DdimError: If a condition does not hold.
     """
     if plan.end.t != 0:
         raise DdimError("plan", f"ends at t = {plan.end.t:g}", "the bound needs a plan that goes to t = 0")
@@ -196,7 +198,7 @@ def check_bound(plan: Plan, last_sigma: float) -> Plan:
 
 
 def check_last_sigma(last_sigma: float) -> None:
-    """Refuse a sigma_1 that is not a number > 0.
+    """Check that sigma_1 is a finite number > 0.
 
     Raises:
         DdimError: If it is not.
@@ -213,16 +215,17 @@ def terms(
     last_sigma: float,
     bin_width: float | None = None,
 ) -> Iterator[Tensor]:
-    """Eqs. (11) and (29): J_sigma as a sum of exact divergences, each at one draw of x_t from eq. (4).
+    """Eqs. (11) and (29): J_sigma as a sum of exact divergences, each at one sample of x_t from eq. (4).
 
-    J_sigma = E[log q_sigma(x_{1:T} | x_0) - log p_theta(x_{0:T})] >= -log p_theta(x_0), for any sub-sequence of times.
-    The terms are yielded in the order of the plan, after KL(q(x_T | x_0) || N(0, I)); their sum is J_sigma.
+    J_sigma = E[log q_sigma(x_{1:T} | x_0) - log p_theta(x_{0:T})] >= -log p_theta(x_0), for any sub-sequence of
+    timesteps. KL(q(x_T | x_0) || N(0, I)) is yielded first, then the terms in the order of the plan; their sum is
+    J_sigma.
 
     Args:
         denoise: The denoiser.
-        plan: A plan of eq. (12) with noise at every step but the last, see `check_bound`.
+        plan: A plan of eq. (12) with noise at every step except the last, see `check_bound`.
         x0: The data, (N, ...).
-        noise: The standard normal draw for row k, the shape of x0.
+        noise: `noise(k)` returns the standard normal numbers of row k, the shape of x0.
         last_sigma: sigma_1, the standard deviation of p_theta(x_0 | x_1).
         bin_width: See `last_term`.
 
@@ -242,10 +245,10 @@ def terms(
 def row_term(
     denoise: Denoiser, row: Row, x0: Tensor, eps: Tensor, last_sigma: float, bin_width: float | None = None
 ) -> Tensor:
-    """A row's term of the bound at one draw of x_t, see `terms`: float64, (N,), in nats.
+    """The term of a row in the bound at one sample of x_t, see `terms`: float64, (N,), in nats.
 
     Args:
-        denoise: The denoiser that the plan runs.
+        denoise: The denoiser, with the plan's hook applied.
         row: The row.
         x0: The data, (N, ...).
         eps: Standard normal, the shape of x0.
@@ -266,22 +269,23 @@ def accelerated_bound(
     last_sigma: float,
     outside: Sequence[tuple[Level, float]],
 ) -> Tensor:
-    """Eqs. (54), (55), (56), (57) and (58): Appendix C's objective for a plan over tau, with the times outside it.
+    """Eqs. (54), (55), (56), (57) and (58): the objective of Appendix C for a plan over tau and timesteps outside it.
 
-    Its generative model is p(x_T) prod_i p_theta(x_{tau_{i-1}} | x_{tau_i}) with eq. (10)'s kernels, used for sampling,
-    times N(x_0; f_theta(x_t), sigma_t^2 I) for every t outside tau, used in the objective only. The entropy of
-    q(x_t | x_0) at those t, which no network can change, is left out.
+    Its generative model is p(x_T) prod_i p_theta(x_{tau_{i-1}} | x_{tau_i}) with the kernels of eq. (10), used for
+    sampling, times N(x_0; f_theta(x_t), sigma_t^2 I) for every t outside tau, used only in the objective. The entropy
+    of q(x_t | x_0) at those t is omitted, because it does not depend on the network.
 
     Args:
         denoise: The denoiser.
         plan: The plan over tau, see `terms`.
         x0: The data, (N, ...).
-        noise: The standard normal draw number k, the shape of x0: first the plan's rows, then the times outside.
+        noise: `noise(k)` returns standard normal numbers, the shape of x0, first for the rows of the plan, then for
+            `outside`.
         last_sigma: sigma_1.
         outside: The levels outside tau, each with its sigma_t > 0.
 
     Returns:
-        float64, (N,), in nats: `terms` summed, and for each t outside -log p_theta(x_0 | x_t).
+        float64, (N,), in nats: the sum of `terms`, plus -log p_theta(x_0 | x_t) for each t outside tau.
 
     Raises:
         DdimError: See `check_bound`.

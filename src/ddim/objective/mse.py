@@ -1,4 +1,4 @@
-"""The training objective L_gamma, whatever the network predicts."""
+"""The training objective L_gamma for networks that predict eps, x_0 or v."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from ddim.process.gaussian import diffuse, sigma
 from ddim.process.parameterization import v_from_pair
 from ddim.process.schedule import Schedule
 
-# gamma_t and (d eps / d output)^2 as powers of (alpha_bar, 1 - alpha_bar): the sum of two exponents of 0 is exact
-# where a product of an infinity and a zero would not be (zero terminal SNR).
+# gamma_t and (d eps / d output)^2 as exponents of (alpha_bar, 1 - alpha_bar). The exponents are added, because at zero
+# terminal SNR the product of the two factors can be infinity times 0.
 _GAMMA = {"v": (-1, 0), "x0": (-1, 1), "p2": (0, 1), "theorem1": (-1, 1)}
 _OUTPUT = {"eps": (0, 0), "v": (1, 0), "x0": (1, -1)}
 
 
 def weights(schedule: Schedule, predicts: Predicts, gamma: LossWeight = "simple") -> np.ndarray:
-    """The weight of the squared error of the network's own output that makes L_gamma.
+    """The weights of the squared error of the network's output for which the loss is L_gamma.
 
-    gamma_t is what eq. (5) calls it, the weight of the error in eps; lambda is the log-SNR:
+    gamma_t is the weight of the error in eps, as in eq. (5); lambda is the log-SNR:
 
     - "simple": 1, the paper's training objective;
-    - "v": 1 / alpha_bar, the plain error in v (Salimans & Ho 2022's SNR + 1 weighting of x_0);
-    - "x0": (1 - alpha_bar) / alpha_bar, the plain error in x_0;
+    - "v": 1 / alpha_bar, the unweighted error in v (the SNR + 1 weighting of x_0 of Salimans & Ho 2022);
+    - "x0": (1 - alpha_bar) / alpha_bar, the unweighted error in x_0;
     - "min-snr": min(SNR, 5) / SNR (Hang et al. 2023);
     - "p2": 1 / (1 + SNR) (Choi et al. 2022, k = 1 and gamma = 1);
-    - "vlb": (lambda_{t-1/2} - lambda_{t+1/2}) / 2, half the fall of the log-SNR over one step, one-sided at 1 and T:
-      the bound in continuous time, per step (Kingma et al. 2021; Song et al. 2021's likelihood weighting);
+    - "vlb": (lambda_{t-1/2} - lambda_{t+1/2}) / 2, half the decrease of the log-SNR over one step, one-sided at 1 and
+      T: the continuous-time bound, per step (Kingma et al. 2021; the likelihood weighting of Song et al. 2021);
     - "sigmoid": "vlb" times sigmoid(2 - lambda) (Kingma & Gao 2023, bias 2);
-    - "theorem1": Theorem 1's gamma at the sigma of eta = 1 over all T steps, the bound J_sigma itself; sigma_1, which
-      eq. (16) puts at 0, is taken equal to sigma_2 (as the authors' code of Ho et al. 2020 does).
+    - "theorem1": the gamma of Theorem 1 at the sigma of eta = 1 over all T steps, the bound J_sigma itself; sigma_1,
+      which is 0 in eq. (16), is set to sigma_2 (as in the code of Ho et al. 2020).
 
-    The last three are as small as a step; an optimiser of Adam's kind does not mind, but a bound on the gradient's norm
-    does.
+    The last three scale with the step size. Adam-like optimisers are invariant to that, but gradient clipping by norm
+    is not.
 
     Args:
         schedule: The schedule.
@@ -53,7 +53,7 @@ def weights(schedule: Schedule, predicts: Predicts, gamma: LossWeight = "simple"
         float64, (T,), for t = 1..T.
 
     Raises:
-        DdimError: If a weight is infinite, as some are at zero terminal SNR.
+        DdimError: If a weight is infinite, which can happen at zero terminal SNR.
     """
     p, q = (a + b for a, b in zip(_GAMMA.get(gamma, (0, 0)), _OUTPUT[predicts], strict=True))
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -79,12 +79,12 @@ def _powers(schedule: Schedule, p: int, q: int) -> np.ndarray:
 
 
 def _half_fall(schedule: Schedule) -> np.ndarray:
-    """-1/2 d lambda / dt at t = 1..T: central differences, one-sided at both ends; infinite where there is one time."""
+    """-1/2 d lambda / dt at t = 1..T by central differences, one-sided at both ends; infinite if T = 1."""
     return -np.gradient(schedule.log_snr) / 2 if schedule.T > 1 else np.array([np.inf])
 
 
 def _theorem1(schedule: Schedule) -> np.ndarray:
-    """The weight, by Theorem 1, of the error in x_0 at t = 1..T for eta = 1; infinite where there is one time."""
+    """The weight of the error in x_0 by Theorem 1 at t = 1..T for eta = 1; infinite if T = 1."""
     if schedule.T == 1:
         return np.array([np.inf])
     levels = schedule.levels(range(schedule.T, -1, -1))
@@ -100,11 +100,11 @@ class Objective:
         schedule: The schedule.
         predicts: What the network predicts.
         gamma: The name of gamma, see `weights`.
-        device: Where the batches are.
-        drawn: How training times are drawn, see `ddim.objective.timestep_sampling`.
+        device: The device of the batches.
+        drawn: The distribution of training timesteps, see `ddim.objective.timestep_sampling`.
 
     Attributes:
-        times: The training times and their weights.
+        times: The sampler of training timesteps, with their weights.
 
     Raises:
         DdimError: See `weights`.
@@ -133,12 +133,12 @@ class Objective:
     def loss(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """Eq. (5): gamma_t || eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2 per sample.
 
-        The norm is a mean over dimensions; the mean over the batch's t stands for the sum over t.
+        The norm is a mean over dimensions; the mean over the batch replaces the sum over t.
 
         Args:
-            network: (x_t (B, C, H, W), t (B,)) to its output, the shape of x_t.
-            x0: Clean pictures, float32, (B, C, H, W).
-            t: Whole times, int64, (B,), in 1..T.
+            network: Maps x_t (B, C, H, W) and t (B,) to its output, the shape of x_t.
+            x0: Clean images, float32, (B, C, H, W).
+            t: Timesteps, int64, (B,), in 1..T.
             eps: Standard normal, the shape of x0.
 
         Returns:
@@ -147,11 +147,11 @@ class Objective:
         return self.times.weights[t - 1] * self.error(network, x0, t, eps)
 
     def draw(self, x0: Tensor, generator: torch.Generator) -> Tensor:
-        """The randomness that noises x0 (B, ...): standard normal, of its shape."""
+        """The random numbers that noise x0 (B, ...): standard normal, the shape of x0."""
         return torch.randn(x0.shape, generator=generator, device=x0.device)
 
     def error(self, network: Callable[[Tensor, Tensor], Tensor], x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """The squared error of the network's own output per dimension; arguments and shape as for `loss`."""
+        """The squared error of the network's output per dimension; arguments and shape as for `loss`."""
         signal, noise = self._table[:2, t - 1].unbind()
         shape = (-1, *[1] * (x0.ndim - 1))
         level = _Batch(signal.view(shape), noise.view(shape))
@@ -164,7 +164,7 @@ class Objective:
         return error.square().flatten(1).mean(1)
 
     def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:
-        """What the table of errors holds: || eps - eps_theta ||^2 / d, (B,), of what `error` gives; no division."""
+        """The entry of the error table for each sample, (B,): || eps - eps_theta ||^2 / d, scaled from `error`."""
         return self._table[2, t - 1] * error
 
 

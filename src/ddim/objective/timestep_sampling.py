@@ -1,4 +1,4 @@
-"""Training times: how they are drawn, and what an error at each of them counts for."""
+"""Sampling of training timesteps, and the loss weight of each timestep."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ddim.process import rng
 
 @dataclass(frozen=True)
 class TimestepSampler:
-    """The times 1..T of an objective.
+    """The distribution of training timesteps in 1..T and their loss weights.
 
     Args:
-        weights: What an error at each time counts for, (T,), >= 0.
+        weights: The weight of the error at each timestep, (T,), >= 0.
         drawn: See `TimestepDraw`.
     """
 
@@ -24,13 +24,13 @@ class TimestepSampler:
     drawn: TimestepDraw = "uniform"
 
     def draw(self, batch: int, generator: torch.Generator, antithetic: bool = True) -> Tensor:
-        """Times of a batch: int64, (batch,), in 1..T.
+        """The timesteps of a batch: int64, (batch,), in 1..T.
 
         Args:
-            batch: How many.
-            generator: On the device of the weights.
-            antithetic: Whether they come in pairs: t and T + 1 - t, or by importance those of u and 1 - u, where u is
-                uniform and t the inverse of the distribution function at u.
+            batch: The number of timesteps.
+            generator: A generator on the device of the weights.
+            antithetic: Whether to draw antithetic pairs: t and T + 1 - t, or for importance sampling the timesteps of u
+                and 1 - u, where u is uniform and t the inverse of the distribution function at u.
         """
         device, T = generator.device, len(self.weights)
         half = (batch + 1) // 2 if antithetic else batch
@@ -42,5 +42,5 @@ class TimestepSampler:
         return rng.sample_categorical(u, self.weights) + 1
 
     def apply_weight(self, error: Tensor, t: Tensor) -> Tensor:
-        """The loss of samples with that error (B,) at times t (B,) drawn here."""
+        """The loss of samples with the given error (B,) at timesteps t (B,) from `draw`."""
         return self.weights[t - 1] * error if self.drawn == "uniform" else error

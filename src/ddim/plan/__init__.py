@@ -1,7 +1,7 @@
-"""A sampler is a plan: a table of coefficients, computed once in float64.
+"""Plans: a sampler as a table of float64 coefficients, computed once.
 
-Its rows and checks for real-valued and for discrete data, its JSON file, and the comparison of two plans. It imports
-`process` and what is below.
+Rows and checks for real-valued and for discrete data, the JSON format, and the comparison of two plans. Imports
+`process` and the packages below it.
 """
 
 from ddim.plan.categorical import CategoricalPlan

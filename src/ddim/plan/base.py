@@ -1,4 +1,4 @@
-"""What every plan is, whatever its rows do: a table over levels that prints, saves, and knows which model it fits."""
+"""The base class of plans: a table over levels that can be printed, saved, and checked against a model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ddim.process.parameterization import (
 from ddim.process.schedule import Level, Schedule
 
 Hook = Callable[[Tensor, Level], Tensor]
-"""What is done to a predicted x_0, (N, ...), at a level; see `ddim.x0_hooks`."""
+"""A function of a predicted x_0, (N, ...), and its level that returns the modified x_0; see `ddim.x0_hooks`."""
 
 
 class BaseRow(ABC):
-    """One network call and the update that follows it. Subclasses are frozen dataclasses with these fields."""
+    """One network evaluation and the update that follows it. Subclasses are frozen dataclasses with these fields."""
 
     __slots__ = ()
     now: Level
@@ -34,18 +34,18 @@ class BaseRow(ABC):
 
     @property
     def query(self) -> Level:
-        """The level the network is told: `at`, or `now` if that is None."""
+        """The level passed to the network: `at`, or `now` if `at` is None."""
         return self.at or self.now
 
     @property
     @abstractmethod
     def memory(self) -> int:
-        """How many states or predictions, the newest included, the row looks at."""
+        """The number of states or predictions that the row uses, including the newest."""
 
     @property
     @abstractmethod
     def draws(self) -> bool:
-        """Whether the row draws anything."""
+        """Whether the row uses random numbers."""
 
 
 R = TypeVar("R", bound=BaseRow)
@@ -53,7 +53,7 @@ T = TypeVar("T", bound="BasePlan[Any]")
 
 
 class BasePlan(ABC, Generic[R]):
-    """A plan: rows to be run in order. Subclasses are frozen dataclasses with these fields."""
+    """A plan: rows that are run in order. Subclasses are frozen dataclasses with these fields."""
 
     __slots__ = ()
     sampler: str
@@ -63,21 +63,21 @@ class BasePlan(ABC, Generic[R]):
 
     @property
     def before(self) -> tuple[Level, ...]:
-        """Levels of states older than the start that a run must be given beside it."""
+        """The levels of states older than the start that a run needs in addition to it."""
         return ()
 
     @property
     @abstractmethod
     def hook(self) -> Hook | None:
-        """What is done to each predicted x_0 before a row uses it."""
+        """The function applied to each predicted x_0 before a row uses it, or None."""
 
     @property
     def eps_kept(self) -> bool:
-        """Whether the rest of the prediction stays as it was where the hook changed x_0."""
+        """Whether the rest of the prediction stays unchanged when the hook changes x_0."""
         return False
 
     def begin(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The states a run starts from, as the rows want them."""
+        """The initial states of a run, converted to the form the rows need."""
         return list(states)
 
     @abstractmethod
@@ -87,8 +87,8 @@ class BasePlan(ABC, Generic[R]):
         Args:
             row: The row.
             states: The states so far, newest first, (N, ...) each.
-            predictions: The predictions so far, newest first, the row's own included.
-            fresh: What was drawn for the row, where it draws.
+            predictions: The predictions so far, newest first, including this row's.
+            fresh: The random numbers of the row; None if it uses none.
         """
 
     def __len__(self) -> int:
@@ -96,27 +96,27 @@ class BasePlan(ABC, Generic[R]):
 
     @property
     def calls(self) -> int:
-        """The number of network calls."""
+        """The number of network evaluations (NFE)."""
         return len(self.rows)
 
     @property
     def start(self) -> Level:
-        """The level of the state the run starts from."""
+        """The level of the initial state."""
         return self.rows[0].now
 
     @property
     def end(self) -> Level:
-        """The level of the state the run ends with."""
+        """The level of the final state."""
         return self.rows[-1].next
 
     @property
     def stochastic(self) -> bool:
-        """Whether any row draws."""
+        """Whether any row uses random numbers."""
         return any(row.draws for row in self.rows)
 
     @property
     def memory(self) -> int:
-        """How many states or predictions must be kept."""
+        """The number of states or predictions that a run must store."""
         return max(row.memory for row in self.rows)
 
     @property
@@ -125,14 +125,14 @@ class BasePlan(ABC, Generic[R]):
         return f"{self.sampler}({self.about})" if self.about else self.sampler
 
     def where(self, k: int) -> str:
-        """Row k in words."""
+        """A description of row k for messages."""
         return f"plan row {k} (t = {self.rows[k].now.t:g} to {self.rows[k].next.t:g})"
 
     def check_levels(self, k: int) -> None:
-        """See that row k starts where the one before ended, over levels that are some.
+        """Check that row k starts where the previous row ended, and that its levels are finite with t >= 0.
 
         Raises:
-            DdimError: Saying what is wrong with the row.
+            DdimError: If it does not, naming the row.
         """
         row = self.rows[k]
         if k and self.rows[k - 1].next != row.now:
@@ -144,13 +144,13 @@ class BasePlan(ABC, Generic[R]):
             raise DdimError(self.where(k), "holds a number that is not finite", "choose other times or another sampler")
 
     def check_model(self: T, fingerprint: Callable[[], str]) -> T:
-        """The plan itself, if it was made for the model of that checksum, or for any.
+        """Check that the plan was made for a model, or for any model. Returns the plan.
 
         Args:
-            fingerprint: Gives the checksum; it is asked only where it matters.
+            fingerprint: Returns the model's checksum; called only if the plan was made for one model.
 
         Raises:
-            DdimError: If it was made for another model.
+            DdimError: If the plan was made for another model.
         """
         if self.made_for and self.made_for != fingerprint():
             wrong = f"was made for another model, {self.made_for[:12]}..."
@@ -163,14 +163,14 @@ class BasePlan(ABC, Generic[R]):
         return " and ".join(f"{level.t:g}" for level in (self.start, *self.before))
 
     def check_schedule(self: T, schedule: Schedule, to_clean: bool = False) -> T:
-        """The plan itself, if its times have the levels that a schedule gives them.
+        """Check that the plan's levels are those of a schedule at the same timesteps. Returns the plan.
 
         Args:
             schedule: A model's schedule.
-            to_clean: Whether the plan must go to clean data, as to sample it must.
+            to_clean: Whether the plan must end at clean data, which sampling requires.
 
         Raises:
-            DdimError: Naming a level that is not the schedule's, or where the plan goes.
+            DdimError: If a level differs from the schedule's, or the plan does not sample to clean data as required.
         """
         if to_clean and (self.end.t != 0 or self.start.t == 0):
             wrong = f"goes from t = {self.start.t:g} to {self.end.t:g}"
@@ -178,19 +178,19 @@ class BasePlan(ABC, Generic[R]):
         if to_clean and self.before:
             raise DdimError("plan", f"starts from the states at t = {self._starts()}", "run it with `ddim decode`")
         for level in {level for row in self.rows for level in (row.now, row.next, row.query)} | {*self.before}:
-            own = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
-            if not (own == level.log_snr or abs(own - level.log_snr) < 1e-6):
-                wrong = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {own:.6g}"
+            expected = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
+            if not (expected == level.log_snr or abs(expected - level.log_snr) < 1e-6):
+                wrong = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {expected:.6g}"
                 raise DdimError("plan", wrong, "make the plan for this model")
         return self
 
     def levels(self) -> list[Level]:
-        """Every level that is named, each once, in the order of the rows."""
+        """Every level in the plan, each once, in the order of the rows."""
         named = [level for row in self.rows for level in (row.now, row.next, row.query)]
         return list({(level.t, level.log_snr): level for level in (*named, *self.before)}.values())
 
     def to_json(self) -> str:
-        """The plan as JSON; floats keep all their digits."""
+        """The plan as JSON, with floats at full precision."""
         levels = self.levels()
         places = {(level.t, level.log_snr): place for place, level in enumerate(levels)}
 
@@ -219,11 +219,11 @@ class BasePlan(ABC, Generic[R]):
 
     @abstractmethod
     def _fields(self, place: Callable[[Level], int]) -> dict[str, Any]:
-        """What the file holds beside the rows."""
+        """The entries of the file other than the rows."""
 
     @abstractmethod
     def _weights(self, row: R) -> dict[str, Any]:
-        """What the file holds of a row beside its levels."""
+        """The entries of a row in the file other than its levels."""
 
     def _title(self) -> str:
         """The line above the printed table."""
@@ -231,7 +231,7 @@ class BasePlan(ABC, Generic[R]):
 
     @abstractmethod
     def _columns(self) -> list[tuple[str, list[str]]]:
-        """The printed columns after the levels'."""
+        """The printed columns after those of the levels."""
 
     def __str__(self) -> str:
         columns = [
@@ -254,13 +254,13 @@ def _time(level: Level, query: Level) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Hooked:
-    """A denoiser whose x_0 goes through a hook; the rest of the prediction follows it, see `Prediction.with_x0`.
+    """A denoiser with a hook applied to x_0; the rest of the prediction is recomputed by `Prediction.with_x0`.
 
     Args:
         denoiser: The denoiser to wrap.
-        hook: `hook(x0, level) -> x0`, the shape kept; see `ddim.x0_hooks`.
-        eps_kept: Whether the rest stays as predicted instead, which is what some other codes do, see `ddim.emulate`.
-        checked: Whether what the hook gives is checked at each call; for a plan's own hook it is not.
+        hook: `hook(x0, level) -> x0` of the same shape; see `ddim.x0_hooks`.
+        eps_kept: Leave the rest as predicted, as some other libraries do, see `ddim.emulate`.
+        checked: Whether the hook's output is validated at each call; a plan's own hook is not.
     """
 
     denoiser: AnyDenoiser
@@ -269,18 +269,20 @@ class Hooked:
     checked: bool = True
 
     def __call__(self, x: Tensor, level: Level, /) -> Any:
-        """The changed prediction.
+        """The modified prediction.
 
         Raises:
-            DdimError: If the hook gives something else than finite numbers of the same shape.
+            DdimError: If the hook does not return finite numbers of the same shape.
         """
-        made = self.denoiser(x, level)
-        x0 = self.hook(made.x0, level)
+        predicted = self.denoiser(x, level)
+        x0 = self.hook(predicted.x0, level)
         if self.checked:
-            _check_hook(x0, made.x0, level)
-        return Prediction(x0, made.eps, made.variance_fraction) if self.eps_kept else made.with_x0(x0, x, level)
+            _check_hook(x0, predicted.x0, level)
+        if self.eps_kept:
+            return Prediction(x0, predicted.eps, predicted.variance_fraction)
+        return predicted.with_x0(x0, x, level)
 
 
 def as_planned(denoise: AnyDenoiser, plan: BasePlan[Any]) -> AnyDenoiser:
-    """The denoiser that a plan runs: its x_0 through the plan's own hook, such as clipping, where there is one."""
+    """The denoiser with the plan's own hook, such as clipping, applied to x_0 if there is one."""
     return Hooked(denoise, plan.hook, plan.eps_kept, checked=False) if plan.hook else denoise

@@ -1,7 +1,7 @@
-"""Plans over categories, Appendix A: the row's three weights say what each token becomes.
+"""Plans over discrete data, Appendix A: each row is a mixture with three weights.
 
-With ids x_k and p(x_0 | x_k), what the network says there, row k leaves each token as it is with probability `keep`,
-draws it from p(x_0 | x_k) with `to_x0`, and from the noise pi with `fresh`:
+With ids x_k and the network's p(x_0 | x_k), row k leaves each token unchanged with probability `keep`, samples it from
+p(x_0 | x_k) with probability `to_x0`, and from the noise distribution pi with probability `fresh`:
 
     x_{k+1} ~ Cat(keep x_k + to_x0 p(x_0 | x_k) + fresh pi),    keep + to_x0 + fresh = 1
 """
@@ -30,15 +30,15 @@ Kernel = Literal["ddim", "markov"]
 
 @dataclass(frozen=True, slots=True)
 class CategoricalRow(BaseRow):
-    """One network call and the draw that follows it.
+    """One network evaluation and the random update that follows it.
 
     Args:
-        now: The level of the tokens the row starts from.
-        next: The level of the tokens it makes.
-        keep: The probability that a token stays as it is: the sigma of eq. (18).
+        now: The level of the tokens before the row.
+        next: The level of the tokens after the row.
+        keep: The probability that a token stays unchanged: the sigma of eq. (18).
         to_x0: The probability that it is drawn from the predicted x_0.
         fresh: The probability that it is drawn from pi.
-        at: The level the network is told; `now` if None.
+        at: The level passed to the network; `now` if None.
     """
 
     now: Level
@@ -50,29 +50,29 @@ class CategoricalRow(BaseRow):
 
     @property
     def memory(self) -> int:
-        """How many states or predictions the row looks at: one."""
+        """The number of states or predictions that the row uses: one."""
         return 1
 
     @property
     def draws(self) -> bool:
-        """Whether the row draws anything; all do."""
+        """Whether the row uses random numbers: always."""
         return True
 
 
 @dataclass(frozen=True, slots=True)
 class CategoricalPlan(BasePlan[CategoricalRow]):
-    """A sampler of categories: rows to be run in order.
+    """A sampler of discrete data: rows that are run in order.
 
     Args:
-        sampler: What made it, for people.
-        rows: One per network call.
-        pi: What noise is drawn from, one probability for each category.
-        kernel: "ddim", eq. (18), or "markov", the reversal of the Markov chain: its weights are those for a predicted
-            x_0 other than x_k, where the two are the same `ddim.categorical.markov_fresh` holds.
-        temperature: See `ddim.categorical.sharpen`, which each predicted x_0 goes through.
-        top_p: See there.
-        about: The settings it was made from, for people and manifests.
-        made_for: The checksum of the model it was made for; "" for any model.
+        sampler: The sampler's name, for display.
+        rows: One per network evaluation.
+        pi: The noise distribution, one probability per category.
+        kernel: "ddim", eq. (18), or "markov", the reverse Markov chain (D3PM). The weights of a "markov" row apply when
+            the predicted x_0 differs from x_k; `ddim.categorical.markov_fresh` gives those for x_0 = x_k.
+        temperature: See `ddim.categorical.sharpen`, which is applied to each predicted x_0.
+        top_p: See `ddim.categorical.sharpen`.
+        about: The settings of the plan, for display and manifests.
+        made_for: The checksum of the model the plan was made for; "" for any model.
     """
 
     sampler: str
@@ -85,10 +85,12 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
     made_for: str = ""
 
     def check(self) -> CategoricalPlan:
-        """The plan itself, if each row is a mixture that keeps eq. (17)'s marginals: keep abar + to_x0 = abar_next.
+        """Check that each row is a mixture that preserves the marginals (17): keep abar + to_x0 = abar_next.
+
+        Returns the plan.
 
         Raises:
-            DdimError: Naming the first row that fails and by how much.
+            DdimError: If a row fails, naming the first one and its error.
         """
         if not self.rows:
             raise DdimError("plan", "holds no rows", "give at least one step")
@@ -102,18 +104,18 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
             self.check_levels(k)
             weights = (row.keep, row.to_x0, row.fresh)
             if not all(0 <= weight <= 1 for weight in weights):
-                told = ", ".join(f"{weight:.6g}" for weight in weights)
-                raise DdimError(self.where(k), f"has weights {told} outside 0..1", "choose a sigma within its range")
+                values = ", ".join(f"{weight:.6g}" for weight in weights)
+                raise DdimError(self.where(k), f"has weights {values} outside 0..1", "choose a sigma within its range")
             if row.next.log_snr <= row.now.log_snr:
                 raise DdimError(self.where(k), "goes to a noisier level", "give levels that fall")
-            right = self._right(row)
-            off = max(abs(weight - wanted) for weight, wanted in zip(weights, right, strict=True))
+            required = self._required_weights(row)
+            off = max(abs(weight - wanted) for weight, wanted in zip(weights, required, strict=True))
             if off > TOLERANCE:
                 raise DdimError(self.where(k), f"is off by {off:.3g} from what keeps the marginals", "mend its weights")
         return self
 
-    def _right(self, row: CategoricalRow) -> tuple[float, float, float]:
-        """The weights that a row must have, its `keep` being given."""
+    def _required_weights(self, row: CategoricalRow) -> tuple[float, float, float]:
+        """The weights that a row with this `keep` must have."""
         if self.kernel == "markov":
             return markov_weights(row.now, row.next)
         try:
@@ -123,7 +125,7 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
 
     @property
     def hook(self) -> Hook | None:
-        """Temperature and top-p, where they do something."""
+        """Temperature and top-p, or None if both are 1."""
         if self.temperature == 1 and self.top_p == 1:
             return None
         return lambda x0, level: sharpen(x0, self.temperature, self.top_p)
@@ -139,9 +141,10 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
 
         Args:
             row: The row.
-            states: The tokens x_k, ids (N, ...), first.
-            predictions: p(x_0 | x_k) first.
-            fresh: Uniform on [0, 1), (N, ..., 3): which weight it is, the draw of x_0, the draw from pi.
+            states: The first entry is the tokens x_k, ids (N, ...).
+            predictions: The first entry is p(x_0 | x_k).
+            fresh: Uniform on [0, 1), (N, ..., 3): for the choice of the mixture component, the draw of x_0, and the
+                draw from pi.
         """
         assert fresh is not None
         if not torch.isfinite(predictions[0].x0.sum()):
@@ -152,11 +155,13 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
         pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
         which = fresh[..., 0]
         if self.kernel == "markov":
+            # The mixture depends on whether x_0 equals x, so x_0 is sampled first.
             x0 = sample_categorical(fresh[..., 1], probabilities)
             again = (x0 == x) & (which >= markov_fresh(row.now, row.next, pi[x]))
             noisy = torch.where(x0 == x, ~again, which >= row.keep + row.to_x0)
             made = torch.where(again | (which < row.keep) & (x0 != x), x, x0)
             return torch.where(noisy, sample_categorical(fresh[..., 2], pi), made)
+        # Only the tokens that change are sampled, which saves time when `keep` is large.
         moved = which >= row.keep
         to_x0 = moved & (which < row.keep + row.to_x0) if row.fresh else moved
         out = x.clone()
@@ -214,9 +219,9 @@ def _pi(categories: int, pi: Any) -> tuple[float, ...]:
     if pi == "uniform":
         return (1 / categories,) * categories
     if isinstance(pi, int):
-        made = [0.0] * categories
-        made[pi] = 1.0
-        return tuple(made)
+        one_hot = [0.0] * categories
+        one_hot[pi] = 1.0
+        return tuple(one_hot)
     if len(pi) != categories:
         raise IndexError
     return tuple(pi)

@@ -1,4 +1,4 @@
-"""Two plans compared, row by row."""
+"""Row-by-row comparison of two plans."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Difference:
     """Two rows that differ.
 
     Args:
-        theirs: The number of the first plan's row, or None where only the other has one.
-        ours: The number of the other plan's row, or None where only the first has one.
-        x0: The weight of x_0, theirs less ours.
-        eps: That of eps.
-        z: That of the fresh noise.
+        theirs: The index of the first plan's row, or None if only the second has one.
+        ours: The index of the second plan's row, or None if only the first has one.
+        x0: The difference of the weights of x_0, theirs minus ours.
+        eps: The difference of the weights of eps, theirs minus ours.
+        z: The difference of the weights of the fresh noise, theirs minus ours.
     """
 
     theirs: int | None
@@ -34,36 +34,37 @@ def differences(theirs: Plan, ours: Plan) -> list[Difference]:
     """The rows in which two plans differ, in the order they are run.
 
     Args:
-        theirs: A plan of one x_0, one eps and fresh noise a row, as those of `ddim.emulate` and `samplers.ddim` are.
-        ours: Another one. If both call the network at the same times, the rows of one time are compared; else the first
-            row with the first, and so on.
+        theirs: A plan whose rows have one x_0, one eps and fresh noise, such as those of `ddim.emulate` and
+            `samplers.ddim`.
+        ours: Another such plan. If both evaluate the network at the same timesteps, rows at the same timestep are
+            compared; otherwise rows at the same index.
 
     Returns:
-        One entry for each pair whose levels or weights differ, and for each row that has no counterpart.
+        One entry for each pair whose levels or weights differ, and for each row without a counterpart.
     """
-    found = []
+    result = []
     for i, k in _pairs(theirs.rows, ours.rows):
         if i is None or k is None:
-            found.append(Difference(i, k))
+            result.append(Difference(i, k))
             continue
         mine, other = ours.rows[k], theirs.rows[i]
         off = [a - b for a, b in zip(_weights(other), _weights(mine), strict=True)]
         same = mine.now == other.now and mine.next == other.next
         if not same or max(abs(value) for value in off) > TOLERANCE * mine.size:
-            found.append(Difference(i, k, *off))
-    return found
+            result.append(Difference(i, k, *off))
+    return result
 
 
 def clipping(theirs: Plan, ours: Plan) -> str:
-    """How clipping differs, in words; "" where it does not."""
-    told, other = _clips(theirs), _clips(ours)
-    return f"{theirs.sampler} {told}, {ours.sampler} {other}" if told != other else ""
+    """A description of how clipping differs between two plans; "" if it does not."""
+    first, second = _clips(theirs), _clips(ours)
+    return f"{theirs.sampler} {first}, {ours.sampler} {second}" if first != second else ""
 
 
-def _clips(made: Plan) -> str:
-    if not made.clip_x0:
+def _clips(plan: Plan) -> str:
+    if not plan.clip_x0:
         return "does not clip x0"
-    return "clips x0 and " + ("leaves eps as predicted" if made.eps_kept else "derives eps again")
+    return "clips x0 and " + ("leaves eps as predicted" if plan.eps_kept else "derives eps again")
 
 
 def _weights(row: Row) -> tuple[float, float, float]:
@@ -71,7 +72,7 @@ def _weights(row: Row) -> tuple[float, float, float]:
 
 
 def _pairs(theirs: Sequence[Row], ours: Sequence[Row]) -> list[tuple[int | None, int | None]]:
-    """Which row is compared with which; of rows at one time the last one counts, which goes on from there."""
+    """The pairs of row indices to compare; of several rows at one timestep, the last one is compared."""
     if {row.now.t for row in theirs} != {row.now.t for row in ours}:
         return [*itertools.zip_longest(range(len(theirs)), range(len(ours)))]
     last = {row.now.t: i for i, row in enumerate(theirs)}

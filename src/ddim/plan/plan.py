@@ -1,12 +1,13 @@
-"""The plan: a sampler as a small float64 table, which can be printed, checked, saved, inverted and run.
+"""The plan over real-valued data: a sampler as a float64 table that can be printed, checked, saved, inverted and run.
 
-With states x_0 (where the run starts), x_1, ... and one network call per row, which gives the pair
-(x0_k, eps_k) = prediction at x_k, row k says (x_{-1}, ... being states that a run may be given beside its start)
+With states x_0 (the initial state), x_1, ... and one network evaluation per row, which gives the pair
+(x0_k, eps_k) = prediction at x_k, row k computes
 
     x_{k+1} = sum_j X[j] x_{k-j}  +  sum_j P[j] x0_{k-j}  +  sum_j E[j] eps_{k-j}  +  z z_k,    z_k ~ N(0, I)
 
-Since x = signal x0 + noise eps, the three kinds of weight overlap; they are kept apart so that each sampler stands
-in the form its paper prints, and so that rows stay finite where there is no signal (zero terminal SNR).
+where x_{-1}, ... are older states that some plans need in addition to the initial one. Since x = signal x0 + noise eps,
+the three kinds of weight are redundant; they are separate so that each sampler has the form printed in its paper, and
+so that rows stay finite at zero signal (zero terminal SNR).
 """
 
 from __future__ import annotations
@@ -30,23 +31,24 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Plan(BasePlan[Row]):
-    """A sampler: rows to be run in order.
+    """A sampler of real-valued data: rows that are run in order.
 
     Args:
-        sampler: What made it, for people: "ddim", "ddpm", ...
-        rows: One per network call.
-        clip_x0: Whether the predicted x_0 is clipped to [-1, 1], eps being derived again.
+        sampler: The sampler's name, for display: "ddim", "ddpm", ...
+        rows: One per network evaluation.
+        clip_x0: Whether the predicted x_0 is clipped to [-1, 1] and eps recomputed.
         keeps_marginals: False only for a plan that adds more noise than its kernel's sigma (hat, optimal, learned).
-        about: The settings it was made from, for people and manifests.
-        straight: False only for a plan that is right in the limit of small steps alone, such as Euler in dt.
-        before: Levels of states older than the start, newest first, that a run must be given beside the start: two
-            states are what a two-step plan goes back from, see `ddim.inversion`.
-        lattice: If not 0, states are whole multiples of this power of two, in float64: a row's predictions are rounded
-            to it and states enter with whole weights exactly, so that a sum can be undone to the last bit.
-        made_for: The checksum of the model whose own paths it was fitted to, see `ddim.tuning`; "" for any model.
-        emulates: Whose arithmetic it repeats, slips included, see `ddim.emulate`; "" for a plan of ours. A row may then
-            go to another level than its next one.
-        eps_kept: With clip_x0: eps stays as predicted, so that the pair no longer makes x.
+        about: The settings of the plan, for display and manifests.
+        straight: False only for a plan that is correct only in the limit of small steps, such as Euler in dt.
+        before: Levels of states older than the initial one, newest first, that a run needs in addition to it: the
+            inverse of a two-step plan starts from two states, see `ddim.inversion`.
+        lattice: If not 0, states are integer multiples of this power of two, in float64: a row's predictions are
+            rounded to it and states with integer weights are added exactly, so that a sum can be inverted to the last
+            bit.
+        made_for: The checksum of the model the plan was fitted to, see `ddim.tuning`; "" for any model.
+        emulates: The library whose arithmetic, including its bugs, the plan reproduces, see `ddim.emulate`; otherwise
+            "". The rows of such a plan may go to a level other than their `next`.
+        eps_kept: With clip_x0: leave eps as predicted, so that the pair no longer satisfies x = signal x0 + noise eps.
     """
 
     sampler: str
@@ -62,16 +64,15 @@ class Plan(BasePlan[Row]):
     eps_kept: bool = False
 
     def check(self) -> Plan:
-        """The plan itself, if it is exact on straight lines and its variances are legal.
+        """Check that the plan is exact on straight lines and that its variances are in range. Returns the plan.
 
-        On x_t = signal_t x_0 + noise_t eps with constant x_0 and eps, every row must give its next level's mean:
+        On x_t = signal_t x_0 + noise_t eps with constant x_0 and eps, every row must give the mean of its next level:
         sum X signal + sum P = signal_next and sum X noise + sum E = sqrt(noise_next^2 - sigma^2), with
-        0 <= sigma^2 <= noise_next^2. Where `straight` is False only the first of the two sums must be right. Where the
-        plan `emulates` another code, each row must be right for some level: the squares of the two sums and of sigma
-        add up to 1.
+        0 <= sigma^2 <= noise_next^2. If `straight` is False, only the first equation must hold. If the plan `emulates`
+        another library, each row must be exact for some level: the squares of the two sums and of sigma add up to 1.
 
         Raises:
-            DdimError: Naming the first row that fails and by how much.
+            DdimError: If a row fails, naming the first one and its error.
         """
         if not self.rows:
             raise DdimError("plan", "holds no rows", "give at least one step")
@@ -81,10 +82,10 @@ class Plan(BasePlan[Row]):
             raise DdimError("plan", "keeps eps where x0 is clipped, and clips none", "say clip_x0, or not eps_kept")
         for k, row in enumerate(self.rows):
             self.check_levels(k)
-            where, known = self.where(k), k + 1 + len(self.before)
-            if len(row.x) > known or max(len(row.x0), len(row.eps)) > k + 1:
+            where, states = self.where(k), k + 1 + len(self.before)
+            if len(row.x) > states or max(len(row.x0), len(row.eps)) > k + 1:
                 raise DdimError(
-                    where, f"looks back {row.memory - 1} states, there are {known - 1}", "shorten its weights"
+                    where, f"looks back {row.memory - 1} states, there are {states - 1}", "shorten its weights"
                 )
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma, row.z_high)
             if not all(math.isfinite(value) for value in numbers):
@@ -113,29 +114,29 @@ class Plan(BasePlan[Row]):
             raise DdimError(self.where(k), f"is off by {off:.3g} {wrong}", "mend its weights")
 
     def goes_to(self, k: int) -> tuple[float, float]:
-        """The weights of x_0 and eps in the mean of what row k makes of a straight line's states, see `check`."""
+        """The weights of x_0 and eps in the mean of row k's result on the states of a straight line, see `check`."""
         row, past = self.rows[k], [*(row.now for row in self.rows[k::-1]), *self.before]
         signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
         noise = sum(w * level.noise for w, level in zip(row.x, past, strict=False)) + sum(row.eps)
         return signal, noise
 
     def line_error(self, k: int) -> tuple[float, float]:
-        """By how much row k misses x_0's and eps's part of a straight line, see `check`."""
+        """The errors of row k in the weights of x_0 and eps on a straight line, see `check`."""
         row, (signal, noise) = self.rows[k], self.goes_to(k)
         wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
         return abs(signal - row.next.signal), abs(noise - wanted)
 
     @staticmethod
     def from_json(text: str, name: str = "plan", checked: bool = True) -> Plan:
-        """A plan from its JSON, validated and checked.
+        """Parse and validate a plan from JSON.
 
         Args:
-            text: What `to_json` wrote.
+            text: The output of `to_json`.
             name: The file's name, for messages.
-            checked: Whether it must pass `check`; False for who is going to look what is wrong with it.
+            checked: Whether to run `check`; False to load an invalid plan for inspection.
 
         Raises:
-            DdimError: If it is not a plan of this version, or fails `check`.
+            DdimError: If the text is not a plan of this version, or fails `check`.
         """
         file = read_plan(text, name, PlanFile)
         levels = file.known()
@@ -153,17 +154,17 @@ class Plan(BasePlan[Row]):
 
     @property
     def hook(self) -> Hook | None:
-        """Clipping, where the plan clips."""
+        """Clipping, or None if the plan does not clip."""
         return _clip if self.clip_x0 else None
 
     def begin(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The states a run starts from, float64 and on the lattice where there is one."""
+        """The initial states of a run, converted to float64 and rounded to the lattice if there is one."""
         return [on_lattice(state.double(), self.lattice) for state in states] if self.lattice else list(states)
 
     def advance(
         self, row: Row, states: Sequence[Tensor], predictions: Sequence[Prediction], fresh: Tensor | None
     ) -> Tensor:
-        """The state after a row, see `Table.advance`."""
+        """The state after a row, see `BasePlan.advance`."""
         return row.update(states, predictions, fresh, self.lattice)
 
     def _fields(self, place: Callable[[Level], int]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The JSON file a plan is kept in: what it holds, and what is refused."""
+"""The JSON format of plans: its schema and its validation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _Share = Annotated[float, Field(ge=0)]
 
 
 class FileRow(BaseModel):
-    """A row; levels are places in the file's list."""
+    """A row; its levels are indices into the file's list of levels."""
 
     model_config = _STRICT
     now: _Place
@@ -31,7 +31,7 @@ class FileRow(BaseModel):
     at: _Place | None = None
 
     def levels(self, known: Sequence[Level]) -> dict[str, Any]:
-        """The row's levels by name."""
+        """The row's levels by field name."""
         return {
             "now": known[self.now],
             "next": known[self.next],
@@ -40,7 +40,7 @@ class FileRow(BaseModel):
 
 
 class File(BaseModel):
-    """What every plan's file holds."""
+    """The fields of every plan file."""
 
     model_config = _STRICT
     format: str
@@ -80,7 +80,7 @@ class PlanFile(File):
 
 
 class MixtureFileRow(FileRow):
-    """A row over categories."""
+    """A row over discrete data."""
 
     keep: _Share = 0.0
     to_x0: _Share = 0.0
@@ -88,7 +88,7 @@ class MixtureFileRow(FileRow):
 
 
 class MixtureFile(File):
-    """A plan over categories."""
+    """A plan over discrete data."""
 
     kind: Literal["categorical"]
     kernel: Literal["ddim", "markov"] = "ddim"
@@ -103,20 +103,20 @@ Kind = TypeVar("Kind", bound=File)
 
 
 def json_float(value: float) -> Any:
-    """JSON has no infinities; they are written as words."""
+    """A float for JSON, with infinities as strings, because JSON has none."""
     return value if math.isfinite(value) else str(value)
 
 
 def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
-    """The file, its form validated; whether it is a sound plan is seen elsewhere.
+    """Parse a plan file and validate its schema; `check` of the plan validates the numbers.
 
     Args:
         text: The file's text.
-        name: Its name, for messages.
+        name: The file's name, for messages.
         kind: `PlanFile` or `MixtureFile`.
 
     Raises:
-        DdimError: If it is not a plan of this version and kind, or is damaged.
+        DdimError: If the text is not a plan of this version and kind, or is damaged.
     """
     again = "write it with `ddim plan --json`"
     if not isinstance(text, str):

@@ -1,10 +1,11 @@
-"""The inference family for categorical data, Appendix A: eqs. (17) to (21).
+"""The inference family for discrete data, Appendix A: eqs. (17) to (21).
 
-Data are ids, int64 (...), of K categories; distributions over them are float64 (..., K). alpha_bar is the
-probability that a category has been kept; what was not kept is drawn from pi: uniform in the paper, any distribution
-here (all of it on one id, the mask, is absorbing diffusion). Wherever ids are taken, distributions are too.
+Data are ids, int64 (...), of K categories; distributions over them are float64 (..., K). Functions that accept ids
+also accept distributions. alpha_bar is the probability that a token is unchanged; otherwise it is drawn from pi, which
+is uniform in the paper and can be any distribution here (all its mass on one id, the mask, is absorbing diffusion).
 
-The direction differs from real-valued data: the largest sigma is the least random member, sigma = 0 the most.
+Sigma has the opposite direction from real-valued data: the largest sigma is the least random member, sigma = 0 the
+most random.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from ddim.process.schedule import Level
 
 @dataclass(frozen=True, eq=False)
 class Alphabet:
-    """The categories of x_t and what noise draws them from.
+    """The categories of x_t and the noise distribution pi over them.
 
     Args:
-        pi: float64, (K,), >= 0, of sum 1.
-        mask: The id that stands for "unknown", which no x_0 is; pi is all on it. None where there is none.
-        carry_over: Whether a token that is not the mask is taken for x_0 with certainty.
+        pi: float64, (K,), >= 0, sums to 1.
+        mask: The id that stands for "unknown" and never occurs in x_0; pi[mask] is 1. None without a mask.
+        carry_over: Whether a token that is not the mask equals x_0 with certainty.
 
     Raises:
-        ValueError: If pi is no distribution, or is not all on the mask, or there is no mask to carry over from.
+        ValueError: If pi is not a distribution, pi[mask] is not 1, or `carry_over` is set without a mask.
     """
 
     pi: Tensor
@@ -46,22 +47,22 @@ class Alphabet:
 
     @property
     def size(self) -> int:
-        """K, the mask included."""
+        """K, including the mask."""
         return len(self.pi)
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Pi as plain numbers."""
+        """Pi as Python floats."""
         return tuple(self.pi.tolist())
 
     @classmethod
     def uniform(cls, size: int) -> Alphabet:
-        """The paper's: noise draws every one of K categories alike."""
+        """K categories with uniform noise, as in the paper."""
         return cls(torch.full((size,), 1 / size, dtype=torch.float64))
 
     @classmethod
     def masked(cls, size: int, carry_over: bool = False) -> Alphabet:
-        """K categories of data and a mask, whose id is K: absorbing diffusion."""
+        """K data categories and a mask with id K: absorbing diffusion."""
         pi = torch.zeros(size + 1, dtype=torch.float64)
         pi[size] = 1
         return cls(pi, size, carry_over)
@@ -72,27 +73,27 @@ def marginal(x0: Tensor, level: Level, pi: Tensor | None = None) -> Tensor:
 
     Args:
         x0: Ids (...), or distributions (..., K), which are averaged over.
-        level: The time t.
-        pi: What noise is drawn from, (K,), sums to 1; uniform if None (then x0 must be distributions).
+        level: The level of x_t.
+        pi: The noise distribution, (K,), sums to 1; uniform if None (then x0 must be distributions).
 
     Returns:
         float64, (..., K).
 
     Raises:
-        ValueError: If K cannot be told, or differs.
+        ValueError: If K cannot be inferred, or differs.
     """
     pi = _noise(pi, x0)
     return level.alpha_bar * _distribution(x0, pi) + level.variance * pi
 
 
 def noised(x0: Tensor, keep: float | Tensor, u: Tensor, pi: Tensor) -> Tensor:
-    """A draw of x_t from `marginal`, given uniform numbers.
+    """A sample of x_t from `marginal`, computed from uniform numbers.
 
     Args:
         x0: Ids (...).
-        keep: abar_t, a number or one for each id.
-        u: Uniform on [0, 1), (..., 2 or more): whether an id is kept, and what it becomes if not.
-        pi: What noise is drawn from, (K,).
+        keep: abar_t, a number or one per id.
+        u: Uniform on [0, 1), (..., 2 or more): the first decides whether an id is replaced, the second by which.
+        pi: The noise distribution, (K,).
 
     Returns:
         int64, (...).
@@ -101,13 +102,13 @@ def noised(x0: Tensor, keep: float | Tensor, u: Tensor, pi: Tensor) -> Tensor:
 
 
 def sigma_largest(now: Level, next: Level) -> float:
-    """The largest legal sigma of a step: min(abar_next / abar_now, (1 - abar_next) / (1 - abar_now)).
+    """The largest valid sigma of a step: min(abar_next / abar_now, (1 - abar_next) / (1 - abar_now)).
 
-    The second is the smaller one whenever `next` is cleaner. There no fresh noise is drawn: the least random step.
+    The second is smaller whenever `next` is cleaner. At that sigma no fresh noise is drawn: the least random step.
 
     Args:
-        now: The level a step starts from.
-        next: The level it goes to.
+        now: The level at the start of the step.
+        next: The level at its end.
     """
     by_x0 = next.alpha_bar / now.alpha_bar if now.alpha_bar > 0 else math.inf
     by_noise = next.variance / now.variance if now.variance > 0 else math.inf
@@ -115,7 +116,7 @@ def sigma_largest(now: Level, next: Level) -> float:
 
 
 def mixture_weights(now: Level, next: Level, sigma: float) -> tuple[float, float, float]:
-    """Eq. (18): q_sigma(x_next | x_now, x_0) as a mixture: x_now kept, x_0 taken, or fresh noise from pi.
+    """Eq. (18): q_sigma(x_next | x_now, x_0) as a mixture of x_now, x_0, and fresh noise from pi.
 
     Args:
         now: The level of x_now.
@@ -123,11 +124,11 @@ def mixture_weights(now: Level, next: Level, sigma: float) -> tuple[float, float
         sigma: The probability of keeping x_now, 0 <= sigma <= `sigma_largest(now, next)`.
 
     Returns:
-        (keep, to_x0, fresh) = (sigma, abar_next - sigma abar_now, (1 - abar_next) - sigma (1 - abar_now)), each >= 0,
-        their sum 1.
+        (keep, to_x0, fresh) = (sigma, abar_next - sigma abar_now, (1 - abar_next) - sigma (1 - abar_now)); each >= 0,
+        summing to 1.
 
     Raises:
-        ValueError: If sigma is not legal: a weight would be negative.
+        ValueError: If sigma is out of range, which would make a weight negative.
     """
     largest = sigma_largest(now, next)
     if not 0 <= sigma <= largest * (1 + 1e-12):
@@ -138,21 +139,21 @@ def mixture_weights(now: Level, next: Level, sigma: float) -> tuple[float, float
 
 
 def posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, sigma: float, pi: Tensor | None = None) -> Tensor:
-    """Eq. (19): q_sigma(x_next | x_now, x_0) = Cat(keep x_now + to_x0 x_0 + fresh pi), the weights from eq. (18).
+    """Eq. (19): q_sigma(x_next | x_now, x_0) = Cat(keep x_now + to_x0 x_0 + fresh pi), with the weights of eq. (18).
 
     Args:
         x_t: x_now, ids (...).
         x0_probs: x_0, distributions (..., K), or ids (...) if pi is given.
         now: The level of x_now.
-        next: The level of x_next; any, not only the neighbour.
+        next: The level of x_next; it need not be the adjacent timestep.
         sigma: As for `mixture_weights`.
-        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+        pi: The noise distribution, (K,), sums to 1; uniform if None.
 
     Returns:
         float64, (..., K).
 
     Raises:
-        ValueError: If sigma is not legal, or K cannot be told, or differs.
+        ValueError: If sigma is out of range, or K cannot be inferred or differs.
     """
     pi = _noise(pi, x0_probs)
     keep, to_x0, fresh = mixture_weights(now, next, sigma)
@@ -160,8 +161,8 @@ def posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, sigma: flo
 
 
 def divergence(q: Tensor, p: Tensor) -> Tensor:
-    """KL(q || p) of distributions (..., K): float64, (...), nats; inf where p excludes what q allows."""
-    # 0 log 0 = 0, in the gradient as well: where q is 0, p does not matter.
+    """KL(q || p) of distributions (..., K): float64, (...), in nats; inf if p is 0 somewhere q is not."""
+    # 0 log 0 = 0, also in the gradient: where q is 0, p does not matter.
     log_q, log_p = (torch.where(q > 0, probs, 1.0).log() for probs in (q, p))
     return (q * (log_q - log_p)).sum(-1)
 
@@ -171,8 +172,8 @@ def kl(
 ) -> Tensor:
     """Eqs. (20) and (21): KL(q_sigma(x_next | x_now, x_0) || p_theta(x_next | x_now)), exact.
 
-    p_theta is eq. (19) with the predicted distribution in the place of x_0. At next.t = 0 this is -log p_theta(x_0 |
-    x_now). Mixtures being what they are, it is at most to_x0 = abar_next - sigma abar_now times the cross-entropy
+    p_theta is eq. (19) with the predicted distribution in place of x_0. At next.t = 0 this is
+    -log p_theta(x_0 | x_now). By convexity it is at most to_x0 = abar_next - sigma abar_now times the cross-entropy
     -log predicted[x_0].
 
     Args:
@@ -182,10 +183,10 @@ def kl(
         now: The level of x_now.
         next: The level of x_next.
         sigma: As for `mixture_weights`.
-        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+        pi: The noise distribution, (K,), sums to 1; uniform if None.
 
     Returns:
-        float64, (...), nats; inf where p_theta excludes what q allows.
+        float64, (...), in nats; inf if p_theta is 0 somewhere q is not.
 
     Raises:
         ValueError: As for `posterior`.
@@ -197,7 +198,7 @@ def kl(
 
 
 def _distribution(x: Tensor, pi: Tensor) -> Tensor:
-    """Ids as one-hot distributions; distributions as they are; float64."""
+    """Ids as one-hot distributions, distributions unchanged; float64."""
     if not x.is_floating_point():
         return torch.nn.functional.one_hot(x, len(pi)).to(torch.float64)
     if x.shape[-1] != len(pi):
@@ -206,7 +207,7 @@ def _distribution(x: Tensor, pi: Tensor) -> Tensor:
 
 
 def _noise(pi: Tensor | None, like: Tensor) -> Tensor:
-    """Pi on the device of a tensor, or uniform over the categories of its last axis; float64."""
+    """Pi on the device of `like`, or the uniform distribution over its last axis; float64."""
     if pi is not None:
         if pi.ndim != 1:
             raise ValueError(f"pi is {tuple(pi.shape)}, expected one probability per category, (K,)")
@@ -217,33 +218,34 @@ def _noise(pi: Tensor | None, like: Tensor) -> Tensor:
 
 
 def markov_weights(now: Level, next: Level) -> tuple[float, float, float]:
-    """The reversal of the chain that replaces tokens one time after another, given an x_0 that is not x_now.
+    """The weights of the reverse Markov chain q(x_next | x_now, x_0) when x_0 differs from x_now.
 
-    With a = abar_now / abar_next, the probability that the chain keeps a token from `next` to `now`, q(x_next | x_now,
-    x_0) is proportional to q(x_now | x_next) q(x_next | x_0); for x_now != x_0 it is a mixture again. For x_now = x_0
-    it is another one, see `markov_fresh`, so that no sigma of eq. (18) gives both; but with a mask the largest does.
+    The forward chain leaves a token unchanged from `next` to `now` with probability abar_now / abar_next.
+    q(x_next | x_now, x_0) is proportional to q(x_now | x_next) q(x_next | x_0), which is a mixture with these weights
+    for x_now != x_0, and with those of `markov_fresh` for x_now = x_0. No sigma of eq. (18) gives both, except with a
+    mask, where the largest sigma does.
 
     Args:
         now: The level of x_now.
         next: The level of x_next, cleaner.
 
     Returns:
-        (keep, to_x0, fresh), their sum 1.
+        (keep, to_x0, fresh), summing to 1.
     """
     ratio = next.variance / now.variance
     return now.alpha_bar / next.alpha_bar * ratio, 1 - ratio, _replaced(now, next) * ratio
 
 
 def markov_fresh(now: Level, next: Level, pi: Tensor) -> Tensor:
-    """The weight of fresh noise in the same reversal where x_0 is x_now; with the rest the token stays as it is.
+    """The weight of fresh noise in the reverse Markov chain when x_0 = x_now; otherwise the token is unchanged.
 
     Args:
         now: The level of x_now.
         next: The level of x_next, cleaner.
-        pi: The probability of that token under the noise, (...).
+        pi: The probability of the token x_now under the noise distribution, (...).
 
     Returns:
-        The shape of pi; 0 for a token that cannot be x_now.
+        The shape of pi; 0 for a token that cannot occur at `now`.
     """
     chance = now.alpha_bar + now.variance * pi
     return torch.where(chance > 0, _replaced(now, next) * next.variance * pi / chance, 0.0)
@@ -255,23 +257,23 @@ def _replaced(now: Level, next: Level) -> float:
 
 
 def markov_posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, pi: Tensor | None = None) -> Tensor:
-    """The reversal of the Markov chain with x_0 averaged over: sum_{x_0} q(x_next | x_now, x_0) p(x_0 | x_now).
+    """The reverse Markov chain averaged over the predicted x_0: sum_{x_0} q(x_next | x_now, x_0) p(x_0 | x_now).
 
-    Multinomial diffusion (Hoogeboom et al. 2021) and, averaged like this, D3PM (Austin et al. 2021). Not in the family
-    of eq. (19).
+    The kernel of multinomial diffusion (Hoogeboom et al. 2021), averaged over x_0 as in D3PM (Austin et al. 2021). It
+    is not a member of the family of eq. (19).
 
     Args:
         x_t: x_now, ids (...).
         x0_probs: p(x_0 | x_now), distributions (..., K), or ids (...) if pi is given.
         now: The level of x_now.
         next: The level of x_next, cleaner.
-        pi: What noise is drawn from, (K,), sums to 1; uniform if None.
+        pi: The noise distribution, (K,), sums to 1; uniform if None.
 
     Returns:
         float64, (..., K).
 
     Raises:
-        ValueError: If K cannot be told, or differs.
+        ValueError: If K cannot be inferred, or differs.
     """
     pi = _noise(pi, x0_probs)
     here, probs = _distribution(x_t, pi), _distribution(x0_probs, pi)
@@ -283,24 +285,25 @@ def markov_posterior(x_t: Tensor, x0_probs: Tensor, now: Level, next: Level, pi:
 
 
 def sharpen(probabilities: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Distributions made less random: raised to 1 / temperature, then cut to their likeliest part.
+    """Temperature and top-p (nucleus) truncation of distributions.
 
     Args:
         probabilities: (..., K), sums to 1.
-        temperature: > 0; 1 leaves them, below 1 is sharper.
-        top_p: In (0, 1]: the likeliest categories are kept whose probabilities first reach this sum (Holtzman et al.
-            2020); at least one is.
+        temperature: > 0; 1 has no effect, below 1 is sharper.
+        top_p: In (0, 1]: only the most likely categories, up to the first cumulative probability that reaches top_p,
+            can be drawn (Holtzman et al. 2020); always at least one.
 
     Returns:
         The same shape and dtype, sums to 1.
     """
     if temperature != 1:
-        scaled = probabilities / probabilities.amax(-1, keepdim=True)  # so that no power underflows for all
+        # Scaling by the maximum prevents all the powers from underflowing to 0.
+        scaled = probabilities / probabilities.amax(-1, keepdim=True)
         probabilities = scaled.pow(1 / temperature)
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     if top_p < 1:
         order = probabilities.sort(dim=-1, descending=True, stable=True)
         before = order.values.cumsum(-1) - order.values
-        kept = torch.zeros_like(probabilities).scatter(-1, order.indices, order.values * (before < top_p))
-        probabilities = kept / kept.sum(-1, keepdim=True)
+        truncated = torch.zeros_like(probabilities).scatter(-1, order.indices, order.values * (before < top_p))
+        probabilities = truncated / truncated.sum(-1, keepdim=True)
     return probabilities

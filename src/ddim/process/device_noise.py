@@ -1,17 +1,17 @@
-"""The random numbers of `ddim.rng` drawn on a GPU: the same streams, bit by bit, as numpy draws on the host.
+"""Generation of the random numbers of `ddim.rng` on a GPU, from the same streams as numpy on the host.
 
-What is guaranteed, for every seed, index and draw:
+For every seed, index and draw:
 
-- uniform float64 numbers are numpy's bit by bit;
-- normal float32 numbers are numpy's bit by bit, except those of the tail (|x| > 3.654, one in 3900): they may
-  differ in the last bit, because C libraries differ in the last bit of log1pf, which numpy calls there. Here it is
-  correctly rounded.
-- Which words of the stream become which number agrees with numpy wherever the two sides of a comparison do not
-  coincide to the last bit of exp or log1pf. In the wedge test, where exp is a float64 and the other side is rounded
-  in float32 as numpy does on x86, that can happen about once in 10^15 numbers; in the tail test once in 10^10.
+- uniform float64 numbers are bitwise identical to numpy's;
+- normal float32 numbers are bitwise identical to numpy's, except in the tail (|x| > 3.654, one in 3900), where they
+  may differ in the last bit, because numpy calls log1pf there and C libraries differ in its last bit. This module
+  rounds it correctly;
+- the assignment of stream words to numbers is numpy's unless the two sides of a comparison agree to the last bit of
+  exp or log1pf. In the wedge test, where exp is float64 and the other side is rounded in float32 as numpy does on x86,
+  that can happen about once in 10^15 numbers; in the tail test once in 10^10.
 
-Drawing needs triton, which comes with the CUDA builds of torch; `available` answers whether it is installed. Nothing
-waits for the GPU, and keys and draws may be tensors that a captured CUDA graph reads again at every replay.
+Requires triton, which is part of the CUDA builds of torch; `available` checks for it. No call synchronises with the
+GPU, and keys and draws may be tensors that a captured CUDA graph reads at every replay.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 BOXES = 256
-# numpy's ziggurat: where the tail starts, and the area of every box, the lowest with the tail (Doornik 2005).
+# numpy's ziggurat: start of the tail, and the area of each box; that of the lowest includes the tail (Doornik 2005).
 TAIL_START = 3.6541528853610087963519472518
 BOX_AREA = 0.0049286732339746549
 
-_BLOCKS = 128  # Philox blocks of a pass: 1024 words, four for each thread
+_BLOCKS = 128  # Philox blocks per pass: 1024 words, four per thread
 _WARPS = 8
 
 
@@ -41,11 +41,11 @@ def available() -> bool:
 
 
 def ziggurat() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The tables of numpy's float32 ziggurat, from the closed form in float64.
+    """The tables of numpy's float32 ziggurat, computed from the closed form in float64.
 
     Returns:
-        ki, uint32: a 23-bit integer below it is accepted at once; wi, float32: what the integer is multiplied by; fi,
-        float32: the density at the edge of each box, not normalized. All (256,); box 0 is the lowest, with the tail.
+        ki, uint32: 23-bit integers below it are accepted immediately; wi, float32: the factor of the integer; fi,
+        float32: the unnormalised density at the edge of each box. All (256,); box 0 is the lowest and has the tail.
     """
     edge = [0.0] * BOXES
     edge[-1] = TAIL_START
@@ -62,7 +62,7 @@ def ziggurat() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def stream_keys(seed: int, indices: tuple[int, ...], device: torch.device | str) -> Tensor:
-    """The keys (seed, index) of the streams of some samples; the bits of uint64 in int64, (N, 2)."""
+    """The stream keys (seed, index) of samples: int64, (N, 2), with the bits of uint64."""
     keys = np.empty((len(indices), 2), dtype=np.uint64)
     keys[:, 0] = seed
     keys[:, 1] = indices
@@ -70,11 +70,11 @@ def stream_keys(seed: int, indices: tuple[int, ...], device: torch.device | str)
 
 
 def normal(keys: Tensor, draw: int | Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers of one draw of every sample.
+    """The standard normal numbers of one draw for every sample.
 
     Args:
-        keys: From `stream_keys`, (N, 2), on the device that draws.
-        draw: 0 for x_T, k + 1 for plan row k; as a tensor int64, (1,), on the same device.
+        keys: From `stream_keys`, (N, 2), on the generating device.
+        draw: 0 for x_T, k + 1 for plan row k; an int, or a tensor, int64, (1,), on the same device.
         shape: Shape of one sample.
 
     Returns:
@@ -84,13 +84,13 @@ def normal(keys: Tensor, draw: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     if out.numel():
         count = math.prod(shape)
         grid, tables = (len(keys),), _tables(keys.device)
-        # Without fused multiply-add: the wedge test rounds the product and the sum, as numpy does.
+        # No fused multiply-add: the wedge test must round the product and the sum separately, as numpy does.
         _launch("normals", grid, keys, draw, *tables, out, count, num_warps=_WARPS, enable_fp_fusion=False)
     return out
 
 
 def uniform(keys: Tensor, draw: int | Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Uniform numbers on [0, 1) of one draw of every sample: float64, (N, *shape); arguments as for `normal`."""
+    """Uniform numbers on [0, 1) of one draw for every sample: float64, (N, *shape); arguments as for `normal`."""
     out = torch.empty((len(keys), *shape), dtype=torch.float64, device=keys.device)
     if out.numel():
         count = math.prod(shape)
@@ -114,7 +114,7 @@ def _tables(device: torch.device) -> tuple[Tensor, ...]:
 
 
 def _copied(array: np.ndarray, device: torch.device) -> Tensor:
-    """On the device; through pinned memory, so that the host does not wait for a GPU."""
+    """The array as a tensor on the device, copied through pinned memory so that the host does not wait for the GPU."""
     tensor = torch.from_numpy(array)
     if device.type == "cuda" and array.size:
         tensor = tensor.pin_memory()

@@ -1,6 +1,6 @@
-"""The inference family q_sigma for real-valued data: eqs. (3), (4), (7), (8), (16) and Lemma 1, each here only.
+"""The inference family q_sigma for real-valued data: eqs. (3), (4), (7), (8), (16) and Lemma 1.
 
-Whole paths over many levels, eq. (6), are in `ddim.joint`.
+The joint distribution over many levels, eq. (6), is in `ddim.joint`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ def log_normal(x: Tensor, mean: Tensor | float, std: float) -> Tensor:
 
 
 def diffuse(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
-    """Eq. (4): a draw of q(x_t | x_0) = N(signal x_0, noise^2 I), given its noise.
+    """Eq. (4): x_t = signal x_0 + noise eps, a sample of q(x_t | x_0) = N(signal x_0, noise^2 I).
 
     Args:
         x0: Clean data, any shape.
         eps: Standard normal, the shape of x0.
-        level: The time t: a level, or one signal and noise per sample.
+        level: The level of x_t, or one signal and noise per sample.
 
     Returns:
         x_t, the shape of x0.
@@ -41,10 +41,10 @@ def posterior_weights(now: Level, next: Level, sigma: float) -> tuple[float, flo
         sigma: Its standard deviation, 0 <= sigma^2 <= 1 - alpha_bar_next.
 
     Returns:
-        (signal_next, sqrt(1 - alpha_bar_next - sigma^2)); the mean is their sum over x_0 and eps.
+        (signal_next, sqrt(1 - alpha_bar_next - sigma^2)): the weights of x_0 and of eps in the mean.
 
     Raises:
-        ValueError: If sigma is not legal.
+        ValueError: If sigma is out of range.
     """
     left = next.variance - sigma**2
     if not (sigma >= 0 and left >= -1e-12 * next.variance):
@@ -53,18 +53,18 @@ def posterior_weights(now: Level, next: Level, sigma: float) -> tuple[float, flo
 
 
 def weight_of_x0(now: Level, next: Level, sigma: float) -> float:
-    """The weight with which x_0 enters the mean of eq. (7) in both of its places: directly, and through eps.
+    """The total weight of x_0 in the mean of eq. (7): directly, and through eps.
 
-    c = sqrt(abar_next) - sqrt(1 - abar_next - sigma^2) sqrt(abar_now) / sqrt(1 - abar_now). It is what an error in
-    f_theta is multiplied by; an error in eps_theta is multiplied by -c noise_now / signal_now.
+    c = sqrt(abar_next) - sqrt(1 - abar_next - sigma^2) sqrt(abar_now) / sqrt(1 - abar_now). An error in f_theta is
+    multiplied by c, an error in eps_theta by -c noise_now / signal_now.
 
     Args:
         now: The level of x_now, not clean data.
         next: The level of x_next.
-        sigma: Its standard deviation, legal.
+        sigma: Its standard deviation, 0 <= sigma^2 <= 1 - alpha_bar_next.
 
     Raises:
-        ValueError: If sigma is not legal.
+        ValueError: If sigma is out of range.
     """
     of_x0, of_eps = posterior_weights(now, next, sigma)
     return of_x0 - of_eps * now.signal / now.noise
@@ -76,9 +76,9 @@ def sigma(now: Level, next: Level, eta: float = 1.0) -> float:
     eta multiplies the standard deviation. eta = 1 is the posterior of Ho et al. ("fixed small").
 
     Args:
-        now: The level a step starts from.
-        next: The cleaner level it goes to.
-        eta: 0 for DDIM, 1 for DDPM, anything legal between or beyond.
+        now: The level at the start of the step.
+        next: The cleaner level at its end.
+        eta: 0 for DDIM, 1 for DDPM, or any value whose sigma is in range.
     """
     return eta * math.sqrt(next.variance / now.variance) * sigma_hat(now, next)
 
@@ -87,8 +87,8 @@ def sigma_hat(now: Level, next: Level) -> float:
     """Section 5: sigma-hat = sqrt(1 - abar_now / abar_next), the larger noise, Ho et al.'s "fixed large".
 
     Args:
-        now: The level a step starts from.
-        next: The cleaner level it goes to.
+        now: The level at the start of the step.
+        next: The cleaner level at its end.
     """
     return math.sqrt(-math.expm1(now.log_alpha_bar - next.log_alpha_bar))
 
@@ -116,8 +116,8 @@ def forward_weights(now: Level, next: Level, sigma: float) -> tuple[float, float
     """Eq. (8): q_sigma(x_next | x_now, x_0) = N(of_x x_now + of_x0 x_0, std^2 I), by Bayes' rule from (7) and (4).
 
     Given x_0, the noises eps of both levels are standard normal with correlation rho = sqrt(1 - sigma^2 / noise_now^2),
-    so x_next = signal_next x_0 + noise_next (rho eps_now + sqrt(1 - rho^2) z). At sigma = 0 that is deterministic; at
-    eta = 1 of_x0 = 0 and it is the Markov chain of eq. (3). Clean data says nothing of eps: from t = 0 it is eq. (4).
+    so x_next = signal_next x_0 + noise_next (rho eps_now + sqrt(1 - rho^2) z). At sigma = 0 this is deterministic; at
+    eta = 1, of_x0 = 0 and it is the Markov chain of eq. (3). Clean data do not determine eps: from t = 0 it is eq. (4).
 
     Args:
         now: The level s of x_now.
@@ -128,7 +128,7 @@ def forward_weights(now: Level, next: Level, sigma: float) -> tuple[float, float
         (of_x, of_x0, std).
 
     Raises:
-        ValueError: If sigma is not legal (from t = 0 only 0 is), or `next` is not the noisier level.
+        ValueError: If sigma is out of range (from t = 0 it must be 0), or `next` is not the noisier level.
     """
     _check_noisier(now, next)
     _, direction = posterior_weights(next, now, sigma)
@@ -142,11 +142,11 @@ def marginal_after(signal: float, variance: float, now: Level, next: Level, sigm
     """Eqs. (22), (23), (24) and (25): Lemma 1, one step of its induction: a Gaussian through the kernel of eq. (7).
 
     If x_now | x_0 is N(signal x_0, variance I), then x_next | x_0 is N(signal' x_0, variance' I) (Bishop 2006,
-    eq. 2.115: variance' is that of the kernel's mean plus sigma^2). With the marginal (4) of `now` put in, that of
-    `next` comes out, for every legal sigma; this is the lemma.
+    eq. 2.115: variance' is the variance of the kernel's mean plus sigma^2). The lemma: the marginal (4) at `now` gives
+    the marginal (4) at `next`, for every sigma in range.
 
     Args:
-        signal: What multiplies x_0 in the mean of x_now.
+        signal: The factor of x_0 in the mean of x_now.
         variance: The variance of x_now given x_0.
         now: The level of x_now, not clean data.
         next: The level of x_next.
@@ -156,7 +156,7 @@ def marginal_after(signal: float, variance: float, now: Level, next: Level, sigm
         (signal', variance').
 
     Raises:
-        ValueError: If sigma is not legal, or `now` is clean data, of which eq. (7) says nothing.
+        ValueError: If sigma is out of range, or `now` is clean data, for which eq. (7) is undefined.
     """
     if now.variance == 0:
         raise ValueError("eq. (7) needs noise at the level it starts from; t = 0 has none")

@@ -1,7 +1,8 @@
-"""The inference family as joint distributions over several levels: eq. (6), and its form on a sub-sequence, eq. (52).
+"""The inference family as joint distributions over several levels: eq. (6), and eq. (52) for a sub-sequence.
 
-No network is needed: x_0 is known. A path can be drawn and weighed in two orders, from the noisiest level down by
-eq. (7) or from the cleanest up by eq. (8); both give the same joint distribution, and Lemma 1 its marginals.
+They are conditioned on x_0 and need no network. A path can be sampled, and its density evaluated, in two orders: from
+the noisiest level down by eq. (7), or from the cleanest up by eq. (8). Both give the same joint distribution, whose
+marginals are those of Lemma 1.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ Draw = Callable[[int], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """Eq. (6): the joint q_sigma(x_{tau_1}, ..., x_{tau_S} | x_0), that of (4) at tau_S and of (7) over all steps.
+    """Eq. (6): the joint q_sigma(x_{tau_1}, ..., x_{tau_S} | x_0), from eq. (4) at tau_S and eq. (7) at every step.
 
-    A path is a tensor (S + len(outside), *x0.shape): the states at `levels`, then those at `outside`. With
-    tau = 1..T and nothing outside this is eq. (6) as printed. Randomness is an argument: `draw(k)` gives the standard
-    normal tensor, of x0's shape, that goes into path[k]; each k is asked for once.
+    A path is a tensor (S + len(outside), *x0.shape): the states at `levels`, then the states at `outside`. With
+    tau = 1..T and nothing outside, this is eq. (6) as printed. Randomness is an argument: `draw(k)` returns the
+    standard normal tensor, of x0's shape, that enters path[k]; it is called once for each k.
 
     Args:
         levels: tau_1, ..., tau_S, S >= 1, each noisier than the one before; none is clean data.
-        sigma: S - 1 numbers; sigma[i] is the standard deviation of levels[i] given levels[i + 1] and x_0,
-            0 <= sigma[i]^2 <= 1 - alpha_bar of levels[i].
-        outside: Times that are not in tau, in any order; given x_0 they are independent of all others (Appendix C).
+        sigma: S - 1 numbers; sigma[i] is the standard deviation of the state at levels[i] given that at levels[i + 1]
+            and x_0, 0 <= sigma[i]^2 <= 1 - alpha_bar of levels[i].
+        outside: Levels that are not in tau, in any order; given x_0 they are independent of all others (Appendix C).
 
     Raises:
-        DdimError: If levels do not rise or are clean data, a time comes twice, or sigma is not legal.
+        DdimError: If levels do not rise or are clean data, a timestep is repeated, or sigma is out of range.
     """
 
     levels: tuple[Level, ...]
@@ -59,7 +60,7 @@ class Inference:
 
         Args:
             levels: Rising levels, as for the class.
-            eta: 0 is deterministic but for one draw, 1 is the Markov chain of eq. (3).
+            eta: 0 is deterministic except for one draw, 1 is the Markov chain of eq. (3).
             outside: As for the class.
 
         Raises:
@@ -70,11 +71,11 @@ class Inference:
         return cls(tau, tuple(sigma_of_eta(noisier, level, eta) for level, noisier in itertools.pairwise(tau)), others)
 
     def backward(self, x0: Tensor, draw: Draw) -> Tensor:
-        """A path drawn from x_{tau_S} down to x_{tau_1} by eq. (7).
+        """A path sampled from x_{tau_S} down to x_{tau_1} by eq. (7).
 
         Args:
             x0: Clean data, any shape.
-            draw: The noise of each place, see the class.
+            draw: The noise of each state, see the class.
 
         Returns:
             (S + len(outside), *x0.shape), x0's dtype.
@@ -86,11 +87,11 @@ class Inference:
         return torch.stack(states + self._draw_outside(x0, draw))
 
     def forward(self, x0: Tensor, draw: Draw) -> Tensor:
-        """A path drawn from x_{tau_1} up to x_{tau_S} by eq. (8); its distribution is that of `backward`.
+        """A path sampled from x_{tau_1} up to x_{tau_S} by eq. (8); it has the same distribution as `backward`.
 
         Args:
             x0: Clean data, any shape.
-            draw: The noise of each place, see the class.
+            draw: The noise of each state, see the class.
 
         Returns:
             (S + len(outside), *x0.shape), x0's dtype.
@@ -105,17 +106,17 @@ class Inference:
         """Eqs. (52) and (53): the log-density of a path given x_0, factorised from x_{tau_S} down.
 
         log q(x_{tau_S} | x_0) + sum_i log q_sigma(x_{tau_i} | x_{tau_{i+1}}, x_0) + sum over outside of
-        log q(x_t | x_0). Without times outside tau it is that of eq. (6).
+        log q(x_t | x_0). Without levels outside tau it is the log-density of eq. (6).
 
         Args:
             path: (S + len(outside), N, ...).
             x0: (N, ...).
 
         Returns:
-            (N,), nats, in the dtype of the path.
+            (N,), in nats, in the dtype of the path.
 
         Raises:
-            ValueError: If a sigma is 0, where there is no density, or the shapes do not fit.
+            ValueError: If a sigma is 0, so that there is no density, or the shapes do not match.
         """
         self._check_density(path, x0)
         last = len(self.levels) - 1

@@ -1,21 +1,21 @@
 """Triton kernels of `ddim.process.device_noise`: numpy's Philox 4x64-10, its uniform numbers and its float32 ziggurat.
 
-Importing this module imports triton; `ddim.process.device_noise` does so when a GPU draws for the first time.
+Importing this module imports triton; `ddim.process.device_noise` imports it at the first draw on a GPU.
 
-A stream of 32-bit words becomes normal numbers by an automaton that reads one word at a time. Its states are what
-the word is read for:
+An automaton that reads one word at a time converts a stream of 32-bit words to normal numbers. Its state is the role
+of the next word:
 
-    0 START    the first word of a number; accepted at once in 98.8 % of cases
-    1 WEDGE    the uniform number of the wedge test; accepted or not, START follows
-    2, 3       the first and the second uniform number of the tail, for a positive number; 2 follows where the
+    0 START    the first word of a number; accepted immediately in 98.8 % of cases
+    1 WEDGE    the uniform number of the wedge test; START follows, whether accepted or not
+    2, 3       the first and the second uniform number of the tail, for a positive number; 2 follows if the
                pair is rejected, else START
     4, 5       the same for a negative number
 
-What a word does from each state depends on it and on the word before it only, so all words are classified in
-parallel. The states themselves are found by iteration: every word takes START for a guess, passes its next state on,
-and this repeats until nothing changes. Each state follows from the one before it, so the true states are the only
-fixed point and the result is exact. A guess is wrong only near the words that are not accepted at once; five to ten
-passes are usual.
+The transition of a word from each state depends only on that word and the word before it, so all words are classified
+in parallel. The states are computed by fixed-point iteration: every state is initialised to START, and every word
+passes its next state on until nothing changes. Each state is determined by the one before it, so the true states are
+the only fixed point and the result is exact. Initial states are wrong only near words that are not accepted
+immediately; five to ten passes are usual.
 """
 
 import triton
@@ -31,7 +31,10 @@ TAIL_INVERSE = tl.constexpr(0.27366123732975828)
 
 @triton.jit
 def _philox(seed, index, draw, block):
-    """The four uint64 of Philox blocks number `block` (uint64) of one stream; numpy counts before the first."""
+    """The four uint64 of the Philox blocks with indices `block` (uint64) of one stream.
+
+    numpy increments the counter before its first block, hence the + 1.
+    """
     c0 = block + 1
     c1 = tl.zeros_like(block)
     c2 = tl.zeros_like(block)
@@ -58,7 +61,7 @@ def _philox(seed, index, draw, block):
 
 @triton.jit
 def _key(keys, draw, sample):
-    """The stream of one sample: seed, index and number of the draw, uint64."""
+    """The stream key of one sample: seed, index and draw number, uint64."""
     seed = tl.load(keys + 2 * sample).to(tl.uint64)
     index = tl.load(keys + 2 * sample + 1).to(tl.uint64)
     return seed, index, tl.load(draw).to(tl.uint64)
@@ -90,32 +93,33 @@ def _exponential(word):
 
 @triton.jit
 def _tail(word):
-    """How far beyond its start a number of the tail lies."""
+    """The distance of a tail number from the start of the tail."""
     return _exponential(word) * TAIL_INVERSE
 
 
 @triton.jit
 def _scaled(word, wi):
-    """The number that a first word stands for, with its sign."""
+    """The signed number that a first word encodes."""
     x = (word >> 9).to(tl.int32).to(tl.float32) * tl.load(wi + (word & 0xFF))
     return tl.where((word & 0x100) != 0, -x, x)
 
 
 @triton.jit
 def _classify(before, word, ki, wi, fi):
-    """What a word does from each state s: bits 4 s to 4 s + 2 the next state, bit 4 s + 3 whether a number ends."""
+    """The transitions of a word: for each state s, the next state in bits 4 s to 4 s + 2, and bit 4 s + 3 set if a
+    number ends."""
     box = word & 0xFF
     at_once = (word >> 9) < tl.load(ki + box)
     sign = (word >> 17) & 1
     start = tl.where(at_once, 8, tl.where(box == 0, 2 + 2 * sign, 1)).to(tl.uint32)
-    # The wedge: the word before gave the box and x.
+    # Wedge: the previous word gave the box and x.
     box = before & 0xFF
     bottom = tl.load(fi + box)
     top = tl.load(fi + tl.maximum(box.to(tl.int32) - 1, 0))
     x = _scaled(before, wi).to(tl.float64)
     height = (top - bottom) * _unit(word) + bottom  # float32, as in numpy; compiled without fused multiply-add
     wedge = tl.where(height.to(tl.float64) < tl.exp(-0.5 * x * x), 8, 0).to(tl.uint32)
-    # The tail: the word before gave the distance.
+    # Tail: the previous word gave the distance.
     beyond = _tail(before)
     limit = _exponential(word)
     accepted = limit + limit > beyond * beyond
@@ -126,7 +130,7 @@ def _classify(before, word, ki, wi, fi):
 
 @triton.jit
 def _value(state, before, word, wi):
-    """The number that ends at a word read in a state."""
+    """The number that ends at a word, given the state in which the word is read."""
     tail = TAIL_START + _tail(before)
     return tl.where(
         state >= 2,
@@ -137,7 +141,7 @@ def _value(state, before, word, wi):
 
 @triton.jit
 def _shift(x, first):
-    """Every element moved on by one place, `first` before them."""
+    """The elements shifted by one position, with `first` in front."""
     place = tl.arange(0, x.shape[0])
     return tl.where(place == 0, first, tl.gather(x, tl.maximum(place - 1, 0), 0))
 
@@ -151,16 +155,16 @@ def _last(x):
 
 @triton.jit
 def _words(seed, index, draw, block):
-    """The 32-bit words of successive Philox blocks, the low half of each uint64 first: eight for each block."""
+    """The 32-bit words of successive Philox blocks, eight per block, the low half of each uint64 first."""
     a, b, c, d = _philox(seed, index, draw, block)
-    # The last axis counts fastest: the pairs (a, b) and (c, d), then the two pairs.
+    # The last axis varies fastest, so this interleaves to a, b, c, d for each block.
     long = tl.join(tl.join(a, c), tl.join(b, d)).reshape(4 * block.shape[0])
     return tl.join(_low(long), _high(long)).reshape(8 * block.shape[0])
 
 
 @triton.jit
 def _next(code, state):
-    """The state after a word that is read in a state."""
+    """The next state after a word with transitions `code` is read in `state`."""
     return (code >> (4 * state)) & 7
 
 
@@ -171,7 +175,7 @@ def normals(keys, draw, ki, wi, fi, out, count, BLOCKS: tl.constexpr):
     seed, index, number = _key(keys, draw, sample)
     out += sample * count
     block = tl.arange(0, BLOCKS).to(tl.uint64)
-    state_before = tl.zeros((), tl.uint32)  # of the last word read; START leads to itself by the code 0
+    state_before = tl.zeros((), tl.uint32)  # state of the last word read; initial code 0 maps START to START
     code_before = tl.zeros((), tl.uint32)
     word_before = tl.zeros((), tl.uint32)
     done = 0
@@ -198,7 +202,7 @@ def normals(keys, draw, ki, wi, fi, out, count, BLOCKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["count"])
 def uniforms(keys, draw, out, count, BLOCKS: tl.constexpr):
-    """4 BLOCKS of the `count` uniform numbers of one sample, float64."""
+    """4 x BLOCKS of the `count` uniform numbers of one sample, float64."""
     sample = tl.program_id(0).to(tl.int64)
     seed, index, number = _key(keys, draw, sample)
     block = tl.program_id(1).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)

@@ -1,7 +1,7 @@
-"""What a network predicts, as a consistent pair (x0, eps): eq. (9), eps, x0 and v, and logits over categories.
+"""Prediction types as consistent pairs (x0, eps): eq. (9), eps, x0 and v; and token logits as p(x_0 | x_t).
 
-A denoiser is any callable `denoise(x, level) -> Prediction`; the pair it returns is always consistent,
-x = signal x0 + noise eps. Samplers never learn what the network predicts.
+A denoiser is any callable `denoise(x, level) -> Prediction`; the pair it returns is consistent,
+x = signal x0 + noise eps. Samplers are independent of what the network predicts.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Number = TypeVar("Number", Tensor, float)
 
 
 class Prediction:
-    """What a denoiser says of x_t.
+    """A denoiser's prediction at x_t.
 
     Args:
         x0: The predicted clean data f_theta, the shape of x_t.
         eps: The predicted noise, the shape of x_t.
-        fraction: Where between its bounds the log-variance of a step lies, 0 (lower) to 1, the shape of x_t; None of a
-            network that does not say (Nichol & Dhariwal 2021, eq. (15) there).
+        fraction: The position of a step's log-variance between its bounds, 0 (lower) to 1, the shape of x_t; None if
+            the network does not predict a variance (Nichol & Dhariwal 2021, their eq. (15)).
     """
 
     __slots__ = ("_eps", "_x0", "linear", "variance_fraction")
@@ -42,14 +42,14 @@ class Prediction:
 
     @staticmethod
     def of(linear: LinearPrediction) -> Prediction:
-        """x_0 and eps as sums of x_t and a network's output, made when they are asked for.
+        """A prediction whose x_0 and eps are linear in x_t and the network's output, computed on first access.
 
-        A row of a plan is a sum of such sums, and asks for neither: `linear` is kept for it.
+        A plan row combines the coefficients of `linear` directly and computes neither.
         """
-        made = Prediction.__new__(Prediction)
-        made._x0 = made._eps = None
-        made.variance_fraction, made.linear = None, linear
-        return made
+        prediction = Prediction.__new__(Prediction)
+        prediction._x0 = prediction._eps = None
+        prediction.variance_fraction, prediction.linear = None, linear
+        return prediction
 
     @property
     def x0(self) -> Tensor:
@@ -68,20 +68,20 @@ class Prediction:
         return self._eps
 
     def with_x0(self, x0: Tensor, x: Tensor, level: Level) -> Prediction:
-        """The prediction with another x_0, eps being derived again so that the pair stays consistent at x_t."""
+        """The prediction with x_0 replaced and eps recomputed, so that the pair stays consistent at x_t."""
         return Prediction(x0, eps_from_x0(x0, x, level), self.variance_fraction)
 
     def lerp(self, other: Prediction, scale: float) -> Prediction:
-        """The prediction on the line from this one, at scale 0, through the other, at 1; the other's `fraction`."""
+        """Linear interpolation from this prediction (scale 0) to the other (scale 1), with the other's `fraction`."""
         return Prediction(self.x0.lerp(other.x0, scale), self.eps.lerp(other.eps, scale), other.variance_fraction)
 
 
 AnyDenoiser = Callable[[Tensor, Level], Any]
-"""A denoiser of any kind of data: its prediction has `x0`, `with_x0` and `towards`, as `Prediction` has."""
+"""A denoiser of any modality: its prediction has `x0`, `with_x0` and `lerp`, like `Prediction`."""
 
 
 class Denoiser(Protocol):
-    """Anything that predicts x_0 and eps from x_t."""
+    """A callable that predicts x_0 and eps from x_t."""
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The prediction at x (N, ...) and one level."""
@@ -89,16 +89,16 @@ class Denoiser(Protocol):
 
 
 def predict(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
-    """A network's output as a consistent pair, whatever it predicts.
+    """A network's output converted to a consistent pair (x0, eps).
 
     Args:
         output: The network's output, the shape of x.
         x: x_t.
         level: The level of x_t.
-        predicts: "eps", "x0" or "v" with v = signal eps - noise x0 (Salimans & Ho 2022).
+        predicts: "eps", "x0" or "v", where v = signal eps - noise x0 (Salimans & Ho 2022).
 
     Raises:
-        ValueError: If `predicts` is unknown, eps is predicted where there is no signal, or x_0 where there is no noise.
+        ValueError: If `predicts` is unknown, or is eps at zero signal or x_0 at zero noise.
     """
     if predicts == "eps":
         if level.signal == 0:
@@ -128,7 +128,7 @@ def x0_from_eps(eps: Number, x: Number, level: Level) -> Number:
 
 
 def eps_from_x0(x0: Number, x: Number, level: Level) -> Number:
-    """The eps that makes (x0, eps) consistent at x_t; the inverse of eq. (9). Needs noise > 0."""
+    """The eps that makes (x0, eps) consistent at x_t; the inverse of eq. (9). Requires noise > 0."""
     return (x - x0 * level.signal) / level.noise
 
 
@@ -147,13 +147,13 @@ def _check_hook(x0: Any, before: Tensor, level: Level) -> None:
 
 
 class LinearPrediction(NamedTuple):
-    """x_0 and eps as sums of x_t and a network's output.
+    """x_0 and eps as linear combinations of x_t and a network's output.
 
     Args:
         x: x_t.
         output: The network's output, the shape of x.
         of_x0: The weights of x and of the output in x_0.
-        of_eps: Those in eps.
+        of_eps: The weights of x and of the output in eps.
     """
 
     x: Tensor
@@ -162,7 +162,7 @@ class LinearPrediction(NamedTuple):
     of_eps: tuple[float, float]
 
     def sum(self, weights: tuple[float, float]) -> Tensor:
-        """x and the output, each times its weight."""
+        """The weighted sum of x and the output."""
         if weights == (0, 1):
             return self.output
         return (self.x * weights[0]).add_(self.output, alpha=weights[1])
@@ -170,34 +170,35 @@ class LinearPrediction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TokenPrediction:
-    """What a denoiser says of categorical x_t.
+    """A denoiser's prediction at discrete x_t.
 
     Args:
-        x0: p(x_0 | x_t), each token on its own: float, (N, ..., K).
+        x0: p(x_0 | x_t), a distribution for each token independently: float, (N, ..., K).
     """
 
     x0: Tensor
 
     def with_x0(self, x0: Tensor, x: Tensor, level: Level) -> TokenPrediction:
-        """The prediction with another x_0."""
+        """The prediction with x_0 replaced."""
         return TokenPrediction(x0)
 
     def lerp(self, other: TokenPrediction, scale: float) -> TokenPrediction:
-        """p proportional to self^(1 - scale) other^scale (Schiff et al. 2024); what both exclude stays excluded."""
+        """p proportional to self^(1 - scale) other^scale (Schiff et al. 2024); categories at 0 in both stay at 0."""
         off, on = (part.x0.clamp_min(torch.finfo(part.x0.dtype).tiny).log() for part in (self, other))
-        made = off.lerp(on, scale).masked_fill((self.x0 == 0) & (other.x0 == 0), -math.inf)
-        return TokenPrediction(made.softmax(-1))
+        logits = off.lerp(on, scale).masked_fill((self.x0 == 0) & (other.x0 == 0), -math.inf)
+        return TokenPrediction(logits.softmax(-1))
 
 
 def predict_tokens(output: Tensor, x: Tensor, level: Level, alphabet: Alphabet) -> TokenPrediction:
-    """A network's logits (N, ..., K) at x (N, ...) as a prediction."""
+    """The prediction for a network's logits (N, ..., K) at x (N, ...)."""
     return TokenPrediction(log_probabilities(output, x, alphabet).exp())
 
 
 def log_probabilities(logits: Tensor, x: Tensor, alphabet: Alphabet) -> Tensor:
-    """log p(x_0 | x_t) of a network's logits.
+    """log p(x_0 | x_t) from a network's logits.
 
-    No x_0 is a mask; with `carry_over` a token that is not masked is x_0 itself, with certainty (Sahoo et al. 2024).
+    The mask has probability 0; with `carry_over` a token that is not masked equals x_0 with certainty (Sahoo et al.
+    2024).
 
     Args:
         logits: (N, ..., K).
@@ -205,7 +206,7 @@ def log_probabilities(logits: Tensor, x: Tensor, alphabet: Alphabet) -> Tensor:
         alphabet: The categories.
 
     Returns:
-        The dtype of the logits, at least float32, (N, ..., K); -inf where a category is excluded.
+        The dtype of the logits, at least float32, (N, ..., K); -inf for excluded categories.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if alphabet.mask is None:
@@ -213,6 +214,6 @@ def log_probabilities(logits: Tensor, x: Tensor, alphabet: Alphabet) -> Tensor:
     ids = torch.arange(alphabet.size, device=logits.device)
     logits = logits.masked_fill(ids == alphabet.mask, -math.inf)
     if alphabet.carry_over:
-        known = (x != alphabet.mask)[..., None]
-        logits = logits.masked_fill(known & (ids != x[..., None]), -math.inf)
+        unmasked = (x != alphabet.mask)[..., None]
+        logits = logits.masked_fill(unmasked & (ids != x[..., None]), -math.inf)
     return logits.log_softmax(-1)

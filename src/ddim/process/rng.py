@@ -1,8 +1,8 @@
-"""One stream of noise per sample: sample i is a function of (seed, i), never of a batch or of a global generator.
+"""One random stream per sample: sample i depends only on (seed, i), never on the batch or a global generator.
 
-The streams are Philox 4x64 (counter based, numpy's), keyed by (seed, index); the top word of the counter is the
-draw's number: 0 for x_T, k + 1 for the noise of plan row k. `torch.Generator` would not do: on a CPU it keeps 32
-bits of its seed, and what it draws depends on the shape asked for.
+The streams are numpy's counter-based Philox 4x64, keyed by (seed, index); the top word of the counter is the draw
+number: 0 for x_T, k + 1 for the noise of plan row k. `torch.Generator` is unsuitable: on a CPU it uses only 32 bits of
+its seed, and its numbers depend on the requested shape.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _WORD = 2**64
 
 
 def normal(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal numbers of one sample and one draw.
+    """The standard normal numbers of one draw for one sample.
 
     Args:
         seed: The run's seed, 0 <= seed < 2^64.
@@ -40,31 +40,31 @@ def normal(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarr
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order in which epoch `epoch` of a training visits n pictures; int64, (n,)."""
+    """The order of n training samples in epoch `epoch`: a permutation, int64, (n,)."""
     return _stream(seed, epoch, _WORD - 1).permutation(n)
 
 
 def generator(device: torch.device | str, *key: int) -> torch.Generator:
     """A torch generator on a device, seeded by a hash of integers.
 
-    For draws in training, where one step may draw a whole batch at once. On a CPU torch keeps 32 bits of it.
+    For training, where a step draws for the whole batch at once. On a CPU torch uses only 32 bits of the seed.
     """
-    made = torch.Generator(device=device)
-    made.manual_seed(hash_seed(*key))
-    return made
+    seeded = torch.Generator(device=device)
+    seeded.manual_seed(hash_seed(*key))
+    return seeded
 
 
 def hash_seed(*key: int) -> int:
-    """A seed in 0..2^63-1 that is a hash of integers."""
+    """A hash of integers as a seed in 0..2^63-1."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def sample_categorical(u: Tensor, probabilities: Tensor) -> Tensor:
-    """The category of each u by the inverse of the distribution function, exact but for rounding of the sums.
+    """Categories sampled by inverting the distribution function at u; exact up to rounding of the cumulative sums.
 
     Args:
         u: In [0, 1), (...).
-        probabilities: (K,), or (..., K), one distribution each; a sum that is not 1 is divided away.
+        probabilities: (K,), or (..., K) with one distribution per u; normalised if they do not sum to 1.
 
     Returns:
         int64, (...); never a category of probability 0.
@@ -75,20 +75,20 @@ def sample_categorical(u: Tensor, probabilities: Tensor) -> Tensor:
         ids = torch.searchsorted(edges, at.squeeze(-1).contiguous(), right=True)
     else:
         ids = torch.searchsorted(edges, at.contiguous(), right=True).squeeze(-1)
-    # u near 1 times the sum may round to the sum itself: then the last category that has any probability.
+    # u near 1 times the sum can round to the sum itself: clamp to the last category of nonzero probability.
     return torch.minimum(ids, (edges < edges[..., -1:]).sum(-1))
 
 
 @contextlib.contextmanager
 def temporary_seed(device: torch.device | str, seed: int) -> Iterator[None]:
-    """Seed the global generator of one device for a while, and put its state back.
+    """Seed the global generator of one device, and restore its state on exit.
 
-    For what takes no generator argument: dropout, and the first weights of a network.
+    For operations without a generator argument: dropout, and the initialisation of a network.
     """
     at = torch.device(device)
     cuda = at.type == "cuda"
     with torch.random.fork_rng([at] if cuda else []):
-        # torch.manual_seed would seed every device, and only this one's state is put back.
+        # torch.manual_seed would seed every device, but fork_rng restores only this one.
         if cuda:
             torch.cuda.default_generators[at.index or torch.cuda.current_device()].manual_seed(seed)
         else:
@@ -98,14 +98,14 @@ def temporary_seed(device: torch.device | str, seed: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Noise:
-    """The randomness of a batch of samples, drawn when asked for.
+    """The random numbers of a batch of samples, generated on request.
 
     Args:
         seed: The run's seed.
         indices: The samples' indices in the run, (N,).
         shape: Shape of one sample, for example (C, H, W).
-        device: Where the draws go; what is drawn does not depend on it. On a GPU they are made there where triton is
-            installed (`ddim.process.device_noise`, which says how exactly the numbers agree).
+        device: Device of the returned tensors; the numbers do not depend on it. On a GPU with triton installed they are
+            generated there; `ddim.process.device_noise` documents how exactly they agree with the host's.
     """
 
     seed: int
@@ -127,7 +127,7 @@ class Noise:
         return self._draw(0)
 
     def row(self, k: int) -> Tensor:
-        """What row k >= 0 of a plan draws: here the noise z_k, float32, (N, *shape)."""
+        """The random numbers of row k >= 0 of a plan, here the noise z_k: float32, (N, *shape)."""
         if k < 0:
             raise ValueError(f"plan rows count from 0, not {k}")
         return self._draw(k + 1)
@@ -147,14 +147,14 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class TokenNoise(Noise):
-    """The randomness of a batch of samples of categories.
+    """The random numbers of a batch of samples of discrete data.
 
     Args:
-        seed: As for `Noise`, like the next three.
-        indices: As above.
-        shape: As above, for example (L,).
-        device: As above.
-        pi: What x_T is drawn from, float64, (K,).
+        seed: As for `Noise`.
+        indices: As for `Noise`.
+        shape: Shape of one sample, for example (L,).
+        device: As for `Noise`.
+        pi: The distribution of the tokens of x_T, float64, (K,).
     """
 
     pi: Tensor | None = None
@@ -165,7 +165,7 @@ class TokenNoise(Noise):
         return sample_categorical(self._draw(0)[..., 0], self.pi.to(self.device))
 
     def _draw(self, draw: int) -> Tensor:
-        """Uniform on [0, 1), three for each token: float64, (N, *shape, 3)."""
+        """Uniform numbers on [0, 1), three per token: float64, (N, *shape, 3)."""
         if _draws_on(torch.device(self.device)):
             return device_noise.uniform(self._keys, draw, (*self.shape, 3))
         out = np.empty((len(self.indices), *self.shape, 3))
@@ -176,12 +176,12 @@ class TokenNoise(Noise):
 
 @functools.cache
 def _draws_on(device: torch.device) -> bool:
-    """Whether numbers are drawn on a device; a GPU is tried once, and its numbers are compared with numpy's."""
+    """Whether random numbers are generated on a device; a GPU is tested once by comparing its numbers with numpy's."""
     if device.type != "cuda" or not device_noise.available():
         return False
     try:
         got = device_noise.normal(device_noise.stream_keys(1, (2,), device), 3, (4096,)).cpu().numpy()[0]
-    except Exception as error:  # whatever a compiler or a driver may raise
+    except Exception as error:  # a compiler or a driver may raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warn(f"random numbers are drawn on the host: triton fails on {device} ({reason})")
         return False

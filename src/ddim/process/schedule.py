@@ -1,15 +1,15 @@
-"""Noise schedules: one float64 number per time, the log signal-to-noise ratio.
+"""Noise schedules: the float64 log signal-to-noise ratio at each timestep.
 
-Notation, kept everywhere (t = 0 is clean data, t = T the noisiest time):
+Notation of the whole package (t = 0 is clean data, t = T the noisiest timestep):
 
 | code        | DDIM paper      | DDPM paper  | meaning                                                          |
 |-------------|-----------------|-------------|------------------------------------------------------------------|
 | `alpha_bar` | alpha_t         | bar alpha_t | signal power, cumulative; 1 at t = 0                             |
 | `log_snr`   | -               | -           | log(alpha_bar / (1 - alpha_bar)); +inf at t = 0                  |
-| `signal`    | sqrt(alpha_t)   |             | what multiplies x_0                                              |
-| `noise`     | sqrt(1-alpha_t) |             | what multiplies eps; never called sigma                          |
+| `signal`    | sqrt(alpha_t)   |             | factor of x_0                                                    |
+| `noise`     | sqrt(1-alpha_t) |             | factor of eps; never called sigma                                |
 | `sigma`     | sigma_t         |             | std of the noise a reverse step adds, eq. (16), `ddim.gaussian`  |
-| `angle`     | -               | -           | arccos(signal); a DDIM step is a rotation by a difference of two |
+| `angle`     | -               | -           | arccos(signal); a DDIM step rotates by the change of angle       |
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class Scales(Protocol):
-    """What multiplies x_0 and eps in x_t: a `Level`'s two numbers, or tensors with one number per sample."""
+    """The factors of x_0 and eps in x_t: the two numbers of a `Level`, or tensors with one number per sample."""
 
     @property
     def signal(self) -> float | Tensor:
@@ -43,10 +43,10 @@ class Scales(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One time of a schedule and how noisy it is.
+    """A timestep of a schedule and its log-SNR.
 
     Args:
-        t: Time, 0 (clean) to T; the network of a DDPM is fed t - 1, see `ddim.nn`.
+        t: Timestep, 0 (clean) to T; the network of a DDPM receives t - 1, see `ddim.nn`.
         log_snr: log(alpha_bar / (1 - alpha_bar)); +inf for clean data, -inf for pure noise.
     """
 
@@ -60,7 +60,7 @@ class Level:
 
     @property
     def variance(self) -> float:
-        """Noise power 1 - alpha_bar, without cancellation near clean data."""
+        """Noise power 1 - alpha_bar, computed without cancellation near clean data."""
         return _sigmoid(-self.log_snr)
 
     @property
@@ -75,7 +75,7 @@ class Level:
 
     @property
     def ratio(self) -> float:
-        """noise / signal, the v of eq. (14); inf where there is no signal."""
+        """noise / signal, the v of eq. (14); inf at zero signal."""
         return math.inf if self.log_snr < -1400 else math.exp(-self.log_snr / 2)
 
     @property
@@ -85,20 +85,20 @@ class Level:
 
     @property
     def log_alpha_bar(self) -> float:
-        """log(alpha_bar), -inf where there is no signal."""
+        """log(alpha_bar), -inf at zero signal."""
         return -_softplus(-self.log_snr)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A noise schedule: the log-SNR at t = 1..T; t = 0 is clean data exactly.
+    """A noise schedule: the log-SNR at t = 1..T; t = 0 is exactly clean data.
 
     Args:
         log_snr: float64, (T,), strictly falling; the last entry may be -inf (zero terminal SNR).
-        name: What it is called in configurations and messages.
+        name: The schedule's name in configurations and messages.
 
     Raises:
-        DdimError: If the table is empty, not finite where it must be, or does not fall.
+        DdimError: If the table is empty, not finite before T, or does not fall.
     """
 
     log_snr: np.ndarray
@@ -120,7 +120,7 @@ class Schedule:
         object.__setattr__(self, "_angles", angles)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.log_snr, self.name)  # a table that is read-only again
+        return type(self), (self.log_snr, self.name)  # the constructor makes the table read-only again
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Schedule) and np.array_equal(self.log_snr, other.log_snr)
@@ -130,13 +130,13 @@ class Schedule:
 
     @property
     def T(self) -> int:
-        """The number of times t = 1..T."""
+        """The number of timesteps t = 1..T."""
         return len(self.log_snr)
 
     def level(self, t: float) -> Level:
-        """The level at a time; between two entries the angle is interpolated linearly.
+        """The level at a timestep; between two entries the angle is interpolated linearly.
 
-        (The angle is the one coordinate that is finite at both ends, t = 0 and zero terminal SNR.)
+        The angle is the only coordinate that is finite at both ends, t = 0 and zero terminal SNR.
 
         Args:
             t: 0 <= t <= T, whole or not.
@@ -154,15 +154,15 @@ class Schedule:
         return Level(float(t), -2.0 * math.log(math.tan(angle)) if angle > 0 else math.inf)
 
     def levels(self, times: Sequence[float]) -> tuple[Level, ...]:
-        """The levels at several times, in the order given."""
+        """The levels at several timesteps, in the given order."""
         return tuple(self.level(t) for t in times)
 
     def time_at_angle(self, angle: float) -> float:
-        """The real-valued t in [0, T] whose angle this is; the inverse of `level(t).angle`."""
+        """The real-valued t in [0, T] with this angle; the inverse of `level(t).angle`."""
         return float(np.interp(angle, self._angles, np.arange(self.T + 1)))
 
     def time_at_log_snr(self, log_snr: float) -> float:
-        """The real-valued t in [0, T] whose log-SNR this is."""
+        """The real-valued t in [0, T] with this log-SNR."""
         return self.time_at_angle(Level(0.0, log_snr).angle)
 
     @property
@@ -172,7 +172,7 @@ class Schedule:
 
     @property
     def betas(self) -> np.ndarray:
-        """float64, (T,): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, what `from_betas` is made of."""
+        """float64, (T,): beta_t = 1 - alpha_bar_t / alpha_bar_{t-1}, the argument of `from_betas`."""
         alpha_bar = self.alpha_bar
         return np.asarray(1 - alpha_bar[1:] / alpha_bar[:-1])
 
@@ -182,7 +182,7 @@ def from_betas(betas: Sequence[float] | np.ndarray, name: str = "betas") -> Sche
 
     Args:
         betas: (T,), each 0 < beta < 1; the last may be 1 (zero terminal SNR).
-        name: What to call it.
+        name: The name of the schedule.
 
     Raises:
         DdimError: If a beta is out of range.
@@ -217,7 +217,7 @@ def scaled_linear(T: int = 1000, beta_start: float = 0.00085, beta_end: float = 
 
 
 def quadratic(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Schedule:
-    """Betas that rise with the square of time, beta_t = a + (b - a) ((t - 1) / (T - 1))^2."""
+    """Betas that rise quadratically, beta_t = a + (b - a) ((t - 1) / (T - 1))^2."""
     ramp = np.linspace(0.0, 1.0, _length(T))
     return from_betas(beta_start + (beta_end - beta_start) * ramp**2, "quadratic")
 
@@ -238,7 +238,7 @@ def cosine(T: int = 1000, offset: float = 0.008, beta_max: float = 0.999) -> Sch
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The schedule with sqrt(alpha_bar) shifted and scaled so that alpha_bar_T = 0 (Lin et al. 2023, algorithm 1).
 
-    The signal at t = 1 is kept. A network that predicts eps says nothing about x_0 at T: use v or x0.
+    The signal at t = 1 is unchanged. A predicted eps does not determine x_0 at T: use a network that predicts v or x0.
     """
     signal = np.sqrt(schedule.alpha_bar[1:])
     first, last = signal[0], signal[-1]
@@ -272,7 +272,7 @@ def _log_snr_from_log_alpha_bar(log_alpha_bar: np.ndarray) -> np.ndarray:
         return np.asarray(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
 
 
-@functools.lru_cache(maxsize=4096)  # a run asks for the same few at every step
+@functools.lru_cache(maxsize=4096)  # a run evaluates the same few levels at every step
 def _sigmoid(x: float) -> float:
     if x >= 0:
         return 1.0 / (1.0 + math.exp(-x))

@@ -1,13 +1,14 @@
-"""Grids: the sub-sequences tau of 1..T at which the network is called (section 4.2).
+"""Timesteps: the sub-sequences tau of 1..T at which the network is evaluated (section 4.2).
 
-Every grid returns S whole, rising times in 1..T without duplicates. A sampler goes from the last to the first and
-then to clean data, always to the next entry of its own grid: no step is computed from T // S.
+Every spacing returns rising integer timesteps in 1..T without duplicates, S of them unless a warning reports another
+number. A sampler runs from the last to the first and then to clean data, always to the neighbouring entry of the list:
+no step is computed from T // S.
 
-| name                | times                                                                                     |
+| name                | timesteps                                                                                 |
 |---------------------|-------------------------------------------------------------------------------------------|
 | equal-angle         | equal steps of arccos sqrt(alpha_bar): equal rotations                                    |
 | linear              | the paper's floor(c i), c = T / S                                                         |
-| quadratic           | the paper's floor(c i^2), c = T / S^2; entries at 0 and duplicates are left out, and said |
+| quadratic           | the paper's floor(c i^2), c = T / S^2; warns if zeros and duplicates had to be removed    |
 | official-linear     | the authors' code: range(0, T, T // S), counted from 1 here                               |
 | official-quadratic  | the authors' code: linspace(0, sqrt(0.8 T), S)^2 truncated, counted from 1 here           |
 | leading, trailing,  | diffusers' timestep spacings, counted from 1 here                                         |
@@ -30,31 +31,31 @@ from ddim.process.start import RATIO, start_time
 
 DEFAULT = "equal-angle"
 LOG_SHARE = 0.15
-"""The weight of log(noise / signal) beside the angle in `angle-log-snr`."""
+"""The weight of log(noise / signal) relative to the angle in `angle-log-snr`."""
 LEAST = 0.01
-"""Noise / signal that counts as clean data there."""
+"""The noise / signal that `angle-log-snr` treats as clean data."""
 
 
 def tau(
     schedule: Schedule, name: str | Sequence[float], steps: int | None = None, top: int | None = None
 ) -> list[float]:
-    """Section 4.2: the sub-sequence tau by name, or a user's own rising list of times, checked.
+    """Section 4.2: the sub-sequence tau by the name of a spacing, or a user's rising list of timesteps, validated.
 
     Args:
-        schedule: Whose times.
-        name: One of `NAMED`, or a strictly rising list of times in (0, T], whole or not.
-        steps: S, the number of network calls wanted, 1..T; left out with a list.
-        top: The last time of a named grid, at most T, instead of the formula's own: the formula is used with it in the
-            place of T, and where that ends below it, the times are stretched to end there.
+        schedule: The schedule of the timesteps.
+        name: One of `NAMED`, or a strictly rising list of timesteps in (0, T], integers or not.
+        steps: S, the number of timesteps, 1..T; omit it with a list.
+        top: The last timestep of a named spacing, at most T, instead of the formula's: the formula is evaluated with
+            `top` in place of T, and if it ends below, the timesteps are stretched to end at `top`.
 
     Returns:
-        Strictly rising times in (0, T].
+        Strictly rising timesteps in (0, T].
 
     Raises:
-        DdimError: For an unknown name, S out of range, duplicates or times out of range.
+        DdimError: For an unknown name, S out of range, duplicates or timesteps out of range.
 
     Warns:
-        DdimWarning: If the grid has another length than asked, or does not end at T, where the noise starts.
+        DdimWarning: If the number of timesteps differs from S, or the last one is not T.
     """
     if not isinstance(name, str):
         times = check(schedule, name)
@@ -86,10 +87,10 @@ def tau(
 
 
 def check(schedule: Schedule, times: Sequence[float]) -> list[float]:
-    """The list, if it is a legal grid: rising, without duplicates, in (0, T].
+    """Validate a list of timesteps: rising, without duplicates, in (0, T]. Returns it as floats.
 
     Raises:
-        DdimError: Naming the first entry that breaks a rule.
+        DdimError: With the first invalid entry as its subject.
     """
     checked = [float(t) for t in times]
     if not checked:
@@ -140,7 +141,7 @@ def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
     first = schedule.level(1).log_snr
     last = schedule.level(top).log_snr
     inner = steps - 1
-    if math.isinf(last):  # zero terminal SNR: T itself is a step of infinite length
+    if math.isinf(last):  # zero terminal SNR: the step from T is infinitely long, so space evenly up to top - 1
         last, inner = schedule.level(top - 1).log_snr, steps - 2
     points = np.linspace(first, last, inner + 1)[: steps - 1] if steps > 1 else np.empty(0)
     return _whole([schedule.time_at_log_snr(float(value)) for value in points], top)
@@ -149,17 +150,17 @@ def _log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
 def _angle_log_snr(schedule: Schedule, steps: int, top: int) -> list[int]:
     times = np.arange(1, top + 1)
     angles = np.array([schedule.level(float(t)).angle for t in times])
-    ratios = np.minimum(np.exp(-schedule.log_snr[:top] / 2), RATIO)  # further up the angle alone counts
+    ratios = np.minimum(np.exp(-schedule.log_snr[:top] / 2), RATIO)  # above RATIO only the angle matters
     mark = angles + LOG_SHARE * np.log(ratios)
-    clean = math.atan(LEAST) + LOG_SHARE * math.log(LEAST)  # the same on every schedule, whatever t = 1 is
+    clean = math.atan(LEAST) + LOG_SHARE * math.log(LEAST)  # does not depend on the schedule's level at t = 1
     points = np.linspace(clean, mark[-1], steps + 1)[1:-1]
-    if clean >= mark[-1] or (steps > 1 and points[0] < mark[0]):  # t = 1 is noisier than the first of these
+    if clean >= mark[-1] or (steps > 1 and points[0] < mark[0]):  # t = 1 is noisier than the first point
         points = np.linspace(mark[0], mark[-1], steps)[:-1]
     return _whole([float(t) for t in np.interp(points, mark, times)], top)
 
 
 def _ending_at(times: Sequence[int], top: int) -> list[int]:
-    """The times, stretched about t = 1 so that the last one is `top`."""
+    """The timesteps, stretched about t = 1 so that the last one is `top`."""
     last = max(times)
     return (
         [*times] if last == top else [top if t == last else round(1 + (t - 1) * (top - 1) / (last - 1)) for t in times]
@@ -167,13 +168,13 @@ def _ending_at(times: Sequence[int], top: int) -> list[int]:
 
 
 def _whole(times: Sequence[float], top: int) -> list[int]:
-    """The nearest whole times below `top`, pushed apart where two would meet, and `top` itself."""
-    whole: list[int] = []
+    """The timesteps rounded to distinct integers below `top`, followed by `top`."""
+    rounded: list[int] = []
     for t in times:
-        whole.append(max(round(t), whole[-1] + 1 if whole else 1))
-    for place in range(1, len(whole) + 1):
-        whole[-place] = min(whole[-place], top - place)
-    return [*whole, top]
+        rounded.append(max(round(t), rounded[-1] + 1 if rounded else 1))
+    for place in range(1, len(rounded) + 1):
+        rounded[-place] = min(rounded[-place], top - place)
+    return [*rounded, top]
 
 
 NAMED: dict[str, Callable[[Schedule, int, int], list[int]]] = {
@@ -198,24 +199,24 @@ def sampling_levels(
     encode: bool = False,
     top: int | None = None,
 ) -> tuple[Level, ...]:
-    """The grid's levels from the noisiest down, then clean data.
+    """The levels of a sampling run, from the noisiest down to clean data.
 
-    For a network that predicts eps, every named grid ends where noise / signal is about 60, which is warned about where
-    that is below T: see `ddim.process.start`. A list of times is taken as it is.
+    For a network that predicts eps, every named spacing starts where noise / signal is about 60, with a warning if that
+    is below T: see `ddim.process.start`. A list of timesteps is used unchanged.
 
     Args:
         schedule: The schedule.
         predicts: What the network predicts.
-        grid: A grid's name (see `ddim.timesteps`) or a rising list of times.
-        steps: S, the number of network evaluations; left out with a list.
-        encode: Rising instead, from clean data to the noisiest.
-        top: The noisiest time of a named grid, where a run starts from an image partly noised.
+        grid: The name of a spacing (see `ddim.timesteps`) or a rising list of timesteps.
+        steps: S, the number of timesteps; omit it with a list.
+        encode: Return rising levels, from clean data to the noisiest.
+        top: The noisiest timestep of a named spacing, for runs that start from a partly noised image.
 
     Raises:
-        DdimError: See `ddim.timesteps.tau`; or if top is given beside a list of times.
+        DdimError: See `ddim.timesteps.tau`; or if `top` is given with a list of timesteps.
 
     Warns:
-        DdimWarning: As `ddim.timesteps.tau`, or if the grid ends below T because the network predicts eps.
+        DdimWarning: See `ddim.timesteps.tau`; or if sampling starts below T because the network predicts eps.
     """
     if top is not None and not isinstance(grid, str):
         raise DdimError(f"top {top}", "is given beside a list of times", "let the list end there")

@@ -1,6 +1,6 @@
-"""Samplers: functions from levels to a `Plan`, one file per family.
+"""Samplers (section 4 of the paper): functions from levels to a `Plan`, one file per family.
 
-Section 4 of the paper. It imports `plan`, `process` and what is below.
+Imports `plan`, `process` and the packages below them.
 """
 
 from ddim.samplers.categorical import DISCRETE, discrete, discrete_markov

@@ -1,4 +1,4 @@
-"""Samplers of categories: Appendix A's family, and the Markov chain's reversal, which is not in it."""
+"""Samplers of discrete data: the family of Appendix A, and the reverse Markov chain, which is not a member of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ddim.process.categorical import Alphabet, markov_weights, mixture_weights, 
 from ddim.process.schedule import Level
 
 DISCRETE = ("ddim", "markov")
-"""The samplers of categories by name."""
+"""The names of the samplers of discrete data."""
 
 
 def discrete(
@@ -24,16 +24,16 @@ def discrete(
 ) -> CategoricalPlan:
     """The sampler of Appendix A over any levels: sigma = (1 - eta) (1 - abar_next) / (1 - abar_now), see eq. (18).
 
-    As for `ddim.samplers.ddim` eta = 0 is the least random member. Here that is the largest sigma, which draws no fresh
-    noise; with a mask it is absorbing diffusion, and eta > 0 masks tokens again (Wang et al. 2025, ReMDM). eta = 1 is
-    sigma = 0: every token is drawn anew at every step.
+    As for `ddim.samplers.ddim`, eta = 0 is the least random member. For discrete data it has the largest sigma, which
+    draws no fresh noise; with a mask it is absorbing diffusion, and eta > 0 remasks tokens (Wang et al. 2025, ReMDM).
+    eta = 1 is sigma = 0: every token is redrawn at every step.
 
     Args:
         levels: S + 1 falling levels, the noisiest first.
-        alphabet: The categories and their pi.
+        alphabet: The categories and the noise distribution.
         eta: 0..1.
-        temperature: See `ddim.categorical.sharpen`, which each predicted x_0 goes through.
-        top_p: See there.
+        temperature: See `ddim.categorical.sharpen`, which is applied to each predicted x_0.
+        top_p: See `ddim.categorical.sharpen`.
         about: Settings to add to the plan's name.
 
     Returns:
@@ -58,20 +58,20 @@ def discrete_markov(
     top_p: float = 1.0,
     about: str = "",
 ) -> CategoricalPlan:
-    """The reversal of the Markov chain, `ddim.categorical.markov_posterior`: multinomial diffusion and D3PM.
+    """The reverse Markov chain, `ddim.categorical.markov_posterior`: multinomial diffusion and D3PM.
 
     Args:
-        levels: As for `discrete`, like the rest.
-        alphabet: As above.
-        temperature: As above.
-        top_p: As above.
-        about: As above.
+        levels: As for `discrete`.
+        alphabet: As for `discrete`.
+        temperature: As for `discrete`.
+        top_p: As for `discrete`.
+        about: As for `discrete`.
 
     Returns:
         A checked plan of S rows.
 
     Raises:
-        DdimError: As `discrete`.
+        DdimError: As for `discrete`.
     """
     rows = [CategoricalRow(now, next, *markov_weights(now, next)) for now, next in _steps(levels)]
     return _plan("markov", "markov", rows, alphabet, (temperature, top_p), about)

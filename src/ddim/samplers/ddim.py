@@ -1,4 +1,4 @@
-"""DDIM, DDPM and everything between: one state, one prediction, eq. (12)."""
+"""The samplers of eq. (12), from DDIM to DDPM: each step uses one state and one prediction."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddim.process.schedule import Level
 Error = Callable[[Level], float]
 
 LARGEST = 1e6
-"""Of eta: beyond it squares of sigma overflow before they are compared with anything."""
+"""The largest eta accepted: beyond it sigma^2 can overflow before its range is checked."""
 
 
 def ddim(
@@ -36,23 +36,24 @@ def ddim(
 
     Args:
         levels: S + 1 levels, the start first; falling, or rising to encode.
-        eta: sigma = eta times the posterior's, eq. (16): 0 is DDIM, 1 is DDPM.
-        sigma: Instead of eta: S legal standard deviations, one per step, or "hat" for the paper's sigma-hat (mean as
-            for eta = 1, larger noise, x_0 clipped as in the authors' code). With eta: "optimal", the mean as for eta
-            and the noise of `sigma_optimal`. "learned": the mean of eta = 1, and for each number a variance between the
-            posterior's and sigma-hat's, where the network says (Nichol & Dhariwal 2021).
+        eta: sigma is eta times the posterior's standard deviation, eq. (16): 0 is DDIM, 1 is DDPM.
+        sigma: Instead of eta: S standard deviations, one per step; "hat" for the paper's sigma-hat (the mean of
+            eta = 1, larger noise, x_0 clipped as in the authors' code); or "learned" for the mean of eta = 1 with a
+            variance that the network predicts for each element, between those of the posterior and of sigma-hat
+            (Nichol & Dhariwal 2021). Together with eta: "optimal", the mean of eta with the noise of `sigma_optimal`.
         clip_x0: Whether x_0 is clipped to [-1, 1]; by default only with "hat".
-        clean_as: The level the network is told for clean data, when encoding starts at t = 0, a time it was never
-            trained on; the next level if None.
+        clean_as: The level passed to the network for clean data when encoding starts at t = 0, a timestep that it was
+            never trained on; the next level if None.
         about: Settings to add to the plan's name.
         error: For "optimal", E ||eps - eps_theta||^2 / d at a level.
-        noise_at_end: Whether "hat" and "optimal" add their noise at the step to clean data too, as theory has it.
+        noise_at_end: Whether "hat" and "optimal" also add noise at the step to clean data, as in theory.
 
     Returns:
         A checked plan of S rows.
 
     Raises:
-        DdimError: If there are no steps, levels do not fall or rise, or eta, sigma or the error is not legal.
+        DdimError: If there are no steps, levels neither fall nor rise throughout, or eta, sigma or the error is out of
+            range.
     """
     steps = list(itertools.pairwise(levels))
     named = sigma if isinstance(sigma, str) else None
@@ -73,7 +74,7 @@ def ddim(
         name, setting = "ddpm", "sigma learned"
     elif named:
         setting, added = f"sigma optimal, {setting}", _optimal(steps, sigmas, error, noise_at_end)
-    if named and not noise_at_end:  # the posterior of "learned" is 0 there anyway
+    if named and not noise_at_end:  # for "learned" the posterior variance is 0 at the last step anyway
         added = [z if following.t > 0 else 0.0 for z, (_, following) in zip(added, steps, strict=True)]
     rows = [_row(*step, s, z) for step, s, z in zip(steps, sigmas, added, strict=True)]
     if named == "learned":
@@ -83,18 +84,17 @@ def ddim(
 
 
 def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> float:
-    """The noise that makes a step's variance right: sigma*^2 = sigma^2 + k^2 error (Bao et al. 2022, theorem 1).
+    """The noise that corrects a step's variance: sigma*^2 = sigma^2 + k^2 error (Bao et al. 2022, theorem 1).
 
-    A step moves by the network's guess of eps, and so loses what is left of eps after the guess, whose variance is
-    `error`; eps enters eq. (12) through both of its terms, with the weight
-    k = sqrt(1 - abar_next - sigma^2) - sqrt(abar_next) noise_now / signal_now. Where the network is ideal and the error
-    is the same in all directions, x_next has the covariance of the data's own x_next.
+    A step uses the predicted eps and so misses the variance of eps - eps_theta, which is `error`. eps enters both terms
+    of eq. (12), with the total weight k = sqrt(1 - abar_next - sigma^2) - sqrt(abar_next) noise_now / signal_now. If
+    the network is ideal and its error isotropic, x_next has the covariance of the true marginal.
 
     Args:
-        now: The level a step starts from, with signal.
-        next: The cleaner level it goes to.
+        now: The level at the start of the step, with signal.
+        next: The cleaner level at its end.
         error: E ||eps - eps_theta||^2 / d at `now`, in 0..1.
-        sigma: The sigma in the mean of eq. (12), legal.
+        sigma: The sigma in the mean of eq. (12), 0 <= sigma^2 <= 1 - alpha_bar_next.
 
     Raises:
         DdimError: If the error is outside 0..1 or there is no signal at `now`.
@@ -109,7 +109,7 @@ def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> 
 
 
 def _rises(steps: list[tuple[Level, Level]]) -> bool:
-    """Whether the levels rise; that they do so all along, or fall all along, is seen to."""
+    """Whether the levels rise; raises a DdimError unless they rise throughout or fall throughout."""
     if not steps:
         raise DdimError("levels", "hold no step", "give at least two levels")
     rising = steps[-1][1].log_snr < steps[0][0].log_snr
@@ -120,7 +120,7 @@ def _rises(steps: list[tuple[Level, Level]]) -> bool:
 
 
 def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> None:
-    """Refuse settings that make no sense, or not together."""
+    """Raise a DdimError for invalid or incompatible settings."""
     if not 0 <= eta <= LARGEST:
         raise DdimError(f"eta {eta}", f"is not a number in 0..{LARGEST:g}", "use 0 for DDIM, 1 for DDPM")
     if isinstance(sigma, str) and sigma not in ("hat", "optimal", "learned"):
@@ -146,7 +146,7 @@ def _row(now: Level, following: Level, sigma: float, added: float) -> Row:
 
 
 def _rising(now: Level, following: Level, clean_as: Level | None) -> Row:
-    """From clean data the state itself is x_0: only eps is asked, at the level the network is told."""
+    """A step of encoding. From clean data the state itself is x_0, so only eps is predicted, at level `clean_as`."""
     if now.t > 0:
         return _row(now, following, 0.0, 0.0)
     return Row(now, following, x=(following.signal,), eps=(following.noise,), at=clean_as or following)

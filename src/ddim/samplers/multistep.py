@@ -1,24 +1,24 @@
-"""Multistep plans: a polynomial through past predictions, integrated exactly over the step.
+"""Multistep samplers: a polynomial through past predictions, integrated exactly over each step.
 
-DDIM's ODE can be written with each of the three things a network may predict on its right-hand side, v_ = noise/signal:
+With v_ = noise / signal, the DDIM ODE can be written in three forms, with eps, x_0 or v on the right-hand side:
 
     d (x / signal) = eps d v_        d (x / noise) = x0 d (1 / v_)        d x = x0 d signal + eps d noise
 
-so with a polynomial p_j of degree below the order through the newest predictions, in a coordinate c of one's choice,
+With the polynomial of degree below the order through the newest predictions, in a coordinate c, a step is
 
-    x_next = X x + sum_j (integral of L_j(c) d m) prediction_j,    L_j(c) Lagrange's polynomials of the past levels,
+    x_next = X x + sum_j (integral of L_j(c) d m) prediction_j,    L_j(c) the Lagrange polynomials of the past levels,
 
-with m the measure above. Order 1 is DDIM in all of them, and all are exact where x_0 and eps are constant. The third
-one is v-prediction with each past v turned along as it would turn on its own straight line.
+where m is the measure on the right-hand side. Order 1 is DDIM in all three forms, and all orders are exact if x_0 and
+eps are constant. The third form is v-prediction with each past v rotated along its own straight line.
 
 | sampler            | quantity | coordinate | weights                                                              |
 |--------------------|----------|------------|----------------------------------------------------------------------|
 | `adams_bashforth`  | any      | any        | exact                                                                |
 | `deis`             | eps      | log-snr    | exact (log-rho of Zhang & Chen 2023; `ratio` is their rho-AB)        |
-| `dpm_solver_pp` 2  | x0       | log-snr    | the slope held from the middle of the step (2M of Lu et al. 2022)    |
+| `dpm_solver_pp` 2  | x0       | log-snr    | those of the value at the middle of the step (2M of Lu et al. 2022)  |
 | `dpm_solver_pp` 3  | x0       | log-snr    | exact                                                                |
-| `unipc`            | x0       | log-snr    | exact but for order 2's, and a corrector that costs no call          |
-| `ipndm`            | eps      | -          | those of evenly spaced times, on any grid (Zhang & Chen, 2022 code)  |
+| `unipc`            | x0       | log-snr    | as `dpm_solver_pp`, and a corrector without network evaluations      |
+| `ipndm`            | eps      | -          | those of even spacing, on any levels (2022 code of Zhang & Chen)     |
 """
 
 from __future__ import annotations
@@ -62,28 +62,28 @@ def adams_bashforth(
     clean_as: Level | None = None,
     about: str = "",
 ) -> Plan:
-    """The polynomial through the newest `order` predictions, integrated exactly: explicit Adams methods on any grid.
+    """Adams-Bashforth methods on any levels: the polynomial through the newest `order` predictions, exactly integrated.
 
-    The first steps, which have fewer predictions behind them, are of lower order. From T that is not felt, for there
-    eps hardly changes; a run that starts elsewhere, as one that encodes does, is of order 2 as steps get finer unless
-    its first steps are shorter than the others. Of lower order is a step, too, that touches a level at which the
-    coordinate is infinite (to clean data in log-snr; from zero terminal SNR but for angle), and predictions made
-    there are left out of later polynomials.
+    The first steps have fewer past predictions and lower order. From T this does not matter, because eps hardly changes
+    there; a run that starts elsewhere, such as encoding, converges with order 2 unless its first steps are shorter than
+    the others. A step also has lower order if the coordinate is infinite at one of its ends (to clean data in log-snr;
+    from zero terminal SNR except in angle), and predictions at such levels are omitted from later polynomials.
 
     Args:
         levels: S + 1 levels, the start first; falling, or rising to encode.
         order: 1 (which is DDIM) to 4.
-        quantity: What is extrapolated: "eps", "x0" or "v".
-        coordinate: In what it is a polynomial: "ratio" (noise / signal), "log-snr" or "angle"; by default the one in
-            which the quantity's ODE is plainest: ratio for eps, log-snr for x0, angle for v.
-        clean_as: As for `ddim`: the level the network is told for clean data, when encoding starts at t = 0.
+        quantity: The extrapolated prediction: "eps", "x0" or "v".
+        coordinate: The variable of the polynomial: "ratio" (noise / signal), "log-snr" or "angle"; by default the one
+            in which the quantity's ODE is simplest: ratio for eps, log-snr for x0, angle for v.
+        clean_as: As for `ddim`: the level passed to the network for clean data when encoding starts at t = 0.
         about: Settings to add to the plan's name.
 
     Returns:
         A checked plan of S rows.
 
     Raises:
-        DdimError: If the order, quantity or coordinate is unknown, there are no steps, or levels do not fall or rise.
+        DdimError: If the order, quantity or coordinate is unknown, there are no steps, or levels neither fall nor rise
+            throughout.
     """
     _known("order", order, (1, 2, 3, 4))
     _known("quantity", quantity, tuple(NATURAL))
@@ -102,13 +102,14 @@ def deis(
 ) -> Plan:
     """DEIS (Zhang & Chen 2023): eps extrapolated in log(noise / signal), or in noise / signal with "ratio".
 
-    Their polynomial in t itself depends on how a schedule counts its times, and is not here.
+    Their variant with a polynomial in t depends on how a schedule numbers its timesteps, and is not implemented.
+    Returns and raises as `adams_bashforth`.
 
     Args:
-        levels: As for `adams_bashforth`, as for the rest.
-        order: 1 to 4; theirs counts from 0.
+        levels: As for `adams_bashforth`.
+        order: 1 to 4; the paper counts from 0.
         coordinate: "log-snr", "ratio" or "angle".
-        clean_as: The level the network is told for clean data.
+        clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
     plan = adams_bashforth(levels, order, "eps", coordinate, clean_as)
@@ -118,32 +119,33 @@ def deis(
 def dpm_solver_pp(levels: Sequence[Level], order: int = 2, clean_as: Level | None = None, about: str = "") -> Plan:
     """DPM-Solver++ multistep (Lu et al. 2022): x0 extrapolated in the log-SNR.
 
-    Order 2 is their 2M: the prediction extrapolated to the middle of the step and held, x0 + (x0 - x0_1) / (2 r) with
-    r = h_1 / h. Order 3, begun with such a step, integrates the parabola exactly; their code's 3M has half of its
-    second difference, and is of order 2.
+    Order 2 is their 2M: the prediction extrapolated to the middle of the step and constant over it,
+    x0 + (x0 - x0_1) / (2 r) with r = h_1 / h. Order 3, whose second step is 2M, integrates the parabola exactly; the 3M
+    of their code has half of its second difference and is of order 2. Returns and raises as `adams_bashforth`.
 
     Args:
-        levels: As for `adams_bashforth`, as for the rest.
+        levels: As for `adams_bashforth`.
         order: 2 or 3.
-        clean_as: The level the network is told for clean data.
+        clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
     _known("order", order, (2, 3))
-    rows = _rows(levels, order, "x0", "log-snr", clean_as, held=True)
+    rows = _rows(levels, order, "x0", "log-snr", clean_as, midpoint=True)
     return _plan("dpm++", rows, about, f"{order}M")
 
 
 def unipc(levels: Sequence[Level], order: int = 3, clean_as: Level | None = None, about: str = "") -> Plan:
-    """UniPC (Zhao et al. 2023, B2): a predictor as of `dpm_solver_pp`, and a corrector that costs no call.
+    """UniPC (Zhao et al. 2023, B2): the predictor of `dpm_solver_pp` and a corrector without network evaluations.
 
-    The prediction made at a predicted state is also put among the nodes of the step that led there, and the state
-    corrected by the difference before it goes on; the next row holds both. The last state is not corrected.
+    The prediction at a new state is added to the nodes of the step that led there, and the state is corrected by the
+    difference before the next step; one row does both. The last state is not corrected. Returns and raises as
+    `adams_bashforth`.
 
     Args:
-        levels: As for `adams_bashforth`, as for the rest.
-        order: Of the predictor, 2 or 3; the corrector's, and so the sampler's, is one more (but 3 for both where the
-            first steps, see `adams_bashforth`, are felt).
-        clean_as: The level the network is told for clean data.
+        levels: As for `adams_bashforth`.
+        order: The order of the predictor, 2 or 3. The corrector, and so the sampler, has one order more (but order 3
+            for both if the low order of the first steps matters, see `adams_bashforth`).
+        clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
     _known("order", order, (2, 3))
@@ -154,7 +156,7 @@ def unipc(levels: Sequence[Level], order: int = 3, clean_as: Level | None = None
             rows.append(row)
             continue
         keep = row.next.noise / row.now.noise
-        weights = _weights(row, nodes, "x0", "log-snr", held=True)["x0"]
+        weights = _weights(row, nodes, "x0", "log-snr", midpoint=True)["x0"]
         before, behind = steps[k - 1] if k else (row, [])
         change = [keep * weight for weight in _correction(before, behind)]
         rows.append(Row(row.now, row.next, x=(keep,), x0=tuple(_add(weights, change))))
@@ -162,15 +164,15 @@ def unipc(levels: Sequence[Level], order: int = 3, clean_as: Level | None = None
 
 
 def ipndm(levels: Sequence[Level], order: int = 4, clean_as: Level | None = None, about: str = "") -> Plan:
-    """iPNDM (the code of Zhang & Chen 2023): eps extrapolated as if the levels were even in noise / signal.
+    """iPNDM (the code of Zhang & Chen 2023): eps extrapolated as if the levels were evenly spaced in noise / signal.
 
-    On levels that are even it is Adams-Bashforth; on others it is of order 2 as they get finer, whatever `order` says,
-    and yet at few steps among the best.
+    On evenly spaced levels it is Adams-Bashforth; on others it converges with order 2 for every `order`, but is among
+    the best at few steps. Returns and raises as `adams_bashforth`.
 
     Args:
-        levels: As for `adams_bashforth`, as for the rest; with signal but for the first.
+        levels: As for `adams_bashforth`; all except the first with signal.
         order: 1 to 4.
-        clean_as: The level the network is told for clean data.
+        clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
     _known("order", order, tuple(EVEN))
@@ -189,10 +191,10 @@ def _rows(
     quantity: Quantity,
     coordinate: Coordinate,
     clean_as: Level | None,
-    held: bool = False,
+    midpoint: bool = False,
 ) -> tuple[Row, ...]:
     return tuple(
-        _row(row, _weights(row, nodes, quantity, coordinate, held)) if len(nodes) > 1 else row
+        _row(row, _weights(row, nodes, quantity, coordinate, midpoint)) if len(nodes) > 1 else row
         for row, nodes in _steps(levels, order, coordinate, clean_as)
     )
 
@@ -200,10 +202,11 @@ def _rows(
 def _steps(
     levels: Sequence[Level], order: int, coordinate: Coordinate, clean_as: Level | None
 ) -> Iterator[tuple[Row, list[Level]]]:
-    """DDIM's rows, each with the levels of the predictions a polynomial may go through, newest first, at most `order`.
+    """The rows of DDIM, each with the nodes of its polynomial: the levels of at most `order` past predictions.
 
-    None, where the coordinate is infinite at the step's end or start; a prediction on clean data, made at a level the
-    network was told instead, is not one to go through, nor is one whose coordinate, rounded, is that of another.
+    Nodes are listed newest first. There are none if the coordinate is infinite at either end of the step. The list ends
+    before a prediction on clean data (evaluated at another level), or one whose coordinate rounds to that of a node
+    already listed.
     """
     rows = ddim(levels, clean_as=clean_as).rows
     place = _COORDINATES[coordinate]
@@ -218,21 +221,24 @@ def _steps(
 
 
 def _weights(
-    row: Row, nodes: Sequence[Level], quantity: Quantity, coordinate: Coordinate, held: bool = False
+    row: Row, nodes: Sequence[Level], quantity: Quantity, coordinate: Coordinate, midpoint: bool = False
 ) -> dict[str, list[float]]:
-    """The integrals over a row's step of each node's polynomial, by quantity: of eps over noise / signal, of x0 over
-    signal / noise (times signal and noise at the step's end), of v's two parts over signal and noise."""
+    """The weights of the predictions in a step: the integrals of the nodes' Lagrange polynomials, by quantity.
+
+    The measure is noise / signal for eps and signal / noise for x0 (times signal and noise at the step's end); the two
+    parts of v are integrated over signal and noise. With `midpoint`, two nodes give the weights of 2M.
+    """
     now, end, place = row.now, row.next, _COORDINATES[coordinate]
     if quantity == "v":
         u, du = _gauss(now.angle, end.angle)
         along = _lagrange(place, nodes, [Level(0.0, -2 * math.log(math.tan(angle))) for angle in u])
         return {"x0": list(along @ (-np.sin(u) * du)), "eps": list(along @ (np.cos(u) * du))}
-    if held and len(nodes) == 2:
+    if midpoint and len(nodes) == 2:
         whole = end.signal - now.signal * end.noise / now.noise
         half = whole * (end.log_snr - now.log_snr) / (now.log_snr - nodes[1].log_snr) / 2
         return {quantity: [whole + half, -half]}
     sign, scale = (-1, end.signal) if quantity == "eps" else (1, end.noise)
-    if scale == 0:  # the measure is infinite there: all its weight is on the step's end
+    if scale == 0:  # the measure is infinite at the step's end, so all the weight is on the value there
         return {quantity: list(_lagrange(place, nodes, [end])[:, 0])}
     if (coordinate == "ratio" and quantity == "eps") or math.isinf(end.log_snr):
         u, du = _gauss(math.exp(sign * now.log_snr / 2), math.exp(sign * end.log_snr / 2))
@@ -244,13 +250,13 @@ def _weights(
 
 
 def _correction(row: Row, nodes: Sequence[Level]) -> list[float]:
-    """What UniC adds to the state a step made: weights of the prediction there and of those the step was made with."""
+    """The UniC correction of a step's result: weights of the prediction there and of the predictions at the nodes."""
     if not nodes:
         return []
-    made = _weights(row, nodes, "x0", "log-snr", held=True)["x0"]
+    predictor = _weights(row, nodes, "x0", "log-snr", midpoint=True)["x0"]
     if len(nodes) == 1:
-        return [made[0] / 2, -made[0] / 2]
-    return _add(_weights(row, [row.next, *nodes], "x0", "log-snr")["x0"], [0.0, *(-weight for weight in made)])
+        return [predictor[0] / 2, -predictor[0] / 2]
+    return _add(_weights(row, [row.next, *nodes], "x0", "log-snr")["x0"], [0.0, *(-weight for weight in predictor)])
 
 
 def _add(first: Sequence[float], second: Sequence[float]) -> list[float]:
@@ -258,11 +264,11 @@ def _add(first: Sequence[float], second: Sequence[float]) -> list[float]:
 
 
 def _lagrange(place: Callable[[Level], float], nodes: Sequence[Level], levels: Sequence[Level]) -> np.ndarray:
-    """Lagrange's polynomials of the nodes at some levels: float64, (nodes, levels)."""
-    at, known = np.array([place(level) for level in levels]), [place(node) for node in nodes]
+    """The Lagrange polynomials of the nodes, evaluated at levels: float64, (nodes, levels)."""
+    at, points = np.array([place(level) for level in levels]), [place(node) for node in nodes]
     out = np.ones((len(nodes), len(at)))
     for j, i in itertools.permutations(range(len(nodes)), 2):
-        out[j] *= (at - known[i]) / (known[j] - known[i])
+        out[j] *= (at - points[i]) / (points[j] - points[i])
     return out
 
 
@@ -278,7 +284,7 @@ def _legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _row(row: Row, weights: dict[str, list[float]]) -> Row:
-    """The step with its polynomial's weights in place of DDIM's; the state keeps what the measure leaves of it."""
+    """The step of a row with the given weights of predictions; the weight of the state follows from the ODE's form."""
     now, end = row.now, row.next
     keep = 1.0 if len(weights) == 2 else end.noise / now.noise if "x0" in weights else end.signal / now.signal
     x0, eps = (tuple(float(value) for value in weights.get(name, ())) for name in ("x0", "eps"))

@@ -1,4 +1,4 @@
-"""Samplers by name, the recommended ones, and plans from the settings that users give."""
+"""Samplers by name, the recommended samplers, and plans from a user's settings."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def named(name: str, levels: Levels, schedule: Schedule, clean_as: Level | None 
     """The plan of a sampler by name.
 
     Args:
-        name: One of `NAMED`.
+        name: One of `SAMPLERS`.
         levels: S + 1 levels of the schedule, the start first; falling, or rising to encode.
-        schedule: Where stages between two levels take their times from.
-        clean_as: The level the network is told for clean data, when encoding starts at t = 0.
+        schedule: Gives the timesteps of stages between two levels.
+        clean_as: The level passed to the network for clean data when encoding starts at t = 0.
         about: Settings to add to the plan's name.
 
     Raises:
@@ -69,10 +69,10 @@ SAMPLERS: dict[str, Maker] = {
 
 
 def recommended(steps: int, schedule: Schedule, predicts: Predicts) -> tuple[str, str]:
-    """The sampler and the grid that docs/solvers.md recommends for so many steps.
+    """The names of the sampler and the spacing that docs/solvers.md recommends for a number of steps.
 
-    Networks that predict v or x_0 on the paper's schedule have those that were measured on such models; the grid
-    `quadratic`, floor(T (i / S)^2), has S times as long as S^2 is at most T.
+    For networks that predict v or x_0 on the paper's schedule, they are those measured on such models; the spacing
+    `quadratic`, floor(T (i / S)^2), has S distinct timesteps only if S^2 is at most T.
 
     Args:
         steps: S.
@@ -86,20 +86,20 @@ def recommended(steps: int, schedule: Schedule, predicts: Predicts) -> tuple[str
     return "ipndm3" if steps <= 10 else "ipndm4", "quadratic"
 
 
-# Those with one call in every step, and exact on straight lines: what a plan of so many calls may be.
+# The samplers with one network evaluation per step that are exact on straight lines.
 ONE_CALL = tuple(name for name in SAMPLERS if name not in ("heun", "rk4", "probability-flow"))
 
 
 @dataclass(frozen=True, slots=True)
 class Planner:
-    """Makes the plans of one network.
+    """Creates plans for one network.
 
     Args:
         schedule: Its noise schedule.
         predicts: What it predicts: "eps", "x0" or "v".
-        error_at: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal"; None where it is not known.
-        learned: Whether the network says a variance, for sigma "learned".
-        clipping: Called for a plan that samples and does not say `clip_x0`: why x_0 is clipped in it, or "" where it is
+        error_at: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal"; None if it was not measured.
+        learned: Whether the network predicts a variance, for sigma "learned".
+        clipping: Called for sampling plans if `clip_x0` is None. Returns the reason why x_0 is clipped, or "" if it is
             not. It may raise a DdimError.
     """
 
@@ -123,10 +123,10 @@ class Planner:
     ) -> Plan:
         """A plan; the arguments are those of `ddim.Model.plan`.
 
-        A plan that encodes clips only where `clip_x0` is true.
+        An encoding plan clips only if `clip_x0` is true.
 
         Raises:
-            DdimError: See `ddim.timesteps.tau` and `ddim.samplers.ddim`; or if a setting is not one of the sampler's.
+            DdimError: See `ddim.timesteps.tau` and `ddim.samplers.ddim`; or if the sampler does not support a setting.
         """
         chosen = ""
         if sampler == "auto":
@@ -137,11 +137,12 @@ class Planner:
                 sampler, grid = recommended(count, self.schedule, self.predicts)
                 chosen = "auto: "
         grid = DEFAULT if grid is None else grid
-        some = self._default(default) if steps is None and isinstance(grid, str) else steps
+        if steps is None and isinstance(grid, str):
+            steps = self._default(default)
         if clip_x0 is None and not encode and self.clipping is not None and (why := self.clipping()):
             clip_x0 = True
             warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("clip_x0=False leaves it as predicted"))
-        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, some, encode, top)
+        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps, encode, top)
         clean_as = self.schedule.level(1) if encode else None
         about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
         if sampler == "ddim":
@@ -150,13 +151,13 @@ class Planner:
             return ddim(levels, eta, sigma, clip_x0, clean_as, about, self.error_at)
         if eta or sigma is not None:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
-        made = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
-        if made.calls != len(levels) - 1:
-            warn(f"sampler {sampler}: {len(levels) - 1} steps are {made.calls} network calls")
-        return made
+        plan = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
+        if plan.calls != len(levels) - 1:
+            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network calls")
+        return plan
 
     def _default(self, steps: int, above_first: bool = False) -> int:
-        """A default number of steps, bounded by the times there are; `above_first` leaves t = 1 out of them."""
+        """A default number of steps, bounded by the number of timesteps, or by one less with `above_first`."""
         bound = default_steps(steps, self.schedule, self.predicts)
         last = start_time(self.schedule, self.predicts)
         return max(1, min(bound, last - 1)) if above_first else bound

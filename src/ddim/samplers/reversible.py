@@ -1,7 +1,7 @@
-"""Plans that can be gone back exactly, and the encoding that asks the network at the level a step goes to.
+"""Exactly invertible samplers, and the encoding that evaluates the network at the level at the end of each step.
 
-Two-step plans look at two states and one prediction, x_{k+1} = a x_k + b x_{k-1} + P x0_k + E eps_k. What is on the
-right but x_{k-1} is known from x_k alone, so x_{k-1} can be had back from x_k and x_{k+1}: `ddim.inversion.reverse`.
+Two-step plans use two states and one prediction, x_{k+1} = a x_k + b x_{k-1} + P x0_k + E eps_k. All terms except
+that of x_{k-1} depend on x_k only, so x_{k-1} can be computed from x_k and x_{k+1}: `ddim.inversion.reverse`.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ BUDGET = 1e-2
 def bdia(levels: Sequence[Level], gamma: float | None = None, lattice: float = 0.0, about: str = "") -> Plan:
     """BDIA (Zhang, Lewis and Kleijn 2023): x_n = gamma (x_p - DDIM_{i to p}(x_i)) + DDIM_{i to n}(x_i).
 
-    p, i, n are three levels in a row. The first step is plain DDIM. With gamma = 1 and equal rotations it is the
-    leapfrog method in the angle, and of order 2 wherever steps change smoothly. With two steps alternating errors come
-    in, which shrink by gamma at each step down and grow by 1 / gamma at each step back: gamma = 1 keeps them, and a
-    smaller one has larger latents.
+    p, i, n are three consecutive levels. The first step is plain DDIM. With gamma = 1 and equal rotations it is the
+    leapfrog method in the angle, and of order 2 if step sizes change smoothly. Two-step methods have errors of
+    alternating sign, which shrink by gamma at each sampling step and grow by 1 / gamma at each encoding step: gamma = 1
+    leaves them undamped, and a smaller gamma gives larger latents.
 
     Args:
         levels: S + 1 falling levels, the start first; zero signal is allowed.
-        gamma: In (0, 1]. By default 10^(-2 / S), so that gamma^S = 1/100; 1 where there is a lattice.
-        lattice: See `Plan`; needs gamma = 1.
+        gamma: In (0, 1]. By default 10^(-2 / S), so that gamma^S = 1/100, or 1 with a lattice.
+        lattice: See `Plan`; requires gamma = 1.
         about: Settings to add to the plan's name.
 
     Returns:
         A checked plan of S rows.
 
     Raises:
-        DdimError: If the levels do not fall, gamma is out of range, or not 1 beside a lattice.
+        DdimError: If the levels do not fall, gamma is out of range, or gamma is not 1 with a lattice.
     """
     rows = list(_falling(levels, "bdia").rows)
     if gamma is None:
@@ -56,9 +56,9 @@ def bdia(levels: Sequence[Level], gamma: float | None = None, lattice: float = 0
 def o_belm(levels: Sequence[Level], about: str = "") -> Plan:
     """O-BELM (Wang et al. 2024): xbar_n = r^2 xbar_p + (1 - r^2) xbar_i - h (1 + r) eps_i, r = h / h_1.
 
-    p, i, n are three levels in a row, h = v_i - v_n, h_1 = v_p - v_i, xbar = x / signal and v = noise / signal; the
-    first step is plain DDIM. Of order 2 on any grid. Its latents are not of unit size: going back, the error of the
-    second state grows by 1 / r^2 each step, by (h_max / h_min)^2 in all.
+    p, i, n are three consecutive levels, h = v_i - v_n, h_1 = v_p - v_i, xbar = x / signal and v = noise / signal; the
+    first step is plain DDIM. It is of order 2 on any levels. Its latents do not have unit variance: when encoding, the
+    error of the second state grows by 1 / r^2 at each step, by (h_max / h_min)^2 in total.
 
     Args:
         levels: S + 1 falling levels with signal, the start first.
@@ -83,10 +83,9 @@ def o_belm(levels: Sequence[Level], about: str = "") -> Plan:
 
 
 def ddim_target(levels: Sequence[Level], about: str = "") -> Plan:
-    """The rising plan of `ddim`, but the network is told the level that each step goes to.
+    """The rising plan of `ddim` with the network evaluated at the level at the end of each step.
 
-    xbar_next = xbar_now + (v_next - v_now) eps_theta(x_now, told the next level): what other software calls DDIM
-    inversion.
+    xbar_next = xbar_now + (v_next - v_now) eps_theta(x_now, next level). Other libraries call this DDIM inversion.
 
     Args:
         levels: S + 1 rising levels, the start first; clean data is allowed.
@@ -110,9 +109,9 @@ def ddim_target(levels: Sequence[Level], about: str = "") -> Plan:
 
 
 def _falling(levels: Sequence[Level], sampler: str) -> Plan:
-    """The plan of `ddim`, which holds the levels to their order."""
+    """The plan of `ddim`, which validates the levels' order; raises a DdimError if they rise."""
     plan = ddim(levels)
     if plan.end.log_snr < plan.start.log_snr:
-        mend = "give falling levels, and go back with ddim.inversion.reverse"
-        raise DdimError(sampler, "is asked for rising levels", mend)
+        hint = "give falling levels, and go back with ddim.inversion.reverse"
+        raise DdimError(sampler, "is asked for rising levels", hint)
     return plan

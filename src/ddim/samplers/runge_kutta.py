@@ -1,4 +1,4 @@
-"""Solvers of DDIM's ODE, eq. (14), other than Euler in v: Euler in time, and Runge-Kutta methods in v."""
+"""Solvers of the DDIM ODE, eq. (14), other than Euler in v: Euler in time, and Runge-Kutta methods in v."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from ddim.samplers.ddim import ddim
 def probability_flow(levels: Sequence[Level], about: str = "") -> Plan:
     """Eq. (15): x_s / sqrt(abar_s) = x_t / sqrt(abar_t) + 1/2 (v_s^2 - v_t^2) / v_t eps_theta, v^2 = (1 - abar) / abar.
 
-    Euler in time on the probability flow: the ODE is that of `ddim`, the discretisation is not. Where eps is constant
-    `ddim` is exact, and this step is off by (v_s - v_t)^2 / (2 v_t) eps: right for small steps only (`Plan.straight`).
+    Euler in time on the probability flow: the same ODE as `ddim`, discretised differently. If eps is constant, `ddim`
+    is exact and this step has the error (v_s - v_t)^2 / (2 v_t) eps: it is accurate only for small steps
+    (`Plan.straight`).
 
     Args:
         levels: S + 1 levels with signal, the start first; falling, or rising from a level above t = 0.
@@ -26,7 +27,8 @@ def probability_flow(levels: Sequence[Level], about: str = "") -> Plan:
         A checked plan of S rows.
 
     Raises:
-        DdimError: If there are no steps, levels do not fall or rise, have no signal, or rise from clean data.
+        DdimError: If there are no steps, or levels neither fall nor rise throughout, have no signal, or rise from clean
+            data.
     """
     rows = []
     for now, following in ((row.now, row.next) for row in _euler_rows(levels, "eq. (15)")):
@@ -42,24 +44,25 @@ def runge_kutta(
 ) -> Plan:
     """Explicit Runge-Kutta on eq. (14) in v: Heun's method (order 2) or the classical one (order 4).
 
-    Each stage is a row and one network call: 2 or 4 per step. Stages in the middle of a step have v halfway, at a time
-    that is hardly ever whole. A step that ends or starts at t = 0, where no network is trained, is one row of `ddim`:
-    Euler's, exact where eps is constant in that step. Steps of about equal ratios of v suit these methods, as on the
-    grid log-snr; over a long step at large v, such as the first of equal-angle, Euler's method is the better one.
+    Each stage is a row and one network evaluation: 2 or 4 per step. Stages in the middle of a step are at half the
+    change of v, usually at a non-integer timestep. A step that ends or starts at t = 0, where no network is trained, is
+    one row of `ddim`: an Euler step, exact if eps is constant over it. These methods suit steps of about equal ratios
+    of v, as with the spacing log-snr; over a long step at large v, such as the first of equal-angle, Euler's method is
+    better.
 
     Args:
         levels: S + 1 levels of the schedule, with signal, the start first; falling, or rising to encode.
-        schedule: Where the times of the middle stages come from.
+        schedule: Gives the timesteps of the middle stages.
         order: 2 or 4.
-        clean_as: As for `ddim`: the level the network is told for clean data, when encoding starts at t = 0.
+        clean_as: As for `ddim`: the level passed to the network for clean data when encoding starts at t = 0.
         about: Settings to add to the plan's name.
 
     Returns:
-        A checked plan of S x order rows, or of (S - 1) x order + 1 where a step touches t = 0.
+        A checked plan of S x order rows, or of (S - 1) x order + 1 if a step starts or ends at t = 0.
 
     Raises:
-        DdimError: If the order is unknown, there are no steps, or levels do not fall or rise, have no signal or are
-            not the schedule's.
+        DdimError: If the order is unknown, there are no steps, or levels neither fall nor rise throughout, have no
+            signal or are not the schedule's.
     """
     if order not in (2, 4):
         raise DdimError(f"order {order}", "is unknown", "choose 2 (Heun) or 4 (classical Runge-Kutta)")
@@ -76,7 +79,7 @@ def runge_kutta(
 
 
 def _euler_rows(levels: Sequence[Level], what: str, clean_as: Level | None = None) -> tuple[Row, ...]:
-    """The steps as rows of `ddim`, which holds the levels to their order; refused where v is infinite."""
+    """The steps as rows of `ddim`, which validates the levels' order; raises a DdimError where v is infinite."""
     rows = ddim(levels, clean_as=clean_as).rows
     for level in levels:
         if math.isinf(level.ratio):
@@ -103,7 +106,7 @@ def _classical(now: Level, following: Level, schedule: Schedule) -> list[Row]:
 
 
 def _stage(first: Level, now: Level, following: Level, *slopes: float) -> Row:
-    """xbar of the step's first state plus the slopes times the predictions since, newest first; back to x."""
+    """A row that adds slopes times the step's predictions, newest first, to xbar of the step's first state."""
     past = (0.0,) * (len(slopes) - 1)
     eps = tuple(following.signal * slope for slope in slopes)
     return Row(now, following, x=(*past, following.signal / first.signal), eps=eps)
