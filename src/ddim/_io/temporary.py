@@ -67,7 +67,7 @@ def taken(path: Path) -> Iterator[None]:
 
 
 def interrupted(folder: Path) -> Path | None:
-    """The newest `.old` copy of a missing folder, left by a process killed while replacing it; None if there is none."""
+    """The newest `.old` copy of a missing folder, left by a process killed while replacing it; None if none."""
     if folder.exists() or not folder.parent.is_dir():
         return None
     found = [path for path, name, role in temporaries(folder.parent) if (name, role) == (folder.name, "old")]
