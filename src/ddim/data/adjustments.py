@@ -109,8 +109,8 @@ class Told:
 def dark(extent: Extent, top: int) -> bool:
     """Whether images use so small a part of the range of values that this is probably a mistake.
 
-    For 16 bits, less than half of the range, fewer than 128 of the 256 levels of the result. For 8 bits, where
-    photographs may be dark, only values below a quarter of the range, such as masks of 0 and 1.
+    For 16 bits, less than half of the range, which leaves at most 128 of 256 levels. For 8 bits, where photographs
+    may be dark, only values below a quarter of the range, such as masks of 0 and 1.
     """
     if not extent.count:
         return False

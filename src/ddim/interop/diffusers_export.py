@@ -1,4 +1,4 @@
-"""A model written as a folder of a diffusers pipeline, which `DDIMPipeline.from_pretrained` loads."""
+"""Export of a model as a diffusers pipeline folder, which `DDIMPipeline.from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from ddim.nn.unet import UNetConfig
 
 INDEX, UNET, WEIGHTS = "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
 _KEPT_CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-VERSION = "0.42.1"  # of diffusers, whose form this is
+VERSION = "0.42.1"  # the diffusers version whose format is written
 
 
 def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> list[str]:
-    """Write a model as a diffusers pipeline folder, beside its place, and put it there by renaming.
+    """Write a model as a diffusers pipeline folder, atomically.
 
     Args:
-        folder: Where; made. What is there must be such a folder or nothing.
-        config: The model's.
-        weights: Our state dict.
+        folder: The folder, created, or replaced if it is a pipeline written by this function.
+        config: The model's configuration.
+        weights: The model's state dict, in this library's names.
 
     Returns:
-        What was written, in words.
+        A description of the network and of the scheduler, a line each.
 
     Raises:
-        DdimError: If a UNet2DModel cannot be this network, or the place holds something else.
+        DdimError: If a UNet2DModel cannot represent the network, or the folder has other content.
     """
     network = describe(config, folder)
     if _strangers(folder):
@@ -60,7 +60,7 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
 
 
 def _strangers(folder: Path) -> bool:
-    """Whether a place holds anything but a pipeline as `write` makes it, which may be replaced as a whole."""
+    """Whether a path has anything but a pipeline written by `write`, which may be replaced as a whole."""
     if folder.exists() and not folder.is_dir():
         return True
     inner = {"unet": [Path(UNET).name, Path(WEIGHTS).name], "scheduler": [Path(SCHEDULER).name]}
@@ -71,7 +71,15 @@ def _strangers(folder: Path) -> bool:
 
 
 def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
-    """A UNet2DModel's configuration of our network."""
+    """The UNet2DModel configuration equivalent to a model's network.
+
+    Args:
+        config: The model's configuration.
+        folder: The folder named in an error.
+
+    Raises:
+        DdimError: If a UNet2DModel cannot represent the network.
+    """
     c = config.network
     refused = None
     if not isinstance(c, UNetConfig) or c.categories:
@@ -114,10 +122,13 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
 
 
 def scheduler_config(config: ModelConfig) -> dict[str, Any]:
-    """A DDIMScheduler's configuration of our schedule."""
+    """The DDIMScheduler configuration equivalent to a model's schedule.
+
+    Settings of a model imported from diffusers (clipping, spacing, offset) are restored.
+    """
     s = config.schedule
     name = {ours: theirs for theirs, ours in BETAS.items()}.get(s.name)
-    plain = s.model_copy(update={"zero_terminal_snr": False})  # the other end rescales them itself
+    plain = s.model_copy(update={"zero_terminal_snr": False})  # diffusers rescales the betas itself
     betas = None if name else [float(beta) for beta in plain.build().betas]
     kept = config.origin.settings if config.origin and config.origin.format == "diffusers" else {}
     return {

@@ -1,4 +1,4 @@
-"""Writing a network or a sampler into a file, checked against the model before the file takes its place."""
+"""Export of a network or a sampler to a file, which is compared with the model before it is written."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from ddim.sampling.loop import run
 
 SUFFIXES = (".onnx", ".pt2")
 FACTS = "ddim.json"
-"""The extra file of a .pt2 that holds what it says of itself."""
+"""The extra file of a .pt2 with its metadata."""
 SIZES = (2, 5)
-"""The numbers of samples at which a file is checked."""
+"""The batch sizes at which a file is compared with the model."""
 TOLERANCE = 1e-2
-"""By how much of the largest number a file may differ from the model; more is a fault, not rounding."""
+"""Largest difference from the model relative to the largest value (at least 1); more is an error, not rounding."""
 _NOISE = "x_T of sample i at seed s: numpy Philox, key (s, i), counter 0, standard_normal in float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written.
+    """An exported file.
 
     Args:
-        path: Where.
-        size: Its bytes.
-        facts: What it says of itself.
-        difference: By how much its results differ from the model's at most; None where nothing was there to run it.
+        path: The path.
+        size: The size in bytes.
+        facts: The metadata.
+        difference: The largest absolute difference from the model's results; None if no runtime is installed.
     """
 
     path: Path
@@ -57,16 +57,16 @@ class Exported:
 
 
 def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = "") -> Exported:
-    """Write a network, or a sampler, as a program that others can run, in float32.
+    """Export a network, or a sampler, as a program in float32.
 
     Args:
         model: The model.
-        path: A file *.onnx or *.pt2; an older one is replaced when the new one is whole and checked.
-        plan: What the sampler runs, without noise; None for the network alone.
-        name: The model's name, for the file.
+        path: A file *.onnx or *.pt2; an existing file is replaced only by a complete and verified one.
+        plan: The sampler's plan, without noise; None to export the network alone.
+        name: The model's name, for the metadata.
 
     Raises:
-        DdimError: If it cannot be a program of that form, what writes it is not installed, or it came out wrong.
+        DdimError: If the model or plan cannot be exported, a library is missing, or the results differ.
     """
     steps = iter_export(model, path, plan, name)
     while True:
@@ -80,13 +80,13 @@ def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: s
 def iter_export(
     model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = ""
 ) -> Generator[str, None, Exported]:
-    """As `export`.
+    """As `export`, with progress.
 
     Yields:
-        What is done next, in words.
+        A description of the next step.
 
     Returns:
-        What was written.
+        The exported file.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -115,7 +115,7 @@ def iter_export(
 
 
 def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, str]:
-    """What a file says of itself, so that it can be used without this library."""
+    """The metadata of a file, with which it can be used without this library."""
     config, shape = model.config, ", ".join(str(side) for side in model.shape)
     what, classes = "network" if plan is None else "sampler", config.network.classes
     predicts = "logits" if config.categorical else config.predicts
@@ -145,10 +145,10 @@ def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, s
 
 
 def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
-    """Inputs of a program by name, for n samples: noise of a fixed seed, times and labels that differ."""
+    """Example inputs of a program by name, for n samples: noise of a fixed seed, different timesteps and labels."""
     x, classes = model.noise(n).start().cpu(), model.config.network.classes
     made = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
-    rows = classes + (not model.config.needs_label)  # row `classes` is no label
+    rows = classes + (not model.config.needs_label)  # index `classes` stands for no label
     return made | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
 
 
@@ -165,7 +165,7 @@ def _check_plan(model: ModelBase, plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporters tell of their work from the user's terminal."""
+    """Suppress the output, warnings and log of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -180,9 +180,9 @@ def _quiet() -> Iterator[None]:
 def _pt2(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            for key in node.meta.keys() - {"val"}:  # among the rest are places on this machine's disk
+            for key in node.meta.keys() - {"val"}:  # the rest includes paths of this machine
                 del node.meta[key]
-    program.example_inputs = None  # they would be kept in a pickle
+    program.example_inputs = None  # they would be stored as a pickle
     out = io.BytesIO()
     torch.export.save(program, out, extra_files={FACTS: json.dumps(facts)})
     return out.getvalue()
@@ -194,7 +194,7 @@ def _network_onnx(program: ExportedProgram, inputs: list[str], facts: Mapping[st
 
 
 def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """The network is traced once, whatever the number of steps."""
+    """A sampler as ONNX; the network is traced once, whatever the number of steps."""
     x_T, labels = inputs["x_T"], inputs.get("labels")
     names = {t: f"condition.{place}" for place, t in enumerate(program.times)}
     calls = [names[row.query.t] for row in program.plan.rows]
@@ -216,7 +216,11 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
 
 
 def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
-    """How far what a file computes is from what the model computes, at most."""
+    """Largest absolute difference between a file's results and the model's; None if there is no runtime.
+
+    Raises:
+        DdimError: If it is larger than `TOLERANCE` allows.
+    """
     inputs = [examples(model, n, plan) for n in SIZES]
     with _quiet(), torch.no_grad():
         if path.suffix == ".onnx":
