@@ -24,12 +24,12 @@ def whole(value: Any, name: str, least: int | None = None, most: int | None = No
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DdimError(f"{name} {_shown(value)}", "is not a whole number", "give one such as 1")
-    made = int(value)
-    if least is not None and made < least:
-        raise DdimError(f"{name} {_shown(made)}", f"is less than {least}", f"give {least} or more")
-    if most is not None and made > most:
-        raise DdimError(f"{name} {_shown(made)}", f"is more than {most:,}", f"give {most:,} or less")
-    return made
+    number = int(value)
+    if least is not None and number < least:
+        raise DdimError(f"{name} {_shown(number)}", f"is less than {least}", f"give {least} or more")
+    if most is not None and number > most:
+        raise DdimError(f"{name} {_shown(number)}", f"is more than {most:,}", f"give {most:,} or less")
+    return number
 
 
 def finite(value: Any, name: str, most: float | None = None) -> float:
@@ -46,14 +46,14 @@ def finite(value: Any, name: str, most: float | None = None) -> float:
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     real |= isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta
     try:
-        made = float(value) if real else math.nan
+        number = float(value) if real else math.nan
     except OverflowError:
-        made = math.inf
-    if not math.isfinite(made):
+        number = math.inf
+    if not math.isfinite(number):
         raise DdimError(f"{name} {_shown(value)}", "is not a finite number", "give a number such as 2")
-    if most is not None and abs(made) > most:
-        raise DdimError(f"{name} {made:g}", f"is beyond {most:g}", "give a number such as 2")
-    return made
+    if most is not None and abs(number) > most:
+        raise DdimError(f"{name} {number:g}", f"is beyond {most:g}", "give a number such as 2")
+    return number
 
 
 def floats(value: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:

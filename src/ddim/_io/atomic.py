@@ -250,7 +250,7 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
     Raises:
         DdimError: If it cannot be created, or another process has locked it.
     """
-    made, free = _missing(folder), not unexpected_entries(folder)
+    missing, was_empty = _missing(folder), not unexpected_entries(folder)
     locked = (folder / LOCK).exists()
     claim = Claim()
     try:
@@ -259,14 +259,14 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
             try:
                 yield claim
             except Exception:
-                if free and not claim.kept:
+                if was_empty and not claim.kept:
                     for name in ours if locked else (*ours, LOCK):
                         remove_tree(folder / name)
                 raise
     except Exception:
-        if free and not claim.kept:
+        if was_empty and not claim.kept:
             with contextlib.suppress(OSError):
-                for each in made:
+                for each in missing:
                     os.rmdir(each)
         raise
 
@@ -279,8 +279,8 @@ def sha256(path: Path) -> str:
 
 def user_cache() -> Path | None:
     """This user's cache folder for this package, which may not exist; None for a user without a home folder."""
-    given = os.environ.get("XDG_CACHE_HOME")
+    configured = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(given) if given else Path.home() / ".cache") / "ddim"
+        return (Path(configured) if configured else Path.home() / ".cache") / "ddim"
     except RuntimeError:  # no HOME and an unknown uid, as in containers
         return None

@@ -53,16 +53,16 @@ def unseal(data: bytes, path: Path | str) -> bytes:
         DdimError: If the checksum does not match.
     """
     hint = f'copy it again, or, if you changed it on purpose, set its "{KEY}" to ""'
-    found = _LAST.search(data)
-    if found is not None and found["key"] == KEY.encode():
-        rest = data[: found.start()] + b"}"
-        if found["sum"] and found["sum"].decode() != _digest(rest):
+    match = _LAST.search(data)
+    if match is not None and match["key"] == KEY.encode():
+        rest = data[: match.start()] + b"}"
+        if match["sum"] and match["sum"].decode() != _digest(rest):
             raise DdimError(path, PROBLEM, hint)
         return rest
-    there = _object(data) if KEY.encode() in data else {}
-    if there.get(KEY) == "":  # cleared by hand, and no longer the last entry
-        return json.dumps({key: value for key, value in there.items() if key != KEY}).encode()
-    if KEY in there or (found is not None and _nearly_key(found["key"].decode("latin-1"))):
+    parsed = _object(data) if KEY.encode() in data else {}
+    if parsed.get(KEY) == "":  # cleared by hand, and no longer the last entry
+        return json.dumps({key: value for key, value in parsed.items() if key != KEY}).encode()
+    if KEY in parsed or (match is not None and _nearly_key(match["key"].decode("latin-1"))):
         raise DdimError(path, PROBLEM, hint)
     return data
 
@@ -98,10 +98,10 @@ def _nearly_key(key: str) -> bool:
 def _object(data: bytes) -> dict[str, Any]:
     """The parsed JSON object; empty if the data are not a JSON object."""
     try:
-        there = parse_json(data, "")
+        value = parse_json(data, "")
     except DdimError:
         return {}
-    return there if isinstance(there, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _digest(data: bytes) -> str:
@@ -178,15 +178,15 @@ def read_line(text: str, sealed: bool) -> tuple[Any, bool]:
         ValueError: If the line is incomplete or damaged.
     """
     text.encode()  # raises UnicodeEncodeError, a ValueError, if the line was not UTF-8
-    found = _LAST_OF_LINE.search(text.removesuffix("\n"))
-    if found is not None and found["key"] != KEY and not _nearly_key(found["key"]):
-        found = None
-    if not text.endswith("\n") or (found is None and sealed):
+    match = _LAST_OF_LINE.search(text.removesuffix("\n"))
+    if match is not None and match["key"] != KEY and not _nearly_key(match["key"]):
+        match = None
+    if not text.endswith("\n") or (match is None and sealed):
         raise ValueError("it is torn or damaged")
-    if found is None:
+    if match is None:
         return parse_json(text, "a line"), False
-    rest = text[: found.start()] + "}"
-    if found["key"] != KEY or found["sum"] != _digest(rest.encode())[:_SHORT]:
+    rest = text[: match.start()] + "}"
+    if match["key"] != KEY or match["sum"] != _digest(rest.encode())[:_SHORT]:
         raise ValueError(PROBLEM)
     return parse_json(rest, "a line"), True
 
@@ -204,23 +204,23 @@ def read_journal(path: Path, parse: Callable[[Any, int], T | None]) -> list[T]:
     Warns:
         DdimWarning: If lines are dropped.
     """
-    found: list[T] = []
+    parsed: list[T] = []
     if not path.exists():
-        return found
+        return parsed
     lines = read_bytes(path, TEXT_BYTES).decode("utf-8", errors="surrogateescape").split("\n")
     lines = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
     sealed = False
     for line in lines:
         try:
-            what, sealed = read_line(line, sealed)
-            made = parse(what, len(found))
+            content, sealed = read_line(line, sealed)
+            value = parse(content, len(parsed))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            made = None
-        if made is None:
+            value = None
+        if value is None:
             break
-        found.append(made)
-    if len(found) < len(lines):
-        dropped = len(lines) - len(found)
-        warn(f"{path}: line {len(found) + 1} is torn or damaged; {dropped} line(s) are dropped and made again")
-        write_atomic(path, "".join(lines[: len(found)]).encode())
-    return found
+        parsed.append(value)
+    if len(parsed) < len(lines):
+        dropped = len(lines) - len(parsed)
+        warn(f"{path}: line {len(parsed) + 1} is torn or damaged; {dropped} line(s) are dropped and made again")
+        write_atomic(path, "".join(lines[: len(parsed)]).encode())
+    return parsed

@@ -36,12 +36,12 @@ class Finished(contextlib.AbstractContextManager["Finished"]):
         self._folder, path = folder, folder / SUMS
         self._sound = sound if earlier and not path.exists() else None
         data = read_bytes(path, memory()) if path.exists() else b""
-        found = _LINE.findall(data)
-        sums = {name: digest for digest, name in found}  # the last line counts if a file was rewritten
-        torn = sum(67 + len(name) for _, name in found) != len(data)
+        entries = _LINE.findall(data)
+        sums = {name: digest for digest, name in entries}  # the last line counts if a file was rewritten
+        torn = sum(67 + len(name) for _, name in entries) != len(data)
         if torn:
             warn(f"{path}: holds a line that is torn or damaged; what it was about is made again")
-        if torn or len(sums) < len(found):
+        if torn or len(sums) < len(entries):
             write_atomic(path, b"".join(digest + b"  " + name + b"\n" for name, digest in sums.items()))
         self._sums = {name.decode("utf-8", "replace"): digest.decode() for name, digest in sums.items()}
         self._file = Appender(path)

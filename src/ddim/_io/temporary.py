@@ -70,8 +70,8 @@ def interrupted(folder: Path) -> Path | None:
     """The newest `.old` copy of a missing folder, left by a process killed while replacing it; None if none."""
     if folder.exists() or not folder.parent.is_dir():
         return None
-    found = [path for path, name, role in temporaries(folder.parent) if (name, role) == (folder.name, "old")]
-    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime_ns, default=None)
+    candidates = [path for path, name, role in temporaries(folder.parent) if (name, role) == (folder.name, "old")]
+    return max((path for path in candidates if path.is_dir()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:

@@ -79,31 +79,31 @@ class Told:
         Warns:
             DdimWarning: If anything was converted.
         """
-        told = [f"{n} {what}" for what, n in sorted(self.notes.items()) if what not in _MIXED or n < total or alone]
+        parts = [f"{n} {what}" for what, n in sorted(self.notes.items()) if what not in _MIXED or n < total or alone]
         both = (self.deep, DEEP), (self.plain, 255)
-        told += [self._range(extent, top) for extent, top in both if dark(extent, top)]
-        shape, mend = f"{policy.width}x{policy.height}", ""
+        parts += [self._range(extent, top) for extent, top in both if dark(extent, top)]
+        shape, hint = f"{policy.width}x{policy.height}", ""
         if self.cut:
             lost = sum(share * n for share, n in self.cut.items()) / self.cut.total()
             most = f", {max(self.cut):.0%} of one at most" if len(self.cut) > 1 else ""
-            told.append(f"{self.cut.total()} cropped to the shape of {shape}: {lost:.0%} of each is cut off{most}")
-            mend = either("to keep all of each, use fit='stretch'", "to refuse other sizes, use fit='exact'")
+            parts.append(f"{self.cut.total()} cropped to the shape of {shape}: {lost:.0%} of each is cut off{most}")
+            hint = either("to keep all of each, use fit='stretch'", "to refuse other sizes, use fit='exact'")
         if self.resized:
             sizes = ", ".join(f"{wide}x{high}" for wide, high in sorted(self.resized)[:_SHOWN])
             more = f" and {len(self.resized) - _SHOWN} other sizes" if len(self.resized) > _SHOWN else ""
-            told.append(f"{self.resized.total()} resized to {shape} from {sizes}{more}")
-        if told:
-            warn(f"{where}: of {total} pictures {', '.join(told)}", mend)
+            parts.append(f"{self.resized.total()} resized to {shape} from {sizes}{more}")
+        if parts:
+            warn(f"{where}: of {total} pictures {', '.join(parts)}", hint)
 
     @staticmethod
     def _range(extent: Extent, top: int) -> str:
         share, step = (extent.largest - extent.lowest) / top, top // 255
         levels = (extent.largest + step // 2) // step - (extent.lowest + step // 2) // step + 1
-        kept = f": they become {levels} of 256 grey levels" if top == DEEP else ""
+        effect = f": they become {levels} of 256 grey levels" if top == DEEP else ""
         wrong = (
             f"{extent.count} use values {extent.lowest} to {extent.largest} of 0 to {top} ({share:.1%} of the range)"
         )
-        return f"{wrong}{kept}, dark or flat; scale the values up before, if that is not meant"
+        return f"{wrong}{effect}, dark or flat; scale the values up before, if that is not meant"
 
 
 def dark(extent: Extent, top: int) -> bool:

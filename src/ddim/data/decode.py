@@ -110,8 +110,8 @@ def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> 
 
 def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
     """As `decoded`, but returns the image and the conversions."""
-    with decoded(source, name, matte, told) as made:
-        return made
+    with decoded(source, name, matte, told) as result:
+        return result
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -225,12 +225,12 @@ def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], to
         raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
     notes.add(_HALVED)
     told.deep.add(Extent(1, int(values.min()), int(values.max())))
-    small = (values + 128) // 257
-    hole = image.info.get("transparency")
-    if isinstance(hole, int) and (values == hole).any():
+    grey = (values + 128) // 257
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and (values == transparent).any():
         notes.add(f"transparent, put on matte {matte}")
-        small[values == hole] = matte
-    return Image.fromarray(small.astype(np.uint8))
+        grey[values == transparent] = matte
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _short(error: BaseException) -> str:

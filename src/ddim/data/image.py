@@ -69,15 +69,15 @@ def read_image(
     Raises:
         DdimError: As `open_image`.
     """
-    name, found = label_of(source, name), Told()
-    with decoded(source, name, policy.matte, found) as (image, notes):
+    name, conversions = label_of(source, name), Told()
+    with decoded(source, name, policy.matte, conversions) as (image, notes):
         if image.mode != _MODES[policy.channels]:
             notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
-        made = to_grid(image, policy, name, found)
-    found.notes.update(notes)
+        pixels = to_grid(image, policy, name, conversions)
+    conversions.notes.update(notes)
     if told is not None:
-        told.add(found)
-    return made, frozenset(notes)
+        told.add(conversions)
+    return pixels, frozenset(notes)
 
 
 def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
@@ -131,8 +131,8 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         wrong = "is not a folder" if folder.exists() else "no such folder"
         raise DdimError(printable(folder), wrong, "give the path of a folder of pictures")
-    found = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    paths = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def label_of(source: Source, name: str | None = None) -> str:
@@ -151,13 +151,13 @@ def _walk(folder: Path) -> Iterator[Path]:
 
     seen = {os.path.realpath(folder)}
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        fresh = []
+        unvisited = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(here, name))
             if not name.startswith(".") and real not in seen:
                 seen.add(real)
-                fresh.append(name)
-        folders[:] = fresh
+                unvisited.append(name)
+        folders[:] = unvisited
         yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
@@ -185,8 +185,8 @@ def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | Non
     wide, high = right - left, lower - upper
     size = (policy.width, policy.height)
     if policy.fit == "exact" and (wide, high) != size:
-        mend = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
-        raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", mend)
+        hint = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
+        raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", hint)
     told = told or Told()
     if (wide, high) != size:
         told.resized[wide, high] += 1

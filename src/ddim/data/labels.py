@@ -49,15 +49,15 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
     Raises:
         DdimError: If there is no such column, or it does not hold labels; the message lists possible columns.
     """
-    could = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
-    columns = tuple(printable(key) for key in could if key != (name or DEFAULT))
+    candidates = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
+    columns = tuple(printable(key) for key in candidates if key != (name or DEFAULT))
     if name is None and DEFAULT not in data.features:
         return Labels(columns=columns)
     column = name or DEFAULT
-    there = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
+    alternatives = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
     if column not in data.features or column == images:
         wrong = "is no column of labels" if column in data.features else "is no column"
-        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {there}", "name one that is")
+        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {alternatives}", "name one that is")
     kind, values = data.features[column], data.data.column(column).to_pylist()
     if values and all(isinstance(value, str) for value in values):
         classes = tuple(sorted(set(values)))
@@ -68,9 +68,9 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
             return Labels(columns=columns)
         bad = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
         wrong = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
-        raise DdimError(f"label_column={name!r}", f"{wrong}; {there}", "name another column")
-    known = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-    return Labels(np.array(values, np.int64), known, columns)
+        raise DdimError(f"label_column={name!r}", f"{wrong}; {alternatives}", "name another column")
+    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+    return Labels(np.array(values, np.int64), names, columns)
 
 
 def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:

@@ -117,7 +117,7 @@ def gather(
         The pixels, errors and conversions.
     """
     count = len(items)
-    found = DecodeReport(np.zeros((count, *policy.shape), np.uint8) if keep else None)
+    report = DecodeReport(np.zeros((count, *policy.shape), np.uint8) if keep else None)
 
     def decode(start: int) -> tuple[dict[int, DdimError], Told]:
         bad, told = dict[int, DdimError](), Told()
@@ -127,22 +127,22 @@ def gather(
             except DdimError as error:
                 bad[index] = error
                 continue
-            if found.pixels is not None:
-                found.pixels[index] = picture
+            if report.pixels is not None:
+                report.pixels[index] = picture
         return bad, told
 
     pool = ThreadPoolExecutor(workers())
     try:
         for step, (bad, told) in enumerate(pool.map(decode, range(0, count, CHUNK))):
-            found.bad.update(bad)
-            found.told.add(told)
+            report.bad.update(bad)
+            report.told.add(told)
             yield min((step + 1) * CHUNK, count), count
-            if patience is not None and len(found.bad) > patience:
-                found.whole = (step + 1) * CHUNK >= count
+            if patience is not None and len(report.bad) > patience:
+                report.whole = (step + 1) * CHUNK >= count
                 break
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return report
 
 
 def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy, where: str) -> np.ndarray:
@@ -208,8 +208,8 @@ def iter_scan(
     """
     items = Files(Path(folder), list_images(folder))
     any_size = ImagePolicy(height=1, width=1, channels=3, fit="stretch", filter="box")
-    found = yield from gather(items, policy or any_size, keep=False)
-    return [(items.name(index), error.wrong) for index, error in found.bad.items()]
+    report = yield from gather(items, policy or any_size, keep=False)
+    return [(items.name(index), error.wrong) for index, error in report.bad.items()]
 
 
 def drain(steps: Generator[Any, None, T]) -> T:

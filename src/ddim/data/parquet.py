@@ -73,12 +73,12 @@ class Rows:
         from pyarrow import compute  # type: ignore[import-untyped]
 
         fields = [field.name for field in self.column.type]
-        there: Any = np.zeros(len(self.column), bool)
+        present: Any = np.zeros(len(self.column), bool)
         for name in ("bytes", "path") if self.roots else ("bytes",):
             if name in fields:
                 length = compute.binary_length(compute.struct_field(self.column, name))
-                there |= compute.fill_null(length, 0).to_numpy() > 0
-        return np.flatnonzero(~there)
+                present |= compute.fill_null(length, 0).to_numpy() > 0
+        return np.flatnonzero(~present)
 
 
 Table = tuple[Rows, Labels]
@@ -185,19 +185,19 @@ def _table(
     if len(data) == 0:
         raise DdimError(where, *_NO_ROWS)
     features = data.features
-    found = [key for key in ("image", "img") if key in features]
-    found += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    if not found:
+    columns = [key for key in ("image", "img") if key in features]
+    columns += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not columns:
         wrong = f"has no image column (it has {printable(', '.join(features) or 'none')})"
         raise DdimError(where, wrong, "name the column of pictures image or img")
     try:
         with _quiet(datasets):
-            cast = data.select_columns([found[0]]).cast_column(found[0], datasets.Image(decode=False))
+            cast = data.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
     except Exception as error:  # Arrow's casts raise several exception types
-        wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
+        wrong = f"column {columns[0]} does not hold pictures ({_reason(error)})"
         raise DdimError(where, wrong, "store encoded pictures in it") from None
-    labels = read_column(datasets, data, found[0], label_column, where)
-    return Rows(cast.data.column(found[0]), printable(split), roots), labels
+    labels = read_column(datasets, data, columns[0], label_column, where)
+    return Rows(cast.data.column(columns[0]), printable(split), roots), labels
 
 
 @contextmanager
@@ -227,13 +227,13 @@ def _check_shards(files: Sequence[Path]) -> int:
     columns, rows = list[str](), 0
     for path in files:
         try:
-            about = parquet.read_metadata(path)
-            there = sorted(about.schema.to_arrow_schema().names)
+            metadata = parquet.read_metadata(path)
+            names = sorted(metadata.schema.to_arrow_schema().names)
         except Exception as error:  # Arrow's exceptions and the system's
             raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
-        columns, rows = columns or there, rows + about.num_rows
-        if there != columns:
-            wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"
+        columns, rows = columns or names, rows + metadata.num_rows
+        if names != columns:
+            wrong = f"has the columns {', '.join(names)}, and {files[0].name} has {', '.join(columns)}"
             raise DdimError(printable(path), printable(wrong), "give one data set at a time")
     return rows
 

@@ -114,16 +114,16 @@ def iter_load(
     if limit is not None and limit < len(items):
         items = Picked(items, np.arange(limit))
         labels = labels.of(np.arange(limit))
-    grid = policy or _first_policy(items, where)
-    keep = len(items) * grid.height * grid.width * grid.channels <= HOLD
-    found = yield from gather(items, grid, keep, None if skip_unreadable else PATIENCE)
-    pixels = found.pixels
-    if found.bad:
-        items, good = _without(items, found, where, skip_unreadable)
+    preprocessing = policy or _first_policy(items, where)
+    keep = len(items) * preprocessing.height * preprocessing.width * preprocessing.channels <= HOLD
+    report = yield from gather(items, preprocessing, keep, None if skip_unreadable else PATIENCE)
+    pixels = report.pixels
+    if report.bad:
+        items, good = _without(items, report, where, skip_unreadable)
         pixels = None if pixels is None else pixels[good]
         labels = labels.of(good)
-    found.told.say(where, len(items), grid)
-    return ImageSet(name, split, grid, items, pixels, labels.numbers, labels.classes, labels.columns)
+    report.told.say(where, len(items), preprocessing)
+    return ImageSet(name, split, preprocessing, items, pixels, labels.numbers, labels.classes, labels.columns)
 
 
 def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
@@ -158,7 +158,7 @@ def _folder(path: Path, where: str, split: str) -> _Found:
     paths = list_images(path)
     if not paths:
         raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
-    parents = [found.relative_to(path).parts[:-1] for found in paths]
+    parents = [image.relative_to(path).parts[:-1] for image in paths]
     if not all(len(parts) == 1 for parts in parents):
         return Files(path, paths), Labels()
     classes = sorted({parts[0] for parts in parents})

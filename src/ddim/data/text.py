@@ -75,11 +75,11 @@ class TextPolicy(BaseModel):
         if self.tokenizer:
             return np.asarray(_tokenizer(self.tokenizer).encode(text, add_special_tokens=False).ids, np.int64)
         points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        known = np.array([ord(character) for character in self.characters], np.uint32)
-        order = np.argsort(known)
-        places = np.minimum(np.searchsorted(known[order], points), len(known) - 1)
+        vocabulary = np.array([ord(character) for character in self.characters], np.uint32)
+        order = np.argsort(vocabulary)
+        places = np.minimum(np.searchsorted(vocabulary[order], points), len(vocabulary) - 1)
         ids = order[places]
-        if len(points) and (wrong := known[ids] != points).any():
+        if len(points) and (wrong := vocabulary[ids] != points).any():
             at = int(np.argmax(wrong))
             line = text.count("\n", 0, at) + 1
             raise DdimError(name, f"line {line} holds {text[at]!r}, which the vocabulary lacks", "replace it")
@@ -91,8 +91,8 @@ class TextPolicy(BaseModel):
         The mask, an id beyond the vocabulary, becomes a square; with a tokenizer it is left out.
         """
         if self.tokenizer:
-            known = [int(i) for i in ids if i < self.categories]
-            return str(_tokenizer(self.tokenizer).decode(known, skip_special_tokens=False))
+            tokens = [int(i) for i in ids if i < self.categories]
+            return str(_tokenizer(self.tokenizer).decode(tokens, skip_special_tokens=False))
         return "".join(self.characters[i] if i < len(self.characters) else UNKNOWN for i in map(int, ids))
 
 

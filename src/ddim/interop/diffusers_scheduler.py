@@ -80,8 +80,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan: Plan | None = None,
     ):
         if not isinstance(schedule, Schedule) or not (plan is None or isinstance(plan, Plan)):
-            given = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
-            wrong = f"is given a {given} where a schedule or a plan over real-valued data belongs"
+            kind = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
+            wrong = f"is given a {kind} where a schedule or a plan over real-valued data belongs"
             raise DdimError("PlanScheduler", wrong, "see ddim.schedule and ddim.Plan, or use from_scheduler")
         values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "sampler": sampler}
         values |= {"grid": grid, "eta": eta, "predicts": predicts, "clip_x0": clip_x0, "encode": encode}
@@ -102,9 +102,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def _of(cls, values: Mapping[str, Any], notes: tuple[str, ...] = ()) -> PlanScheduler:
-        made = cls.__new__(cls)
-        made._set_up(configs.build(Settings, dict(values), "PlanScheduler"), notes)
-        return made
+        scheduler = cls.__new__(cls)
+        scheduler._set_up(configs.build(Settings, dict(values), "PlanScheduler"), notes)
+        return scheduler
 
     @classmethod
     def from_scheduler(
@@ -158,13 +158,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             DdimError: If the configuration is damaged, or as `from_scheduler`.
         """
-        own = config.get("_ddim")
-        if isinstance(own, Mapping):
-            fresh = {"as_spaced": False} if "grid" in kwargs else {}
-            made = cls._of({**own, **fresh, **kwargs})
+        stored = config.get("_ddim")
+        if isinstance(stored, Mapping):
+            changed = {"as_spaced": False} if "grid" in kwargs else {}
+            scheduler = cls._of({**stored, **changed, **kwargs})
         else:
-            made = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
-        return (made, {}) if return_unused_kwargs else made
+            scheduler = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     def __repr__(self) -> str:
         return f"PlanScheduler({self.settings}, schedule {self.schedule.name}, T = {self.schedule.T})"
@@ -296,10 +296,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         fresh = variance_noise
         if run.row.draws and fresh is None:
             fresh = randn_tensor(sample.shape, generator, sample.device, model_output.dtype)
-        state, said = run.leave(model_output, fresh)
+        state, prediction = run.leave(model_output, fresh)
         self._given = None if begins else self._given
-        made = state.to(sample.dtype), said.x0.to(sample.dtype)
-        return DDIMSchedulerOutput(*made) if return_dict else made
+        output = state.to(sample.dtype), prediction.x0.to(sample.dtype)
+        return DDIMSchedulerOutput(*output) if return_dict else output
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Add noise to clean data at diffusers timesteps.

@@ -54,14 +54,14 @@ def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
     Warns:
         DdimWarning: If the plan has another number of steps.
     """
-    known = defaults(name)
+    choices = defaults(name)
     for key in settings:
-        if key not in known:
-            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(known)}")
-    made = PRESETS[name](schedule, steps, **settings)
-    if made.calls != steps:
-        warn(f"{name}: {steps} steps asked, it makes {made.calls}")
-    return made
+        if key not in choices:
+            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(choices)}")
+    result = PRESETS[name](schedule, steps, **settings)
+    if result.calls != steps:
+        warn(f"{name}: {steps} steps asked, it makes {result.calls}")
+    return result
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def defaults(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise DdimError(f"emulation {name!r}", "is unknown", f"choose one of {', '.join(NAMES)}")
-    found = inspect.signature(PRESETS[name]).parameters.values()
-    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+    parameters = inspect.signature(PRESETS[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def diffusers(
@@ -118,7 +118,7 @@ def diffusers(
     about = [spacing, f"S={steps}", f"eta={eta:g}"]
     about += [f"offset {shift}"] if shift else []
     about += [] if set_alpha_to_one else ["to alpha_0"]
-    return _made("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
+    return _checked_plan("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
 
 
 def official(
@@ -156,7 +156,7 @@ def official(
         hat = abs(gaussian.sigma_hat(now, following)) if noisy and t > 1 else 0.0
         rows.append(_row(now, following, following, 1.0 if noisy else eta, hat if noisy else None))
     about = [skip_type, f"S={steps}", "sigma-hat" if noisy else f"eta={eta:g}"]
-    return _made("official", rows, noisy, about, hat=noisy)
+    return _checked_plan("official", rows, noisy, about, hat=noisy)
 
 
 def openai(
@@ -190,7 +190,7 @@ def openai(
         for t, after in itertools.pairwise([*times, 0])
     ]
     about = [f"{respacing} stride", f"S={steps}", f"eta={eta:g}"]
-    return _made("openai", rows, clip_denoised, about)
+    return _checked_plan("openai", rows, clip_denoised, about)
 
 
 def _respaced(T: int, steps: int, respacing: Respacing) -> set[int]:
@@ -237,9 +237,11 @@ def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None =
     return Row(now, following, x0=(signal,), eps=(direction,), z=sigma if z is None else z, sigma=sigma)
 
 
-def _made(name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False) -> Plan:
-    made = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
-    return made.check()
+def _checked_plan(
+    name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False
+) -> Plan:
+    result = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
+    return result.check()
 
 
 def _choice(what: str, value: object, kind: Any) -> None:

@@ -36,8 +36,8 @@ class Settings(BaseModel):
         version: Version of this format.
         log_snr: The schedule, at t = 1..T.
         schedule_name: The schedule's name.
-        as_spaced: Whether a named spacing has exactly the timesteps of its formula, as in the scheduler that was converted;
-            otherwise its start depends on what the network predicts, see `ddim.process.start`.
+        as_spaced: Whether a named spacing has the timesteps of its formula, as in a converted scheduler; otherwise its
+            start depends on what the network predicts, see `ddim.process.start`.
         plan: A fixed plan as JSON, or None.
     """
 
@@ -101,8 +101,8 @@ class Settings(BaseModel):
         if self.fixed:
             return f"plan {self.fixed.name}, predicts {self.predicts}"
         grid = self.grid if isinstance(self.grid, str) else f"grid of {len(self.grid)} times"
-        said = [f"{name}={getattr(self, name)}" for name in _CHOICES[2:] if getattr(self, name)]
-        return ", ".join([f"sampler {self.sampler}", grid, *said, f"predicts {self.predicts}"])
+        options = [f"{name}={getattr(self, name)}" for name in _CHOICES[2:] if getattr(self, name)]
+        return ", ".join([f"sampler {self.sampler}", grid, *options, f"predicts {self.predicts}"])
 
     @property
     def order(self) -> int:
@@ -152,11 +152,11 @@ class Settings(BaseModel):
             DdimError: If eta is neither 0 nor the settings' eta, or the plan treats eps differently when clipping.
         """
         if eta and (eta != self.eta or self.fixed):
-            own = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
-            raise DdimError(f"eta {eta:g}", f"is passed to step, {own}", "set it where the scheduler is made")
+            reason = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
+            raise DdimError(f"eta {eta:g}", f"is passed to step, {reason}", "set it where the scheduler is made")
         if plan.clip_x0 and clipped is plan.eps_kept:
-            does = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
-            wrong = f"is passed to step, the plan {does}"
+            behaviour = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
+            wrong = f"is passed to step, the plan {behaviour}"
             raise DdimError(f"use_clipped_model_output {clipped}", wrong, "leave it out")
 
     def starts(self, plan: Plan) -> list[int]:
@@ -174,20 +174,20 @@ class Settings(BaseModel):
         """
         if row == 0:
             return plan
-        begins = self.starts(plan)
-        if row not in begins:
+        starts = self.starts(plan)
+        if row not in starts:
             wrong = "is in the middle of a step"
-            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_some(begins)}")
+            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_first_few(starts)}")
         if self.plan is None and not self.encode:
-            times = tuple(plan.rows[k].now.t for k in reversed(begins) if k >= row)
+            times = tuple(plan.rows[k].now.t for k in reversed(starts) if k >= row)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DdimWarning)  # it starts below T on purpose
                 return self._over(times, len(times))
-        for known, later in enumerate(plan.rows[row:], start=1):
-            if later.memory > known:
+        for available, later in enumerate(plan.rows[row:], start=1):
+            if later.memory > available:
                 wrong = f"looks back on steps before row {row}, where this run begins"
-                mend = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
-                raise DdimError(plan.where(row + known - 1), wrong, mend)
+                hint = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
+                raise DdimError(plan.where(row + available - 1), wrong, hint)
         return replace(plan, rows=plan.rows[row:], before=())
 
     def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
@@ -240,14 +240,14 @@ def read_other(
     Warns:
         DdimWarning: If the scheduler's last step does not end at clean data.
     """
-    own = chosen.get("plan") is None
+    by_sampler = chosen.get("plan") is None
     if config.get("thresholding"):
         raise DdimError(what, "has thresholding, which no plan has", "set it to False")
     if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & config.keys():
         raise DdimError(what, "names no betas, so it is of another kind of noise", "leave the pipeline its scheduler")
     schedule, predicts, notes = _schedule_of(config, table, what)
     values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "predicts": predicts}
-    if own and chosen.get("clip_x0") is None and config.get("clip_sample"):
+    if by_sampler and chosen.get("clip_x0") is None and config.get("clip_sample"):
         if config.get("clip_sample_range", 1.0) != 1:
             wrong = f"clips to {config['clip_sample_range']:g}, plans to 1"
             raise DdimError(f"{what}: clip_sample_range", wrong, "say clip_x0=True or clip_x0=False")
@@ -255,12 +255,12 @@ def read_other(
         notes.append("clip_sample: x0 clipped to [-1, 1], eps derived again from it")
     elif config.get("clip_sample"):
         notes.append("clip_sample: not taken; as was asked")
-    if own and chosen.get("grid") is None:
+    if by_sampler and chosen.get("grid") is None:
         values |= _grid(config, what, notes)
     if not config.get("set_alpha_to_one", True) or config.get("final_sigmas_type", "zero") != "zero":
         notes.append("last step: to clean data, not to t = 1")
         warn(f"{what}: its last step ends at t = 1; plans end at clean data, t = 0")
-    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if own else "sampler: the plan given")
+    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if by_sampler else "sampler: the plan given")
     return values | {key: value for key, value in chosen.items() if value is not None}, tuple(notes)
 
 
@@ -270,11 +270,13 @@ def _schedule_of(config: Mapping[str, Any], table: np.ndarray | None, what: str)
     The schedule is computed in float64 from its formula if that agrees with the float32 table, else from the table.
     """
     betas = config.get("trained_betas")
-    given = {**config, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
-    known, predicts, notes = read_scheduler(given, Path(what))
-    made = known.build()
-    if table is None or (table.shape == (made.T,) and np.allclose(made.alpha_bar[1:], table, rtol=2e-3, atol=1e-6)):
-        return made, predicts, notes
+    values = {**config, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
+    described, predicts, notes = read_scheduler(values, Path(what))
+    schedule = described.build()
+    if table is None or (
+        table.shape == (schedule.T,) and np.allclose(schedule.alpha_bar[1:], table, rtol=2e-3, atol=1e-6)
+    ):
+        return schedule, predicts, notes
     before = np.concatenate([[1.0], table[:-1]])
     notes[0] = f"schedule: its table alphas_cumprod, T = {len(table)}, which is not that of its configuration"
     return from_betas(1 - table / before, "alphas_cumprod"), predicts, notes
@@ -294,5 +296,5 @@ def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, A
     return {"grid": spacing, "offset": offset, "as_spaced": True}
 
 
-def _some(places: Sequence[int]) -> str:
+def _first_few(places: Sequence[int]) -> str:
     return ", ".join(str(place) for place in places[:8]) + (", ..." if len(places) > 8 else "")

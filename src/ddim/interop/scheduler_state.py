@@ -32,9 +32,9 @@ class Stepper:
 
     def __init__(self, plan: Plan, predicts: Predicts):
         self.plan, self.done, self._hub = plan, 0, image_output(predicts)
-        kept = max(plan.memory, 1 + len(plan.before))
-        self.states: deque[Tensor] = deque(maxlen=kept)
-        self.predictions: deque[Prediction] = deque(maxlen=kept)
+        length = max(plan.memory, 1 + len(plan.before))
+        self.states: deque[Tensor] = deque(maxlen=length)
+        self.predictions: deque[Prediction] = deque(maxlen=length)
 
     @property
     def row(self) -> Row:
@@ -84,8 +84,8 @@ class Stepper:
             wrong = "is not the newest of the states given"
             raise DdimError("sample", wrong, "start the loop from the first of them")
         wide = torch.promote_types(sample.dtype, torch.float32)
-        own = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
-        self.states.extend(self.plan.begin(own))
+        exact = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
+        self.states.extend(self.plan.begin(exact))
 
     def leave(self, output: Tensor, fresh: Tensor | None) -> tuple[Tensor, Prediction]:
         """Run the next row.
@@ -109,12 +109,12 @@ class Stepper:
         if row.z_high and output.shape != double:
             wrong = "takes its noise from the network, which does not say any"
             raise DdimError(f"plan {self.plan.name}", wrong, "use a plan with eta, or hand on the network's variance")
-        kept = output.clone()  # later rows may use it, and a compiled network may overwrite it
-        said = as_planned(lambda x, level: self._hub(kept, x, level), self.plan)(x, row.query)
-        self.predictions.appendleft(said)
+        raw = output.clone()  # later rows may use it, and a compiled network may overwrite it
+        prediction = as_planned(lambda x, level: self._hub(raw, x, level), self.plan)(x, row.query)
+        self.predictions.appendleft(prediction)
         self.states.appendleft(self.plan.advance(row, self.states, self.predictions, fresh))
         self.done += 1
-        return self.states[0], said
+        return self.states[0], prediction
 
 
 class RunState:

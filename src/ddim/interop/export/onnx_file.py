@@ -43,10 +43,10 @@ def translate(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence
     """
     import torch
 
-    made: Any = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=list(inputs), output_names=list(outputs)
     )
-    model: onnx.ModelProto = made.model_proto
+    model: onnx.ModelProto = exported.model_proto
     graph = model.graph
     del graph.value_info[:]  # it uses the tracer's symbols, and readers infer the shapes
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -76,9 +76,9 @@ def join(
     from onnx import helper, numpy_helper
 
     weights = [tensor for tensor in body.graph.initializer if tensor.name.startswith(OF_WEIGHTS)]
-    own = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(OF_WEIGHTS)]
+    others = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(OF_WEIGHTS)]
     names = [tensor.name for tensor in weights]
-    inner = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in own]
+    inner = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in others]
     network = helper.make_function(
         DOMAIN, FUNCTION, ["x", "condition", *names], ["output"], [*inner, *body.graph.node], body.opset_import
     )

@@ -26,8 +26,8 @@ class NetworkProgram(nn.Module):
 
     @override
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        said: Tensor = self.network(x, t, labels)
-        return said if said.shape[1] == x.shape[1] else said.chunk(2, dim=1)[0]
+        output: Tensor = self.network(x, t, labels)
+        return output if output.shape[1] == x.shape[1] else output.chunk(2, dim=1)[0]
 
 
 class SamplerProgram(nn.Module):
@@ -52,10 +52,10 @@ class SamplerProgram(nn.Module):
 
     def through(self, body: Any, x_T: Tensor, conditions: list[Tensor]) -> Tensor:
         """Run the plan with `body` in place of the network's body."""
-        known = dict(zip(self.times, conditions, strict=True))
+        by_time = dict(zip(self.times, conditions, strict=True))
 
         def denoise(x: Tensor, level: Level) -> Any:
-            return self.hub(body(self.network.enter(x), known[level.t]), x, level)
+            return self.hub(body(self.network.enter(x), by_time[level.t]), x, level)
 
         return run(denoise, self.plan, x_T)
 
@@ -84,15 +84,15 @@ class Frame(nn.Module):
 
     @override
     def forward(self, x_T: Tensor, outputs: list[Tensor], labels: Tensor | None = None) -> Any:
-        said, shown = iter(outputs), []
+        remaining, inputs = iter(outputs), []
 
         def body(x: Tensor, condition: Tensor) -> Tensor:
-            shown.append(x)
-            return next(said)
+            inputs.append(x)
+            return next(remaining)
 
         conditions = self.sampler.conditions(labels)
         end = self.sampler.through(body, x_T, conditions)
-        return (end, shown) if labels is None else (end, shown, conditions)
+        return (end, inputs) if labels is None else (end, inputs, conditions)
 
 
 def trace(

@@ -73,8 +73,8 @@ def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: s
         try:
             next(steps)
         except StopIteration as end:
-            made: Exported = end.value
-            return made
+            exported: Exported = end.value
+            return exported
 
 
 def iter_export(
@@ -147,20 +147,20 @@ def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, s
 def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
     """Example inputs of a program by name, for n samples: noise of a fixed seed, different timesteps and labels."""
     x, classes = model.noise(n).start().cpu(), model.config.network.classes
-    made = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
+    inputs = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
     rows = classes + (not model.config.needs_label)  # index `classes` stands for no label
-    return made | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
+    return inputs | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
 
 
 def _check_plan(model: ModelBase, plan: Plan) -> None:
-    what, mend = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
+    what, hint = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
     if not isinstance(plan, Plan) or model.config.categorical:
         raise DdimError("sampler", "over categories draws in every step", "export the network")
     model.check_plan(plan, to_clean=True)
     if plan.stochastic:
-        raise DdimError(what, "adds noise, which a program cannot draw", mend)
+        raise DdimError(what, "adds noise, which a program cannot draw", hint)
     if plan.lattice:
-        raise DdimError(what, "keeps its states on a lattice in float64", mend)
+        raise DdimError(what, "keeps its states on a lattice in float64", hint)
 
 
 @contextlib.contextmanager
@@ -169,8 +169,8 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), warnings.catch_warnings():
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -189,8 +189,8 @@ def _pt2(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
 
 
 def _network_onnx(program: ExportedProgram, inputs: list[str], facts: Mapping[str, str]) -> bytes:
-    made = onnx_file.translate(program, inputs, [facts["predicts"]])
-    return onnx_file.finish(made, facts, ddim.__version__)
+    model = onnx_file.translate(program, inputs, [facts["predicts"]])
+    return onnx_file.finish(model, facts, ddim.__version__)
 
 
 def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
@@ -200,17 +200,19 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
     calls = [names[row.query.t] for row in program.plan.rows]
     with torch.no_grad():
         conditions = program.conditions(labels)
-        body, seen = Body(program.network), (program.network.enter(x_T), conditions[0])
-        said = [body(*seen) for _ in calls]
-    traced = trace(body, seen, "network", fixed=1 if labels is None else None)
+        body, example = Body(program.network), (program.network.enter(x_T), conditions[0])
+        outputs = [body(*example) for _ in calls]
+    traced = trace(body, example, "network", fixed=1 if labels is None else None)
     network = onnx_file.translate(traced, ["x", "condition"], ["output"])
-    asks, answers = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
+    body_inputs, body_outputs = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
     if labels is None:
-        frame = onnx_file.translate(trace(Frame(program), (x_T, said), "sampler"), ["x_T", *answers], ["x_0", *asks])
+        frame = onnx_file.translate(
+            trace(Frame(program), (x_T, outputs), "sampler"), ["x_T", *body_outputs], ["x_0", *body_inputs]
+        )
         constants = {name: condition.numpy() for name, condition in zip(names.values(), conditions, strict=True)}
     else:
-        traced = trace(Frame(program), (x_T, said, labels), "sampler")
-        frame = onnx_file.translate(traced, ["x_T", *answers, "labels"], ["x_0", *asks, *names.values()])
+        traced = trace(Frame(program), (x_T, outputs, labels), "sampler")
+        frame = onnx_file.translate(traced, ["x_T", *body_outputs, "labels"], ["x_0", *body_inputs, *names.values()])
         constants = {}
     return onnx_file.finish(onnx_file.join(network, frame, calls, constants), facts, ddim.__version__)
 
@@ -224,14 +226,14 @@ def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Pat
     inputs = [examples(model, n, plan) for n in SIZES]
     with _quiet(), torch.no_grad():
         if path.suffix == ".onnx":
-            got = onnx_file.run_onnx(data, [{name: x.numpy() for name, x in each.items()} for each in inputs])
-            if got is None:
+            results = onnx_file.run_onnx(data, [{name: x.numpy() for name, x in each.items()} for each in inputs])
+            if results is None:
                 return None
         else:
             loaded = torch.export.load(io.BytesIO(data)).module()
-            got = [loaded(*each.values()).numpy() for each in inputs]
+            results = [loaded(*each.values()).numpy() for each in inputs]
         expected = [_expected(model, network, plan, each).numpy() for each in inputs]
-    worst = max(float(np.abs(one - two).max()) for one, two in zip(got, expected, strict=True))
+    worst = max(float(np.abs(one - two).max()) for one, two in zip(results, expected, strict=True))
     scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
     if not worst <= TOLERANCE * scale:
         raise DdimError(path, f"would differ from the model by {worst:.2g}, and is not written", "try another torch")
@@ -240,6 +242,6 @@ def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Pat
 
 def _expected(model: ModelBase, network: Network, plan: Plan | None, inputs: Mapping[str, Tensor]) -> Tensor:
     if plan is None:
-        said: Tensor = NetworkProgram(network)(*inputs.values())
-        return said
+        output: Tensor = NetworkProgram(network)(*inputs.values())
+        return output
     return run(NetworkDenoiser(network, model.kind.hub, inputs.get("labels")), plan, inputs["x_T"])
