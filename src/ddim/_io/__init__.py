@@ -1,4 +1,4 @@
-"""Plumbing: files that are never half-written, safetensors, PNG, and checks of what is read or passed in.
+"""File input and output: atomic writes, checksums, safetensors, PNG, and validation of files and arguments.
 
 It imports `errors` and `names` only.
 """

@@ -1,4 +1,4 @@
-"""Checks of what a caller passes in: numbers, sizes and tensors, refused at the entry with their name."""
+"""Validation of arguments: numbers, sizes and tensors."""
 
 from __future__ import annotations
 
@@ -13,60 +13,60 @@ from torch import Tensor
 from ddim.errors import DdimError, shorten
 
 GUIDANCE = 10_000.0
-"""The largest scale of guidance."""
+"""The largest guidance scale."""
 
 
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:
-    """A whole number in a range, as an int.
+    """Check that a value is an integer in a range, and return it as an int.
 
     Raises:
-        DdimError: If it is not one; a float such as 1.5 or 2.0 is none, nor is True.
+        DdimError: If it is out of range or not an integer; floats such as 2.0 and bools are refused.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise DdimError(f"{name} {_shown(value)}", "is not a whole number", "give one such as 1")
-    made = int(value)
-    if least is not None and made < least:
-        raise DdimError(f"{name} {_shown(made)}", f"is less than {least}", f"give {least} or more")
-    if most is not None and made > most:
-        raise DdimError(f"{name} {_shown(made)}", f"is more than {most:,}", f"give {most:,} or less")
-    return made
+    number = int(value)
+    if least is not None and number < least:
+        raise DdimError(f"{name} {_shown(number)}", f"is less than {least}", f"give {least} or more")
+    if most is not None and number > most:
+        raise DdimError(f"{name} {_shown(number)}", f"is more than {most:,}", f"give {most:,} or less")
+    return number
 
 
 def finite(value: Any, name: str, most: float | None = None) -> float:
-    """A finite real number, as a float.
+    """Check that a value is a finite real number, and return it as a float.
 
     Args:
-        value: The number.
-        name: What to call it in an error.
+        value: A number, or a tensor with one element.
+        name: Its name in an error.
         most: Its largest absolute value.
 
     Raises:
-        DdimError: If it is not one, or larger.
+        DdimError: If it is not a finite real number, or too large.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     real |= isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta
     try:
-        made = float(value) if real else math.nan
+        number = float(value) if real else math.nan
     except OverflowError:
-        made = math.inf
-    if not math.isfinite(made):
+        number = math.inf
+    if not math.isfinite(number):
         raise DdimError(f"{name} {_shown(value)}", "is not a finite number", "give a number such as 2")
-    if most is not None and abs(made) > most:
-        raise DdimError(f"{name} {made:g}", f"is beyond {most:g}", "give a number such as 2")
-    return made
+    if most is not None and abs(number) > most:
+        raise DdimError(f"{name} {number:g}", f"is beyond {most:g}", "give a number such as 2")
+    return number
 
 
 def floats(value: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:
-    """A tensor of finite floats with one entry per sample; one pass over it.
+    """Check that a value is a tensor of finite floats, (N, ...), in one pass over it.
 
     Args:
-        value: The tensor, or a numpy array.
-        name: What to call it in an error.
+        value: A tensor or numpy array.
+        name: Its name in an error.
         shape: Shape of one sample; None for any.
 
     Raises:
-        DdimError: If it is something else, holds no numbers (meta) or complex ones, or one that is not finite, or its
-            samples are of another shape.
+        DdimError: If it has another type, is on the meta device, is not floating point, has a value that is not finite,
+            or its samples have another shape.
     """
     if not isinstance(value, Tensor):
         value = _tensor(value, name)
@@ -86,7 +86,7 @@ def floats(value: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:
 def _shown(value: Any) -> str:
     try:
         return shorten(repr(value))
-    except ValueError:  # a whole number of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python converts to text
         return "of very many digits"
 
 

@@ -1,9 +1,9 @@
-"""Files and folders that are never half-written, and folders that one process owns.
+"""Atomic writes of files and folders, and folder locks.
 
-All that this package writes goes through this module, and every change that it makes to a file system is a call of
-`os` here or in `ddim._io.temporary`, so that tests can let each of them fail.
+Everything this package writes goes through this module. Every change to a file system is a call of `os` here or in
+`ddim._io.temporary`, so that tests can make each of them fail.
 
-What is half-written has a temporary name, see `ddim._io.temporary`.
+Files and folders are written under temporary names, see `ddim._io.temporary`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ddim.errors import DdimError
 
 
 def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
-    """Write a file so that a reader, at any moment, finds the old one or the whole new one.
+    """Write a file atomically: a reader sees the old file or the complete new one.
 
     Args:
         path: The file.
         data: Its content.
-        sync: Whether it must outlast a power cut too, not only a kill.
+        sync: Whether to fsync, so that the file survives a power cut and not only a kill.
 
     Raises:
         DdimError: If it cannot be written.
@@ -51,7 +51,7 @@ def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
 
 
 class Appender(contextlib.AbstractContextManager["Appender"]):
-    """A file to which whole lines are appended; it is made if it is not there.
+    """A file opened for appending lines; created if it does not exist.
 
     Args:
         path: The file.
@@ -71,7 +71,7 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
         os.close(self._handle)
 
     def write(self, data: bytes) -> None:
-        """Append bytes; a kill may leave the last line torn, a power cut may lose the last lines.
+        """Append bytes; a kill may leave the last line incomplete, a power cut may lose the last lines.
 
         Raises:
             DdimError: If it cannot be written to.
@@ -87,12 +87,13 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to be filled, which takes the place of `folder` as a whole when the context ends without an error.
+    """Yield a temporary folder that replaces `folder` when the context ends without an error.
 
-    At any moment `folder` is the old one, the new one, or, between two renames, what `interrupted` finds.
+    At any moment `folder` is the old one or the new one; between two renames the old one has a temporary name, see
+    `ddim._io.temporary.interrupted`.
 
     Args:
-        folder: Where. What is there is removed: see first that it is ours.
+        folder: The destination. An existing folder is removed: check first that this package wrote it.
 
     Raises:
         DdimError: If it cannot be written.
@@ -118,7 +119,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(part: Path, folder: Path) -> None:
-    """Put a folder in the place of another one."""
+    """Replace `folder` with `part`."""
     if not folder.exists():
         os.rename(part, folder)
         sync_folder(folder.parent)
@@ -140,7 +141,7 @@ def _exchange(part: Path, folder: Path) -> None:
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file; it is no error if it is not there."""
+    """Remove a file, if it exists."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -152,7 +153,7 @@ def _write(handle: int, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a power cut."""
+    """Flush a folder's entries to disk, so that they survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -161,14 +162,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """The folder, made if it is not there, with those above it.
+    """Create a folder and its parents where they do not exist, and return it.
 
     Raises:
-        DdimError: If it cannot be made or written to.
+        DdimError: If it cannot be created or written to.
     """
     try:
         for folder in reversed(_missing(path)):
-            with contextlib.suppress(FileExistsError):  # another process may make it too
+            with contextlib.suppress(FileExistsError):  # another process may create it at the same time
                 os.mkdir(folder)
         if not path.is_dir():
             raise FileExistsError
@@ -181,12 +182,12 @@ def make_folder(path: Path) -> Path:
 
 
 def _missing(path: Path) -> list[Path]:
-    """The folder and those above it that are not there, the innermost first."""
+    """The folder and its parents that do not exist, innermost first."""
     return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
 
 
 def unexpected_entries(folder: Path, *ours: str) -> list[str]:
-    """What a folder holds beside our own names, locks and half-written files; nothing if there is no folder."""
+    """Names in a folder other than `ours`, locks and temporary files; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(entry.name for entry in os.scandir(folder) if entry.name not in ours and not is_leftover(entry))
@@ -194,10 +195,10 @@ def unexpected_entries(folder: Path, *ours: str) -> list[str]:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Own a folder while the context lasts; the lock goes with the process, however it ends.
+    """Lock a folder while the context lasts; the lock is released when the process ends, even by a kill.
 
     Raises:
-        DdimError: If another process owns it.
+        DdimError: If another process holds the lock.
     """
     while True:
         try:
@@ -211,7 +212,7 @@ def lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             os.close(handle)
             raise DdimError(folder, "is in use by another process", "wait for it, or choose another folder") from None
-        if os.fstat(handle).st_nlink:  # else the process that had it has just given up its claim
+        if os.fstat(handle).st_nlink:  # otherwise `claimed` of another process has just removed the lock file
             break
         os.close(handle)
     try:
@@ -222,30 +223,34 @@ def lock(folder: Path) -> Iterator[None]:
 
 @dataclass
 class Claim:
-    """What `claimed` gives: whether the folder is to be kept when the context ends with an error."""
+    """Yielded by `claimed`: whether the folder's content is kept when the context ends with an error.
+
+    Args:
+        kept: Whether it is kept.
+    """
 
     kept: bool = False
 
     def keep(self) -> None:
-        """Something was made that is worth going on with."""
+        """Keep the content from now on: it can be resumed."""
         self.kept = True
 
 
 @contextlib.contextmanager
 def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
-    """Own a folder, made if it is not there, while the context lasts; undo that where the context is of no use.
+    """Create and lock a folder while the context lasts; clean up after an early error.
 
-    If the folder was new or empty and the context ends with an error before `Claim.keep` was called, then what it put
-    there under the names `ours` is removed, and the folder too if it was made: the corrected command can have it.
+    If the folder was new or empty and the context ends with an error before `Claim.keep` was called, the files named
+    `ours` are removed, and the folder too if it was created, so that the corrected command can use it.
 
     Args:
         folder: The folder.
-        ours: What the context may put there before something is worth keeping.
+        ours: Names that the context may write before it calls `Claim.keep`.
 
     Raises:
-        DdimError: If it cannot be made, or another process owns it.
+        DdimError: If it cannot be created, or another process has locked it.
     """
-    made, free = _missing(folder), not unexpected_entries(folder)
+    missing, was_empty = _missing(folder), not unexpected_entries(folder)
     locked = (folder / LOCK).exists()
     claim = Claim()
     try:
@@ -254,14 +259,14 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
             try:
                 yield claim
             except Exception:
-                if free and not claim.kept:
+                if was_empty and not claim.kept:
                     for name in ours if locked else (*ours, LOCK):
                         remove_tree(folder / name)
                 raise
     except Exception:
-        if free and not claim.kept:
+        if was_empty and not claim.kept:
             with contextlib.suppress(OSError):
-                for each in made:
+                for each in missing:
                     os.rmdir(each)
         raise
 
@@ -273,9 +278,9 @@ def sha256(path: Path) -> str:
 
 
 def user_cache() -> Path | None:
-    """This user's cache folder for our files, which need not exist; None for a user without a home folder."""
-    given = os.environ.get("XDG_CACHE_HOME")
+    """This user's cache folder for this package, which may not exist; None for a user without a home folder."""
+    configured = os.environ.get("XDG_CACHE_HOME")
     try:
-        return (Path(given) if given else Path.home() / ".cache") / "ddim"
-    except RuntimeError:  # no HOME, and a uid that the system does not know, as containers have them
+        return (Path(configured) if configured else Path.home() / ".cache") / "ddim"
+    except RuntimeError:  # no HOME and an unknown uid, as in containers
         return None

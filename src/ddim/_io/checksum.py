@@ -1,11 +1,12 @@
-"""The checksum that every file of ours holds of itself, so that one flipped bit or a cut is noticed when it is read.
+"""Checksums inside the files of this package, which detect flipped bits and truncation on reading.
 
-- A JSON file: its last entry, "checksum", is the SHA-256 of all before it, white space left out.
-- A safetensors file with JSON in its metadata: that JSON's last entry, "checksum", is the SHA-256 of the whole file as
-  it would be with 64 zeros in its place.
-- A line of a journal: its last entry, "checksum", is the beginning of the SHA-256 of the line without it.
+- A JSON file: its last entry, "checksum", is the SHA-256 of everything before it without white space.
+- A safetensors file with JSON in its metadata: the last entry of that JSON, "checksum", is the SHA-256 of the whole
+  file with 64 zeros in place of the checksum.
+- A line of a journal: its last entry, "checksum", is the first 8 hexadecimal digits of the SHA-256 of the line without
+  it.
 
-A file without the entry is one of a version of this library that wrote none, and is read as it is.
+A file without the entry was written by an earlier version of this library and is read without verification.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ KEY = "checksum"
 PROBLEM = "is damaged: its checksum does not match"
 _ZEROS = "0" * 64
 _SHORT = 8
-_PLACE = rb"\"" + KEY.encode() + rb"\": \""  # of it in the header of a safetensors file
+_PLACE = rb"\"" + KEY.encode() + rb"\": \""  # precedes the checksum in the header of a safetensors file
 _SPACE = rb"[ \t\r\n]"
 _LAST = re.compile(rb',(?P<before>%b*)"(?P<key>[^"]*)"%b*:%b*"(?P<sum>[0-9a-f]{64}|)"%b*\}%b*\Z' % ((_SPACE,) * 5))
 _LAST_OF_LINE = re.compile(r', "(?P<key>[^"]*)": "(?P<sum>[^"]{8})"\}\Z')
 
 
 def seal(text: str) -> bytes:
-    """The text of a JSON object that is not empty, with its checksum as the last entry."""
+    """Add a checksum as the last entry to the text of a JSON object that is not empty; UTF-8."""
     body = text.rstrip()
     indent = re.match(r"\{(\s*)", body)
     space = indent[1] if indent else ""
@@ -44,28 +45,30 @@ def seal(text: str) -> bytes:
 
 
 def unseal(data: bytes, path: Path | str) -> bytes:
-    """The JSON object without its checksum, which must match; as it is where it has none.
+    """Verify and remove the checksum of a JSON object; data without a checksum are returned unchanged.
+
+    An empty checksum, as after an edit by hand, is not verified.
 
     Raises:
-        DdimError: If it is not what was written.
+        DdimError: If the checksum does not match.
     """
     hint = f'copy it again, or, if you changed it on purpose, set its "{KEY}" to ""'
-    found = _LAST.search(data)
-    if found is not None and found["key"] == KEY.encode():
-        rest = data[: found.start()] + b"}"
-        if found["sum"] and found["sum"].decode() != _digest(rest):
+    match = _LAST.search(data)
+    if match is not None and match["key"] == KEY.encode():
+        rest = data[: match.start()] + b"}"
+        if match["sum"] and match["sum"].decode() != _digest(rest):
             raise DdimError(path, PROBLEM, hint)
         return rest
-    there = _object(data) if KEY.encode() in data else {}
-    if there.get(KEY) == "":  # not the last entry, by hand
-        return json.dumps({key: value for key, value in there.items() if key != KEY}).encode()
-    if KEY in there or (found is not None and _nearly_key(found["key"].decode("latin-1"))):
+    parsed = _object(data) if KEY.encode() in data else {}
+    if parsed.get(KEY) == "":  # cleared by hand, and no longer the last entry
+        return json.dumps({key: value for key, value in parsed.items() if key != KEY}).encode()
+    if KEY in parsed or (match is not None and _nearly_key(match["key"].decode("latin-1"))):
         raise DdimError(path, PROBLEM, hint)
     return data
 
 
 def read_sealed(path: Path, most: int = JSON_BYTES, hint: str = "check the path") -> bytes:
-    """The JSON object of a file without its checksum, which must match.
+    """Read a JSON file, and verify and remove its checksum.
 
     Args:
         path: The file.
@@ -79,7 +82,7 @@ def read_sealed(path: Path, most: int = JSON_BYTES, hint: str = "check the path"
 
 
 def read_sealed_json(path: Path, kind: type[T], hint: str = "check the path", again: str = AGAIN) -> T:
-    """What a JSON file with a checksum holds, as `ddim._io.reading.read_json`.
+    """The value of a JSON file with a checksum; arguments as in `ddim._io.reading.read_json`.
 
     Raises:
         DdimError: As `ddim._io.reading.read_json` and `unseal`.
@@ -88,17 +91,17 @@ def read_sealed_json(path: Path, kind: type[T], hint: str = "check the path", ag
 
 
 def _nearly_key(key: str) -> bool:
-    """Whether it may be the word "checksum" with a flipped bit."""
+    """Whether a key differs from "checksum" in exactly one character, as after a flipped bit."""
     return len(key) == len(KEY) and sum(a != b for a, b in zip(key, KEY, strict=True)) == 1
 
 
 def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object, or an empty one if it is none."""
+    """The parsed JSON object; empty if the data are not a JSON object."""
     try:
-        there = parse_json(data, "")
+        value = parse_json(data, "")
     except DdimError:
         return {}
-    return there if isinstance(there, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _digest(data: bytes) -> str:
@@ -115,12 +118,12 @@ def write_json(path: Path, what: Mapping[str, Any]) -> None:
 
 
 def tensors_metadata(what: Mapping[str, Any]) -> str:
-    """JSON for the metadata of a safetensors file, with the place for the checksum that `seal_tensors` fills in."""
+    """JSON for the metadata of a safetensors file, with zeros where `seal_tensors` writes the checksum."""
     return json.dumps({**what, KEY: _ZEROS})
 
 
 def seal_tensors(data: bytes) -> bytes:
-    """The bytes of a safetensors file that has `tensors_metadata`, with its checksum."""
+    """Write the checksum into the bytes of a safetensors file that has `tensors_metadata`."""
     size = int.from_bytes(data[:8], "little")
     place = data.index(_PLACE + _ZEROS.encode(), 8, 8 + size) + len(_PLACE)
     view = memoryview(data)
@@ -129,14 +132,14 @@ def seal_tensors(data: bytes) -> bytes:
 
 
 def unseal_tensors(path: Path, what: dict[str, Any]) -> dict[str, Any]:
-    """The metadata of a safetensors file without the file's checksum, which must match.
+    """Verify a safetensors file's checksum, and return the metadata without it.
 
     Args:
         path: The file.
         what: The JSON of its metadata.
 
     Raises:
-        DdimError: If the file is not what was written.
+        DdimError: If the checksum does not match.
     """
     hint = "copy it again, or write it again"
     last = next(reversed(what), "")
@@ -159,65 +162,65 @@ def unseal_tensors(path: Path, what: dict[str, Any]) -> dict[str, Any]:
 
 
 def journal_line(what: Mapping[str, Any]) -> bytes:
-    """A line of a journal, with its checksum."""
+    """Encode an object that is not empty as a line of a journal, with its checksum."""
     text = json.dumps(what)
     return f'{text[:-1]}, "{KEY}": "{_digest(text.encode())[:_SHORT]}"}}\n'.encode()
 
 
 def read_line(text: str, sealed: bool) -> tuple[Any, bool]:
-    """The JSON of a line of a journal, and whether it has a checksum.
+    """The JSON value of a line of a journal, and whether the line has a checksum.
 
     Args:
         text: The line.
-        sealed: Whether it must have one.
+        sealed: Whether it must have a checksum.
 
     Raises:
-        ValueError: If it is torn or damaged.
+        ValueError: If the line is incomplete or damaged.
     """
-    text.encode()  # fails where it was not UTF-8
-    found = _LAST_OF_LINE.search(text.removesuffix("\n"))
-    if found is not None and found["key"] != KEY and not _nearly_key(found["key"]):
-        found = None
-    if not text.endswith("\n") or (found is None and sealed):
+    text.encode()  # raises UnicodeEncodeError, a ValueError, if the line was not UTF-8
+    match = _LAST_OF_LINE.search(text.removesuffix("\n"))
+    if match is not None and match["key"] != KEY and not _nearly_key(match["key"]):
+        match = None
+    if not text.endswith("\n") or (match is None and sealed):
         raise ValueError("it is torn or damaged")
-    if found is None:
+    if match is None:
         return parse_json(text, "a line"), False
-    rest = text[: found.start()] + "}"
-    if found["key"] != KEY or found["sum"] != _digest(rest.encode())[:_SHORT]:
+    rest = text[: match.start()] + "}"
+    if match["key"] != KEY or match["sum"] != _digest(rest.encode())[:_SHORT]:
         raise ValueError(PROBLEM)
     return parse_json(rest, "a line"), True
 
 
 def read_journal(path: Path, parse: Callable[[Any, int], T | None]) -> list[T]:
-    """The sound lines at the beginning of a journal, which is cut to them: a kill may leave half a line.
+    """Read a journal up to its first invalid line, and truncate it there: a kill may leave an incomplete line.
 
     Args:
-        path: The file; if there is none, there are no lines.
-        parse: What a line's JSON stands for, given how many lines were before it; None for a line that is not sound.
+        path: The file; a missing file has no lines.
+        parse: Converts a line's JSON, given the number of lines before it; None marks an invalid line.
 
     Returns:
-        What they stand for, in order.
+        The parsed lines, in order.
 
     Warns:
         DdimWarning: If lines are dropped.
     """
-    found: list[T] = []
+    parsed: list[T] = []
     if not path.exists():
-        return found
+        return parsed
     lines = read_bytes(path, TEXT_BYTES).decode("utf-8", errors="surrogateescape").split("\n")
     lines = [line + "\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
     sealed = False
     for line in lines:
         try:
-            what, sealed = read_line(line, sealed)
-            made = parse(what, len(found))
+            content, sealed = read_line(line, sealed)
+            value = parse(content, len(parsed))
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            made = None
-        if made is None:
+            value = None
+        if value is None:
             break
-        found.append(made)
-    if len(found) < len(lines):
-        dropped = len(lines) - len(found)
-        warn(f"{path}: line {len(found) + 1} is torn or damaged; {dropped} line(s) are dropped and made again")
-        write_atomic(path, "".join(lines[: len(found)]).encode())
-    return found
+        parsed.append(value)
+    if len(parsed) < len(lines):
+        dropped = len(lines) - len(parsed)
+        warn(f"{path}: line {len(parsed) + 1} is torn or damaged; {dropped} line(s) are dropped and made again")
+        write_atomic(path, "".join(lines[: len(parsed)]).encode())
+    return parsed

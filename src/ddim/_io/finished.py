@@ -1,7 +1,7 @@
-"""Which files of a folder are finished: those whose bytes are the ones that were written.
+"""List of the finished files of a folder with their checksums, for resuming.
 
 FOLDER/SHA256SUMS has a line for every file, its SHA-256 and its name, as `sha256sum -c` reads them. A line is written
-before its file is put in place: a kill in between leaves a line without a file, never a finished file without a line.
+before its file is moved into place: a kill in between leaves a line without a file, never a file without a line.
 """
 
 from __future__ import annotations
@@ -21,24 +21,27 @@ _LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 
 
 class Finished(contextlib.AbstractContextManager["Finished"]):
-    """The finished files of a folder, which this process owns.
+    """The finished files of a folder that this process has locked.
 
     Args:
         folder: The folder.
-        earlier: Whether a version of this library without the list of checksums wrote files there.
-        sound: Whether a file of such a version, of which only the content can be looked at, is whole.
+        earlier: Whether a version of this library without SHA256SUMS wrote files there.
+        sound: Decides from its content whether a file of such a version is complete.
+
+    Warns:
+        DdimWarning: If a line of SHA256SUMS is damaged; on exit, if files without a checksum were accepted.
     """
 
     def __init__(self, folder: Path, earlier: bool = False, sound: Callable[[Path], bool] | None = None):
         self._folder, path = folder, folder / SUMS
         self._sound = sound if earlier and not path.exists() else None
         data = read_bytes(path, memory()) if path.exists() else b""
-        found = _LINE.findall(data)
-        sums = {name: digest for digest, name in found}  # of a file that was made again with other bytes, the last
-        torn = sum(67 + len(name) for _, name in found) != len(data)
+        entries = _LINE.findall(data)
+        sums = {name: digest for digest, name in entries}  # the last line counts if a file was rewritten
+        torn = sum(67 + len(name) for _, name in entries) != len(data)
         if torn:
             warn(f"{path}: holds a line that is torn or damaged; what it was about is made again")
-        if torn or len(sums) < len(found):
+        if torn or len(sums) < len(entries):
             write_atomic(path, b"".join(digest + b"  " + name + b"\n" for name, digest in sums.items()))
         self._sums = {name.decode("utf-8", "replace"): digest.decode() for name, digest in sums.items()}
         self._file = Appender(path)
@@ -50,7 +53,7 @@ class Finished(contextlib.AbstractContextManager["Finished"]):
             warn(f"{self._folder}: {self.taken} file(s) of a version without checksums are taken as they are")
 
     def missing(self, paths: Sequence[Path]) -> tuple[list[int], int]:
-        """Which of some files have to be made, as places in the list, and how many of those are there but damaged."""
+        """Indices of the files that must be written, and how many of them exist but are damaged."""
         missing, damaged = [], 0
         for place, path in enumerate(paths):
             try:

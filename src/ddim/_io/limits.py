@@ -1,6 +1,6 @@
-"""The largest sizes that are accepted, so that a slip of the finger is refused before anything is allocated.
+"""Upper limits of sizes and counts, so that a typo is refused before anything is allocated.
 
-They are far beyond what anybody trains or samples today, and within what the arithmetic of the library can count.
+They are far above practical sizes, and small enough for the library's arithmetic to be exact.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from typing import Any
 from ddim.errors import DdimError
 
 TIMES = 1_000_000
-"""T, the times of a schedule."""
+"""T, the number of timesteps of a schedule."""
 COUNT = 10**15
-"""Optimiser steps, and whatever else is only counted."""
+"""Optimiser steps and other counts."""
 BATCH = 1 << 20
 """Images per optimiser step."""
 MICRO_BATCH = 4096
-"""Samples that the network sees at once when sampling: a part of that size is computed whatever is asked for."""
+"""Samples in a micro-batch when sampling; a full micro-batch is computed whatever the number requested."""
 SAMPLES = 10**9
 """Samples of one request."""
 INDEX = 1 << 63
-"""The index after a run's last sample."""
+"""Upper bound (exclusive) of the index of a sample."""
 PIXELS = 50_000_000
-"""Pixels of an image, and of the resolution a model works at."""
+"""Pixels of an image file, and of a model's resolution."""
 PARAMETERS = 4_000_000_000
 """Parameters of a network: 16 GB in float32."""
 ACTIVATIONS = 1 << 33
-"""Numbers in the first layer's output for a part of a batch: 34 GB in float32."""
+"""Values in the first layer's output for one accumulation step: 34 GB in float32."""
 LEVELS, BLOCKS, DEPTH = 16, 64, 1024
 """Levels of a U-Net, its blocks in each, and layers of a transformer."""
 WIDTH, MULTIPLE, LENGTH = 1 << 16, 1 << 10, 1 << 20
-"""Channels, multiples of them, and tokens of a sequence."""
+"""Channels, channel multipliers, and tokens of a sequence."""
 CATEGORIES, CLASSES = 1 << 20, 1 << 20
-"""Kinds of tokens, and labels."""
+"""Vocabulary size, and number of classes."""
 
 
 def check_parameters(count: int) -> None:
-    """Refuse a network that is too large to be built.
+    """Check the size of a network before it is built.
 
     Args:
-        count: Its parameters, estimated.
+        count: Estimated number of parameters.
 
     Raises:
         ValueError: If there are more than `PARAMETERS`.
@@ -51,7 +51,7 @@ def check_parameters(count: int) -> None:
 
 
 def check_pixels(height: int, width: int) -> None:
-    """Refuse a resolution that is larger than that of any image which is read.
+    """Check a resolution against the limit for image files.
 
     Raises:
         ValueError: If it has more than `PIXELS` pixels.
@@ -61,10 +61,10 @@ def check_pixels(height: int, width: int) -> None:
 
 
 def check_levels(multipliers: Sequence[int]) -> None:
-    """Refuse too many levels of a U-Net, or too wide ones.
+    """Check the number of levels of a U-Net and their channel multipliers.
 
     Raises:
-        ValueError: Saying which.
+        ValueError: If there are more than `LEVELS`, or a multiplier is larger than `MULTIPLE`.
     """
     if len(multipliers) > LEVELS:
         raise ValueError(f"there are {len(multipliers)} levels, more than {LEVELS}")
@@ -73,14 +73,14 @@ def check_levels(multipliers: Sequence[int]) -> None:
 
 
 def check_batch(network: Any, recipe: Any) -> None:
-    """Refuse a batch whose first layer alone would not fit into memory.
+    """Check that a batch's first layer can fit into memory.
 
     Args:
         network: A network's configuration.
         recipe: A `ddim.model.config.TrainConfig`.
 
     Raises:
-        DdimError: If that layer's output holds more than `ACTIVATIONS` numbers.
+        DdimError: If the first layer's output has more than `ACTIVATIONS` values.
     """
     part = recipe.batch // recipe.accumulate
     channels = getattr(network, "channels", None) or network.width
@@ -91,10 +91,10 @@ def check_batch(network: Any, recipe: Any) -> None:
 
 
 def check_samples(n: int, start: int = 0) -> None:
-    """Refuse a number of samples, or a first index, that cannot be counted.
+    """Check the number of samples of a request and its first index.
 
     Raises:
-        DdimError: If n is more than `SAMPLES`, or the last index not below `INDEX`.
+        DdimError: If n is more than `SAMPLES`, or start + n more than `INDEX`.
     """
     if n > SAMPLES:
         raise DdimError(f"n {n}", f"is more than {SAMPLES:,}", "ask for fewer, several times, each with its own start")
@@ -105,13 +105,13 @@ def check_samples(n: int, start: int = 0) -> None:
 def unet_parameters(
     channels: Sequence[int], blocks: int, embedding: int, inside: int = 0, attended: Sequence[bool] = ()
 ) -> int:
-    """An estimate of the parameters of a U-Net: those of its 3x3 convolutions, attention and time layers.
+    """Estimate the number of parameters of a U-Net from its 3x3 convolutions, attention and time layers.
 
     Args:
-        channels: Of each level.
-        blocks: Residual blocks per level on the way down, one more on the way up.
+        channels: Channels of each level.
+        blocks: Residual blocks per level of the encoder; the decoder has one more.
         embedding: Width of the time embedding.
-        inside: Channels of its input and output together.
+        inside: Sum of the input and output channels.
         attended: For each level, whether its blocks are followed by attention.
     """
     total, now, skips, times = 9 * inside * channels[0] + embedding * embedding, channels[0], [channels[0]], 0

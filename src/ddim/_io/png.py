@@ -1,4 +1,4 @@
-"""PNG files: single pictures with metadata, and sheets of many."""
+"""PNG files: single images with metadata, and grids of images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ddim._io.atomic import write_atomic
 
 
 def png(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
-    """One picture as PNG bytes.
+    """Encode an image as PNG.
 
     Args:
         picture: uint8, (H, W, C), C 1 or 3.
-        text: Metadata, key to value.
+        text: Metadata as iTXt entries.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -28,7 +28,7 @@ def png(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
 
 
 def png_text(path: Path) -> dict[str, str]:
-    """The metadata of a PNG file, decoded as a whole; nothing of one that is cut or damaged."""
+    """The metadata of a PNG file; empty if the file is truncated or damaged, which is found by decoding it."""
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             picture.load()
@@ -38,21 +38,21 @@ def png_text(path: Path) -> dict[str, str]:
 
 
 def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str] | None = None, sync: bool = False) -> None:
-    """Write one picture, uint8 (H, W, C), atomically."""
+    """Write an image, uint8 (H, W, C), atomically."""
     write_atomic(path, png(picture, text), sync)
 
 
 def sheet(pictures: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np.ndarray:
-    """Pictures side by side on a white ground.
+    """Arrange images in a grid on a white background.
 
     Args:
         pictures: uint8, (N, H, W, C).
-        columns: Pictures per row.
-        gap: Pixels between pictures.
-        zoom: Whole factor by which every pixel is enlarged.
+        columns: Images per row.
+        gap: Pixels between images.
+        zoom: Integer factor by which every pixel is enlarged.
 
     Returns:
-        uint8, (rows, columns, C) in pixels.
+        uint8, (height, width, C).
     """
     pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
     n, h, w, c = pictures.shape
@@ -65,12 +65,12 @@ def sheet(pictures: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np
 
 
 def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], caption: str = "", zoom: int = 1) -> np.ndarray:
-    """Rows of pictures, a label at the left of each and a caption below.
+    """Draw rows of images, with a label at the left of each row and a caption below.
 
     Args:
-        rows: Label and pictures, uint8 (N, H, W, C), the same N in every row.
-        caption: A line below the sheet.
-        zoom: Whole factor by which every pixel is enlarged.
+        rows: Label and images, uint8 (N, H, W, C), the same N in every row.
+        caption: A line of text below the images.
+        zoom: Integer factor by which every pixel is enlarged.
 
     Returns:
         uint8, (H, W, 3).

@@ -1,7 +1,7 @@
-"""The one reader of files that others may have written: bounded in size, depth and digits, and plain files only.
+"""Reading of untrusted files: regular files only, with limits on size, nesting and digits.
 
-Every file the library reads whole goes through `read_bytes`, every JSON text through `parse_json`, and a value is taken
-out of parsed JSON by `entry`. Whatever is wrong is a `DdimError` that names the file; nothing is ever executed.
+Every file that the library reads whole goes through `read_bytes`, every JSON text through `parse_json`, and a value is
+taken out of parsed JSON by `entry`. Every failure is a `DdimError` that names the file; nothing is ever executed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ JSON_BYTES = 64 << 20
 TEXT_BYTES = 1 << 30
 """The largest text file that is read."""
 DEPTH = 64
-"""How deep JSON may be nested; no file of the library is nested deeper than 8."""
+"""Maximum nesting depth of JSON; no file of the library is nested deeper than 8."""
 DIGITS = 40
-"""The most digits of a whole number."""
+"""Maximum number of digits of an integer."""
 _UNREADABLE = "is not JSON"
 AGAIN = "copy or write it again"
-"""How to fix a damaged file."""
+"""Default hint for a damaged file."""
 
 
 def memory() -> int:
-    """The bytes of memory of this machine, or 2^40 where it does not tell."""
+    """Physical memory of this machine in bytes; 2^40 if it cannot be determined."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -39,15 +39,17 @@ def memory() -> int:
 
 
 def check_file(path: Path, most: int | None = None, hint: str = "check the path") -> int:
-    """The size in bytes of a plain file, without opening it: a FIFO or a device would wait or never end.
+    """Check that a path is a regular file, and return its size in bytes.
+
+    The file is not opened: opening a FIFO or a device could block.
 
     Args:
         path: The file.
-        most: The largest size in bytes; this machine's memory if None.
+        most: The largest size in bytes; None for this machine's memory.
         hint: How to fix a missing file.
 
     Raises:
-        DdimError: If there is no such file, it is not a plain file, or it is larger than that.
+        DdimError: If it does not exist, is not a regular file, or is larger than `most`.
     """
     try:
         about = os.stat(path)
@@ -57,7 +59,7 @@ def check_file(path: Path, most: int | None = None, hint: str = "check the path"
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path") -> bytes:
-    """The bytes of a plain file.
+    """Read a regular file.
 
     Args:
         path: The file.
@@ -65,7 +67,7 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
         hint: How to fix a missing file.
 
     Raises:
-        DdimError: As `check_file`, or if it cannot be read.
+        DdimError: As `check_file`, or if the file cannot be read.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -85,7 +87,16 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
 
 
 def read_text(path: Path, most: int = TEXT_BYTES, hint: str = "check the path") -> str:
-    """The text of a plain UTF-8 file; arguments and errors as `read_bytes`, or if it is not UTF-8."""
+    """Read a regular UTF-8 file.
+
+    Args:
+        path: The file.
+        most: The largest size in bytes.
+        hint: How to fix a missing file.
+
+    Raises:
+        DdimError: As `read_bytes`, or if the file is not UTF-8.
+    """
     data = read_bytes(path, most, hint)
     try:
         return data.decode("utf-8")
@@ -94,34 +105,33 @@ def read_text(path: Path, most: int = TEXT_BYTES, hint: str = "check the path") 
 
 
 def read_json(path: Path, kind: type[T] | tuple[type[T], ...], hint: str = "check the path", again: str = AGAIN) -> T:
-    """What a JSON file holds.
+    """Read a JSON file and check the type of its value.
 
     Args:
         path: The file.
-        kind: What it must hold, such as dict.
+        kind: The type, such as dict, or several.
         hint: How to fix a missing file.
-        again: How to fix a damaged one.
+        again: How to fix a damaged file.
 
     Raises:
-        DdimError: As `read_bytes` and `parse_json`, or if it holds something else.
+        DdimError: As `read_bytes` and `parse_json`, or if the value has another type.
     """
     return of_kind(parse_json(read_bytes(path, JSON_BYTES, hint), path, again), kind, path, again)
 
 
 def parse_json(text: str | bytes, name: str | Path, hint: str = AGAIN) -> Any:
-    """A JSON text's value.
+    """Parse JSON strictly.
 
-    A key that comes twice in one object is refused, for readers differ in which of the two they take; so are strings
-    that are no Unicode text (a lone surrogate), whole numbers of more than `DIGITS` digits, and a depth of more than
-    `DEPTH`.
+    Duplicate keys in an object are refused, because parsers differ in which value they use; so are lone surrogates,
+    integers of more than `DIGITS` digits, and nesting deeper than `DEPTH`.
 
     Args:
-        text: The text, bytes in UTF-8.
-        name: What to call it in an error.
+        text: The text; bytes are UTF-8.
+        name: Its name in an error.
         hint: How to fix it.
 
     Raises:
-        DdimError: If it is not JSON, or one of the above.
+        DdimError: If it is not JSON or is refused.
     """
     try:
         decoded = text if isinstance(text, str) else text.decode("utf-8")
@@ -141,10 +151,10 @@ def parse_json(text: str | bytes, name: str | Path, hint: str = AGAIN) -> Any:
 
 
 def of_kind(value: Any, kind: type[T] | tuple[type[T], ...], name: str | Path, hint: str = AGAIN) -> T:
-    """The value, if it is of that kind.
+    """Check the type of a JSON value, and return it.
 
     Raises:
-        DdimError: If it is not.
+        DdimError: If it has another type.
     """
     if not _is(value, kind):
         raise DdimError(name, f"is {_article(value)}, not {_named(kind)}", hint)
@@ -159,14 +169,14 @@ def entry(
     default: T | None = None,
     hint: str = AGAIN,
 ) -> T:
-    """A value of a JSON object, if it is there and of its type.
+    """Look up a value of a JSON object and check its type.
 
     Args:
         values: The object.
-        key: Its name in it.
-        kind: Its type, or several; float takes whole numbers too, and finite ones alone; int takes no bool.
-        name: What to call the file in an error.
-        default: What it is where it is missing; None where it must be there.
+        key: The key.
+        kind: The type, or several; float accepts integers and finite numbers only, int accepts no bool.
+        name: The file's name in an error.
+        default: The value of a missing key; None if the key is required.
         hint: How to fix it.
 
     Raises:
@@ -183,10 +193,10 @@ def entry(
 
 
 def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = AGAIN) -> list[T]:
-    """A JSON array all of whose items are of one type.
+    """Check that a JSON value is an array of items of one type, and return it.
 
     Raises:
-        DdimError: Naming the file, the field and the first item that is not.
+        DdimError: Naming the file, the field and the first item of another type.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
         raise DdimError(name, f"{key} is {_article(values)}, not a list", hint)
@@ -224,12 +234,12 @@ def _whole(digits: str) -> int:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice!r} comes twice")
-    return made
+    return value
 
 
 def _check_depth(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Safetensors files with JSON in their metadata: training states, latents. Reading one never executes anything."""
+"""Safetensors files with JSON metadata, for training states and latents. Reading one never executes anything."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ddim.errors import DdimError
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file and the JSON in its metadata, the checksum of both verified.
+    """Read the tensors and the JSON metadata of a safetensors file, and verify their checksum.
 
     Raises:
-        DdimError: If it is not such a file, or is damaged.
+        DdimError: If it is not a safetensors file, or is damaged.
     """
     check_file(path)
     try:
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write tensors and JSON to one safetensors file with a checksum of both, atomically.
+    """Write tensors and JSON metadata to a safetensors file with a checksum of both, atomically.
 
     Raises:
         DdimError: If it cannot be written.

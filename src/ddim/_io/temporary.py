@@ -1,8 +1,8 @@
-"""Temporary names of files and folders that are being written, and what a killed process left under them.
+"""Temporary names of files and folders that are being written, and cleanup after killed processes.
 
-What is being written has a name beside its place, `.NAME.PID-RANDOM.part`, and a folder that is being replaced is for
-a moment `.NAME.PID-RANDOM.old`. Their owner holds a lock on them (flock), which goes with the process: whoever can
-take that lock knows that the owner is gone, and may remove them. Nothing else is ever removed.
+A file or folder is written as `.NAME.PID-RANDOM.part` beside its destination; a folder that is being replaced is
+briefly `.NAME.PID-RANDOM.old`. The writing process holds a lock (flock) on them, which ends with the process: whoever
+can take that lock knows that the writer is gone, and may remove them. Nothing else is ever removed.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+-[0-9a-f]{8}\.(?P<role>part|old)", re.DOTALL)
 _EARLIER = re.compile(r"\..+\.\d+\.part", re.DOTALL)
-"""Temporary files of version 0.1 before its names had a random part."""
+"""Temporary files of early 0.1 versions, whose names had no random part."""
 
 
 def temporary_name(path: Path, role: str) -> Path:
-    """A name beside a path that no other process uses; the role is "part" or "old"."""
+    """A unique temporary path beside a path; the role is "part" or "old"."""
     return path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.{role}")
 
 
 def temporaries(folder: Path) -> list[tuple[Path, str, str]]:
-    """What has a temporary name of ours in a folder: path, final name, and "part" or "old"."""
+    """Entries of a folder with a temporary name of this package: path, final name, and "part" or "old"."""
     if not folder.is_dir():
         return []
     matches = ((entry.path, _TEMPORARY.fullmatch(entry.name)) for entry in os.scandir(folder))
@@ -35,7 +35,7 @@ def temporaries(folder: Path) -> list[tuple[Path, str, str]]:
 
 
 def create(path: Path, of_folder: bool = False) -> tuple[Path, int]:
-    """Make a temporary file or folder beside a path, and lock it: its path and an open descriptor of it."""
+    """Create and lock a temporary file or folder beside a path; returns its path and an open descriptor."""
     while True:
         part = temporary_name(path, "part")
         if of_folder:
@@ -44,14 +44,14 @@ def create(path: Path, of_folder: bool = False) -> tuple[Path, int]:
         else:
             handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         fcntl.flock(handle, fcntl.LOCK_EX)
-        if os.fstat(handle).st_nlink:  # else another process has removed it before it was locked
+        if os.fstat(handle).st_nlink:  # otherwise another process removed it before it was locked
             return part, handle
         os.close(handle)
 
 
 @contextlib.contextmanager
 def taken(path: Path) -> Iterator[None]:
-    """Hold the lock on what another process made.
+    """Lock a temporary file or folder of another process.
 
     Raises:
         OSError: If that process is alive, or the path is neither a file nor a folder.
@@ -67,21 +67,21 @@ def taken(path: Path) -> Iterator[None]:
 
 
 def interrupted(folder: Path) -> Path | None:
-    """Where the content of a folder is that is missing because a process was killed while it replaced it."""
+    """The newest `.old` copy of a missing folder, left by a process killed while replacing it; None if none."""
     if folder.exists() or not folder.parent.is_dir():
         return None
-    found = [path for path, name, role in temporaries(folder.parent) if (name, role) == (folder.name, "old")]
-    return max((path for path in found if path.is_dir()), key=lambda path: path.stat().st_mtime_ns, default=None)
+    candidates = [path for path, name, role in temporaries(folder.parent) if (name, role) == (folder.name, "old")]
+    return max((path for path in candidates if path.is_dir()), key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def remove_parts(folder: Path, name: str | None = None) -> None:
-    """Remove what killed writers left in a folder; a folder whose replacement they broke off is put back.
+    """Remove temporary files of killed processes from a folder, and restore folders whose replacement was interrupted.
 
-    What a living process is writing, and whatever does not have a temporary name of ours, is left alone.
+    Temporary files of running processes, and files without a temporary name, are left alone.
 
     Args:
         folder: The folder.
-        name: Only what was being written under this name.
+        name: Only temporary files of this final name; None for all.
     """
     for place in {each for _, each, role in temporaries(folder) if role == "old" and name in (None, each)}:
         old = interrupted(folder / place)
@@ -100,7 +100,7 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a file, or a folder with all in it, as far as that is possible."""
+    """Remove a file, or a folder with its content, as far as possible; no error is raised."""
     with contextlib.suppress(OSError):
         if path.is_symlink() or not path.is_dir():
             os.unlink(path)
@@ -111,7 +111,7 @@ def remove_tree(path: Path) -> None:
 
 
 def is_leftover(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry of a folder is a lock of ours, or something half-written."""
+    """Whether an entry of a folder is an empty lock file or a temporary file of this package."""
     if entry.name == LOCK or _EARLIER.fullmatch(entry.name):
         return entry.is_file(follow_symlinks=False) and (entry.name != LOCK or not entry.stat().st_size)
     return _TEMPORARY.fullmatch(entry.name) is not None

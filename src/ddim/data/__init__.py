@@ -1,6 +1,6 @@
-"""Pictures for training and evaluation: what they become (`ImagePolicy`), where they come from (`load`).
+"""Datasets for training and evaluation: image preprocessing (`ImagePolicy`), loading (`load`), and text.
 
-It imports `_io`, `process` and what is below; nothing of plans or networks.
+It imports `_io`, `process` and the layers below, and no plans or networks.
 """
 
 from ddim.data.digits import digits_as_mnist

@@ -1,4 +1,4 @@
-"""From the bytes of a file to an upright, opaque 8-bit picture, grey or RGB, whatever its mode and depth."""
+"""Image decoding: from the bytes of a file of any mode and depth to an upright, opaque 8-bit image, grey or RGB."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ddim.errors import DdimError, printable
 
 Source = str | Path | bytes | BinaryIO
 IMAGE_BYTES = 512 << 20
-"""The largest image file: 50 million pixels of 8 bytes, and some more."""
+"""The largest image file: above 50 million pixels of 8 bytes."""
 
-# EPS and its like stay out: Pillow would hand a stranger's file to an interpreter.
+# EPS and similar formats are excluded: Pillow would pass an untrusted file to an interpreter.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA")
 
 _TURNS = {
@@ -42,17 +42,18 @@ _HALVED = "16-bit reduced to 8 bits"
 
 
 def read_bytes(source: Source, name: str) -> bytes:
-    """The bytes of a picture file.
+    """Read the bytes of an image file.
 
     Args:
-        source: As in `open_image`.
-        name: What to call it in an error.
+        source: A path, the bytes of a file, or a binary file open for reading.
+        name: Its name in an error.
 
     Returns:
-        All of its bytes, at least one.
+        The bytes, at least one.
 
     Raises:
-        DdimError: If there is no such file, it is no plain file, may not be read, or is empty.
+        DdimError: If it does not exist, is not a regular file, cannot be read, is empty, or has more than
+            `IMAGE_BYTES`.
     """
     if isinstance(source, bytes):
         data = source
@@ -85,19 +86,19 @@ def read_bytes(source: Source, name: str) -> bytes:
 
 @contextlib.contextmanager
 def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> Iterator[tuple[Image.Image, set[str]]]:
-    """One picture, upright and opaque, at its own size, while the context lasts.
+    """Decode an image, upright and opaque, in its original size; use it while the context lasts.
 
-    Threads that decode at once wait for each other where together they would hold more than `ddim._io.limits.PIXELS`
-    pixels: memory is bounded by one image of that size, however many there are.
+    Threads that decode at the same time wait for each other if together they would have more than
+    `ddim._io.limits.PIXELS` pixels open: memory is bounded by one image of that size, whatever the number of threads.
 
     Args:
         source: A path, the bytes of a file, or a binary file open for reading.
-        name: What to call it in an error.
+        name: Its name in an error.
         matte: Grey level 0..255 behind transparent pixels.
-        told: Where the values that it has are counted.
+        told: Collects the range of its values.
 
     Yields:
-        A picture of mode L or RGB, and phrases for what was converted, such as "CMYK converted to RGB".
+        An image of mode L or RGB, and the conversions, such as "CMYK converted to RGB".
 
     Raises:
         DdimError: If it cannot be read or decoded, or has more than `ddim._io.limits.PIXELS` pixels.
@@ -108,13 +109,13 @@ def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> 
 
 
 def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
-    """As `decoded`, the picture being kept."""
-    with decoded(source, name, matte, told) as made:
-        return made
+    """As `decoded`, but returns the image and the conversions."""
+    with decoded(source, name, matte, told) as result:
+        return result
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
-    """A picture of which the header alone is read, its size found to be bounded."""
+    """Open an image, reading the header only, and check its size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -132,13 +133,13 @@ def _opened(data: bytes, name: str) -> Image.Image:
 
 
 def _loaded(image: Image.Image, name: str, matte: int, told: Told) -> tuple[Image.Image, set[str]]:
-    """The picture decoded, upright and opaque, and what was converted."""
+    """Decode an opened image, make it upright and opaque, and list the conversions."""
     try:
         notes = set[str]()
         if image.format != "MPO" and getattr(image, "is_animated", False):
             notes.add("animated or of several pages, the first taken")
         if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-            notes.add(_HALVED)  # Pillow itself cuts 16-bit colour to its high bytes
+            notes.add(_HALVED)  # Pillow reduces 16-bit colour to the high bytes
         image.load()
         image = _upright(image, notes)
         if image.mode.startswith("I"):
@@ -155,14 +156,14 @@ def _loaded(image: Image.Image, name: str, matte: int, told: Told) -> tuple[Imag
 
 
 class _Room:
-    """Pixels that are decoded at once, at most `ddim._io.limits.PIXELS`; a decoder waits for room."""
+    """A budget of `ddim._io.limits.PIXELS` pixels for images being decoded; a decoder waits until its image fits."""
 
     def __init__(self) -> None:
         self._free, self._changed = limits.PIXELS, threading.Condition()
 
     @contextlib.contextmanager
     def taken(self, pixels: int) -> Iterator[None]:
-        """Hold room for so many pixels while the context lasts."""
+        """Reserve a number of pixels while the context lasts."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
@@ -179,7 +180,7 @@ _ROOM = _Room()
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow knows."""
+    """The formats in FORMATS that the installed Pillow supports."""
     Image.init()
     return tuple(kind for kind in FORMATS if kind in Image.OPEN)
 
@@ -187,7 +188,7 @@ def _formats() -> tuple[str, ...]:
 def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # a damaged EXIF block around a sound picture
+    except Exception:  # a damaged EXIF block of an image that is otherwise valid
         return image
     if turn is None:
         return image
@@ -198,7 +199,7 @@ def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
 
 
 def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
-    """Any mode to L or RGB, transparent parts over the matte."""
+    """Convert any mode to L or RGB, with transparent parts over the matte."""
     if image.mode == "F":
         raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
     grey = image.mode in _GREY_MODES
@@ -224,12 +225,12 @@ def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], to
         raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
     notes.add(_HALVED)
     told.deep.add(Extent(1, int(values.min()), int(values.max())))
-    small = (values + 128) // 257
-    hole = image.info.get("transparency")
-    if isinstance(hole, int) and (values == hole).any():
+    grey = (values + 128) // 257
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and (values == transparent).any():
         notes.add(f"transparent, put on matte {matte}")
-        small[values == hole] = matte
-    return Image.fromarray(small.astype(np.uint8))
+        grey[values == transparent] = matte
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def _short(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8x8 that need no download."""
+"""scikit-learn's handwritten digits: 1,797 images of 8x8 that need no download."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NATURAL = ImagePolicy(height=8, width=8, channels=1, fit="exact")
 
 @dataclass(frozen=True, eq=False)
 class _Digits:
-    """The digits of one split before they are brought to a grid: uint8, (N, 8, 8)."""
+    """The digits of one split before preprocessing: uint8, (N, 8, 8)."""
 
     small: np.ndarray
     split: str
@@ -36,15 +36,15 @@ class _Digits:
 
 
 def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: int | None = None) -> ImageSet:
-    """The digits; "train" is the first 1,500 and "test" the other 297.
+    """Load the digits; "train" is the first 1,500 and "test" the other 297.
 
     Args:
-        policy: The grid; by default their own, 8x8x1.
+        policy: The preprocessing; by default none, 8x8x1.
         split: "train" or "test".
-        limit: At most so many.
+        limit: Maximum number of images.
 
     Returns:
-        The set, held in memory, with labels 0..9; intensities 0..16 become 0..255.
+        The dataset, in memory, with labels 0..9; intensities 0..16 become 0..255.
 
     Raises:
         DdimError: If there is no such split, or scikit-learn is not installed.
@@ -57,16 +57,16 @@ def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: 
 
 
 def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
-    """The digits with the look of MNIST: 20x20 in the middle of a black 28x28, the contrast raised threefold.
+    """Load the digits in the style of MNIST: 20x20 in the middle of a black 28x28, with three times the contrast.
 
-    (Enlarged from 8x8 they are blurred; MNIST's strokes have edges, and a model of MNIST knows no other.)
+    The contrast sharpens the strokes, which are blurred by upsampling from 8x8, as a model trained on MNIST expects.
 
     Args:
         split: "train" (the first 1,500) or "test" (the other 297).
-        limit: At most so many.
+        limit: Maximum number of images.
 
     Returns:
-        The set, held in memory, 28x28x1, with labels 0..9.
+        The dataset, in memory, 28x28x1, with labels 0..9.
 
     Raises:
         DdimError: If there is no such split, or scikit-learn is not installed.

@@ -1,4 +1,4 @@
-"""One picture from a file or from bytes to uint8 (H, W, C), whatever its mode, depth or orientation."""
+"""Image preprocessing: one image of any mode, depth or orientation to uint8 (H, W, C); and listing of image files."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ _FILTERS = {
 
 
 class MisfitError(DdimError):
-    """A sound picture that the policy refuses: its size is not the grid's, or it does not hold the box."""
+    """A valid image that the policy refuses: it has another size, or is smaller than the crop box."""
 
 
 def open_image(source: Source, policy: ImagePolicy, name: str | None = None) -> np.ndarray:
-    """Read one picture and bring it to the grid.
+    """Read and preprocess an image.
 
-    EXIF orientation, palettes, transparency (over the policy's matte), 16-bit grey (v / 257 rounded), CMYK,
-    one-bit and grey pictures are all understood; of an animation the first frame is taken; colour profiles
-    are ignored. 16-bit colour is cut to its high bytes by Pillow.
+    EXIF orientation, palettes, transparency (over the policy's matte), 16-bit grey (v / 257 rounded), CMYK, one-bit and
+    grey images are supported; the first frame of an animation is used; colour profiles are ignored. Pillow reduces
+    16-bit colour to the high bytes.
 
     Args:
         source: A path, the bytes of a file, or a binary file open for reading.
-        policy: The grid.
-        name: What to call it in an error; by default its path.
+        policy: The preprocessing.
+        name: Its name in an error; by default its path.
 
     Returns:
         uint8, (H, W, C) of the policy, in [0, 255].
 
     Raises:
-        DdimError: If there is no such file, it cannot be read or decoded, or the policy refuses it.
+        DdimError: If the file does not exist, cannot be read or decoded, or the policy refuses the image.
     """
     return read_image(source, policy, name)[0]
 
@@ -55,37 +55,37 @@ def open_image(source: Source, policy: ImagePolicy, name: str | None = None) -> 
 def read_image(
     source: Source, policy: ImagePolicy, name: str | None = None, told: Told | None = None
 ) -> tuple[np.ndarray, frozenset[str]]:
-    """As `open_image`, and also what had to be converted on the way.
+    """As `open_image`, and returns the conversions too.
 
     Args:
-        source: As in `open_image`.
-        policy: The grid.
-        name: What to call it in an error.
-        told: Where all that is done to it is counted, what it loses and the values it has with it.
+        source: A path, the bytes of a file, or a binary file open for reading.
+        policy: The preprocessing.
+        name: Its name in an error; by default its path.
+        told: Collects the conversions, the losses and the range of values.
 
     Returns:
-        uint8 (H, W, C), and a set of phrases such as "CMYK converted to RGB".
+        uint8 (H, W, C), and the conversions, such as "CMYK converted to RGB".
 
     Raises:
         DdimError: As `open_image`.
     """
-    name, found = label_of(source, name), Told()
-    with decoded(source, name, policy.matte, found) as (image, notes):
+    name, conversions = label_of(source, name), Told()
+    with decoded(source, name, policy.matte, conversions) as (image, notes):
         if image.mode != _MODES[policy.channels]:
             notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
-        made = to_grid(image, policy, name, found)
-    found.notes.update(notes)
+        pixels = to_grid(image, policy, name, conversions)
+    conversions.notes.update(notes)
     if told is not None:
-        told.add(found)
-    return made, frozenset(notes)
+        told.add(conversions)
+    return pixels, frozenset(notes)
 
 
 def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
-    """The policy that takes a picture just as it is: its upright size, grey or RGB, and no other size.
+    """The policy that keeps an image's size and channels, and refuses images of another size.
 
     Args:
-        source: As in `open_image`.
-        name: What to call it in an error.
+        source: A path, the bytes of a file, or a binary file open for reading.
+        name: Its name in an error; by default its path.
 
     Returns:
         A policy with fit="exact".
@@ -98,45 +98,45 @@ def natural_policy(source: Source, name: str | None = None) -> ImagePolicy:
 
 
 def list_images(folder: Path | str) -> list[Path]:
-    """Every file below a folder that is a picture by its suffix, in an order that does not change.
+    """List all files below a folder with the suffix of an image, in a deterministic order.
 
-    Hidden files and folders are passed over; links to folders are followed, each folder once. A link
-    that leads nowhere is listed, so that it is reported when it is read.
+    Hidden files and folders are skipped; links to folders are followed, each folder once. A broken link is listed, so
+    that reading it reports the error.
 
     Args:
-        folder: Where to look.
+        folder: The folder to search.
 
     Returns:
         Paths below `folder`, sorted by their path relative to it.
 
     Raises:
-        DdimError: If there is no such folder, or one inside it may not be read.
+        DdimError: If the folder does not exist, or a folder inside it cannot be read.
     """
     return list_files(Path(folder), SUFFIXES)
 
 
 def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Every visible file below a folder with one of these suffixes (lower case, with the dot).
+    """List all files below a folder with one of the suffixes, except hidden ones.
 
     Args:
-        folder: Where to look.
-        suffixes: The suffixes wanted.
+        folder: The folder to search.
+        suffixes: Suffixes in lower case, with the dot.
 
     Returns:
         Paths below `folder`, sorted by their path relative to it.
 
     Raises:
-        DdimError: If there is no such folder, or one inside it may not be read.
+        DdimError: If the folder does not exist, or a folder inside it cannot be read.
     """
     if not folder.is_dir():
         wrong = "is not a folder" if folder.exists() else "no such folder"
         raise DdimError(printable(folder), wrong, "give the path of a folder of pictures")
-    found = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    paths = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
+    return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def label_of(source: Source, name: str | None = None) -> str:
-    """What to call a picture in a message: the name given, else its path, else "a picture"."""
+    """An image's name in a message: `name`, otherwise its path, otherwise "a picture"."""
     if name is None:
         path = source if isinstance(source, (str, Path)) else getattr(source, "name", None)
         name = str(path) if isinstance(path, (str, Path)) else "a picture"
@@ -144,37 +144,37 @@ def label_of(source: Source, name: str | None = None) -> str:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Visible files below a folder, in the order the disk gives."""
+    """Files below a folder that are not hidden, in no particular order."""
 
     def refuse(error: OSError) -> None:
         raise DdimError(printable(error.filename), "may not be read", "allow it to be read (chmod u+rx)")
 
     seen = {os.path.realpath(folder)}
     for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        fresh = []
+        unvisited = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(here, name))
             if not name.startswith(".") and real not in seen:
                 seen.add(real)
-                fresh.append(name)
-        folders[:] = fresh
+                unvisited.append(name)
+        folders[:] = unvisited
         yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | None = None) -> np.ndarray:
-    """Bring an upright, opaque picture to the grid: channels, then box, then fit.
+    """Preprocess an upright, opaque image: convert its channels, cut out the box, then fit it to the resolution.
 
     Args:
-        image: A picture of mode L or RGB.
-        policy: The grid.
-        name: What to call it in an error.
-        told: Where what it loses is counted.
+        image: An image of mode L or RGB.
+        policy: The preprocessing.
+        name: Its name in an error.
+        told: Collects what cropping and resizing change.
 
     Returns:
         uint8, (H, W, C) of the policy.
 
     Raises:
-        MisfitError: If it does not hold the box, or fit is "exact" and its size is another.
+        MisfitError: If the image is smaller than the box, or fit is "exact" and its size differs.
     """
     if image.mode != _MODES[policy.channels]:
         image = image.convert(_MODES[policy.channels])
@@ -185,8 +185,8 @@ def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | Non
     wide, high = right - left, lower - upper
     size = (policy.width, policy.height)
     if policy.fit == "exact" and (wide, high) != size:
-        mend = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
-        raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", mend)
+        hint = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
+        raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", hint)
     told = told or Told()
     if (wide, high) != size:
         told.resized[wide, high] += 1

@@ -1,4 +1,4 @@
-"""A set of pictures on one grid, in memory or decoded when asked for."""
+"""A dataset of images of one resolution, in memory or decoded on demand."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _SAMPLED = 64
 
 
 class ImageSet:
-    """Pictures on one grid, with labels where there are any.
+    """A dataset of images of one resolution, with labels if it has any.
 
     Attributes:
-        name: What the set is called, without the folder it lies in.
-        split: Which part of it this is, such as "train".
-        policy: The grid.
+        name: The dataset's name, without its folder.
+        split: The split, such as "train".
+        policy: The preprocessing.
         labels: int64, (N,), or None.
         classes: The name of each label, or None.
         label_columns: Other columns of a table that could be labels.
 
     Args:
-        name: As above.
-        split: As above.
-        policy: As above.
-        items: The pictures before they are decoded.
-        pixels: uint8, (N, H, W, C), if they are held in memory; otherwise each batch is decoded anew.
-        labels: As above.
-        classes: As above.
-        label_columns: As above.
+        name: The dataset's name.
+        split: The split.
+        policy: The preprocessing.
+        items: The encoded images.
+        pixels: uint8, (N, H, W, C), the decoded images in memory; None to decode each batch on demand.
+        labels: int64, (N,), or None.
+        classes: The name of each label, or None.
+        label_columns: Other columns of a table that could be labels.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ImageSet:
         return f"ImageSet({self.name!r}, {self.split!r}: {len(self)} pictures {height}x{width}x{channels})"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Some pictures, in the order asked for; the same picture may be asked for twice.
+        """The images at the indices, in their order; an index may occur more than once.
 
         Args:
             indices: int, (B,), each in 0..N-1.
@@ -69,8 +69,8 @@ class ImageSet:
             uint8, (B, H, W, C), in [0, 255]; a copy.
 
         Raises:
-            IndexError: If an index is not in 0..N-1.
-            DdimError: If a picture is not held in memory and has become unreadable.
+            IndexError: If an index is not in 0..N-1, or the indices are not integers of shape (B,).
+            DdimError: If an image is not in memory and has become unreadable.
         """
         order = np.asarray(indices)
         if order.size == 0:
@@ -86,10 +86,10 @@ class ImageSet:
         return picked
 
     def slices(self, size: int) -> Iterator[np.ndarray]:
-        """All pictures in order, `size` at a time.
+        """Iterate over all images in order, in batches of `size`.
 
         Args:
-            size: How many at a time, at least 1; the last slice may hold fewer.
+            size: Batch size, at least 1; the last batch may be smaller.
 
         Yields:
             uint8, (size, H, W, C), in [0, 255].
@@ -98,7 +98,7 @@ class ImageSet:
             yield self.batch(np.arange(start, min(start + size, len(self))))
 
     def names(self, index: int) -> str:
-        """What to call picture `index`: its path below the folder, or its row.
+        """The name of image `index`: its path below the folder, or its row.
 
         Args:
             index: In 0..N-1.
@@ -109,10 +109,10 @@ class ImageSet:
         return self._items.name(index)
 
     def fingerprint(self) -> str:
-        """What this set is, for provenance and to check that a run is resumed on the same data.
+        """A hash of the dataset, for provenance and to check that a run is resumed on the same data.
 
-        Made of the name, the split, the policy, the number of pictures, the labels, and the undecoded bytes
-        of up to 64 pictures spread over the set; not of where the set lies.
+        It covers the name, the split, the policy, the number of images, the labels, and the encoded bytes of up to 64
+        images spread over the dataset, but not its location.
 
         Returns:
             16 hexadecimal digits.

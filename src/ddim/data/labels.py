@@ -1,4 +1,4 @@
-"""The labels of a set: numbers of classes, from folders or from a column of a table."""
+"""Class labels of a dataset, from folders or from a column of a table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _MOST = 12  # columns named in a message
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What a set knows of labels.
+    """The labels of a dataset.
 
     Attributes:
-        numbers: int64, (N,), or None.
-        classes: The name of each, or None.
+        numbers: Class indices, int64, (N,), or None.
+        classes: The name of each class, or None.
         columns: Other columns of the table that could be labels.
     """
 
@@ -28,36 +28,36 @@ class Labels:
     columns: tuple[str, ...] = ()
 
     def of(self, some: np.ndarray) -> Labels:
-        """Those of some pictures, by their indices."""
+        """The labels of the images at the indices."""
         return self if self.numbers is None else replace(self, numbers=self.numbers[some])
 
 
 def read_column(datasets: Any, data: Any, images: str, name: str | None, where: str) -> Labels:
-    """The labels of a table.
+    """Read the labels of a table.
 
     Args:
-        datasets: The library.
+        datasets: The `datasets` library.
         data: The table.
-        images: Its column of pictures.
-        name: The column that was asked for; None for `label`, which need not be there.
-        where: What to call the table.
+        images: The image column.
+        name: The label column; None for `label`, if it exists.
+        where: The table's name in an error.
 
     Returns:
-        Class numbers, or words turned into them. No numbers where none was asked for and `label` is not there or is not
-        whole.
+        The labels; strings are converted to class indices. Without `name`, there are no labels if the column `label` is
+        missing or does not hold labels.
 
     Raises:
-        DdimError: If there is no column of that name, or it holds something else; the columns that could be are named.
+        DdimError: If there is no such column, or it does not hold labels; the message lists possible columns.
     """
-    could = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
-    columns = tuple(printable(key) for key in could if key != (name or DEFAULT))
+    candidates = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
+    columns = tuple(printable(key) for key in candidates if key != (name or DEFAULT))
     if name is None and DEFAULT not in data.features:
         return Labels(columns=columns)
     column = name or DEFAULT
-    there = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
+    alternatives = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
     if column not in data.features or column == images:
         wrong = "is no column of labels" if column in data.features else "is no column"
-        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {there}", "name one that is")
+        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {alternatives}", "name one that is")
     kind, values = data.features[column], data.data.column(column).to_pylist()
     if values and all(isinstance(value, str) for value in values):
         classes = tuple(sorted(set(values)))
@@ -68,18 +68,17 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
             return Labels(columns=columns)
         bad = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
         wrong = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
-        raise DdimError(f"label_column={name!r}", f"{wrong}; {there}", "name another column")
-    known = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
-    return Labels(np.array(values, np.int64), known, columns)
+        raise DdimError(f"label_column={name!r}", f"{wrong}; {alternatives}", "name another column")
+    names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
+    return Labels(np.array(values, np.int64), names, columns)
 
 
 def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
-    """What is wrong with a set that has no labels though they are asked for, and what to do.
+    """The problem and hint of an error for a dataset without labels that needs them.
 
     Args:
-        columns: The columns that could be labels, `ImageSet.label_columns`. None is ever chosen: which one is meant
-            nothing here can tell.
-        otherwise: What to do where there is no such column.
+        columns: The columns that could be labels, `ImageSet.label_columns`; the user has to choose one.
+        otherwise: The hint if there is no such column.
     """
     if not columns:
         return "has no labels", otherwise
@@ -89,7 +88,7 @@ def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
 
 
 def _could(datasets: Any, kind: Any) -> bool:
-    """Whether a column's kind is one that labels have."""
+    """Whether a column's type is one that labels can have."""
     if isinstance(kind, datasets.ClassLabel):
         return True
     dtype = str(getattr(kind, "dtype", ""))

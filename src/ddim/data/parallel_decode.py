@@ -1,4 +1,4 @@
-"""Many pictures at once: decoded by a few threads, the bad ones counted and named."""
+"""Decoding of many images by a thread pool, with a report of the invalid ones."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _SHOWN = 5
 
 
 class Items(Protocol):
-    """Where pictures come from, before they are decoded."""
+    """A sequence of encoded images."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of images."""
         ...
 
     def source(self, index: int) -> Source:
-        """The path or the bytes of picture `index`."""
+        """The path or the encoded bytes of image `index`."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call picture `index`."""
+        """The name of image `index` in messages."""
         ...
 
 
 @dataclass(frozen=True)
 class Files:
-    """Picture files below a folder."""
+    """Image files below a folder."""
 
     root: Path
     paths: Sequence[Path]
@@ -49,17 +49,17 @@ class Files:
         return len(self.paths)
 
     def source(self, index: int) -> Source:
-        """The path of picture `index`."""
+        """The path of image `index`."""
         return self.paths[index]
 
     def name(self, index: int) -> str:
-        """Its path below the folder."""
+        """The path of image `index` below the folder."""
         return printable(self.paths[index].relative_to(self.root).as_posix())
 
 
 @dataclass(frozen=True, eq=False)
 class Picked:
-    """Some of the pictures of other items, in a given order."""
+    """A subset of the images of other items, in the order of the indices `order`."""
 
     items: Items
     order: np.ndarray
@@ -68,23 +68,23 @@ class Picked:
         return len(self.order)
 
     def source(self, index: int) -> Source:
-        """The path or the bytes of picture `index`."""
+        """The path or the encoded bytes of image `index`."""
         return self.items.source(int(self.order[index]))
 
     def name(self, index: int) -> str:
-        """What to call picture `index`."""
+        """The name of image `index` in messages."""
         return self.items.name(int(self.order[index]))
 
 
 @dataclass
 class DecodeReport:
-    """What one pass over some pictures found.
+    """The result of decoding images once.
 
     Attributes:
-        pixels: uint8, (N, H, W, C), rows of bad pictures undefined; None if they were not kept.
-        bad: What is wrong with each bad picture, by its index, in order.
-        told: What befell them.
-        whole: Whether all were tried.
+        pixels: uint8, (N, H, W, C), undefined for invalid images; None if pixels were not kept.
+        bad: The error of each invalid image, by its index, in order.
+        told: The conversions of all images.
+        whole: Whether all images were tried.
     """
 
     pixels: np.ndarray | None = None
@@ -94,7 +94,7 @@ class DecodeReport:
 
 
 def workers() -> int:
-    """How many threads decode at once: the cores this process may use, at most 8."""
+    """Number of decoding threads: the cores this process may use, at most 8."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, cores)
 
@@ -102,22 +102,22 @@ def workers() -> int:
 def gather(
     items: Items, policy: ImagePolicy, keep: bool, patience: int | None = None
 ) -> Generator[tuple[int, int], None, DecodeReport]:
-    """Decode all pictures, a chunk at a time.
+    """Decode all images in parallel, in chunks.
 
     Args:
-        items: The pictures.
-        policy: The grid.
-        keep: Whether the pixels are to be kept.
-        patience: The number of bad pictures after which no more are tried; None to try all.
+        items: The encoded images.
+        policy: The preprocessing.
+        keep: Whether to keep the pixels.
+        patience: Stop after more than this number of invalid images; None to try all.
 
     Yields:
-        How many are done, and how many there are.
+        The number of images done, and the total.
 
     Returns:
-        What was found.
+        The pixels, errors and conversions.
     """
     count = len(items)
-    found = DecodeReport(np.zeros((count, *policy.shape), np.uint8) if keep else None)
+    report = DecodeReport(np.zeros((count, *policy.shape), np.uint8) if keep else None)
 
     def decode(start: int) -> tuple[dict[int, DdimError], Told]:
         bad, told = dict[int, DdimError](), Told()
@@ -127,38 +127,38 @@ def gather(
             except DdimError as error:
                 bad[index] = error
                 continue
-            if found.pixels is not None:
-                found.pixels[index] = picture
+            if report.pixels is not None:
+                report.pixels[index] = picture
         return bad, told
 
     pool = ThreadPoolExecutor(workers())
     try:
         for step, (bad, told) in enumerate(pool.map(decode, range(0, count, CHUNK))):
-            found.bad.update(bad)
-            found.told.add(told)
+            report.bad.update(bad)
+            report.told.add(told)
             yield min((step + 1) * CHUNK, count), count
-            if patience is not None and len(found.bad) > patience:
-                found.whole = (step + 1) * CHUNK >= count
+            if patience is not None and len(report.bad) > patience:
+                report.whole = (step + 1) * CHUNK >= count
                 break
     finally:
         pool.shutdown(cancel_futures=True)
-    return found
+    return report
 
 
 def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy, where: str) -> np.ndarray:
-    """Decode some pictures by threads; the result does not depend on how many.
+    """Decode a batch in parallel; the result does not depend on the number of threads.
 
     Args:
-        items: The pictures.
+        items: The encoded images.
         indices: int, (B,).
-        policy: The grid.
-        where: The set, for errors.
+        policy: The preprocessing.
+        where: The dataset's name in an error.
 
     Returns:
         uint8, (B, H, W, C).
 
     Raises:
-        DdimError: If one of them has become unreadable.
+        DdimError: If an image cannot be read.
     """
     out = np.empty((len(indices), *policy.shape), np.uint8)
 
@@ -173,17 +173,17 @@ def decode_batch(items: Items, indices: np.ndarray, policy: ImagePolicy, where: 
 
 
 def scan(folder: Path | str, policy: ImagePolicy | None = None) -> list[tuple[str, str]]:
-    """Try to decode every picture of a folder.
+    """Decode every image of a folder to find invalid ones.
 
     Args:
         folder: The folder.
-        policy: If given, pictures that it refuses are listed too.
+        policy: If not None, images that it refuses are listed too.
 
     Returns:
-        For each bad picture its path below the folder and the reason, in order; nothing if all are sound.
+        Path below the folder and reason of each invalid image, in order; empty if all are valid.
 
     Raises:
-        DdimError: If there is no such folder.
+        DdimError: If the folder does not exist.
     """
     return drain(iter_scan(folder, policy))
 
@@ -191,29 +191,29 @@ def scan(folder: Path | str, policy: ImagePolicy | None = None) -> list[tuple[st
 def iter_scan(
     folder: Path | str, policy: ImagePolicy | None = None
 ) -> Generator[tuple[int, int], None, list[tuple[str, str]]]:
-    """As `scan`, step by step.
+    """As `scan`, with progress.
 
     Args:
         folder: The folder.
-        policy: If given, pictures that it refuses are listed too.
+        policy: If not None, images that it refuses are listed too.
 
     Yields:
-        How many are done, and how many there are.
+        The number of images done, and the total.
 
     Returns:
-        What `scan` returns.
+        The result of `scan`.
 
     Raises:
-        DdimError: If there is no such folder.
+        DdimError: If the folder does not exist.
     """
     items = Files(Path(folder), list_images(folder))
     any_size = ImagePolicy(height=1, width=1, channels=3, fit="stretch", filter="box")
-    found = yield from gather(items, policy or any_size, keep=False)
-    return [(items.name(index), error.wrong) for index, error in found.bad.items()]
+    report = yield from gather(items, policy or any_size, keep=False)
+    return [(items.name(index), error.wrong) for index, error in report.bad.items()]
 
 
 def drain(steps: Generator[Any, None, T]) -> T:
-    """Run a generator of steps to its end and give what it returns."""
+    """Run a generator to its end, and return its return value."""
     while True:
         try:
             next(steps)
@@ -223,16 +223,16 @@ def drain(steps: Generator[Any, None, T]) -> T:
 
 
 def complaint(where: str, total: int, bad: dict[int, DdimError], whole: bool = True) -> DdimError:
-    """One line for the pictures of a set that cannot be used.
+    """The error for the invalid images of a dataset.
 
     Args:
-        where: The set.
-        total: How many pictures it has.
-        bad: What is wrong with each bad picture.
-        whole: Whether all were tried.
+        where: The dataset's name.
+        total: Number of its images.
+        bad: The error of each invalid image.
+        whole: Whether all images were tried.
 
     Returns:
-        The error to raise: the first few by name, the number of the others, and how to mend it.
+        The error to raise: names and reasons of the first invalid images, the number of the others, and a hint.
     """
     least = "" if whole else "at least "
     misfits = [error for error in bad.values() if isinstance(error, MisfitError)]
@@ -244,6 +244,6 @@ def complaint(where: str, total: int, bad: dict[int, DdimError], whole: bool = T
 
 
 def named(bad: Sequence[DdimError]) -> str:
-    """The first few bad pictures with their reasons, and the number of the others."""
+    """The names and reasons of the first invalid images, and the number of the others."""
     shown = ", ".join(f"{error.what} {error.wrong}" for error in bad[:_SHOWN])
     return shown + (f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")

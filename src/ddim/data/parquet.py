@@ -1,4 +1,4 @@
-"""Pictures in the rows of a table: parquet files, and data sets of the Hugging Face hub."""
+"""Images in the rows of a table: parquet files, and datasets of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _REPLACE = "fetch it again or remove it"
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The pictures of one column: an Arrow column of {bytes, path}.
+    """The images of an Arrow column of {bytes, path}.
 
-    A path stands in the place of bytes in a data set of the hub that was unpacked into a cache; no other file is ever
-    opened, for a table that names files of this machine was not made to hold pictures.
+    A row has a path instead of bytes in a dataset of the hub that was unpacked into a cache. Other files are never
+    opened, because a table from elsewhere could name any file of this machine.
 
     Args:
         column: The column.
-        split: Which split it is, for names.
-        roots: The folders in which a file may lie.
+        split: The split, for names.
+        roots: The folders in which files may be opened.
     """
 
     column: Any
@@ -42,16 +42,16 @@ class Rows:
         return len(self.column)
 
     def source(self, index: int) -> Source:
-        """The bytes of picture `index`, or the path that stands in their place.
+        """The encoded bytes of image `index`, or its path.
 
         Args:
-            index: Its row.
+            index: The row.
 
         Returns:
             Bytes, or a path.
 
         Raises:
-            DdimError: If the row holds no picture, or names a file elsewhere.
+            DdimError: If the row has no image, or names a file outside `roots`.
         """
         cell = self.column[index].as_py() or {}
         if cell.get("bytes") is not None:
@@ -65,42 +65,42 @@ class Rows:
         raise DdimError(self.name(index), "holds no picture", "remove the row")
 
     def name(self, index: int) -> str:
-        """The split and the row."""
+        """The split and row of image `index`."""
         return f"{self.split}[{index}]"
 
     def empty(self) -> np.ndarray:
-        """The rows that hold no picture, int64, rising; found without looking at each."""
+        """The rows without an image, int64, ascending; computed by Arrow without decoding rows."""
         from pyarrow import compute  # type: ignore[import-untyped]
 
         fields = [field.name for field in self.column.type]
-        there: Any = np.zeros(len(self.column), bool)
+        present: Any = np.zeros(len(self.column), bool)
         for name in ("bytes", "path") if self.roots else ("bytes",):
             if name in fields:
                 length = compute.binary_length(compute.struct_field(self.column, name))
-                there |= compute.fill_null(length, 0).to_numpy() > 0
-        return np.flatnonzero(~there)
+                present |= compute.fill_null(length, 0).to_numpy() > 0
+        return np.flatnonzero(~present)
 
 
 Table = tuple[Rows, Labels]
-"""The pictures of a table with their labels."""
+"""The images of a table with their labels."""
 
 
 def read_parquet(files: Sequence[Path], where: str, split: str, label_column: str | None = None) -> Table:
-    """The pictures of some parquet files, in the order given.
+    """Read the images of parquet files, in the order of the files.
 
-    The reader keeps its copy in its own cache (HF_HOME), never beside the files, and asks no network.
+    The reader stores its copy in its own cache (HF_HOME), never beside the files, and uses no network.
 
     Args:
         files: The shards.
-        where: What to call them.
-        split: Which split they are, for the names of rows.
-        label_column: The column of labels, see `ddim.data.labels.read_column`.
+        where: Their name in an error.
+        split: The split, for the names of rows.
+        label_column: The label column, see `ddim.data.labels.read_column`.
 
     Returns:
-        Pictures and labels.
+        Images and labels.
 
     Raises:
-        DdimError: If they cannot be read, have no image column, no such column of labels, or no rows.
+        DdimError: If they cannot be read, or have no image column, no such label column, or no rows.
     """
     datasets = _library()
     if _check_shards(files) == 0:
@@ -109,27 +109,27 @@ def read_parquet(files: Sequence[Path], where: str, split: str, label_column: st
     try:
         with _quiet(datasets):
             data = datasets.Dataset.from_parquet([str(path) for path in files])
-    except Exception as error:  # the reader raises its own and Arrow's, and wraps either
+    except Exception as error:  # the reader raises its own exceptions and Arrow's, wrapped or not
         failed = _reason(error)
     if failed:
-        gc.collect()  # a scan broken off half-way aborts the process at exit if it still lives then
+        gc.collect()  # an interrupted scan that still exists at exit would abort the process
         raise DdimError(where, f"cannot be read as parquet ({failed})", _REPLACE)
     return _table(datasets, data, where, split, label_column)
 
 
 def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
-    """The pictures of a data set of the Hugging Face hub, or of its copy in the cache if there is no network.
+    """Read the images of a dataset of the Hugging Face hub, or of its cached copy if there is no network.
 
     Args:
         name: "owner/name".
         split: One of its splits.
-        label_column: The column of labels, see `ddim.data.labels.read_column`.
+        label_column: The label column, see `ddim.data.labels.read_column`.
 
     Returns:
-        Pictures and labels.
+        Images and labels.
 
     Raises:
-        DdimError: If it cannot be had, or has no such split, image column or rows.
+        DdimError: If it cannot be loaded, or has no such split, image column, label column or rows.
     """
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -140,7 +140,7 @@ def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
     try:
         with _quiet(datasets, bars=not offline):
             data = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the library raises its own, the hub's, Arrow's and the network's
+    except Exception as error:  # exceptions of the library, the hub client, Arrow and the network
         if offline:
             wrong = "is no file or folder here, and the hub cannot be reached to look for it there"
             raise DdimError(name, wrong, "check the path or the network") from None
@@ -163,7 +163,7 @@ def _library() -> Any:
 
 
 def _offline(name: str) -> bool:
-    """Whether the hub is out of reach; its own client would retry for half a minute before saying so."""
+    """Whether the hub cannot be reached; checked first, because its client would retry for half a minute."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
@@ -174,7 +174,7 @@ def _offline(name: str) -> bool:
     except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
         wrong = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
         raise DdimError(name, wrong, "check the name, or log in if the data set is private") from None
-    except Exception:  # whatever the transport of the day raises when there is no network
+    except Exception:  # the HTTP library's exceptions without a network depend on its version
         return True
     return False
 
@@ -185,24 +185,24 @@ def _table(
     if len(data) == 0:
         raise DdimError(where, *_NO_ROWS)
     features = data.features
-    found = [key for key in ("image", "img") if key in features]
-    found += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
-    if not found:
+    columns = [key for key in ("image", "img") if key in features]
+    columns += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    if not columns:
         wrong = f"has no image column (it has {printable(', '.join(features) or 'none')})"
         raise DdimError(where, wrong, "name the column of pictures image or img")
     try:
         with _quiet(datasets):
-            cast = data.select_columns([found[0]]).cast_column(found[0], datasets.Image(decode=False))
-    except Exception as error:  # Arrow's casts raise several kinds
-        wrong = f"column {found[0]} does not hold pictures ({_reason(error)})"
+            cast = data.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
+    except Exception as error:  # Arrow's casts raise several exception types
+        wrong = f"column {columns[0]} does not hold pictures ({_reason(error)})"
         raise DdimError(where, wrong, "store encoded pictures in it") from None
-    labels = read_column(datasets, data, found[0], label_column, where)
-    return Rows(cast.data.column(found[0]), printable(split), roots), labels
+    labels = read_column(datasets, data, columns[0], label_column, where)
+    return Rows(cast.data.column(columns[0]), printable(split), roots), labels
 
 
 @contextmanager
 def _quiet(datasets: Any, bars: bool = False) -> Iterator[None]:
-    """No log lines and, unless wanted, no progress bars of the library's own; its settings are put back."""
+    """Silence the library's log and, unless `bars`, its progress bars; its settings are restored on exit."""
     from huggingface_hub.utils import logging as hub_log
 
     log, had_bars = datasets.utils.logging, datasets.is_progress_bar_enabled()
@@ -221,25 +221,25 @@ def _quiet(datasets: Any, bars: bool = False) -> Iterator[None]:
 
 
 def _check_shards(files: Sequence[Path]) -> int:
-    """The number of rows; a shard that is no parquet, or has other columns than the first, is refused."""
+    """Check that all shards are parquet files with the same columns, and return the number of rows."""
     from pyarrow import parquet
 
     columns, rows = list[str](), 0
     for path in files:
         try:
-            about = parquet.read_metadata(path)
-            there = sorted(about.schema.to_arrow_schema().names)
-        except Exception as error:  # Arrow's own kinds, and those of the system
+            metadata = parquet.read_metadata(path)
+            names = sorted(metadata.schema.to_arrow_schema().names)
+        except Exception as error:  # Arrow's exceptions and the system's
             raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
-        columns, rows = columns or there, rows + about.num_rows
-        if there != columns:
-            wrong = f"has the columns {', '.join(there)}, and {files[0].name} has {', '.join(columns)}"
+        columns, rows = columns or names, rows + metadata.num_rows
+        if names != columns:
+            wrong = f"has the columns {', '.join(names)}, and {files[0].name} has {', '.join(columns)}"
             raise DdimError(printable(path), printable(wrong), "give one data set at a time")
     return rows
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause on one line."""
+    """The message of the innermost cause on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

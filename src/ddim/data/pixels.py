@@ -1,4 +1,4 @@
-"""Pictures at the edges are uint8 NHWC in [0, 255]; inside they are float NCHW in [-1, 1]. Converted here only."""
+"""Conversion between stored images, uint8 NHWC in [0, 255], and network inputs, float NCHW in [-1, 1], or ids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 BIN = 2 / 255
-"""The distance of two neighbouring values of an 8-bit picture in [-1, 1]."""
+"""The distance between neighbouring values of an 8-bit image in [-1, 1]."""
 
 
 def to_float(images: np.ndarray | Tensor) -> Tensor:
-    """Pictures to the network's range, x = u / 127.5 - 1.
+    """Convert images to the network's range, x = u / 127.5 - 1.
 
     Args:
         images: uint8, (N, H, W, C), in [0, 255].
@@ -20,7 +20,7 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
         float32, (N, C, H, W), in [-1, 1].
 
     Raises:
-        TypeError: If the pictures are not uint8.
+        TypeError: If the images are not uint8 (N, H, W, C).
     """
     tensor = torch.as_tensor(images)
     if tensor.dtype != torch.uint8 or tensor.ndim != 4:
@@ -29,7 +29,7 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
-    """The network's range to pictures: the nearest of 256 levels; values beyond [-1, 1] saturate.
+    """Convert the network's range to images: round to the nearest of 256 levels; values outside [-1, 1] saturate.
 
     Args:
         images: float, (N, C, H, W), nominally in [-1, 1].
@@ -42,7 +42,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def quantize(images: np.ndarray | Tensor, levels: int) -> Tensor:
-    """Pictures as ids of K grey levels, each a range of values: floor(u K / 256).
+    """Quantise images to ids of K levels: floor(u K / 256).
 
     Args:
         images: uint8, (N, H, W, C), in [0, 255].
@@ -55,7 +55,7 @@ def quantize(images: np.ndarray | Tensor, levels: int) -> Tensor:
 
 
 def dequantize(ids: Tensor, levels: int) -> np.ndarray:
-    """Ids of K grey levels as pictures, the levels spread over 0..255.
+    """Convert ids of K levels to images, with the levels spread over 0..255.
 
     Args:
         ids: int64, (N, C, H, W), in 0..K-1.

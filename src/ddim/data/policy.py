@@ -1,4 +1,4 @@
-"""How a picture becomes the network's grid: crop box, aspect, size, channels, matte."""
+"""Settings of image preprocessing: crop box, aspect ratio, resolution, channels, matte."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ Edge = Annotated[int, Field(ge=0)]
 
 
 class ImagePolicy(BaseModel):
-    """How a picture becomes the network's grid; kept in a model's config.
+    """How images are preprocessed; stored in a model's config.
 
-    A picture is turned upright by its EXIF tag, put on the matte where it is transparent, brought to
-    8 bits and to `channels`, cut to `box`, then fitted to `height` by `width`.
+    An image is rotated by its EXIF orientation, composited over the matte where it is transparent, converted to 8 bits
+    and to `channels`, cropped to `box`, then fitted to `height` x `width`.
 
     Attributes:
-        height: Rows of the grid, 1..16384.
-        width: Columns of the grid, 1..16384.
-        channels: 1 for grey (ITU-R 601 luma of a colour picture), 3 for RGB.
-        box: Left, upper, right, lower edge in pixels, cut out before anything is resized; for instance
-            (10, 25, 80, 95), the customary face crop of CelebA at 89x109.
-        fit: "crop" cuts the largest centred part of the grid's aspect ratio and resizes it, "stretch" resizes
-            without regard to the aspect ratio, "exact" refuses a picture of another size.
-        filter: The resampling filter; all of them are antialiased when a picture shrinks.
+        height: Height in pixels, 1..16384.
+        width: Width in pixels, 1..16384.
+        channels: 1 for grey (ITU-R 601 luma of a colour image), 3 for RGB.
+        box: Left, upper, right, lower edge in pixels of a crop before resizing; for instance (10, 25, 80, 95), the
+            usual face crop of CelebA at 89x109.
+        fit: "crop" resizes the largest centred part with the target's aspect ratio, "stretch" resizes without keeping
+            the aspect ratio, "exact" refuses an image of another size.
+        filter: The resampling filter; all of them antialias when downsampling.
         matte: Grey level 0..255 behind transparent pixels.
     """
 
@@ -49,11 +49,11 @@ class ImagePolicy(BaseModel):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every picture: (H, W, C)."""
+        """Shape of every image, (H, W, C)."""
         return self.height, self.width, self.channels
 
     def facts(self) -> dict[str, str]:
-        """What it says, for people."""
+        """A description for people: label to text."""
         box = f", box {list(self.box)}" if self.box else ""
         return {
             "pictures": f"{self.height}x{self.width}, {'grey' if self.channels == 1 else 'colour'}",

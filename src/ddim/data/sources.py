@@ -1,4 +1,4 @@
-"""From a word to a set of pictures: the digits, a folder, parquet files, or a data set of the hub."""
+"""Loading of image datasets: scikit-learn's digits, a folder, parquet files, or a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ddim.data.parquet import Rows, read_hub, read_parquet
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError, printable, warn
 
-HOLD = 2 << 30  # bytes of pixels held in memory; a larger set is decoded batch by batch
-PATIENCE = 1000  # pictures that cannot be read, after which no more are tried
+HOLD = 2 << 30  # maximum bytes of pixels in memory; a larger dataset is decoded batch by batch
+PATIENCE = 1000  # decoding stops after more than this number of unreadable images
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -33,35 +33,37 @@ def load(
     skip_unreadable: bool = False,
     label_column: str | None = None,
 ) -> ImageSet:
-    """Load a set of pictures; every one of them is decoded once, so that none can fail later.
+    """Load an image dataset; every image is decoded once, so that invalid ones are found now.
 
     A source is one of:
 
     - "digits": scikit-learn's 8x8 digits, "train" the first 1,500 and "test" the other 297;
-    - a folder of pictures. If it has a folder `train` or `test`, the split names such a folder, otherwise
-      all of it is "train". If every picture lies in a folder one level down, those folders are the classes;
-    - a parquet file, or a folder of them. A shard's split is the first word of its name, or the folder it
-      lies in (train-00000-of-00003.parquet, test/0000.parquet), otherwise "train";
-    - "owner/name", a data set of the Hugging Face hub.
+    - a folder of images. If it has a folder `train` or `test`, its folders are the splits, otherwise all of it is
+      "train". If every image is in a folder one level down, those folders are the classes;
+    - a parquet file, or a folder of them. A shard's split is the first word of its name, or its folder
+      (train-00000-of-00003.parquet, test/0000.parquet), otherwise "train";
+    - "owner/name", a dataset of the Hugging Face hub.
 
-    A set of up to 2 GiB of pixels is held in memory; a larger one is decoded batch by batch. What had to be
-    converted, and what was left out, is said aloud.
+    A dataset of up to 2 GiB of pixels is kept in memory; a larger one is decoded batch by batch.
 
     Args:
-        source: Where the pictures are.
-        policy: The grid; by default the first picture's own size and channels, which the others must share.
-        split: Which part.
-        limit: At most so many, the first ones.
-        skip_unreadable: Leave out pictures that cannot be read instead of refusing the set.
-        label_column: The column of a table that holds the labels; by default `label`, if there is one. Which others
-            there are, `ImageSet.label_columns` says.
+        source: The source.
+        policy: The preprocessing; by default the first image's size and channels, which the others must share.
+        split: The split.
+        limit: Maximum number of images, the first ones.
+        skip_unreadable: Leave out images that cannot be read, instead of raising.
+        label_column: The label column of a table; by default `label`, if it exists. `ImageSet.label_columns` lists the
+            other possible columns.
 
     Returns:
-        The pictures, in an order that depends on their names or rows only.
+        The dataset, in an order that depends on names or rows only.
 
     Raises:
-        DdimError: If there is no such source or split, or it holds no pictures, or some cannot be read or do
-            not fit the policy, or there is no such column of labels; the message names them.
+        DdimError: If there is no such source, split or label column, it has no images, or some cannot be read or do not
+            fit the policy; the message names them.
+
+    Warns:
+        DdimWarning: If images were converted or left out.
     """
     return drain(iter_load(source, policy, split, limit, skip_unreadable, label_column))
 
@@ -74,21 +76,21 @@ def iter_load(
     skip_unreadable: bool = False,
     label_column: str | None = None,
 ) -> Generator[tuple[int, int], None, ImageSet]:
-    """As `load`, step by step.
+    """As `load`, with progress.
 
     Args:
-        source: Where the pictures are.
-        policy: The grid.
-        split: Which part.
-        limit: At most so many.
-        skip_unreadable: Leave out pictures that cannot be read.
-        label_column: The column of labels.
+        source: The source.
+        policy: The preprocessing.
+        split: The split.
+        limit: Maximum number of images.
+        skip_unreadable: Leave out images that cannot be read.
+        label_column: The label column.
 
     Yields:
-        How many pictures are decoded, and how many there are.
+        The number of images decoded, and the total.
 
     Returns:
-        What `load` returns.
+        The dataset.
 
     Raises:
         DdimError: As `load`.
@@ -112,16 +114,16 @@ def iter_load(
     if limit is not None and limit < len(items):
         items = Picked(items, np.arange(limit))
         labels = labels.of(np.arange(limit))
-    grid = policy or _first_policy(items, where)
-    keep = len(items) * grid.height * grid.width * grid.channels <= HOLD
-    found = yield from gather(items, grid, keep, None if skip_unreadable else PATIENCE)
-    pixels = found.pixels
-    if found.bad:
-        items, good = _without(items, found, where, skip_unreadable)
+    preprocessing = policy or _first_policy(items, where)
+    keep = len(items) * preprocessing.height * preprocessing.width * preprocessing.channels <= HOLD
+    report = yield from gather(items, preprocessing, keep, None if skip_unreadable else PATIENCE)
+    pixels = report.pixels
+    if report.bad:
+        items, good = _without(items, report, where, skip_unreadable)
         pixels = None if pixels is None else pixels[good]
         labels = labels.of(good)
-    found.told.say(where, len(items), grid)
-    return ImageSet(name, split, grid, items, pixels, labels.numbers, labels.classes, labels.columns)
+    report.told.say(where, len(items), preprocessing)
+    return ImageSet(name, split, preprocessing, items, pixels, labels.numbers, labels.classes, labels.columns)
 
 
 def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
@@ -156,7 +158,7 @@ def _folder(path: Path, where: str, split: str) -> _Found:
     paths = list_images(path)
     if not paths:
         raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
-    parents = [found.relative_to(path).parts[:-1] for found in paths]
+    parents = [image.relative_to(path).parts[:-1] for image in paths]
     if not all(len(parts) == 1 for parts in parents):
         return Files(path, paths), Labels()
     classes = sorted({parts[0] for parts in parents})
@@ -185,10 +187,10 @@ def _no_columns(where: str, label_column: str | None) -> None:
 
 
 def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
-    """The rows of a table that hold a picture: all of them, or those that are left where others may be skipped."""
+    """Leave out the rows of a table without an image, if there are many; raises unless they may be skipped."""
     empty = items.empty() if isinstance(items, Rows) else np.empty(0, np.int64)
     if len(empty) <= PATIENCE:
-        return items, labels  # few are met, and named, where each is decoded
+        return items, labels  # a few are reported by name when they are decoded
     wrong = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
     if not skip or len(empty) == len(items):
         raise DdimError(where, wrong, "fetch it again, or store encoded pictures in it")
@@ -198,7 +200,7 @@ def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
 
 
 def _first_policy(items: Items, where: str) -> ImagePolicy:
-    """The policy of the first sound picture."""
+    """The natural policy of the first valid image."""
     bad = dict[int, DdimError]()
     for index in range(len(items)):
         try:
@@ -211,7 +213,7 @@ def _first_policy(items: Items, where: str) -> ImagePolicy:
 
 
 def _without(items: Items, found: DecodeReport, where: str, skip: bool) -> tuple[Items, np.ndarray]:
-    """The items without the bad ones, said aloud, and the indices that stay; or a complaint."""
+    """Leave out the invalid images, with a warning, or raise: the other items and their indices."""
     bad = found.bad
     if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
         raise complaint(where, len(items), bad, found.whole)

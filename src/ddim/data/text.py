@@ -1,4 +1,4 @@
-"""Text as windows of token ids: characters, or the tokens of a `tokenizers` file."""
+"""Text datasets: windows of token ids, where tokens are characters or come from a `tokenizers` file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from ddim._io import limits, reading
 from ddim.errors import DdimError, printable
 
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
-"""The parts of a single file, by characters: the first 90 %, the next 5 %, the last 5 %."""
+"""The splits of a single file, by characters: the first 90 %, the next 5 %, the last 5 %."""
 
 UNKNOWN = "\N{WHITE SQUARE}"
-"""What a masked token looks like."""
+"""The character shown for a masked token."""
 
 
 class TextPolicy(BaseModel):
-    """How text becomes token ids; kept in a model's config.
+    """How text is converted to token ids; stored in a model's config.
 
     Attributes:
-        length: Tokens of a sequence, at least 1.
-        characters: The vocabulary where a token is a character: id i is characters[i].
-        tokenizer: Else the JSON text of a tokenizer of the `tokenizers` library.
+        length: Tokens per sequence, at least 1.
+        characters: The vocabulary if tokens are characters: id i is characters[i].
+        tokenizer: Otherwise the JSON text of a tokenizer of the `tokenizers` library.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,67 +51,70 @@ class TextPolicy(BaseModel):
 
     @property
     def categories(self) -> int:
-        """Kinds of tokens K; 0 before there is a vocabulary."""
+        """Vocabulary size K; 0 without a vocabulary."""
         return _tokenizer(self.tokenizer).get_vocab_size() if self.tokenizer else len(self.characters)
 
     def facts(self) -> dict[str, str]:
-        """What it says, for people."""
+        """A description for people: label to text."""
         tokens = "tokens of a tokenizer" if self.tokenizer else "characters"
         return {"text": f"sequences of {self.length} tokens, of {self.categories} {tokens}"}
 
     def encode(self, text: str, name: str = "the text") -> np.ndarray:
-        """Text as ids.
+        """Convert text to ids.
 
         Args:
             text: The text.
-            name: What to call it in an error.
+            name: Its name in an error.
 
         Returns:
             int64, (number of tokens,).
 
         Raises:
-            DdimError: If it holds a character that is not in the vocabulary.
+            DdimError: If a character is not in the vocabulary.
         """
         if self.tokenizer:
             return np.asarray(_tokenizer(self.tokenizer).encode(text, add_special_tokens=False).ids, np.int64)
         points = np.frombuffer(text.encode("utf-32-le"), "<u4")
-        known = np.array([ord(character) for character in self.characters], np.uint32)
-        order = np.argsort(known)
-        places = np.minimum(np.searchsorted(known[order], points), len(known) - 1)
+        vocabulary = np.array([ord(character) for character in self.characters], np.uint32)
+        order = np.argsort(vocabulary)
+        places = np.minimum(np.searchsorted(vocabulary[order], points), len(vocabulary) - 1)
         ids = order[places]
-        if len(points) and (wrong := known[ids] != points).any():
+        if len(points) and (wrong := vocabulary[ids] != points).any():
             at = int(np.argmax(wrong))
             line = text.count("\n", 0, at) + 1
             raise DdimError(name, f"line {line} holds {text[at]!r}, which the vocabulary lacks", "replace it")
         return ids.astype(np.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Ids (L,) as text; an id beyond the vocabulary, the mask, as a square."""
+        """Convert ids (L,) to text.
+
+        The mask, an id beyond the vocabulary, becomes a square; with a tokenizer it is left out.
+        """
         if self.tokenizer:
-            known = [int(i) for i in ids if i < self.categories]
-            return str(_tokenizer(self.tokenizer).decode(known, skip_special_tokens=False))
+            tokens = [int(i) for i in ids if i < self.categories]
+            return str(_tokenizer(self.tokenizer).decode(tokens, skip_special_tokens=False))
         return "".join(self.characters[i] if i < len(self.characters) else UNKNOWN for i in map(int, ids))
 
 
 class TextSet:
-    """The windows of a text: sequence i begins at token i.
+    """A dataset of all windows of a text: sequence i begins at token i.
 
     Attributes:
-        name: What the set is called, without the folder it lies in.
-        split: Which part of it this is.
-        policy: Its vocabulary and the length of a window.
-        ids: int64, (number of tokens,).
-        labels: None, as for pictures without labels.
+        name: The dataset's name, without its folder.
+        split: The split.
+        policy: The vocabulary and the length of a window.
+        ids: The token ids, int64, (number of tokens,).
+        labels: None, as for images without labels.
         classes: None.
 
     Args:
-        name: As above.
-        split: As above.
-        policy: As above.
-        ids: As above.
+        name: The dataset's name.
+        split: The split.
+        policy: The vocabulary and the length of a window.
+        ids: The token ids, int64, (number of tokens,).
 
     Raises:
-        DdimError: If it is shorter than a window.
+        DdimError: If the text is shorter than a window.
     """
 
     labels: None = None
@@ -131,11 +134,11 @@ class TextSet:
         return f"TextSet({self.name!r}, {self.split!r}: {len(self.ids)} tokens of {self.policy.categories} kinds)"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Windows by their first token: int64, (B, L); a copy."""
+        """The windows that begin at the token indices: int64, (B, L); a copy."""
         return np.array(self._windows[np.asarray(indices, np.int64)])
 
     def apart(self) -> np.ndarray:
-        """The windows that do not overlap, from the first token on: int64, (number of tokens // L, L)."""
+        """The non-overlapping windows, from the first token on: int64, (number of tokens // L, L)."""
         return np.array(self._windows[:: self.policy.length])
 
     def fingerprint(self) -> str:
@@ -146,11 +149,11 @@ class TextSet:
 
 
 def read_text(source: str | Path, split: str | None = "train") -> str:
-    """The text of a file, or of a folder that holds one, or one for each split.
+    """Read the text of a file, or of a folder with one file or one per split.
 
     Args:
-        source: A UTF-8 file, cut into `SHARES`; or a folder with one .txt file, or with `train.txt` and others.
-        split: Which part; None for all of a single file.
+        source: A UTF-8 file, split by `SHARES`; or a folder with one .txt file, or with `train.txt` and others.
+        split: The split; None for all of a single file.
 
     Raises:
         DdimError: If there is no such file or split, or it is not UTF-8 text.
@@ -179,16 +182,16 @@ def read_text(source: str | Path, split: str | None = "train") -> str:
 
 
 def load_text(source: str | Path, policy: TextPolicy, split: str = "train", limit: int | None = None) -> TextSet:
-    """A set of windows of text.
+    """Load a text dataset.
 
     Args:
-        source: See `read_text`.
-        policy: The vocabulary and the length; without a vocabulary, that of all characters of the source.
-        split: Which part.
-        limit: At most so many characters of it, the first ones.
+        source: As in `read_text`.
+        policy: The vocabulary and the length; without a vocabulary, all characters of the source are used.
+        split: The split.
+        limit: Maximum number of characters, the first ones.
 
     Raises:
-        DdimError: As `read_text`, or if a character is not in the vocabulary, or there is less than one window.
+        DdimError: As `read_text`, or if a character is not in the vocabulary, or the text is shorter than a window.
     """
     if limit is not None and limit < 1:
         raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
@@ -200,7 +203,7 @@ def load_text(source: str | Path, policy: TextPolicy, split: str = "train", limi
 
 
 def characters(source: str | Path) -> str:
-    """Every character of a source, all its splits, each once and in order.
+    """The distinct characters of all splits of a source, sorted.
 
     Raises:
         DdimError: As `read_text`.
@@ -211,7 +214,7 @@ def characters(source: str | Path) -> str:
 
 
 def is_text(source: str | Path) -> bool:
-    """Whether a source is a text file, or a folder of such."""
+    """Whether a source is a text file, or a folder with text files."""
     path = Path(source).expanduser()
     if path.is_dir():
         return any(path.glob("*.txt"))
@@ -219,10 +222,10 @@ def is_text(source: str | Path) -> bool:
 
 
 def read_tokenizer(path: Path) -> str:
-    """The JSON text of a tokenizer file, checked.
+    """Read the JSON text of a tokenizer file, and check that it can be loaded.
 
     Raises:
-        DdimError: If there is no such file, or it is no tokenizer.
+        DdimError: If there is no such file, or it is not a tokenizer.
     """
     text = reading.read_text(path, reading.JSON_BYTES)
     reading.of_kind(reading.parse_json(text, path), dict, path, "give the JSON file of a tokenizer")

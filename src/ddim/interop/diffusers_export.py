@@ -1,4 +1,4 @@
-"""A model written as a folder of a diffusers pipeline, which `DDIMPipeline.from_pretrained` loads."""
+"""Export of a model as a diffusers pipeline folder, which `DDIMPipeline.from_pretrained` loads."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from ddim.model.importers.state_dict import from_native
 from ddim.nn.unet import UNetConfig
 
 INDEX, UNET, WEIGHTS = "model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"
-_KEPT_CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
-VERSION = "0.42.1"  # of diffusers, whose form this is
+_CLIPPING = ("clip_sample_range", "thresholding", "dynamic_thresholding_ratio", "sample_max_value")
+VERSION = "0.42.1"  # the diffusers version whose format is written
 
 
 def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> list[str]:
-    """Write a model as a diffusers pipeline folder, beside its place, and put it there by renaming.
+    """Write a model as a diffusers pipeline folder, atomically.
 
     Args:
-        folder: Where; made. What is there must be such a folder or nothing.
-        config: The model's.
-        weights: Our state dict.
+        folder: The folder, created, or replaced if it is a pipeline written by this function.
+        config: The model's configuration.
+        weights: The model's state dict, in this library's names.
 
     Returns:
-        What was written, in words.
+        A description of the network and of the scheduler, a line each.
 
     Raises:
-        DdimError: If a UNet2DModel cannot be this network, or the place holds something else.
+        DdimError: If a UNet2DModel cannot represent the network, or the folder has other content.
     """
     network = describe(config, folder)
-    if _strangers(folder):
+    if _has_unexpected_content(folder):
         raise DdimError(folder, "holds something that is not a diffusers pipeline", "choose another folder")
     assert isinstance(config.network, UNetConfig)
     scheduler = scheduler_config(config)
@@ -59,8 +59,8 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
     ]
 
 
-def _strangers(folder: Path) -> bool:
-    """Whether a place holds anything but a pipeline as `write` makes it, which may be replaced as a whole."""
+def _has_unexpected_content(folder: Path) -> bool:
+    """Whether a path has anything but a pipeline written by `write`, which may be replaced as a whole."""
     if folder.exists() and not folder.is_dir():
         return True
     inner = {"unet": [Path(UNET).name, Path(WEIGHTS).name], "scheduler": [Path(SCHEDULER).name]}
@@ -71,13 +71,21 @@ def _strangers(folder: Path) -> bool:
 
 
 def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
-    """A UNet2DModel's configuration of our network."""
+    """The UNet2DModel configuration equivalent to a model's network.
+
+    Args:
+        config: The model's configuration.
+        folder: The folder named in an error.
+
+    Raises:
+        DdimError: If a UNet2DModel cannot represent the network.
+    """
     c = config.network
-    refused = None
+    problem = None
     if not isinstance(c, UNetConfig) or c.categories:
-        refused = "is over categories"
+        problem = "is over categories"
     else:
-        for there, wrong in (
+        for applies, wrong in (
             (c.patch > 1, f"takes patches of {c.patch}x{c.patch} pixels"),
             (c.classes > 0, "has labels"),
             (c.scale_shift, "scales and shifts its norms by time"),
@@ -86,9 +94,9 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
             (c.learned_variance, "has learned variance"),
             (c.heads > 1 and len({c.channels * m for m in c.multipliers}) > 1, "has a number of heads, not their size"),
         ):
-            refused = refused or (wrong if there else None)
-    if refused or not isinstance(c, UNetConfig):
-        raise DdimError(folder, f"the model {refused}, which no UNet2DModel does", "keep it as a ddim model")
+            problem = problem or (wrong if applies else None)
+    if problem or not isinstance(c, UNetConfig):
+        raise DdimError(folder, f"the model {problem}, which no UNet2DModel does", "keep it as a ddim model")
     sides = [c.height >> level for level in range(len(c.multipliers))]
     down = ["AttnDownBlock2D" if side in c.attention else "DownBlock2D" for side in sides]
     head = c.head_channels or (c.channels * c.multipliers[0] // c.heads if c.heads > 1 else None)
@@ -114,12 +122,15 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
 
 
 def scheduler_config(config: ModelConfig) -> dict[str, Any]:
-    """A DDIMScheduler's configuration of our schedule."""
+    """The DDIMScheduler configuration equivalent to a model's schedule.
+
+    Settings of a model imported from diffusers (clipping, spacing, offset) are restored.
+    """
     s = config.schedule
     name = {ours: theirs for theirs, ours in BETAS.items()}.get(s.name)
-    plain = s.model_copy(update={"zero_terminal_snr": False})  # the other end rescales them itself
+    plain = s.model_copy(update={"zero_terminal_snr": False})  # diffusers rescales the betas itself
     betas = None if name else [float(beta) for beta in plain.build().betas]
-    kept = config.origin.settings if config.origin and config.origin.format == "diffusers" else {}
+    imported = config.origin.settings if config.origin and config.origin.format == "diffusers" else {}
     return {
         "_class_name": "DDIMScheduler",
         "_diffusers_version": VERSION,
@@ -130,9 +141,9 @@ def scheduler_config(config: ModelConfig) -> dict[str, Any]:
         "trained_betas": betas,
         "prediction_type": PREDICTION_TYPES[config.predicts],
         "rescale_betas_zero_snr": s.zero_terminal_snr,
-        "clip_sample": kept.get("clip_sample", kept.get("scheduler") in CLIPS),
-        **{key: kept[key] for key in _KEPT_CLIPPING if key in kept},
-        "set_alpha_to_one": kept.get("set_alpha_to_one", True),
-        "steps_offset": kept.get("steps_offset", 0),
-        "timestep_spacing": kept.get("timestep_spacing", "trailing" if s.zero_terminal_snr else "leading"),
+        "clip_sample": imported.get("clip_sample", imported.get("scheduler") in CLIPS),
+        **{key: imported[key] for key in _CLIPPING if key in imported},
+        "set_alpha_to_one": imported.get("set_alpha_to_one", True),
+        "steps_offset": imported.get("steps_offset", 0),
+        "timestep_spacing": imported.get("timestep_spacing", "trailing" if s.zero_terminal_snr else "leading"),
     }

@@ -1,10 +1,10 @@
-"""Any plan over real-valued data as a scheduler inside diffusers' own pipelines.
+"""A diffusers scheduler that runs any plan over real-valued data in diffusers' own pipelines.
 
 pipe.scheduler = ddim.PlanScheduler.from_scheduler(pipe.scheduler, sampler="unipc3", grid="log-snr")
 pipe("a horse", num_inference_steps=10)
 
-`DDIMPipeline` makes a `DDIMScheduler` of whatever scheduler it is made with, so set `pipe.scheduler` afterwards, there
-as everywhere. Diffusers counts times from 0: its timestep is t - 1.
+Set `pipe.scheduler` after the pipeline was created: `DDIMPipeline` converts the scheduler that it is created with to a
+`DDIMScheduler`. Diffusers counts timesteps from 0: its timestep is t - 1.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
-    """A plan, or a sampler by name that makes one for each number of steps, in the place of a diffusers scheduler.
+    """A diffusers scheduler for a fixed plan, or for a sampler's name, which builds a plan for each number of steps.
 
-    Steps go by their own count, not by the timestep, which may come twice. The states and predictions that a row looks
-    back on are kept here, in float32 at least; a plan with a lattice has float64 ones, of which the caller gets a copy
-    in the dtype of the sample given, see `states`. Samplers with several calls a step have `order` above 1, as
-    diffusers' own. `notes` tells every choice that `from_scheduler` mapped.
+    Steps are counted, not looked up by timestep, because a timestep may occur twice. The states and predictions that
+    later rows use are stored here, in at least float32, and in float64 for a plan with a lattice; the caller gets a
+    copy in the sample's dtype, see `states`. Samplers with several network evaluations per step have `order` above 1,
+    as in diffusers. `notes` lists every setting that `from_scheduler` mapped.
 
     Args:
         schedule: The noise schedule of the network.
         sampler: One of `ddim.samplers.SAMPLERS`.
-        grid: A grid's name (see `ddim.timesteps`) or a rising list of times in our counting, 1..T.
-        eta: For sampler "ddim": 0 is DDIM, 1 is DDPM. What a pipeline passes to `step` must be 0, its default, or this.
+        grid: The name of a spacing (see `ddim.timesteps`), or ascending timesteps in 1..T.
+        eta: For sampler "ddim": 0 is DDIM, 1 is DDPM. A pipeline must pass the same eta, or 0 (its default), to `step`.
         predicts: What the network predicts: "eps", "x0" or "v".
-        clip_x0: Whether each predicted x_0 is clipped to [-1, 1], eps being derived again.
-        encode: Whether plans go up, from clean data to noise.
-        offset: Added to all times of a named grid; diffusers' steps_offset.
+        clip_x0: Whether each predicted x_0 is clipped to [-1, 1], and eps derived from the clipped x_0.
+        encode: Whether plans go from clean data to noise.
+        offset: Added to all timesteps of a named spacing; diffusers' steps_offset.
         plan: A fixed plan instead of sampler, grid, offset, eta, clip_x0 and encode.
 
     Raises:
-        DdimError: If the plan does not fit the schedule, or settings do not go together.
+        DdimError: If the plan does not fit the schedule, or settings contradict each other.
 
     Warns:
-        DdimWarning: If the plan was made for a certain model, which cannot be held against the pipeline's network.
+        DdimWarning: If the plan was made for a certain model, which cannot be compared with the pipeline's network.
     """
 
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
@@ -80,8 +80,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         plan: Plan | None = None,
     ):
         if not isinstance(schedule, Schedule) or not (plan is None or isinstance(plan, Plan)):
-            given = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
-            wrong = f"is given a {given} where a schedule or a plan over real-valued data belongs"
+            kind = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
+            wrong = f"is given a {kind} where a schedule or a plan over real-valued data belongs"
             raise DdimError("PlanScheduler", wrong, "see ddim.schedule and ddim.Plan, or use from_scheduler")
         values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "sampler": sampler}
         values |= {"grid": grid, "eta": eta, "predicts": predicts, "clip_x0": clip_x0, "encode": encode}
@@ -102,9 +102,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def _of(cls, values: Mapping[str, Any], notes: tuple[str, ...] = ()) -> PlanScheduler:
-        made = cls.__new__(cls)
-        made._set_up(configs.build(Settings, dict(values), "PlanScheduler"), notes)
-        return made
+        scheduler = cls.__new__(cls)
+        scheduler._set_up(configs.build(Settings, dict(values), "PlanScheduler"), notes)
+        return scheduler
 
     @classmethod
     def from_scheduler(
@@ -117,19 +117,21 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         encode: bool | None = None,
         plan: Plan | None = None,
     ) -> PlanScheduler:
-        """One with another diffusers scheduler's noise schedule, prediction, clipping and grid; see `notes`.
+        """Convert another diffusers scheduler: its noise schedule, prediction type, clipping and timesteps.
+
+        `notes` lists the mapped settings.
 
         Args:
             other: The scheduler, such as `pipe.scheduler`.
-            sampler: As for the class, as the next ones; "ddim" if left out.
-            grid: The other's timestep spacing if left out.
-            eta: 0 if left out.
-            clip_x0: As the other clips if left out.
-            encode: False if left out.
+            sampler: One of `ddim.samplers.SAMPLERS`; by default "ddim".
+            grid: The name of a spacing, or ascending timesteps in 1..T; by default the other's timestep spacing.
+            eta: For sampler "ddim"; by default 0.
+            clip_x0: Whether x_0 is clipped to [-1, 1]; by default as the other scheduler.
+            encode: Whether plans go from clean data to noise; by default False.
             plan: A fixed plan instead.
 
         Raises:
-            DdimError: If the other does what no plan does: thresholding, flow matching, clipping to another range.
+            DdimError: If plans do not support a setting: thresholding, flow matching, clipping to another range.
 
         Warns:
             DdimWarning: If the other's last step does not end at clean data.
@@ -146,23 +148,23 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(  # type: ignore[override]
         cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """One from a configuration: that of such a scheduler, or as `from_scheduler` of another one's.
+        """Create a scheduler from the configuration of a `PlanScheduler` or of another diffusers scheduler.
 
         Args:
             config: The configuration.
-            return_unused_kwargs: Whether an empty dict is returned as well.
-            kwargs: Settings instead of those in the configuration.
+            return_unused_kwargs: Whether to return an empty dict as well.
+            kwargs: Settings that override the configuration.
 
         Raises:
-            DdimError: If it is damaged, or as `from_scheduler`.
+            DdimError: If the configuration is damaged, or as `from_scheduler`.
         """
-        own = config.get("_ddim")
-        if isinstance(own, Mapping):
-            fresh = {"as_spaced": False} if "grid" in kwargs else {}
-            made = cls._of({**own, **fresh, **kwargs})
+        stored = config.get("_ddim")
+        if isinstance(stored, Mapping):
+            changed = {"as_spaced": False} if "grid" in kwargs else {}
+            scheduler = cls._of({**stored, **changed, **kwargs})
         else:
-            made = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
-        return (made, {}) if return_unused_kwargs else made
+            scheduler = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     def __repr__(self) -> str:
         return f"PlanScheduler({self.settings}, schedule {self.schedule.name}, T = {self.schedule.T})"
@@ -172,7 +174,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def order(self) -> int:
-        """Network calls in each step: 2 for "heun", 4 for "rk4"; a fixed plan's steps are its rows."""
+        """Network evaluations per step: 2 for "heun", 4 for "rk4"; 1 for a fixed plan, whose steps are its rows."""
         return self.settings.order
 
     @property
@@ -182,12 +184,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def step_index(self) -> int | None:
-        """The row to be run next; None before the first step."""
+        """The next row to run; None before the first step."""
         return self._course.index if self._course else None
 
     @property
     def plan(self) -> Plan:
-        """The plan that is run, from where the run begins on.
+        """The plan of the current run, from its first row on.
 
         Raises:
             DdimError: If `set_timesteps` was not called.
@@ -196,18 +198,18 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def states(self) -> tuple[Tensor, ...]:
-        """The last states, newest first, (N, ...) each, as exact as they are kept; give them to `set_states` to go on.
+        """The last states, newest first, (N, ...) each, in full precision; pass them to `set_states` to continue.
 
-        A latent of a reversible plan is the first two of them; the way back begins from them in the opposite order.
+        The first two are the latent of a reversible plan; to decode it, pass them in reverse order.
         """
         return tuple(self._current().run.states)
 
     def set_states(self, states: Sequence[Tensor]) -> None:
-        """Give the states that the next run begins from: for a plan that starts from two, or exact ones on a lattice.
+        """Set the initial states of the next run, for a plan that needs two, or exact states on a lattice.
 
         Args:
-            states: Newest first, (N, ...) each: the sample that the loop starts from, in any dtype, and one older state
-                for each level of `plan.before`. They serve one run, whether set before or after `set_timesteps`.
+            states: Newest first, (N, ...) each: the initial sample, in any dtype, and one older state for each level of
+                `plan.before`. They are used for one run, whether set before or after `set_timesteps`.
         """
         self._given = list(states)
 
@@ -217,12 +219,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         device: torch.device | str | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """Make the plan of a number of steps, and start anew.
+        """Build the plan for a number of steps, and start a new run.
 
         Args:
-            num_inference_steps: S. A fixed plan has as many steps as rows, and takes no other number.
-            device: Where `timesteps` go.
-            timesteps: Falling times in diffusers' counting instead.
+            num_inference_steps: S. For a fixed plan, its number of rows.
+            device: The device of `timesteps`.
+            timesteps: Descending diffusers timesteps (t - 1), instead of `num_inference_steps`.
 
         Raises:
             DdimError: If a fixed plan has another number of steps; see `ddim.timesteps.tau` and the samplers.
@@ -235,16 +237,16 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._course = course
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Begin the run at a row, as image-to-image pipelines do; its state is then one that no earlier row made.
+        """Start the run at a row, as image-to-image pipelines do.
 
-        A sampler's plan is made anew over the levels that are left, so that rows do not look back on steps that never
-        were. A pipeline that hands in a later timestep without this call begins there all the same.
+        A sampler's plan is rebuilt over the remaining levels, so that multistep rows do not need steps that were not
+        run. Without this call, the run starts at the timestep passed to the first `step`.
 
         Args:
             begin_index: The row, 0 for the first.
 
         Raises:
-            DdimError: If there is no such row, it is in the middle of a step, or a fixed plan looks back beyond it.
+            DdimError: If there is no such row, it is in the middle of a step, or a fixed plan's rows need earlier ones.
         """
         self._current().begin_at(int(begin_index))
 
@@ -254,7 +256,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._course
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample itself."""
+        """Return the sample unchanged."""
         return sample
 
     def step(
@@ -271,21 +273,21 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Run the next row of the plan.
 
         Args:
-            model_output: The network's output at the sample and timestep, (N, C, ...), or (N, 2 C, ...) where it says
-                a variance.
-            timestep: The next of `timesteps`. In a first step without `set_begin_index` a later one begins there.
-            sample: The state, (N, C, ...), as the last step gave it.
-            eta: 0, which leaves the scheduler's own in force, or the same number.
-            use_clipped_model_output: None, or as the plan does: True but for `Plan.eps_kept`.
-            generator: Draws the row's noise, if it adds any; diffusers takes the global one where None.
-            variance_noise: The noise itself instead, standard normal, (N, C, ...).
-            return_dict: Whether an object is returned, not a tuple.
+            model_output: The network's output at the sample and timestep, (N, C, ...), or (N, 2 C, ...) with a
+                variance.
+            timestep: The next of `timesteps`. The first step without `set_begin_index` may start at a later one.
+            sample: The state, (N, C, ...), as returned by the last step.
+            eta: 0, which stands for the scheduler's eta, or that eta.
+            use_clipped_model_output: None, or what the plan does: True unless `Plan.eps_kept`.
+            generator: Generator of the row's noise, if it adds any; None for the global one, as in diffusers.
+            variance_noise: The noise itself, standard normal, (N, C, ...), instead of a generator.
+            return_dict: Whether to return a `DDIMSchedulerOutput` instead of a tuple.
 
         Returns:
             `prev_sample` and `pred_original_sample`, in the sample's dtype.
 
         Raises:
-            DdimError: If a step is out of order or one too many, or an argument is not the plan's.
+            DdimError: If a step is out of order or after the last, or an argument contradicts the plan.
         """
         self.settings.refuse(eta, use_clipped_model_output, self.plan)
         run = self._current().at(float(timestep))
@@ -294,13 +296,13 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         fresh = variance_noise
         if run.row.draws and fresh is None:
             fresh = randn_tensor(sample.shape, generator, sample.device, model_output.dtype)
-        state, said = run.leave(model_output, fresh)
+        state, prediction = run.leave(model_output, fresh)
         self._given = None if begins else self._given
-        made = state.to(sample.dtype), said.x0.to(sample.dtype)
-        return DDIMSchedulerOutput(*made) if return_dict else made
+        output = state.to(sample.dtype), prediction.x0.to(sample.dtype)
+        return DDIMSchedulerOutput(*output) if return_dict else output
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean data with noise, as at the levels of diffusers' timesteps.
+        """Add noise to clean data at diffusers timesteps.
 
         Args:
             original_samples: Clean data, (N, ...).
@@ -308,7 +310,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             timesteps: (N,) or (1,), t - 1.
 
         Returns:
-            x_t, the shape of the data.
+            x_t, in the shape of the data.
 
         Raises:
             DdimError: If a timestep is outside the schedule.

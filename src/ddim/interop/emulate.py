@@ -1,16 +1,16 @@
-"""Plans that repeat what other codes do, off-by-ones included, so that one sees in which rows two results part.
+"""Plans that reproduce the samplers of other libraries, including their quirks, to find the rows where results differ.
 
-| name      | code                                         | what is its own                                          |
+| name      | library                                      | differences                                              |
 |-----------|----------------------------------------------|----------------------------------------------------------|
-| diffusers | `DDIMScheduler`                              | steps to t - T // S, whatever its grid's next entry is;  |
-|           |                                              | clips x_0 and leaves eps as it was                       |
-| official  | the DDIM authors' `generalized_steps` and    | T // S gives more steps than asked where it does not     |
-|           | `ddpm_steps`                                 | divide T; "quad" ends at 0.8 T and holds times twice     |
+| diffusers | `DDIMScheduler`                              | steps to t - T // S, whatever its next timestep is;      |
+|           |                                              | clips x_0 without changing eps                           |
+| official  | the DDIM authors' `generalized_steps` and    | more than S steps where T // S does not divide T;        |
+|           | `ddpm_steps`                                 | "quad" ends at 0.8 T and may repeat timesteps            |
 | openai    | `ddim_sample` of improved-diffusion and      | needs an integer stride of exactly S entries ("ddimS"),  |
 |           | guided-diffusion, over a respaced process    | or a fractional one; clips x_0 and derives eps again     |
 
-Times are counted as everywhere here, t = 1..T; these codes count t - 1. What they feed their networks is not the plan's
-business, and neither is that they compute in float32: the tables here are float64.
+Timesteps are t = 1..T, as everywhere in this package; these libraries count t - 1. The plans are float64 and do not
+reproduce the libraries' float32 arithmetic, nor the timesteps that they feed their networks.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ Respacing = Literal["ddim", "fractional"]
 
 
 def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
-    """The plan that another code runs.
+    """The plan that another library runs.
 
     Args:
         name: One of `NAMES`.
-        schedule: The noise schedule; its T is theirs.
-        steps: S, the number of steps asked for, 1..T; the plan may have more.
-        settings: See `diffusers`, `official` and `openai`; each has the other code's defaults.
+        schedule: The noise schedule, with the library's T.
+        steps: S, the requested number of steps, 1..T; the plan may have more.
+        settings: See `diffusers`, `official` and `openai`; the defaults are those of the library.
 
     Returns:
-        A plan whose `emulates` names the code: every row starts at a level the code calls its network at and ends at
-        that of its next call, but goes, by its weights, where the code goes; see `Plan.check`.
+        A plan whose `emulates` names the library. Each row starts at the level of one network evaluation and ends at
+        the level of the next, but its weights step to the level that the library steps to; see `Plan.check`.
 
     Raises:
-        DdimError: For an unknown name or setting, or where the code itself fails.
+        DdimError: For an unknown name or setting, or where the library itself fails.
 
     Warns:
-        DdimWarning: If it makes another number of steps.
+        DdimWarning: If the plan has another number of steps.
     """
-    known = defaults(name)
+    choices = defaults(name)
     for key in settings:
-        if key not in known:
-            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(known)}")
-    made = PRESETS[name](schedule, steps, **settings)
-    if made.calls != steps:
-        warn(f"{name}: {steps} steps asked, it makes {made.calls}")
-    return made
+        if key not in choices:
+            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(choices)}")
+    result = PRESETS[name](schedule, steps, **settings)
+    if result.calls != steps:
+        warn(f"{name}: {steps} steps asked, it makes {result.calls}")
+    return result
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -72,8 +72,8 @@ def defaults(name: str) -> dict[str, Any]:
     """
     if name not in PRESETS:
         raise DdimError(f"emulation {name!r}", "is unknown", f"choose one of {', '.join(NAMES)}")
-    found = inspect.signature(PRESETS[name]).parameters.values()
-    return {one.name: one.default for one in found if one.kind is one.KEYWORD_ONLY}
+    parameters = inspect.signature(PRESETS[name]).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def diffusers(
@@ -87,20 +87,20 @@ def diffusers(
     use_clipped_model_output: bool = False,
     eta: float = 0.0,
 ) -> Plan:
-    """diffusers' `DDIMScheduler`: every step goes to t - T // S, or where that is before its first time, to the end.
+    """diffusers' `DDIMScheduler`: every step goes to t - T // S, or to the final level if that is below 1.
 
     Args:
         schedule: The noise schedule.
         steps: S.
         spacing: Its `timestep_spacing`.
-        steps_offset: What it adds to "leading" times.
-        set_alpha_to_one: Whether its last step goes to clean data; else to its first time, our t = 1.
-        clip_sample: Whether x_0 is clipped to [-1, 1] (its `clip_sample_range` of 1).
+        steps_offset: Added to "leading" timesteps.
+        set_alpha_to_one: Whether the last step goes to clean data; otherwise to diffusers' timestep 0, t = 1.
+        clip_sample: Whether x_0 is clipped to [-1, 1] (`clip_sample_range` 1).
         use_clipped_model_output: Whether eps is derived again from the clipped x_0.
-        eta: Times the standard deviation of a step to t - T // S.
+        eta: Multiplies the standard deviation of a step to t - T // S.
 
     Raises:
-        DdimError: If a setting is unknown or eta too large, or the scheduler would look outside its table.
+        DdimError: If a setting is unknown, eta is too large, or the scheduler would index outside its table.
     """
     _choice("diffusers spacing", spacing, Spacing)
     _whole("diffusers", steps, schedule.T)
@@ -118,7 +118,7 @@ def diffusers(
     about = [spacing, f"S={steps}", f"eta={eta:g}"]
     about += [f"offset {shift}"] if shift else []
     about += [] if set_alpha_to_one else ["to alpha_0"]
-    return _made("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
+    return _checked_plan("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
 
 
 def official(
@@ -129,18 +129,18 @@ def official(
     sample_type: SampleType = "generalized",
     eta: float = 0.0,
 ) -> Plan:
-    """The DDIM authors' code: to the next entry of its own grid and to alpha_bar 1 at last, without clipping.
+    """The DDIM authors' code: steps to its next timestep, finally to alpha_bar = 1, without clipping.
 
     Args:
         schedule: The noise schedule.
-        steps: S; "uniform" makes more where T // S does not divide T.
-        skip_type: "uniform" is range(0, T, T // S), "quad" linspace(0, sqrt(0.8 T), S)^2 truncated; where two entries
-            are truncated to one time, the first one's step goes nowhere.
-        sample_type: "ddpm_noisy" is its sigma-hat, the paper's, with x_0 clipped; then there is no eta.
-        eta: Times sigma, eq. (16).
+        steps: S; "uniform" has more steps where T // S does not divide T.
+        skip_type: "uniform" is range(0, T, T // S), "quad" is linspace(0, sqrt(0.8 T), S)^2 truncated; where two
+            entries are truncated to one timestep, the step between them changes nothing.
+        sample_type: "ddpm_noisy" is the paper's sigma-hat, with x_0 clipped and without eta.
+        eta: Multiplies sigma, eq. (16).
 
     Raises:
-        DdimError: If a setting is unknown or eta too large.
+        DdimError: If a setting is unknown or eta is too large.
     """
     _choice("official skip_type", skip_type, SkipType)
     _choice("official sample_type", sample_type, SampleType)
@@ -156,7 +156,7 @@ def official(
         hat = abs(gaussian.sigma_hat(now, following)) if noisy and t > 1 else 0.0
         rows.append(_row(now, following, following, 1.0 if noisy else eta, hat if noisy else None))
     about = [skip_type, f"S={steps}", "sigma-hat" if noisy else f"eta={eta:g}"]
-    return _made("official", rows, noisy, about, hat=noisy)
+    return _checked_plan("official", rows, noisy, about, hat=noisy)
 
 
 def openai(
@@ -169,18 +169,18 @@ def openai(
 ) -> Plan:
     """improved-diffusion's and guided-diffusion's `ddim_sample`, over the respaced process.
 
-    The respaced betas have the alpha_bar of the times that are kept, so all its steps go to the next one.
+    The respaced betas have the alpha_bar of the selected timesteps, so every step goes to the next of them.
 
     Args:
         schedule: The noise schedule.
         steps: S.
-        respacing: "ddim" is their "ddimS", the first integer stride with exactly S entries; "fractional" their "S", the
-            stride (T - 1) / (S - 1), rounded.
-        clip_denoised: Whether x_0 is clipped to [-1, 1]; eps is derived again.
-        eta: Times sigma, eq. (16).
+        respacing: "ddim" is their "ddimS", the first integer stride with exactly S entries; "fractional" is their "S",
+            the stride (T - 1) / (S - 1), rounded.
+        clip_denoised: Whether x_0 is clipped to [-1, 1], and eps derived from the clipped x_0.
+        eta: Multiplies sigma, eq. (16).
 
     Raises:
-        DdimError: If a setting is unknown, eta too large, or no integer stride has S entries.
+        DdimError: If a setting is unknown, eta is too large, or no integer stride has S entries.
     """
     _choice("openai respacing", respacing, Respacing)
     _whole("openai", steps, schedule.T)
@@ -190,12 +190,12 @@ def openai(
         for t, after in itertools.pairwise([*times, 0])
     ]
     about = [f"{respacing} stride", f"S={steps}", f"eta={eta:g}"]
-    return _made("openai", rows, clip_denoised, about)
+    return _checked_plan("openai", rows, clip_denoised, about)
 
 
 def _respaced(T: int, steps: int, respacing: Respacing) -> set[int]:
     if respacing == "fractional":
-        # Added up one by one, as they do: the sum's rounding is theirs too, and a half goes to the even neighbour.
+        # Accumulated and rounded as in their code, so that floating-point rounding and ties agree.
         stride = (T - 1) / max(steps - 1, 1)
         return {round(place) for place in itertools.accumulate([0.0, *[stride] * (steps - 1)])}
     for whole in range(1, T):
@@ -210,15 +210,15 @@ NAMES = tuple(PRESETS)
 
 
 def reference_plan(theirs: Plan, eta: float = 0.0, sigma: str | None = None) -> Plan:
-    """Our DDIM at the times of another code's plan: what is left between the two are that code's deviations.
+    """This package's DDIM at the timesteps of another library's plan, to compare the two.
 
     Args:
-        theirs: What `plan` made.
-        eta: The eta it was made with.
-        sigma: "hat" where it was made with sigma-hat.
+        theirs: A plan from `plan`.
+        eta: Its eta.
+        sigma: "hat" if it uses sigma-hat.
 
     Returns:
-        A checked plan that visits each time once; it clips where theirs does, eps being derived again.
+        A checked plan with each timestep once; it clips x_0 if theirs does, and derives eps from the clipped x_0.
     """
     visited = {row.now.t: row.now for row in theirs.rows}
     levels = [*sorted(visited.values(), key=lambda level: level.log_snr), theirs.end]
@@ -226,7 +226,7 @@ def reference_plan(theirs: Plan, eta: float = 0.0, sigma: str | None = None) -> 
 
 
 def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None = None) -> Row:
-    """A step of eq. (12) to the level `aim`; what it makes is then taken for a state at `following`."""
+    """A step of eq. (12) to the level `aim`, whose result is then used as the state at `following`."""
     if not (math.isfinite(eta) and eta >= 0):
         raise DdimError(f"eta {eta}", "is not a number >= 0", "use 0 for DDIM, 1 for DDPM")
     sigma = abs(gaussian.sigma(now, aim, eta))
@@ -237,9 +237,11 @@ def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None =
     return Row(now, following, x0=(signal,), eps=(direction,), z=sigma if z is None else z, sigma=sigma)
 
 
-def _made(name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False) -> Plan:
-    made = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
-    return made.check()
+def _checked_plan(
+    name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False
+) -> Plan:
+    result = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
+    return result.check()
 
 
 def _choice(what: str, value: object, kind: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a `PlanScheduler` is made of: settings that are kept in its JSON file, and read off another scheduler."""
+"""Settings of a `PlanScheduler`, stored in its JSON file or converted from another scheduler's configuration."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from ddim.process.timesteps import NAMED as GRIDS
 from ddim.samplers.registry import Planner
 
 STAGES = {"heun": 2, "rk4": 4}
-"""Calls in each step, of the samplers with more than one."""
+"""Network evaluations per step, for the samplers with more than one."""
 SPACINGS = ("leading", "trailing", "linspace")
 _SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
 
 
 class Settings(BaseModel):
-    """All that a `PlanScheduler` is made of, as it is kept in a scheduler's file; see there for what is not told here.
+    """The settings of a `PlanScheduler`, as stored in a scheduler's file; `PlanScheduler` describes the others.
 
     Args:
-        version: Of this form.
+        version: Version of this format.
         log_snr: The schedule, at t = 1..T.
         schedule_name: The schedule's name.
-        as_spaced: Whether a named grid has the times of its formula, as the scheduler had that it was read off; else it
-            starts as for any network that predicts the same, see `ddim.process.start`.
+        as_spaced: Whether a named spacing has the timesteps of its formula, as in a converted scheduler; otherwise its
+            start depends on what the network predicts, see `ddim.process.start`.
         plan: A fixed plan as JSON, or None.
     """
 
@@ -71,7 +71,7 @@ class Settings(BaseModel):
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"sampler {self.sampler} adds no noise, eta is {self.eta:g}")
         try:
-            self.schedule  # what is none is refused where it is read  # noqa: B018
+            self.schedule  # raises if log_snr is invalid  # noqa: B018
         except DdimError as error:
             raise ValueError(f"log_snr: {error.wrong}") from None
         return self
@@ -83,7 +83,11 @@ class Settings(BaseModel):
 
     @cached_property
     def fixed(self) -> Plan | None:
-        """The fixed plan, found right for the schedule, or None."""
+        """The fixed plan, checked against the schedule, or None.
+
+        Warns:
+            DdimWarning: If the plan was made for a certain model.
+        """
         if self.plan is None:
             return None
         plan = Plan.from_json(self.plan).check_schedule(self.schedule)
@@ -97,20 +101,20 @@ class Settings(BaseModel):
         if self.fixed:
             return f"plan {self.fixed.name}, predicts {self.predicts}"
         grid = self.grid if isinstance(self.grid, str) else f"grid of {len(self.grid)} times"
-        said = [f"{name}={getattr(self, name)}" for name in _CHOICES[2:] if getattr(self, name)]
-        return ", ".join([f"sampler {self.sampler}", grid, *said, f"predicts {self.predicts}"])
+        options = [f"{name}={getattr(self, name)}" for name in _CHOICES[2:] if getattr(self, name)]
+        return ", ".join([f"sampler {self.sampler}", grid, *options, f"predicts {self.predicts}"])
 
     @property
     def order(self) -> int:
-        """Network calls in each step."""
+        """Network evaluations per step."""
         return STAGES.get(self.sampler, 1)
 
     def plan_of(self, steps: int | None, timesteps: Sequence[float] | None = None) -> Plan:
-        """The plan of a number of steps, or over falling times in diffusers' counting.
+        """The plan for a number of steps, or over descending diffusers timesteps (t - 1).
 
         Raises:
-            DdimError: If a fixed plan has not so many rows, or the network would be asked what it cannot say; see
-                `ddim.samplers.registry.Planner.plan`.
+            DdimError: If a fixed plan has another number of rows, or the plan evaluates the network at t < 1, or an
+                eps network where there is no signal; see `ddim.samplers.registry.Planner.plan`.
         """
         if self.fixed is None:
             plan = self._make(steps, timesteps)
@@ -136,54 +140,54 @@ class Settings(BaseModel):
             raise DdimError("set_timesteps", "is given no number of steps", "say num_inference_steps")
         elif self.offset or (self.as_spaced and isinstance(grid, str)):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DdimWarning)  # the shifted times are looked at below
+                warnings.simplefilter("ignore", DdimWarning)  # the shifted timesteps are checked below
                 grid = tuple(t + self.offset for t in tau(self.schedule, grid, steps))
             steps = len(grid)
         return self._over(grid, steps)
 
     def refuse(self, eta: float, clipped: bool | None, plan: Plan) -> None:
-        """Refuse what a pipeline passes to `step`, if the plan has it otherwise.
+        """Check the arguments that a pipeline passes to `step` against the plan.
 
         Raises:
-            DdimError: If eta is neither 0 nor that of the settings, or eps is to be treated otherwise beside clipping.
+            DdimError: If eta is neither 0 nor the settings' eta, or the plan treats eps differently when clipping.
         """
         if eta and (eta != self.eta or self.fixed):
-            own = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
-            raise DdimError(f"eta {eta:g}", f"is passed to step, {own}", "set it where the scheduler is made")
+            reason = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
+            raise DdimError(f"eta {eta:g}", f"is passed to step, {reason}", "set it where the scheduler is made")
         if plan.clip_x0 and clipped is plan.eps_kept:
-            does = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
-            wrong = f"is passed to step, the plan {does}"
+            behaviour = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
+            wrong = f"is passed to step, the plan {behaviour}"
             raise DdimError(f"use_clipped_model_output {clipped}", wrong, "leave it out")
 
     def starts(self, plan: Plan) -> list[int]:
-        """The rows with which the steps of a plan begin."""
+        """The indices of the rows that begin a step of a plan."""
         return [k for k, row in enumerate(plan.rows) if self.order == 1 or row.memory == 1]
 
     def rest(self, plan: Plan, row: int) -> Plan:
-        """The plan of a run that begins at a row, with a state that no earlier row made.
+        """The plan of a run that starts at a row, without the states of earlier rows.
 
-        A sampler's plan is made anew over the levels that are left; of a fixed plan, and of one that encodes, the rows
-        that are left are taken, which must not look back on those before.
+        A sampler's plan is rebuilt over the remaining levels. Of a fixed plan, and of one that encodes, the remaining
+        rows are used, which must not depend on earlier ones.
 
         Raises:
             DdimError: If they do, or the row is in the middle of a step.
         """
         if row == 0:
             return plan
-        begins = self.starts(plan)
-        if row not in begins:
+        starts = self.starts(plan)
+        if row not in starts:
             wrong = "is in the middle of a step"
-            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_some(begins)}")
+            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_first_few(starts)}")
         if self.plan is None and not self.encode:
-            times = tuple(plan.rows[k].now.t for k in reversed(begins) if k >= row)
+            times = tuple(plan.rows[k].now.t for k in reversed(starts) if k >= row)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DdimWarning)  # it is meant to start below T
+                warnings.simplefilter("ignore", DdimWarning)  # it starts below T on purpose
                 return self._over(times, len(times))
-        for known, later in enumerate(plan.rows[row:], start=1):
-            if later.memory > known:
+        for available, later in enumerate(plan.rows[row:], start=1):
+            if later.memory > available:
                 wrong = f"looks back on steps before row {row}, where this run begins"
-                mend = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
-                raise DdimError(plan.where(row + known - 1), wrong, mend)
+                hint = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
+                raise DdimError(plan.where(row + available - 1), wrong, hint)
         return replace(plan, rows=plan.rows[row:], before=())
 
     def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
@@ -191,10 +195,10 @@ class Settings(BaseModel):
         return planner.plan(steps, grid, self.eta, None, self.clip_x0, self.encode, steps, None, self.sampler)
 
     def public(self) -> dict[str, Any]:
-        """The same as far as diffusers' own schedulers can say it, for pipelines and for `from_config` of another one.
+        """The settings under diffusers' names, for pipelines and for `from_config` of other schedulers.
 
         Returns:
-            Their names to values; the settings themselves are under "_ddim".
+            diffusers' names to values; the complete settings are under "_ddim".
         """
         return {
             "num_train_timesteps": self.schedule.T,
@@ -212,38 +216,38 @@ _CHOICES = ("sampler", "grid", "offset", "eta", "clip_x0", "encode")
 
 
 def log_snr_of(schedule: Schedule) -> tuple[Any, ...]:
-    """The schedule as `Settings` keep it."""
+    """The value of `Settings.log_snr` for a schedule."""
     return tuple(json_float(float(value)) for value in schedule.log_snr)
 
 
 def read_other(
     config: Mapping[str, Any], table: np.ndarray | None, what: str, chosen: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Another scheduler's configuration as values of `Settings`.
+    """Convert another scheduler's configuration to values of `Settings`.
 
     Args:
-        config: Its configuration.
-        table: Its `alphas_cumprod`, (T,), or None where only the configuration is known.
-        what: Its name, for messages.
-        chosen: Values of `Settings` that were asked for instead of its own.
+        config: The configuration.
+        table: The scheduler's `alphas_cumprod`, (T,), or None if only the configuration is available.
+        what: The scheduler's name in messages.
+        chosen: Values of `Settings` that override the configuration; None for no override.
 
     Returns:
-        The values, the chosen among them, and every choice that was mapped, in words.
+        The values, including the overrides, and a note on every setting that was mapped.
 
     Raises:
-        DdimError: If it does what no plan does.
+        DdimError: If plans do not support a setting.
 
     Warns:
-        DdimWarning: If its last step does not end at clean data.
+        DdimWarning: If the scheduler's last step does not end at clean data.
     """
-    own = chosen.get("plan") is None
+    by_sampler = chosen.get("plan") is None
     if config.get("thresholding"):
         raise DdimError(what, "has thresholding, which no plan has", "set it to False")
     if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & config.keys():
         raise DdimError(what, "names no betas, so it is of another kind of noise", "leave the pipeline its scheduler")
     schedule, predicts, notes = _schedule_of(config, table, what)
     values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "predicts": predicts}
-    if own and chosen.get("clip_x0") is None and config.get("clip_sample"):
+    if by_sampler and chosen.get("clip_x0") is None and config.get("clip_sample"):
         if config.get("clip_sample_range", 1.0) != 1:
             wrong = f"clips to {config['clip_sample_range']:g}, plans to 1"
             raise DdimError(f"{what}: clip_sample_range", wrong, "say clip_x0=True or clip_x0=False")
@@ -251,30 +255,35 @@ def read_other(
         notes.append("clip_sample: x0 clipped to [-1, 1], eps derived again from it")
     elif config.get("clip_sample"):
         notes.append("clip_sample: not taken; as was asked")
-    if own and chosen.get("grid") is None:
+    if by_sampler and chosen.get("grid") is None:
         values |= _grid(config, what, notes)
     if not config.get("set_alpha_to_one", True) or config.get("final_sigmas_type", "zero") != "zero":
         notes.append("last step: to clean data, not to t = 1")
         warn(f"{what}: its last step ends at t = 1; plans end at clean data, t = 0")
-    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if own else "sampler: the plan given")
+    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if by_sampler else "sampler: the plan given")
     return values | {key: value for key, value in chosen.items() if value is not None}, tuple(notes)
 
 
 def _schedule_of(config: Mapping[str, Any], table: np.ndarray | None, what: str) -> tuple[Schedule, str, list[str]]:
-    """In float64 from the formula, where that is what its float32 table holds, else from the table."""
+    """The schedule, prediction type and notes of a configuration.
+
+    The schedule is computed in float64 from its formula if that agrees with the float32 table, else from the table.
+    """
     betas = config.get("trained_betas")
-    given = {**config, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
-    known, predicts, notes = read_scheduler(given, Path(what))
-    made = known.build()
-    if table is None or (table.shape == (made.T,) and np.allclose(made.alpha_bar[1:], table, rtol=2e-3, atol=1e-6)):
-        return made, predicts, notes
+    values = {**config, "trained_betas": None if betas is None else [float(beta) for beta in betas]}
+    described, predicts, notes = read_scheduler(values, Path(what))
+    schedule = described.build()
+    if table is None or (
+        table.shape == (schedule.T,) and np.allclose(schedule.alpha_bar[1:], table, rtol=2e-3, atol=1e-6)
+    ):
+        return schedule, predicts, notes
     before = np.concatenate([[1.0], table[:-1]])
     notes[0] = f"schedule: its table alphas_cumprod, T = {len(table)}, which is not that of its configuration"
     return from_betas(1 - table / before, "alphas_cumprod"), predicts, notes
 
 
 def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, Any]:
-    """The grid of its timestep spacing."""
+    """The values of `Settings` for a configuration's timestep spacing."""
     for name in _SIGMAS:
         if config.get(name):
             raise DdimError(f"{what}: {name}", "is a grid that is not among ours", "give a grid, such as 'log-snr'")
@@ -287,5 +296,5 @@ def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, A
     return {"grid": spacing, "offset": offset, "as_spaced": True}
 
 
-def _some(places: Sequence[int]) -> str:
+def _first_few(places: Sequence[int]) -> str:
     return ", ".join(str(place) for place in places[:8]) + (", ..." if len(places) > 8 else "")

@@ -1,4 +1,4 @@
-"""A plan run one row at a time by someone else's loop, which calls the network and holds the state in its own dtype."""
+"""Running a plan row by row inside another library's loop, which calls the network and has its own state dtype."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from ddim.process.parameterization import Prediction
 
 
 class Stepper:
-    """One run of a plan; what `ddim.trajectory` is where the loop is ours.
+    """One run of a plan inside another library's loop; `ddim.trajectory` is the counterpart with this package's loop.
 
-    States are kept in float32 at least, and in float64 where the plan has a lattice. The loop hands each state back in
-    its own dtype, and may have changed it; but on a lattice, where nothing could be undone then.
+    States are stored in at least float32, and in float64 for a plan with a lattice. The loop returns each state in its
+    own dtype and may change it, except on a lattice, where a changed state could not be inverted.
 
     Args:
-        plan: What to run.
+        plan: The plan to run.
         predicts: What the network predicts.
     """
 
     def __init__(self, plan: Plan, predicts: Predicts):
         self.plan, self.done, self._hub = plan, 0, image_output(predicts)
-        kept = max(plan.memory, 1 + len(plan.before))
-        self.states: deque[Tensor] = deque(maxlen=kept)
-        self.predictions: deque[Prediction] = deque(maxlen=kept)
+        length = max(plan.memory, 1 + len(plan.before))
+        self.states: deque[Tensor] = deque(maxlen=length)
+        self.predictions: deque[Prediction] = deque(maxlen=length)
 
     @property
     def row(self) -> Row:
-        """The row to be run next.
+        """The next row to run.
 
         Raises:
-            DdimError: If all were run.
+            DdimError: If all rows were run.
         """
         if self.done == len(self.plan.rows):
             wrong = f"has run all its {self.done} rows"
@@ -49,14 +49,15 @@ class Stepper:
         return self.plan.rows[self.done]
 
     def enter(self, sample: Tensor, given: Sequence[Tensor] | None = None) -> None:
-        """Take the state that the loop holds, (N, ...).
+        """Take over the loop's current state.
 
         Args:
-            sample: The state.
-            given: Before the first row, the states to begin from, newest first; where None, the sample alone.
+            sample: The state, (N, ...).
+            given: Before the first row, the initial states, newest first; None for the sample alone.
 
         Raises:
-            DdimError: If states are missing, or the sample is not the state that it must be.
+            DdimError: If states are missing, or the sample has another shape or, on a lattice, other values than the
+                state.
         """
         if not self.states:
             self._begin(sample, given)
@@ -66,7 +67,7 @@ class Stepper:
             wrong = f"is {_shape(sample)}, the state before was {_shape(inner)}"
             raise DdimError("sample", wrong, "call set_timesteps before a new run")
         if inner.dtype == sample.dtype and not self.plan.lattice:
-            self.states[0] = sample.clone()  # a loop may use one buffer again and again
+            self.states[0] = sample.clone()  # a loop may reuse one buffer
         elif not torch.equal(inner.to(sample.dtype), sample):
             if self.plan.lattice:
                 wrong = "is not what the row before made, and this plan's states are exact"
@@ -83,22 +84,22 @@ class Stepper:
             wrong = "is not the newest of the states given"
             raise DdimError("sample", wrong, "start the loop from the first of them")
         wide = torch.promote_types(sample.dtype, torch.float32)
-        own = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
-        self.states.extend(self.plan.begin(own))
+        exact = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
+        self.states.extend(self.plan.begin(exact))
 
     def leave(self, output: Tensor, fresh: Tensor | None) -> tuple[Tensor, Prediction]:
         """Run the next row.
 
         Args:
-            output: The network's output at the newest state, (N, ...); with twice the channels where it says a
+            output: The network's output at the newest state, (N, ...); with twice the channels if it predicts a
                 variance.
-            fresh: Standard normal noise, where the row draws.
+            fresh: Standard normal noise, if the row draws any.
 
         Returns:
-            The new state, and what the output was taken for.
+            The new state, and the prediction (x_0, eps) of the output.
 
         Raises:
-            DdimError: If the output is of another shape than the state.
+            DdimError: If the output does not have the state's shape, or lacks the variance that the row needs.
         """
         row, x = self.row, self.states[0]
         double = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
@@ -108,19 +109,19 @@ class Stepper:
         if row.z_high and output.shape != double:
             wrong = "takes its noise from the network, which does not say any"
             raise DdimError(f"plan {self.plan.name}", wrong, "use a plan with eta, or hand on the network's variance")
-        kept = output.clone()  # later rows may look back on it, and a compiled network may write over it
-        said = as_planned(lambda x, level: self._hub(kept, x, level), self.plan)(x, row.query)
-        self.predictions.appendleft(said)
+        raw = output.clone()  # later rows may use it, and a compiled network may overwrite it
+        prediction = as_planned(lambda x, level: self._hub(raw, x, level), self.plan)(x, row.query)
+        self.predictions.appendleft(prediction)
         self.states.appendleft(self.plan.advance(row, self.states, self.predictions, fresh))
         self.done += 1
-        return self.states[0], said
+        return self.states[0], prediction
 
 
 class RunState:
-    """The plan that a scheduler's `set_timesteps` made, and how far its run is.
+    """The plan of a scheduler's `set_timesteps`, and the progress of its run.
 
     Args:
-        settings: The scheduler's.
+        settings: The scheduler's settings.
         plan: The whole plan.
     """
 
@@ -131,7 +132,7 @@ class RunState:
         self.go_to(0)
 
     def go_to(self, row: int) -> None:
-        """Begin a run at a row, with a state that no earlier row made.
+        """Start a run at a row, without the states of earlier rows.
 
         Raises:
             DdimError: See `Settings.rest`.
@@ -139,7 +140,7 @@ class RunState:
         self.first, self.run = row, Stepper(self.settings.rest(self.whole, row), self.settings.predicts)
 
     def begin_at(self, row: int) -> None:
-        """The same where a pipeline says the row itself.
+        """Start a run at a row that a pipeline set itself.
 
         Raises:
             DdimError: If there is no such row; see `go_to`.
@@ -152,14 +153,16 @@ class RunState:
 
     @property
     def index(self) -> int | None:
-        """The row to be run next; None before the first step."""
+        """The next row to run; None before the first step."""
         return self.first + self.run.done if self.run.states else None
 
     def at(self, timestep: float) -> Stepper:
-        """The run, if the timestep is that of its next row; before the first step, begun where the timestep is.
+        """Check that a timestep is the next row's, and return the run.
+
+        Before the first step, the run is started at the timestep, unless a pipeline set the row.
 
         Raises:
-            DdimError: If it is not.
+            DdimError: If the next row has another timestep.
         """
         if not self.run.states and self.begin is None:
             starts = self.settings.starts(self.whole)
@@ -172,7 +175,7 @@ class RunState:
 
 
 def _same(a: float, b: float) -> bool:
-    """Whether two timesteps are one; those of a tensor are float32."""
+    """Whether two timesteps are equal up to float32 rounding."""
     return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6)
 
 

@@ -1,8 +1,8 @@
-"""Programs for other runtimes: a network, or a whole sampler, as ONNX or as a `torch.export` program.
+"""Export of a network, or of a whole sampler, as an ONNX or `torch.export` program.
 
-A network takes x_t, the time in our counting 1..T and, where it has them, labels. A sampler takes x_T and gives x_0:
-the plan's weights and the conditions of all its times are constants of the program. Both take any number of samples. A
-sampler is a plan without noise: another runtime's generator would not draw the same.
+A network maps x_t, t in 1..T and, if it has classes, labels to its prediction. A sampler maps x_T, and labels, to x_0;
+the plan's weights and the time embeddings are constants of the program. Both accept any number of samples. A sampler
+must be a plan without noise, because another runtime's generator would draw other numbers.
 """
 
 from ddim.interop.export.programs import NetworkProgram, SamplerProgram

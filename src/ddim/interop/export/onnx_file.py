@@ -1,4 +1,4 @@
-"""ONNX files: a network alone, or a sampler whose every step calls one function, the network, with shared weights."""
+"""ONNX files of a network, or of a sampler whose steps all call one ONNX function, the network, with shared weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ LIMIT = 2**31 - 1  # bytes of one protobuf
 
 
 def need_onnx() -> None:
-    """See that what writes ONNX is installed.
+    """Check that the libraries for writing ONNX are installed.
 
     Raises:
-        DdimError: Naming what is missing.
+        DdimError: Naming the missing library.
     """
     try:
         import onnx  # noqa: F401
@@ -34,21 +34,21 @@ def need_onnx() -> None:
 
 
 def translate(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
-    """A program as an ONNX model, without what the translation notes on each node.
+    """Convert a program to an ONNX model, without the exporter's metadata on each node.
 
     Args:
         program: The program.
-        inputs: Names for its inputs, in their order.
-        outputs: Names for its outputs.
+        inputs: Names of its inputs, in order.
+        outputs: Names of its outputs, in order.
     """
     import torch
 
-    made: Any = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=list(inputs), output_names=list(outputs)
     )
-    model: onnx.ModelProto = made.model_proto
+    model: onnx.ModelProto = exported.model_proto
     graph = model.graph
-    del graph.value_info[:]  # its symbols are the tracer's own, and a reader infers them
+    del graph.value_info[:]  # it uses the tracer's symbols, and readers infer the shapes
     for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.ClearField("doc_string")
@@ -63,22 +63,22 @@ def translate(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence
 def join(
     body: onnx.ModelProto, frame: onnx.ModelProto, calls: Sequence[str], constants: Mapping[str, np.ndarray]
 ) -> onnx.ModelProto:
-    """A sampler from its two parts: each call of the network becomes a call of one function.
+    """Join the two parts of a sampler: each network evaluation becomes a call of one ONNX function.
 
     Args:
-        body: The network without its time layers, from "x" and "condition" to "output". Its weights are called
-            `network.` and on.
-        frame: The rest of the sampler. It takes "x_T", perhaps "labels", and for each call k what the network would
-            say, "output.k"; it gives "x_0", what the network is shown, "x.k", and perhaps some of the conditions.
-        calls: What the condition of each call is called.
-        constants: The conditions that the frame does not give.
+        body: The network without its time layers, from "x" and "condition" to "output". Names of its weights begin with
+            `network.`.
+        frame: The rest of the sampler. Inputs: "x_T", optionally "labels", and the network's output "output.k" for each
+            evaluation k. Outputs: "x_0", the network's input "x.k" for each evaluation, and optionally conditions.
+        calls: The name of the condition of each evaluation.
+        constants: The conditions that are not outputs of the frame.
     """
     from onnx import helper, numpy_helper
 
     weights = [tensor for tensor in body.graph.initializer if tensor.name.startswith(OF_WEIGHTS)]
-    own = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(OF_WEIGHTS)]
+    others = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(OF_WEIGHTS)]
     names = [tensor.name for tensor in weights]
-    inner = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in own]
+    inner = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in others]
     network = helper.make_function(
         DOMAIN, FUNCTION, ["x", "condition", *names], ["output"], [*inner, *body.graph.node], body.opset_import
     )
@@ -104,15 +104,15 @@ def join(
 
 
 def finish(model: onnx.ModelProto, facts: Mapping[str, str], version: str) -> bytes:
-    """The file's bytes.
+    """Add metadata to an ONNX model, and serialise it.
 
     Args:
         model: The model.
-        facts: What the file says of itself.
-        version: Of this library.
+        facts: The metadata.
+        version: The version of this library.
 
     Raises:
-        DdimError: If it is larger than an ONNX file can be.
+        DdimError: If the model is larger than an ONNX file can be.
     """
     from onnx import helper
 
@@ -124,7 +124,7 @@ def finish(model: onnx.ModelProto, facts: Mapping[str, str], version: str) -> by
 
 
 def run_onnx(data: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[np.ndarray] | None:
-    """What onnxruntime makes of a file, for each of several inputs; None where it is not installed."""
+    """Run an ONNX file in onnxruntime on each of several inputs; None if onnxruntime is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -136,7 +136,7 @@ def run_onnx(data: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[np
 
 
 def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    """Nodes in an order in which each stands after those whose outputs it takes."""
+    """Nodes in topological order."""
     makers = {name: place for place, node in enumerate(nodes) for name in node.output}
     needs = {place: {makers[name] for name in node.input if name in makers} for place, node in enumerate(nodes)}
     return [nodes[place] for place in graphlib.TopologicalSorter(needs).static_order()]

@@ -1,4 +1,4 @@
-"""What is traced: a network, a sampler, and a sampler in two parts, all of them in the loop's own words."""
+"""Modules that are traced for export: a network, a sampler, and a sampler in two parts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddim.sampling.loop import run
 
 
 class NetworkProgram(nn.Module):
-    """A network as a function of x_t (N, ...), t (N,) in 1..T and labels (N,): what it predicts, without variance."""
+    """A network as a function of x_t (N, ...), t (N,) in 1..T and labels (N,); a predicted variance is dropped."""
 
     def __init__(self, network: Network):
         super().__init__()
@@ -26,12 +26,12 @@ class NetworkProgram(nn.Module):
 
     @override
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        said: Tensor = self.network(x, t, labels)
-        return said if said.shape[1] == x.shape[1] else said.chunk(2, dim=1)[0]
+        output: Tensor = self.network(x, t, labels)
+        return output if output.shape[1] == x.shape[1] else output.chunk(2, dim=1)[0]
 
 
 class SamplerProgram(nn.Module):
-    """A plan without noise run on a network: x_T (N, C, H, W) and labels (N,) to x_0."""
+    """A sampler, from x_T (N, C, H, W) and labels (N,) to x_0: a plan without noise, run on a network."""
 
     def __init__(self, network: Network, hub: OutputFn[Any], plan: Plan):
         super().__init__()
@@ -45,23 +45,23 @@ class SamplerProgram(nn.Module):
         return self.through(self.network.body, x_T, self.conditions(labels))
 
     def conditions(self, labels: Tensor | None) -> list[Tensor]:
-        """All that depends on time and label alone, for each of `times`."""
+        """The network's conditions, which depend on time and labels only, for each of `times`."""
         if labels is None:
             return self.known
         return [self.network.condition(torch.full_like(labels, t, dtype=torch.float32), labels) for t in self.times]
 
     def through(self, body: Any, x_T: Tensor, conditions: list[Tensor]) -> Tensor:
-        """The run with some other body in place of the network's."""
-        known = dict(zip(self.times, conditions, strict=True))
+        """Run the plan with `body` in place of the network's body."""
+        by_time = dict(zip(self.times, conditions, strict=True))
 
         def denoise(x: Tensor, level: Level) -> Any:
-            return self.hub(body(self.network.enter(x), known[level.t]), x, level)
+            return self.hub(body(self.network.enter(x), by_time[level.t]), x, level)
 
         return run(denoise, self.plan, x_T)
 
 
 class Body(nn.Module):
-    """All of a network but its time layers."""
+    """A network without its time layers."""
 
     def __init__(self, network: Network):
         super().__init__()
@@ -73,7 +73,10 @@ class Body(nn.Module):
 
 
 class Frame(nn.Module):
-    """All of a sampler but the bodies of its calls: what those would say is given, and what they are shown returned."""
+    """A sampler without the network's body: takes the body's outputs as inputs.
+
+    Returns x_0, the body's inputs and, with labels, the conditions.
+    """
 
     def __init__(self, sampler: SamplerProgram):
         super().__init__()
@@ -81,28 +84,28 @@ class Frame(nn.Module):
 
     @override
     def forward(self, x_T: Tensor, outputs: list[Tensor], labels: Tensor | None = None) -> Any:
-        said, shown = iter(outputs), []
+        remaining, inputs = iter(outputs), []
 
         def body(x: Tensor, condition: Tensor) -> Tensor:
-            shown.append(x)
-            return next(said)
+            inputs.append(x)
+            return next(remaining)
 
         conditions = self.sampler.conditions(labels)
         end = self.sampler.through(body, x_T, conditions)
-        return (end, shown) if labels is None else (end, shown, conditions)
+        return (end, inputs) if labels is None else (end, inputs, conditions)
 
 
 def trace(
     module: nn.Module, inputs: tuple[Any, ...], what: str, fixed: int | None = None, strict: bool = False
 ) -> ExportedProgram:
-    """A module as a program for any number of samples.
+    """Trace a module as a program for any number of samples.
 
     Args:
         module: The module.
-        inputs: What it is traced with: tensors, or lists of them, (N, ...), N > 1.
-        what: What to call it in an error.
-        fixed: The place of an input whose first size is no number of samples.
-        strict: Whether its bytecode is traced too. A transformer, which asks for the len() of a batch, needs that.
+        inputs: Example inputs: tensors, or lists of tensors, (N, ...), N > 1.
+        what: The module's name in an error.
+        fixed: The index of an input whose first dimension is not the number of samples.
+        strict: Whether to trace its bytecode too; needed for a transformer, which takes the len() of a batch.
 
     Raises:
         DdimError: If torch cannot trace it.
@@ -114,7 +117,7 @@ def trace(
     try:
         with torch.no_grad():
             return torch.export.export(module.eval(), inputs, dynamic_shapes=tuple(shapes), strict=strict)
-    except Exception as error:  # of many kinds, and a user can do nothing about any
+    except Exception as error:  # of many types, none of which a user could act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         wrong = f"cannot be traced by torch {torch.__version__} ({reason})"
         raise DdimError(what, wrong, "try another version of torch") from error

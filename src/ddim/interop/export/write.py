@@ -1,4 +1,4 @@
-"""Writing a network or a sampler into a file, checked against the model before the file takes its place."""
+"""Export of a network or a sampler to a file, which is compared with the model before it is written."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ from ddim.sampling.loop import run
 
 SUFFIXES = (".onnx", ".pt2")
 FACTS = "ddim.json"
-"""The extra file of a .pt2 that holds what it says of itself."""
+"""The extra file of a .pt2 with its metadata."""
 SIZES = (2, 5)
-"""The numbers of samples at which a file is checked."""
+"""The batch sizes at which a file is compared with the model."""
 TOLERANCE = 1e-2
-"""By how much of the largest number a file may differ from the model; more is a fault, not rounding."""
+"""Largest difference from the model relative to the largest value (at least 1); more is an error, not rounding."""
 _NOISE = "x_T of sample i at seed s: numpy Philox, key (s, i), counter 0, standard_normal in float32"
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written.
+    """An exported file.
 
     Args:
-        path: Where.
-        size: Its bytes.
-        facts: What it says of itself.
-        difference: By how much its results differ from the model's at most; None where nothing was there to run it.
+        path: The path.
+        size: The size in bytes.
+        facts: The metadata.
+        difference: The largest absolute difference from the model's results; None if no runtime is installed.
     """
 
     path: Path
@@ -57,36 +57,36 @@ class Exported:
 
 
 def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = "") -> Exported:
-    """Write a network, or a sampler, as a program that others can run, in float32.
+    """Export a network, or a sampler, as a program in float32.
 
     Args:
         model: The model.
-        path: A file *.onnx or *.pt2; an older one is replaced when the new one is whole and checked.
-        plan: What the sampler runs, without noise; None for the network alone.
-        name: The model's name, for the file.
+        path: A file *.onnx or *.pt2; an existing file is replaced only by a complete and verified one.
+        plan: The sampler's plan, without noise; None to export the network alone.
+        name: The model's name, for the metadata.
 
     Raises:
-        DdimError: If it cannot be a program of that form, what writes it is not installed, or it came out wrong.
+        DdimError: If the model or plan cannot be exported, a library is missing, or the results differ.
     """
     steps = iter_export(model, path, plan, name)
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            made: Exported = end.value
-            return made
+            exported: Exported = end.value
+            return exported
 
 
 def iter_export(
     model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = ""
 ) -> Generator[str, None, Exported]:
-    """As `export`.
+    """As `export`, with progress.
 
     Yields:
-        What is done next, in words.
+        A description of the next step.
 
     Returns:
-        What was written.
+        The exported file.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -115,7 +115,7 @@ def iter_export(
 
 
 def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, str]:
-    """What a file says of itself, so that it can be used without this library."""
+    """The metadata of a file, with which it can be used without this library."""
     config, shape = model.config, ", ".join(str(side) for side in model.shape)
     what, classes = "network" if plan is None else "sampler", config.network.classes
     predicts = "logits" if config.categorical else config.predicts
@@ -145,32 +145,32 @@ def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, s
 
 
 def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
-    """Inputs of a program by name, for n samples: noise of a fixed seed, times and labels that differ."""
+    """Example inputs of a program by name, for n samples: noise of a fixed seed, different timesteps and labels."""
     x, classes = model.noise(n).start().cpu(), model.config.network.classes
-    made = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
-    rows = classes + (not model.config.needs_label)  # row `classes` is no label
-    return made | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
+    inputs = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
+    rows = classes + (not model.config.needs_label)  # index `classes` stands for no label
+    return inputs | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
 
 
 def _check_plan(model: ModelBase, plan: Plan) -> None:
-    what, mend = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
+    what, hint = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
     if not isinstance(plan, Plan) or model.config.categorical:
         raise DdimError("sampler", "over categories draws in every step", "export the network")
     model.check_plan(plan, to_clean=True)
     if plan.stochastic:
-        raise DdimError(what, "adds noise, which a program cannot draw", mend)
+        raise DdimError(what, "adds noise, which a program cannot draw", hint)
     if plan.lattice:
-        raise DdimError(what, "keeps its states on a lattice in float64", mend)
+        raise DdimError(what, "keeps its states on a lattice in float64", hint)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporters tell of their work from the user's terminal."""
+    """Suppress the output, warnings and log of the exporters."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        told = io.StringIO()
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), warnings.catch_warnings():
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -180,54 +180,60 @@ def _quiet() -> Iterator[None]:
 def _pt2(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            for key in node.meta.keys() - {"val"}:  # among the rest are places on this machine's disk
+            for key in node.meta.keys() - {"val"}:  # the rest includes paths of this machine
                 del node.meta[key]
-    program.example_inputs = None  # they would be kept in a pickle
+    program.example_inputs = None  # they would be stored as a pickle
     out = io.BytesIO()
     torch.export.save(program, out, extra_files={FACTS: json.dumps(facts)})
     return out.getvalue()
 
 
 def _network_onnx(program: ExportedProgram, inputs: list[str], facts: Mapping[str, str]) -> bytes:
-    made = onnx_file.translate(program, inputs, [facts["predicts"]])
-    return onnx_file.finish(made, facts, ddim.__version__)
+    model = onnx_file.translate(program, inputs, [facts["predicts"]])
+    return onnx_file.finish(model, facts, ddim.__version__)
 
 
 def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
-    """The network is traced once, whatever the number of steps."""
+    """A sampler as ONNX; the network is traced once, whatever the number of steps."""
     x_T, labels = inputs["x_T"], inputs.get("labels")
     names = {t: f"condition.{place}" for place, t in enumerate(program.times)}
     calls = [names[row.query.t] for row in program.plan.rows]
     with torch.no_grad():
         conditions = program.conditions(labels)
-        body, seen = Body(program.network), (program.network.enter(x_T), conditions[0])
-        said = [body(*seen) for _ in calls]
-    traced = trace(body, seen, "network", fixed=1 if labels is None else None)
+        body, example = Body(program.network), (program.network.enter(x_T), conditions[0])
+        outputs = [body(*example) for _ in calls]
+    traced = trace(body, example, "network", fixed=1 if labels is None else None)
     network = onnx_file.translate(traced, ["x", "condition"], ["output"])
-    asks, answers = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
+    body_inputs, body_outputs = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
     if labels is None:
-        frame = onnx_file.translate(trace(Frame(program), (x_T, said), "sampler"), ["x_T", *answers], ["x_0", *asks])
+        frame = onnx_file.translate(
+            trace(Frame(program), (x_T, outputs), "sampler"), ["x_T", *body_outputs], ["x_0", *body_inputs]
+        )
         constants = {name: condition.numpy() for name, condition in zip(names.values(), conditions, strict=True)}
     else:
-        traced = trace(Frame(program), (x_T, said, labels), "sampler")
-        frame = onnx_file.translate(traced, ["x_T", *answers, "labels"], ["x_0", *asks, *names.values()])
+        traced = trace(Frame(program), (x_T, outputs, labels), "sampler")
+        frame = onnx_file.translate(traced, ["x_T", *body_outputs, "labels"], ["x_0", *body_inputs, *names.values()])
         constants = {}
     return onnx_file.finish(onnx_file.join(network, frame, calls, constants), facts, ddim.__version__)
 
 
 def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
-    """How far what a file computes is from what the model computes, at most."""
+    """Largest absolute difference between a file's results and the model's; None if there is no runtime.
+
+    Raises:
+        DdimError: If it is larger than `TOLERANCE` allows.
+    """
     inputs = [examples(model, n, plan) for n in SIZES]
     with _quiet(), torch.no_grad():
         if path.suffix == ".onnx":
-            got = onnx_file.run_onnx(data, [{name: x.numpy() for name, x in each.items()} for each in inputs])
-            if got is None:
+            results = onnx_file.run_onnx(data, [{name: x.numpy() for name, x in each.items()} for each in inputs])
+            if results is None:
                 return None
         else:
             loaded = torch.export.load(io.BytesIO(data)).module()
-            got = [loaded(*each.values()).numpy() for each in inputs]
+            results = [loaded(*each.values()).numpy() for each in inputs]
         expected = [_expected(model, network, plan, each).numpy() for each in inputs]
-    worst = max(float(np.abs(one - two).max()) for one, two in zip(got, expected, strict=True))
+    worst = max(float(np.abs(one - two).max()) for one, two in zip(results, expected, strict=True))
     scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
     if not worst <= TOLERANCE * scale:
         raise DdimError(path, f"would differ from the model by {worst:.2g}, and is not written", "try another torch")
@@ -236,6 +242,6 @@ def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Pat
 
 def _expected(model: ModelBase, network: Network, plan: Plan | None, inputs: Mapping[str, Tensor]) -> Tensor:
     if plan is None:
-        said: Tensor = NetworkProgram(network)(*inputs.values())
-        return said
+        output: Tensor = NetworkProgram(network)(*inputs.values())
+        return output
     return run(NetworkDenoiser(network, model.kind.hub, inputs.get("labels")), plan, inputs["x_T"])
