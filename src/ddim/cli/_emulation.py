@@ -1,4 +1,4 @@
-"""`--like`: the plan of another code, and in which rows it differs from ours."""
+"""`--like`: the plan of another library, and the rows in which it differs from ours."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CLIPPING = {"diffusers": "clip_sample", "openai": "clip_denoised"}
 
 
 def like_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--like."""
-    text = f"Emulate a library with its quirks: {', '.join(EMULATED)} (the DDIM authors' is official); settings follow "
-    text += "a colon, as in diffusers:spacing=trailing,steps_offset=1, see ddim.emulate."
+    """Add --like."""
+    text = f"Emulate another library's sampler, quirks included: {', '.join(EMULATED)} (official is the DDIM authors' "
+    text += "code). Settings follow a colon, as in diffusers:spacing=trailing,steps_offset=1; see ddim.emulate."
     return click.option("--like", metavar="NAME", help=text)(function)
 
 
@@ -35,18 +35,19 @@ def make_like(
     clip_x0: bool | None,
     others: Mapping[str, Any],
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan that --like asks for, and its settings.
+    """The plan of --like, and its settings.
 
     Args:
-        model: A model of either kind.
-        like: What was given.
-        steps: S; 20 if None.
-        eta: That of --eta.
-        clip_x0: That of --clip.
-        others: Options that cannot go with it; None where they were not given.
+        model: A model of any modality.
+        like: The value of --like.
+        steps: S; 20 if None, or T if that is smaller.
+        eta: The value of --eta.
+        clip_x0: The value of --clip.
+        others: Options that cannot be combined with --like; None for those not passed.
 
     Raises:
-        DdimError: If they were, or a setting is not one of that code's.
+        DdimError: If one of `others` was passed, the model is of discrete data, or a setting does not exist in that
+            library.
     """
     from ddim.interop import emulate
     from ddim.model.image import Model
@@ -70,14 +71,14 @@ def make_like(
 
 
 def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
-    """What --diff prints: the two tables, and by how much which rows differ.
+    """The output of --diff: the two tables, and the rows that differ with their differences.
 
     Args:
-        model: The model, of pictures.
+        model: The model, of images.
         theirs: The plan of --like.
-        settings: Its settings.
-        steps: S of ours, where there is a grid.
-        grid: The grid of ours; the same times if None.
+        settings: The settings of `theirs`.
+        steps: S of our plan, if `grid` is not None.
+        grid: The timesteps of our plan; those of `theirs` if None.
     """
     from ddim.interop import emulate
     from ddim.plan.diff import clipping, differences
@@ -100,7 +101,7 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:
-    """A name and settings from `name:key=value,...`."""
+    """The library's name and the settings in `name:key=value,...`."""
     from ddim.interop import emulate
 
     name, _, rest = like.partition(":")

@@ -1,4 +1,4 @@
-"""The pictures of a command's IMAGES arguments."""
+"""Reading the images or text of a command's arguments."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 def read_images(
     images: tuple[str, ...], policy: ImagePolicy, split: str | None, limit: int | None
 ) -> tuple[np.ndarray, list[str]]:
-    """Picture files, or one data set, on the model's grid.
+    """Read image files, or one data set, at the model's resolution.
 
     Args:
-        images: Picture files; or one folder, parquet file, hub name or "digits".
-        policy: The model's.
-        split: Which part of a data set.
-        limit: At most so many.
+        images: Image files; or one folder, parquet file, hub name or "digits".
+        policy: The model's data policy.
+        split: Split of a data set; "train" if None.
+        limit: Maximum number of images; all if None.
 
     Returns:
-        uint8, (N, H, W, C), and a name for each.
+        The images, uint8, (N, H, W, C), and a name for each.
 
     Raises:
-        DdimError: If something cannot be read.
+        DdimError: If an image cannot be read, `limit` is less than 1, or `split` is passed with image files.
     """
     from ddim import data
     from ddim.data.adjustments import Told
@@ -59,20 +59,20 @@ def read_images(
 def read_items(
     data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None, fit: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """What a model's likelihood is measured of: its pictures, or the sequences of its text, one after another.
+    """Read the items whose likelihood is measured: images, or consecutive sequences of a text.
 
     Args:
-        data: As `read_images`; or one text.
+        data: As for `read_images`; or one text.
         model: The model.
-        split: Which part of a data set.
-        limit: At most so many.
-        fit: --fit, for pictures.
+        split: Split of a data set; "train" if None.
+        limit: Maximum number of items; all if None.
+        fit: The value of --fit, for images.
 
     Returns:
-        uint8, (N, H, W, C), or int64, (N, L), and a name for each.
+        Images, uint8, (N, H, W, C), or tokens, int64, (N, L), and a name for each item.
 
     Raises:
-        DdimError: If something cannot be read.
+        DdimError: If an item cannot be read, `limit` is less than 1, or more than one text is passed.
     """
     from ddim.data.text import TextPolicy, load_text
 
@@ -92,7 +92,7 @@ def read_items(
 
 
 def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
-    """A picture file on the model's grid, uint8 (H, W, C); what it loses on the way is said."""
+    """Read an image file at the model's resolution, uint8 (H, W, C); lossy changes are reported."""
     from ddim.data.adjustments import Told
     from ddim.data.image import read_image
 

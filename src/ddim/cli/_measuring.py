@@ -1,4 +1,4 @@
-"""What the commands that measure quality share: the extractor, the data, and statistics with a bar."""
+"""Shared parts of commands that measure sample quality: extractor, data, and statistics with a progress bar."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 
 def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--extractor and --inception-weights."""
+    """Add --extractor and --inception-weights."""
     for option in (
         click.option(
             "--inception-weights",
             type=click.Path(path_type=Path),
-            help="A local file of Inception's weights; by default they are downloaded on first use.",
+            help="Local file of Inception weights; by default they are downloaded on first use.",
         ),
         click.option(
             "--extractor",
-            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), "
-            "or a file of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
+            help="Feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), or a "
+            "TorchScript or torch.export file, whose code is run. [default: the bundled one that fits the data]",
         ),
     ):
         function = option(function)
@@ -43,21 +43,22 @@ def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def table_grid_option(default: str) -> Callable[..., Any]:
-    """--grid by name: a list of times has one S, a table has several."""
-    text = f"Times at which the network is called: {', '.join(SPACINGS)}. [default: {default}]"
+    """Add --grid, by name only: a list of timesteps fixes S, and a table has several S."""
+    text = f"Rule that spaces the timesteps: {', '.join(SPACINGS)}. [default: {default}]"
     return click.option("--grid", type=click.Choice(SPACINGS), metavar="NAME", help=text)
 
 
 def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--size, --fit."""
-    text = "With --size: whether pictures of another shape are cropped, or stretched. [default: crop]"
+    """Add --size and --fit."""
+    text = "With --size, for images of another shape: crop cuts out the largest centred part, stretch keeps the whole "
+    text += "image, exact refuses any other size. [default: crop]"
     function = click.option("--fit", type=click.Choice(FITS), help=text)(function)
-    text = "Bring pictures to height x width x channels, such as 32x32x3. [default: as they are, which must then be "
-    return click.option("--size", help=text + "of one size]")(function)
+    text = "Resize images to height x width x channels, such as 32x32x3. [default: not resized; all must have one size]"
+    return click.option("--size", help=text)(function)
 
 
 def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
-    """The grid that --size and --fit ask for; None where --size is left out."""
+    """The data policy of --size and --fit; None without --size."""
     from pydantic import ValidationError
 
     from ddim.data import ImagePolicy
@@ -78,14 +79,14 @@ def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
 def get_extractor(
     name: str | None, weights: Path | None, shape: tuple[int, int, int], data: str, device: str | None
 ) -> Extractor:
-    """The extractor asked for, or the bundled one that fits, which is said.
+    """The requested extractor, or else the bundled one that fits, which is then printed.
 
     Args:
-        name: --extractor.
-        weights: --inception-weights.
-        shape: (H, W, C) of the pictures.
-        data: The data set's name, by which one of two that fit is chosen.
-        device: --device.
+        name: The value of --extractor.
+        weights: The value of --inception-weights.
+        shape: (H, W, C) of the images.
+        data: The data set's name, which decides if two bundled extractors fit.
+        device: The value of --device.
     """
     import torch
 
@@ -104,7 +105,7 @@ def get_extractor(
 
 
 def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
-    """The data set of a command's argument; "digits" in the look of MNIST where the grid is 28x28."""
+    """The data set of a command's DATA argument; "digits" at 28x28 is made to look like MNIST."""
     from ddim.data import digits_as_mnist
 
     if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
@@ -113,7 +114,7 @@ def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: in
 
 
 def get_sized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
-    """The pictures of a command that has --size and --fit, instead of a model with a policy."""
+    """The images of a command that takes their resolution from --size and --fit instead of a model."""
     from ddim.data.image import MisfitError
 
     policy = size_policy(size, fit)
@@ -126,13 +127,13 @@ def get_sized(data: str, size: str | None, fit: str | None, split: str | None, l
 
 
 def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
-    """Go through a generator of counts with a bar, and exit with a signal's code where one asks to stop.
+    """Run a generator of counts with a progress bar; on a signal, stop and exit with its code.
 
     Args:
-        steps: Yields how many are done.
-        title: What is being done.
-        total: How many there are.
-        kept: Whether what was done is kept, for the message.
+        steps: Yields the number of items done; its return value is returned.
+        title: The text before the bar.
+        total: The number of items.
+        kept: Whether partial results are stored, so that the message proposes to resume.
     """
     begun, found = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
@@ -154,12 +155,12 @@ def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) ->
 
 
 def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
-    """Statistics of a data set, kept in a folder if one is given.
+    """Statistics of a data set.
 
     Args:
         data: The data.
         extractor: The feature space.
-        folder: Where they are kept and gone on with.
+        folder: Where the statistics are stored, and resumed from; not stored if None.
     """
     from ddim._io.atomic import make_folder
     from ddim.evaluation import from_data, iter_measure

@@ -24,21 +24,21 @@ SHOWN = 12
 @click.command("calibrate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the model with its table.")
-@click.option("--split", default="train", show_default=True, help="Which part of the data.")
-@click.option("--limit", type=int, default=1000, show_default=True, help="At most so many pictures at each time.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the calibrated model.")
+@click.option("--split", default="train", show_default=True, help="Split of the data.")
+@click.option("--limit", type=int, default=1000, show_default=True, help="Maximum number of images per timestep.")
 @click.option(
     "--times",
     "count",
     type=int,
     default=100,
     show_default=True,
-    help="At most so many times: 1..10, T, and equal steps of log-SNR; linear between them.",
+    help="Maximum number of timesteps: 1..10, T, and equal steps of log-SNR; the table is linear between them.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @fit_option
 @label_column_option
-@click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")
 def command(
     model: str,
     data: str,
@@ -51,10 +51,11 @@ def command(
     label_column: str | None,
     device: str | None,
 ) -> None:
-    """Measure the error of MODEL at each time on DATA, and write the model with that table to --out.
+    """Measure the error of MODEL at each timestep on DATA, and write the model with that error table to --out.
 
-    The optimal reverse variance, `--sigma optimal`, is made of it. Models of `ddim train` have a table from their
-    training; this is for those that have none, and for a closer look: it is the averaged network that is measured.
+    The optimal reverse variance, `ddim sample --sigma optimal`, is computed from this table. Models trained by `ddim
+    train` have a table from training; use this command for other models, or for a more accurate table: it measures the
+    averaged network.
 
     \b
     Example:
@@ -92,11 +93,11 @@ def command(
     error = complete(times, [one.error for one in measured], loaded.schedule.T)
     told = f"calibrate {found.name} ({found.split}), {len(found)} pictures"
     origin = config.provenance.model_copy(update={"error_from": told})
-    with Stopper():  # one Ctrl-C does not stop the writing
+    with Stopper():  # a first Ctrl-C does not interrupt writing
         known = config.model_copy(update={"error": error, "provenance": origin})
         if config.sha256:
             copy(place(model), out, known)
-        else:  # another code's, which is no folder of ours
+        else:  # another library's model, which has no folder in our format
             write(out, known, loaded.network.state_dict())
     _show(measured)
     click.echo(f"{len(times)} times, {len(found)} pictures: {out}")

@@ -28,20 +28,20 @@ ZERO = "+zero-terminal-snr"
 
 @click.command("check")
 @click.argument("what")
-@click.option("--data", help="For a model: pictures to check it on, a data set or one file. [default: its own samples]")
-@click.option("--split", help="Which part of the data: train or test.")
-@click.option("--limit", type=int, help=f"At most so many pictures. [default: {LIMIT}]")
-@click.option("--quick", is_flag=True, help="For a model: fewer samples, times and steps.")
-@click.option("--device", help="For a model: cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--data", help="Check a model on these images: a data set or one file. [default: its own samples]")
+@click.option("--split", help="Split of the data: train or test.")
+@click.option("--limit", type=int, help=f"Maximum number of images. [default: {LIMIT}]")
+@click.option("--quick", is_flag=True, help="Check a model with fewer samples, timesteps and steps.")
+@click.option("--device", help="Device for a model: cpu, cuda, ... [default: a GPU if there is one]")
 @fit_option
-@click.option("--schedule", "on", help="For a plan: the model or schedule that its levels must come from.")
+@click.option("--schedule", "on", help="Check that a plan's levels come from this model or schedule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
-    """Hold WHAT against the theory: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
+    """Verify WHAT: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
 
-    A schedule's file holds a list of betas, or the `schedule` part of a model's config.json. Exit code 0: all is as it
-    must be; 1: something deviates, marked FAIL; 2: bad input. Times that are off by one, nothing here can tell, and a
-    network on a wrong schedule may pass.
+    A schedule file holds a list of betas, or the `schedule` part of a model's config.json. Exit codes: 0, all checks
+    pass; 1, a check fails, marked FAIL; 2, bad input. The checks cannot detect timesteps that are off by one, and a
+    network with a wrong schedule may pass.
 
     \b
     Examples:
@@ -64,7 +64,7 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
 
 
 def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
-    """What is to be checked, each part with its title; all input is read here."""
+    """The checks to run, each part with its title; all input is read here."""
     from ddim import check
     from ddim.plan.plan import Plan
 
@@ -105,7 +105,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
 
 
 def _read(what: str) -> Plan | Schedule | str:
-    """A plan, a schedule, or the name of a model."""
+    """The plan or schedule that `what` names, or the name of a model unchanged."""
     from ddim.model.checkpoint import bundled
     from ddim.process import schedule
 
@@ -124,7 +124,7 @@ def _read(what: str) -> Plan | Schedule | str:
 
 
 def _file(path: Path) -> Plan | Schedule:
-    """A plan, whether or not it is a right one, or a schedule."""
+    """The plan, unchecked, or the schedule in a file."""
     from ddim._io.reading import list_of, parse_json, read_bytes
     from ddim.model.config import ScheduleConfig, parse
     from ddim.plan.plan import Plan
@@ -145,7 +145,7 @@ def _file(path: Path) -> Plan | Schedule:
 
 
 def _schedule(name: str) -> Schedule:
-    """The schedule of a model, or one by name or file."""
+    """The schedule of a model, or a schedule by name or file."""
     from ddim.model.checkpoint import read
     from ddim.plan.plan import Plan
 
@@ -171,7 +171,7 @@ def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
 
 
 def _finite(value: float | str) -> float | str:
-    """JSON has no infinities; they are written as words."""
+    """The value, with infinities and NaN as strings, which JSON does not have."""
     return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
