@@ -85,7 +85,7 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--sigma",
             help="Noise of the steps: hat is the paper's larger noise; learned is the network's own; optimal is the "
-            "variance that fits the model's measured error, with the mean of --eta; or a list of one standard deviation "
+            "variance that fits the model's measured error, with the mean of --eta; or a list, one standard deviation "
             "per step. Only optimal can be combined with --eta.",
         ),
         click.option("--eta", type=float, help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),

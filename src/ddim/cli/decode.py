@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 @click.command("decode")
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
-@click.option("--method", type=click.Choice(METHODS), help="The method that encoded. [default: as in the file]")
-@click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created, or resumed."
+)
+@click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
+@click.option("--steps", type=int, help="Number S of network evaluations. [default: as encoded]")
 @grid_option(default="as encoded")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
 @force_option
 @exact_device_options
 def command(
@@ -45,7 +47,7 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Turn LATENTS, a file that `ddim encode` wrote, back into pictures, with eta = 0 and the plan in the file.
+    """Decode LATENTS, a file written by `ddim encode`, into images, with eta = 0 and the plan in the file.
 
     \b
     Example:
@@ -81,7 +83,7 @@ def command(
 def _decoding(
     model: Model, name: str, latents: Tensor, file: LatentsFile, steps: int | None, grid: str | None
 ) -> tuple[Plan, Tensor, list[Tensor]]:
-    """The plan, the states it starts from and those beside; what makes the result differ is said."""
+    """The plan, its initial states and the second states of two-step plans; warns if the result will differ."""
     whole = file.plan.calls + len(file.plan.before)
     plan, start = file.plan, latents
     beside: list[Tensor] = []

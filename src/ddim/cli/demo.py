@@ -27,16 +27,16 @@ STEPS = (5, 10, 20, 50, 100)
     default="demo",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="A folder for the pictures.",
+    help="Folder for the figures.",
 )
 @click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")
 @click.option(
     "--mnist",
-    help="MNIST, a folder; default: ./mnist or ./data/mnist, else scikit-learn's digits.",
+    help="Folder with MNIST. [default: ./mnist or ./data/mnist, else scikit-learn's digits]",
 )
 @device_options
 def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
-    """Sample the same 32 seeds with 5 to 100 network calls, interpolate, encode and decode digits, and write a text.
+    """Sample 32 latents with 5 to 100 network evaluations, interpolate, encode and decode digits, and sample a text.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
 
 
 def _consistency(model: Model, path: Path) -> Path:
-    """The same seeds at every number of steps: with eta = 0 they give the same digits."""
+    """Sample the same latents with every number of steps: with eta = 0 they give the same digits."""
     import torch
 
     from ddim._io.png import labelled_rows, save_png
@@ -124,7 +124,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
 
 def _text(device: str | None, dtype: str, compile_: bool) -> str:
-    """A sample of the model of categories that comes with the package."""
+    """A sample of the bundled model of text, with a heading."""
     from ddim.model.tokens import TokenModel
 
     model = load_any(TEXT, device, dtype, compile_, micro_batch=1)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command("distance")
 @click.argument("samples")
 @click.argument("data")
-@click.option("--split", help="Which part of SAMPLES, where it is a data set. [default: train]")
-@click.option("--against-split", help="Which part of DATA, where it is a data set. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures of each that is no file.")
+@click.option("--split", help="Split of SAMPLES, if it is a data set. [default: train]")
+@click.option("--against-split", help="Split of DATA, if it is a data set. [default: train]")
+@click.option("--limit", type=int, help="Maximum number of images of each set that is not a statistics file.")
 @size_option
 @extractor_options
-@click.option("--any-protocol", is_flag=True, help="Compare what was made in different ways.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
-@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--any-protocol", is_flag=True, help="Compare statistics even if their protocols differ.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the results as JSON.")
+@click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     samples: str,
     data: str,
@@ -40,7 +40,9 @@ def command(
     out: Path | None,
     device: str | None,
 ) -> None:
-    """The distance of SAMPLES from DATA: each a samples folder, any folder, parquet files, or a statistics file.
+    """Measure the distance of SAMPLES from DATA: FID or another Frechet distance, KID, precision and recall.
+
+    Each is a samples folder, any folder of images, parquet files, or a statistics file.
 
     \b
     Examples:

@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 @click.command("export")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, *.onnx or *.pt2.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, *.onnx or *.pt2.")
 @click.option(
     "--what",
     type=click.Choice(["network", "sampler"]),
     default="network",
     show_default=True,
-    help="The network alone, or a whole run of a sampler from x_T to x_0.",
+    help="Export the network alone, or a whole sampler from x_T to x_0.",
 )
 @steps_option(20)
 @sampler_option
-@grid_option(default="equal-angle; auto has its own")
+@grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @click.option(
     "--plan",
     "plan_file",
     type=click.Path(path_type=Path),
-    help="A plan file, instead of --steps, --sampler, --grid.",
+    help="Plan file, instead of --steps, --sampler, --grid and noise options.",
 )
 def command(
     model: str,
@@ -57,12 +57,11 @@ def command(
     clip_x0: bool | None,
     plan_file: Path | None,
 ) -> None:
-    """Write the network of MODEL, or a whole sampler, as a program that runs without this library, in float32.
+    """Export the network of MODEL, or a whole sampler, as a float32 program that runs without this library.
 
-    A network takes x (N, C, H, W), the time t (N,), counted 1..T, and labels (N,) where it has them. A sampler takes
-    x_T and gives x_0: its plan, which must be one without noise, is in the file. Any number of samples goes in at once.
-    What a user must know stands in the file's metadata. The file is run and compared with the model before it takes its
-    place.
+    A network takes x (N, C, H, W), timesteps t (N,) in 1..T, and labels (N,) if it was trained with labels. A sampler
+    takes x_T and returns x_0; its plan, which must add no noise, is part of the file. The batch size N is free. The
+    file's metadata describe how to use it. Before the file is moved into place, it is run and compared with the model.
 
     \b
     Examples:

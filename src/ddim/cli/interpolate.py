@@ -27,26 +27,24 @@ if TYPE_CHECKING:
     from ddim.model.image import Model
     from ddim.plan.plan import Plan
 
-MOST = 1000  # frames in a row
+MOST = 1000  # frames per row
 
 
 @click.command("interpolate")
 @click.argument("model")
-@click.option("--seeds", help="Seeds, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9: two, four with --grid.")
-@click.option("--images", help="Instead of seeds: picture files, which are encoded first.")
+@click.option("--seeds", help="Two seeds, or four with --grid, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
+@click.option("--images", help="Image files to encode, separated by commas, instead of --seeds.")
 @click.option(
     "--weights",
     multiple=True,
-    help="Blend any number of seeds or pictures, one weight for each, such as 0.5,0.3,0.2; more blends after ';', or "
-    "with the option again.",
+    help="Blend any number of seeds or images, with one weight for each, such as 0.5,0.3,0.2. Several blends are "
+    "separated by ';', or the option is repeated.",
 )
-@click.option(
-    "--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ..."
-)
-@click.option("--frames", type=int, help="Pictures from one end to the other. [default: 11]")
+@click.option("--grid", "four", is_flag=True, help="Sheet between four corners: top left, top right, bottom left, ...")
+@click.option("--frames", type=int, help="Images from one end to the other. [default: 11]")
 @steps_option(50)
 @grid_option("--tau")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @fit_option
 @force_option
 @exact_device_options
@@ -66,9 +64,9 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Walk between two latents by slerp and decode every point of the way, with eta = 0.
+    """Interpolate between two latents by slerp and decode every point, with eta = 0.
 
-    With --weights: blends of any number of latents instead, sum w z / sqrt(sum w^2), which are as noisy as they are.
+    With --weights, blend any number of latents instead: sum w z / sqrt(sum w^2), which keeps their noise level.
 
     \b
     Examples:
@@ -120,7 +118,7 @@ def command(
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
-    """The latents of picture files, (N, C, H, W)."""
+    """The latents of image files, (N, C, H, W)."""
     import torch
 
     from ddim.cli._inputs import read_images
@@ -131,7 +129,7 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) 
 
 
 def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[float]]:
-    """--weights: one list for each blend, none where it is left out."""
+    """The value of --weights: one list for each blend, none if it is not passed."""
     blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
     if blends and walks:
         raise DdimError("--weights", "is given beside --grid or --frames", "leave those out")

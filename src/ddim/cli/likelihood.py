@@ -23,30 +23,37 @@ if TYPE_CHECKING:
 @click.command("likelihood")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the figures; gone on with.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; created or resumed."
+)
 @click.option(
     "--method",
     type=click.Choice(["bound", "ode"]),
     default="bound",
     show_default=True,
-    help="The variational bound J_sigma, eq. (11), or the exact likelihood through the probability-flow ODE.",
+    help="bound: the variational bound J_sigma, eq. (11). ode: the exact likelihood by the probability-flow ODE.",
 )
-@click.option("--steps", type=int, help="bound: S, network calls [default: T]. ode: Runge-Kutta steps [default: 40].")
+@click.option(
+    "--steps", type=int, help="bound: network evaluations S [default: T]. ode: Runge-Kutta steps [default: 40]."
+)
 @grid_option(default="linear")
-@click.option("--eta", type=float, help="bound: sigma = eta times the posterior's; above 0. [default: 1]")
-@click.option("--sampler", help="bound of categories: markov or ddim, whose --eta is then its knob. [default: markov]")
-@click.option("--draws", type=int, help="bound: so many of the S rows for each micro-batch, drawn. [default: all]")
-@click.option("--sigma", help="bound: hat, one number per step (0 for the last), or, with --eta, optimal.")
-@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: the step before's]")
+@click.option("--eta", type=float, help="bound: sigma is eta times the posterior's; above 0. [default: 1]")
+@click.option(
+    "--sampler", help="bound, discrete data: markov, or ddim with --eta. [default: markov, or ddim with --eta]"
+)
+@click.option("--draws", type=int, help="bound: number of the S rows drawn for each micro-batch. [default: all]")
+@click.option("--sigma", help="bound: hat, one number per step (0 for the last), or optimal, also with --eta.")
+@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: as in the step before]")
 @click.option(
     "--dequantize",
     type=click.Choice(["decoder", "uniform"]),
-    help="ode: by the diffusion's noise and the discretised last step, or by uniform noise. [default: decoder]",
+    help="ode: decoder dequantises by the diffusion's noise and the discretised last step, uniform by uniform noise. "
+    "[default: decoder]",
 )
-@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per picture. [default: 1]")
-@click.option("--split", help="Which part of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all draws; picture i's depend on it and i.")
+@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per image. [default: 1]")
+@click.option("--split", help="Split of a data set: train or test. [default: train]")
+@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws; image i's depend on it and i.")
 @fit_option
 @exact_device_options
 def command(
@@ -63,13 +70,13 @@ def command(
     compile_: bool,
     **settings: Any,
 ) -> None:
-    """Bits per dimension of 8-bit pictures DATA under MODEL: a bound for any sigma and S, or through the ODE.
+    """Measure bits per dimension of 8-bit images DATA under MODEL: a bound for any sigma and S, or by the ODE.
 
-    Of a model of categories the bound alone: bits per character, token or pixel. Its default is that of the Markov
-    chain's reversal, averaged over the predicted x_0. That of --sampler ddim with a fixed --eta above 0 grows with S
-    without limit: use such kernels to sample.
+    Models of discrete data have only the bound, in bits per character, token or pixel. By default it is the bound of
+    the reverse Markov chain, averaged over the predicted x_0. With --sampler ddim and a fixed --eta above 0 the bound
+    grows without limit as S grows: use that sampler only to sample.
 
-    Figures are written after every micro-batch; run again after an interruption, the same command goes on. A model
+    Results are written after every micro-batch. After an interruption, run the same command again to resume. A model
     with labels is measured without them.
 
     \b
@@ -140,9 +147,9 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         settings["grid"] or "linear",
         1.0 if eta is None and sigma in (None, "optimal") else eta,
         sigma,
-        None if sigma == "hat" else False,  # the bound is that of the network as it is
+        None if sigma == "hat" else False,  # the bound is for the unclipped network
         default=model.schedule.T,
-        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and it begins at T
+        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and starts at T
     )
     return likelihood_run.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 
@@ -165,7 +172,7 @@ def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
 
 
 def _draws(settings: dict[str, Any]) -> int:
-    """--draws; 0, which means all rows within, is no number of draws."""
+    """The value of --draws, or 0 for all rows if it is not passed; an explicit 0 is refused."""
     if settings["draws"] == 0:
         raise DdimError("--draws 0", "is less than 2", "leave it out for all steps")
     return settings["draws"] or 0
@@ -200,7 +207,7 @@ def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
 
 
 def _draw(made: dict[str, Any], path: Path) -> None:
-    """The bound's terms over t, as a picture."""
+    """Plot the terms of the bound over t to a PNG file."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

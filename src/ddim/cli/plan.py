@@ -16,13 +16,13 @@ from ddim.errors import DdimError
 @click.argument("model")
 @steps_option(20)
 @sampler_option
-@grid_option(default="equal-angle; auto has its own")
+@grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @sharpness_options
-@click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
+@click.option("--encode", is_flag=True, help="Print the plan that encodes, from x_0 to x_T.")
 @like_option
-@click.option("--diff", is_flag=True, help="With --like: ours too, of the same times or of --grid, and what differs.")
-@click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
+@click.option("--diff", is_flag=True, help="With --like: compare with our plan, at the same timesteps or at --grid.")
+@click.option("--json", "as_json", is_flag=True, help="Print as a plan file, for `ddim sample --plan`.")
 def command(
     model: str,
     steps: int | None,
@@ -38,11 +38,11 @@ def command(
     diff: bool,
     as_json: bool,
 ) -> None:
-    """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
+    """Print the table of coefficients that a sampler runs on MODEL: one row per network evaluation.
 
-    Each row says x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
-    eps[-1] weighs the prediction one row before. Of categories it says with what probability a token is kept, drawn
-    from the predicted x_0, or from the noise.
+    A row means x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
+    eps[-1] is the weight of the prediction one row before. For discrete data, a row has the probabilities that a token
+    is kept, drawn from the predicted x_0, or drawn from the noise.
 
     \b
     Examples:

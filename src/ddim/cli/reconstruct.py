@@ -30,12 +30,12 @@ STEPS = (10, 20, 50, 100)
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table and the picture.")
-@click.option("--steps", help="Numbers of network calls down. [default: 10,20,50,100, as many as the model has times]")
-@click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Of {', '.join(METHODS)}; several.")
-@grid_option(default="equal-angle; for fixed-point closer near t = 1")
-@click.option("--split", help="Which part of a data set: train or test.")
-@click.option("--limit", type=int, help="At most so many pictures.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table and the figure.")
+@click.option("--steps", help="Numbers S of network evaluations to decode. [default: 10,20,50,100, up to T]")
+@click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Some of {','.join(METHODS)}.")
+@grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
+@click.option("--split", help="Split of a data set: train or test.")
+@click.option("--limit", type=int, help="Maximum number of images.")
 @fit_option
 @exact_device_options
 def command(
@@ -94,7 +94,7 @@ def command(
 def _measure(
     model: Model, ways: list[Inversion], pictures: np.ndarray
 ) -> tuple[list[tuple[Inversion, RoundTrip]], list[dict[str, Any]]]:
-    """The round trips, and what failed; that is said, and the others go on."""
+    """The round trips, and those that failed; a failure only warns if there are several round trips."""
     from ddim.evaluation.reconstruction import join, round_trips
 
     results: list[tuple[Inversion, RoundTrip]] = []

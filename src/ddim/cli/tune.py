@@ -16,22 +16,22 @@ from ddim.errors import DdimError, warn
 if TYPE_CHECKING:
     from ddim.model.image import Model
 
-RECIPE = 3  # of `ddim.tuning`; another one, and what was kept is not what it would find
+RECIPE = 3  # version of `ddim.tuning`: cached results of another version are not used
 
 
 @click.command("tune")
 @click.argument("model")
-@click.option("--calls", type=int, required=True, help="Network calls of the plan, 2..30.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The plan file, *.json.")
+@click.option("--calls", type=int, required=True, help="Network evaluations of the plan, 2..30.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Plan file to write, *.json.")
 @click.option(
     "--solver",
     default="fitted",
     show_default=True,
-    help="fitted: weights by least squares; or a sampler, such as ipndm4, of which the times alone are searched.",
+    help="fitted: fit the weights by least squares; or a sampler, such as ipndm4: search its timesteps only.",
 )
-@click.option("--pilots", type=int, default=128, show_default=True, help="Samples solved finely; half are held out.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the pilots; another stream than sampling's.")
-@click.option("--fresh", is_flag=True, help="Tune again, whatever was kept from before.")
+@click.option("--pilots", type=int, default=128, show_default=True, help="Calibration samples; half are held out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration samples.")
+@click.option("--fresh", is_flag=True, help="Tune again, ignoring cached results.")
 @exact_device_options
 def command(
     model: str,
@@ -45,14 +45,14 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Find a better plan for MODEL and a number of network calls, from the model alone, in some minutes.
+    """Tune a plan for MODEL and a number of network evaluations, without data, in a few minutes.
 
-    The plan file is for `ddim sample --plan`. On pilots that nothing was fitted to it is compared with the default plan
-    and the best found of every sampler on the fixed grids: if tuning does not win there, the nearest of those is
-    written, and said.
+    The plan file is for `ddim sample --plan`. On held-out calibration samples, the tuned plan is compared with the
+    default plan and with the best untuned samplers and spacings. The plan with the lowest error is written; if it is an
+    untuned one, the command reports that.
 
-    What was found is kept in the user's cache folder, by the model's checksum and the settings; stopped before the end,
-    it keeps nothing and starts over.
+    The result is cached in the user's cache folder by model checksum and settings. A run that is stopped early cannot
+    be resumed.
 
     \b
     Example:
@@ -107,7 +107,7 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
-    """Where what these settings give is kept; None for a user without a home folder."""
+    """The cache file for these settings; None for a user without a home folder."""
     from ddim import __version__
     from ddim._io.atomic import user_cache
 
@@ -130,7 +130,7 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """What is kept there, if it is whole."""
+    """The cached result, or None if the file is missing or damaged."""
     from ddim._io.checksum import read_sealed_json
     from ddim._io.reading import entry
     from ddim.plan.plan import Plan
