@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created, or resumed."
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created or resumed."
 )
 @click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
 @click.option("--steps", type=int, help="Number S of network evaluations. [default: as encoded]")

@@ -30,7 +30,7 @@ ROUNDS = 5
 @click.command("edit")
 @click.argument("model")
 @click.argument("picture", metavar="IMAGE", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; created, or resumed.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of variants; created or resumed.")
 @click.option("-n", "n", type=int, default=8, show_default=True, help="Number of variants.")
 @click.option("--start-at", type=int, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Mask image: white is kept, black is filled in.")

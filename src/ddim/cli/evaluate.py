@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the table; created, or resumed."
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table; created or resumed.")
 @click.option("--steps", help="Numbers S of network evaluations. [default: 10,20,50,100,1000, up to T]")
 @click.option(
     "--eta",

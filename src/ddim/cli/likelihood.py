@@ -39,10 +39,11 @@ if TYPE_CHECKING:
 @grid_option(default="linear")
 @click.option("--eta", type=float, help="bound: sigma is eta times the posterior's; above 0. [default: 1]")
 @click.option(
-    "--sampler", help="bound, discrete data: markov, or ddim with --eta. [default: markov, or ddim with --eta]"
+    "--sampler",
+    help="bound, discrete data: markov, or ddim, which takes --eta. [default: ddim with --eta, else markov]",
 )
 @click.option("--draws", type=int, help="bound: number of the S rows drawn for each micro-batch. [default: all]")
-@click.option("--sigma", help="bound: hat, one number per step (0 for the last), or optimal, also with --eta.")
+@click.option("--sigma", help="bound: hat; one number per step (0 for the last); or optimal, also with --eta.")
 @click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: as in the step before]")
 @click.option(
     "--dequantize",
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
 )
 @click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per image. [default: 1]")
 @click.option("--split", help="Split of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="Maximum number of images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of all draws; image i's depend on it and i.")
+@click.option("--limit", type=int, help="Maximum number of images or sequences.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of all draws; those for image i depend on it and i."
+)
 @fit_option
 @exact_device_options
 def command(
@@ -74,7 +77,7 @@ def command(
 
     Models of discrete data have only the bound, in bits per character, token or pixel. By default it is the bound of
     the reverse Markov chain, averaged over the predicted x_0. With --sampler ddim and a fixed --eta above 0 the bound
-    grows without limit as S grows: use that sampler only to sample.
+    grows without limit as S grows: use that sampler only to generate samples.
 
     Results are written after every micro-batch. After an interruption, run the same command again to resume. A model
     with labels is measured without them.

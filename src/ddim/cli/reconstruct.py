@@ -31,8 +31,14 @@ STEPS = (10, 20, 50, 100)
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table and the figure.")
-@click.option("--steps", help="Numbers S of network evaluations to decode. [default: 10,20,50,100, up to T]")
-@click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Some of {','.join(METHODS)}.")
+@click.option("--steps", help="Numbers S of network evaluations, to decode. [default: 10,20,50,100, up to T]")
+@click.option(
+    "--method",
+    "methods",
+    default=METHODS[0],
+    show_default=True,
+    help=f"Inversion methods, separated by commas: {', '.join(METHODS)}.",
+)
 @grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
 @click.option("--split", help="Split of a data set: train or test.")
 @click.option("--limit", type=int, help="Maximum number of images.")

@@ -37,7 +37,7 @@ SHEET = 10_000  # maximum images of a sheet
 
 @click.command("sample")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Samples folder; created, or resumed.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Samples folder; created or resumed.")
 @click.option("-n", "n", type=int, default=64, show_default=True, help="Number of samples.")
 @steps_option(20)
 @sampler_option

@@ -45,7 +45,7 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 
 @click.command("train")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory; created, or resumed.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory; created or resumed.")
 @click.option("--preset", "preset_name", help="Training preset. [default: the one named like DATA]")
 @click.option(
     "--list-presets",
