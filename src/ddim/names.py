@@ -54,7 +54,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
 """Precision of a network: "auto" is bfloat16 if the device has matrix units for it, else "float32-fast" if available,
-else "float32", see `ddim.native.units.sampling_precision`. "float32-fast" uses our own float32 kernels (Winograd
+else "float32", see `ddim.nn.cpu.units.sampling_precision`. "float32-fast" uses our own float32 kernels (Winograd
 convolutions), equal to "float32" within about 1e-5; "float32" is torch's arithmetic, on a GPU without TF32 (except for
 gradients, which follow torch's setting)."""
 DTYPES: tuple[str, ...] = get_args(DType)

@@ -54,20 +54,20 @@ def make_like(
     from ddim.model.importers import diffusers
 
     for option in (name for name, value in others.items() if value is not None):
-        wrong = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
-        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", wrong)
+        hint = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
+        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", hint)
     if not isinstance(model, Model):
         raise DdimError("--like", "is for real-valued pictures, the data are categories", "leave it out")
     name, settings = _parsed(like)
-    own = diffusers.emulation(model.config) if name == "diffusers" else {}
-    given, settings = settings, own | settings
-    told = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
-    for key, value in told.items():
-        if value is not None and key in given:
+    defaults = diffusers.emulation(model.config) if name == "diffusers" else {}
+    explicit, settings = settings, defaults | settings
+    options = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
+    for key, value in options.items():
+        if value is not None and key in explicit:
             raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
         settings |= {} if value is None else {key: value}
-    some = min(20, model.schedule.T) if steps is None else steps
-    return emulate.plan(name, model.schedule, some, **settings), settings
+    count = min(20, model.schedule.T) if steps is None else steps
+    return emulate.plan(name, model.schedule, count, **settings), settings
 
 
 def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
@@ -89,13 +89,14 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
         ours = emulate.reference_plan(theirs, eta, sigma)
     else:
         ours = make_plan(model, steps, grid, None if sigma else eta, sigma, theirs.clip_x0)
-    found = differences(theirs, ours)
+    differing = differences(theirs, ours)
     rows = max(theirs.calls, ours.calls)
     lines = [
         f"compared: {theirs.name} with {ours.name}, {'rows of one time' if grid is None else 'row after row'}",
-        *(f"clipping differs: {told}" for told in [clipping(theirs, ours)] if told),
-        f"rows that differ: {len(found)} of {rows}" + (f", {theirs.sampler} less {ours.sampler}" if found else ""),
-        *(_table(found, theirs, ours, model.schedule) if found else []),
+        *(f"clipping differs: {text}" for text in [clipping(theirs, ours)] if text),
+        f"rows that differ: {len(differing)} of {rows}"
+        + (f", {theirs.sampler} less {ours.sampler}" if differing else ""),
+        *(_table(differing, theirs, ours, model.schedule) if differing else []),
     ]
     return "\n".join([str(theirs), "", str(ours), "", *lines])
 
@@ -105,14 +106,14 @@ def _parsed(like: str) -> tuple[str, dict[str, Any]]:
     from ddim.interop import emulate
 
     name, _, rest = like.partition(":")
-    known, settings = emulate.defaults(name), {}
+    defaults, settings = emulate.defaults(name), {}
     for part in rest.split(",") if rest else []:
         key, equals, text = part.partition("=")
-        if not equals or key not in known:
+        if not equals or key not in defaults:
             raise DdimError(
-                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(known)} as key=value"
+                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(defaults)} as key=value"
             )
-        settings[key] = _value(f"--like {like}", key, text, type(known[key]))
+        settings[key] = _value(f"--like {like}", key, text, type(defaults[key]))
     return name, settings
 
 
@@ -130,22 +131,32 @@ def _value(what: str, key: str, text: str, kind: type) -> Any:
 
 def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule) -> list[str]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "goes to", "x0", "eps", "z")]
-    for one in found:
-        mine = None if one.ours is None else ours.rows[one.ours]
-        if one.theirs is None:
-            assert mine is not None
-            lines.append((str(one.ours), f"{mine.now.t:g}", f"{mine.next.t:g}", f"only in {ours.sampler}", *"..."))
+    for difference in found:
+        our_row = None if difference.ours is None else ours.rows[difference.ours]
+        if difference.theirs is None:
+            assert our_row is not None
+            lines.append(
+                (str(difference.ours), f"{our_row.now.t:g}", f"{our_row.next.t:g}", f"only in {ours.sampler}", *"...")
+            )
             continue
-        row, number = theirs.rows[one.theirs], str(one.theirs)
-        if mine is None:
+        row, number = theirs.rows[difference.theirs], str(difference.theirs)
+        if our_row is None:
             lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {theirs.sampler}", *"..."))
             continue
         times = [
-            f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}" for a, b in ((row.now, mine.now), (row.next, mine.next))
+            f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}"
+            for a, b in ((row.now, our_row.now), (row.next, our_row.next))
         ]
-        signal, _ = theirs.goes_to(one.theirs)
-        aim = schedule.time_at_angle(math.acos(min(signal, 1.0)))
-        lines.append((number, *times, f"{round(aim, 2):g}", *(_number(value) for value in (one.x0, one.eps, one.z))))
+        signal, _ = theirs.goes_to(difference.theirs)
+        target_time = schedule.time_at_angle(math.acos(min(signal, 1.0)))
+        lines.append(
+            (
+                number,
+                *times,
+                f"{round(target_time, 2):g}",
+                *(_number(value) for value in (difference.x0, difference.eps, difference.z)),
+            )
+        )
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 

@@ -23,9 +23,9 @@ def translated(text: str, command: click.Command | None) -> str:
     if command is None:
         return text
     ways: Sequence[str] = text.ways if isinstance(text, Hint) else (text,)
-    made = [_ARGUMENT.sub(lambda found: _option(found, command), way) for way in ways]
-    kept = [way for way in made if not _ARGUMENT.search(way)] if isinstance(text, Hint) else made
-    return ", or ".join(kept)
+    texts = [_ARGUMENT.sub(lambda found: _option(found, command), way) for way in ways]
+    usable = [way for way in texts if not _ARGUMENT.search(way)] if isinstance(text, Hint) else texts
+    return ", or ".join(usable)
 
 
 def _option(found: re.Match[str], command: click.Command) -> str:

@@ -69,11 +69,11 @@ def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
         return None
     try:
         height, width, channels = (int(part) for part in size.split("x"))
-        made = ImagePolicy(height=height, width=width, channels=channels)
+        policy = ImagePolicy(height=height, width=width, channels=channels)
     except (ValueError, ValidationError):
         wrong = "is not height x width x channels, with 1 or 3 channels"
         raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
-    return refit(made, fit)  # type: ignore[no-any-return]
+    return refit(policy, fit)  # type: ignore[no-any-return]
 
 
 def get_extractor(
@@ -94,14 +94,16 @@ def get_extractor(
 
     check_device(device)
     chosen = name or ("inception" if weights else extractors.choose(shape, data))
-    at = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = extractors.load(chosen, at, weights)
-    if found.shape not in (None, shape):
-        own, shown = ("x".join(map(str, one)) for one in (found.shape or (), shape))
-        raise DdimError(f"--extractor {chosen}", f"takes {own}, the pictures are {shown}", "choose another one")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = extractors.load(chosen, target, weights)
+    if loaded.shape not in (None, shape):
+        expected, actual = ("x".join(map(str, dims)) for dims in (loaded.shape or (), shape))
+        raise DdimError(f"--extractor {chosen}", f"takes {expected}, the pictures are {actual}", "choose another one")
     if name is None:
-        click.echo(f"extractor: {found.name} ({found.note})" if found.note else f"extractor: {found.name}", err=True)
-    return found
+        click.echo(
+            f"extractor: {loaded.name} ({loaded.note})" if loaded.note else f"extractor: {loaded.name}", err=True
+        )
+    return loaded
 
 
 def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
@@ -135,22 +137,22 @@ def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) ->
         total: The number of items.
         kept: Whether partial results are stored, so that the message proposes to resume.
     """
-    begun, found = time.monotonic(), None
+    started, initial = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
         task = bar.add_task(title, total=total, rate="")
         while True:
             try:
                 done = next(steps)
             except StopIteration as end:
-                made: T = end.value
-                return made
-            found = done if found is None else found
-            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
+                result: T = end.value
+                return result
+            initial = done if initial is None else initial
+            rate = (done - initial) / max(time.monotonic() - started, 1e-9)
             bar.update(task, completed=done, rate=f"{rate:.1f} images/s")
             if stopper() and done < total:
                 break
-    told = "; run the same command to go on" if kept else ""
-    click.echo(f"stopped: {title}: {done} of {total}{told}", err=True)
+    advice = "; run the same command to go on" if kept else ""
+    click.echo(f"stopped: {title}: {done} of {total}{advice}", err=True)
     raise SystemExit(stopper.code)
 
 
@@ -172,9 +174,10 @@ def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Stat
     path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
     if folder is not None:
         make_folder(folder)
-    made, _ = drive(
+    statistics, _ = drive(
         iter_measure(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None
     )
-    if made.moments.count <= made.moments.dim:
-        warn(f"{data.name}: {made.moments.count} pictures for {made.moments.dim} features: the distance means little")
-    return made
+    count, dim = statistics.moments.count, statistics.moments.dim
+    if count <= dim:
+        warn(f"{data.name}: {count} pictures for {dim} features: the distance means little")
+    return statistics

@@ -149,9 +149,9 @@ def make_any_plan(
 
     settings = {key: value for key, value in settings.items() if value is not None}
     for name in settings.keys() - model.SETTINGS:
-        kind = "real-valued data" if isinstance(model, Model) else "categories"
+        modality = "real-valued data" if isinstance(model, Model) else "categories"
         option = f"--{name.removesuffix('_x0').replace('_', '-')}"
-        raise DdimError(option, f"is not a setting of samplers over {kind}", "leave it out")
+        raise DdimError(option, f"is not a setting of samplers over {modality}", "leave it out")
     if isinstance(model, Model):
         return make_plan(model, steps, grid, sampler=sampler, **settings)
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid

@@ -36,20 +36,20 @@ def fill(
     Returns:
         The last step, when all samples are written.
     """
-    made, begun = None, time.monotonic()
+    progress, started = None, time.monotonic()
     with contextlib.closing(steps), Stopper() as stopper, progress_bar() as bar:  # closing releases the folder
         task = bar.add_task(title, total=total, rate="")
-        for made in steps:
-            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} {unit}/s")
-            if stopper() and made.done < made.total:
+        for progress in steps:
+            rate = (progress.done - progress.found) / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=progress.done, rate=f"{rate:.1f} {unit}/s")
+            if stopper() and progress.done < progress.total:
                 break
-    assert made is not None
-    if made.done < made.total:
-        told = f"stopped: {made.done} of {made.total} {what} in {out}; run the same command to make the rest"
-        click.echo(told, err=True)
+    assert progress is not None
+    if progress.done < progress.total:
+        message = f"stopped: {progress.done} of {progress.total} {what} in {out}; run the same command to make the rest"
+        click.echo(message, err=True)
         raise SystemExit(stopper.code)
-    return made
+    return progress
 
 
 @contextmanager

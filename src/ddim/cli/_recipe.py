@@ -38,8 +38,8 @@ def configure(
     from ddim.model.modality import modality_of
 
     policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
-    what = predicts or recipe.predicts
-    training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
+    prediction = predicts or recipe.predicts
+    training = {} if prediction == recipe.predicts else {"gamma": "v" if prediction == "v" else "simple"}
     categorical = _categorical(recipe, policy, changes["categorical"])
     network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
     schedule = recipe.schedule.model_dump()
@@ -48,14 +48,19 @@ def configure(
         network["categories"] = noise.size
         schedule["zero_terminal_snr"] |= noise.excludes  # required by a mask; an explicit setting is checked
     schedule |= changes["schedule"]
-    model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    model: dict[str, Any] = {
+        "schedule": schedule,
+        "predicts": prediction,
+        "network": network,
+        "data": policy.model_dump(),
+    }
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
-    made = build(ModelConfig, model, "model")
-    check_batch(made.network, train)
+    config = build(ModelConfig, model, "model")
+    check_batch(config.network, train)
     # Refuses a weight that is infinite, or of another modality.
-    modality_of(made).loss(train.gamma, torch.device("cpu"), train.times)
-    return made, train
+    modality_of(config).loss(train.gamma, torch.device("cpu"), train.times)
+    return config, train
 
 
 def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
@@ -74,5 +79,5 @@ def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[s
         if changes:
             raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
         return None
-    own = {"categories": policy.categories} if len(policy.shape) == 1 else {}
-    return recipe.categorical.model_dump() | own | changes
+    sizes = {"categories": policy.categories} if len(policy.shape) == 1 else {}
+    return recipe.categorical.model_dump() | sizes | changes

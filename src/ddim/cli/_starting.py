@@ -78,9 +78,9 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
         path = path.parent
     if path.is_file() and path.suffix == ".safetensors":
         fresh, weights = config.network.build(), read_tensors(path)[0]
-        if found := wrappers.networks(weights, {"ddim": tuple(fresh.state_dict())}, path):
-            weights, which, notes = wrappers.choose(found, True, path)
-            if found[0].where:
+        if networks := wrappers.networks(weights, {"ddim": tuple(fresh.state_dict())}, path):
+            weights, which, notes = wrappers.choose(networks, True, path)
+            if networks[0].where:
                 warn(f"--from {name}: {'; '.join((which, *notes))}")
         checkpoint.check_finite(weights, path)
         checkpoint.fill(fresh, weights, path)
@@ -92,7 +92,9 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
             key, theirs, ours = first_difference({part: was}, {part: now})
             wrong = f"has {key} {theirs!r}, the recipe {ours!r}"
             raise DdimError(f"--from {name}", wrong, "begin with a model of this recipe, or set it with --set")
-    past = model.provenance
+    provenance = model.provenance
     weights = dict(network.state_dict())
-    begun = Begun(sha256=model.sha256 or checkpoint.digest(weights), steps=past.steps, images_seen=past.images_seen)
-    return begun, weights
+    origin = Begun(
+        sha256=model.sha256 or checkpoint.digest(weights), steps=provenance.steps, images_seen=provenance.images_seen
+    )
+    return origin, weights

@@ -50,16 +50,16 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
       ddim plan mnist --steps 10 --json > plan.json && ddim check plan.json --schedule mnist
       ddim check cosine
     """
-    found: list[tuple[str, Finding]] = []
+    results: list[tuple[str, Finding]] = []
     sections = _sections(what, on, settings)
     with progress_bar(transient=True) as bar:
         task = bar.add_task("checks", total=None, rate="")
         for title, findings in sections:
             for finding in findings:
-                found.append((title, finding))
+                results.append((title, finding))
                 bar.update(task, advance=1, rate=finding.name)
-    click.echo(_as_json(what, found) if as_json else _as_table([title for title, _ in sections], found))
-    if not all(finding.passed for _, finding in found):
+    click.echo(_as_json(what, results) if as_json else _as_table([title for title, _ in sections], results))
+    if not all(finding.passed for _, finding in results):
         raise SystemExit(1)
 
 
@@ -115,8 +115,8 @@ def _read(what: str) -> Plan | Schedule | str:
     if path.is_dir() or what in bundled():
         return what
     if what.removesuffix(ZERO) in schedule.NAMED:
-        made = schedule.NAMED[what.removesuffix(ZERO)]()
-        return schedule.zero_terminal_snr(made) if what.endswith(ZERO) else made
+        named = schedule.NAMED[what.removesuffix(ZERO)]()
+        return schedule.zero_terminal_snr(named) if what.endswith(ZERO) else named
     if path.suffix or len(path.parts) > 1:
         raise DdimError(what, "no such file or folder", "give a model's folder, a plan file or a schedule's")
     names = f"a model ({', '.join(bundled())}, or a folder), a .json file or a schedule ({', '.join(schedule.NAMED)})"
@@ -167,7 +167,7 @@ def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
         }
         for title, finding in found
     ]
-    return json.dumps({"what": what, "passed": all(one.passed for _, one in found), "findings": rows}, indent=1)
+    return json.dumps({"what": what, "passed": all(result.passed for _, result in found), "findings": rows}, indent=1)
 
 
 def _finite(value: float | str) -> float | str:
@@ -177,7 +177,10 @@ def _finite(value: float | str) -> float | str:
 
 def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
     head = ("", "measured", "limit", "result", "")
-    cells = [(at, (one.name, one.value, one.limit, one.result, one.note)) for at, one in found]
+    cells = [
+        (title_of_row, (finding.name, finding.value, finding.limit, finding.result, finding.note))
+        for title_of_row, finding in found
+    ]
     widths = [max(len(row[column]) for row in (head, *(row for _, row in cells))) for column in range(4)]
 
     def line(name: str, value: str, limit: str, result: str, note: str) -> str:
@@ -186,6 +189,6 @@ def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
 
     lines = [line(*head)]
     for title in titles:
-        lines += [title, *(line(*row) for at, row in cells if at == title)]
-    results = [one.result for _, one in found]
+        lines += [title, *(line(*row) for title_of_row, row in cells if title_of_row == title)]
+    results = [finding.result for _, finding in found]
     return "\n".join([*lines, ", ".join(f"{results.count(kind)} {kind}" for kind in ("pass", "FAIL", "info"))])

@@ -102,17 +102,17 @@ def _read(
     from ddim.model import hub, importers
     from ddim.model.importers import CheckpointHints
 
-    given = [name for name, value in asdict(hints).items() if value != getattr(CheckpointHints(), name)]
-    place = hub.place(source)
-    foreign, folder = importers.is_importable(place), Path(place).is_dir()
-    if not foreign and (kind or given):
-        wrong = f"is a model of ours and says itself what {kind or given[0]} is"
+    set_hints = [name for name, value in asdict(hints).items() if value != getattr(CheckpointHints(), name)]
+    location = hub.place(source)
+    foreign, folder = importers.is_importable(location), Path(location).is_dir()
+    if not foreign and (kind or set_hints):
+        wrong = f"is a model of ours and says itself what {kind or set_hints[0]} is"
         raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
-    if foreign and folder and given:
-        raise DdimError(source, f"is a folder that says itself what {given[0]} is", "leave it out")
+    if foreign and folder and set_hints:
+        raise DdimError(source, f"is a folder that says itself what {set_hints[0]} is", "leave it out")
     if foreign and kind and (kind == "diffusers") != folder:
         raise DdimError("--from " + kind, f"does not fit {source}", "diffusers' models are folders, the others' files")
-    return hub.contents(place, hints, kind)
+    return hub.contents(location, hints, kind)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -93,22 +93,22 @@ def command(
     from ddim.evaluation.sample_folder import generate
     from ddim.model.modality import image_path
 
-    shown, operator, y = _known(loaded, picture, mask, upscale, colour)
+    shown, operator, y = _constraint(loaded, picture, mask, upscale, colour)
     if operator and clip_x0:
         raise DdimError("--clip", "is given with what is known of the image", "leave it out")
     clip = False if operator else clip_x0  # with a constraint, eps stays as the network predicts it
     plan = _plan(loaded, steps, grid, eta, start_at, clip)
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
-    making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
-    made = fill(making, f"{plan.calls} calls each", n, "variants", out)
-    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
+    generation = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
+    result = fill(generation, f"{plan.calls} calls each", n, "variants", out)
+    click.echo(f"{n} variants{result.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
     if sheet is not None:
-        known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
-        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)
+        start = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
+        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else start)
         click.echo(f"sheet: {sheet}")
 
 
-def _known(
+def _constraint(
     model: Model, path: Path, mask: Path | None, upscale: int | None, colour: bool
 ) -> tuple[Tensor, Operator | None, Tensor]:
     """The image, (1, C, H, W) in [-1, 1], the operator of the constraint, and its value for the image."""
@@ -141,19 +141,23 @@ def _mask(model: Model, path: Path, picture: Path) -> Tensor:
     from ddim.data.adjustments import Told
     from ddim.data.image import natural_policy, read_image
 
-    own, other = natural_policy(path), natural_policy(picture)
-    size, of_picture = (own.height, own.width), (other.height, other.width)
-    if size not in (of_picture, model.shape[1:]):
-        wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
+    natural, expected = natural_policy(path), natural_policy(picture)
+    size, picture_size = (natural.height, natural.width), (expected.height, expected.width)
+    if size not in (picture_size, model.shape[1:]):
+        wrong = f"is {natural.width}x{natural.height} pixels, {picture.name} is {expected.width}x{expected.height}"
         raise DdimError(path, wrong, "make it as large as the picture")
-    changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
-    told = Told()
-    kept = torch.as_tensor(read_image(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
-    if kept.all() or not kept.any():
-        used = told.deep if told.deep.count else told.plain
-        wrong = f"is {'white' if kept.all() else 'black'} all over (its values are {used.lowest} to {used.largest})"
+    changes = {"channels": 1} if size == picture_size else {"channels": 1, "box": None}
+    adjustments = Told()
+    selected = torch.as_tensor(
+        read_image(path, model.policy.model_copy(update=changes), told=adjustments)[0][:, :, 0] >= 128
+    )
+    if selected.all() or not selected.any():
+        values = adjustments.deep if adjustments.deep.count else adjustments.plain
+        wrong = (
+            f"is {'white' if selected.all() else 'black'} all over (its values are {values.lowest} to {values.largest})"
+        )
         raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
-    return kept.expand(model.shape)
+    return selected.expand(model.shape)
 
 
 def _size(model: Model, k: int) -> str:
@@ -229,6 +233,6 @@ def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
     from ddim.data.pixels import to_uint8
     from ddim.evaluation.sample_folder import read_sheet
 
-    made: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
-    page = sheet(np.concatenate(made), columns=10, zoom=2 if made[0].shape[1] <= 32 else 1)
+    images: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
+    page = sheet(np.concatenate(images), columns=10, zoom=2 if images[0].shape[1] <= 32 else 1)
     save_png(path, page)

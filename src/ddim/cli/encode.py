@@ -73,21 +73,21 @@ def command(
     from ddim.data.pixels import to_float
     from ddim.sampling.latents import LatentsFile, write_latents
 
-    way = inversion_from_options(loaded, method, steps, grid)
+    inversion = inversion_from_options(loaded, method, steps, grid)
     pictures, names = read_images(images, refit(loaded.policy, fit), split, limit)
-    begun, parts = time.monotonic(), []
+    started, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")
-        for part in loaded.encode_blocks(way, to_float(pictures)):
+        for part in loaded.encode_blocks(inversion, to_float(pictures)):
             parts.append(part)
             bar.advance(task, len(part.latents))
-            rate = bar.tasks[0].completed / (time.monotonic() - begun)
+            rate = bar.tasks[0].completed / (time.monotonic() - started)
             bar.update(task, rate=f"{rate:.1f} images/s")
     latents = torch.cat([part.latents for part in parts])
-    beside = [part.earlier for part in parts if part.earlier is not None]
-    earlier = torch.cat(beside) if beside else None
-    about = (way.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
-    write_latents(out, latents, LatentsFile(tuple(names), *about))
-    name = (way.encode_plan or way.decode_plan).name
-    how = "" if method == METHODS[0] else f"{method}, "
-    click.echo(f"{len(latents)} latents, {how}{name}, std {latents.std():.3f}: {out}")
+    second_states = [part.earlier for part in parts if part.earlier is not None]
+    earlier = torch.cat(second_states) if second_states else None
+    metadata = (inversion.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
+    write_latents(out, latents, LatentsFile(tuple(names), *metadata))
+    name = (inversion.encode_plan or inversion.decode_plan).name
+    prefix = "" if method == METHODS[0] else f"{method}, "
+    click.echo(f"{len(latents)} latents, {prefix}{name}, std {latents.std():.3f}: {out}")

@@ -114,39 +114,41 @@ def command(
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    given = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
-    sharp = {key: value for key, value in given.items() if value is not None}
-    for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
+    options = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
+    plan_settings = {key: value for key, value in options.items() if value is not None}
+    for option in options_given({key: options[key] for key in plan_settings.keys() - loaded.SETTINGS}):
         raise DdimError(option, "is of another kind of data", "leave it out")
     counts = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
-    some = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
+    cells = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **plan_settings)
     if isinstance(loaded.config.data, TextPolicy):
-        about_pictures = {"--label": label, "--images": images, "--fit": fit}
-        about_pictures |= {"--extractor": extractor or inception_weights}
-        for option in [option for option, value in about_pictures.items() if value is not None]:
+        image_options = {"--label": label, "--images": images, "--fit": fit}
+        image_options |= {"--extractor": extractor or inception_weights}
+        for option in [option for option, value in image_options.items() if value is not None]:
             raise DdimError(option, "is of pictures", "leave it out")
-        _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
+        _evaluate_text(cast("TokenModel", loaded), cells, data, split or "test", limit, out, seed, Path(model).name)
         return
-    fid_table.check(loaded, some, seed, label=label)
+    fid_table.check(loaded, cells, seed, label=label)
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if unexpected_entries(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     policy = refit(loaded.config.data, fit)
-    found = get_data(data, policy, split, limit)
-    space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
+    dataset = get_data(data, policy, split, limit)
+    feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
     with claimed(out, "cells", "reference") as owned:
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
-        fid_table.check(loaded, some, seed, Path(model).name, label, images)
-        real = reference(found, space, out / "reference")
+        fid_table.check(loaded, cells, seed, Path(model).name, label, images)
+        real = reference(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
-        made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
+        filling = fid_table.iter_fill(
+            loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, label, images
+        )
+        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
         from ddim.evaluation.report.tables import about, print_table, write_table
 
-        facts = about(loaded, Path(model).name, real, space, seed, label)
-        write_table(out, facts, made, times(loaded, made, label))
-    click.echo(print_table(made, space.metric))
+        facts = about(loaded, Path(model).name, real, feature_space, seed, label)
+        write_table(out, facts, measured, times(loaded, measured, label))
+    click.echo(print_table(measured, feature_space.metric))
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
         click.echo(f"picture: {out / 'evaluate.png'}")
@@ -195,8 +197,8 @@ def times(model: Model | TokenModel, made: Sequence[Measured], label: Label = No
     """Seconds per sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
     from ddim.evaluation.fid_table import seconds
 
-    found = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
-    return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in found.items()}
+    timings = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
+    return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in timings.items()}
 
 
 def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
@@ -210,19 +212,19 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
     Returns:
         The measured cells.
     """
-    begun, standing = time.monotonic(), None
+    started, progress = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
         task = bar.add_task("network calls", total=total, rate="")
         while True:
             try:
-                standing = next(steps)
+                progress = next(steps)
             except StopIteration as end:
                 return list(end.value or [])
-            rate = (standing.calls - standing.found) / max(time.monotonic() - begun, 1e-9)
-            cell = standing.cell
-            told = f"{cell.label}, S = {cell.steps}: {standing.done} of {cell.n}  {rate:.0f} calls/s"
-            bar.update(task, completed=standing.calls, rate=told)
-            if stopper() and standing.calls < total:
+            rate = (progress.calls - progress.found) / max(time.monotonic() - started, 1e-9)
+            cell = progress.cell
+            status = f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} calls/s"
+            bar.update(task, completed=progress.calls, rate=status)
+            if stopper() and progress.calls < total:
                 break
-    click.echo(f"stopped: {standing.calls} of {total} network calls in {out}; run the same command to go on", err=True)
+    click.echo(f"stopped: {progress.calls} of {total} network calls in {out}; run the same command to go on", err=True)
     raise SystemExit(stopper.code)

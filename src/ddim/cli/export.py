@@ -73,14 +73,14 @@ def command(
 
     output_file(out)
     settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
-    given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
-    options = options_given(given) + (["--plan"] if plan_file is not None else [])
+    plan_options = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
+    options = options_given(plan_options) + (["--plan"] if plan_file is not None else [])
     if what == "network" and options:
         raise DdimError(options[0], "is about a sampler", "say --what sampler too, or leave it out")
     loaded = load_any(model, "cpu", "float32", False)
     plan: Any = None
     if what == "sampler" and plan_file is not None:
-        plan = read_plan(loaded, plan_file, given)
+        plan = read_plan(loaded, plan_file, plan_options)
     elif what == "sampler":
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     with progress_bar(transient=True) as bar:
@@ -91,10 +91,10 @@ def command(
             except StopIteration as end:
                 written: Exported = end.value
                 break
-    _tell(written)
+    _print_summary(written)
 
 
-def _tell(made: Exported) -> None:
+def _print_summary(made: Exported) -> None:
     facts = made.facts
     name = f"sampler {facts['plan_name']}" if facts["what"] == "sampler" else "network"
     click.echo(f"{made.path}: {name}, {made.size / 1e6:.1f} MB")

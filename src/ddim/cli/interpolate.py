@@ -80,17 +80,17 @@ def command(
 
     if (seeds is None) == (images is None):
         raise DdimError("--seeds and --images", "exactly one of them is needed", "write --seeds 3,14")
-    given = (seeds or images or "").split(",")
-    blends = _blends(weights, len(given), four or frames is not None)
+    sources = (seeds or images or "").split(",")
+    blends = _blends(weights, len(sources), four or frames is not None)
     count = 11 if frames is None else frames
     if not 2 <= count <= MOST:
         raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "give a number such as 11")
-    corners = len(given) if blends else 4 if four else 2
-    if len(given) != corners:
+    corners = len(sources) if blends else 4 if four else 2
+    if len(sources) != corners:
         more = "" if four else " (four with --grid, any number with --weights)"
         name = "--seeds" if seeds else "--images"
-        raise DdimError(name, f"names {len(given)}, not {corners}", f"give {corners}{more}")
-    places = [_place(text) for text in given] if seeds else []
+        raise DdimError(name, f"names {len(sources)}, not {corners}", f"give {corners}{more}")
+    locations = [_place(text) for text in sources] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
     from ddim._io.png import save_png, sheet
@@ -99,9 +99,9 @@ def command(
     from ddim.sampling.latents import blend, slerp_grid, slerp_path
 
     plan = make_plan(loaded, steps, grid, clip_x0=False, default=50)
-    ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
+    ends = torch.cat([loaded.noise([index], seed).start() for seed, index in locations]) if locations else None
     if ends is None:
-        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50), fit)
+        ends = _encoded(loaded, tuple(sources), make_plan(loaded, steps, grid, encode=True, default=50), fit)
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:
@@ -110,11 +110,11 @@ def command(
         latents, columns = slerp_path(ends[0], ends[1], count), count
     samples = torch.cat([*loaded.run_blocks(plan, latents)])
     refuse_implausible(samples, loaded.config, force)
-    made = to_uint8(samples)
-    page = sheet(np.asarray(made), columns, zoom=2 if made.shape[1] <= 32 else 1)
-    text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(given)}
+    pixels = to_uint8(samples)
+    page = sheet(np.asarray(pixels), columns, zoom=2 if pixels.shape[1] <= 32 else 1)
+    text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
-    click.echo(f"{len(made)} pictures, {plan.name}: {out}")
+    click.echo(f"{len(pixels)} pictures, {plan.name}: {out}")
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
@@ -145,9 +145,9 @@ def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[floa
 def _place(text: str) -> tuple[int, int]:
     seed, _, index = text.partition(":")
     try:
-        found = int(seed), int(index or 0)
+        location = int(seed), int(index or 0)
     except ValueError:
         raise DdimError(f"--seeds {text}", "is neither SEED nor SEED:INDEX", "write --seeds 3,14 or 0:5,0:9") from None
-    if min(found) < 0:
+    if min(location) < 0:
         raise DdimError(f"--seeds {text}", "is negative", "give whole numbers >= 0")
-    return found
+    return location

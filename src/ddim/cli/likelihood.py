@@ -98,26 +98,26 @@ def command(
     from ddim.evaluation import likelihood_run
 
     blocks: list[likelihood_run.Block] = []
-    total, begun, found = len(pictures), time.monotonic(), None
-    words = loaded.kind.nll_unit, loaded.kind.noun
+    total, started, initial = len(pictures), time.monotonic(), None
+    nouns = loaded.kind.nll_unit, loaded.kind.noun
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
         for blocks in likelihood_run.measure(loaded, pictures, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
-            found = done if found is None else found
-            elapsed = time.monotonic() - begun
-            told = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {words[0]}  " if blocks else ""
+            initial = done if initial is None else initial
+            elapsed = time.monotonic() - started
+            status = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {nouns[0]}  " if blocks else ""
             bar.update(
                 task,
                 completed=done,
-                rate=f"{told}{(done - found) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
+                rate=f"{status}{(done - initial) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
             )
             if stopper() and done < total:
-                click.echo(f"stopped: {done} of {total} {words[1]} in {out}; run the same command to go on", err=True)
+                click.echo(f"stopped: {done} of {total} {nouns[1]} in {out}; run the same command to go on", err=True)
                 raise SystemExit(stopper.code)
-    _tell(likelihood_run.summary(blocks, request), out, *words)
+    _print_summary(likelihood_run.summary(blocks, request), out, *nouns)
     if method == "bound":
-        _draw(likelihood_run.summary(blocks, request), out / "terms.png")
+        _plot(likelihood_run.summary(blocks, request), out / "terms.png")
 
 
 def _request(model: Model | TokenModel, method: str, seed: int, settings: dict[str, Any]) -> Request:
@@ -185,13 +185,13 @@ def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     from ddim.evaluation import likelihood_run
 
     _refuse(settings, ("grid", "eta", "sigma", "draws", "sampler"), "ode")
-    given = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
-    if given.get("dequantize") == "uniform":
+    options = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
+    if options.get("dequantize") == "uniform":
         _refuse(settings, ("last_sigma",), "ode --dequantize uniform")
-    return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
+    return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **options)
 
 
-def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
+def _print_summary(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     spread = made["standard_error"]
     width = "" if spread is None else f" +- {spread:.4f} (standard error)"
     click.echo(f"{made['bits_per_dim']:.4f} {measured}{width}, {made['pictures']} {things}, {made['plan']}")
@@ -199,17 +199,17 @@ def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     if made["dequantisation"]:
         click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
     if made["method"] == "ode":
-        told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
+        error = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
         if made["solver_error_mean"] > 0.1:
             warn("the solver's error is large: give more --steps before this figure is used")
-        click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
+        click.echo(f"solver's error (half the steps): {error}; {made['probes']} probe(s) of the trace")
     else:
         inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
         click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} {measured}")
     click.echo(f"figures: {out / 'likelihood.json'}, {out / 'values.csv'}")
 
 
-def _draw(made: dict[str, Any], path: Path) -> None:
+def _plot(made: dict[str, Any], path: Path) -> None:
     """Plot the terms of the bound over t to a PNG file."""
     try:
         from matplotlib.figure import Figure

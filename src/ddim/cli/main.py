@@ -78,24 +78,24 @@ def main(argv: list[str] | None = None) -> None:
 
     An exception that no input should cause keeps its traceback and exits with 1.
     """
-    warnings.showwarning = _note  # type: ignore[assignment]
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
-    threading.excepthook = _thread_note
+    threading.excepthook = _print_thread_error
     logger = logging.getLogger("ddim")
-    logger.handlers = [_Notes()]
+    logger.handlers = [_LogLines()]
     logger.setLevel(logging.INFO)
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
-        code = _complain(_line(error, sys.argv[1:] if argv is None else argv))
+        code = _print_error(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "ddim"
-        code = _complain(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
+        code = _print_error(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
     except click.ClickException as error:
-        code = _complain(error.format_message())
+        code = _print_error(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:
@@ -103,19 +103,19 @@ def main(argv: list[str] | None = None) -> None:
         code = 1
     except OSError as error:
         place = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else "system"
-        code = _complain(f"{place}: {error.strerror or error}; check the place and try again")
+        code = _print_error(f"{place}: {error.strerror or error}; check the place and try again")
     except (ArithmeticError, MemoryError, RecursionError, RuntimeError, UnicodeError) as error:
         reason = _reason(error)
         if not reason:
             raise
-        code = _complain(reason)
+        code = _print_error(reason)
     code = code if isinstance(code, int) else 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _close(sys.stdout)
     except OSError as error:  # a full device
-        code = _complain(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
+        code = _print_error(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
         _close(sys.stdout)
     sys.exit(code)
 
@@ -147,12 +147,12 @@ def _line(error: DdimError, words: list[str]) -> str:
     return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
 
 
-def _complain(line: str) -> int:
-    _tell(f"error: {line}")
+def _print_error(line: str) -> int:
+    _print_line(f"error: {line}")
     return 2
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     """Print one line on stderr; errors in writing it are ignored."""
     try:
         click.echo(shorten(printable(" ".join(line.split())), LONGEST), err=True)
@@ -166,26 +166,26 @@ def _close(stream: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _thread_note(args: Any) -> None:
+def _print_thread_error(args: Any) -> None:
     """Print the exception that ended a thread; the command itself handles it or does without the thread."""
     if args.exc_type is not SystemExit:
-        _tell(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {args.exc_value}")
+        _print_line(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {args.exc_value}")
 
 
-class _Notes(logging.Handler):
+class _LogLines(logging.Handler):
     """Prints each log record of the library as a line, such as that it compiles."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _tell(f"note: {record.getMessage()}")
+        _print_line(f"note: {record.getMessage()}")
 
 
-def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+def _print_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
     """Print a `DdimWarning` as one line; warnings of other libraries are not shown."""
     if isinstance(message, DdimWarning):
         context = click.get_current_context(silent=True)
         command = context.command if context else None
         hint = translated(message.mend, command)
-        _tell(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
+        _print_line(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
 
 
 class Stopper:

@@ -56,19 +56,19 @@ def command(
     from ddim.model.load import load
 
     if diff and (like is None or as_json):
-        other, mend = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
-        raise DdimError("--diff", f"is given with {other}", mend)
+        other, hint = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
+        raise DdimError("--diff", f"is given with {other}", hint)
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
     loaded = load(model, "cpu")
-    made: Any
-    given: dict[str, Any] = {}
+    table: Any
+    like_settings: dict[str, Any] = {}
     if like is None:
-        made = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
+        table = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
     else:
         others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
-        made, given = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
+        table, like_settings = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
     if diff:
-        click.echo(compared(loaded, made, given, steps, grid))
+        click.echo(compared(loaded, table, like_settings, steps, grid))
     else:
-        click.echo(seal(json.dumps(json.loads(made.to_json()), indent=1)).decode() if as_json else str(made))
+        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else str(table))

@@ -70,22 +70,22 @@ def command(
     from ddim.cli._inputs import read_images
     from ddim.process.start import default_counts
 
-    given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
-    for method in chosen:
+    requested, names = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
+    for method in names:
         if method not in METHODS:
             raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
     if unexpected_entries(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
-    counts = given or default_counts(STEPS, loaded.schedule)
-    ways = [inversion_from_options(loaded, method, s, grid) for method in chosen for s in counts]
+    counts = requested or default_counts(STEPS, loaded.schedule)
+    inversions = [inversion_from_options(loaded, method, s, grid) for method in names for s in counts]
     pictures, _ = read_images(images, refit(loaded.policy, fit), split, limit)
     with claimed(out):
         remove_parts(out)
-        results, failed = _measure(loaded, ways, pictures)
+        results, failed = _measure(loaded, inversions, pictures)
         if not results:
             raise DdimError("round trips", "have all failed", "give more steps, or another method")
-        about = {
+        facts = {
             "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
             "images": len(pictures),
             "split": split,
@@ -93,8 +93,8 @@ def command(
             **loaded.conditions,
             "failed": failed,
         }
-        click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
-        _report(out, about, pictures, results)
+        click.echo(f"{len(pictures)} pictures, grid {facts['grid']}")
+        _report(out, facts, pictures, results)
 
 
 def _measure(
@@ -105,24 +105,24 @@ def _measure(
 
     results: list[tuple[Inversion, RoundTrip]] = []
     failed: list[dict[str, Any]] = []
-    begun = time.monotonic()
+    started = time.monotonic()
     with progress_bar() as bar:
         task = bar.add_task("round trips", total=len(pictures) * len(ways), rate="")
-        for way in ways:
+        for inversion in ways:
             parts = []
             try:
-                for part in round_trips(model, pictures, way):
+                for part in round_trips(model, pictures, inversion):
                     parts.append(part)
                     bar.advance(task, len(part.again))
-                    bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
+                    bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
             except DdimError as error:
                 if len(ways) == 1:
                     raise
-                warn(f"{way.method}, S = {way.decode_plan.calls}, is left out: {error}")
-                failed.append({"method": way.method, "steps": way.decode_plan.calls, "error": str(error)})
+                warn(f"{inversion.method}, S = {inversion.decode_plan.calls}, is left out: {error}")
+                failed.append({"method": inversion.method, "steps": inversion.decode_plan.calls, "error": str(error)})
                 bar.advance(task, len(pictures) - sum(len(part.again) for part in parts))
                 continue
-            results.append((way, join(parts)))
+            results.append((inversion, join(parts)))
     return results, failed
 
 
@@ -132,18 +132,18 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
 
     table = [
         {
-            "method": way.method,
-            "steps": way.decode_plan.calls,
-            "plan": way.decode_plan.name,
+            "method": inversion.method,
+            "steps": inversion.decode_plan.calls,
+            "plan": inversion.decode_plan.name,
             "mse": trip.mse,
             "standard_error": trip.standard_error,
             "rms": trip.rms,
             "max": float(trip.largest.max()),
             "latent_std": float(trip.latent_std.mean()),
-            "calls_per_step": float(trip.calls.double().mean()) / way.decode_plan.calls,
+            "calls_per_step": float(trip.calls.double().mean()) / inversion.decode_plan.calls,
             "seconds": float(trip.seconds.mean()),
         }
-        for way, trip in results
+        for inversion, trip in results
     ]
     report = {
         **about,
@@ -154,12 +154,13 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
         "rows": table,
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
-    alone = len({way.method for way, _ in results}) == 1
+    single = len({inversion.method for inversion, _ in results}) == 1
     names = [
-        f"S = {way.decode_plan.calls}" if alone else f"{way.method}, S = {way.decode_plan.calls}" for way, _ in results
+        f"S = {inversion.decode_plan.calls}" if single else f"{inversion.method}, S = {inversion.decode_plan.calls}"
+        for inversion, _ in results
     ]
     rows = [("original", pictures), *zip(names, (trip.again for _, trip in results), strict=True)]
-    shown = [(name, some[:SHOWN]) for name, some in rows]
+    shown = [(name, images[:SHOWN]) for name, images in rows]
     save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if pictures.shape[1] <= 32 else 1))
     click.echo(_HEAD)
     for line in table:

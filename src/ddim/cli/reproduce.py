@@ -93,38 +93,44 @@ def command(
     if loaded.config.needs_label:
         raise DdimError(model, "was never trained without a label", "take another model, or `ddim evaluate --label`")
     policy, T = refit(loaded.policy, fit), loaded.schedule.T
-    found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
-    space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
-    grid = grid or ("quadratic" if paper.data_set(found.name) == "CIFAR-10" else "linear")
+    dataset, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
+    feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
+    grid = grid or ("quadratic" if paper.data_set(dataset.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
-    wanted = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
-    how: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
+    requested_steps = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
+    plan_settings: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
     if loaded.schedule == linear():  # the paper's sequences end at T for every prediction type
-        how["top"] = T
-    fid_table.check(loaded, fid_table.cells(loaded, wanted, rows, Counts(n or "2"), grid, **how), seed)
+        plan_settings["top"] = T
+    fid_table.check(
+        loaded, fid_table.cells(loaded, requested_steps, rows, Counts(n or "2"), grid, **plan_settings), seed
+    )
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     if unexpected_entries(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     with claimed(out, "request.json", "cells", "reference") as owned:
-        request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
-        request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
-        request |= {"extractor": space.sha256, "compile": compile_}
+        request: dict[str, Any] = {"model": loaded.fingerprint, "data": dataset.fingerprint(), "budget": budget, "n": n}
+        request |= {"steps": requested_steps, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
+        request |= {"extractor": feature_space.sha256, "compile": compile_}
         request |= {} if clip_x0 is None else {"clip_x0": clip_x0}
         request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
         request["test"] = test.fingerprint()
         counts = settle(out / "request.json", request, loaded, len(test))
         for folder in (out, out / "cells", out / "reference", out / "pictures"):
             remove_parts(folder)
-        some = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
-        fid_table.check(loaded, some, seed, Path(model).name, None, images)
-        real = reference(found, space, out / "reference")
+        cells = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **plan_settings)
+        fid_table.check(loaded, cells, seed, Path(model).name, None, images)
+        real = reference(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
-        made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
+        filling = fid_table.iter_fill(
+            loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, None, images
+        )
+        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
         exact = load_model(model, device, "float32", compile_)
-        written = _finish(out, (loaded, exact), (real, space, Path(model).name), request, counts, made, test)
-    click.echo(written)
+        summary = _finish(
+            out, (loaded, exact), (real, feature_space, Path(model).name), request, counts, measured, test
+        )
+    click.echo(summary)
 
 
 def _finish(

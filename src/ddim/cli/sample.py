@@ -126,29 +126,28 @@ def command(
         raise DdimError("--sheet", f"would show {n} pictures, more than {SHEET}", "leave it out, or ask for fewer")
     if sheet is not None and loaded.kind.unit != "images":
         raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
-    chosen = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
+    selection = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
     if plan_file is not None:
-        given = {"like": like, **chosen, "steps": steps, **settings}
-        plan = _read_plan(loaded, plan_file, given, any_model)
+        plan_options = {"like": like, **selection, "steps": steps, **settings}
+        plan = _read_plan(loaded, plan_file, plan_options, any_model)
     elif any_model:
         raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
     elif like is not None:
-        others = chosen | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
+        others = selection | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
         plan, _ = make_like(loaded, like, steps, eta, clip_x0, others)
     else:
         if cfg_plus_plus is not None:  # the scale is defined for an unclipped ddim plan
             sampler = "ddim" if sampler == "auto" else sampler
-            unclipped = (
-                clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS
-            )  # sigma hat clips or needs a choice
+            # With sigma, the plan's own rule for clipping applies: sigma hat clips or requires a choice.
+            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS
             settings["clip_x0"] = False if unclipped else clip_x0
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
-    making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
+    generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.noun
-    made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
+    result = fill(generation, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{made.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))
@@ -161,8 +160,8 @@ def _read_plan(model: ModelBase, path: Path, given: Mapping[str, object], any_mo
     from dataclasses import replace
 
     plan: Any = read_plan(model, path, given)
-    made: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
-    return made
+    unrestricted: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
+    return unrestricted
 
 
 def _scale(plan: BasePlan[Any], guidance: float | None, lam: float | None) -> Guidance | None:

@@ -41,11 +41,14 @@ def command(
     from ddim.evaluation import from_data, iter_measure
 
     output_file(out)
-    found = get_sized(data, size, fit, split, limit)
-    space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
-    pictures = from_data(found)
-    made, _ = drive(iter_measure(pictures, space), f"features of {found.name}", pictures.count, kept=False)
-    made.moments.covariance  # raises for a single image  # noqa: B018
-    made.save(out)
-    told = f"{made.moments.count} pictures {pictures.grid}, {made.moments.dim} features of {space.name}"
-    click.echo(f"{told}: {out}")
+    dataset = get_sized(data, size, fit, split, limit)
+    feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
+    pictures = from_data(dataset)
+    statistics, _ = drive(
+        iter_measure(pictures, feature_space), f"features of {dataset.name}", pictures.count, kept=False
+    )
+    statistics.moments.covariance  # raises an error for a single image  # noqa: B018
+    statistics.save(out)
+    moments = statistics.moments
+    description = f"{moments.count} pictures {pictures.grid}, {moments.dim} features of {feature_space.name}"
+    click.echo(f"{description}: {out}")

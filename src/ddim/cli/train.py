@@ -151,16 +151,16 @@ def command(
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     from ddim.train.run_config import RunConfig, check_run_dir
 
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
-    about_text = {"--tokenizer": tokenizer, "--length": length}
-    about_pictures = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
-    about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
-    about_pictures |= {"--label-column": label_column}
-    _refuse_others(name, of_text, about_text, about_pictures)
+    text_options = {"--tokenizer": tokenizer, "--length": length}
+    image_options = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
+    image_options |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
+    image_options |= {"--label-column": label_column}
+    _refuse_others(name, of_text, text_options, image_options)
     labels = (recipe.labels or label_column is not None) if labels is None else labels
     if label_column is not None and not labels:
         raise DdimError("--label-column", "is given beside --no-labels", "leave one of them out")
@@ -180,14 +180,19 @@ def command(
     model, train = configure(recipe, changes, predicts)  # report bad settings before any image is read
     check_device(device)
     check_run_dir(out)
-    found = _find(data, model.data, split, limit, skip_unreadable, label_column)
+    dataset = _load(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
-        changes["network"]["classes"] = classes_of(data, found)
+        changes["network"]["classes"] = classes_of(data, dataset)
         model, train = configure(recipe, changes, predicts)
-    about: dict[str, Any] = {"data": found.name, "split": found.split, "limit": limit, "label_column": label_column}
-    about["data_fingerprint"] = found.fingerprint()
-    begun, weights = begin_with(source, model) if source else (None, None)
-    _train(out, RunConfig(**about, model=model, train=train, begun=begun), found, device, weights, began)
+    record: dict[str, Any] = {
+        "data": dataset.name,
+        "split": dataset.split,
+        "limit": limit,
+        "label_column": label_column,
+    }
+    record["data_fingerprint"] = dataset.fingerprint()
+    origin, weights = begin_with(source, model) if source else (None, None)
+    _train(out, RunConfig(**record, model=model, train=train, begun=origin), dataset, device, weights, start_time)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -206,7 +211,7 @@ def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     return name, recipe
 
 
-def _find(
+def _load(
     data: str, policy: Any, split: str, limit: int | None, skip_unreadable: bool, label_column: str | None
 ) -> ImageSet | TextSet:
     """Load the data set for a data policy, of images or text."""
@@ -255,14 +260,14 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
-            told = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
-            bar.update(task, completed=report.step, total=report.steps, rate=told)
+            status = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
+            bar.update(task, completed=report.step, total=report.steps, rate=status)
             if not bar.console.is_interactive and elapsed - shown >= QUIET and rate:
                 shown = elapsed
                 of = f" of about {report.steps}" if report.steps else ""
-                bar.console.print(f"step {report.step}{of}: {told}, {elapsed / 60:.0f} min")
+                bar.console.print(f"step {report.step}{of}: {status}, {elapsed / 60:.0f} min")
             if report.event:
-                bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
+                bar.console.print(f"step {report.step}: {report.event}  {status}".rstrip())
     assert report is not None
     if stopper() and not report.over:
         of = f" of {report.steps}" if report.steps else ""

@@ -66,27 +66,27 @@ def command(
         raise DdimError(f"--seed {seed}", "is outside 0..2^62-1", "choose another seed")
     loaded = load_model(model, device, dtype, compile_)
     settings = {"calls": calls, "solver": solver, "pilots": pilots, "seed": seed}
-    kept = _kept(loaded, settings)
-    found = _read(kept) if kept and not fresh else None
-    known = found is not None
-    if found is None:
-        found = _tune(loaded, settings)
-    write_json(out, found["plan"])
-    if kept and not known:
-        _keep(kept, found)
-    if known:
-        click.echo(f"tuned before, with the same model and settings: {kept} (--fresh tunes again)", err=True)
-    tuned, untuned = (f"{found[key]:.4f}" for key in ("error", "untuned_error"))
-    click.echo(f"{found['name']}, {calls} network calls: {tuned} from the converged solution, RMS on held-out pilots")
-    if found["won"]:
-        click.echo(f"best plan that is not tuned: {found['untuned']}: {untuned}")
+    cache_file = _cache_path(loaded, settings)
+    result = _read_cached(cache_file) if cache_file and not fresh else None
+    cached = result is not None
+    if result is None:
+        result = _tune(loaded, settings)
+    write_json(out, result["plan"])
+    if cache_file and not cached:
+        _store(cache_file, result)
+    if cached:
+        click.echo(f"tuned before, with the same model and settings: {cache_file} (--fresh tunes again)", err=True)
+    tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
+    click.echo(f"{result['name']}, {calls} network calls: {tuned} from the converged solution, RMS on held-out pilots")
+    if result["won"]:
+        click.echo(f"best plan that is not tuned: {result['untuned']}: {untuned}")
     else:
         click.echo("the search found nothing nearer than this, which is not tuned")
     click.echo(f"plan: {out}")
 
 
 def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
-    found = None
+    result = None
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
         for step in model.tuning(**settings):
@@ -94,31 +94,31 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
             if task is None:
                 task = tasks[step.stage] = bar.add_task(step.stage, total=step.total, rate="")
             bar.update(task, completed=step.done)
-            found = step.found or found
-    assert found is not None
+            result = step.found or result
+    assert result is not None
     return {
-        "plan": json.loads(found.plan.to_json()),
-        "name": found.plan.name,
-        "error": found.error,
-        "untuned": found.untuned.name,
-        "untuned_error": found.untuned_error,
-        "won": found.tuned_wins,
+        "plan": json.loads(result.plan.to_json()),
+        "name": result.plan.name,
+        "error": result.error,
+        "untuned": result.untuned.name,
+        "untuned_error": result.untuned_error,
+        "won": result.tuned_wins,
     }
 
 
-def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
+def _cache_path(model: Model, settings: dict[str, Any]) -> Path | None:
     """The cache file for these settings; None for a user without a home folder."""
     from ddim import __version__
     from ddim._io.atomic import user_cache
 
-    what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
-    what |= {"dtype": model.compute.name}
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+    identity = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
+    identity |= {"dtype": model.compute.name}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     cache = user_cache()
     return None if cache is None else cache / "plans" / f"{key}.json"
 
 
-def _keep(path: Path, found: dict[str, Any]) -> None:
+def _store(path: Path, found: dict[str, Any]) -> None:
     from ddim._io.atomic import make_folder
     from ddim._io.checksum import write_json
 
@@ -129,7 +129,7 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
         warn(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_cached(path: Path) -> dict[str, Any] | None:
     """The cached result, or None if the file is missing or damaged."""
     from ddim._io.checksum import read_sealed_json
     from ddim._io.reading import entry
@@ -137,9 +137,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 
     kinds = {"plan": dict, "name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
     try:
-        there = read_sealed_json(path, dict)
-        found: dict[str, Any] = {key: entry(there, key, kind, path) for key, kind in kinds.items()}
-        Plan.from_json(json.dumps(found["plan"]))
+        content = read_sealed_json(path, dict)
+        result: dict[str, Any] = {key: entry(content, key, kind, path) for key, kind in kinds.items()}
+        Plan.from_json(json.dumps(result["plan"]))
     except DdimError:
         return None
-    return found
+    return result
