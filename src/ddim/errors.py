@@ -1,4 +1,4 @@
-"""What goes wrong, said in one line: `error: <what or which file>: <what is wrong>; <how to mend it>`."""
+"""Errors and warnings, printed in one line: `error: <subject>: <problem>; <hint>`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import warnings
 from typing import Any
 
 SUBJECT, TEXT = 400, 800
-"""The most characters of an error's subject, and of what is said of it."""
+"""Maximum number of characters of an error's subject, and of its problem and its hint."""
 
 
 def printable(text: object) -> str:
-    """A name on one line that any terminal can show; what cannot be shown is escaped."""
+    """Text on one line that any terminal can show; unprintable characters are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def shorten(text: str, most: int = 120) -> str:
-    """A text of at most so many characters: of a longer one the beginning and the end are left.
+    """Shorten a text to at most `most` characters by replacing its middle with a note of its length.
 
     Args:
-        text: A value that is echoed in a message, which may be of any length.
-        most: The most characters, at least 40.
+        text: A value to repeat in a message, of any length.
+        most: The maximum number of characters, at least 40.
     """
     if len(text) <= most:
         return text
@@ -30,18 +30,18 @@ def shorten(text: str, most: int = 120) -> str:
 
 
 class Hint(str):
-    """What to do, as several ways to do it; see `either`."""
+    """A hint with several alternatives; see `either`."""
 
     ways: tuple[str, ...] = ()
 
 
 def either(*ways: str) -> Hint:
-    """A hint of several ways. Of a library it names arguments as Python has them, `fit='stretch'`.
+    """A hint with several alternatives, which name arguments as in Python, `fit='stretch'`.
 
-    The commands write an argument as their option, `--fit stretch`, and leave out ways that they have no option for.
+    The commands write an argument as their option, `--fit stretch`, and drop alternatives without such an option.
 
     Args:
-        ways: What can be done, one thing each.
+        ways: The alternatives, one action each.
     """
     made = Hint(", or ".join(ways))
     made.ways = ways
@@ -49,14 +49,14 @@ def either(*ways: str) -> Hint:
 
 
 class DdimError(ValueError):
-    """Bad input from a user. The commands print it as one line and exit with 2.
+    """An error caused by the user's input. The commands print it as one line and exit with code 2.
 
-    It can be pickled, so that it passes from one process to another, as can every subclass, whatever its arguments.
+    It can be pickled, and so passed between processes; so can every subclass, whatever its arguments.
 
     Args:
-        what: The thing or file at fault.
-        wrong: What is wrong with it.
-        mend: How to mend it.
+        what: The subject: the file or setting at fault.
+        wrong: The problem.
+        mend: The hint: how to fix it.
     """
 
     def __init__(self, what: object, wrong: str, mend: str):
@@ -64,16 +64,16 @@ class DdimError(ValueError):
         super().__init__(f"{self.what}: {self.wrong}; {self.mend}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By default the class would be called with the one message.
+        # The default calls the class with the message as its only argument.
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class DdimWarning(UserWarning):
-    """Something asked for was changed or left out; the message says what.
+    """A request was changed or partly left out, as the message explains.
 
     Args:
-        message: What, and why.
-        mend: How to have it otherwise; "" where that is plain.
+        message: What was changed, and why.
+        mend: The hint: how to avoid it; "" if that is obvious.
     """
 
     def __init__(self, message: str, mend: str = ""):
@@ -82,10 +82,10 @@ class DdimWarning(UserWarning):
 
 
 def warn(message: str, mend: str = "") -> None:
-    """Say aloud that something asked for was changed or left out (a `DdimWarning`).
+    """Emit a `DdimWarning`: a request was changed or partly left out.
 
     Args:
-        message: What was, and why.
-        mend: How to have it otherwise, see `either`.
+        message: What was changed, and why.
+        mend: The hint: how to avoid it, see `either`.
     """
     warnings.warn(DdimWarning(message, mend), stacklevel=3)

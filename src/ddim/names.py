@@ -1,4 +1,4 @@
-"""The names that options and settings take, as types and as tuples. Imports nothing, so that `--help` is fast."""
+"""The values of options and settings, as Literal types and as tuples. Imports nothing heavy, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Sampler = Literal[
     "rk4",
     "probability-flow",
 ]
-"""Samplers that commands know by name, see `ddim.samplers`."""
+"""Samplers by name, see `ddim.samplers`."""
 SAMPLER_NAMES: tuple[str, ...] = get_args(Sampler)
 
 Predicts = Literal["eps", "x0", "v"]
@@ -53,10 +53,10 @@ Method = Literal["ddim", "ddim-target", "fixed-point", "reversible", "lossless"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 DType = Literal["auto", "float32", "float32-fast", "bfloat16"]
-"""What a network computes in: "auto" is bfloat16 where the device has matrix units for it, else "float32-fast" where
-that can be had, else float32, see `ddim.nn.cpu.units.sampling_precision`. "float32-fast" is float32 by kernels of our
-own (Winograd's convolutions), the same to about 1e-5; "float32" is torch's own arithmetic, on a GPU without TF32 (but
-for gradients, which follow torch's own setting)."""
+"""Precision of a network: "auto" is bfloat16 if the device has matrix units for it, else "float32-fast" if available,
+else "float32", see `ddim.nn.cpu.units.sampling_precision`. "float32-fast" uses our own float32 kernels (Winograd
+convolutions), equal to "float32" within about 1e-5; "float32" is torch's arithmetic, on a GPU without TF32 (except for
+gradients, which follow torch's setting)."""
 DTYPES: tuple[str, ...] = get_args(DType)
 
 LossWeight = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1", "vlb"]
@@ -64,15 +64,15 @@ LossWeight = Literal["simple", "v", "x0", "min-snr", "p2", "sigmoid", "theorem1"
 LOSS_WEIGHTS: tuple[str, ...] = get_args(LossWeight)
 
 TimestepDraw = Literal["uniform", "importance"]
-"""How times are drawn: "uniform", errors being multiplied with their weight; or "importance", in proportion to their
-weight, errors counting alike. The expected gradient is the same but for a constant factor, the sum of the weights over
-T; no draw is wasted on a time that hardly counts."""
+"""How timesteps are drawn: "uniform", with errors multiplied by their weight; or "importance", in proportion to the
+weights, with equally weighted errors. The expected gradients agree up to a constant factor, the sum of the weights over
+T; importance sampling wastes no draws on timesteps of small weight."""
 
 Residency = Literal["auto", "host", "device"]
-"""Where the decoded dataset is stored: "auto" is on the device if it fits."""
+"""Where the decoded dataset is stored: "auto" is the device if it fits, else the host."""
 
 ScheduleName = Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosine", "betas"]
-"""Noise schedules, see `ddim.schedule`; "betas" stands for a list."""
+"""Noise schedules, see `ddim.schedule`; "betas" is a schedule from a list of betas."""
 SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
 
 Emulated = Literal["diffusers", "official", "openai"]

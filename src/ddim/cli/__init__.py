@@ -1,4 +1,4 @@
-"""The commands: they only translate, arguments in, iterators out.
+"""The commands: they translate options into arguments of the library and show its progress.
 
-One short file per command; files that begin with `_` are shared. Nothing imports it.
+One short file per command; files that begin with `_` are shared. No other package imports this one.
 """

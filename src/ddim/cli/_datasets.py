@@ -1,4 +1,4 @@
-"""Options about data sets that several commands share, and the reading of a set with a progress bar."""
+"""Shared options about data sets, and reading a data set with a progress bar."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ FITS = ("crop", "stretch", "exact")
 
 
 def fit_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--fit."""
-    text = "How pictures of another shape are brought to the model's: crop cuts the largest centred part out, stretch "
-    text += "keeps all of each, exact refuses any other size. [default: the model's or preset's own, mostly crop]"
+    """Add --fit."""
+    text = "How images of another shape are resized to the model's: crop cuts out the largest centred part, stretch "
+    text += "keeps the whole image, exact refuses any other size. [default: as the model was trained, mostly crop]"
     return click.option("--fit", type=click.Choice(FITS), help=text)(function)
 
 
 def label_column_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--label-column."""
+    """Add --label-column."""
     text = "The column of a table or hub data set that holds the labels. [default: label]"
     return click.option("--label-column", metavar="NAME", help=text)(function)
 
 
 def refit(policy: Any, fit: str | None) -> Any:
-    """A model's policy with the fit that --fit asks for; as it is where that is left out.
+    """A model's data policy with the fit of --fit; unchanged if `fit` is None.
 
     Raises:
-        DdimError: If it is of text.
+        DdimError: If the policy is for text and `fit` is not None.
     """
     if fit is None:
         return policy
@@ -51,7 +51,7 @@ def load_pictures(
     skip_unreadable: bool = False,
     label_column: str | None = None,
 ) -> ImageSet:
-    """The pictures of a command's DATA argument, with a progress bar, see `ddim.data.load`."""
+    """Load the images of a command's DATA argument with a progress bar, see `ddim.data.load`."""
     from ddim.data import iter_load
 
     with progress_bar(transient=True) as bar:

@@ -1,4 +1,4 @@
-"""`--like`: the plan of another code, and in which rows it differs from ours."""
+"""`--like`: the plan of another library, and the rows in which it differs from ours."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _CLIPPING = {"diffusers": "clip_sample", "openai": "clip_denoised"}
 
 
 def like_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--like."""
-    text = f"Emulate a library with its quirks: {', '.join(EMULATED)} (the DDIM authors' is official); settings follow "
-    text += "a colon, as in diffusers:spacing=trailing,steps_offset=1, see ddim.emulate."
+    """Add --like."""
+    text = f"Emulate another library's sampler, quirks included: {', '.join(EMULATED)} (official is the DDIM authors' "
+    text += "code). Settings follow a colon, as in diffusers:spacing=trailing,steps_offset=1; see ddim.emulate."
     return click.option("--like", metavar="NAME", help=text)(function)
 
 
@@ -35,49 +35,50 @@ def make_like(
     clip_x0: bool | None,
     others: Mapping[str, Any],
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan that --like asks for, and its settings.
+    """The plan of --like, and its settings.
 
     Args:
-        model: A model of either kind.
-        like: What was given.
-        steps: S; 20 if None.
-        eta: That of --eta.
-        clip_x0: That of --clip.
-        others: Options that cannot go with it; None where they were not given.
+        model: A model of any modality.
+        like: The value of --like.
+        steps: S; 20 if None, or T if that is smaller.
+        eta: The value of --eta.
+        clip_x0: The value of --clip.
+        others: Options that cannot be combined with --like; None for those not passed.
 
     Raises:
-        DdimError: If they were, or a setting is not one of that code's.
+        DdimError: If one of `others` was passed, the model is of discrete data, or a setting does not exist in that
+            library.
     """
     from ddim.interop import emulate
     from ddim.model.image import Model
     from ddim.model.importers import diffusers
 
     for option in (name for name, value in others.items() if value is not None):
-        wrong = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
-        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", wrong)
+        hint = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
+        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", hint)
     if not isinstance(model, Model):
         raise DdimError("--like", "is for real-valued pictures, the data are categories", "leave it out")
     name, settings = _parsed(like)
-    own = diffusers.emulation(model.config) if name == "diffusers" else {}
-    given, settings = settings, own | settings
-    told = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
-    for key, value in told.items():
-        if value is not None and key in given:
+    defaults = diffusers.emulation(model.config) if name == "diffusers" else {}
+    explicit, settings = settings, defaults | settings
+    options = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
+    for key, value in options.items():
+        if value is not None and key in explicit:
             raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
         settings |= {} if value is None else {key: value}
-    some = min(20, model.schedule.T) if steps is None else steps
-    return emulate.plan(name, model.schedule, some, **settings), settings
+    count = min(20, model.schedule.T) if steps is None else steps
+    return emulate.plan(name, model.schedule, count, **settings), settings
 
 
 def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
-    """What --diff prints: the two tables, and by how much which rows differ.
+    """The output of --diff: the two tables, and the rows that differ with their differences.
 
     Args:
-        model: The model, of pictures.
+        model: The model, of images.
         theirs: The plan of --like.
-        settings: Its settings.
-        steps: S of ours, where there is a grid.
-        grid: The grid of ours; the same times if None.
+        settings: The settings of `theirs`.
+        steps: S of our plan, if `grid` is not None.
+        grid: The timesteps of our plan; those of `theirs` if None.
     """
     from ddim.interop import emulate
     from ddim.plan.diff import clipping, differences
@@ -88,30 +89,31 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
         ours = emulate.reference_plan(theirs, eta, sigma)
     else:
         ours = make_plan(model, steps, grid, None if sigma else eta, sigma, theirs.clip_x0)
-    found = differences(theirs, ours)
+    differing = differences(theirs, ours)
     rows = max(theirs.calls, ours.calls)
     lines = [
         f"compared: {theirs.name} with {ours.name}, {'rows of one time' if grid is None else 'row after row'}",
-        *(f"clipping differs: {told}" for told in [clipping(theirs, ours)] if told),
-        f"rows that differ: {len(found)} of {rows}" + (f", {theirs.sampler} less {ours.sampler}" if found else ""),
-        *(_table(found, theirs, ours, model.schedule) if found else []),
+        *(f"clipping differs: {text}" for text in [clipping(theirs, ours)] if text),
+        f"rows that differ: {len(differing)} of {rows}"
+        + (f", {theirs.sampler} less {ours.sampler}" if differing else ""),
+        *(_table(differing, theirs, ours, model.schedule) if differing else []),
     ]
     return "\n".join([str(theirs), "", str(ours), "", *lines])
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:
-    """A name and settings from `name:key=value,...`."""
+    """The library's name and the settings in `name:key=value,...`."""
     from ddim.interop import emulate
 
     name, _, rest = like.partition(":")
-    known, settings = emulate.defaults(name), {}
+    defaults, settings = emulate.defaults(name), {}
     for part in rest.split(",") if rest else []:
         key, equals, text = part.partition("=")
-        if not equals or key not in known:
+        if not equals or key not in defaults:
             raise DdimError(
-                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(known)} as key=value"
+                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(defaults)} as key=value"
             )
-        settings[key] = _value(f"--like {like}", key, text, type(known[key]))
+        settings[key] = _value(f"--like {like}", key, text, type(defaults[key]))
     return name, settings
 
 
@@ -129,22 +131,32 @@ def _value(what: str, key: str, text: str, kind: type) -> Any:
 
 def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule) -> list[str]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "goes to", "x0", "eps", "z")]
-    for one in found:
-        mine = None if one.ours is None else ours.rows[one.ours]
-        if one.theirs is None:
-            assert mine is not None
-            lines.append((str(one.ours), f"{mine.now.t:g}", f"{mine.next.t:g}", f"only in {ours.sampler}", *"..."))
+    for difference in found:
+        our_row = None if difference.ours is None else ours.rows[difference.ours]
+        if difference.theirs is None:
+            assert our_row is not None
+            lines.append(
+                (str(difference.ours), f"{our_row.now.t:g}", f"{our_row.next.t:g}", f"only in {ours.sampler}", *"...")
+            )
             continue
-        row, number = theirs.rows[one.theirs], str(one.theirs)
-        if mine is None:
+        row, number = theirs.rows[difference.theirs], str(difference.theirs)
+        if our_row is None:
             lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {theirs.sampler}", *"..."))
             continue
         times = [
-            f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}" for a, b in ((row.now, mine.now), (row.next, mine.next))
+            f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}"
+            for a, b in ((row.now, our_row.now), (row.next, our_row.next))
         ]
-        signal, _ = theirs.goes_to(one.theirs)
-        aim = schedule.time_at_angle(math.acos(min(signal, 1.0)))
-        lines.append((number, *times, f"{round(aim, 2):g}", *(_number(value) for value in (one.x0, one.eps, one.z))))
+        signal, _ = theirs.goes_to(difference.theirs)
+        target_time = schedule.time_at_angle(math.acos(min(signal, 1.0)))
+        lines.append(
+            (
+                number,
+                *times,
+                f"{round(target_time, 2):g}",
+                *(_number(value) for value in (difference.x0, difference.eps, difference.z)),
+            )
+        )
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 

@@ -1,4 +1,4 @@
-"""The pictures of a command's IMAGES arguments."""
+"""Reading the images or text of a command's arguments."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 def read_images(
     images: tuple[str, ...], policy: ImagePolicy, split: str | None, limit: int | None
 ) -> tuple[np.ndarray, list[str]]:
-    """Picture files, or one data set, on the model's grid.
+    """Read image files, or one data set, at the model's resolution.
 
     Args:
-        images: Picture files; or one folder, parquet file, hub name or "digits".
-        policy: The model's.
-        split: Which part of a data set.
-        limit: At most so many.
+        images: Image files; or one folder, parquet file, hub name or "digits".
+        policy: The model's data policy.
+        split: Split of a data set; "train" if None.
+        limit: Maximum number of images; all if None.
 
     Returns:
-        uint8, (N, H, W, C), and a name for each.
+        The images, uint8, (N, H, W, C), and a name for each.
 
     Raises:
-        DdimError: If something cannot be read.
+        DdimError: If an image cannot be read, `limit` is less than 1, or `split` is passed with image files.
     """
     from ddim import data
     from ddim.data.adjustments import Told
@@ -40,39 +40,39 @@ def read_images(
     if limit is not None and limit < 1:
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
     suffix = Path(images[0]).suffix.lower()
-    alone = len(images) == 1
-    if alone and images[0] == "digits" and policy.shape == (28, 28, 1):
-        found = data.digits_as_mnist(split or "train", limit)
-    elif alone and (Path(images[0]).is_dir() or suffix in ("", ".parquet")):
-        found = data.load(images[0], policy, split or "train", limit)
+    single = len(images) == 1
+    if single and images[0] == "digits" and policy.shape == (28, 28, 1):
+        dataset = data.digits_as_mnist(split or "train", limit)
+    elif single and (Path(images[0]).is_dir() or suffix in ("", ".parquet")):
+        dataset = data.load(images[0], policy, split or "train", limit)
     else:
         if split is not None:
             raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
-        chosen = images[:limit]
-        told = Told()
-        read = np.stack([read_image(Path(name), policy, told=told)[0] for name in chosen])
-        told.say(chosen[0] if len(chosen) == 1 else f"{len(chosen)} files", len(chosen), policy, alone=True)
-        return read, list(chosen)
-    return found.batch(range(len(found))), [found.names(i) for i in range(len(found))]
+        files = images[:limit]
+        adjustments = Told()
+        arrays = np.stack([read_image(Path(name), policy, told=adjustments)[0] for name in files])
+        adjustments.say(files[0] if len(files) == 1 else f"{len(files)} files", len(files), policy, alone=True)
+        return arrays, list(files)
+    return dataset.batch(range(len(dataset))), [dataset.names(i) for i in range(len(dataset))]
 
 
 def read_items(
     data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None, fit: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
-    """What a model's likelihood is measured of: its pictures, or the sequences of its text, one after another.
+    """Read the items whose likelihood is measured: images, or consecutive sequences of a text.
 
     Args:
-        data: As `read_images`; or one text.
+        data: As for `read_images`; or one text.
         model: The model.
-        split: Which part of a data set.
-        limit: At most so many.
-        fit: --fit, for pictures.
+        split: Split of a data set; "train" if None.
+        limit: Maximum number of items; all if None.
+        fit: The value of --fit, for images.
 
     Returns:
-        uint8, (N, H, W, C), or int64, (N, L), and a name for each.
+        Images, uint8, (N, H, W, C), or tokens, int64, (N, L), and a name for each item.
 
     Raises:
-        DdimError: If something cannot be read.
+        DdimError: If an item cannot be read, `limit` is less than 1, or more than one text is passed.
     """
     from ddim.data.text import TextPolicy, load_text
 
@@ -83,20 +83,20 @@ def read_items(
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
     if len(data) > 1:
         raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
-    found = load_text(data[0], policy, split or "train")
-    items = found.apart()
-    if (left := len(found.ids) - items.size) and limit is None:
-        warn(f"{found.name}: the last {left} tokens, less than a sequence, are left out")
-    names = [f"{found.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]
+    text = load_text(data[0], policy, split or "train")
+    items = text.apart()
+    if (left := len(text.ids) - items.size) and limit is None:
+        warn(f"{text.name}: the last {left} tokens, less than a sequence, are left out")
+    names = [f"{text.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]
     return items[:limit], names[:limit]
 
 
 def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
-    """A picture file on the model's grid, uint8 (H, W, C); what it loses on the way is said."""
+    """Read an image file at the model's resolution, uint8 (H, W, C); lossy changes are reported."""
     from ddim.data.adjustments import Told
     from ddim.data.image import read_image
 
-    told = Told()
-    made, _ = read_image(path, policy, told=told)
-    told.say(str(path), 1, policy, alone=True)
-    return made
+    adjustments = Told()
+    image, _ = read_image(path, policy, told=adjustments)
+    adjustments.say(str(path), 1, policy, alone=True)
+    return image

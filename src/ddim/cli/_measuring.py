@@ -1,4 +1,4 @@
-"""What the commands that measure quality share: the extractor, the data, and statistics with a bar."""
+"""Shared parts of commands that measure sample quality: extractor, data, and statistics with a progress bar."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ T = TypeVar("T")
 
 
 def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--extractor and --inception-weights."""
+    """Add --extractor and --inception-weights."""
     for option in (
         click.option(
             "--inception-weights",
             type=click.Path(path_type=Path),
-            help="A local file of Inception's weights; by default they are downloaded on first use.",
+            help="Local file of Inception weights; by default they are downloaded on first use.",
         ),
         click.option(
             "--extractor",
-            help="The feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), "
-            "or a file of TorchScript or torch.export, which is run. [default: the bundled one that fits]",
+            help="Feature space: inception (its distance is FID), a bundled one (digits28, clothing28, colour32), or a "
+            "TorchScript or torch.export file, whose code is run. [default: the bundled one that fits the data]",
         ),
     ):
         function = option(function)
@@ -43,21 +43,22 @@ def extractor_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def table_grid_option(default: str) -> Callable[..., Any]:
-    """--grid by name: a list of times has one S, a table has several."""
-    text = f"Times at which the network is called: {', '.join(SPACINGS)}. [default: {default}]"
+    """Add --grid, by name only: a list of timesteps fixes S, and a table has several S."""
+    text = f"Rule that spaces the timesteps: {', '.join(SPACINGS)}. [default: {default}]"
     return click.option("--grid", type=click.Choice(SPACINGS), metavar="NAME", help=text)
 
 
 def size_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--size, --fit."""
-    text = "With --size: whether pictures of another shape are cropped, or stretched. [default: crop]"
+    """Add --size and --fit."""
+    text = "With --size, for images of another shape: crop cuts out the largest centred part, stretch keeps the whole "
+    text += "image, exact refuses any other size. [default: crop]"
     function = click.option("--fit", type=click.Choice(FITS), help=text)(function)
-    text = "Bring pictures to height x width x channels, such as 32x32x3. [default: as they are, which must then be "
-    return click.option("--size", help=text + "of one size]")(function)
+    text = "Resize images to height x width x channels, such as 32x32x3. [default: not resized; all must have one size]"
+    return click.option("--size", help=text)(function)
 
 
 def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
-    """The grid that --size and --fit ask for; None where --size is left out."""
+    """The data policy of --size and --fit; None without --size."""
     from pydantic import ValidationError
 
     from ddim.data import ImagePolicy
@@ -68,24 +69,24 @@ def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
         return None
     try:
         height, width, channels = (int(part) for part in size.split("x"))
-        made = ImagePolicy(height=height, width=width, channels=channels)
+        policy = ImagePolicy(height=height, width=width, channels=channels)
     except (ValueError, ValidationError):
         wrong = "is not height x width x channels, with 1 or 3 channels"
         raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
-    return refit(made, fit)  # type: ignore[no-any-return]
+    return refit(policy, fit)  # type: ignore[no-any-return]
 
 
 def get_extractor(
     name: str | None, weights: Path | None, shape: tuple[int, int, int], data: str, device: str | None
 ) -> Extractor:
-    """The extractor asked for, or the bundled one that fits, which is said.
+    """The requested extractor, or else the bundled one that fits, which is then printed.
 
     Args:
-        name: --extractor.
-        weights: --inception-weights.
-        shape: (H, W, C) of the pictures.
-        data: The data set's name, by which one of two that fit is chosen.
-        device: --device.
+        name: The value of --extractor.
+        weights: The value of --inception-weights.
+        shape: (H, W, C) of the images.
+        data: The data set's name, which decides if two bundled extractors fit.
+        device: The value of --device.
     """
     import torch
 
@@ -93,18 +94,20 @@ def get_extractor(
 
     check_device(device)
     chosen = name or ("inception" if weights else extractors.choose(shape, data))
-    at = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    found = extractors.load(chosen, at, weights)
-    if found.shape not in (None, shape):
-        own, shown = ("x".join(map(str, one)) for one in (found.shape or (), shape))
-        raise DdimError(f"--extractor {chosen}", f"takes {own}, the pictures are {shown}", "choose another one")
+    target = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = extractors.load(chosen, target, weights)
+    if loaded.shape not in (None, shape):
+        expected, actual = ("x".join(map(str, dims)) for dims in (loaded.shape or (), shape))
+        raise DdimError(f"--extractor {chosen}", f"takes {expected}, the pictures are {actual}", "choose another one")
     if name is None:
-        click.echo(f"extractor: {found.name} ({found.note})" if found.note else f"extractor: {found.name}", err=True)
-    return found
+        click.echo(
+            f"extractor: {loaded.name} ({loaded.note})" if loaded.note else f"extractor: {loaded.name}", err=True
+        )
+    return loaded
 
 
 def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: int | None) -> ImageSet:
-    """The data set of a command's argument; "digits" in the look of MNIST where the grid is 28x28."""
+    """The data set of a command's DATA argument; "digits" at 28x28 is made to look like MNIST."""
     from ddim.data import digits_as_mnist
 
     if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
@@ -113,7 +116,7 @@ def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: in
 
 
 def get_sized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
-    """The pictures of a command that has --size and --fit, instead of a model with a policy."""
+    """The images of a command that takes their resolution from --size and --fit instead of a model."""
     from ddim.data.image import MisfitError
 
     policy = size_policy(size, fit)
@@ -126,40 +129,40 @@ def get_sized(data: str, size: str | None, fit: str | None, split: str | None, l
 
 
 def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
-    """Go through a generator of counts with a bar, and exit with a signal's code where one asks to stop.
+    """Run a generator of counts with a progress bar; on a signal, stop and exit with its code.
 
     Args:
-        steps: Yields how many are done.
-        title: What is being done.
-        total: How many there are.
-        kept: Whether what was done is kept, for the message.
+        steps: Yields the number of items done; its return value is returned.
+        title: The text before the bar.
+        total: The number of items.
+        kept: Whether partial results are stored, so that the message proposes to resume.
     """
-    begun, found = time.monotonic(), None
+    started, initial = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
         task = bar.add_task(title, total=total, rate="")
         while True:
             try:
                 done = next(steps)
             except StopIteration as end:
-                made: T = end.value
-                return made
-            found = done if found is None else found
-            rate = (done - found) / max(time.monotonic() - begun, 1e-9)
+                result: T = end.value
+                return result
+            initial = done if initial is None else initial
+            rate = (done - initial) / max(time.monotonic() - started, 1e-9)
             bar.update(task, completed=done, rate=f"{rate:.1f} images/s")
             if stopper() and done < total:
                 break
-    told = "; run the same command to go on" if kept else ""
-    click.echo(f"stopped: {title}: {done} of {total}{told}", err=True)
+    advice = "; run the same command to go on" if kept else ""
+    click.echo(f"stopped: {title}: {done} of {total}{advice}", err=True)
     raise SystemExit(stopper.code)
 
 
 def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
-    """Statistics of a data set, kept in a folder if one is given.
+    """Statistics of a data set.
 
     Args:
         data: The data.
         extractor: The feature space.
-        folder: Where they are kept and gone on with.
+        folder: Where the statistics are stored, and resumed from; not stored if None.
     """
     from ddim._io.atomic import make_folder
     from ddim.evaluation import from_data, iter_measure
@@ -171,9 +174,10 @@ def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Stat
     path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
     if folder is not None:
         make_folder(folder)
-    made, _ = drive(
+    statistics, _ = drive(
         iter_measure(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None
     )
-    if made.moments.count <= made.moments.dim:
-        warn(f"{data.name}: {made.moments.count} pictures for {made.moments.dim} features: the distance means little")
-    return made
+    count, dim = statistics.moments.count, statistics.moments.dim
+    if count <= dim:
+        warn(f"{data.name}: {count} pictures for {dim} features: the distance means little")
+    return statistics

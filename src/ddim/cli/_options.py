@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ddim.plan.base import BasePlan
     from ddim.plan.plan import Plan
 
-_GRID_HELP = f"Times at which the network is called: {', '.join(SPACINGS)}, or rising times such as 1,250,1000."
+_GRID_HELP = f"Timesteps: a rule ({', '.join(SPACINGS)}), or an increasing list such as 1,250,1000."
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callable[..., Any]:
-    """--device, --dtype, --compile."""
+    """Add --device, --dtype and --compile."""
     for option in (
         click.option("--compile", "compile_", is_flag=True, help="Run the network through torch.compile."),
         click.option(
@@ -38,74 +38,82 @@ def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callabl
             type=click.Choice(["auto", "float32", "float32-fast", "bfloat16"]),
             default=dtype,
             show_default=True,
-            help="What the network computes in; auto is bfloat16 where the device has matrix units for it, else "
-            "float32-fast, by kernels of our own (to 1e-5), where that can be had; float32 is without approximations.",
+            help="Precision of the network: auto is bfloat16 if the device has matrix units for it, else float32-fast "
+            "(our own kernels, equal to float32 within 1e-5) if available, else float32, without approximations.",
         ),
-        click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one."),
+        click.option("--device", help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]"),
     ):
         function = option(function)
     return function
 
 
 def label_of(text: str | None) -> Any:
-    """What --label says: a number, "each", or nothing."""
+    """The value of --label: a number, "each", or None."""
     if text is None or text == "each" or text.lstrip("-").isdigit():
         return text if text in (None, "each") else int(text)
     raise DdimError(f"--label {text}", "is no label", "give a number, or each for the labels in turn")
 
 
 def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --dtype, --compile for encoding, where the network's rounding would limit what comes back."""
+    """Add --device, --dtype and --compile for encoding: float32 by default, as rounding limits the reconstruction."""
     return device_options(function, "float32")
 
 
 def grid_option(*names: str, default: str = SPACINGS[0]) -> Decorator:
-    """--grid, or another name where that one is taken; None where it is left out."""
+    """Add --grid, or another name if the command uses that one; None if it is not passed."""
     return click.option(*(names or ("--grid",)), "grid", help=f"{_GRID_HELP} [default: {default}]")
 
 
 def steps_option(default: int) -> Decorator:
-    """--steps; left out with a grid that is a list of times."""
-    text = "S, the number of network calls; left out with a list of times. "
-    text += f"[default: {default}, or as many as the model has times]"
+    """Add --steps; not passed if --grid is a list of timesteps."""
+    text = "Number S of sampling steps, one network evaluation each in most samplers; not with a list of timesteps. "
+    text += f"[default: {default}, or T if the model has fewer timesteps]"
     return click.option("--steps", type=int, help=text)
 
 
 def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--sampler."""
-    text = "auto: what docs/solvers.md recommends at so many steps, where nothing else is said; else ddim, which alone "
-    text += f"adds noise. One of auto, {', '.join(SAMPLER_NAMES)}."
+    """Add --sampler."""
+    text = "auto is what docs/solvers.md recommends for this number of steps, or ddim with --grid, --eta or --sigma. "
+    text += f"Only ddim adds noise. One of auto, {', '.join(SAMPLER_NAMES)}."
     return click.option("--sampler", default="auto", show_default=True, help=text)(function)
 
 
 def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--eta, --sigma, --clip."""
+    """Add --eta, --sigma and --clip."""
     function = clip_option(function)
     for option in (
         click.option(
             "--sigma",
-            help="'hat' for the paper's larger noise; 'learned' for the network's own; 'optimal' for the variance that "
-            "fits the model's own error, with the mean of --eta; or one standard deviation per step. All but 'optimal' "
-            "instead of --eta.",
+            help="Noise of the steps: hat is the paper's larger noise; learned is the network's own; optimal is the "
+            "variance that fits the model's measured error, with the mean of --eta; or a list, one standard deviation "
+            "per step. Only optimal can be combined with --eta.",
         ),
-        click.option("--eta", type=float, help="0 is DDIM, 1 is DDPM. [default: 0]"),
+        click.option("--eta", type=float, help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
         function = option(function)
     return function
 
 
 def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """--temperature, --top-p."""
+    """Add --temperature and --top-p."""
     for option in (
-        click.option("--top-p", type=float, help="Categories: only the likeliest, up to this sum. [default: 1]"),
-        click.option("--temperature", type=float, help="Categories: below 1 the prediction is sharper. [default: 1]"),
+        click.option(
+            "--top-p",
+            type=float,
+            help="Discrete data: sample only from the likeliest tokens, up to this total probability. [default: 1]",
+        ),
+        click.option(
+            "--temperature",
+            type=float,
+            help="Discrete data: temperature of the prediction; below 1 it is sharper. [default: 1]",
+        ),
     ):
         function = option(function)
     return function
 
 
 def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model | TokenModel:
-    """The model of a command's MODEL argument, whatever its data."""
+    """Load the model of a command's MODEL argument, of any modality."""
     from ddim.model.load import load
 
     check_device(device)
@@ -116,7 +124,7 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
 
 
 def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
-    """The model of a command's MODEL argument, which must be one of real-valued pictures."""
+    """Load the model of a command's MODEL argument, which must be one of real-valued images."""
     from ddim.model.image import Model
 
     model = load_any(name, device, dtype, compile_, **settings)
@@ -126,7 +134,7 @@ def load_model(name: str, device: str | None, dtype: str, compile_: bool, **sett
 
 
 def check_device(device: str | None) -> None:
-    """Refuse a device that is not there."""
+    """Refuse a device that does not exist."""
     from ddim.model.devices import usable
 
     if device is not None:
@@ -136,14 +144,14 @@ def check_device(device: str | None) -> None:
 def make_any_plan(
     model: Model | TokenModel, steps: int | None, grid: str | None, sampler: str, **settings: Any
 ) -> BasePlan[Any]:
-    """The plan that a command's options ask for, of a model of either kind; options left out are None."""
+    """The plan of a command's options, for a model of any modality; options not passed are None."""
     from ddim.model.image import Model
 
     settings = {key: value for key, value in settings.items() if value is not None}
     for name in settings.keys() - model.SETTINGS:
-        kind = "real-valued data" if isinstance(model, Model) else "categories"
+        modality = "real-valued data" if isinstance(model, Model) else "categories"
         option = f"--{name.removesuffix('_x0').replace('_', '-')}"
-        raise DdimError(option, f"is not a setting of samplers over {kind}", "leave it out")
+        raise DdimError(option, f"is not a setting of samplers over {modality}", "leave it out")
     if isinstance(model, Model):
         return make_plan(model, steps, grid, sampler=sampler, **settings)
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
@@ -162,7 +170,7 @@ def make_plan(
     sampler: str = "ddim",
     top: int | None = None,
 ) -> Plan:
-    """The plan that a command's options ask for; `default` is its number of steps where none is given."""
+    """The plan of a command's options, for a model of images; `default` is the number of steps if `steps` is None."""
     if eta is not None and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
     sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
@@ -173,19 +181,19 @@ def make_plan(
 
 
 def read_plan(model: ModelBase, path: Path, given: Mapping[str, object]) -> BasePlan[Any]:
-    """The plan of --plan, over the model's kind of data; beside it none of the options given may have a value."""
+    """Read the plan of --plan for the model's modality; no option in `given` may have a value."""
     for option in options_given(given):
         raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
     return model.kind.read_plan(read_text(path, JSON_BYTES, "write one with `ddim plan MODEL --json`"), str(path))
 
 
 def options_given(given: Mapping[str, object]) -> list[str]:
-    """The options that have a value, as they are written."""
+    """The options that have a value, as written on the command line."""
     return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in given.items() if value is not None]
 
 
 def numbers(text: str | None, name: str) -> list[float]:
-    """A list of numbers separated by commas."""
+    """Parse numbers separated by commas."""
     try:
         return [float(part) for part in (text or "").split(",")]
     except ValueError:
@@ -193,7 +201,7 @@ def numbers(text: str | None, name: str) -> list[float]:
 
 
 def whole_numbers(text: str, name: str) -> list[int]:
-    """A list of whole numbers separated by commas."""
+    """Parse whole numbers separated by commas."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
@@ -201,7 +209,7 @@ def whole_numbers(text: str, name: str) -> list[int]:
 
 
 def output_file(path: Path) -> Path:
-    """A file to be written, its folder checked before any work is done."""
+    """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent
     if path.is_dir():
         raise DdimError(path, "is a folder", "give a file name")

@@ -1,4 +1,4 @@
-"""A folder of pictures being filled: the bar, the stop in between, and what is said of it."""
+"""Progress bars, and running a generator that fills a folder with samples."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ if TYPE_CHECKING:
 def fill(
     steps: Generator[Made, None, None], title: str, total: int, what: str, out: Path, unit: str = "images"
 ) -> Made:
-    """Go through a bulk sampling or decoding, and exit with a signal's code where one asks to stop.
+    """Run a bulk sampling or decoding with a progress bar; on a signal, stop and exit with its code.
 
     Args:
-        steps: What `ddim.evaluation.sample_folder` yields.
-        title: What is being done.
-        total: How many pictures are asked for.
-        what: What they are called.
+        steps: The generator of `ddim.evaluation.sample_folder`.
+        title: The text before the bar.
+        total: The number of samples requested.
+        what: The noun for samples in messages.
         out: The folder.
-        unit: What is counted per second.
+        unit: The unit of the rate, per second.
 
     Returns:
-        The last step, when all are there.
+        The last step, when all samples are written.
     """
-    made, begun = None, time.monotonic()
-    with contextlib.closing(steps), Stopper() as stopper, progress_bar() as bar:  # closed, it lets go of the folder
+    progress, started = None, time.monotonic()
+    with contextlib.closing(steps), Stopper() as stopper, progress_bar() as bar:  # closing releases the folder
         task = bar.add_task(title, total=total, rate="")
-        for made in steps:
-            rate = (made.done - made.found) / max(time.monotonic() - begun, 1e-9)
-            bar.update(task, completed=made.done, rate=f"{rate:.1f} {unit}/s")
-            if stopper() and made.done < made.total:
+        for progress in steps:
+            rate = (progress.done - progress.found) / max(time.monotonic() - started, 1e-9)
+            bar.update(task, completed=progress.done, rate=f"{rate:.1f} {unit}/s")
+            if stopper() and progress.done < progress.total:
                 break
-    assert made is not None
-    if made.done < made.total:
-        told = f"stopped: {made.done} of {made.total} {what} in {out}; run the same command to make the rest"
-        click.echo(told, err=True)
+    assert progress is not None
+    if progress.done < progress.total:
+        message = f"stopped: {progress.done} of {progress.total} {what} in {out}; run the same command to make the rest"
+        click.echo(message, err=True)
         raise SystemExit(stopper.code)
-    return made
+    return progress
 
 
 @contextmanager
 def progress_bar(transient: bool = False) -> Iterator[Progress]:
-    """A bar with count, rate and time left, on stderr; where that is no terminal, one line at the end.
+    """A progress bar with count, rate and time left, on stderr; without a terminal, one line at the end.
 
     Args:
-        transient: Whether it vanishes when done, as it always does when something goes wrong.
+        transient: Whether the bar is removed when done; it is always removed after an exception.
     """
     from rich.console import Console
     from rich.progress import (

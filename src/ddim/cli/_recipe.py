@@ -1,4 +1,4 @@
-"""A preset with the changes that `ddim train` is asked for."""
+"""A training preset with the changes of the options of `ddim train`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def put(changes: dict[str, dict[str, Any]], setting: str) -> None:
-    """Put a KEY=VALUE such as network.channels=96 into the changes; the value is JSON, or else a word."""
+    """Add a KEY=VALUE such as network.channels=96 to `changes`; the value is JSON, or else a string."""
     key, equals, text = setting.partition("=")
     part, _, name = key.partition(".")
     if not equals or part not in changes or not name:
@@ -30,7 +30,7 @@ def put(changes: dict[str, dict[str, Any]], setting: str) -> None:
 def configure(
     recipe: Preset, changes: dict[str, dict[str, Any]], predicts: str | None
 ) -> tuple[ModelConfig, TrainConfig]:
-    """A preset with changes; the network's size follows the pictures'."""
+    """The model and training configurations of a preset with changes; the network's size follows the data's."""
     import torch
 
     from ddim._io.limits import check_batch
@@ -38,28 +38,33 @@ def configure(
     from ddim.model.modality import modality_of
 
     policy = build(type(recipe.data), recipe.data.model_dump() | changes["data"], "data")
-    what = predicts or recipe.predicts
-    training = {} if what == recipe.predicts else {"gamma": "v" if what == "v" else "simple"}
+    prediction = predicts or recipe.predicts
+    training = {} if prediction == recipe.predicts else {"gamma": "v" if prediction == "v" else "simple"}
     categorical = _categorical(recipe, policy, changes["categorical"])
     network: dict[str, Any] = recipe.network.model_dump() | _network(recipe, policy) | changes["network"]
     schedule = recipe.schedule.model_dump()
     if categorical:
         noise = build(CategoricalConfig, categorical, "categorical")
         network["categories"] = noise.size
-        schedule["zero_terminal_snr"] |= noise.excludes  # what a mask needs; said otherwise, it is refused
+        schedule["zero_terminal_snr"] |= noise.excludes  # required by a mask; an explicit setting is checked
     schedule |= changes["schedule"]
-    model: dict[str, Any] = {"schedule": schedule, "predicts": what, "network": network, "data": policy.model_dump()}
+    model: dict[str, Any] = {
+        "schedule": schedule,
+        "predicts": prediction,
+        "network": network,
+        "data": policy.model_dump(),
+    }
     model["categorical"] = categorical
     train = build(TrainConfig, recipe.train.model_dump() | training | changes["train"], "training")
-    made = build(ModelConfig, model, "model")
-    check_batch(made.network, train)
-    # Refuses a weight that is infinite, or another kind's.
-    modality_of(made).loss(train.gamma, torch.device("cpu"), train.times)
-    return made, train
+    config = build(ModelConfig, model, "model")
+    check_batch(config.network, train)
+    # Refuses a weight that is infinite, or of another modality.
+    modality_of(config).loss(train.gamma, torch.device("cpu"), train.times)
+    return config, train
 
 
 def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
-    """What of the network's shape follows the data's."""
+    """The network settings that follow from the shape of the data."""
     if len(policy.shape) == 1:
         return {"length": policy.length}
     scale = policy.height / recipe.data.height  # type: ignore[union-attr]  # attention stays at its level
@@ -69,10 +74,10 @@ def _network(recipe: Preset, policy: Any) -> dict[str, Any]:
 
 
 def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[str, Any] | None:
-    """The categories: a text's are as many as its vocabulary has."""
+    """The categorical settings: text has as many categories as its vocabulary; None for real-valued data."""
     if recipe.categorical is None:
         if changes:
             raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
         return None
-    own = {"categories": policy.categories} if len(policy.shape) == 1 else {}
-    return recipe.categorical.model_dump() | own | changes
+    sizes = {"categories": policy.categories} if len(policy.shape) == 1 else {}
+    return recipe.categorical.model_dump() | sizes | changes

@@ -1,4 +1,4 @@
-"""What `ddim train` begins with: a length of time, the labels or words of its data, the weights of another model."""
+"""Inputs of `ddim train`: the time budget, the labels or vocabulary of the data, the initial weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
 
 
 def seconds(text: str) -> float:
-    """A length of time such as 25min, 90s or 1h30min, in seconds.
+    """A duration such as 25min, 90s or 1h30min, in seconds.
 
     Raises:
-        DdimError: If it is none.
+        DdimError: If it is not a duration.
     """
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text)
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
@@ -33,10 +33,10 @@ def seconds(text: str) -> float:
 
 
 def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
-    """How many labels a data set has.
+    """The number of labels of a data set.
 
     Raises:
-        DdimError: If it has none.
+        DdimError: If it has no labels.
     """
     from ddim.data import ImageSet
     from ddim.data.labels import complaint
@@ -48,21 +48,24 @@ def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
 
 
 def vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
-    """What a text's tokens are: a tokenizer's, or all of its characters."""
+    """The vocabulary of a text: a tokenizer's tokens, or all characters of the text."""
     from ddim.data.text import characters, read_tokenizer
 
     return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
 
 
 def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]]:
-    """A model's weights, to begin a training of another with, and what is written of that.
+    """Read the initial weights of a training from a model, and the record of their origin.
 
     Args:
-        name: As for `ddim.load`, or a safetensors file of such a network's weights alone.
+        name: As for `ddim.load`, or a safetensors file that holds only the weights of such a network.
         config: The model to train.
 
+    Returns:
+        The record, and the weights as a state dict.
+
     Raises:
-        DdimError: If there is no such model, or its network, schedule or prediction is another.
+        DdimError: If there is no such model, or its network, schedule or prediction differs from `config`.
     """
     from ddim._io.atomic import sha256
     from ddim._io.safetensors import read_tensors
@@ -75,9 +78,9 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
         path = path.parent
     if path.is_file() and path.suffix == ".safetensors":
         fresh, weights = config.network.build(), read_tensors(path)[0]
-        if found := wrappers.networks(weights, {"ddim": tuple(fresh.state_dict())}, path):
-            weights, which, notes = wrappers.choose(found, True, path)
-            if found[0].where:
+        if networks := wrappers.networks(weights, {"ddim": tuple(fresh.state_dict())}, path):
+            weights, which, notes = wrappers.choose(networks, True, path)
+            if networks[0].where:
                 warn(f"--from {name}: {'; '.join((which, *notes))}")
         checkpoint.check_finite(weights, path)
         checkpoint.fill(fresh, weights, path)
@@ -89,7 +92,9 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
             key, theirs, ours = first_difference({part: was}, {part: now})
             wrong = f"has {key} {theirs!r}, the recipe {ours!r}"
             raise DdimError(f"--from {name}", wrong, "begin with a model of this recipe, or set it with --set")
-    past = model.provenance
+    provenance = model.provenance
     weights = dict(network.state_dict())
-    begun = Begun(sha256=model.sha256 or checkpoint.digest(weights), steps=past.steps, images_seen=past.images_seen)
-    return begun, weights
+    origin = Begun(
+        sha256=model.sha256 or checkpoint.digest(weights), steps=provenance.steps, images_seen=provenance.images_seen
+    )
+    return origin, weights

@@ -24,21 +24,21 @@ SHOWN = 12
 @click.command("calibrate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the model with its table.")
-@click.option("--split", default="train", show_default=True, help="Which part of the data.")
-@click.option("--limit", type=int, default=1000, show_default=True, help="At most so many pictures at each time.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the calibrated model.")
+@click.option("--split", default="train", show_default=True, help="Split of the data.")
+@click.option("--limit", type=int, default=1000, show_default=True, help="Maximum number of images per timestep.")
 @click.option(
     "--times",
     "count",
     type=int,
     default=100,
     show_default=True,
-    help="At most so many times: 1..10, T, and equal steps of log-SNR; linear between them.",
+    help="Maximum number of timesteps: 1..10, T, and equal steps of log-SNR; the table is linear between them.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
 @fit_option
 @label_column_option
-@click.option("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one.")
+@click.option("--device", help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")
 def command(
     model: str,
     data: str,
@@ -51,10 +51,11 @@ def command(
     label_column: str | None,
     device: str | None,
 ) -> None:
-    """Measure the error of MODEL at each time on DATA, and write the model with that table to --out.
+    """Measure the error of MODEL at each timestep on DATA, and write the model with that error table to --out.
 
-    The optimal reverse variance, `--sigma optimal`, is made of it. Models of `ddim train` have a table from their
-    training; this is for those that have none, and for a closer look: it is the averaged network that is measured.
+    The optimal reverse variance, `ddim sample --sigma optimal`, is computed from this table. Models trained by `ddim
+    train` have a table from training; use this command for other models, or for a more accurate table: it measures the
+    averaged network.
 
     \b
     Example:
@@ -73,33 +74,33 @@ def command(
     config = loaded.config
     times = choose_times(loaded.schedule, count)
     check_same_model(out, config.sha256)
-    found = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
-    labels = found.labels if config.network.classes else None
+    dataset = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
+    labels = dataset.labels if config.network.classes else None
     if config.network.classes and labels is None:
-        wrong, mend = complaint(found.label_columns, "give labelled pictures")
+        problem, hint = complaint(dataset.label_columns, "give labelled pictures")
         if config.needs_label:
-            raise DdimError(data, f"{wrong}, and this model was never trained without", mend)
-        warn(f"{data}: {wrong}: the error is measured without", mend)
+            raise DdimError(data, f"{problem}, and this model was never trained without", hint)
+        warn(f"{data}: {problem}: the error is measured without", hint)
     make_folder(out.parent)
     measured: list[Measured] = []
-    begun, pictures = time.monotonic(), found.batch(range(len(found)))
+    started, pictures = time.monotonic(), dataset.batch(range(len(dataset)))
     with progress_bar() as bar:
-        task = bar.add_task(f"{len(times)} times", total=len(times) * len(found), rate="")
-        for one in error_table(loaded, pictures, times, seed, labels):
-            measured.append(one)
-            bar.advance(task, len(found))
-            bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
-    error = complete(times, [one.error for one in measured], loaded.schedule.T)
-    told = f"calibrate {found.name} ({found.split}), {len(found)} pictures"
-    origin = config.provenance.model_copy(update={"error_from": told})
-    with Stopper():  # one Ctrl-C does not stop the writing
-        known = config.model_copy(update={"error": error, "provenance": origin})
+        task = bar.add_task(f"{len(times)} times", total=len(times) * len(dataset), rate="")
+        for measurement in error_table(loaded, pictures, times, seed, labels):
+            measured.append(measurement)
+            bar.advance(task, len(dataset))
+            bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
+    error = complete(times, [measurement.error for measurement in measured], loaded.schedule.T)
+    description = f"calibrate {dataset.name} ({dataset.split}), {len(dataset)} pictures"
+    origin = config.provenance.model_copy(update={"error_from": description})
+    with Stopper():  # a first Ctrl-C does not interrupt writing
+        calibrated = config.model_copy(update={"error": error, "provenance": origin})
         if config.sha256:
-            copy(place(model), out, known)
-        else:  # another code's, which is no folder of ours
-            write(out, known, loaded.network.state_dict())
+            copy(place(model), out, calibrated)
+        else:  # another library's model, which has no folder in our format
+            write(out, calibrated, loaded.network.state_dict())
     _show(measured)
-    click.echo(f"{len(times)} times, {len(found)} pictures: {out}")
+    click.echo(f"{len(times)} times, {len(dataset)} pictures: {out}")
 
 
 def _pictures(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:
@@ -114,5 +115,5 @@ def _show(measured: list[Measured]) -> None:
     click.echo("    t   error in eps   standard error")
     last = len(measured) - 1
     for place in sorted({round(i * last / (SHOWN - 1)) for i in range(SHOWN)}):
-        one = measured[place]
-        click.echo(f"{one.t:5d}   {one.error:12.6f}   {one.standard_error:14.1e}")
+        row = measured[place]
+        click.echo(f"{row.t:5d}   {row.error:12.6f}   {row.standard_error:14.1e}")

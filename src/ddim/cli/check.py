@@ -28,20 +28,20 @@ ZERO = "+zero-terminal-snr"
 
 @click.command("check")
 @click.argument("what")
-@click.option("--data", help="For a model: pictures to check it on, a data set or one file. [default: its own samples]")
-@click.option("--split", help="Which part of the data: train or test.")
-@click.option("--limit", type=int, help=f"At most so many pictures. [default: {LIMIT}]")
-@click.option("--quick", is_flag=True, help="For a model: fewer samples, times and steps.")
-@click.option("--device", help="For a model: cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--data", help="Check a model on these images: a data set or one file. [default: its own samples]")
+@click.option("--split", help="Split of the data: train or test.")
+@click.option("--limit", type=int, help=f"Maximum number of images. [default: {LIMIT}]")
+@click.option("--quick", is_flag=True, help="Check a model with fewer samples, timesteps and steps.")
+@click.option("--device", help="Device for a model: cpu, cuda, ... [default: a GPU if there is one]")
 @fit_option
-@click.option("--schedule", "on", help="For a plan: the model or schedule that its levels must come from.")
+@click.option("--schedule", "on", help="Check that a plan's levels come from this model or schedule.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
-    """Hold WHAT against the theory: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
+    """Verify WHAT: a model, a plan file (.json) or a schedule (linear, cosine, ..., or a .json file).
 
-    A schedule's file holds a list of betas, or the `schedule` part of a model's config.json. Exit code 0: all is as it
-    must be; 1: something deviates, marked FAIL; 2: bad input. Times that are off by one, nothing here can tell, and a
-    network on a wrong schedule may pass.
+    A schedule file holds a list of betas, or the `schedule` part of a model's config.json. Exit codes: 0, all checks
+    pass; 1, a check fails, marked FAIL; 2, bad input. The checks cannot detect timesteps that are off by one, and a
+    network with a wrong schedule may pass.
 
     \b
     Examples:
@@ -50,21 +50,21 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
       ddim plan mnist --steps 10 --json > plan.json && ddim check plan.json --schedule mnist
       ddim check cosine
     """
-    found: list[tuple[str, Finding]] = []
+    results: list[tuple[str, Finding]] = []
     sections = _sections(what, on, settings)
     with progress_bar(transient=True) as bar:
         task = bar.add_task("checks", total=None, rate="")
         for title, findings in sections:
             for finding in findings:
-                found.append((title, finding))
+                results.append((title, finding))
                 bar.update(task, advance=1, rate=finding.name)
-    click.echo(_as_json(what, found) if as_json else _as_table([title for title, _ in sections], found))
-    if not all(finding.passed for _, finding in found):
+    click.echo(_as_json(what, results) if as_json else _as_table([title for title, _ in sections], results))
+    if not all(finding.passed for _, finding in results):
         raise SystemExit(1)
 
 
 def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
-    """What is to be checked, each part with its title; all input is read here."""
+    """The checks to run, each part with its title; all input is read here."""
     from ddim import check
     from ddim.plan.plan import Plan
 
@@ -105,7 +105,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
 
 
 def _read(what: str) -> Plan | Schedule | str:
-    """A plan, a schedule, or the name of a model."""
+    """The plan or schedule that `what` names, or the name of a model unchanged."""
     from ddim.model.checkpoint import bundled
     from ddim.process import schedule
 
@@ -115,8 +115,8 @@ def _read(what: str) -> Plan | Schedule | str:
     if path.is_dir() or what in bundled():
         return what
     if what.removesuffix(ZERO) in schedule.NAMED:
-        made = schedule.NAMED[what.removesuffix(ZERO)]()
-        return schedule.zero_terminal_snr(made) if what.endswith(ZERO) else made
+        named = schedule.NAMED[what.removesuffix(ZERO)]()
+        return schedule.zero_terminal_snr(named) if what.endswith(ZERO) else named
     if path.suffix or len(path.parts) > 1:
         raise DdimError(what, "no such file or folder", "give a model's folder, a plan file or a schedule's")
     names = f"a model ({', '.join(bundled())}, or a folder), a .json file or a schedule ({', '.join(schedule.NAMED)})"
@@ -124,7 +124,7 @@ def _read(what: str) -> Plan | Schedule | str:
 
 
 def _file(path: Path) -> Plan | Schedule:
-    """A plan, whether or not it is a right one, or a schedule."""
+    """The plan, unchecked, or the schedule in a file."""
     from ddim._io.reading import list_of, parse_json, read_bytes
     from ddim.model.config import ScheduleConfig, parse
     from ddim.plan.plan import Plan
@@ -145,7 +145,7 @@ def _file(path: Path) -> Plan | Schedule:
 
 
 def _schedule(name: str) -> Schedule:
-    """The schedule of a model, or one by name or file."""
+    """The schedule of a model, or a schedule by name or file."""
     from ddim.model.checkpoint import read
     from ddim.plan.plan import Plan
 
@@ -167,17 +167,20 @@ def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
         }
         for title, finding in found
     ]
-    return json.dumps({"what": what, "passed": all(one.passed for _, one in found), "findings": rows}, indent=1)
+    return json.dumps({"what": what, "passed": all(result.passed for _, result in found), "findings": rows}, indent=1)
 
 
 def _finite(value: float | str) -> float | str:
-    """JSON has no infinities; they are written as words."""
+    """The value, with infinities and NaN as strings, which JSON does not have."""
     return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
 def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
     head = ("", "measured", "limit", "result", "")
-    cells = [(at, (one.name, one.value, one.limit, one.result, one.note)) for at, one in found]
+    cells = [
+        (title_of_row, (finding.name, finding.value, finding.limit, finding.result, finding.note))
+        for title_of_row, finding in found
+    ]
     widths = [max(len(row[column]) for row in (head, *(row for _, row in cells))) for column in range(4)]
 
     def line(name: str, value: str, limit: str, result: str, note: str) -> str:
@@ -186,6 +189,6 @@ def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
 
     lines = [line(*head)]
     for title in titles:
-        lines += [title, *(line(*row) for at, row in cells if at == title)]
-    results = [one.result for _, one in found]
+        lines += [title, *(line(*row) for title_of_row, row in cells if title_of_row == title)]
+    results = [finding.result for _, finding in found]
     return "\n".join([*lines, ", ".join(f"{results.count(kind)} {kind}" for kind in ("pass", "FAIL", "info"))])

@@ -21,28 +21,30 @@ KINDS = ("diffusers", "official", "openai", "lucidrains")
 
 @click.command("convert")
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
-@click.option("--to", type=click.Choice(["ddim", "diffusers"]), default="ddim", show_default=True)
-@click.option("--from", "kind", type=click.Choice(KINDS), help="Whose code it is; found by its names if left out.")
-@click.option("--size", help="Pixels: 32, or 32x48 (height x width); a file of weights does not say.")
-@click.option("--schedule", help="Noise schedule by name, such as linear or cosine; likewise.")
-@click.option("--times", type=int, help="T, its number of times; likewise.")
-@click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts; likewise.")
-@click.option("--heads", type=int, help="Attention heads; likewise.")
-@click.option("--head-channels", type=int, help="Channels of an attention head, instead of --heads.")
-@click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI's codes: use_new_attention_order is new.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option(
+    "--to", type=click.Choice(["ddim", "diffusers"]), default="ddim", show_default=True, help="Target format."
+)
+@click.option("--from", "kind", type=click.Choice(KINDS), help="Source library. [default: detected by its names]")
+@click.option("--size", help="Resolution, 32 or 32x48 (height x width), if missing in SOURCE.")
+@click.option("--schedule", help="Noise schedule by name, such as linear or cosine, if missing in SOURCE.")
+@click.option("--times", type=int, help="Number of timesteps T, if missing in SOURCE.")
+@click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="Prediction of the network, if missing.")
+@click.option("--heads", type=int, help="Number of attention heads, if missing in SOURCE.")
+@click.option("--head-channels", type=int, help="Channels per attention head, instead of --heads.")
+@click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI models: new is use_new_attention_order.")
 @click.option(
     "--rescale-times/--no-rescale-times",
     default=None,
-    help="OpenAI's codes, T other than 1000: whether the network was told (t - 1) 1000 / T.",
+    help="OpenAI models with T other than 1000: whether the network takes (t - 1) 1000 / T as its timestep.",
 )
-@click.option("--no-ema", is_flag=True, help="Take the weights as trained where there are averaged ones too.")
+@click.option("--no-ema", is_flag=True, help="Use the raw weights even if there are averaged (EMA) weights.")
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
-    help="What weights are stored in, with --to ddim.",
+    help="Precision in which weights are stored, with --to ddim.",
 )
 def command(
     source: str,
@@ -60,9 +62,9 @@ def command(
     no_ema: bool,
     dtype: str,
 ) -> None:
-    """Bring SOURCE (a diffusers folder or hub id, a checkpoint of another code, or a model of ours) into another form.
+    """Convert SOURCE: a diffusers folder or hub id, a checkpoint of another library, or a model of this one.
 
-    Every choice that was read or assumed is printed. Nothing in a checkpoint is ever executed.
+    Every setting that is read or assumed is printed. Nothing in a checkpoint is ever executed.
 
     \b
     Examples:
@@ -96,21 +98,21 @@ def command(
 def _read(
     source: str, hints: CheckpointHints, kind: str | None
 ) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
-    """Configuration, weights and notes of any source."""
+    """The configuration, weights and notes of any source."""
     from ddim.model import hub, importers
     from ddim.model.importers import CheckpointHints
 
-    given = [name for name, value in asdict(hints).items() if value != getattr(CheckpointHints(), name)]
-    place = hub.place(source)
-    foreign, folder = importers.is_importable(place), Path(place).is_dir()
-    if not foreign and (kind or given):
-        wrong = f"is a model of ours and says itself what {kind or given[0]} is"
+    set_hints = [name for name, value in asdict(hints).items() if value != getattr(CheckpointHints(), name)]
+    location = hub.place(source)
+    foreign, folder = importers.is_importable(location), Path(location).is_dir()
+    if not foreign and (kind or set_hints):
+        wrong = f"is a model of ours and says itself what {kind or set_hints[0]} is"
         raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
-    if foreign and folder and given:
-        raise DdimError(source, f"is a folder that says itself what {given[0]} is", "leave it out")
+    if foreign and folder and set_hints:
+        raise DdimError(source, f"is a folder that says itself what {set_hints[0]} is", "leave it out")
     if foreign and kind and (kind == "diffusers") != folder:
         raise DdimError("--from " + kind, f"does not fit {source}", "diffusers' models are folders, the others' files")
-    return hub.contents(place, hints, kind)
+    return hub.contents(location, hints, kind)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 @click.command("decode")
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder for the pictures.")
-@click.option("--method", type=click.Choice(METHODS), help="The method that encoded. [default: as in the file]")
-@click.option("--steps", type=int, help="S, the number of network calls. [default: as encoded]")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created or resumed."
+)
+@click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
+@click.option("--steps", type=int, help="Number S of network evaluations. [default: as encoded]")
 @grid_option(default="as encoded")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
 @force_option
 @exact_device_options
 def command(
@@ -45,7 +47,7 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Turn LATENTS, a file that `ddim encode` wrote, back into pictures, with eta = 0 and the plan in the file.
+    """Decode LATENTS, a file written by `ddim encode`, into images, with eta = 0 and the plan in the file.
 
     \b
     Example:
@@ -68,33 +70,33 @@ def command(
         raise DdimError(latents, f"was encoded with method {file.method!r}", f"this ddim knows {', '.join(METHODS)}")
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
-    plan, start, beside = _decoding(loaded, str(latents), states, file, steps, grid)
-    making = decode(loaded, plan, out, start, file.names, Path(model).name, beside, force)
-    made = fill(making, "decoding", len(start), "pictures", out)
-    click.echo(f"{made.total} pictures{made.before}, {plan.name}: {image_path(out, 0)} ...")
+    plan, start, second_states = _decoding(loaded, str(latents), states, file, steps, grid)
+    decoding = decode(loaded, plan, out, start, file.names, Path(model).name, second_states, force)
+    result = fill(decoding, "decoding", len(start), "pictures", out)
+    click.echo(f"{result.total} pictures{result.before}, {plan.name}: {image_path(out, 0)} ...")
     if sheet is not None:
-        pictures = read_sheet(out, range(made.total))
-        save_png(sheet, make_sheet(pictures, columns=max(1, round(made.total**0.5))))
+        pictures = read_sheet(out, range(result.total))
+        save_png(sheet, make_sheet(pictures, columns=max(1, round(result.total**0.5))))
         click.echo(f"sheet: {sheet}")
 
 
 def _decoding(
     model: Model, name: str, latents: Tensor, file: LatentsFile, steps: int | None, grid: str | None
 ) -> tuple[Plan, Tensor, list[Tensor]]:
-    """The plan, the states it starts from and those beside; what makes the result differ is said."""
-    whole = file.plan.calls + len(file.plan.before)
+    """The plan, its initial states and the second states of two-step plans; warns if the result will differ."""
+    total = file.plan.calls + len(file.plan.before)
     plan, start = file.plan, latents
-    beside: list[Tensor] = []
+    second_states: list[Tensor] = []
     if steps is not None or grid is not None:
         listed = grid is not None and grid[:1].isdigit()
-        asked = inversion_from_options(model, file.method, whole if steps is None and not listed else steps, grid)
-        plan = file.plan if asked.resume_plan.rows == file.plan.rows else asked.decode_plan
-        if plan is asked.decode_plan:
-            told = " from x_T alone, so approximately" if file.earlier is not None else ""
-            warn(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{told}")
+        requested = inversion_from_options(model, file.method, total if steps is None and not listed else steps, grid)
+        plan = file.plan if requested.resume_plan.rows == file.plan.rows else requested.decode_plan
+        if plan is requested.decode_plan:
+            note = " from x_T alone, so approximately" if file.earlier is not None else ""
+            warn(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{note}")
     if file.earlier is not None and plan is file.plan:
-        start, beside = file.earlier, [latents]
+        start, second_states = file.earlier, [latents]
     others = file.other_conditions(model.conditions)
     if others and file.method not in METHODS[:2]:
         warn(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")
-    return plan, start, beside
+    return plan, start, second_states

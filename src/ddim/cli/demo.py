@@ -27,16 +27,16 @@ STEPS = (5, 10, 20, 50, 100)
     default="demo",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="A folder for the pictures.",
+    help="Folder for the figures.",
 )
 @click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")
 @click.option(
     "--mnist",
-    help="MNIST, a folder; default: ./mnist or ./data/mnist, else scikit-learn's digits.",
+    help="Folder with MNIST. [default: ./mnist or ./data/mnist, else scikit-learn's digits]",
 )
 @device_options
 def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
-    """Sample the same 32 seeds with 5 to 100 network calls, interpolate, encode and decode digits, and write a text.
+    """Sample 32 latents with 5 to 100 network evaluations, interpolate, encode and decode digits, and sample a text.
 
     \b
     Example:
@@ -57,7 +57,7 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
 
 
 def _consistency(model: Model, path: Path) -> Path:
-    """The same seeds at every number of steps: with eta = 0 they give the same digits."""
+    """Sample the same latents with every number of steps: with eta = 0 they give the same digits."""
     import torch
 
     from ddim._io.png import labelled_rows, save_png
@@ -70,11 +70,11 @@ def _consistency(model: Model, path: Path) -> Path:
         task = bar.add_task("sampling", total=sum(steps for steps, _ in jobs) * SEEDS, rate="")
         for steps, eta in jobs:
             plan = model.plan(steps, eta=eta)
-            begun, blocks = time.monotonic(), []
+            started, blocks = time.monotonic(), []
             for block in model.sample_blocks(plan, range(SEEDS), seed=0):
                 blocks.append(block)
                 bar.advance(task, len(block) * plan.calls)
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started
             table.append(f"{plan.name:36} {plan.calls:13d} {SEEDS / seconds:9.1f}")
             rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(blocks))))
     click.echo("\n".join(table))
@@ -93,8 +93,8 @@ def _interpolation(model: Model, path: Path) -> Path:
     plan, rows = model.plan(50), []
     for first, last in ((0, 1), (2, 3), (4, 5)):
         ends = model.noise([first, last], seed=0).start()
-        made = torch.cat([*model.run_blocks(plan, slerp_path(ends[0], ends[1], 11))])
-        rows.append((f"{first} to {last}", to_uint8(made)))
+        images = torch.cat([*model.run_blocks(plan, slerp_path(ends[0], ends[1], 11))])
+        rows.append((f"{first} to {last}", to_uint8(images)))
     save_png(path, labelled_rows(rows, "Slerp between two latents, S = 50, eta = 0", zoom=2))
     return path
 
@@ -106,13 +106,13 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
     source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
     if source:
-        found, label = data.load(source, model.policy, "test", SHOWN), "MNIST test digits"
+        dataset, label = data.load(source, model.policy, "test", SHOWN), "MNIST test digits"
     else:
-        found, label = (
+        dataset, label = (
             data.digits_as_mnist("test", SHOWN),
             "scikit-learn's 8x8 digits brought to 28x28, contrast raised",
         )
-    pictures = found.batch(range(len(found)))
+    pictures = dataset.batch(range(len(dataset)))
     rows, errors = [("original", pictures)], []
     for steps in (10, 50):
         trip = join(list(round_trips(model, pictures, model.inversion(steps=steps))))
@@ -124,7 +124,7 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
 
 def _text(device: str | None, dtype: str, compile_: bool) -> str:
-    """A sample of the model of categories that comes with the package."""
+    """A sample of the bundled model of text, with a heading."""
     from ddim.model.tokens import TokenModel
 
     model = load_any(TEXT, device, dtype, compile_, micro_batch=1)
@@ -132,10 +132,10 @@ def _text(device: str | None, dtype: str, compile_: bool) -> str:
     plan = model.plan(32, eta=0.1, temperature=0.4)
     with progress_bar(transient=True) as bar:
         task = bar.add_task("sampling text", total=1, rate="")
-        [made] = model.text(model.sample(1, seed=0, plan=plan))
+        [text] = model.text(model.sample(1, seed=0, plan=plan))
         bar.advance(task)
     rule = "-" * 60
-    return f"{TEXT}: {plan.name}, {plan.calls} network calls\n{rule}\n{made}\n{rule}"
+    return f"{TEXT}: {plan.name}, {plan.calls} network calls\n{rule}\n{text}\n{rule}"
 
 
 _PLACES = (Path("mnist"), Path("data/mnist"))

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 @click.command("distance")
 @click.argument("samples")
 @click.argument("data")
-@click.option("--split", help="Which part of SAMPLES, where it is a data set. [default: train]")
-@click.option("--against-split", help="Which part of DATA, where it is a data set. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures of each that is no file.")
+@click.option("--split", help="Split of SAMPLES, if it is a data set. [default: train]")
+@click.option("--against-split", help="Split of DATA, if it is a data set. [default: train]")
+@click.option("--limit", type=int, help="Maximum number of images of each set that is not a statistics file.")
 @size_option
 @extractor_options
-@click.option("--any-protocol", is_flag=True, help="Compare what was made in different ways.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write the figures as JSON.")
-@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--any-protocol", is_flag=True, help="Compare statistics even if their protocols differ.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the results as JSON.")
+@click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     samples: str,
     data: str,
@@ -40,7 +40,9 @@ def command(
     out: Path | None,
     device: str | None,
 ) -> None:
-    """The distance of SAMPLES from DATA: each a samples folder, any folder, parquet files, or a statistics file.
+    """Measure the distance of SAMPLES from DATA: FID or another Frechet distance, KID, precision and recall.
+
+    Each is a samples folder, any folder of images, parquet files, or a statistics file.
 
     \b
     Examples:
@@ -65,30 +67,32 @@ def command(
             if part is not None:
                 raise DdimError(source, "is a statistics file, which has no splits", "leave the split out")
             return read_statistics(Path(source))
-        found = get_sized(source, size, fit, part, limit)
-        space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
-        pictures = from_data(found)
-        return drive(iter_measure(pictures, space), f"features of {found.name}", pictures.count, kept=False)[0]
+        dataset = get_sized(source, size, fit, part, limit)
+        feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
+        pictures = from_data(dataset)
+        return drive(iter_measure(pictures, feature_space), f"features of {dataset.name}", pictures.count, kept=False)[
+            0
+        ]
 
     first, second = measured(samples, split), measured(data, against_split)
     if not any_protocol:
         check_comparable(first, second)
     figures = distances(first, second, any_protocol=any_protocol)
-    own = first.protocol
-    metric = metric_name(own.extractor, own.extractor_sha256)
+    protocol = first.protocol
+    metric = metric_name(protocol.extractor, protocol.extractor_sha256)
     spread = "" if figures["fd_error"] is None else f" +- {number(figures['fd_error'], 2)} (standard error)"
-    click.echo(f"{metric} {figures['fd']:.5g}{spread}, {own.count} pictures against {second.protocol.count}")
+    click.echo(f"{metric} {figures['fd']:.5g}{spread}, {protocol.count} pictures against {second.protocol.count}")
     if figures["fd_limit"] is not None:
-        told = f"{figures['fd_limit']:.4g} +- {number(figures['fd_limit_error'], 2)} (of the extrapolation)"
-        click.echo(f"of infinitely many samples: {told}")
+        estimate = f"{figures['fd_limit']:.4g} +- {number(figures['fd_limit_error'], 2)} (of the extrapolation)"
+        click.echo(f"of infinitely many samples: {estimate}")
     if figures["kid"] is not None:
         click.echo(f"KID {figures['kid']:.5g} +- {number(figures['kid_std'], 2)} (deviation over subsets)")
         click.echo(f"precision {figures['precision']:.4f}, recall {figures['recall']:.4f}")
     else:
         few = min(len(first.features), len(second.features)) < FEWEST
-        why = f"{FEWEST} pictures of each" if few else "torch-fidelity (pip install 'ddim[eval]')"
-        click.echo(f"note: no KID, precision and recall: they need {why}", err=True)
+        reason = f"{FEWEST} pictures of each" if few else "torch-fidelity (pip install 'ddim[eval]')"
+        click.echo(f"note: no KID, precision and recall: they need {reason}", err=True)
     if out is not None:
-        protocols = {"samples": own.model_dump(), "data": second.protocol.model_dump()}
+        protocols = {"samples": protocol.model_dump(), "data": second.protocol.model_dump()}
         write_json(out, {"format": "ddim-distance", "version": 1, "metric": metric, **protocols, **figures})
         click.echo(f"figures: {out}")

@@ -29,21 +29,21 @@ ROUNDS = 5
 
 @click.command("edit")
 @click.argument("model")
-@click.argument("picture", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder; made, or completed.")
-@click.option("-n", "n", type=int, default=8, show_default=True, help="How many variants.")
-@click.option("--start-at", type=int, help="Start from PICTURE noised to this time, 1..T: early keeps more of it.")
-@click.option("--mask", type=click.Path(path_type=Path), help="White where PICTURE is kept, black where it is not.")
-@click.option("--upscale", type=int, help="Take PICTURE as so many times smaller than the model's pictures.")
-@click.option("--colour", is_flag=True, help="Take PICTURE as grey, and give it colours.")
+@click.argument("picture", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of variants; created or resumed.")
+@click.option("-n", "n", type=int, default=8, show_default=True, help="Number of variants.")
+@click.option("--start-at", type=int, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
+@click.option("--mask", type=click.Path(path_type=Path), help="Mask image: white is kept, black is filled in.")
+@click.option("--upscale", type=int, help="Super-resolution: IMAGE is this many times smaller than the model's images.")
+@click.option("--colour", is_flag=True, help="Colourise IMAGE, taken as grey.")
 @steps_option(STEPS)
 @grid_option()
-@click.option("--eta", type=float, default=ETA, show_default=True, help="0 is DDIM, 1 is DDPM.")
+@click.option("--eta", type=float, default=ETA, show_default=True, help="Noise scale: 0 is DDIM, 1 is DDPM.")
 @clip_option
-@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
-@click.option("--label", type=int, help="A label, for a model trained with labels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
+@click.option("--label", type=int, help="Label, for a model trained with labels.")
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: PICTURE, what is known, variants.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: IMAGE, its fixed part, variants.")
 @force_option
 @device_options
 def command(
@@ -68,14 +68,14 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Make variants of PICTURE with MODEL into a folder.
+    """Edit IMAGE with MODEL: SDEdit, inpainting, super-resolution or colourisation, as several variants in a folder.
 
-    With --start-at, PICTURE is noised to that time and the noise taken away again (SDEdit): what is coarse stays, what
-    is fine is made anew. With --mask, --upscale or --colour, what is known of it is put into the prediction at every
-    step (DDNM), so that it is in every variant, and the rest is filled in. Both may be combined.
+    With --start-at, IMAGE is noised to that timestep and denoised again (SDEdit): coarse structure stays, fine detail
+    changes. With --mask, --upscale or --colour, every step imposes the information in IMAGE on the prediction (DDNM),
+    so that every variant agrees with it, and the rest is filled in. Both can be combined.
 
-    Variant i depends on the model, the picture, the options, the seed and i alone. Run again after an interruption, the
-    same command makes the variants that are missing.
+    Variant i depends only on the model, the image, the options, the seed and i. After an interruption, run the same
+    command again to resume.
 
     \b
     Examples:
@@ -93,25 +93,25 @@ def command(
     from ddim.evaluation.sample_folder import generate
     from ddim.model.modality import image_path
 
-    shown, operator, y = _known(loaded, picture, mask, upscale, colour)
+    shown, operator, y = _constraint(loaded, picture, mask, upscale, colour)
     if operator and clip_x0:
         raise DdimError("--clip", "is given with what is known of the image", "leave it out")
-    clip = False if operator else clip_x0  # beside what is known the noise is the network's own
+    clip = False if operator else clip_x0  # with a constraint, eps stays as the network predicts it
     plan = _plan(loaded, steps, grid, eta, start_at, clip)
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
-    making = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
-    made = fill(making, f"{plan.calls} calls each", n, "variants", out)
-    click.echo(f"{n} variants{made.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
+    generation = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
+    result = fill(generation, f"{plan.calls} calls each", n, "variants", out)
+    click.echo(f"{n} variants{result.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
     if sheet is not None:
-        known = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
-        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else known)
+        start = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
+        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else start)
         click.echo(f"sheet: {sheet}")
 
 
-def _known(
+def _constraint(
     model: Model, path: Path, mask: Path | None, upscale: int | None, colour: bool
 ) -> tuple[Tensor, Operator | None, Tensor]:
-    """The picture (1, C, H, W) in [-1, 1], what is measured of it, and what that gives."""
+    """The image, (1, C, H, W) in [-1, 1], the operator of the constraint, and its value for the image."""
     from ddim.cli._inputs import open_said
     from ddim.data.pixels import to_float
     from ddim.sampling import x0_hooks
@@ -135,25 +135,29 @@ def _known(
 
 
 def _mask(model: Model, path: Path, picture: Path) -> Tensor:
-    """What is kept: bool, (C, H, W)."""
+    """The mask, bool, (C, H, W); True is kept."""
     import torch
 
     from ddim.data.adjustments import Told
     from ddim.data.image import natural_policy, read_image
 
-    own, other = natural_policy(path), natural_policy(picture)
-    size, of_picture = (own.height, own.width), (other.height, other.width)
-    if size not in (of_picture, model.shape[1:]):
-        wrong = f"is {own.width}x{own.height} pixels, {picture.name} is {other.width}x{other.height}"
+    natural, expected = natural_policy(path), natural_policy(picture)
+    size, picture_size = (natural.height, natural.width), (expected.height, expected.width)
+    if size not in (picture_size, model.shape[1:]):
+        wrong = f"is {natural.width}x{natural.height} pixels, {picture.name} is {expected.width}x{expected.height}"
         raise DdimError(path, wrong, "make it as large as the picture")
-    changes = {"channels": 1} if size == of_picture else {"channels": 1, "box": None}
-    told = Told()
-    kept = torch.as_tensor(read_image(path, model.policy.model_copy(update=changes), told=told)[0][:, :, 0] >= 128)
-    if kept.all() or not kept.any():
-        used = told.deep if told.deep.count else told.plain
-        wrong = f"is {'white' if kept.all() else 'black'} all over (its values are {used.lowest} to {used.largest})"
+    changes = {"channels": 1} if size == picture_size else {"channels": 1, "box": None}
+    adjustments = Told()
+    selected = torch.as_tensor(
+        read_image(path, model.policy.model_copy(update=changes), told=adjustments)[0][:, :, 0] >= 128
+    )
+    if selected.all() or not selected.any():
+        values = adjustments.deep if adjustments.deep.count else adjustments.plain
+        wrong = (
+            f"is {'white' if selected.all() else 'black'} all over (its values are {values.lowest} to {values.largest})"
+        )
         raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
-    return kept.expand(model.shape)
+    return selected.expand(model.shape)
 
 
 def _size(model: Model, k: int) -> str:
@@ -161,7 +165,7 @@ def _size(model: Model, k: int) -> str:
 
 
 def _small(model: Model, path: Path, k: int) -> Tensor | None:
-    """The picture if it is of the small size already, (1, C, H / k, W / k) in [-1, 1]; else None."""
+    """The image, (1, C, H / k, W / k) in [-1, 1], if it has that small size already; else None."""
     from ddim.data.image import MisfitError, open_image
     from ddim.data.pixels import to_float
 
@@ -222,13 +226,13 @@ def _edit(
 
 
 def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
-    """The first pictures (1, C, H, W) and the variants of a folder, ten in a row."""
+    """Write a sheet of the images in `first`, each (1, C, H, W), and the variants in a folder, ten per row."""
     import numpy as np
 
     from ddim._io.png import save_png, sheet
     from ddim.data.pixels import to_uint8
     from ddim.evaluation.sample_folder import read_sheet
 
-    made: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
-    page = sheet(np.concatenate(made), columns=10, zoom=2 if made[0].shape[1] <= 32 else 1)
+    images: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
+    page = sheet(np.concatenate(images), columns=10, zoom=2 if images[0].shape[1] <= 32 else 1)
     save_png(path, page)

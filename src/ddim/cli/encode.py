@@ -19,27 +19,28 @@ if TYPE_CHECKING:
 
 
 def inversion_from_options(model: Model, method: str, steps: int | None, grid: str | None) -> Inversion:
-    """The plans that --method, --steps and --grid ask for, see `ddim.Model.inversion`."""
+    """The inversion plans of --method, --steps and --grid, see `ddim.Model.inversion`."""
     return model.inversion(method, steps, numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
 
 
 @click.command("encode")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The latents file, *.safetensors.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Latents file, *.safetensors.")
 @click.option(
     "--method",
     type=click.Choice(METHODS),
     default=METHODS[0],
     show_default=True,
-    help="ddim: eq. (13) backwards, and ddim-target, told the level ahead: approximate, one call a step. "
-    "fixed-point: plain DDIM undone, several calls a step. reversible, lossless: two-step plans undone, one call a "
-    "step, latents of two states; lossless to the last bit.",
+    help="ddim: eq. (13) in reverse, approximate; ddim-target: the same, with the network evaluated at the next level. "
+    "fixed-point: exact for plain DDIM, with several network evaluations per step. reversible: exact for two-step "
+    "plans, with two states per latent; lossless: the same to the last bit. All but fixed-point take one network "
+    "evaluation per step.",
 )
 @steps_option(50)
-@grid_option(default="equal-angle; for fixed-point closer near t = 1")
-@click.option("--split", help="Which part of a data set: train or test.")
-@click.option("--limit", type=int, help="At most so many pictures.")
+@grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
+@click.option("--split", help="Split of a data set: train or test.")
+@click.option("--limit", type=int, help="Maximum number of images.")
 @fit_option
 @exact_device_options
 def command(
@@ -56,7 +57,7 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Turn IMAGES (files, a folder, or a data set) into latents x_T.
+    """Encode IMAGES (files, a folder, or a data set) as latents x_T.
 
     \b
     Examples:
@@ -72,21 +73,21 @@ def command(
     from ddim.data.pixels import to_float
     from ddim.sampling.latents import LatentsFile, write_latents
 
-    way = inversion_from_options(loaded, method, steps, grid)
+    inversion = inversion_from_options(loaded, method, steps, grid)
     pictures, names = read_images(images, refit(loaded.policy, fit), split, limit)
-    begun, parts = time.monotonic(), []
+    started, parts = time.monotonic(), []
     with progress_bar() as bar:
         task = bar.add_task("encoding", total=len(pictures), rate="")
-        for part in loaded.encode_blocks(way, to_float(pictures)):
+        for part in loaded.encode_blocks(inversion, to_float(pictures)):
             parts.append(part)
             bar.advance(task, len(part.latents))
-            rate = bar.tasks[0].completed / (time.monotonic() - begun)
+            rate = bar.tasks[0].completed / (time.monotonic() - started)
             bar.update(task, rate=f"{rate:.1f} images/s")
     latents = torch.cat([part.latents for part in parts])
-    beside = [part.earlier for part in parts if part.earlier is not None]
-    earlier = torch.cat(beside) if beside else None
-    about = (way.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
-    write_latents(out, latents, LatentsFile(tuple(names), *about))
-    name = (way.encode_plan or way.decode_plan).name
-    how = "" if method == METHODS[0] else f"{method}, "
-    click.echo(f"{len(latents)} latents, {how}{name}, std {latents.std():.3f}: {out}")
+    second_states = [part.earlier for part in parts if part.earlier is not None]
+    earlier = torch.cat(second_states) if second_states else None
+    metadata = (inversion.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
+    write_latents(out, latents, LatentsFile(tuple(names), *metadata))
+    name = (inversion.encode_plan or inversion.decode_plan).name
+    prefix = "" if method == METHODS[0] else f"{method}, "
+    click.echo(f"{len(latents)} latents, {prefix}{name}, std {latents.std():.3f}: {out}")

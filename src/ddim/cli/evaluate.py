@@ -29,39 +29,39 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table; gone on with.")
-@click.option("--steps", help="Numbers of network calls S. [default: 10,20,50,100,1000, as many as there are times]")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table; created or resumed.")
+@click.option("--steps", help="Numbers S of network evaluations. [default: 10,20,50,100,1000, up to T]")
 @click.option(
     "--eta",
-    help="Rows: etas, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; of categories 0,0.1,0.5]",
+    help="Rows: values of eta, and hat for sigma-hat. [default: 0,0.2,0.5,1,hat; for discrete data 0,0.1,0.5]",
 )
-@click.option("--sampler", "samplers", help="More rows: samplers without noise, such as auto,unipc3.")
+@click.option("--sampler", "samplers", help="Additional rows: samplers without noise, such as auto,unipc3.")
 @sharpness_options
 @clip_option
-@table_grid_option("linear, as the paper's; auto has its own")
+@table_grid_option("linear, as in the paper; sampler auto chooses its own")
 @click.option(
     "-n",
     "n",
     default="50000",
     show_default=True,
-    help="Samples of each cell. For some of them another number: [S[:ETA]=]N, later ones win, 0 leaves one out, such "
-    "as 5000,1000=500,1000:0.2=0.",
+    help="Samples per cell: N, or [S[:ETA]=]N for some cells, such as 5000,1000=500,1000:0.2=0. Later entries override "
+    "earlier ones; 0 leaves cells out.",
 )
-@click.option("--split", help="Which part of the data samples are held against. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures of the data.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples, the same x_T in every cell.")
+@click.option("--split", help="Split of DATA to compare with. [default: train; for text test]")
+@click.option("--limit", type=int, help="Maximum number of images of DATA.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples; all cells share x_T.")
 @click.option(
     "--label",
     callback=lambda c, p, v: label_of(v),
     metavar="NUMBER|each",
-    help="A label, for a model trained with labels; each: the labels in turn.",
+    help="Label, for a model trained with labels; each: all labels in turn.",
 )
 @click.option(
     "--micro-batch",
     type=int,
-    help="Samples the network sees at once; by default 8 on a CPU (4 in bfloat16), 64 on a GPU.",
+    help="Samples per network evaluation. [default: 8 on a CPU (4 in bfloat16), 64 on a GPU]",
 )
-@click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@click.option("--images", type=click.Path(path_type=Path), help="Also write the samples as PNG files to this folder.")
 @fit_option
 @extractor_options
 @device_options
@@ -90,13 +90,13 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Sample MODEL for every number of calls and amount of noise and measure how far from DATA (the paper's Table 1).
+    """Sample MODEL with every S and eta and measure the distance of the samples from DATA (the paper's Table 1).
 
-    Samples of text are held against DATA, a text, too: words that its training part has, n-grams as in its --split
-    (test, unless told otherwise), bits under an n-gram model. They are kept under --out.
+    For a model of text, DATA is a text: samples are scored by the words that occur in its training split, the n-grams
+    that occur in --split, and bits under an n-gram model. They are stored under --out.
 
-    Cells are kept in the folder by what they depend on: run again after an interruption, or with more cells, the same
-    command makes what is missing. No sample is written to a file, unless --images asks for it.
+    Finished cells are stored under --out. After an interruption, run the same command again to resume, or with more
+    cells to add them. Images are written to files only with --images.
 
     \b
     Examples:
@@ -114,39 +114,41 @@ def command(
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
     eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
-    given = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
-    sharp = {key: value for key, value in given.items() if value is not None}
-    for option in options_given({key: given[key] for key in sharp.keys() - loaded.SETTINGS}):
+    options = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
+    plan_settings = {key: value for key, value in options.items() if value is not None}
+    for option in options_given({key: options[key] for key in plan_settings.keys() - loaded.SETTINGS}):
         raise DdimError(option, "is of another kind of data", "leave it out")
     counts = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
-    some = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **sharp)
+    cells = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **plan_settings)
     if isinstance(loaded.config.data, TextPolicy):
-        about_pictures = {"--label": label, "--images": images, "--fit": fit}
-        about_pictures |= {"--extractor": extractor or inception_weights}
-        for option in [option for option, value in about_pictures.items() if value is not None]:
+        image_options = {"--label": label, "--images": images, "--fit": fit}
+        image_options |= {"--extractor": extractor or inception_weights}
+        for option in [option for option, value in image_options.items() if value is not None]:
             raise DdimError(option, "is of pictures", "leave it out")
-        _evaluate_text(cast("TokenModel", loaded), some, data, split or "test", limit, out, seed, Path(model).name)
+        _evaluate_text(cast("TokenModel", loaded), cells, data, split or "test", limit, out, seed, Path(model).name)
         return
-    fid_table.check(loaded, some, seed, label=label)
+    fid_table.check(loaded, cells, seed, label=label)
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if unexpected_entries(out, "cells", "reference", *_OURS, *inside):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     policy = refit(loaded.config.data, fit)
-    found = get_data(data, policy, split, limit)
-    space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
+    dataset = get_data(data, policy, split, limit)
+    feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
     with claimed(out, "cells", "reference") as owned:
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
-        fid_table.check(loaded, some, seed, Path(model).name, label, images)
-        real = reference(found, space, out / "reference")
+        fid_table.check(loaded, cells, seed, Path(model).name, label, images)
+        real = reference(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, label, images)
-        made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
+        filling = fid_table.iter_fill(
+            loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, label, images
+        )
+        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
         from ddim.evaluation.report.tables import about, print_table, write_table
 
-        facts = about(loaded, Path(model).name, real, space, seed, label)
-        write_table(out, facts, made, times(loaded, made, label))
-    click.echo(print_table(made, space.metric))
+        facts = about(loaded, Path(model).name, real, feature_space, seed, label)
+        write_table(out, facts, measured, times(loaded, measured, label))
+    click.echo(print_table(measured, feature_space.metric))
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
         click.echo(f"picture: {out / 'evaluate.png'}")
@@ -192,34 +194,37 @@ def _evaluate_text(
 
 
 def times(model: Model | TokenModel, made: Sequence[Measured], label: Label = None) -> Times:
-    """Seconds a sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
+    """Seconds per sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
     from ddim.evaluation.fid_table import seconds
 
-    found = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
-    return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in found.items()}
+    timings = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
+    return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in timings.items()}
 
 
 def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
-    """Go through the cells of a table with one bar over all their network calls.
+    """Fill the cells of a table with one progress bar over all network evaluations; on a signal, stop and exit.
 
     Args:
-        steps: What `ddim.evaluation.fid_table.iter_fill` yields.
-        total: Network calls of all cells.
-        out: The folder, for the message of a stop.
+        steps: The generator of `ddim.evaluation.fid_table.iter_fill`.
+        total: Network evaluations of all cells.
+        out: The folder, for the message after a stop.
+
+    Returns:
+        The measured cells.
     """
-    begun, standing = time.monotonic(), None
+    started, progress = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
         task = bar.add_task("network calls", total=total, rate="")
         while True:
             try:
-                standing = next(steps)
+                progress = next(steps)
             except StopIteration as end:
                 return list(end.value or [])
-            rate = (standing.calls - standing.found) / max(time.monotonic() - begun, 1e-9)
-            cell = standing.cell
-            told = f"{cell.label}, S = {cell.steps}: {standing.done} of {cell.n}  {rate:.0f} calls/s"
-            bar.update(task, completed=standing.calls, rate=told)
-            if stopper() and standing.calls < total:
+            rate = (progress.calls - progress.found) / max(time.monotonic() - started, 1e-9)
+            cell = progress.cell
+            status = f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} calls/s"
+            bar.update(task, completed=progress.calls, rate=status)
+            if stopper() and progress.calls < total:
                 break
-    click.echo(f"stopped: {standing.calls} of {total} network calls in {out}; run the same command to go on", err=True)
+    click.echo(f"stopped: {progress.calls} of {total} network calls in {out}; run the same command to go on", err=True)
     raise SystemExit(stopper.code)

@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 
 @click.command("export")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The file, *.onnx or *.pt2.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write, *.onnx or *.pt2.")
 @click.option(
     "--what",
     type=click.Choice(["network", "sampler"]),
     default="network",
     show_default=True,
-    help="The network alone, or a whole run of a sampler from x_T to x_0.",
+    help="Export the network alone, or a whole sampler from x_T to x_0.",
 )
 @steps_option(20)
 @sampler_option
-@grid_option(default="equal-angle; auto has its own")
+@grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @click.option(
     "--plan",
     "plan_file",
     type=click.Path(path_type=Path),
-    help="A plan file, instead of --steps, --sampler, --grid.",
+    help="Plan file, instead of --steps, --sampler, --grid and noise options.",
 )
 def command(
     model: str,
@@ -57,12 +57,11 @@ def command(
     clip_x0: bool | None,
     plan_file: Path | None,
 ) -> None:
-    """Write the network of MODEL, or a whole sampler, as a program that runs without this library, in float32.
+    """Export the network of MODEL, or a whole sampler, as a float32 program that runs without this library.
 
-    A network takes x (N, C, H, W), the time t (N,), counted 1..T, and labels (N,) where it has them. A sampler takes
-    x_T and gives x_0: its plan, which must be one without noise, is in the file. Any number of samples goes in at once.
-    What a user must know stands in the file's metadata. The file is run and compared with the model before it takes its
-    place.
+    A network takes x (N, C, H, W), timesteps t (N,) in 1..T, and labels (N,) if it was trained with labels. A sampler
+    takes x_T and returns x_0; its plan, which must add no noise, is part of the file. The batch size N is free. The
+    file's metadata describe how to use it. Before the file is moved into place, it is run and compared with the model.
 
     \b
     Examples:
@@ -74,14 +73,14 @@ def command(
 
     output_file(out)
     settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
-    given = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
-    options = options_given(given) + (["--plan"] if plan_file is not None else [])
+    plan_options = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
+    options = options_given(plan_options) + (["--plan"] if plan_file is not None else [])
     if what == "network" and options:
         raise DdimError(options[0], "is about a sampler", "say --what sampler too, or leave it out")
     loaded = load_any(model, "cpu", "float32", False)
     plan: Any = None
     if what == "sampler" and plan_file is not None:
-        plan = read_plan(loaded, plan_file, given)
+        plan = read_plan(loaded, plan_file, plan_options)
     elif what == "sampler":
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     with progress_bar(transient=True) as bar:
@@ -92,10 +91,10 @@ def command(
             except StopIteration as end:
                 written: Exported = end.value
                 break
-    _tell(written)
+    _print_summary(written)
 
 
-def _tell(made: Exported) -> None:
+def _print_summary(made: Exported) -> None:
     facts = made.facts
     name = f"sampler {facts['plan_name']}" if facts["what"] == "sampler" else "network"
     click.echo(f"{made.path}: {name}, {made.size / 1e6:.1f} MB")

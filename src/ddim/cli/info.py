@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 @click.command("info")
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="The whole configuration as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole configuration as JSON.")
 def command(model: str, as_json: bool) -> None:
-    """Show what MODEL is and where it comes from; its checksum and weights are verified.
+    """Show the configuration and provenance of MODEL, after verifying its checksum and weights.
 
     \b
     Example:
@@ -69,7 +69,7 @@ def command(model: str, as_json: bool) -> None:
 
 
 def _visible(text: str) -> str:
-    """JSON text whose strings hold no character that a terminal might obey: it is escaped, and stays the same JSON."""
+    """JSON text with control characters escaped, so that a terminal does not interpret them; the same JSON value."""
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 

@@ -27,26 +27,24 @@ if TYPE_CHECKING:
     from ddim.model.image import Model
     from ddim.plan.plan import Plan
 
-MOST = 1000  # frames in a row
+MOST = 1000  # frames per row
 
 
 @click.command("interpolate")
 @click.argument("model")
-@click.option("--seeds", help="Seeds, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9: two, four with --grid.")
-@click.option("--images", help="Instead of seeds: picture files, which are encoded first.")
+@click.option("--seeds", help="Two seeds, or four with --grid, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
+@click.option("--images", help="Image files to encode, separated by commas, instead of --seeds.")
 @click.option(
     "--weights",
     multiple=True,
-    help="Blend any number of seeds or pictures, one weight for each, such as 0.5,0.3,0.2; more blends after ';', or "
-    "with the option again.",
+    help="Blend any number of seeds or images, with one weight for each, such as 0.5,0.3,0.2. Several blends are "
+    "separated by ';', or the option is repeated.",
 )
-@click.option(
-    "--grid", "four", is_flag=True, help="A sheet between four corners: top left, top right, bottom left, ..."
-)
-@click.option("--frames", type=int, help="Pictures from one end to the other. [default: 11]")
+@click.option("--grid", "four", is_flag=True, help="Sheet between four corners: top left, top right, bottom left, ...")
+@click.option("--frames", type=int, help="Images from one end to the other. [default: 11]")
 @steps_option(50)
 @grid_option("--tau")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The PNG file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @fit_option
 @force_option
 @exact_device_options
@@ -66,9 +64,9 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Walk between two latents by slerp and decode every point of the way, with eta = 0.
+    """Interpolate between two latents by slerp and decode every point, with eta = 0.
 
-    With --weights: blends of any number of latents instead, sum w z / sqrt(sum w^2), which are as noisy as they are.
+    With --weights, blend any number of latents instead: sum w z / sqrt(sum w^2), which keeps their noise level.
 
     \b
     Examples:
@@ -82,17 +80,17 @@ def command(
 
     if (seeds is None) == (images is None):
         raise DdimError("--seeds and --images", "exactly one of them is needed", "write --seeds 3,14")
-    given = (seeds or images or "").split(",")
-    blends = _blends(weights, len(given), four or frames is not None)
+    sources = (seeds or images or "").split(",")
+    blends = _blends(weights, len(sources), four or frames is not None)
     count = 11 if frames is None else frames
     if not 2 <= count <= MOST:
         raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "give a number such as 11")
-    corners = len(given) if blends else 4 if four else 2
-    if len(given) != corners:
+    corners = len(sources) if blends else 4 if four else 2
+    if len(sources) != corners:
         more = "" if four else " (four with --grid, any number with --weights)"
         name = "--seeds" if seeds else "--images"
-        raise DdimError(name, f"names {len(given)}, not {corners}", f"give {corners}{more}")
-    places = [_place(text) for text in given] if seeds else []
+        raise DdimError(name, f"names {len(sources)}, not {corners}", f"give {corners}{more}")
+    locations = [_place(text) for text in sources] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
     from ddim._io.png import save_png, sheet
@@ -101,9 +99,9 @@ def command(
     from ddim.sampling.latents import blend, slerp_grid, slerp_path
 
     plan = make_plan(loaded, steps, grid, clip_x0=False, default=50)
-    ends = torch.cat([loaded.noise([index], seed).start() for seed, index in places]) if places else None
+    ends = torch.cat([loaded.noise([index], seed).start() for seed, index in locations]) if locations else None
     if ends is None:
-        ends = _encoded(loaded, tuple(given), make_plan(loaded, steps, grid, encode=True, default=50), fit)
+        ends = _encoded(loaded, tuple(sources), make_plan(loaded, steps, grid, encode=True, default=50), fit)
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:
@@ -112,15 +110,15 @@ def command(
         latents, columns = slerp_path(ends[0], ends[1], count), count
     samples = torch.cat([*loaded.run_blocks(plan, latents)])
     refuse_implausible(samples, loaded.config, force)
-    made = to_uint8(samples)
-    page = sheet(np.asarray(made), columns, zoom=2 if made.shape[1] <= 32 else 1)
-    text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(given)}
+    pixels = to_uint8(samples)
+    page = sheet(np.asarray(pixels), columns, zoom=2 if pixels.shape[1] <= 32 else 1)
+    text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
-    click.echo(f"{len(made)} pictures, {plan.name}: {out}")
+    click.echo(f"{len(pixels)} pictures, {plan.name}: {out}")
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
-    """The latents of picture files, (N, C, H, W)."""
+    """The latents of image files, (N, C, H, W)."""
     import torch
 
     from ddim.cli._inputs import read_images
@@ -131,7 +129,7 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) 
 
 
 def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[float]]:
-    """--weights: one list for each blend, none where it is left out."""
+    """The value of --weights: one list for each blend, none if it is not passed."""
     blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
     if blends and walks:
         raise DdimError("--weights", "is given beside --grid or --frames", "leave those out")
@@ -147,9 +145,9 @@ def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[floa
 def _place(text: str) -> tuple[int, int]:
     seed, _, index = text.partition(":")
     try:
-        found = int(seed), int(index or 0)
+        location = int(seed), int(index or 0)
     except ValueError:
         raise DdimError(f"--seeds {text}", "is neither SEED nor SEED:INDEX", "write --seeds 3,14 or 0:5,0:9") from None
-    if min(found) < 0:
+    if min(location) < 0:
         raise DdimError(f"--seeds {text}", "is negative", "give whole numbers >= 0")
-    return found
+    return location

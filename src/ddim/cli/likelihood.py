@@ -23,30 +23,40 @@ if TYPE_CHECKING:
 @click.command("likelihood")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the figures; gone on with.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; created or resumed."
+)
 @click.option(
     "--method",
     type=click.Choice(["bound", "ode"]),
     default="bound",
     show_default=True,
-    help="The variational bound J_sigma, eq. (11), or the exact likelihood through the probability-flow ODE.",
+    help="bound: the variational bound J_sigma, eq. (11). ode: the exact likelihood by the probability-flow ODE.",
 )
-@click.option("--steps", type=int, help="bound: S, network calls [default: T]. ode: Runge-Kutta steps [default: 40].")
+@click.option(
+    "--steps", type=int, help="bound: network evaluations S [default: T]. ode: Runge-Kutta steps [default: 40]."
+)
 @grid_option(default="linear")
-@click.option("--eta", type=float, help="bound: sigma = eta times the posterior's; above 0. [default: 1]")
-@click.option("--sampler", help="bound of categories: markov or ddim, whose --eta is then its knob. [default: markov]")
-@click.option("--draws", type=int, help="bound: so many of the S rows for each micro-batch, drawn. [default: all]")
-@click.option("--sigma", help="bound: hat, one number per step (0 for the last), or, with --eta, optimal.")
-@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: the step before's]")
+@click.option("--eta", type=float, help="bound: sigma is eta times the posterior's; above 0. [default: 1]")
+@click.option(
+    "--sampler",
+    help="bound, discrete data: markov, or ddim, which takes --eta. [default: ddim with --eta, else markov]",
+)
+@click.option("--draws", type=int, help="bound: number of the S rows drawn for each micro-batch. [default: all]")
+@click.option("--sigma", help="bound: hat; one number per step (0 for the last); or optimal, also with --eta.")
+@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: as in the step before]")
 @click.option(
     "--dequantize",
     type=click.Choice(["decoder", "uniform"]),
-    help="ode: by the diffusion's noise and the discretised last step, or by uniform noise. [default: decoder]",
+    help="ode: decoder dequantises by the diffusion's noise and the discretised last step, uniform by uniform noise. "
+    "[default: decoder]",
 )
-@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per picture. [default: 1]")
-@click.option("--split", help="Which part of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of all draws; picture i's depend on it and i.")
+@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per image. [default: 1]")
+@click.option("--split", help="Split of a data set: train or test. [default: train]")
+@click.option("--limit", type=int, help="Maximum number of images or sequences.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of all draws; those for image i depend on it and i."
+)
 @fit_option
 @exact_device_options
 def command(
@@ -63,13 +73,13 @@ def command(
     compile_: bool,
     **settings: Any,
 ) -> None:
-    """Bits per dimension of 8-bit pictures DATA under MODEL: a bound for any sigma and S, or through the ODE.
+    """Measure bits per dimension of 8-bit images DATA under MODEL: a bound for any sigma and S, or by the ODE.
 
-    Of a model of categories the bound alone: bits per character, token or pixel. Its default is that of the Markov
-    chain's reversal, averaged over the predicted x_0. That of --sampler ddim with a fixed --eta above 0 grows with S
-    without limit: use such kernels to sample.
+    Models of discrete data have only the bound, in bits per character, token or pixel. By default it is the bound of
+    the reverse Markov chain, averaged over the predicted x_0. With --sampler ddim and a fixed --eta above 0 the bound
+    grows without limit as S grows: use that sampler only to generate samples.
 
-    Figures are written after every micro-batch; run again after an interruption, the same command goes on. A model
+    Results are written after every micro-batch. After an interruption, run the same command again to resume. A model
     with labels is measured without them.
 
     \b
@@ -88,26 +98,26 @@ def command(
     from ddim.evaluation import likelihood_run
 
     blocks: list[likelihood_run.Block] = []
-    total, begun, found = len(pictures), time.monotonic(), None
-    words = loaded.kind.nll_unit, loaded.kind.noun
+    total, started, initial = len(pictures), time.monotonic(), None
+    nouns = loaded.kind.nll_unit, loaded.kind.noun
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
         for blocks in likelihood_run.measure(loaded, pictures, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
-            found = done if found is None else found
-            elapsed = time.monotonic() - begun
-            told = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {words[0]}  " if blocks else ""
+            initial = done if initial is None else initial
+            elapsed = time.monotonic() - started
+            status = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {nouns[0]}  " if blocks else ""
             bar.update(
                 task,
                 completed=done,
-                rate=f"{told}{(done - found) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
+                rate=f"{status}{(done - initial) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
             )
             if stopper() and done < total:
-                click.echo(f"stopped: {done} of {total} {words[1]} in {out}; run the same command to go on", err=True)
+                click.echo(f"stopped: {done} of {total} {nouns[1]} in {out}; run the same command to go on", err=True)
                 raise SystemExit(stopper.code)
-    _tell(likelihood_run.summary(blocks, request), out, *words)
+    _print_summary(likelihood_run.summary(blocks, request), out, *nouns)
     if method == "bound":
-        _draw(likelihood_run.summary(blocks, request), out / "terms.png")
+        _plot(likelihood_run.summary(blocks, request), out / "terms.png")
 
 
 def _request(model: Model | TokenModel, method: str, seed: int, settings: dict[str, Any]) -> Request:
@@ -140,9 +150,9 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         settings["grid"] or "linear",
         1.0 if eta is None and sigma in (None, "optimal") else eta,
         sigma,
-        None if sigma == "hat" else False,  # the bound is that of the network as it is
+        None if sigma == "hat" else False,  # the bound is for the unclipped network
         default=model.schedule.T,
-        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and it begins at T
+        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and starts at T
     )
     return likelihood_run.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 
@@ -165,7 +175,7 @@ def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
 
 
 def _draws(settings: dict[str, Any]) -> int:
-    """--draws; 0, which means all rows within, is no number of draws."""
+    """The value of --draws, or 0 for all rows if it is not passed; an explicit 0 is refused."""
     if settings["draws"] == 0:
         raise DdimError("--draws 0", "is less than 2", "leave it out for all steps")
     return settings["draws"] or 0
@@ -175,13 +185,13 @@ def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     from ddim.evaluation import likelihood_run
 
     _refuse(settings, ("grid", "eta", "sigma", "draws", "sampler"), "ode")
-    given = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
-    if given.get("dequantize") == "uniform":
+    options = {name: settings[name] for name in ("steps", "dequantize", "probes") if settings[name] is not None}
+    if options.get("dequantize") == "uniform":
         _refuse(settings, ("last_sigma",), "ode --dequantize uniform")
-    return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **given)
+    return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **options)
 
 
-def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
+def _print_summary(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     spread = made["standard_error"]
     width = "" if spread is None else f" +- {spread:.4f} (standard error)"
     click.echo(f"{made['bits_per_dim']:.4f} {measured}{width}, {made['pictures']} {things}, {made['plan']}")
@@ -189,18 +199,18 @@ def _tell(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
     if made["dequantisation"]:
         click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
     if made["method"] == "ode":
-        told = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
+        error = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
         if made["solver_error_mean"] > 0.1:
             warn("the solver's error is large: give more --steps before this figure is used")
-        click.echo(f"solver's error (half the steps): {told}; {made['probes']} probe(s) of the trace")
+        click.echo(f"solver's error (half the steps): {error}; {made['probes']} probe(s) of the trace")
     else:
         inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
         click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} {measured}")
     click.echo(f"figures: {out / 'likelihood.json'}, {out / 'values.csv'}")
 
 
-def _draw(made: dict[str, Any], path: Path) -> None:
-    """The bound's terms over t, as a picture."""
+def _plot(made: dict[str, Any], path: Path) -> None:
+    """Plot the terms of the bound over t to a PNG file."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

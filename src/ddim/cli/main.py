@@ -1,4 +1,4 @@
-"""`ddim`: the group of commands, and the one place where what goes wrong becomes a line and an exit code."""
+"""`ddim`: the command group, and the one place that turns exceptions into a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ import click
 from ddim.cli._hints import translated
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
-LONGEST = 1500  # characters of a line
+LONGEST = 1500  # maximum characters of a printed line
 
 COMMANDS = {
-    "train": "Train a model on pictures, or go on with a run that was stopped.",
-    "sample": "Sample pictures into a folder, or complete a folder that was interrupted.",
-    "encode": "Turn pictures into latents x_T.",
-    "decode": "Turn latents back into pictures.",
-    "reconstruct": "Encode and decode pictures and measure the error (the paper's Table 2).",
-    "interpolate": "Walk between two latents, over a sheet between four, or blend any number.",
-    "edit": "Make a picture anew: from a rough one, a part, a small or a grey one.",
-    "likelihood": "Measure bits per dimension: the variational bound, or through the ODE.",
-    "evaluate": "Measure samples of every S and eta against data (the paper's Table 1).",
-    "reproduce": "Make the tables and figures of the paper's section 5 for a model, as one page.",
-    "distance": "Measure the distance of two sets of pictures: FID, KID, precision and recall.",
-    "statistics": "Write the feature statistics of a data set with their protocol.",
-    "check": "Hold a model, a plan or a schedule against the theory and print what deviates.",
-    "calibrate": "Measure a model's error at each time, for `--sigma optimal`.",
-    "tune": "Find a better plan for a model and a number of network calls.",
-    "plan": "Print the table of coefficients that a sampler runs.",
-    "convert": "Bring a model of another code into ours, or ours into a diffusers folder.",
-    "export": "Write a model's network, or a whole sampler, as ONNX or a torch.export program.",
-    "info": "Show what a model is and where it comes from.",
-    "demo": "Make three pictures and a table with the bundled model.",
+    "train": "Train a model on images or text, or resume a stopped run.",
+    "sample": "Sample images or text into a folder, or resume an interrupted run.",
+    "encode": "Encode images as latents x_T.",
+    "decode": "Decode latents into images.",
+    "reconstruct": "Encode and decode images and measure the error (the paper's Table 2).",
+    "interpolate": "Interpolate between two or four latents, or blend any number.",
+    "edit": "Edit an image: SDEdit, inpainting, super-resolution, colourisation.",
+    "likelihood": "Measure bits per dimension: the variational bound, or the exact likelihood by the ODE.",
+    "evaluate": "Measure sample quality for every S and eta (the paper's Table 1).",
+    "reproduce": "Reproduce the tables and figures of the paper's section 5 for a model, as one page.",
+    "distance": "Measure the distance between two sets of images: FID, KID, precision and recall.",
+    "statistics": "Write the feature statistics of a data set, with their protocol.",
+    "check": "Verify a model, plan or schedule against the theory.",
+    "calibrate": "Measure a model's error at each timestep, for `--sigma optimal`.",
+    "tune": "Tune a plan for a model and a number of network evaluations.",
+    "plan": "Print a sampler's table of coefficients.",
+    "convert": "Convert checkpoints to and from other libraries.",
+    "export": "Export a network, or a whole sampler, as ONNX or a torch.export program.",
+    "info": "Show a model's configuration and provenance.",
+    "demo": "Make three figures and a table with the bundled model.",
 }
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are called, so that `ddim --help` does not wait for torch."""
+    """A group that imports a command when it is called, so that `ddim --help` does not wait for torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -64,7 +64,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="ddim")
 def cli() -> None:
-    """Denoising Diffusion Implicit Models: train once, sample in 10-50 network calls, encode, decode, interpolate.
+    """Denoising Diffusion Implicit Models: train, sample in 10-50 network evaluations, encode, decode, interpolate.
 
     \b
     First steps:
@@ -76,26 +76,26 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 done, 2 bad input (one line on stderr), 130 or 143 stopped by a signal.
 
-    What no input should cause keeps its traceback, and exits with 1.
+    An exception that no input should cause keeps its traceback and exits with 1.
     """
-    warnings.showwarning = _note  # type: ignore[assignment]
+    warnings.showwarning = _print_warning  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
-    threading.excepthook = _thread_note
+    threading.excepthook = _print_thread_error
     logger = logging.getLogger("ddim")
-    logger.handlers = [_Notes()]
+    logger.handlers = [_LogLines()]
     logger.setLevel(logging.INFO)
     try:
         code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
     except DdimError as error:
-        code = _complain(_line(error, sys.argv[1:] if argv is None else argv))
+        code = _print_error(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "ddim"
-        code = _complain(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
+        code = _print_error(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
     except click.ClickException as error:
-        code = _complain(error.format_message())
+        code = _print_error(error.format_message())
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:
@@ -103,25 +103,25 @@ def main(argv: list[str] | None = None) -> None:
         code = 1
     except OSError as error:
         place = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else "system"
-        code = _complain(f"{place}: {error.strerror or error}; check the place and try again")
+        code = _print_error(f"{place}: {error.strerror or error}; check the place and try again")
     except (ArithmeticError, MemoryError, RecursionError, RuntimeError, UnicodeError) as error:
         reason = _reason(error)
         if not reason:
             raise
-        code = _complain(reason)
+        code = _print_error(reason)
     code = code if isinstance(code, int) else 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         _close(sys.stdout)
     except OSError as error:  # a full device
-        code = _complain(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
+        code = _print_error(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
         _close(sys.stdout)
     sys.exit(code)
 
 
 def _reason(error: Exception) -> str:
-    """The line for an error of a size that this machine cannot hold, or of a device; "" for what is a bug."""
+    """The message for an error of memory, size, encoding or device; "" for anything else, which is a bug."""
     first = shorten(str(error).partition("\n")[0])
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error))):
         return f"memory: is too small for this ({first or 'MemoryError'}); lower the batch, the size or the number"
@@ -141,19 +141,19 @@ _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|
 
 
 def _line(error: DdimError, words: list[str]) -> str:
-    """An error in the words of the command that met it."""
+    """An error as one line, with arguments written as options of the command that raised it."""
     command = cli.get_command(click.Context(cli), words[0]) if words else None
     what, hint = translated(error.what, command), translated(error.mend, command)
     return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
 
 
-def _complain(line: str) -> int:
-    _tell(f"error: {line}")
+def _print_error(line: str) -> int:
+    _print_line(f"error: {line}")
     return 2
 
 
-def _tell(line: str) -> None:
-    """A line on stderr, as far as that can be written."""
+def _print_line(line: str) -> None:
+    """Print one line on stderr; errors in writing it are ignored."""
     try:
         click.echo(shorten(printable(" ".join(line.split())), LONGEST), err=True)
     except (OSError, ValueError):
@@ -161,35 +161,35 @@ def _tell(line: str) -> None:
 
 
 def _close(stream: Any) -> None:
-    """Let what a stream still holds go nowhere, for flushing it at exit would fail, and change the exit code."""
+    """Redirect a broken stream to the null device: flushing it at exit would fail and change the exit code."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def _thread_note(args: Any) -> None:
-    """What ended a thread, on one line: the command itself meets it too, or does without."""
+def _print_thread_error(args: Any) -> None:
+    """Print the exception that ended a thread; the command itself handles it or does without the thread."""
     if args.exc_type is not SystemExit:
-        _tell(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {args.exc_value}")
+        _print_line(f"note: {getattr(args.thread, 'name', 'a thread')} ended: {args.exc_value}")
 
 
-class _Notes(logging.Handler):
-    """What the library logs, such as that it compiles, on a line of its own."""
+class _LogLines(logging.Handler):
+    """Prints each log record of the library as a line, such as that it compiles."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _tell(f"note: {record.getMessage()}")
+        _print_line(f"note: {record.getMessage()}")
 
 
-def _note(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
-    """What was changed or left out, on a line of its own; other libraries' warnings stay out of the way."""
+def _print_warning(message: Any, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """Print a `DdimWarning` as one line; warnings of other libraries are not shown."""
     if isinstance(message, DdimWarning):
         context = click.get_current_context(silent=True)
         command = context.command if context else None
         hint = translated(message.mend, command)
-        _tell(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
+        _print_line(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
 
 
 class Stopper:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the step at hand; a second one stops at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop after the current step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -208,7 +208,7 @@ class Stopper:
         self.signal = number
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Whether a stop was requested."""
         return bool(self.signal)
 
     @property

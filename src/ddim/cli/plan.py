@@ -16,13 +16,13 @@ from ddim.errors import DdimError
 @click.argument("model")
 @steps_option(20)
 @sampler_option
-@grid_option(default="equal-angle; auto has its own")
+@grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @sharpness_options
-@click.option("--encode", is_flag=True, help="The plan that encodes: rising levels.")
+@click.option("--encode", is_flag=True, help="Print the plan that encodes, from x_0 to x_T.")
 @like_option
-@click.option("--diff", is_flag=True, help="With --like: ours too, of the same times or of --grid, and what differs.")
-@click.option("--json", "as_json", is_flag=True, help="As a plan file, for `ddim sample --plan`.")
+@click.option("--diff", is_flag=True, help="With --like: compare with our plan, at the same timesteps or at --grid.")
+@click.option("--json", "as_json", is_flag=True, help="Print as a plan file, for `ddim sample --plan`.")
 def command(
     model: str,
     steps: int | None,
@@ -38,11 +38,11 @@ def command(
     diff: bool,
     as_json: bool,
 ) -> None:
-    """Print the table of coefficients that a sampler runs on MODEL: one row per network call.
+    """Print the table of coefficients that a sampler runs on MODEL: one row per network evaluation.
 
-    Each row says x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
-    eps[-1] weighs the prediction one row before. Of categories it says with what probability a token is kept, drawn
-    from the predicted x_0, or from the noise.
+    A row means x_next = x * state + x0 * predicted x_0 + eps * predicted noise + z * fresh noise; a column such as
+    eps[-1] is the weight of the prediction one row before. For discrete data, a row has the probabilities that a token
+    is kept, drawn from the predicted x_0, or drawn from the noise.
 
     \b
     Examples:
@@ -56,19 +56,19 @@ def command(
     from ddim.model.load import load
 
     if diff and (like is None or as_json):
-        other, mend = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
-        raise DdimError("--diff", f"is given with {other}", mend)
+        other, hint = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
+        raise DdimError("--diff", f"is given with {other}", hint)
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
     loaded = load(model, "cpu")
-    made: Any
-    given: dict[str, Any] = {}
+    table: Any
+    like_settings: dict[str, Any] = {}
     if like is None:
-        made = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
+        table = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
     else:
         others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
-        made, given = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
+        table, like_settings = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
     if diff:
-        click.echo(compared(loaded, made, given, steps, grid))
+        click.echo(compared(loaded, table, like_settings, steps, grid))
     else:
-        click.echo(seal(json.dumps(json.loads(made.to_json()), indent=1)).decode() if as_json else str(made))
+        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else str(table))

@@ -30,12 +30,18 @@ STEPS = (10, 20, 50, 100)
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the table and the picture.")
-@click.option("--steps", help="Numbers of network calls down. [default: 10,20,50,100, as many as the model has times]")
-@click.option("--method", "methods", default=METHODS[0], show_default=True, help=f"Of {', '.join(METHODS)}; several.")
-@grid_option(default="equal-angle; for fixed-point closer near t = 1")
-@click.option("--split", help="Which part of a data set: train or test.")
-@click.option("--limit", type=int, help="At most so many pictures.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table and the figure.")
+@click.option("--steps", help="Numbers S of network evaluations, to decode. [default: 10,20,50,100, up to T]")
+@click.option(
+    "--method",
+    "methods",
+    default=METHODS[0],
+    show_default=True,
+    help=f"Inversion methods, separated by commas: {', '.join(METHODS)}.",
+)
+@grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
+@click.option("--split", help="Split of a data set: train or test.")
+@click.option("--limit", type=int, help="Maximum number of images.")
 @fit_option
 @exact_device_options
 def command(
@@ -64,22 +70,22 @@ def command(
     from ddim.cli._inputs import read_images
     from ddim.process.start import default_counts
 
-    given, chosen = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
-    for method in chosen:
+    requested, names = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
+    for method in names:
         if method not in METHODS:
             raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
     if unexpected_entries(out, *_OURS):
         raise DdimError(out, "holds something else", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
-    counts = given or default_counts(STEPS, loaded.schedule)
-    ways = [inversion_from_options(loaded, method, s, grid) for method in chosen for s in counts]
+    counts = requested or default_counts(STEPS, loaded.schedule)
+    inversions = [inversion_from_options(loaded, method, s, grid) for method in names for s in counts]
     pictures, _ = read_images(images, refit(loaded.policy, fit), split, limit)
     with claimed(out):
         remove_parts(out)
-        results, failed = _measure(loaded, ways, pictures)
+        results, failed = _measure(loaded, inversions, pictures)
         if not results:
             raise DdimError("round trips", "have all failed", "give more steps, or another method")
-        about = {
+        facts = {
             "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
             "images": len(pictures),
             "split": split,
@@ -87,36 +93,36 @@ def command(
             **loaded.conditions,
             "failed": failed,
         }
-        click.echo(f"{len(pictures)} pictures, grid {about['grid']}")
-        _report(out, about, pictures, results)
+        click.echo(f"{len(pictures)} pictures, grid {facts['grid']}")
+        _report(out, facts, pictures, results)
 
 
 def _measure(
     model: Model, ways: list[Inversion], pictures: np.ndarray
 ) -> tuple[list[tuple[Inversion, RoundTrip]], list[dict[str, Any]]]:
-    """The round trips, and what failed; that is said, and the others go on."""
+    """The round trips, and those that failed; a failure only warns if there are several round trips."""
     from ddim.evaluation.reconstruction import join, round_trips
 
     results: list[tuple[Inversion, RoundTrip]] = []
     failed: list[dict[str, Any]] = []
-    begun = time.monotonic()
+    started = time.monotonic()
     with progress_bar() as bar:
         task = bar.add_task("round trips", total=len(pictures) * len(ways), rate="")
-        for way in ways:
+        for inversion in ways:
             parts = []
             try:
-                for part in round_trips(model, pictures, way):
+                for part in round_trips(model, pictures, inversion):
                     parts.append(part)
                     bar.advance(task, len(part.again))
-                    bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - begun):.1f} images/s")
+                    bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
             except DdimError as error:
                 if len(ways) == 1:
                     raise
-                warn(f"{way.method}, S = {way.decode_plan.calls}, is left out: {error}")
-                failed.append({"method": way.method, "steps": way.decode_plan.calls, "error": str(error)})
+                warn(f"{inversion.method}, S = {inversion.decode_plan.calls}, is left out: {error}")
+                failed.append({"method": inversion.method, "steps": inversion.decode_plan.calls, "error": str(error)})
                 bar.advance(task, len(pictures) - sum(len(part.again) for part in parts))
                 continue
-            results.append((way, join(parts)))
+            results.append((inversion, join(parts)))
     return results, failed
 
 
@@ -126,18 +132,18 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
 
     table = [
         {
-            "method": way.method,
-            "steps": way.decode_plan.calls,
-            "plan": way.decode_plan.name,
+            "method": inversion.method,
+            "steps": inversion.decode_plan.calls,
+            "plan": inversion.decode_plan.name,
             "mse": trip.mse,
             "standard_error": trip.standard_error,
             "rms": trip.rms,
             "max": float(trip.largest.max()),
             "latent_std": float(trip.latent_std.mean()),
-            "calls_per_step": float(trip.calls.double().mean()) / way.decode_plan.calls,
+            "calls_per_step": float(trip.calls.double().mean()) / inversion.decode_plan.calls,
             "seconds": float(trip.seconds.mean()),
         }
-        for way, trip in results
+        for inversion, trip in results
     ]
     report = {
         **about,
@@ -148,12 +154,13 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
         "rows": table,
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
-    alone = len({way.method for way, _ in results}) == 1
+    single = len({inversion.method for inversion, _ in results}) == 1
     names = [
-        f"S = {way.decode_plan.calls}" if alone else f"{way.method}, S = {way.decode_plan.calls}" for way, _ in results
+        f"S = {inversion.decode_plan.calls}" if single else f"{inversion.method}, S = {inversion.decode_plan.calls}"
+        for inversion, _ in results
     ]
     rows = [("original", pictures), *zip(names, (trip.again for _, trip in results), strict=True)]
-    shown = [(name, some[:SHOWN]) for name, some in rows]
+    shown = [(name, images[:SHOWN]) for name, images in rows]
     save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if pictures.shape[1] <= 32 else 1))
     click.echo(_HEAD)
     for line in table:

@@ -26,25 +26,24 @@ if TYPE_CHECKING:
 @click.command("reproduce")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder for the report; gone on with.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report; created or resumed.")
 @click.option(
     "--budget",
     type=click.Choice(["10min", "1h", "full"]),
     default="1h",
     show_default=True,
-    help="About how long sampling may take, features come on top: counts are scaled to it, S that do not fit are left "
-    "out, and captions say so. "
-    "full: 50,000 samples a cell and the whole test set.",
+    help="Approximate time for sampling, without feature extraction: sample counts are scaled to it and S that do not "
+    "fit are left out, which captions report. full: 50,000 samples per cell and the whole test set.",
 )
-@click.option("-n", "n", help="Samples of each cell of Table 1 instead of what the budget gives, as in evaluate.")
-@click.option("--pictures", type=int, help="Round trips of Table 2 instead of what the budget gives.")
-@click.option("--steps", help="S of Table 1. [default: 10,20,50,100,1000, those that fit]")
+@click.option("-n", "n", help="Samples per cell of Table 1, as in `ddim evaluate -n`. [default: by --budget]")
+@click.option("--pictures", type=int, help="Images encoded and decoded for Table 2. [default: by --budget]")
+@click.option("--steps", help="Values of S in Table 1. [default: those of 10,20,50,100,1000 that fit]")
 @click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows of Table 1.")
 @table_grid_option("linear; quadratic for CIFAR-10; as in the paper")
-@click.option("--split", default="train", show_default=True, help="Which part samples are held against.")
-@click.option("--test-split", default="test", show_default=True, help="Which part is encoded and decoded.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the samples.")
-@click.option("--images", type=click.Path(path_type=Path), help="Keep the samples as PNG files in this folder.")
+@click.option("--split", default="train", show_default=True, help="Split that samples are compared with.")
+@click.option("--test-split", default="test", show_default=True, help="Split that is encoded and decoded.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
+@click.option("--images", type=click.Path(path_type=Path), help="Also write the samples as PNG files to this folder.")
 @fit_option
 @clip_option
 @extractor_options
@@ -71,9 +70,9 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """The whole of the paper's section 5 for MODEL and DATA: Tables 1 and 2, Figures 3 to 6, on one HTML page.
+    """Reproduce the paper's section 5 for MODEL and DATA: Tables 1 and 2 and Figures 3 to 6, on one HTML page.
 
-    Run again after an interruption, the same command goes on where it was. The page loads nothing from anywhere.
+    After an interruption, run the same command again to resume. The page needs no other files and no network.
 
     \b
     Examples:
@@ -94,38 +93,44 @@ def command(
     if loaded.config.needs_label:
         raise DdimError(model, "was never trained without a label", "take another model, or `ddim evaluate --label`")
     policy, T = refit(loaded.policy, fit), loaded.schedule.T
-    found, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
-    space = get_extractor(extractor, inception_weights, policy.shape, found.name, device)
-    grid = grid or ("quadratic" if paper.data_set(found.name) == "CIFAR-10" else "linear")
+    dataset, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
+    feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
+    grid = grid or ("quadratic" if paper.data_set(dataset.name) == "CIFAR-10" else "linear")
     rows = [part.strip() for part in eta.split(",") if part.strip()]
-    wanted = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
-    how: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
-    if loaded.schedule == linear():  # the paper's schedule: its sequences end at T whatever the network predicts
-        how["top"] = T
-    fid_table.check(loaded, fid_table.cells(loaded, wanted, rows, Counts(n or "2"), grid, **how), seed)
+    requested_steps = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
+    plan_settings: dict[str, Any] = {} if clip_x0 is None else {"clip_x0": clip_x0}
+    if loaded.schedule == linear():  # the paper's sequences end at T for every prediction type
+        plan_settings["top"] = T
+    fid_table.check(
+        loaded, fid_table.cells(loaded, requested_steps, rows, Counts(n or "2"), grid, **plan_settings), seed
+    )
     if pictures is not None and not 1 <= pictures <= len(test):
         raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
     if unexpected_entries(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     with claimed(out, "request.json", "cells", "reference") as owned:
-        request: dict[str, Any] = {"model": loaded.fingerprint, "data": found.fingerprint(), "budget": budget, "n": n}
-        request |= {"steps": wanted, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
-        request |= {"extractor": space.sha256, "compile": compile_}
+        request: dict[str, Any] = {"model": loaded.fingerprint, "data": dataset.fingerprint(), "budget": budget, "n": n}
+        request |= {"steps": requested_steps, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
+        request |= {"extractor": feature_space.sha256, "compile": compile_}
         request |= {} if clip_x0 is None else {"clip_x0": clip_x0}
         request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
         request["test"] = test.fingerprint()
         counts = settle(out / "request.json", request, loaded, len(test))
         for folder in (out, out / "cells", out / "reference", out / "pictures"):
             remove_parts(folder)
-        some = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **how)
-        fid_table.check(loaded, some, seed, Path(model).name, None, images)
-        real = reference(found, space, out / "reference")
+        cells = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **plan_settings)
+        fid_table.check(loaded, cells, seed, Path(model).name, None, images)
+        real = reference(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(loaded, some, real, space, out / "cells", seed, Path(model).name, None, images)
-        made = fill(filling, sum(cell.n * cell.plan.calls for cell in some), out)
+        filling = fid_table.iter_fill(
+            loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, None, images
+        )
+        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
         exact = load_model(model, device, "float32", compile_)
-        written = _finish(out, (loaded, exact), (real, space, Path(model).name), request, counts, made, test)
-    click.echo(written)
+        summary = _finish(
+            out, (loaded, exact), (real, feature_space, Path(model).name), request, counts, measured, test
+        )
+    click.echo(summary)
 
 
 def _finish(
@@ -137,7 +142,7 @@ def _finish(
     made: Sequence[Measured],
     test: ImageSet,
 ) -> str:
-    """Table 2, the walks and the page; what to print."""
+    """Make Table 2, the interpolations and the page; returns the text to print."""
     from ddim._io.atomic import make_folder
     from ddim.evaluation.report.reproduction import write_report
     from ddim.evaluation.report.sections import WALKED, round_tripping, walking

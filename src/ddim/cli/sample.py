@@ -32,45 +32,47 @@ if TYPE_CHECKING:
     from ddim.sampling.guidance import Guidance
     from ddim.sampling.microbatch import Label
 
-SHEET = 10_000  # pictures of a sheet
+SHEET = 10_000  # maximum images of a sheet
 
 
 @click.command("sample")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The samples folder; made, or completed.")
-@click.option("-n", "n", type=int, default=64, show_default=True, help="How many pictures.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Samples folder; created or resumed.")
+@click.option("-n", "n", type=int, default=64, show_default=True, help="Number of samples.")
 @steps_option(20)
 @sampler_option
-@grid_option(default="equal-angle; auto has its own")
+@grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @sharpness_options
-@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
-@click.option("--start", type=int, default=0, show_default=True, help="Index of the first picture.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
+@click.option("--start", type=int, default=0, show_default=True, help="Index of the first sample.")
 @click.option(
     "--batch",
     type=int,
     default=1,
     show_default=True,
-    help="Pictures held before they are written, rounded up to micro-batches; the pictures do not depend on it.",
+    help="Samples to collect before writing, rounded up to micro-batches; does not change the samples.",
 )
-@click.option("--micro-batch", type=int, help="Samples the network sees at once; part of what the bytes depend on.")
+@click.option("--micro-batch", type=int, help="Samples per network evaluation; the exact bytes depend on it.")
 @click.option(
     "--label",
     callback=lambda c, p, v: label_of(v),
     metavar="NUMBER|each",
-    help="A label, for a model trained with labels; each: the labels in turn.",
+    help="Label, for a model trained with labels; each: all labels in turn.",
 )
 @click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
-@click.option("--cfg-plus-plus", type=float, help="CFG++ instead of it, with --label: 0..1, such as 0.6.")
+@click.option(
+    "--cfg-plus-plus", type=float, help="Scale of CFG++ instead of --guidance, with --label: 0..1, such as 0.6."
+)
 @click.option(
     "--plan",
     "plan_file",
     type=click.Path(path_type=Path),
-    help="A plan file, instead of --steps, --grid, --eta.",
+    help="Plan file, instead of --steps, --sampler, --grid, --eta, ...",
 )
 @like_option
-@click.option("--any-model", is_flag=True, help="Run a plan that was tuned for another model.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG of all the pictures.")
+@click.option("--any-model", is_flag=True, help="Allow a plan that was tuned for another model.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
 @force_option
 @device_options
 def command(
@@ -101,10 +103,10 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Sample pictures or texts of MODEL (a bundled model, a model folder or a run) into a folder.
+    """Sample images or texts from MODEL (a bundled model, a model folder or a run) into a folder.
 
-    Sample i depends on the model, the plan, the seed and i alone. Run again after an interruption, the same command
-    makes exactly those that are missing.
+    Sample i depends only on the model, the plan, the seed and i. After an interruption, run the same command again to
+    resume: it makes exactly the missing samples.
 
     \b
     Examples:
@@ -124,27 +126,28 @@ def command(
         raise DdimError("--sheet", f"would show {n} pictures, more than {SHEET}", "leave it out, or ask for fewer")
     if sheet is not None and loaded.kind.unit != "images":
         raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
-    chosen = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
+    selection = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
     if plan_file is not None:
-        given = {"like": like, **chosen, "steps": steps, **settings}
-        plan = _read_plan(loaded, plan_file, given, any_model)
+        plan_options = {"like": like, **selection, "steps": steps, **settings}
+        plan = _read_plan(loaded, plan_file, plan_options, any_model)
     elif any_model:
         raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
     elif like is not None:
-        others = chosen | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
+        others = selection | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
         plan, _ = make_like(loaded, like, steps, eta, clip_x0, others)
     else:
-        if cfg_plus_plus is not None:  # its scale is that of an unclipped plan of ddim
+        if cfg_plus_plus is not None:  # the scale is defined for an unclipped ddim plan
             sampler = "ddim" if sampler == "auto" else sampler
-            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS  # sigma hat clips, or asks
+            # With sigma, the plan's own rule for clipping applies: sigma hat clips or requires a choice.
+            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS
             settings["clip_x0"] = False if unclipped else clip_x0
         plan = make_any_plan(loaded, steps, grid, sampler, **settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
-    making = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
+    generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.noun
-    made = fill(making, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
+    result = fill(generation, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{made.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))
@@ -153,16 +156,16 @@ def command(
 
 
 def _read_plan(model: ModelBase, path: Path, given: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
-    """The plan of --plan, beside which none of the options given may have a value."""
+    """Read the plan of --plan; no option in `given` may have a value."""
     from dataclasses import replace
 
     plan: Any = read_plan(model, path, given)
-    made: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
-    return made
+    unrestricted: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
+    return unrestricted
 
 
 def _scale(plan: BasePlan[Any], guidance: float | None, lam: float | None) -> Guidance | None:
-    """What --guidance or --cfg-plus-plus asks for."""
+    """The guidance of --guidance or --cfg-plus-plus."""
     from ddim.plan.plan import Plan
     from ddim.sampling.guidance import cfg_plus_plus
 

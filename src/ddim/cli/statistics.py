@@ -12,12 +12,12 @@ from ddim.cli._options import output_file
 
 @click.command("statistics")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The statistics file, .safetensors.")
-@click.option("--split", help="Which part of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="At most so many pictures.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Statistics file, *.safetensors.")
+@click.option("--split", help="Split of a data set: train or test. [default: train]")
+@click.option("--limit", type=int, help="Maximum number of images.")
 @size_option
 @extractor_options
-@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     data: str,
     out: Path,
@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Write the feature statistics of DATA (a folder, parquet files, a hub name) with their protocol.
 
-    Where the pictures are of several sizes, --size brings them to one, and the file says how.
+    If the images have several sizes, --size resizes them to one; the protocol in the file records how.
 
     \b
     Examples:
@@ -41,11 +41,14 @@ def command(
     from ddim.evaluation import from_data, iter_measure
 
     output_file(out)
-    found = get_sized(data, size, fit, split, limit)
-    space = get_extractor(extractor, inception_weights, found.policy.shape, found.name, device)
-    pictures = from_data(found)
-    made, _ = drive(iter_measure(pictures, space), f"features of {found.name}", pictures.count, kept=False)
-    made.moments.covariance  # of one picture there is none  # noqa: B018
-    made.save(out)
-    told = f"{made.moments.count} pictures {pictures.grid}, {made.moments.dim} features of {space.name}"
-    click.echo(f"{told}: {out}")
+    dataset = get_sized(data, size, fit, split, limit)
+    feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
+    pictures = from_data(dataset)
+    statistics, _ = drive(
+        iter_measure(pictures, feature_space), f"features of {dataset.name}", pictures.count, kept=False
+    )
+    statistics.moments.covariance  # raises an error for a single image  # noqa: B018
+    statistics.save(out)
+    moments = statistics.moments
+    description = f"{moments.count} pictures {pictures.grid}, {moments.dim} features of {feature_space.name}"
+    click.echo(f"{description}: {out}")

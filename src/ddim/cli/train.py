@@ -40,77 +40,79 @@ _RECIPE = (
     "preview_every",
     "log_every",
 )
-QUIET = 60.0  # seconds after which a line is printed where there is no terminal to show a bar
+QUIET = 60.0  # seconds between progress lines without a terminal
 
 
 @click.command("train")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder; made, or gone on with.")
-@click.option("--preset", "preset_name", help="The recipe; default: the one named like DATA.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory; created or resumed.")
+@click.option("--preset", "preset_name", help="Training preset. [default: the one named like DATA]")
 @click.option(
     "--list-presets",
     is_flag=True,
     is_eager=True,
     expose_value=False,
     callback=lambda c, p, v: _list(c, v),
-    help="Show the presets and exit.",
+    help="List the presets and exit.",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any other value of the recipe: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...",
+    help="Any other setting: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...",
 )
-@click.option("--split", default="train", show_default=True, help="Which part of the data.")
-@click.option("--limit", type=int, help="At most so many pictures.")
-@click.option("--skip-unreadable", is_flag=True, help="Leave out pictures that cannot be read, and say which.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: a tokenizers file. [default: characters]")
-@click.option("--length", type=int, help="Text: tokens of a sequence, instead of the preset's.")
-@click.option("--size", type=int, help="Side of the square the pictures are brought to, instead of the preset's.")
+@click.option("--split", default="train", show_default=True, help="Split of the data.")
+@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option(
+    "--skip-unreadable", is_flag=True, help="Skip images that cannot be read, with a warning that lists them."
+)
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: tokenizers file. [default: characters]")
+@click.option("--length", type=int, help="Text: tokens per sequence, instead of the preset's.")
+@click.option("--size", type=int, help="Resize images to a square of this side, instead of the preset's.")
 @click.option(
     "--fit",
     type=click.Choice(FITS),
-    help="Pictures of another shape: crop cuts the largest centred part out, stretch keeps all of each, exact refuses "
-    "any other size. [default: the preset's, mostly crop]",
+    help="How images of another shape are resized: crop cuts out the largest centred part, stretch keeps the whole "
+    "image, exact refuses any other size. [default: the preset's, mostly crop]",
 )
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Grey or colour, instead of the preset's.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="What the network predicts.")
-@click.option("--labels/--no-labels", default=None, help="Learn the data's labels too, for classifier-free guidance.")
+@click.option("--labels/--no-labels", default=None, help="Train with the data's labels, for classifier-free guidance.")
 @label_column_option
-@click.option("--from", "source", metavar="MODEL", help="Begin with the weights of a model, where no state is left.")
-@click.option("--steps", type=int, help="Optimiser steps.")
+@click.option("--from", "source", metavar="MODEL", help="Initialise a new run with a model's weights.")
+@click.option("--steps", type=int, help="Number of optimiser steps.")
 @click.option(
     "--budget",
     callback=lambda c, p, v: v and seconds(v),
     metavar="TIME",
-    help="Time for all, such as 25min, 90s or 1h30min, instead of --steps; with both, what ends first.",
+    help="Total time, such as 25min, 90s or 1h30min, instead of --steps; with both, whichever ends first.",
 )
-@click.option("--batch", type=int, help="Pictures per step.")
-@click.option("--accumulate", type=int, help="Parts a batch is cut into, to save memory.")
+@click.option("--batch", type=int, help="Images or sequences per step.")
+@click.option("--accumulate", type=int, help="Number of parts a batch is split into, to save memory.")
 @click.option("--lr", type=float, help="Learning rate.")
-@click.option("--warmup", type=int, help="Steps over which the learning rate rises.")
-@click.option(
-    "--decay", type=click.Choice(["none", "linear", "cosine"]), help="How the learning rate falls at the end."
-)
-@click.option("--ema", type=float, help="Decay of the moving average of the weights.")
+@click.option("--warmup", type=int, help="Steps of learning-rate warmup.")
+@click.option("--decay", type=click.Choice(["none", "linear", "cosine"]), help="Learning-rate decay at the end.")
+@click.option("--ema", type=float, help="Decay of the exponential moving average of the weights.")
 @click.option(
     "--loss-weight",
     "gamma",
     type=click.Choice(LOSS_WEIGHTS),
-    help="Weights gamma_t of eq. (5): simple is the paper's; vlb and theorem1 are the bound's.",
+    help="Weights gamma_t of eq. (5): simple is the paper's; vlb and theorem1 are those of the variational bound.",
 )
-@click.option("--flip/--no-flip", default=None, help="Flip pictures left-right at random.")
+@click.option("--flip/--no-flip", default=None, help="Flip images left-right at random.")
 @click.option(
-    "--precision", type=click.Choice(["auto", "bfloat16", "float32"]), help="auto: bfloat16 where it is fast."
+    "--precision",
+    type=click.Choice(["auto", "bfloat16", "float32"]),
+    help="Training precision; auto is bfloat16 where it is fast.",
 )
 @click.option("--compile/--no-compile", "compile_", default=None, help="Run the network through torch.compile.")
-@click.option("--seed", type=int, help="Of everything random in the training.")
+@click.option("--seed", type=int, help="Seed of all randomness in training.")
 @click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
-@click.option("--keep", type=int, help="Checkpoints kept.")
-@click.option("--preview-every", type=int, help="Steps between preview grids, 0 for none.")
+@click.option("--keep", type=int, help="Number of checkpoints to keep.")
+@click.option("--preview-every", type=int, help="Steps between preview sheets, 0 for none.")
 @click.option("--log-every", type=int, help="Steps between lines of metrics.jsonl.")
-@click.option("--device", help="cpu, cuda, ...; default: a GPU if there is one.")
+@click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     data: str,
     out: Path,
@@ -133,13 +135,13 @@ def command(
     settings: tuple[str, ...],
     **given: Any,
 ) -> None:
-    """Train a model on DATA: "digits", a folder of pictures, parquet files, a hub name such as owner/name, or a text.
+    """Train a model on DATA: "digits", a folder of images, parquet files, a hub name such as owner/name, or a text.
 
-    Of a single text file the first 90 % of the characters are its split train, then 5 % validation and 5 % test; a
-    folder may hold train.txt, validation.txt and test.txt.
+    A single text file is split into the first 90 % of its characters (train), then 5 % (validation) and 5 % (test). A
+    folder can contain train.txt, validation.txt and test.txt.
 
-    Everything is written under --out: checkpoints, metrics, previews, and the model itself in OUT/model. Stop it
-    at any moment, in any way; the same command goes on where it stopped, and ends with the same weights.
+    Everything is written under --out: checkpoints, metrics, previews, and the model itself in OUT/model. A run can be
+    stopped or killed at any time; run the same command again to resume it, with the same final weights.
 
     \b
     Examples:
@@ -149,16 +151,16 @@ def command(
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
-    began = time.monotonic()
+    start_time = time.monotonic()
     from ddim.train.run_config import RunConfig, check_run_dir
 
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
-    about_text = {"--tokenizer": tokenizer, "--length": length}
-    about_pictures = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
-    about_pictures |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
-    about_pictures |= {"--label-column": label_column}
-    _refuse_others(name, of_text, about_text, about_pictures)
+    text_options = {"--tokenizer": tokenizer, "--length": length}
+    image_options = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
+    image_options |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
+    image_options |= {"--label-column": label_column}
+    _refuse_others(name, of_text, text_options, image_options)
     labels = (recipe.labels or label_column is not None) if labels is None else labels
     if label_column is not None and not labels:
         raise DdimError("--label-column", "is given beside --no-labels", "leave one of them out")
@@ -175,21 +177,26 @@ def command(
         changes["train"].setdefault("steps", None)
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= vocabulary(data, tokenizer)
-    model, train = configure(recipe, changes, predicts)  # what is wrong is said before any picture is read
+    model, train = configure(recipe, changes, predicts)  # report bad settings before any image is read
     check_device(device)
     check_run_dir(out)
-    found = _find(data, model.data, split, limit, skip_unreadable, label_column)
+    dataset = _load(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
-        changes["network"]["classes"] = classes_of(data, found)
+        changes["network"]["classes"] = classes_of(data, dataset)
         model, train = configure(recipe, changes, predicts)
-    about: dict[str, Any] = {"data": found.name, "split": found.split, "limit": limit, "label_column": label_column}
-    about["data_fingerprint"] = found.fingerprint()
-    begun, weights = begin_with(source, model) if source else (None, None)
-    _train(out, RunConfig(**about, model=model, train=train, begun=begun), found, device, weights, began)
+    record: dict[str, Any] = {
+        "data": dataset.name,
+        "split": dataset.split,
+        "limit": limit,
+        "label_column": label_column,
+    }
+    record["data_fingerprint"] = dataset.fingerprint()
+    origin, weights = begin_with(source, model) if source else (None, None)
+    _train(out, RunConfig(**record, model=model, train=train, begun=origin), dataset, device, weights, start_time)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
-    """The preset of --preset, or the one named like the data."""
+    """The name and preset of --preset, or of the preset named like the data."""
     from ddim.data.text import is_text
     from ddim.train.presets import PRESETS, preset
 
@@ -204,10 +211,10 @@ def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     return name, recipe
 
 
-def _find(
+def _load(
     data: str, policy: Any, split: str, limit: int | None, skip_unreadable: bool, label_column: str | None
 ) -> ImageSet | TextSet:
-    """The data set that a policy asks for."""
+    """Load the data set for a data policy, of images or text."""
     from ddim.data.text import load_text
 
     if len(policy.shape) == 1:
@@ -229,7 +236,7 @@ def _list(ctx: click.Context, wanted: bool) -> None:
 
 
 def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: dict[str, Any]) -> None:
-    """Refuse options about text where the preset is of pictures, and the other way round."""
+    """Refuse options about text if the preset is for images, and the reverse."""
     for option in [option for option, value in (pictures if of_text else text).items() if value is not None]:
         kind, own = ("pictures", "text") if of_text else ("text", "pictures")
         raise DdimError(option, f"is about {kind}, the preset {preset} of {own}", "leave it out")
@@ -253,14 +260,14 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
-            told = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
-            bar.update(task, completed=report.step, total=report.steps, rate=told)
+            status = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
+            bar.update(task, completed=report.step, total=report.steps, rate=status)
             if not bar.console.is_interactive and elapsed - shown >= QUIET and rate:
                 shown = elapsed
                 of = f" of about {report.steps}" if report.steps else ""
-                bar.console.print(f"step {report.step}{of}: {told}, {elapsed / 60:.0f} min")
+                bar.console.print(f"step {report.step}{of}: {status}, {elapsed / 60:.0f} min")
             if report.event:
-                bar.console.print(f"step {report.step}: {report.event}  {told}".rstrip())
+                bar.console.print(f"step {report.step}: {report.event}  {status}".rstrip())
     assert report is not None
     if stopper() and not report.over:
         of = f" of {report.steps}" if report.steps else ""

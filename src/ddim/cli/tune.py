@@ -16,22 +16,22 @@ from ddim.errors import DdimError, warn
 if TYPE_CHECKING:
     from ddim.model.image import Model
 
-RECIPE = 3  # of `ddim.tuning`; another one, and what was kept is not what it would find
+RECIPE = 3  # version of `ddim.tuning`: cached results of another version are not used
 
 
 @click.command("tune")
 @click.argument("model")
-@click.option("--calls", type=int, required=True, help="Network calls of the plan, 2..30.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The plan file, *.json.")
+@click.option("--calls", type=int, required=True, help="Network evaluations of the plan, 2..30.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Plan file to write, *.json.")
 @click.option(
     "--solver",
     default="fitted",
     show_default=True,
-    help="fitted: weights by least squares; or a sampler, such as ipndm4, of which the times alone are searched.",
+    help="fitted: fit the weights by least squares; or a sampler, such as ipndm4: search its timesteps only.",
 )
-@click.option("--pilots", type=int, default=128, show_default=True, help="Samples solved finely; half are held out.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the pilots; another stream than sampling's.")
-@click.option("--fresh", is_flag=True, help="Tune again, whatever was kept from before.")
+@click.option("--pilots", type=int, default=128, show_default=True, help="Calibration samples; half are held out.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration samples.")
+@click.option("--fresh", is_flag=True, help="Tune again, ignoring cached results.")
 @exact_device_options
 def command(
     model: str,
@@ -45,14 +45,14 @@ def command(
     dtype: str,
     compile_: bool,
 ) -> None:
-    """Find a better plan for MODEL and a number of network calls, from the model alone, in some minutes.
+    """Tune a plan for MODEL and a number of network evaluations, without data, in a few minutes.
 
-    The plan file is for `ddim sample --plan`. On pilots that nothing was fitted to it is compared with the default plan
-    and the best found of every sampler on the fixed grids: if tuning does not win there, the nearest of those is
-    written, and said.
+    The plan file is for `ddim sample --plan`. On held-out calibration samples, the tuned plan is compared with the
+    default plan and with the best untuned samplers and spacings. The plan with the lowest error is written; if it is an
+    untuned one, the command reports that.
 
-    What was found is kept in the user's cache folder, by the model's checksum and the settings; stopped before the end,
-    it keeps nothing and starts over.
+    The result is cached in the user's cache folder by model checksum and settings. A run that is stopped early cannot
+    be resumed.
 
     \b
     Example:
@@ -66,27 +66,27 @@ def command(
         raise DdimError(f"--seed {seed}", "is outside 0..2^62-1", "choose another seed")
     loaded = load_model(model, device, dtype, compile_)
     settings = {"calls": calls, "solver": solver, "pilots": pilots, "seed": seed}
-    kept = _kept(loaded, settings)
-    found = _read(kept) if kept and not fresh else None
-    known = found is not None
-    if found is None:
-        found = _tune(loaded, settings)
-    write_json(out, found["plan"])
-    if kept and not known:
-        _keep(kept, found)
-    if known:
-        click.echo(f"tuned before, with the same model and settings: {kept} (--fresh tunes again)", err=True)
-    tuned, untuned = (f"{found[key]:.4f}" for key in ("error", "untuned_error"))
-    click.echo(f"{found['name']}, {calls} network calls: {tuned} from the converged solution, RMS on held-out pilots")
-    if found["won"]:
-        click.echo(f"best plan that is not tuned: {found['untuned']}: {untuned}")
+    cache_file = _cache_path(loaded, settings)
+    result = _read_cached(cache_file) if cache_file and not fresh else None
+    cached = result is not None
+    if result is None:
+        result = _tune(loaded, settings)
+    write_json(out, result["plan"])
+    if cache_file and not cached:
+        _store(cache_file, result)
+    if cached:
+        click.echo(f"tuned before, with the same model and settings: {cache_file} (--fresh tunes again)", err=True)
+    tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
+    click.echo(f"{result['name']}, {calls} network calls: {tuned} from the converged solution, RMS on held-out pilots")
+    if result["won"]:
+        click.echo(f"best plan that is not tuned: {result['untuned']}: {untuned}")
     else:
         click.echo("the search found nothing nearer than this, which is not tuned")
     click.echo(f"plan: {out}")
 
 
 def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
-    found = None
+    result = None
     with progress_bar() as bar:
         tasks: dict[str, Any] = {}
         for step in model.tuning(**settings):
@@ -94,31 +94,31 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
             if task is None:
                 task = tasks[step.stage] = bar.add_task(step.stage, total=step.total, rate="")
             bar.update(task, completed=step.done)
-            found = step.found or found
-    assert found is not None
+            result = step.found or result
+    assert result is not None
     return {
-        "plan": json.loads(found.plan.to_json()),
-        "name": found.plan.name,
-        "error": found.error,
-        "untuned": found.untuned.name,
-        "untuned_error": found.untuned_error,
-        "won": found.tuned_wins,
+        "plan": json.loads(result.plan.to_json()),
+        "name": result.plan.name,
+        "error": result.error,
+        "untuned": result.untuned.name,
+        "untuned_error": result.untuned_error,
+        "won": result.tuned_wins,
     }
 
 
-def _kept(model: Model, settings: dict[str, Any]) -> Path | None:
-    """Where what these settings give is kept; None for a user without a home folder."""
+def _cache_path(model: Model, settings: dict[str, Any]) -> Path | None:
+    """The cache file for these settings; None for a user without a home folder."""
     from ddim import __version__
     from ddim._io.atomic import user_cache
 
-    what = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
-    what |= {"dtype": model.compute.name}
-    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+    identity = {**settings, "recipe": RECIPE, "model": model.fingerprint, "version": __version__}
+    identity |= {"dtype": model.compute.name}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     cache = user_cache()
     return None if cache is None else cache / "plans" / f"{key}.json"
 
 
-def _keep(path: Path, found: dict[str, Any]) -> None:
+def _store(path: Path, found: dict[str, Any]) -> None:
     from ddim._io.atomic import make_folder
     from ddim._io.checksum import write_json
 
@@ -129,17 +129,17 @@ def _keep(path: Path, found: dict[str, Any]) -> None:
         warn(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """What is kept there, if it is whole."""
+def _read_cached(path: Path) -> dict[str, Any] | None:
+    """The cached result, or None if the file is missing or damaged."""
     from ddim._io.checksum import read_sealed_json
     from ddim._io.reading import entry
     from ddim.plan.plan import Plan
 
     kinds = {"plan": dict, "name": str, "error": float, "untuned": str, "untuned_error": float, "won": bool}
     try:
-        there = read_sealed_json(path, dict)
-        found: dict[str, Any] = {key: entry(there, key, kind, path) for key, kind in kinds.items()}
-        Plan.from_json(json.dumps(found["plan"]))
+        content = read_sealed_json(path, dict)
+        result: dict[str, Any] = {key: entry(content, key, kind, path) for key, kind in kinds.items()}
+        Plan.from_json(json.dumps(result["plan"]))
     except DdimError:
         return None
-    return found
+    return result
