@@ -114,7 +114,7 @@ class GaussianData:
         return (last.signal * self.mean + factor * centred).to(x.dtype)
 
     def error(self, level: Level) -> float:
-        """E ||eps - E[eps | x_t]||^2 / D, the minimum of the loss, eq. (5), at a level; 0 at zero signal, 1 at t = 0."""
+        """E ||eps - E[eps | x_t]||^2 / D, the least loss of eq. (5) at a level; 0 at zero signal, 1 at t = 0."""
         return float((level.alpha_bar * self.variance / self._spread(level)).mean())
 
     def sample(self, n: int, seed: int) -> Tensor:
