@@ -62,7 +62,7 @@ class Classifier(nn.Module):
         return cast(Tensor, self.body(x)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
+        """Images (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
         return cast(Tensor, self.head(self.features(x)))
 
 
@@ -147,7 +147,7 @@ class ResNet(nn.Module):
         return cast(Tensor, self.body(nn.functional.gelu(self.white(x)))).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
+        """Images (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
         return cast(Tensor, self.head(self.features(x)))
 
 
