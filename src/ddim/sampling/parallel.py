@@ -133,7 +133,7 @@ class _Path:
         self.drawn: dict[int, Tensor] = {}
 
     def improve(self, batch: range) -> Tensor:
-        """Update the states after the rows of `batch`; returns the largest RMS change of a sample for each row, (rows,)."""
+        """Update the states after these rows; returns the largest RMS change of a sample for each, (rows,)."""
         rows, states, predictions = self.plan.rows, self.states, self.predictions
         denoisers = evaluate_many(self.denoise, [states[k] for k in batch], [rows[k].query for k in batch])
         moved = []
