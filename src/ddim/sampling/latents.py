@@ -211,18 +211,18 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
     if meta.get("sha256") not in (None, _digest(tensors)):
         raise DdimError(path, "is damaged: its latents are not those that were written", "encode again")
-    again = "write it again with `ddim encode`"
-    latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, again))
+    hint = "write it again with `ddim encode`"
+    latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, hint))
     if latents.dtype not in (torch.float32, torch.float64):
-        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", again)
-    plan = Plan.from_json(entry(meta, "plan", str, path, hint=again), str(path))
-    earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, again)
+        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", hint)
+    plan = Plan.from_json(entry(meta, "plan", str, path, hint=hint), str(path))
+    earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, hint)
     states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
     sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
     if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    method = entry(meta, "method", str, path, "ddim", again)
-    sha256 = entry(meta, "model_sha256", str, path, "", again)
+    method = entry(meta, "method", str, path, "ddim", hint)
+    sha256 = entry(meta, "model_sha256", str, path, "", hint)
     if plan.stochastic:
         raise DdimError(path, "holds a plan that adds noise", "write it again with `ddim encode`")
     if meta["version"] == 1:

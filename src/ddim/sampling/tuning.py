@@ -180,10 +180,10 @@ def iter_tuning(
     for done, total, best in _search(evaluator, best):  # noqa: B007, B020
         yield Progress("times", done, total)
     results = []
-    for place, candidate in enumerate((best, *tuned, *untuned)):
+    for index, candidate in enumerate((best, *tuned, *untuned)):
         error = rms(run(CachedDenoiser(denoise, size, keep=0), candidate.plan, held_out.start), held_out.end)
-        results.append((error, place, candidate.renamed(len(pilots)) if place <= len(tuned) else candidate.plan))
-        yield Progress("held out", place + 1, 1 + len(tuned) + len(untuned))
+        results.append((error, index, candidate.renamed(len(pilots)) if index <= len(tuned) else candidate.plan))
+        yield Progress("held out", index + 1, 1 + len(tuned) + len(untuned))
     best_result, best_untuned = min(results), min(results[1 + len(tuned) :])
     result = Tuned(best_result[2], best_result[0], best_untuned[2], best_untuned[0], best_result[1] <= len(tuned))
     yield Progress("held out", len(results), len(results), result)
@@ -220,7 +220,7 @@ class _Evaluator:
     def cheapest(self, calls: int) -> list[float]:
         """The rising times that dynamic programming finds."""
         path = cheapest_path(jump_cost(self.reference), calls)
-        return [self.reference.levels[place].t for place in reversed(path[:-1])]
+        return [self.reference.levels[index].t for index in reversed(path[:-1])]
 
 
 def _search(evaluator: _Evaluator, best: _Candidate) -> Iterator[tuple[int, int, _Candidate]]:
@@ -229,10 +229,10 @@ def _search(evaluator: _Evaluator, best: _Candidate) -> Iterator[tuple[int, int,
     Yields the number of moves done, their total, and the best candidate.
     """
     moves = [*itertools.product(STRIDES, range(1, len(best.levels) - 1))]
-    for done, (stride, place) in enumerate(moves):
+    for done, (stride, index) in enumerate(moves):
         for sign in (1, -1):
             yield done, len(moves), best
-            times = _change_time(evaluator.schedule, best.levels, place, sign * stride)
+            times = _change_time(evaluator.schedule, best.levels, index, sign * stride)
             trial = evaluator.attempt(best.solver, "times searched", times) if times else best
             if trial.error < best.error:
                 best = trial
@@ -240,14 +240,14 @@ def _search(evaluator: _Evaluator, best: _Candidate) -> Iterator[tuple[int, int,
     yield len(moves), len(moves), best
 
 
-def _change_time(schedule: Schedule, levels: Sequence[Level], place: int, by: float) -> list[float] | None:
+def _change_time(schedule: Schedule, levels: Sequence[Level], index: int, by: float) -> list[float] | None:
     """Rising times with one of them changed in log(noise / signal); None if it reaches a neighbour or passes t = 1."""
-    moved, last = levels[place].log_snr - 2 * by, place + 2 == len(levels)
-    cleaner = schedule.level(1).log_snr if last else levels[place + 1].log_snr - 1e-3
-    if not levels[place - 1].log_snr + 1e-3 < moved <= cleaner:
+    moved, last = levels[index].log_snr - 2 * by, index + 2 == len(levels)
+    cleaner = schedule.level(1).log_snr if last else levels[index + 1].log_snr - 1e-3
+    if not levels[index - 1].log_snr + 1e-3 < moved <= cleaner:
         return None
     times = [level.t for level in reversed(levels[:-1])]
-    times[-1 - place] = schedule.time_at_log_snr(moved)
+    times[-1 - index] = schedule.time_at_log_snr(moved)
     return times
 
 
