@@ -1,14 +1,14 @@
-"""The theory as a test bench: hold a schedule, a plan, a denoiser, a network or a model against it.
+"""Verify a schedule, a plan, a denoiser, a network or a model against the theory.
 
     import ddim
 
     for finding in ddim.check.schedule(ddim.schedule.cosine()):
         print(finding)
 
-Each function yields one `Finding` after another, as they are measured; `finding.passed` is False where something
-deviates. `ddim check` prints them as a table.
+Each function yields one `Finding` per check as soon as it is measured; `finding.passed` is False for a deviation.
+`ddim check` prints the findings as a table.
 
-It imports `model`, `exact` and what is below.
+This package imports `model`, `exact` and lower layers.
 """
 
 from ddim.check.denoisers import denoiser

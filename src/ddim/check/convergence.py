@@ -1,4 +1,4 @@
-"""How far a sampler ends from the exact flow of Gaussian data, and how fast that falls with more steps."""
+"""Error of a sampler against the exact flow of Gaussian data, and its order of convergence."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ddim.plan.plan import Plan
 from ddim.process.schedule import Level
 from ddim.sampling.loop import run
 
-# Of the size of pictures in [-1, 1], with directions from wide to narrow.
+# On the scale of images in [-1, 1], with variances from wide to narrow.
 DATA = GaussianData(mean=torch.tensor([0.0, 0.5, -0.5, 0.2]), variance=torch.tensor([1.0, 0.3, 0.1, 0.03]))
 SAMPLES = 64
 CLEAN = Level(0.0, math.inf)
 
 
 def gaussian_error(plan: Plan) -> float:
-    """Root mean square distance of a noiseless plan's end from the closed-form flow, x_0 not clipped."""
+    """RMS distance between the final state of a noiseless plan and the closed-form flow; x_0 is not clipped."""
     clean = DATA.sample(SAMPLES, seed=0)
     start = DATA.flow(clean, CLEAN, plan.start)
     earlier = [DATA.flow(clean, CLEAN, level) for level in plan.before]
@@ -30,13 +30,13 @@ def gaussian_error(plan: Plan) -> float:
 
 
 def order(make: Callable[[Sequence[Level]], Plan], coarse: Sequence[Level], fine: Sequence[Level]) -> float:
-    """By how many powers of 2 the error falls from one grid to the next, which has twice as many steps."""
+    """Order of convergence: log2 of the error ratio between `coarse` and `fine`, which has twice as many steps."""
     before, after = gaussian_error(make(coarse)), gaussian_error(make(fine))
     return math.log2(before / after) if before > 0 and after > 0 else math.nan
 
 
 def refined(levels: Sequence[Level], parts: int) -> tuple[Level, ...]:
-    """Levels with each step cut into so many equal rotations; no schedule is asked, so times are only about right."""
+    """Split each step into `parts` equal rotations. Times are interpolated without a schedule and only approximate."""
     out = [levels[0]]
     for now, following in itertools.pairwise(levels):
         for part in range(1, parts):

@@ -1,4 +1,4 @@
-"""One thing that was measured, beside what the theory allows."""
+"""The result of one check: a measured value and its limit."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Args:
         name: What was measured.
-        measured: The number, or a few words.
-        limit: What it must be, such as "<= 1e-09" or "0.85..1.15"; empty where it is shown for information only.
-        passed: Whether it is; True where there is no limit.
-        note: One line: what it means, or where.
+        measured: The number, or a short text.
+        limit: The limit, such as "<= 1e-09" or "0.85..1.15"; empty for information only.
+        passed: Whether `measured` is within the limit; True without a limit.
+        note: One line: what the value means, or where it was measured.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def value(self) -> str:
-        """What was measured, as words."""
+        """The measured value as text."""
         return self.measured if isinstance(self.measured, str) else f"{self.measured:.3g}"
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Finding:
 
 
 def info(name: str, measured: float | str, note: str = "") -> Finding:
-    """Something shown for information."""
+    """A finding for information only."""
     return Finding(name, measured, "", True, note)
 
 
@@ -51,7 +51,7 @@ def left_out(name: str, why: str) -> Finding:
 
 
 def at_most(name: str, measured: float, limit: float, note: str = "") -> Finding:
-    """A number that must not be larger than a limit; nan is."""
+    """A number that must not exceed a limit; nan fails."""
     return Finding(name, measured, f"<= {limit:.3g}", measured <= limit, note)
 
 
@@ -61,6 +61,6 @@ def between(name: str, measured: float, low: float, high: float, note: str = "")
 
 
 def largest(values: Iterable[float]) -> float:
-    """The largest of some numbers >= 0; nan if one is nan, 0 if there are none."""
+    """The largest of numbers >= 0; nan if one is nan, 0 if there are none."""
     numbers = list(values)
     return math.nan if any(math.isnan(value) for value in numbers) else max(numbers, default=0.0)

@@ -1,4 +1,4 @@
-"""Checks of a network of one's own and of a model."""
+"""Checks of a user's network and of a model."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def network(
     device: torch.device | str = "cpu",
     time_offset: float = 0.0,
 ) -> Iterator[Finding]:
-    """Hold a network of one's own against the theory, as `denoiser` does.
+    """Verify a user's network with the checks of `denoiser`.
 
     Args:
-        module: A `torch.nn.Module`, called as module(x, t) with x float32 (B, *shape) and t float32 (B,), whole numbers
-            1..T. It is used as it is: put it into evaluation mode first.
+        module: A `torch.nn.Module`, called as module(x, t) with x float32 (B, *shape) and t float32 (B,), integers
+            1..T. Put it into evaluation mode first; it is used unchanged.
         schedule: The schedule it was trained on.
         predicts: What it predicts: "eps", "x0" or "v".
         shape: The shape of one sample.
-        x0: Data of the kind it was trained on, float (N, *shape); samples of its own if None.
+        x0: Data from the training distribution, float (N, *shape); if None, samples are drawn from the network.
         quick: Fewer samples, times and steps.
-        device: Where it computes.
-        time_offset: Added to t: -1 for a network that counts its times from 0.
+        device: The device of the network.
+        time_offset: Added to t: -1 for a network whose times start at 0.
 
     Yields:
-        As `denoiser`.
+        One finding per check, see `denoiser`.
 
     Raises:
-        DdimError: If it does not return a tensor of x's shape.
+        DdimError: If the network does not return a tensor of x's shape.
     """
 
     def denoise(x: Tensor, level: Level, /) -> Prediction:
@@ -60,20 +60,20 @@ def network(
 
 
 def model(model: Model, pictures: Tensor | np.ndarray | None = None, quick: bool = False) -> Iterator[Finding]:
-    """Hold a model against the theory: as `denoiser`, and that a sample's bits do not depend on its neighbours.
+    """Verify a model: the checks of `denoiser`, and that a sample is bit-identical whatever batch it is drawn in.
 
-    Its schedule is another matter, see `schedule`. A model that was never trained without a label is asked for label 0.
+    The schedule is not checked, see `schedule`. A model that requires a label is evaluated with label 0.
 
     Args:
-        model: The model, best in float32.
-        pictures: Pictures of its kind, uint8 (N, H, W, C) or float (N, C, H, W) in [-1, 1]; its own samples if None.
+        model: The model, preferably in float32.
+        pictures: Images from its data, uint8 (N, H, W, C) or float (N, C, H, W) in [-1, 1]; its own samples if None.
         quick: Fewer samples, times and steps.
 
     Yields:
         One finding per check.
 
     Raises:
-        DdimError: If the pictures are not of the model's shape.
+        DdimError: If the images do not have the model's shape.
     """
     x0 = None
     if pictures is not None:

@@ -1,4 +1,4 @@
-"""Checks of a plan: what each row must get right, and where the whole of it ends."""
+"""Checks of a plan: the exactness of its rows, its marginals, its end and its order of convergence."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ CALLS = 100
 
 
 def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
-    """Hold a plan against the theory; it need not have passed `Plan.check`.
+    """Verify a plan, which need not have passed `Plan.check`.
 
     Args:
         plan: The plan.
-        schedule: Where its levels must come from, if that is to be checked.
+        schedule: The schedule that its levels must come from; not checked if None.
 
     Yields:
-        One finding per check; only the first where there are no rows.
+        One finding per check; only the first one if there are no rows.
     """
     if not plan.rows:
         yield Finding("network calls", 0.0, ">= 1", False, "the plan holds no rows")
@@ -49,7 +49,7 @@ def _where(row: Row) -> str:
 
 
 def _largest(plan: Plan, off: list[float]) -> str:
-    """Which row is the worst."""
+    """A note that names the row with the largest deviation."""
     at = int(np.argmax(off))
     return f"largest in row {at} ({_where(plan.rows[at])})" if off[at] else "in every row"
 
@@ -62,8 +62,8 @@ def _joined(plan: Plan) -> Finding:
         or max(len(row.x0), len(row.eps)) > k + 1
         or (k and plan.rows[k - 1].next != row.now)
     ]
-    told = f"first {broken[0]}" if broken else "each row starts where the last one ended"
-    return at_most("rows that do not join", len(broken), 0, told)
+    note = f"first {broken[0]}" if broken else "each row starts where the last one ended"
+    return at_most("rows that do not join", len(broken), 0, note)
 
 
 def _on_schedule(plan: Plan, schedule: Schedule) -> Finding:
@@ -87,7 +87,7 @@ def _end(plan: Plan) -> Finding:
 
 
 def _straight(plan: Plan) -> Iterator[Finding]:
-    """Each row on x_t = signal x_0 + noise eps with constant x_0 and eps, against the size of what it adds up."""
+    """Check each row on x_t = signal x_0 + noise eps with constant x_0 and eps, relative to the size of its terms."""
     errors = [[off / row.size for off in plan.line_error(k)] for k, row in enumerate(plan.rows)]
     parts = [list(column) for column in zip(*errors, strict=True)]
     for name, off in zip(("x_0", "eps"), parts, strict=True):
@@ -99,40 +99,40 @@ def _straight(plan: Plan) -> Iterator[Finding]:
 
 
 def _legal(plan: Plan) -> Finding:
-    """sigma^2 within 0..1 - abar_next; at a clean next level that is 0 itself."""
+    """Check that sigma^2 is within 0..1 - abar_next, and so 0 if the next level is clean."""
     parts, name = [], "sigma^2 / (1 - abar)"
     for row in plan.rows:
         if min(row.sigma, row.z) < 0:
-            told = f"sigma = {row.sigma:.3g}, z = {row.z:.3g} at {_where(row)}"
-            return Finding(name, "negative", "<= 1", False, told)
+            note = f"sigma = {row.sigma:.3g}, z = {row.z:.3g} at {_where(row)}"
+            return Finding(name, "negative", "<= 1", False, note)
         limit = row.next.variance
         parts.append(row.sigma**2 / limit if limit else math.inf if row.sigma else 0.0)
     worst = largest(parts)
-    told = _largest(plan, parts) if worst else "sigma is 0 in every row"
-    return Finding(name, worst, "<= 1", worst <= 1 + TOLERANCE, told)
+    note = _largest(plan, parts) if worst else "sigma is 0 in every row"
+    return Finding(name, worst, "<= 1", worst <= 1 + TOLERANCE, note)
 
 
 def _marginals(plan: Plan) -> Iterator[Finding]:
     """Lemma 1 along the plan: with the true x_0 as the prediction, x_t | x_0 is N(signal x_0, 1 - abar_t) throughout.
 
-    Each state is followed as its weights on x_0, the first noise and each row's own.
+    Each state is represented by its coefficients on x_0, the initial noise and the noise of each row.
     """
     basis = np.eye(2, len(plan) + 2)
-    given = [level.signal * basis[0] + level.noise * basis[1] for level in (plan.start, *plan.before)]
-    states = deque(given, maxlen=max(plan.memory, len(given)))
+    initial = [level.signal * basis[0] + level.noise * basis[1] for level in (plan.start, *plan.before)]
+    states = deque(initial, maxlen=max(plan.memory, len(initial)))
     noises: deque[np.ndarray] = deque(maxlen=plan.memory)
     mean, off, sizes = [], [], [1.0]
     for k, row in enumerate(plan.rows):
-        # Of clean data any noise can be predicted: let it be the one that the path goes to.
-        told = (states[0] - row.now.signal * basis[0]) / row.now.noise if row.now.noise else basis[1]
-        noises.appendleft(told)
+        # At clean data any predicted noise is consistent: use the noise that the path leads to.
+        predicted = (states[0] - row.now.signal * basis[0]) / row.now.noise if row.now.noise else basis[1]
+        noises.appendleft(predicted)
         after = sum(row.x0) * basis[0]
         for weights, vectors in ((row.x, states), (row.eps, noises)):
             for weight, vector in zip(weights, vectors, strict=False):
                 after = after + weight * vector
         after[k + 2] += row.z
         states.appendleft(after)
-        sizes.append(max(sizes[-1], row.size))  # what a large row has rounded away stays in the states after it
+        sizes.append(max(sizes[-1], row.size))  # the rounding error of a large row stays in later states
         mean.append(abs(after[0] - row.next.signal) / sizes[-1])
         off.append(abs(float(after[1:] @ after[1:]) - row.next.variance))
     yield at_most("marginals, mean off by", largest(mean), TOLERANCE, "Lemma 1, with the true x_0 as the prediction")
@@ -145,28 +145,28 @@ def _marginals(plan: Plan) -> Iterator[Finding]:
 
 
 def _flow(plan: Plan) -> Iterator[Finding]:
-    """Exact Gaussian data: how far the plan's end is from that of the ODE, and how fast that falls with S."""
+    """Measure the distance from the exact ODE solution on Gaussian data, and the order of convergence."""
     names = "error on exact Gaussian data", "order of convergence"
     if plan.stochastic:
         yield from (left_out(name, "the plan adds noise: no single path to follow") for name in names)
         return
     yield info(names[0], gaussian_error(plan), _beside(plan))
-    made = _rebuilt(plan)
-    if made is None:
+    rebuilt = _rebuilt(plan)
+    if rebuilt is None:
         yield left_out(names[1], "this sampler cannot be made again with more steps from its table alone")
         return
-    levels, make = made
+    levels, make = rebuilt
     parts = max(1, math.ceil(CALLS / plan.calls))
-    found = order(make, refined(levels, parts * 2), refined(levels, parts * 4))
-    told = f"S = {plan.calls * parts * 2} to {plan.calls * parts * 4}, its own steps cut into equal rotations"
+    measured = order(make, refined(levels, parts * 2), refined(levels, parts * 4))
+    note = f"S = {plan.calls * parts * 2} to {plan.calls * parts * 4}, its own steps cut into equal rotations"
     if plan.straight:
-        yield between(names[1], found, 0.85, 1.15, told)
-    else:  # its long first steps are still settling
-        yield Finding(names[1], found, ">= 0.85", found >= 0.85, told)
+        yield between(names[1], measured, 0.85, 1.15, note)
+    else:  # the long first steps are not in the asymptotic regime yet
+        yield Finding(names[1], measured, ">= 0.85", measured >= 0.85, note)
 
 
 def _beside(plan: Plan) -> str:
-    """What plain DDIM makes of the same levels."""
+    """A note with the error of plain DDIM on the same levels."""
     visited = {level.log_snr: level for row in plan.rows for level in (row.now, row.next)}
     levels = [visited[key] for key in sorted(visited, reverse=not _falling(plan))]
     try:
@@ -179,25 +179,25 @@ def _beside(plan: Plan) -> str:
 
 
 def _rebuilt(plan: Plan) -> tuple[list[Level], Callable[[Sequence[Level]], Plan]] | None:
-    """The plan's levels and the sampler that makes its very rows of them, if one of those without stages does."""
+    """The plan's levels and the one-evaluation sampler that reproduces its rows from them, or None."""
     levels = [*(row.now for row in plan.rows), plan.end]
     makers: tuple[Callable[[Sequence[Level]], Plan], ...] = (
-        lambda some: samplers.ddim(some, clean_as=plan.rows[0].at),
+        lambda chosen: samplers.ddim(chosen, clean_as=plan.rows[0].at),
         samplers.probability_flow,
     )
     for make in makers:
         try:
-            again = make(levels)
+            candidate = make(levels)
         except DdimError:
             continue
-        if all(_same(*pair) for pair in zip(plan.rows, again.rows, strict=True)):
+        if all(_same(*pair) for pair in zip(plan.rows, candidate.rows, strict=True)):
             return levels, make
     return None
 
 
 def _same(row: Row, other: Row) -> bool:
-    for mine, theirs in ((row.x, other.x), (row.x0, other.x0), (row.eps, other.eps), ((row.z,), (other.z,))):
-        for a, b in itertools.zip_longest(mine, theirs, fillvalue=0.0):
+    for these, others in ((row.x, other.x), (row.x0, other.x0), (row.eps, other.eps), ((row.z,), (other.z,))):
+        for a, b in itertools.zip_longest(these, others, fillvalue=0.0):
             if not abs(a - b) <= TOLERANCE * (1 + abs(a)):
                 return False
     return row.next == other.next

@@ -22,13 +22,13 @@ STRIDES = (1, 2, 5, 10, 50)
 
 
 def schedule(schedule: Schedule) -> Iterator[Finding]:
-    """Hold a schedule, and the method on it, against the theory. It takes a second or two at T = 1000.
+    """Verify a schedule, and the DDIM equations on it; one or two seconds at T = 1000.
 
     Args:
         schedule: The schedule.
 
     Yields:
-        One finding per check; only the first where the log-SNR does not fall.
+        One finding per check; only the first one if the log-SNR does not fall.
     """
     first = _falls(schedule)
     yield first
@@ -56,19 +56,19 @@ def _falls(schedule: Schedule) -> Finding:
 
 
 def _prior(top: Level) -> Finding:
-    """What N(0, I) in the place of x_T costs, for data of power 1.
+    """Check the KL divergence between q(x_T | x_0) and N(0, I), for data of power 1.
 
-    The limit is a tenth of the last digit that likelihoods are quoted with. It lies between the schedules that start
-    from noise (linear: 3e-5) and those known to start from something else (latent diffusion's: 3e-3, Lin et al. 2023).
+    The limit is a tenth of the last digit in which likelihoods are reported. It separates schedules that end in noise
+    (linear: 3e-5) from those known not to (latent diffusion: 3e-3, Lin et al. 2023).
     """
     bits = float(prior_term(torch.ones(1, 1), top)) / math.log(2)
-    told = f"KL for data of power 1; alpha_bar_T = {top.alpha_bar:.3g}"
-    told += "" if bits <= PRIOR else "; zero_terminal_snr makes it 0"
-    return at_most("x_T beside N(0, I), bits/dim", bits, PRIOR, told)
+    note = f"KL for data of power 1; alpha_bar_T = {top.alpha_bar:.3g}"
+    note += "" if bits <= PRIOR else "; zero_terminal_snr makes it 0"
+    return at_most("x_T beside N(0, I), bits/dim", bits, PRIOR, note)
 
 
 def _legal(levels: tuple[Level, ...]) -> Finding:
-    """Eta = 1 between neighbours and over sub-sequences: sigma^2 must leave room for the mean in 1 - abar_next."""
+    """Check sigma^2 <= 1 - abar_next at eta = 1, for adjacent times and for sub-sequences."""
     name = "sigma^2 / (1 - abar) at eta = 1"
     parts = {}
     for stride in STRIDES:
@@ -81,35 +81,35 @@ def _legal(levels: tuple[Level, ...]) -> Finding:
 
 
 def _bayes(levels: tuple[Level, ...]) -> Finding:
-    """(7) turned round by Bayes' rule, which is eq. (8), against the chain of eq. (3).
+    """Compare eq. (8), which is (7) inverted by Bayes' rule, with the Markov chain of eq. (3).
 
-    The root of a difference of two numbers near 1 limits it to about 1e-8 where little is left of x from t to t + 1.
+    Cancellation limits the accuracy to about 1e-8 where a step from t to t + 1 leaves little of x.
     """
     off = []
     for now, following in itertools.pairwise(levels[1:]):
         of_x, of_x0, std = forward_weights(now, following, sigma(following, now))
         chain_x, chain_std = chain_weights(now, following)
         off += [abs(of_x0), abs(of_x - chain_x), abs(std - chain_std)]
-    told = "eq. (8) has the weights of eq. (3), and none on x_0"
-    return at_most("eta = 1 is a Markov chain, off by", largest(off), 1e-7, told)
+    note = "eq. (8) has the weights of eq. (3), and none on x_0"
+    return at_most("eta = 1 is a Markov chain, off by", largest(off), 1e-7, note)
 
 
 def _lemma(levels: tuple[Level, ...]) -> Finding:
-    """Down all T steps with sigma drawn anew for each, between 0 and the largest that is legal."""
+    """Check the marginals of Lemma 1 over all T steps, each with a random sigma in its valid range."""
     draws = np.random.Generator(np.random.Philox(key=0)).random(len(levels))
     signal, variance, off = levels[-1].signal, levels[-1].variance, []
     for k in range(len(levels) - 1, 0, -1):
         now, following = levels[k], levels[k - 1]
         signal, variance = marginal_after(signal, variance, now, following, float(draws[k]) * following.noise)
         off += [abs(signal - following.signal), abs(variance - following.variance)]
-    told = f"its induction over {len(levels) - 1} steps, each with some legal sigma"
-    return at_most("Lemma 1, marginals off by", largest(off), 1e-9, told)
+    note = f"its induction over {len(levels) - 1} steps, each with some legal sigma"
+    return at_most("Lemma 1, marginals off by", largest(off), 1e-9, note)
 
 
 def _ddpm(levels: tuple[Level, ...]) -> Finding:
-    """The plan at S = T, eta = 1 against the posterior of Ho et al. 2020, eqs. (6) and (7), from betas.
+    """Compare the plan at S = T, eta = 1 with the posterior of Ho et al. 2020, eqs. (6) and (7), from betas.
 
-    Its mean is of_x0 x_0 + of_xt x_t, with x_t = signal x_0 + noise eps put in.
+    The posterior mean is of_x0 x_0 + of_xt x_t, where x_t = signal x_0 + noise eps.
     """
     off = []
     for row in samplers.ddim(levels[::-1], eta=1.0).rows:
@@ -121,8 +121,8 @@ def _ddpm(levels: tuple[Level, ...]) -> Finding:
         off.append(abs(row.x0[0] - of_x0 - of_xt * math.sqrt(t.alpha_bar)))
         off.append(abs(row.eps[0] - of_xt * math.sqrt(t.variance)))
         off.append(abs(row.z**2 - variance))
-    told = "posterior mean and variance from betas (Ho et al. 2020)"
-    return at_most("S = T, eta = 1 is DDPM, off by", largest(off), 1e-9, told)
+    note = "posterior mean and variance from betas (Ho et al. 2020)"
+    return at_most("S = T, eta = 1 is DDPM, off by", largest(off), 1e-9, note)
 
 
 def _inverse(schedule: Schedule) -> Finding:
@@ -138,5 +138,5 @@ def _order(schedule: Schedule) -> Finding:
         inner = [schedule.time_at_angle(top * i / steps) for i in range(steps - 1, 0, -1)]
         return schedule.levels([schedule.T, *inner, 0])
 
-    found = order(samplers.ddim, grid(200), grid(400))
-    return between("order of DDIM", found, 0.85, 1.15, "S = 200 to 400 on exact Gaussian data; Euler's is 1")
+    measured = order(samplers.ddim, grid(200), grid(400))
+    return between("order of DDIM", measured, 0.85, 1.15, "S = 200 to 400 on exact Gaussian data; Euler's is 1")

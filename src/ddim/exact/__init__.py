@@ -1,6 +1,6 @@
-"""Data whose ideal denoiser, score, density and flow are known: instruments that measure samplers and models.
+"""Data distributions with a closed-form denoiser, score, density and flow, for measuring samplers and models.
 
-It imports `plan`, `process` and what is below.
+This package imports `plan`, `process` and lower layers.
 """
 
 from ddim.exact.empirical import EmpiricalData

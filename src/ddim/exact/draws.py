@@ -1,4 +1,4 @@
-"""What the instruments share: draws, where sample i is a function of (seed, i), and distributions over K kinds."""
+"""Shared by the data distributions: draws, where sample i is a function of (seed, i), and validation of weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from ddim.errors import DdimError
 from ddim.process.rng import Noise
 
-# Rows of a plan count up from 0, and the orders of a training use the last number of all. These two are nobody's, so
-# that data drawn with a seed is independent of a run's noise with the same seed.
+# Row numbers of `Noise` that nothing else uses: plan rows count up from 0, and the data order of a training uses the
+# largest number. So data drawn with a seed is independent of a run's noise with the same seed.
 DATA = 2**64 - 4
 NOISE = 2**64 - 5
 
 
 def normals(n: int, seed: int, shape: tuple[int, ...], row: int = DATA) -> Tensor:
-    """Standard normal numbers (single precision, cast): float64, (n, *shape).
+    """Standard normal numbers, drawn in float32 and cast to float64: (n, *shape).
 
     Raises:
         DdimError: If the seed is out of range.
@@ -24,24 +24,24 @@ def normals(n: int, seed: int, shape: tuple[int, ...], row: int = DATA) -> Tenso
 
 
 def uniforms(n: int, seed: int, length: int, row: int = DATA) -> Tensor:
-    """Numbers in (0, 1), the normal distribution function of `normals`: float64, (n, length)."""
+    """Uniform numbers in (0, 1), the normal CDF of `normals`: float64, (n, length)."""
     u: Tensor = torch.special.ndtr(normals(n, seed, (length,), row))
     return u
 
 
 def distribution(name: str, given: Tensor | None, size: int | None) -> Tensor:
-    """A checked distribution.
+    """Validate the probabilities of a discrete distribution.
 
     Args:
-        name: What to call it in messages.
-        given: (K,), >= 0, of sum 1 but for rounding in single precision, which is divided away; uniform if None.
-        size: K, or None if any will do.
+        name: Its name in error messages.
+        given: (K,), >= 0, of sum 1 up to float32 rounding, which is normalised away; uniform if None.
+        size: K, or None for any size.
 
     Returns:
         float64, (K,).
 
     Raises:
-        DdimError: If it is none, or not of that size.
+        DdimError: If it is not a distribution, or not of that size.
     """
     if given is None:
         assert size is not None

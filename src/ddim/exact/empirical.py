@@ -1,4 +1,4 @@
-"""A finite data set: the denoiser that fits it perfectly, which is what the objective would lead to without limits."""
+"""A finite data set and its optimal denoiser, the minimiser of the training objective over all functions."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ddim.process.schedule import Level
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalData:
-    """Data that is one of M points, each as likely as the others.
+    """Data distributed uniformly over M points.
 
-    Then x_t is the mixture of N(signal d_m, (1 - abar) I), and E[x_0 | x] is the mean of the points weighted by
-    softmax_m(-|x - signal d_m|^2 / 2 (1 - abar)). States x are (N, *shape), of any floating dtype; all is computed in
-    float64 (which takes 8 bytes per number of the data), is differentiable and holds at zero signal.
+    x_t is the mixture of N(signal d_m, (1 - abar) I), and E[x_0 | x] is the mean of the points weighted by
+    softmax_m(-|x - signal d_m|^2 / 2 (1 - abar)). States x are (N, *shape), of any floating dtype. Everything is
+    computed in float64 (8 bytes per number of the data), is differentiable and valid at zero signal.
 
     Args:
         data: (M, *shape).
-        block: About how many distances are held at once; x is taken in as many parts as that needs.
+        block: About how many distances are in memory at once; x is split accordingly.
 
     Raises:
         DdimError: If there are no points or they are not finite.
@@ -42,14 +42,14 @@ class EmpiricalData:
         flat = self.data.flatten(1).double()
         if not flat.isfinite().all():
             raise DdimError("data", "is not all finite", "mend the numbers")
-        # Distances are taken as products, which is exact to more digits around the centre.
+        # Distances are computed from inner products, which lose fewer digits when the data is centred.
         object.__setattr__(self, "centre", flat.mean(0))
         object.__setattr__(self, "points", flat - flat.mean(0))
 
     def denoise(self, x: Tensor, level: Level, /) -> Prediction:
         """E[x_0 | x] and E[eps | x], the shape and dtype of x.
 
-        At t = 0 it is (x, 0), the one answer that is consistent also where x is not a point.
+        At t = 0 it is (x, 0), the only pair that is consistent if x is not one of the points.
         """
         if level.variance == 0:
             return Prediction(x, torch.zeros_like(x))
@@ -57,7 +57,7 @@ class EmpiricalData:
         return Prediction(x0.to(x.dtype), eps_from_x0(x0, x.double(), level).to(x.dtype))
 
     def score(self, x: Tensor, level: Level) -> Tensor:
-        """The gradient of `log_density` by x, the shape and dtype of x.
+        """The gradient of `log_density` with respect to x, the shape and dtype of x.
 
         Raises:
             DdimError: At t = 0, where there is no density.
@@ -90,7 +90,7 @@ class EmpiricalData:
         return (self.centre + torch.cat(parts)).reshape(x.shape)
 
     def _parts(self, x: Tensor, level: Level) -> Iterator[Tensor]:
-        """x - signal centre in float64, (n, P), a part of the samples at a time."""
+        """x - signal centre in float64, (n, P), a batch of samples at a time."""
         if x.shape[1:] != self.data.shape[1:]:
             raise ValueError(f"x of shape {tuple(x.shape)} for points of shape {tuple(self.data.shape[1:])}")
         rows = max(1, self.block // len(self.points))
@@ -98,9 +98,9 @@ class EmpiricalData:
             yield part.flatten(1).double() - level.signal * self.centre
 
     def _gain(self, part: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """log q(x | d_m), less its largest over m, (n, M); and the largest, in units of 1 / (1 - abar), (n, 1).
+        """log q(x | d_m) minus its maximum over m, (n, M); and the maximum, in units of 1 / (1 - abar), (n, 1).
 
-        Both are up to what is the same for all m, |x - signal centre|^2.
+        Both omit the term |x - signal centre|^2, which is the same for all m.
         """
         scaled = level.signal * self.points
         product = part @ scaled.T - 0.5 * (scaled**2).sum(1)

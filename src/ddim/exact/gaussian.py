@@ -20,8 +20,8 @@ from ddim.process.schedule import Level
 class GaussianData:
     """Data N(mean, diag(variance)).
 
-    Then x_t is N(signal mean, diag(abar variance + 1 - abar)). States x are (..., D), of any floating dtype; all is
-    computed in float64, is differentiable and holds at every level, clean data and zero signal included.
+    x_t is N(signal mean, diag(abar variance + 1 - abar)). States x are (..., D), of any floating dtype. Everything is
+    computed in float64, is differentiable and valid at every level, including clean data and zero signal.
 
     Args:
         mean: (D,).
@@ -46,12 +46,12 @@ class GaussianData:
 
     def denoise(self, x: Tensor, level: Level, /) -> Prediction:
         """E[x_0 | x] and E[eps | x] by conditioning Gaussians, the shape and dtype of x. At t = 0, (x, 0)."""
-        pull = self._centred(x, level) / self._spread(level)
-        x0 = self.mean + level.signal * self.variance * pull
-        return Prediction(x0.to(x.dtype), (level.noise * pull).to(x.dtype))
+        whitened = self._centred(x, level) / self._spread(level)
+        x0 = self.mean + level.signal * self.variance * whitened
+        return Prediction(x0.to(x.dtype), (level.noise * whitened).to(x.dtype))
 
     def score(self, x: Tensor, level: Level) -> Tensor:
-        """The gradient of `log_density` by x, the shape and dtype of x."""
+        """The gradient of `log_density` with respect to x, the shape and dtype of x."""
         return -(self._centred(x, level) / self._spread(level)).to(x.dtype)
 
     def log_density(self, x: Tensor, level: Level) -> Tensor:
@@ -60,23 +60,23 @@ class GaussianData:
         return -0.5 * (self._centred(x, level) ** 2 / spread + (2 * math.pi * spread).log()).sum(-1)
 
     def flow(self, x: Tensor, now: Level, next: Level) -> Tensor:
-        """The solution of the ODE (14) from `now` to `next`, either way; the shape and dtype of x.
+        """The solution of the ODE (14) from `now` to `next`, in either direction; the shape and dtype of x.
 
-        With y = xbar - mean it reads dy/dv = v y / (variance + v^2): y grows as sqrt(variance + v^2), and so
-        x - signal mean as the standard deviation of x_t.
+        With y = xbar - mean it is dy/dv = v y / (variance + v^2), so y is proportional to sqrt(variance + v^2), and
+        x - signal mean to the standard deviation of x_t.
         """
         scale = (self._spread(next) / self._spread(now)).sqrt()
         return (next.signal * self.mean + scale * self._centred(x, now)).to(x.dtype)
 
     def flow_log_density(self, x: Tensor, now: Level, top: Level) -> Tensor:
-        """The log-density at `now` of the model: N(0, I) at level `top`, carried to `now` by the exact ODE.
+        """The log-density at `now` of the model: N(0, I) at level `top`, transported to `now` by the exact ODE.
 
-        It differs from `log_density` by what N(0, I) differs from the true x_top.
+        It differs from `log_density` because N(0, I) differs from the true distribution of x_top.
 
         Args:
             x: States at `now`, (..., D).
             now: Their level, for example clean data.
-            top: Where the model's prior stands.
+            top: The level of the model's prior.
 
         Returns:
             log N(flow(x); 0, I) + log |det d flow / dx| in nats: float64, (...).
@@ -86,14 +86,14 @@ class GaussianData:
         return -0.5 * (latent**2 + math.log(2 * math.pi)).sum(-1) + stretch
 
     def ddim_map(self, x: Tensor, levels: Sequence[Level], clean_as: Level | None = None) -> Tensor:
-        """DDIM at eta = 0 run over a grid: the product of its factors, for any falling or rising levels.
+        """DDIM at eta = 0 over any falling or rising levels: the product of the factors of its steps.
 
         A step multiplies x - signal mean by (signal' signal variance + noise' noise) / (abar variance + 1 - abar).
 
         Args:
             x: States at the first level, (..., D).
-            levels: Two or more, as for `ddim.samplers.ddim`.
-            clean_as: As there: the level eps is asked at for clean data, where they rise from t = 0.
+            levels: Two or more levels, as in `ddim.samplers.ddim`.
+            clean_as: The level at which eps of clean data is predicted, if the levels rise from t = 0.
 
         Returns:
             The states at the last level, the shape and dtype of x.
@@ -103,10 +103,10 @@ class GaussianData:
         steps = list(itertools.pairwise(levels))
         centred = self._centred(x, first)
         if first.t == 0 and levels[1].log_snr < first.log_snr:
-            # Clean data is x_0 itself, and eps is asked of it as if it stood at a noisier level.
-            following, asked = levels[1], clean_as or levels[1]
-            pull = self._centred(x, asked) / self._spread(asked)
-            centred = following.signal * centred + following.noise * asked.noise * pull
+            # Clean data is x_0 itself, and its eps is predicted as if it were at a noisier level.
+            following, query = levels[1], clean_as or levels[1]
+            whitened = self._centred(x, query) / self._spread(query)
+            centred = following.signal * centred + following.noise * query.noise * whitened
             steps = steps[1:]
         for now, following in steps:
             moved = following.signal * now.signal * self.variance + following.noise * now.noise

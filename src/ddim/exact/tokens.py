@@ -1,7 +1,7 @@
-"""Sequences of tokens whose posterior given a noised sequence is known, for the categorical case of Appendix A.
+"""Token sequences with an exact posterior given a noised sequence, for the discrete case of Appendix A.
 
-A token is kept with probability abar_t, else drawn from pi, each on its own: q(x_t | x_0) = Cat(abar_t x_0 +
-(1 - abar_t) pi). The paper's pi is uniform; a pi on one token alone makes that token the mask.
+Each token is independently unchanged with probability abar_t and else drawn from pi: q(x_t | x_0) =
+Cat(abar_t x_0 + (1 - abar_t) pi). In the paper pi is uniform; with all of pi on one token, that token is the mask.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from ddim.process.schedule import Level
 
 @dataclass(frozen=True, eq=False)
 class IidTokens:
-    """Sequences of any length whose K kinds of tokens are independent and identically distributed.
+    """Sequences of any length of i.i.d. tokens from a vocabulary of size K.
 
     Args:
         probabilities: (K,), >= 0, of sum 1.
-        pi: What noise draws tokens from, (K,), >= 0, of sum 1; uniform if None.
+        pi: The noise distribution, (K,), >= 0, of sum 1; uniform if None.
 
     Raises:
-        DdimError: If one of them is no distribution.
+        DdimError: If one of them is not a distribution.
     """
 
     probabilities: Tensor
@@ -47,7 +47,7 @@ class IidTokens:
             float64, (N, L, K).
 
         Raises:
-            DdimError: If x holds what is no token, or tokens that cannot occur at this level.
+            DdimError: If x contains invalid ids, or tokens that cannot occur at this level.
         """
         joint = self.probabilities * _likelihood(x, level, self.pi)
         return _possible(joint / joint.sum(-1, keepdim=True))
@@ -68,17 +68,17 @@ class IidTokens:
 
 @dataclass(frozen=True, eq=False)
 class MarkovTokens:
-    """Sequences of any length that are a Markov chain of K kinds of tokens.
+    """Sequences of any length from a Markov chain over a vocabulary of size K.
 
-    Noised token by token they are a hidden Markov model, whose posterior the forward-backward algorithm gives.
+    With noise on each token this is a hidden Markov model; the forward-backward algorithm computes its posterior.
 
     Args:
-        initial: The first token's distribution, (K,).
+        initial: The distribution of the first token, (K,).
         transition: Row j is the distribution of the token that follows j, (K, K).
-        pi: What noise draws tokens from, (K,); uniform if None.
+        pi: The noise distribution, (K,); uniform if None.
 
     Raises:
-        DdimError: If one of them, or a row, is no distribution.
+        DdimError: If one of them, or a row of `transition`, is not a distribution.
     """
 
     initial: Tensor
@@ -92,8 +92,8 @@ class MarkovTokens:
         rows = torch.as_tensor(self.transition)
         if rows.shape != (size, size):
             raise DdimError(f"transition of shape {tuple(rows.shape)}", f"does not fit K = {size}", "give (K, K)")
-        made = [distribution(f"transition row {j}", row, size) for j, row in enumerate(rows)]
-        object.__setattr__(self, "transition", torch.stack(made))
+        distributions = [distribution(f"transition row {j}", row, size) for j, row in enumerate(rows)]
+        object.__setattr__(self, "transition", torch.stack(distributions))
         object.__setattr__(self, "pi", distribution("pi", self.pi, size))
 
     def predict(self, x: Tensor, level: Level) -> Tensor:
@@ -107,15 +107,15 @@ class MarkovTokens:
             float64, (N, L, K).
 
         Raises:
-            DdimError: If x holds what is no token, or a sequence that cannot occur at this level.
+            DdimError: If x contains invalid ids, or a sequence that cannot occur at this level.
         """
-        seen = _likelihood(x, level, self.pi).log()
-        moves = self.transition.log()
-        after = [torch.zeros_like(seen[:, -1])]
-        for place in reversed(range(1, seen.shape[1])):
-            ahead = (seen[:, place] + after[-1])[:, None, :]
-            after.append((moves + ahead).logsumexp(-1))
-        joint = self._forward(seen) + torch.stack(after[::-1], 1)
+        log_likelihood = _likelihood(x, level, self.pi).log()
+        log_transition = self.transition.log()
+        backward = [torch.zeros_like(log_likelihood[:, -1])]
+        for position in reversed(range(1, log_likelihood.shape[1])):
+            ahead = (log_likelihood[:, position] + backward[-1])[:, None, :]
+            backward.append((log_transition + ahead).logsumexp(-1))
+        joint = self._forward(log_likelihood) + torch.stack(backward[::-1], 1)
         return _possible(joint.softmax(-1))
 
     def log_prob(self, x0: Tensor) -> Tensor:
@@ -131,17 +131,17 @@ class MarkovTokens:
         """Clean sequences: int64, (n, length); sequence i is a function of (seed, i)."""
         u = uniforms(n, seed, length).to(self.initial.device)
         drawn = [sample_categorical(u[:, 0], self.initial)]
-        for place in range(1, length):
-            drawn.append(sample_categorical(u[:, place], self.transition[drawn[-1]]))
+        for position in range(1, length):
+            drawn.append(sample_categorical(u[:, position], self.transition[drawn[-1]]))
         return torch.stack(drawn, 1)
 
-    def _forward(self, seen: Tensor) -> Tensor:
+    def _forward(self, log_likelihood: Tensor) -> Tensor:
         """log p(x_0[l] = k, x_t[..l]) from the log-likelihoods of the tokens, both (N, L, K)."""
-        moves = self.transition.log()
-        upto = [self.initial.log() + seen[:, 0]]
-        for place in range(1, seen.shape[1]):
-            upto.append((upto[-1][:, :, None] + moves).logsumexp(1) + seen[:, place])
-        return torch.stack(upto, 1)
+        log_transition = self.transition.log()
+        forward = [self.initial.log() + log_likelihood[:, 0]]
+        for position in range(1, log_likelihood.shape[1]):
+            forward.append((forward[-1][:, :, None] + log_transition).logsumexp(1) + log_likelihood[:, position])
+        return torch.stack(forward, 1)
 
 
 def _likelihood(x: Tensor, level: Level, pi: Tensor | None) -> Tensor:

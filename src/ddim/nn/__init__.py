@@ -1,6 +1,6 @@
-"""Networks: plain `torch.nn` modules that know nothing of plans.
+"""Networks: plain `torch.nn` modules, independent of plans and schedules.
 
-It imports nothing of plans or schedules: itself, `_io` and `errors`; `cpu/` holds optional float32 kernels.
+This package imports only itself, `_io` and `errors`; `cpu/` contains optional float32 kernels.
 """
 
 from ddim.nn.base import Network

@@ -1,4 +1,4 @@
-"""The parts U-Nets are built of: residual blocks, attention, and changes of resolution."""
+"""Building blocks of U-Nets: residual blocks, attention, and down- and upsampling."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ddim.nn.base import zero
 
 
 class Norm(nn.GroupNorm):
-    """Group norm, optionally of a sum, scaled and shifted, and followed by SiLU.
+    """Group norm, optionally of a sum, with scale and shift, and followed by SiLU.
 
-    Where `fused` is set (see `fuse_norms`), the input lies in channels-last memory and no gradient is wanted, all of it
-    is one operation of `ddim.nn.cuda_norm`, computed in float32; otherwise PyTorch's operators one after the other.
+    If `fused` is set (see `fuse_norms`), the input is in channels-last memory and needs no gradient, this is one
+    operation of `ddim.nn.cuda_norm`, computed in float32; otherwise a sequence of PyTorch operators.
     """
 
     fused = False
@@ -37,13 +37,13 @@ class Norm(nn.GroupNorm):
             silu: Whether SiLU follows.
             time: (B or 1, C), or None.
             offset: (C,), or None.
-            scale_shift: (B or 1, 2 C), of which the first half is added to 1; or None.
+            scale_shift: (B or 1, 2 C), or None; the scale is 1 + the first half, the shift the second half.
         """
         if self.fused and fusible(x):
             from ddim.nn.cuda_norm import group_norm
 
-            given = (x, self.weight, self.bias, self.num_groups, self.eps, silu, time, offset, scale_shift)
-            return group_norm(*given)
+            arguments = (x, self.weight, self.bias, self.num_groups, self.eps, silu, time, offset, scale_shift)
+            return group_norm(*arguments)
         if offset is not None:
             x = x + offset[:, None, None]
         h = self(x if time is None else x + time[:, :, None, None])
@@ -54,13 +54,13 @@ class Norm(nn.GroupNorm):
 
 
 def fusible(x: Tensor) -> bool:
-    """Whether the fused operations may be given a tensor: channels-last, and no gradient wanted."""
-    wanted = torch.is_grad_enabled() and x.requires_grad
-    return not wanted and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether the fused operations support a tensor: in channels-last memory, and without gradient."""
+    gradient = torch.is_grad_enabled() and x.requires_grad
+    return not gradient and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def fuse_norms(network: nn.Module) -> int:
-    """Let a network's norms, in evaluation, be computed by Triton's kernels; how many there are, 0 without Triton."""
+    """Use the Triton kernels for a network's norms in inference; returns their number, 0 without Triton."""
     norms = [part for part in network.modules() if isinstance(part, Norm)] if find_spec("triton") else []
     for norm in norms:
         norm.fused = True
@@ -75,9 +75,9 @@ class Block(nn.Module):
         c_out: Channels of the output.
         groups: Group-norm groups.
         dropout: Dropout rate.
-        eps: What group norm adds to the variance.
-        scale_shift: Whether time scales and shifts the second norm; then it is (B or 1, 2 C_out).
-        resample: Whether the block halves ("down") or doubles ("up") the resolution; "" keeps it.
+        eps: Added to the variance in group norm.
+        scale_shift: Whether time scales and shifts the second norm; then `time` is (B or 1, 2 C_out).
+        resample: "down" halves the resolution, "up" doubles it, "" does not change it.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class Block(nn.Module):
         return cast(Tensor, self.skip(x) + h)
 
     def _timed(self, h: Tensor, time: Tensor, offset: Tensor | None = None) -> Tensor:
-        """The second norm and SiLU, with time."""
+        """The second norm and SiLU, with time conditioning."""
         if self.scale_shift:
             return self.norm2.then(h, offset=offset, scale_shift=time)
         return self.norm2.then(h, offset=offset, time=time)
 
     def _fused(self, x: Tensor, h: Tensor, time: Tensor) -> Tensor:
-        """The rest of the block, the convolutions' biases being added within the norm and the residual sum."""
+        """The rest of the block, with the biases of the convolutions added in the fused norm and residual sum."""
         from ddim.nn.cuda_norm import residual
 
         h = self._timed(_unbiased(self.conv1, h), time, self.conv1.bias)
@@ -129,9 +129,9 @@ class Block(nn.Module):
 
 
 def _unbiased(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A convolution without its bias, in channels-last memory, which is where cuDNN writes it."""
-    made = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
-    return made.contiguous(memory_format=torch.channels_last)
+    """A convolution without its bias, in channels-last memory, the format that cuDNN writes."""
+    out = F.conv2d(x, conv.weight, None, conv.stride, conv.padding)
+    return out.contiguous(memory_format=torch.channels_last)
 
 
 class Attention(nn.Module):
@@ -145,9 +145,9 @@ class Attention(nn.Module):
         self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The attended picture."""
+        """x plus the attention output, (B, C, H, W)."""
         b, c, h, w = x.shape
-        # In channels-last memory this transposition moves nothing.
+        # In channels-last memory this permutation copies nothing.
         tokens = self.norm.then(x, silu=False).permute(0, 2, 3, 1).reshape(b, h * w, c)
         q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
@@ -155,7 +155,7 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the resolution by a strided 3x3 convolution, padded at the far edges, as in Ho et al.'s code, or both."""
+    """Downsampling by a strided 3x3 convolution, padded at the "far" edges, as in Ho et al.'s code, or at "both"."""
 
     def __init__(self, channels: int, padding: str = "far"):
         super().__init__()
@@ -168,7 +168,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the resolution: nearest neighbour, then a 3x3 convolution."""
+    """Upsampling: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Small convolutional classifiers whose pooled features serve to compare sets of pictures."""
+"""Small convolutional classifiers whose pooled features are used to compare sets of images."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class ClassifierConfig(BaseModel):
-    """The shape of a `Classifier`.
+    """The architecture of a `Classifier`.
 
     Args:
         kind: Always "classifier".
-        in_channels: Picture channels.
-        side: Height and width of the pictures it was made for.
-        widths: Channels of each level; every level but the first begins by halving the resolution.
+        in_channels: Image channels.
+        side: Height and width of the training images.
+        widths: Channels of each level; every level but the first starts by halving the resolution.
         classes: Number of labels.
     """
 
@@ -38,7 +38,7 @@ class ClassifierConfig(BaseModel):
 
 
 class Classifier(nn.Module):
-    """Convolutions of 3x3, batch norm and ReLU; the mean over the last level's places is the feature vector."""
+    """3x3 convolutions, batch norm and ReLU; the features are the mean over the positions of the last level."""
 
     def __init__(self, config: ClassifierConfig):
         super().__init__()
@@ -58,21 +58,21 @@ class Classifier(nn.Module):
         self.head = nn.Linear(before, config.classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to features (B, D), each >= 0."""
+        """Images (B, C, H, W) in [-1, 1] to features (B, D), each >= 0."""
         return cast(Tensor, self.body(x)).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
+        """Images (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
         return cast(Tensor, self.head(self.features(x)))
 
 
 class ResNetConfig(BaseModel):
-    """The shape of a `ResNet`.
+    """The architecture of a `ResNet`.
 
     Args:
         kind: Always "resnet".
-        in_channels: Picture channels.
-        side: Height and width of the pictures it was made for.
+        in_channels: Image channels.
+        side: Height and width of the training images.
         widths: Channels of each level; every level halves the resolution.
         classes: Number of labels.
     """
@@ -107,10 +107,10 @@ class Residual(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A residual network of few layers: patches of 2x2 made white, then levels of a halving convolution and a residual.
+    """A small residual network: whitened 2x2 patches, then levels of a convolution, pooling and a residual block.
 
     After Page 2018 ("How to train your ResNet") and Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a single GPU").
-    The mean over the last level's places is the feature vector.
+    The features are the mean over the positions of the last level.
     """
 
     PATCH = 2
@@ -135,7 +135,7 @@ class ResNet(nn.Module):
 
     @torch.no_grad()
     def whiten(self, x: Tensor) -> None:
-        """Make the first layer's outputs uncorrelated and of variance 1 on pictures (B, C, H, W), and keep it so."""
+        """Whiten the first layer's outputs on images (B, C, H, W), and freeze its weights."""
         patches = x.unfold(2, self.PATCH, 1).unfold(3, self.PATCH, 1).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
         variances, vectors = torch.linalg.eigh(torch.cov(patches.double().T))
         rows = (vectors / torch.sqrt(variances + 5e-4)).T.reshape(-1, *self.white.weight.shape[1:]).float()
@@ -143,11 +143,11 @@ class ResNet(nn.Module):
         self.white.weight.requires_grad_(False)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to features (B, D)."""
+        """Images (B, C, H, W) in [-1, 1] to features (B, D)."""
         return cast(Tensor, self.body(nn.functional.gelu(self.white(x)))).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
+        """Images (B, C, H, W) in [-1, 1] to the logits of the labels (B, classes)."""
         return cast(Tensor, self.head(self.features(x)))
 
 
@@ -155,6 +155,6 @@ AnyClassifierConfig = Annotated[ClassifierConfig | ResNetConfig, Field(discrimin
 
 
 def config_of(about: object) -> ClassifierConfig | ResNetConfig:
-    """The configuration of a classifier of either kind, from its JSON values."""
+    """The configuration of a classifier of either class, from its JSON values."""
     adapter: TypeAdapter[ClassifierConfig | ResNetConfig] = TypeAdapter(AnyClassifierConfig)
     return adapter.validate_python(about)

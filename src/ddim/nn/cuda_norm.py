@@ -1,11 +1,11 @@
 """Group norm with SiLU, and residual sums, of channels-last tensors, by Triton kernels for CUDA; inference only.
 
-PyTorch's own group norm has no channels-last kernel on CUDA: it copies its input to NCHW and its output is copied back.
+PyTorch's group norm has no channels-last kernel on CUDA: it copies its input to NCHW, and its output is copied back.
 Here a program reads rows of several whole groups, at least 64 channels, so that every load is of 128 bytes or more.
-Statistics are float32 whatever the tensor is: each channel's sums are taken about that channel's first value, and
-channels are merged by Chan et al.'s formula, so that a mean far from zero costs no digits.
+Statistics are float32 for any dtype: each channel's sums are shifted by the channel's first value, and channels are
+merged by Chan et al.'s formula, so that a mean far from zero loses no digits.
 
-There are three ways, chosen from the shapes alone:
+There are three algorithms, chosen from the shapes alone:
 
 - up to `RESIDENT` pixels: one program for each sample and set of groups keeps its tile in registers (one read, one
   write);
@@ -13,11 +13,11 @@ There are three ways, chosen from the shapes alone:
 - more pixels and fewer programs: the pixels are split too, one kernel computing the moments of each part and another
   merging and applying them, so that a single image occupies the whole GPU.
 
-Outside torch.compile PyTorch adds a convolution's bias by a kernel of its own. So `group_norm` and `residual` take the
-biases of the convolutions before them.
+Outside torch.compile PyTorch adds a convolution's bias in a separate kernel. So `group_norm` and `residual` take the
+biases of the preceding convolutions.
 
-This module imports Triton, which comes with PyTorch for CUDA; import it only where `ddim.nn.blocks.fuse_norms` may be
-on. With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how they are tested without a GPU.
+This module imports Triton, which comes with PyTorch for CUDA; import it only if `ddim.nn.blocks.fuse_norms` found it.
+With TRITON_INTERPRET=1 the kernels run on CPU tensors, which is how they are tested without a GPU.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from ddim.nn import cuda_norm_kernels as kernels
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 ROW = 64
-"""Channels that a program reads of each pixel, at the least, where there are as many."""
+"""Fewest channels of a pixel that a program reads, if the tensor has as many."""
 WIDEST = 1024
-"""Channels of a group at the most."""
+"""Most channels of a group."""
 RESIDENT = 256
-"""Pixels of a tile that is kept in registers, at the most."""
+"""Most pixels of a tile in registers."""
 ENOUGH = 1024
 """Programs that occupy a GPU without splitting the pixels."""
 SPLITS = 64
-"""Parts that the pixels of a sample are split into, at the most."""
+"""Most parts that the pixels of a sample are split into."""
 
 
 class Tiling(NamedTuple):
-    """How a tensor is divided among programs.
+    """The division of a tensor among programs.
 
     Args:
         chunks: Sets of groups.
@@ -68,7 +68,7 @@ class Tiling(NamedTuple):
 
 
 def tiling(n: int, channels: int, pixels: int, groups: int) -> Tiling:
-    """How a tensor (n, channels, pixels) is divided.
+    """The division of a tensor (n, channels, pixels) among programs.
 
     Raises:
         ValueError: If the groups do not divide the channels, or are wider than `WIDEST`.
@@ -98,7 +98,7 @@ def tiling(n: int, channels: int, pixels: int, groups: int) -> Tiling:
 
 
 def _power(number: int) -> int:
-    """The next power of two, at least the number."""
+    """The smallest power of two that is at least the number."""
     return 1 << (number - 1).bit_length()
 
 
@@ -113,37 +113,37 @@ def _launch(
     offset: Tensor | None,
     scale_shift: Tensor | None,
 ) -> Tensor:
-    """The operation itself, see `group_norm`."""
+    """Validate the inputs and launch the kernels of `group_norm`."""
     _check(x, weight, bias, time, offset, scale_shift)
     (n, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     y = torch.empty_like(x, memory_format=torch.channels_last)
     tiles = tiling(n, channels, pixels, groups)
     if not x.numel():
         return y
-    # A row of one is that of every sample.
-    rows = [0 if one is None or len(one) == 1 else one.stride(0) for one in (time, scale_shift)]
+    # Stride 0 broadcasts a single row to every sample.
+    rows = [0 if term is None or len(term) == 1 else term.stride(0) for term in (time, scale_shift)]
     added = (x if time is None else time, x if offset is None else offset)
     flags = {"TIME": time is not None, "OFFSET": offset is not None}
     last = {"SCALE": scale_shift is not None, "SILU": silu}
     modulation = x if scale_shift is None else scale_shift
     shape = (pixels, channels, channels // groups, tiles.width, tiles.chunks)
     blocks = {"TILES": -(-tiles.span // tiles.block_p), "BLOCK_P": tiles.block_p, "BLOCK_C": tiles.block_c}
-    how: dict[str, Any] = {"num_warps": tiles.warps}
+    launch: dict[str, Any] = {"num_warps": tiles.warps}
     with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
         if tiles.splits == 1:
             kernel: Any = kernels.group_norm_whole[(n * tiles.chunks,)]
             resident = {"RESIDENT": pixels <= tiles.block_p, "BLOCK_G": tiles.block_g}
-            given = (x, y, weight, bias, *added, modulation, *rows, *shape, eps)
-            kernel(*given, **flags, **last, **resident, **blocks, **how)
+            arguments = (x, y, weight, bias, *added, modulation, *rows, *shape, eps)
+            kernel(*arguments, **flags, **last, **resident, **blocks, **launch)
             return y
         grid = (n * tiles.chunks * tiles.splits,)
         moments = torch.empty((n, tiles.splits, 2, channels), device=x.device, dtype=torch.float32)
         split = (tiles.splits, tiles.span)
         kernels.group_norm_moments[grid](
-            x, moments, *added, rows[0], *shape, *split, **flags, **blocks, BLOCK_G=tiles.block_g, **how
+            x, moments, *added, rows[0], *shape, *split, **flags, **blocks, BLOCK_G=tiles.block_g, **launch
         )
-        given = (x, y, moments, weight, bias, *added, modulation, *rows, *shape, *split, eps)
-        kernels.group_norm_merged[grid](*given, **flags, **last, BLOCK_S=_power(tiles.splits), **blocks, **how)
+        arguments = (x, y, moments, weight, bias, *added, modulation, *rows, *shape, *split, eps)
+        kernels.group_norm_merged[grid](*arguments, **flags, **last, BLOCK_S=_power(tiles.splits), **blocks, **launch)
     return y
 
 
@@ -172,7 +172,7 @@ _operation = torch.library.custom_op(
 
 
 @_operation.register_fake
-def _fake(x: Tensor, *given: Any) -> Tensor:
+def _fake(x: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
@@ -189,33 +189,34 @@ def group_norm(
 ) -> Tensor:
     """SiLU(scale GN(x + time + offset) + shift) of a channels-last tensor, computed in float32; without gradients.
 
-    It is a custom operator to torch.compile and torch.export, and a plain launch of the kernels otherwise.
+    In torch.compile and torch.export it is a custom operator, otherwise a direct launch of the kernels.
 
     Args:
         x: bfloat16, float16 or float32, (N, C, H, W), in channels-last memory.
         weight: The norm's weights, (C,).
         bias: The norm's biases, (C,).
-        groups: Groups; they must divide C.
-        eps: What is added to the variance.
+        groups: Number of groups; must divide C.
+        eps: Added to the variance.
         silu: Whether SiLU follows.
         time: Added before the norm, (N or 1, C), or None.
-        offset: Added before the norm, (C,), such as the bias of the convolution before it, or None.
-        scale_shift: (N or 1, 2 C): the norm's output is multiplied with 1 + the first half, and the second added.
+        offset: Added before the norm, (C,), such as the bias of the preceding convolution, or None.
+        scale_shift: (N or 1, 2 C), or None: the norm's output is multiplied by 1 + the first half, and the second half
+            added.
 
     Returns:
-        The dtype, shape and memory format of x.
+        A tensor of the dtype, shape and memory format of x.
 
     Raises:
-        ValueError: If x is not a channels-last tensor of one of these dtypes, or another does not fit it.
+        ValueError: If x is not a channels-last tensor of one of these dtypes, or another tensor does not match it.
     """
-    given = (x, weight, bias, groups, eps, silu, time, offset, scale_shift)
+    arguments = (x, weight, bias, groups, eps, silu, time, offset, scale_shift)
     if torch.compiler.is_compiling():
-        return cast(Tensor, _operation(*given))
-    return _launch(*given)
+        return cast(Tensor, _operation(*arguments))
+    return _launch(*arguments)
 
 
 def _residual(a: Tensor, b: Tensor, bias: Tensor, other: Tensor | None) -> Tensor:
-    """The operation itself, see `residual`."""
+    """Validate the inputs and launch the kernel of `residual`."""
     for one in (a, b):
         if one.shape != a.shape or one.dtype != a.dtype:
             raise ValueError(f"a tensor {tuple(b.shape)} of {b.dtype} is not added to {tuple(a.shape)} of {a.dtype}")
@@ -228,9 +229,9 @@ def _residual(a: Tensor, b: Tensor, bias: Tensor, other: Tensor | None) -> Tenso
     block_c = min(256, _power(channels))
     block_r = 4096 // block_c
     grid = (-(-rows // block_r), -(-channels // block_c))
-    given = (a, b, bias, bias if other is None else other, out, rows, channels)
+    arguments = (a, b, bias, bias if other is None else other, out, rows, channels)
     with torch.cuda.device(a.device) if a.is_cuda else nullcontext():
-        kernels.add_biased[grid](*given, OTHER=other is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=8)
+        kernels.add_biased[grid](*arguments, OTHER=other is not None, BLOCK_R=block_r, BLOCK_C=block_c, num_warps=8)
     return out
 
 
@@ -240,21 +241,21 @@ _residual_operation = torch.library.custom_op(
 
 
 @_residual_operation.register_fake
-def _fake_residual(a: Tensor, *given: Any) -> Tensor:
+def _fake_residual(a: Tensor, *arguments: Any) -> Tensor:
     return torch.empty_like(a, memory_format=torch.channels_last)
 
 
 def residual(a: Tensor, b: Tensor, bias: Tensor, other: Tensor | None = None) -> Tensor:
-    """A + b + bias + other, computed in float32; without gradients.
+    """The sum a + b + bias + other, computed in float32; without gradients.
 
     Args:
         a: bfloat16, float16 or float32, (N, C, H, W), in channels-last memory.
-        b: Likewise, of the same shape and dtype.
+        b: A second tensor of the same shape, dtype and memory format.
         bias: (C,).
         other: (C,), or None.
 
     Raises:
-        ValueError: As `group_norm`.
+        ValueError: If a tensor is not channels-last of one of these dtypes, or they do not match.
     """
     if torch.compiler.is_compiling():
         return cast(Tensor, _residual_operation(a, b, bias, other))

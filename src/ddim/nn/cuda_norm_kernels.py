@@ -1,4 +1,4 @@
-"""The Triton kernels of `ddim.nn.cuda_norm`, which chooses among them and says what they compute."""
+"""The Triton kernels of `ddim.nn.cuda_norm`, which selects and documents them."""
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, untyped-decorator, unused-ignore"
 import triton
@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def _added(time, time_row, offset, n, c, here, TIME: tl.constexpr, OFFSET: tl.constexpr):
-    """What is added to each channel before the norm, float32, (block_c,)."""
+    """The sum of time and offset that is added to each channel before the norm, float32, (block_c,)."""
     add = c.to(tl.float32) * 0
     if TIME:
         add += tl.load(time + n * time_row + c, mask=here, other=0.0).to(tl.float32)
@@ -18,7 +18,7 @@ def _added(time, time_row, offset, n, c, here, TIME: tl.constexpr, OFFSET: tl.co
 
 @triton.jit
 def _over_groups(value, lane, per_group, BLOCK_C: tl.constexpr, BLOCK_G: tl.constexpr):
-    """For each channel the sum over its group, (block_c,)."""
+    """The sum over each channel's group, (block_c,)."""
     member = (lane // per_group)[:, None] == tl.arange(0, BLOCK_G)[None, :]
     total = tl.sum(tl.where(member, value[:, None], 0.0), axis=0)
     return tl.sum(tl.where(member, total[None, :], 0.0), axis=1)
@@ -40,7 +40,7 @@ def _moments(
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """Mean and sum of squares about it, of each channel's group over the pixels first..last - 1, (block_c,) each."""
+    """Mean of each channel's group over the pixels first..last - 1, and sum of squared deviations, (block_c,) each."""
     pivot = tl.load(x + first * C + c, mask=here, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
     square = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
@@ -54,16 +54,16 @@ def _moments(
     count = (last - first) * 1.0
     shift = tl.sum(total, axis=0) / count
     spread = tl.sum(square, axis=0) - shift * shift * count
-    own = tl.where(here, pivot + shift + add, 0.0)
-    mean = _over_groups(own, lane, per_group, BLOCK_C, BLOCK_G) / per_group
-    apart = tl.where(here, own - mean, 0.0)
-    rest = tl.where(here, spread, 0.0) + apart * apart * count
-    return mean, _over_groups(rest, lane, per_group, BLOCK_C, BLOCK_G)
+    average = tl.where(here, pivot + shift + add, 0.0)
+    mean = _over_groups(average, lane, per_group, BLOCK_C, BLOCK_G) / per_group
+    deviation = tl.where(here, average - mean, 0.0)
+    squares = tl.where(here, spread, 0.0) + deviation * deviation * count
+    return mean, _over_groups(squares, lane, per_group, BLOCK_C, BLOCK_G)
 
 
 @triton.jit
 def _affine(weight, bias, scale_shift, scale_row, n, c, here, C, rstd, SCALE: tl.constexpr):
-    """What the centred value is multiplied with, and what is added then, (block_c,) each."""
+    """The factor and the term of the affine map of the centred values, (block_c,) each."""
     factor = tl.load(weight + c, mask=here, other=0.0).to(tl.float32) * rstd
     term = tl.load(bias + c, mask=here, other=0.0).to(tl.float32)
     if SCALE:
@@ -76,7 +76,7 @@ def _affine(weight, bias, scale_shift, scale_row, n, c, here, C, rstd, SCALE: tl
 
 @triton.jit
 def _finished(value, factor, term, SILU: tl.constexpr):
-    """The centred value scaled and shifted, through SiLU if asked."""
+    """Scale and shift the centred values, and apply SiLU if set."""
     out = value * factor[None, :] + term[None, :]
     if SILU:
         out = out / (1.0 + tl.exp(-out))
@@ -100,14 +100,14 @@ def _apply(
     TILES: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Write the result of the pixels first..last - 1."""
+    """Compute and store the output of the pixels first..last - 1."""
     for tile in range(TILES):
         p = first + tile * BLOCK_P + tl.arange(0, BLOCK_P)
         mask = (p < last)[:, None] & here[None, :]
-        place = p[:, None] * C + c[None, :]
-        value = tl.load(x + place, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        index = p[:, None] * C + c[None, :]
+        value = tl.load(x + index, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
         out = _finished(value + (add - mean)[None, :], factor, term, SILU)
-        tl.store(y + place, out.to(y.dtype.element_ty), mask=mask)
+        tl.store(y + index, out.to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def group_norm_whole(
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """One sample and set of groups."""
+    """Group norm of one sample and set of groups."""
     n = (tl.program_id(0) // chunks).to(tl.int64)
     chunk = tl.program_id(0) % chunks
     lane = tl.arange(0, BLOCK_C)
@@ -150,18 +150,18 @@ def group_norm_whole(
     if RESIDENT:
         p = tl.arange(0, BLOCK_P)
         mask = (p < P)[:, None] & here[None, :]
-        place = p[:, None] * C + c[None, :]
-        value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32) + add[None, :]
+        index = p[:, None] * C + c[None, :]
+        value = tl.load(x + index, mask=mask, other=0.0).to(tl.float32) + add[None, :]
         value = tl.where(mask, value, 0.0)
         mean = _over_groups(tl.sum(value, axis=0), lane, per_group, BLOCK_C, BLOCK_G) / count
         value = tl.where(mask, value - mean[None, :], 0.0)
-        rest = _over_groups(tl.sum(value * value, axis=0), lane, per_group, BLOCK_C, BLOCK_G)
-        rstd = 1.0 / tl.sqrt(rest / count + eps)
+        squares = _over_groups(tl.sum(value * value, axis=0), lane, per_group, BLOCK_C, BLOCK_G)
+        rstd = 1.0 / tl.sqrt(squares / count + eps)
         factor, term = _affine(weight, bias, scale_shift, scale_row, n, c, here, C, rstd, SCALE)
-        tl.store(y + place, _finished(value, factor, term, SILU).to(y.dtype.element_ty), mask=mask)
+        tl.store(y + index, _finished(value, factor, term, SILU).to(y.dtype.element_ty), mask=mask)
     else:
-        mean, rest = _moments(x, add, 0, P, c, lane, here, C, per_group, TILES, BLOCK_P, BLOCK_C, BLOCK_G)
-        rstd = 1.0 / tl.sqrt(rest / count + eps)
+        mean, squares = _moments(x, add, 0, P, c, lane, here, C, per_group, TILES, BLOCK_P, BLOCK_C, BLOCK_G)
+        rstd = 1.0 / tl.sqrt(squares / count + eps)
         factor, term = _affine(weight, bias, scale_shift, scale_row, n, c, here, C, rstd, SCALE)
         _apply(x, y, add, mean, factor, term, 0, P, c, here, C, SILU, TILES, BLOCK_P)
 
@@ -187,7 +187,7 @@ def group_norm_moments(
     BLOCK_C: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """The moments of one part of the pixels, float32, (n, splits, 2, C): for each channel those of its group."""
+    """The moments of one part of the pixels, float32, (n, splits, 2, C): for each channel the moments of its group."""
     split = tl.program_id(0) % splits
     chunk = (tl.program_id(0) // splits) % chunks
     n = (tl.program_id(0) // (splits * chunks)).to(tl.int64)
@@ -197,12 +197,12 @@ def group_norm_moments(
     add = _added(time, time_row, offset, n, c, here, TIME, OFFSET)
     first = split * span
     last = tl.minimum(first + span, P)
-    mean, rest = _moments(
+    mean, squares = _moments(
         x + n * P * C, add, first, last, c, lane, here, C, per_group, TILES, BLOCK_P, BLOCK_C, BLOCK_G
     )
     row = moments + (n * splits + split) * 2 * C
     tl.store(row + c, mean, mask=here)
-    tl.store(row + C + c, rest, mask=here)
+    tl.store(row + C + c, squares, mask=here)
 
 
 @triton.jit
@@ -234,7 +234,7 @@ def group_norm_merged(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Merge the moments of all parts and write the result of one part."""
+    """Merge the moments of all parts and store the output of one part."""
     split = tl.program_id(0) % splits
     chunk = (tl.program_id(0) // splits) % chunks
     n = (tl.program_id(0) // (splits * chunks)).to(tl.int64)
@@ -242,14 +242,14 @@ def group_norm_merged(
     c = chunk * width + lane
     here = (lane < width) & (c < C)
     s = tl.arange(0, BLOCK_S)
-    known = (s < splits)[:, None] & here[None, :]
+    valid = (s < splits)[:, None] & here[None, :]
     row = moments + n * splits * 2 * C + s[:, None] * (2 * C) + c[None, :]
-    means = tl.load(row, mask=known, other=0.0)
-    rests = tl.load(row + C, mask=known, other=0.0)
+    means = tl.load(row, mask=valid, other=0.0)
+    squares_of_parts = tl.load(row + C, mask=valid, other=0.0)
     pixels = tl.where(s < splits, tl.minimum(span, P - s * span), 0).to(tl.float32)
     mean = tl.sum(means * pixels[:, None], axis=0) / P
-    apart = means - mean[None, :]
-    total = tl.sum(rests + apart * apart * (pixels * per_group)[:, None], axis=0)
+    deviation = means - mean[None, :]
+    total = tl.sum(squares_of_parts + deviation * deviation * (pixels * per_group)[:, None], axis=0)
     rstd = 1.0 / tl.sqrt(total / (P * per_group * 1.0) + eps)
     add = _added(time, time_row, offset, n, c, here, TIME, OFFSET)
     factor, term = _affine(weight, bias, scale_shift, scale_row, n, c, here, C, rstd, SCALE)
@@ -268,7 +268,7 @@ def add_biased(a, b, bias, other, out, rows, C, OTHER: tl.constexpr, BLOCK_R: tl
     if OTHER:
         add += tl.load(other + c, mask=here, other=0.0).to(tl.float32)
     mask = (r < rows)[:, None] & here[None, :]
-    place = r[:, None] * C + c[None, :]
-    value = tl.load(a + place, mask=mask, other=0.0).to(tl.float32)
-    value += tl.load(b + place, mask=mask, other=0.0).to(tl.float32) + add[None, :]
-    tl.store(out + place, value.to(out.dtype.element_ty), mask=mask)
+    index = r[:, None] * C + c[None, :]
+    value = tl.load(a + index, mask=mask, other=0.0).to(tl.float32)
+    value += tl.load(b + index, mask=mask, other=0.0).to(tl.float32) + add[None, :]
+    tl.store(out + index, value.to(out.dtype.element_ty), mask=mask)

@@ -13,17 +13,17 @@ Net = TypeVar("Net", bound=nn.Module)
 
 
 class EMA(Generic[Net]):
-    """A second set of weights that follows the first: ema <- decay ema + (1 - decay) weights.
+    """An exponential moving average of a network's weights: ema <- decay ema + (1 - decay) weights.
 
-    The decay is warmed up as (1 + n) / (10 + n) after n updates, so that the first weights are soon forgotten. With a
-    half-life it is (n / (n + 1))^k instead: the weights of update m then count in proportion to m^(k - 1), whatever the
-    length of the run (Karras et al. 2024, section 3.1), and k = ln 2 / -ln(1 - half_life) makes the last `half_life` of
-    all updates count for half.
+    The decay is warmed up as (1 + n) / (10 + n) after n updates, so that the initial weights are soon forgotten. With a
+    half-life it is (n / (n + 1))^k instead: then the weights of update m have a weight proportional to m^(k - 1) for
+    any length of the run (Karras et al. 2024, section 3.1), and k = ln 2 / -ln(1 - half_life) gives the last
+    `half_life` of all updates half of the total weight.
 
     Args:
-        module: The network to follow.
+        module: The network to average.
         decay: The final decay, in [0, 1).
-        half_life: A share of the updates made, in (0, 1); None for a fixed final decay.
+        half_life: A fraction of the updates so far, in (0, 1); None for a fixed final decay.
     """
 
     def __init__(self, module: Net, decay: float, half_life: float | None = None):
@@ -36,13 +36,13 @@ class EMA(Generic[Net]):
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
 
     def decay_at(self, updates: int) -> float:
-        """The decay of an update; `updates` is how many came before it."""
+        """The decay of an update; `updates` is the number of updates before it."""
         if self.power is not None:
             return float((updates / (updates + 1)) ** self.power)
         return min(self.decay, (1 + updates) / (10 + updates))
 
     @torch.no_grad()
     def update(self, module: Net, updates: int) -> None:
-        """Move towards the network's weights; `updates` as for `decay_at`."""
+        """Update the average with the network's weights; `updates` is the number of updates before this one."""
         weight = 1 - self.decay_at(updates)
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)

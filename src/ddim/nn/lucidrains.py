@@ -1,7 +1,7 @@
-"""The U-Net of the package denoising-diffusion-pytorch (P. Wang, versions 2), so that its checkpoints run here.
+"""The U-Net of the package denoising-diffusion-pytorch (P. Wang, versions 2), for running its checkpoints.
 
-Unlike `ddim.nn.unet` it norms by root mean square, attends at every level (linearly, but at the last), lets time scale
-and shift a block's first norm alone, and shows its last block what its first convolution made.
+Differences from `ddim.nn.unet`: RMS norm, attention at every level (linear except at the last), time scales and shifts
+a block's first norm only, and the last block also receives the output of the first convolution.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from ddim.nn.base import Network
 
 
 class LucidrainsConfig(BaseModel):
-    """The shape of a `LucidrainsUNet`.
+    """The architecture of a `LucidrainsUNet`. The middle uses the last level's `heads`, `head_channels`, `memories`.
 
     Args:
         kind: Always "lucidrains".
-        in_channels: Picture channels.
-        height: Picture height; `2^(levels - 1)` must divide it.
-        width: Picture width, likewise.
-        channels: Channels of the time embedding, of which the levels' are multiples ("dim" there).
-        first: Channels of the first convolution ("init_dim" there).
+        in_channels: Image channels.
+        height: Image height; `2^(levels - 1)` must divide it.
+        width: Image width; `2^(levels - 1)` must divide it.
+        channels: Channels of the time embedding, "dim" in that package; the levels have multiples of it.
+        first: Channels of the first convolution, "init_dim" in that package.
         multipliers: Channels of each level's output, in multiples of `channels`.
         full: For each level, whether its attention is over all pairs of positions instead of linear.
-        heads: For each level, its attention's heads; the middle has the last level's.
-        head_channels: For each level, the channels of a head, likewise.
-        memories: For each level, how many learned keys and values its attention has beside the positions', likewise.
+        heads: Attention heads of each level.
+        head_channels: Channels per head of each level.
+        memories: Number of additional learned keys and values in each level's attention.
         dropout: Dropout rate inside the blocks.
     """
 
@@ -72,7 +72,7 @@ class LucidrainsConfig(BaseModel):
     def parameters(self) -> int:
         """An estimate of the number of parameters, without building the network."""
         sizes = zip(self.widths[1:], self.heads, self.head_channels, self.memories, strict=True)
-        attention = sum(2 * heads * (4 * width * size + 2 * size * kept) for width, heads, size, kept in sizes)
+        attention = sum(2 * heads * (4 * width * size + 2 * size * memories) for width, heads, size, memories in sizes)
         return limits.unet_parameters(self.widths[1:], 2, 4 * self.channels, 2 * self.in_channels) + attention
 
     @property
@@ -87,7 +87,7 @@ class LucidrainsConfig(BaseModel):
 
     @property
     def categories(self) -> int:
-        """0: it is over real-valued pictures."""
+        """0: the images are real-valued."""
         return 0
 
     @property
@@ -100,12 +100,12 @@ class LucidrainsConfig(BaseModel):
         return LucidrainsUNet(self)
 
     def __str__(self) -> str:
-        said = f"denoising-diffusion-pytorch U-Net, {self.channels} channels x {list(self.multipliers)}, "
-        return said + f"full attention at levels {[level for level, there in enumerate(self.full) if there]}"
+        text = f"denoising-diffusion-pytorch U-Net, {self.channels} channels x {list(self.multipliers)}, "
+        return text + f"full attention at levels {[level for level, there in enumerate(self.full) if there]}"
 
 
 class LucidrainsUNet(Network):
-    """The network: x_t and a time in, eps, x_0 or v out, whichever it was trained for."""
+    """The network: predicts eps, x_0 or v, whichever it was trained for, from x_t and a time."""
 
     label: None
 
@@ -143,8 +143,8 @@ class LucidrainsUNet(Network):
 
     def _attention(self, width: int, level: int) -> nn.Module:
         c = self.config
-        made = FullAttention if c.full[level] else LinearAttention
-        return made(width, c.heads[level], c.head_channels[level], c.memories[level])
+        cls = FullAttention if c.full[level] else LinearAttention
+        return cls(width, c.heads[level], c.head_channels[level], c.memories[level])
 
     @property
     def entry(self) -> nn.Module:
@@ -177,19 +177,19 @@ class LucidrainsUNet(Network):
 
 
 class RMSNorm(nn.Module):
-    """Each position's channels brought to a root mean square of 1, then multiplied with `gain`; (B, C, H, W)."""
+    """RMS norm over the channels of each position, multiplied by `gain`; (B, C, H, W)."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.gain = nn.Parameter(torch.ones(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normed picture."""
+        """(B, C, H, W) to the same."""
         return cast(Tensor, F.normalize(x, dim=1) * (self.gain * x.shape[1] ** 0.5))
 
 
 class NormedBlock(nn.Module):
-    """Twice conv, norm and SiLU, with a residual; time scales and shifts the first norm."""
+    """Two times conv, norm and SiLU, with a residual; time scales and shifts the first norm."""
 
     def __init__(self, c_in: int, c_out: int, dropout: float):
         super().__init__()
@@ -208,7 +208,7 @@ class NormedBlock(nn.Module):
 
 
 class FullAttention(nn.Module):
-    """Attention of all positions to all, and to learned memories, with a residual; (B, C, H, W) to itself."""
+    """Attention over all positions and learned memories, with a residual; (B, C, H, W) to itself."""
 
     def __init__(self, channels: int, heads: int, head_channels: int, memories: int):
         super().__init__()
@@ -219,19 +219,20 @@ class FullAttention(nn.Module):
         self.out = nn.Conv2d(inner, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The attended picture."""
+        """x plus the attention output, (B, C, H, W)."""
         b, _, height, width = x.shape
         split = self.qkv(self.norm(x)).reshape(b, 3, self.heads, -1, height * width)
         q, k, v = split.transpose(3, 4).unbind(1)
-        kept = self.memory[:, None].expand(2, b, -1, -1, -1)
-        mixed = F.scaled_dot_product_attention(q, torch.cat([kept[0], k], dim=2), torch.cat([kept[1], v], dim=2))
+        memory = self.memory[:, None].expand(2, b, -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(q, torch.cat([memory[0], k], dim=2), torch.cat([memory[1], v], dim=2))
         return x + cast(Tensor, self.out(mixed.transpose(2, 3).reshape(b, -1, height, width)))
 
 
 class LinearAttention(nn.Module):
-    """Attention whose cost is linear in positions: keys gather values into one small matrix, from which queries read.
+    """Attention of linear cost in the number of positions, with a residual; (B, C, H, W) to itself.
 
-    Queries are a softmax over a head's channels, keys one over positions and memories; (B, C, H, W) to itself.
+    Keys and values are summed into one small matrix, which is multiplied by the queries. Queries have a softmax over a
+    head's channels, keys one over positions and memories.
     """
 
     def __init__(self, channels: int, heads: int, head_channels: int, memories: int):
@@ -244,21 +245,21 @@ class LinearAttention(nn.Module):
         self.norm_out = RMSNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The attended picture."""
+        """x plus the attention output, (B, C, H, W)."""
         b, _, height, width = x.shape
         q, k, v = self.qkv(self.norm(x)).reshape(b, 3, self.heads, -1, height * width).unbind(1)
-        kept = self.memory[:, None].expand(2, b, -1, -1, -1)
-        k, v = torch.cat([kept[0], k], dim=3), torch.cat([kept[1], v], dim=3)
+        memory = self.memory[:, None].expand(2, b, -1, -1, -1)
+        k, v = torch.cat([memory[0], k], dim=3), torch.cat([memory[1], v], dim=3)
         gathered = k.softmax(dim=3) @ v.transpose(2, 3)
         mixed = gathered.transpose(2, 3) @ (q.softmax(dim=2) * q.shape[2] ** -0.5)
         return x + cast(Tensor, self.norm_out(self.out(mixed.reshape(b, -1, height, width))))
 
 
 def _halved(c_in: int, c_out: int) -> nn.Sequential:
-    """Half the resolution: 2x2 pixels become four times the channels."""
+    """Downsampling: 2x2 pixels become four times the channels, then a 1x1 convolution."""
     return nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4 * c_in, c_out, 1))
 
 
 def _doubled(c_in: int, c_out: int) -> nn.Sequential:
-    """Twice the resolution."""
+    """Upsampling: nearest neighbour, then a 3x3 convolution."""
     return nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest"), nn.Conv2d(c_in, c_out, 3, padding=1))

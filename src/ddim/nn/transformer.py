@@ -1,7 +1,7 @@
-"""A compact transformer over tokens (Vaswani et al. 2017), told the time by adaptive norms (Peebles & Xie 2023).
+"""A compact transformer over tokens (Vaswani et al. 2017), conditioned by adaptive norms (Peebles & Xie 2023).
 
-Rotary positions (Su et al. 2021), attention both ways, layer norms before each half of a block. Time enters as six
-vectors that all blocks share, to which each block adds its own (Chen et al. 2023, "adaLN-single").
+Rotary positions (Su et al. 2021), bidirectional attention, pre-norm blocks. The time conditioning is six vectors that
+all blocks share, plus six learned vectors of each block (Chen et al. 2023, "adaLN-single").
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.nn import functional as F
 from ddim._io import limits
 from ddim.nn.base import Network, zero
 
-_PARTS = 6  # shift, scale and gate, of attention and of the MLP
+_PARTS = 6  # shift, scale and gate, for attention and for the MLP
 
 
 class TransformerConfig(BaseModel):
-    """The shape of a `Transformer`.
+    """The architecture of a `Transformer`.
 
     Args:
         kind: Always "transformer".
-        categories: Kinds of tokens K, a mask among them where there is one.
-        length: Tokens of a sequence L.
+        categories: Vocabulary size K, including the mask token if there is one.
+        length: Tokens per sequence, L.
         width: Channels of a token; `2 * heads` must divide it.
         depth: Blocks.
         heads: Attention heads.
         mlp: Hidden channels of a block's MLP, in multiples of `width`.
-        local: Tokens that each of the two convolutions before the blocks looks at, odd; 0 for none. On text they show
-            the blocks the letters around each letter, which attention is slow to find.
+        local: Kernel size of the two convolutions before the blocks, odd; 0 for no convolutions. On text they provide
+            the letters around each letter, which attention is slow to learn.
         dropout: Dropout rate inside the blocks.
         classes: Number of labels, 0 for none. Label `classes` means "no label".
     """
@@ -79,24 +79,24 @@ class TransformerConfig(BaseModel):
 
 
 def rotate(x: Tensor) -> Tensor:
-    """Rotary positions: pairs of channels (j, j + D/2) of the token at place l turned by l 10000^(-2j/D).
+    """Rotary positions: channels (j, j + D/2) of the token at position l are rotated by l 10000^(-2j/D).
 
     Args:
         x: Queries or keys, (B, heads, L, D).
 
     Returns:
-        The same shape and dtype.
+        A tensor of the same shape and dtype.
     """
     half = x.shape[-1] // 2
     rates = torch.exp(torch.arange(half, device=x.device, dtype=torch.float32) * (-math.log(10000) / half))
     angles = torch.arange(x.shape[-2], device=x.device, dtype=torch.float32)[:, None] * rates
     cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    one, two = x[..., :half], x[..., half:]
-    return torch.cat([one * cos - two * sin, one * sin + two * cos], -1)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)
 
 
 class Layer(nn.Module):
-    """A block: attention and an MLP, each after an adaptive norm and behind a gate; (B, L, D) to itself."""
+    """A block: attention and an MLP, each with an adaptive norm before and a gate after it; (B, L, D) to itself."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -124,7 +124,7 @@ class Layer(nn.Module):
 
 
 class Transformer(Network):
-    """The network: tokens x_t (B, L) and a time in, the logits of p(x_0 | x_t), (B, L, K), out."""
+    """The network: predicts the logits of p(x_0 | x_t), (B, L, K), from tokens x_t (B, L) and a time."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -148,7 +148,7 @@ class Transformer(Network):
 
         Args:
             x: int64, (B, L).
-            condition: What `condition` made, (B or 1, 8 D).
+            condition: The output of `condition`, (B or 1, 8 D).
 
         Returns:
             Logits, (B, L, K).
@@ -164,8 +164,8 @@ class Transformer(Network):
 
 
 def _convolutions(width: int, size: int) -> nn.Sequential:
-    one, two = (nn.Conv1d(width, width, size, padding=size // 2) for _ in range(2))
-    return nn.Sequential(one, nn.SiLU(), two)
+    first, second = (nn.Conv1d(width, width, size, padding=size // 2) for _ in range(2))
+    return nn.Sequential(first, nn.SiLU(), second)
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The DDPM U-Net (Ho et al. 2020): group norm, SiLU, attention at chosen resolutions, sinusoidal time embedding.
 
-Written to be run many times at few distinct times: all that depends on time alone is one tensor, made by
-`UNet.condition` once per time, and `UNet.body` is the rest: one graph, whatever the time.
+`UNet.condition` computes everything that depends on time alone, once per time; the graph of `UNet.body`, the rest of
+the network, does not depend on the time.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from ddim.nn.blocks import Attention, Block, Down, Norm, Up
 
 
 class UNetConfig(BaseModel):
-    """The shape of a `UNet`. The defaults are those of the 35.7 M-parameter CIFAR-10 network of Ho et al.
+    """The architecture of a `UNet`. The defaults are the 35.7 M-parameter CIFAR-10 network of Ho et al.
 
     Args:
         kind: Always "unet".
-        in_channels: Picture channels.
-        height: Picture height; `patch * 2^(levels - 1)` must divide it.
-        width: Picture width, likewise.
+        in_channels: Image channels.
+        height: Image height; `patch * 2^(levels - 1)` must divide it.
+        width: Image width; `patch * 2^(levels - 1)` must divide it.
         channels: Channels of the first level.
         multipliers: Channels of each level, in multiples of `channels`.
-        blocks: Residual blocks per level on the way down (one more on the way up).
+        blocks: Residual blocks per level of the encoder (the decoder has one more).
         attention: Resolutions (height after patching) at which blocks are followed by self-attention.
         middle_attention: Whether the middle has attention.
         heads: Attention heads.
         groups: Group-norm groups; must divide every level's channels.
         dropout: Dropout rate inside the blocks.
-        patch: Side of the square of pixels that becomes one position (1 = none).
+        patch: Side of the square of pixels that becomes one position (1 for no patching).
         classes: Number of labels, 0 for none. Label `classes` means "no label".
-        categories: 0 for real-valued pictures; else the grey levels of a channel, a mask among them where there is one,
-            and the network is a `CategoricalUNet`.
-        norm_eps: What group norm adds to the variance.
-        head_channels: Channels of an attention head, instead of `heads`; 0 for `heads`.
-        padding: Where a strided convolution is padded: at the "far" edges (Ho et al.) or at "both".
+        categories: 0 for real-valued images; else the number of values of a channel, including the mask if there is
+            one, and the network is a `CategoricalUNet`.
+        norm_eps: Added to the variance in group norm.
+        head_channels: Channels per attention head, instead of `heads`; 0 to use `heads`.
+        padding: Padding of strided convolutions: at the "far" edges (Ho et al.) or at "both".
         embedding: The order of the time embedding's halves.
-        embedding_shift: The lowest frequency is 10000^-1 of the highest with 1, one step above with 0.
-        time_scale: What t - 1 is multiplied with before it is embedded.
+        embedding_shift: With 1 the lowest frequency is 1/10000 of the highest, with 0 one step above.
+        time_scale: Factor of t - 1 before it is embedded.
         scale_shift: Whether time scales and shifts a block's second norm instead of being added before it.
-        resample: Whether resolution changes in a convolution or in a residual block.
-        learned_variance: Whether there are twice the channels in the output, the second half saying where between
-            its bounds the log-variance of a step lies (Nichol & Dhariwal 2021).
+        resample: Whether the resolution changes in a convolution ("conv") or in a residual block ("block").
+        learned_variance: Whether the output has twice the channels; the second half interpolates the log-variance of a
+            step between its bounds (Nichol & Dhariwal 2021).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -95,8 +95,8 @@ class UNetConfig(BaseModel):
             if self.channels * multiplier % self.groups:
                 raise ValueError(f"{self.groups} groups do not divide {self.channels * multiplier} channels")
             if self.channels * multiplier % (self.head_channels or self.heads):
-                said = f"{self.heads} heads" if not self.head_channels else f"heads of {self.head_channels}"
-                raise ValueError(f"{said} do not divide {self.channels * multiplier} channels")
+                heads = f"{self.heads} heads" if not self.head_channels else f"heads of {self.head_channels}"
+                raise ValueError(f"{heads} do not divide {self.channels * multiplier} channels")
         if self.learned_variance and self.categories:
             raise ValueError("categories have no learned variance")
         limits.check_parameters(self.parameters)
@@ -112,7 +112,7 @@ class UNetConfig(BaseModel):
         return limits.unet_parameters(widths, self.blocks, embedding, ends, attended) + labels
 
     def heads_of(self, width: int) -> int:
-        """Attention heads at so many channels."""
+        """Number of attention heads at `width` channels."""
         return width // self.head_channels if self.head_channels else self.heads
 
     @property
@@ -125,12 +125,12 @@ class UNetConfig(BaseModel):
         return CategoricalUNet(self) if self.categories else UNet(self)
 
     def __str__(self) -> str:
-        said = f"U-Net, {self.channels} channels x {list(self.multipliers)}, {self.blocks} blocks, patch {self.patch}, "
-        return said + f"attention at {list(self.attention)}" + (f", {self.categories} ids" if self.categories else "")
+        text = f"U-Net, {self.channels} channels x {list(self.multipliers)}, {self.blocks} blocks, patch {self.patch}, "
+        return text + f"attention at {list(self.attention)}" + (f", {self.categories} ids" if self.categories else "")
 
 
 class UNet(Network):
-    """The network: x_t and a time in, eps, x_0 or v out, whichever it was trained for."""
+    """The network: predicts eps, x_0 or v, whichever it was trained for, from x_t and a time."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -175,9 +175,9 @@ class UNet(Network):
         self.widths.append(2 * c_out if c.scale_shift else c_out)
         return Block(c_in, c_out, c.groups, c.dropout, c.norm_eps, c.scale_shift, resample)
 
-    def _attention(self, width: int, there: bool) -> nn.Module:
+    def _attention(self, width: int, present: bool) -> nn.Module:
         c = self.config
-        return Attention(width, c.groups, c.heads_of(width), c.norm_eps) if there else nn.Identity()
+        return Attention(width, c.groups, c.heads_of(width), c.norm_eps) if present else nn.Identity()
 
     @override
     def embed(self, t: Tensor) -> Tensor:
@@ -190,40 +190,40 @@ class UNet(Network):
         return self.conv_in
 
     def enter(self, x: Tensor) -> Tensor:
-        """Pictures in the body's dtype, in channels-last memory."""
+        """Convert images to the body's dtype and channels-last memory."""
         return x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
 
     def body(self, x: Tensor, condition: Tensor) -> Tensor:
-        """Everything else.
+        """Everything but the time layers.
 
         Args:
             x: (B, C, H, W).
-            condition: What `condition` made, (B or 1, sum of widths), in the dtype of x.
+            condition: The output of `condition`, (B or 1, sum of widths), in the dtype of x.
 
         Returns:
             (B, C, H, W), or (B, 2 C, H, W) with learned variance, the prediction first.
         """
         times = iter(torch.split(condition, self.widths, dim=1))
         h = self.conv_in(F.pixel_unshuffle(x, self.config.patch) if self.config.patch > 1 else x)
-        if self.norm_out.fused:  # of one input channel cuDNN may give NCHW, which all that follows would keep
+        if self.norm_out.fused:  # cuDNN may return NCHW for one input channel, and later layers preserve it
             h = h.contiguous(memory_format=torch.channels_last)
         skips = [h]
-        place, levels = 0, len(self.config.multipliers)
+        index, levels = 0, len(self.config.multipliers)
         for level in range(levels):
             for _ in range(self.config.blocks):
-                h = self.down_attention[place](self.down_blocks[place](h, next(times)))
+                h = self.down_attention[index](self.down_blocks[index](h, next(times)))
                 skips.append(h)
-                place += 1
+                index += 1
             if level < levels - 1:
                 h = self._resampled(self.downs[level], h, times)
                 skips.append(h)
         h = self.middle_attention(self.middle[0](h, next(times)))
         h = self.middle[1](h, next(times))
-        place = 0
+        index = 0
         for level in range(levels):
             for _ in range(self.config.blocks + 1):
-                h = self.up_attention[place](self.up_blocks[place](torch.cat([h, skips.pop()], dim=1), next(times)))
-                place += 1
+                h = self.up_attention[index](self.up_blocks[index](torch.cat([h, skips.pop()], dim=1), next(times)))
+                index += 1
             if level < levels - 1:
                 h = self._resampled(self.ups[level], h, times)
         h = self.conv_out(self.norm_out.then(h))
@@ -235,9 +235,9 @@ class UNet(Network):
 
 
 class CategoricalUNet(Network):
-    """A U-Net over pictures of few grey levels: ids x_t (B, C, H, W) in, the logits of p(x_0 | x_t) out.
+    """A U-Net over quantised images: predicts the logits of p(x_0 | x_t) from ids x_t (B, C, H, W) and a time.
 
-    Each id becomes K learned numbers, so that the U-Net inside sees, and gives, C K channels.
+    Each id is embedded in K dimensions, so the inner U-Net has C K input and output channels.
     """
 
     def __init__(self, config: UNetConfig):
@@ -249,17 +249,17 @@ class CategoricalUNet(Network):
 
     @property
     def time(self) -> nn.Sequential:  # type: ignore[override]
-        """The time layers of the U-Net inside."""
+        """The time layers of the inner U-Net."""
         return self.unet.time
 
     @property
     def label(self) -> nn.Embedding | None:  # type: ignore[override]
-        """Its labels."""
+        """The label embedding of the inner U-Net."""
         return self.unet.label
 
     @property
     def time_to_blocks(self) -> nn.Linear:  # type: ignore[override]
-        """Its last time layer."""
+        """The last time layer of the inner U-Net."""
         return self.unet.time_to_blocks
 
     @override
@@ -276,7 +276,7 @@ class CategoricalUNet(Network):
 
         Args:
             x: int64, (B, C, H, W).
-            condition: What `condition` made, in the dtype of the body.
+            condition: The output of `condition`, in the dtype of the body.
 
         Returns:
             Logits, (B, C, H, W, K).

@@ -1,4 +1,4 @@
-"""Fitting a plan's weights to where a teacher, a plan of many calls, takes the same samples."""
+"""Fitting a plan's weights to a reference solution of the same samples with many network evaluations."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from ddim.process.schedule import Level, Schedule
 from ddim.samplers import ddim, unipc
 from ddim.sampling.loop import Step, trajectory
 
-NODES = 60  # of the teacher
-MEMORY = 3
-RIDGE = 1e-6
+NODES = 60  # levels of the reference solution
+MEMORY = 3  # predictions that a fitted row combines
+RIDGE = 1e-6  # relative to columns of unit norm
 
 
 class CachedDenoiser:
-    """A denoiser in parts of one size that remembers what it was asked: plans that begin alike cost their rest only.
+    """A denoiser evaluated in batches, with a cache: plans that share their first rows evaluate those only once.
 
     Args:
-        denoiser: What to ask.
-        size: Samples at once.
-        keep: Bytes of answers kept; the oldest go first.
+        denoiser: The denoiser.
+        size: Samples per batch.
+        keep: Size of the cache in bytes; the least recently used predictions are evicted first.
     """
 
     def __init__(self, denoiser: Denoiser, size: int, keep: int = 2**29):
@@ -38,7 +38,7 @@ class CachedDenoiser:
         self.known: OrderedDict[tuple[float, float, bytes], Prediction] = OrderedDict()
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
-        """The prediction, asked for or remembered."""
+        """The prediction, computed or from the cache."""
         key = (level.t, level.log_snr, hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=16).digest())
         if key not in self.known:
             parts = [self.denoiser(part, level) for part in torch.split(x, self.size)]
@@ -51,12 +51,12 @@ class CachedDenoiser:
 
 
 class ReferenceSolution:
-    """Pilots solved with many calls: their states at any level.
+    """Calibration samples solved with many network evaluations, and their states at any level.
 
     Args:
         schedule: The schedule.
-        nodes: Calls.
-        top: The time they start at; T if None.
+        nodes: Network evaluations.
+        top: The first time; T if None.
     """
 
     def __init__(self, schedule: Schedule, nodes: int = NODES, top: int | None = None):
@@ -71,7 +71,7 @@ class ReferenceSolution:
         self.steps: list[Step[Row]] = []
 
     def solve(self, denoise: Denoiser, start: Tensor, path: bool = True) -> Iterator[Step[Row]]:
-        """Solve the pilots, one step after another; where the `path` is not to be kept, their end alone is."""
+        """Solve the calibration samples and yield each step; without `path` only the last step is stored."""
         self.start = start
         self.steps = []
         for step in trajectory(denoise, self.plan, start):
@@ -91,13 +91,13 @@ class ReferenceSolution:
         return self.steps[-1].x
 
     def at(self, level: Level) -> Tensor:
-        """The state at a level, by a cubic in the log-SNR through the four nearest."""
+        """The state at a level, by cubic interpolation in the log-SNR of the four nearest states."""
         if level.t == 0:
             return self.end
-        known = [(place.log_snr, state) for place, state in zip(self.levels, self.states, strict=True)]
-        known = [(value, state) for value, state in known if math.isfinite(value)]
-        first = int(np.searchsorted([value for value, _ in known], level.log_snr)) - 2
-        near = known[min(max(first, 0), len(known) - 4) :][:4]
+        points = [(node.log_snr, state) for node, state in zip(self.levels, self.states, strict=True)]
+        points = [(value, state) for value, state in points if math.isfinite(value)]
+        first = int(np.searchsorted([value for value, _ in points], level.log_snr)) - 2
+        near = points[min(max(first, 0), len(points) - 4) :][:4]
         out = torch.zeros_like(self.start)
         for value, state in near:
             others = [other for other, _ in near if other != value]
@@ -108,38 +108,38 @@ class ReferenceSolution:
 def fitted(
     denoise: Denoiser, levels: Sequence[Level], start: Tensor, wanted: Callable[[Level], Tensor], memory: int = MEMORY
 ) -> Plan:
-    """A plan whose rows' weights are fitted to where its states should be.
+    """A plan whose weights are fitted by least squares to target states.
 
-    To DDIM's row are added multiples of eps_j - eps and of x0_j - x0, the older predictions against the newest: what
-    keeps a row exact on straight lines. They are the least-squares ones to the wanted state, all samples and
-    dimensions alike, row after row, each from the states that the rows before have really made.
+    Multiples of eps_j - eps and x0_j - x0, where j is an older prediction, are added to each DDIM row; such terms keep
+    a row exact on straight lines. The rows are fitted in order, over all samples and dimensions, each starting from
+    the states that the fitted rows before it reach.
 
     Args:
-        denoise: The denoiser; it is called once a row.
+        denoise: The denoiser; evaluated once per row.
         levels: S + 1 falling levels.
-        start: The samples' first state, (N, ...).
-        wanted: The state (N, ...) at each level.
-        memory: Predictions a row looks at.
+        start: The first state of the samples, (N, ...).
+        wanted: The target state (N, ...) at each level.
+        memory: Predictions that a row combines.
 
     Returns:
         A checked plan of S rows.
     """
     rows: list[Row] = []
-    known: list[Prediction] = []
+    predictions: list[Prediction] = []
     for base in ddim(levels).rows:
-        again = iter([*known])
+        cached = iter([*predictions])
 
-        def told(x: Tensor, level: Level, /) -> Prediction:
-            return next(again, None) or denoise(x, level)  # noqa: B023
+        def replay(x: Tensor, level: Level, /) -> Prediction:
+            return next(cached, None) or denoise(x, level)  # noqa: B023
 
-        steps = [*trajectory(told, Plan("fitted", (*rows, base)), start)]
-        known.append(Prediction(steps[-1].x0, steps[-1].eps))
+        steps = [*trajectory(replay, Plan("fitted", (*rows, base)), start)]
+        predictions.append(Prediction(steps[-1].x0, steps[-1].eps))
         rows.append(_fit(base, steps[::-1][:memory], wanted(base.next)))
     return Plan("fitted", tuple(rows)).check()
 
 
 def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
-    """The row with weights on older predictions; `steps` newest first, the first one made with the row itself."""
+    """The row with fitted weights on older predictions; `steps` is newest first and starts with the unfitted row."""
     newest, older = steps[0], steps[1:]
     columns = [step.eps - newest.eps for step in older] + [step.x0 - newest.x0 for step in older]
     if not columns:
@@ -147,13 +147,13 @@ def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
     side = torch.stack([column.flatten().double() for column in columns], 1)
     size = side.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     normal = (side / size).T @ (side / size) + RIDGE * torch.eye(len(columns), dtype=torch.float64, device=side.device)
-    missing = (wanted - newest.x).flatten().double()
-    found = (torch.linalg.solve(normal, (side / size).T @ missing) / size).tolist()
-    of_eps, of_x0 = found[: len(older)], found[len(older) :]
+    target = (wanted - newest.x).flatten().double()
+    weights = (torch.linalg.solve(normal, (side / size).T @ target) / size).tolist()
+    of_eps, of_x0 = weights[: len(older)], weights[len(older) :]
     x0 = (base.x0[0] - math.fsum(of_x0), *of_x0)
     return replace(base, x0=x0, eps=(base.eps[0] - math.fsum(of_eps), *of_eps))
 
 
 def rms(a: Tensor, b: Tensor) -> float:
-    """Root mean square difference, per dimension, over all samples."""
+    """Root mean square difference over all samples and dimensions."""
     return float((a.double() - b.double()).square().mean().sqrt())

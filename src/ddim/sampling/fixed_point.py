@@ -1,4 +1,4 @@
-"""Going back over a one-step plan by solving each of its rows for the state it started from."""
+"""Inverting a one-step plan: each row is solved for its input state by a fixed-point iteration."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ddim.plan.row import Row
 from ddim.process.parameterization import Denoiser, v_from_pair
 from ddim.sampling.loop import trajectory
 
-RESIDUAL = 5e-6  # of all rows together, root mean square per dimension
-LIMIT = 40
-MEMORY = 3
+RESIDUAL = 5e-6  # sum over all rows, root mean square per dimension
+LIMIT = 40  # network evaluations per row
+MEMORY = 3  # older points of Anderson's method
 
 
 @dataclass(frozen=True, slots=True)
 class InvertedRow:
-    """The state that a row of a plan started from.
+    """The input state of a row of a plan.
 
     Args:
         index: The row's number k.
         row: The row.
         x: The state, float64, (N, ...).
-        calls: How many network calls it took.
-        residual: Root mean square per dimension of what the row makes of x minus what it should, float64, (N,).
+        calls: Number of network evaluations.
+        residual: Root mean square per dimension of the row's output at x minus its target, float64, (N,).
     """
 
     index: int
@@ -47,40 +47,41 @@ def invert_rows(
     limit: int = LIMIT,
     index: Tensor | None = None,
 ) -> Iterator[InvertedRow]:
-    """Go back over a one-step plan: find, row by row from the last, the state that the row carries to the known one.
+    """Invert a one-step plan: from the last row to the first, find the state that the row maps to a given output.
 
-    Written with x and v = signal eps - noise x0, a row is y = J x + K v(x), for DDIM J = cos(delta) and
-    K = sin(delta). The iteration x + (y - row(x)) / J, which keeps v, is sped up by Anderson's method over its last
-    four points, in float64 and for each sample by itself. It starts from v as the rows before suggest it, at no call.
+    In terms of x and v = signal eps - noise x0, a row is y = J x + K v(x); for DDIM J = cos(delta) and K = sin(delta).
+    The iteration x + (y - row(x)) / J, which treats v as constant, is accelerated by Anderson's method over its last
+    four points, in float64 and separately for each sample. The initial v is extrapolated from the rows that are already
+    solved, without a network evaluation.
 
     Args:
-        denoise: The denoiser; called with float64 states of all N samples, those that have converged included.
+        denoise: The denoiser; called with float64 states of all N samples, including converged ones.
         plan: Without noise or clipping, of one state and one prediction, ending above t = 0.
-        end: What the plan is to end with, (N, ...).
-        tolerance: The largest residual of a row; 5e-6 / S if left out, about what float32 networks allow.
-        limit: The most calls for one row.
-        index: What to call each sample in messages, int64, (N,).
+        end: The final state of the plan, (N, ...).
+        tolerance: The largest residual of a row; by default 5e-6 / S, about what float32 networks allow.
+        limit: The largest number of network evaluations per row.
+        index: The samples' numbers in error messages, int64, (N,).
 
     Yields:
-        One `InvertedRow` per row, the last row first; the last one's x is the start of the plan.
+        One `InvertedRow` per row, the last row first; x of the last one yielded is the start of the plan.
 
     Raises:
-        DdimError: If the plan is not such a one, or a sample has not converged within the limit.
+        DdimError: If the plan does not meet these conditions, or a sample does not converge within the limit.
     """
     _one_step(plan)
     tolerance = RESIDUAL / plan.calls if tolerance is None else tolerance
-    y, seen = end.double(), list[tuple[float, Tensor]]()
+    y, solved = end.double(), list[tuple[float, Tensor]]()
     for k, row in reversed([*enumerate(plan.rows)]):
-        x, v, calls, residual = _solve_row(denoise, row, y, _v_ahead(row, seen), tolerance, limit)
-        missed = residual > tolerance
-        if missed.any():
+        x, v, calls, residual = _solve_row(denoise, row, y, _extrapolate_v(row, solved), tolerance, limit)
+        failed = residual > tolerance
+        if failed.any():
             numbers = torch.arange(len(y)) if index is None else index.cpu()
-            names = sorted(set(numbers[missed.cpu()].tolist()))
+            names = sorted(set(numbers[failed.cpu()].tolist()))
             where = f"samples {', '.join(map(str, names))}: plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
             wrong = f"is not solved after {calls} calls: residual {float(residual.max()):.2g}, not {tolerance:.2g}"
             raise DdimError(where, wrong, "use more steps, or method reversible")
         yield InvertedRow(k, row, x, calls, residual)
-        y, seen = x, [(row.query.angle, v), *seen[:1]]
+        y, solved = x, [(row.query.angle, v), *solved[:1]]
 
 
 def _one_step(plan: Plan) -> None:
@@ -100,24 +101,24 @@ def _in_x_and_v(row: Row) -> tuple[float, float]:
     return x + x0 * level.signal + eps * level.noise, eps * level.signal - x0 * level.noise
 
 
-def _v_ahead(row: Row, seen: list[tuple[float, Tensor]]) -> Tensor | None:
-    """v at a row's level on the straight line through the two before it, in the angle."""
-    if len(seen) < 2:
-        return seen[0][1] if seen else None
-    (near, v), (far, older) = seen
+def _extrapolate_v(row: Row, solved: list[tuple[float, Tensor]]) -> Tensor | None:
+    """v at a row's level, extrapolated linearly in the angle from the last two solved rows."""
+    if len(solved) < 2:
+        return solved[0][1] if solved else None
+    (near, v), (far, older) = solved
     return v + (v - older) * ((row.query.angle - near) / (near - far))
 
 
 def _solve_row(
     denoise: Denoiser, row: Row, y: Tensor, v: Tensor | None, tolerance: float, limit: int
 ) -> tuple[Tensor, Tensor, int, Tensor]:
-    """The best state found, v there, the calls made, and the residual, (N,)."""
+    """The state with the smallest residual, its v, the network evaluations, and the residual, (N,)."""
     j, k = _in_x_and_v(row)
     x = y / j if v is None else (y - k * v) / j
     plan = Plan("row", (row,))
     best = torch.full((len(y),), math.inf, dtype=torch.float64, device=y.device)
-    kept, v, calls = x, torch.zeros_like(x), 0
-    missed, moved = list[Tensor](), list[Tensor]()
+    solution, v, calls = x, torch.zeros_like(x), 0
+    residuals, points = list[Tensor](), list[Tensor]()
     while calls < limit:
         calls += 1
         [step] = trajectory(denoise, plan, x)
@@ -125,24 +126,27 @@ def _solve_row(
         residual = f.flatten(1).square().mean(1).sqrt()
         better = (residual < best) & ~(best <= tolerance)
         choose = better.view(-1, *[1] * (y.ndim - 1))
-        kept, v = torch.where(choose, x, kept), torch.where(choose, v_from_pair(step.x0, step.eps, row.query), v)
+        solution, v = (
+            torch.where(choose, x, solution),
+            torch.where(choose, v_from_pair(step.x0, step.eps, row.query), v),
+        )
         best = torch.where(better, residual, best)
         live = ~(best <= tolerance)
         if not live.any():
             break
-        missed, moved = [f.flatten(1), *missed[:MEMORY]], [(x + f / j).flatten(1), *moved[:MEMORY]]
-        x = torch.where(live.view_as(choose), _anderson(missed, moved).view_as(x), kept)
-    return kept, v, calls, best
+        residuals, points = [f.flatten(1), *residuals[:MEMORY]], [(x + f / j).flatten(1), *points[:MEMORY]]
+        x = torch.where(live.view_as(choose), _anderson(residuals, points).view_as(x), solution)
+    return solution, v, calls, best
 
 
-def _anderson(missed: list[Tensor], moved: list[Tensor]) -> Tensor:
-    """Anderson (1965): of the last points, the combination whose misses, (N, d), are least; each sample by itself."""
-    if len(missed) == 1:
-        return moved[0]
-    steps, ways = (torch.stack([*map(torch.sub, every, every[1:])], 2) for every in (missed, moved))
-    gram, side = steps.mT @ steps, steps.mT @ missed[0][:, :, None]
+def _anderson(residuals: list[Tensor], points: list[Tensor]) -> Tensor:
+    """Anderson (1965): the combination of the last points with the smallest residual, (N, d), for each sample."""
+    if len(residuals) == 1:
+        return points[0]
+    steps, shifts = (torch.stack([*map(torch.sub, history, history[1:])], 2) for history in (residuals, points))
+    gram, side = steps.mT @ steps, steps.mT @ residuals[0][:, :, None]
     size = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
     ridge = 1e-14 * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
     weights, _ = torch.linalg.solve_ex(gram / size + ridge, side / size)
-    result: Tensor = moved[0] - (ways @ weights)[:, :, 0]
+    result: Tensor = points[0] - (shifts @ weights)[:, :, 0]
     return result

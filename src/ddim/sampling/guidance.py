@@ -1,4 +1,4 @@
-"""Scales of guidance that change with the level: CFG++, and any change of x_0 that leaves eps as predicted."""
+"""Classifier-free guidance, with scales that may depend on the level, and CFG++."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from ddim.process.parameterization import AnyDenoiser
 from ddim.process.schedule import Level
 
 Guidance = float | Callable[[Level], float]
-"""A scale of classifier-free guidance, or one for each level; see `ddim.guidance`."""
+"""A scale of classifier-free guidance: a number, or a function of the level; see `ddim.guidance`."""
 
 
 def eps_kept(plan: Plan) -> Callable[[Level], float]:
-    """How far a consistent pair must move for the same step as x_0 alone moved by 1 and eps left as it was.
+    """The scale w that makes changing a consistent pair equivalent to changing x_0 alone with eps unchanged.
 
-    With weights P of x_0 and E of eps, and signal and noise of the level asked, moving x_0 alone by d moves a row's end
-    by P d. The pair at the same x moves as (w d, -w d signal / noise), and the row's end by w d (P - E signal / noise).
-    Hence
+    With weights P of x_0 and E of eps, and signal and noise of the row's level, changing x_0 alone by d changes a row's
+    output by P d. Changing x_0 by w d at the same x changes eps by -w d signal / noise, and the output by
+    w d (P - E signal / noise). Hence
 
         w = P noise / (P noise - E signal)
 
     which for DDIM with eta = 0 is v / (v - v_next), v = noise / signal. On the last step to clean data w = 1.
 
     Args:
-        plan: What will be run; each row a sum of the newest x_0, the newest eps and fresh noise, without clipping.
+        plan: The plan to be run; each row a sum of the newest x_0, the newest eps and fresh noise, without clipping.
 
     Returns:
-        w at a level that the plan asks the network for; of another level it raises a DdimError.
+        A function that gives w at each level where the plan evaluates the network, and raises a DdimError at others.
 
     Raises:
         DdimError: If the plan has other rows.
@@ -59,17 +59,17 @@ def eps_kept(plan: Plan) -> Callable[[Level], float]:
 
 
 def cfg_plus_plus(plan: Plan, lam: float) -> Callable[[Level], float]:
-    """CFG++ (Chung et al. 2024) as plain guidance: the scale at each level of a plan that makes the two the same.
+    """CFG++ (Chung et al. 2024) as guidance with an equivalent scale at each level of a plan.
 
-    CFG++ takes x_0 from the guided noise eps_off + lam (eps_on - eps_off), but noise from eps_off: it moves x_0 alone,
-    and so is guidance of scale lam w, with w of `eps_kept`.
+    CFG++ takes x_0 from the guided noise eps_off + lam (eps_on - eps_off), but the noise from eps_off: it changes x_0
+    alone, so it equals guidance of scale lam w, with w from `eps_kept`.
 
     Args:
-        plan: As in `eps_kept`.
+        plan: The plan to be run, see `eps_kept`.
         lam: 0 ignores the label, 1 takes x_0 from the conditional model.
 
     Raises:
-        DdimError: If lam is outside 0..1; and as `eps_kept`.
+        DdimError: If lam is outside 0..1, or the plan is not one that `eps_kept` accepts.
     """
     if not 0 <= lam <= 1:
         raise DdimError(f"CFG++ of {lam:g}", "is outside 0..1", "give a number such as 0.6")
@@ -91,9 +91,9 @@ class Guided:
     """Classifier-free guidance (Ho & Salimans 2021): unconditional + scale (conditional - unconditional).
 
     Args:
-        conditional: The denoiser that knows the label.
-        unconditional: The one that does not.
-        scale: 0 ignores the label, 1 is the conditional model, more exaggerates it; or a function of the level.
+        conditional: The denoiser with the label.
+        unconditional: The denoiser without a label.
+        scale: 0 ignores the label, 1 is the conditional model, more amplifies it; or a function of the level.
     """
 
     conditional: AnyDenoiser
@@ -101,7 +101,7 @@ class Guided:
     scale: Guidance
 
     def __call__(self, x: Tensor, level: Level, /) -> Any:
-        """The guided prediction; two calls."""
+        """The guided prediction, from two denoiser evaluations."""
         on, off = self.conditional(x, level), self.unconditional(x, level)
         scale = self.scale(level) if callable(self.scale) else self.scale
         if not math.isfinite(scale):

@@ -1,7 +1,7 @@
-"""Ways from a picture to its latent and back: first order, or exact. docs/inversion.md compares them.
+"""DDIM inversion, approximate and exact. docs/inversion.md compares the methods.
 
-Two-step plans are gone back by algebra (`reverse`), one-step plans by solving each row for the state it started from
-(`solve`). Neither knows a sampler by name.
+Two-step plans are inverted algebraically (`reverse`), one-step plans by solving each row for its input state
+(`ddim.sampling.fixed_point.invert_rows`). Both work for any sampler whose plan has the required form.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ddim.sampling.fixed_point import invert_rows
 from ddim.sampling.loop import trajectory
 
 LATTICE = 2.0**-32
-LARGEST = 2.0**20  # states of this size on the lattice still add without rounding in float64
-GROWTH = 2.0
+LARGEST = 2.0**20  # sums of states up to this size on the lattice are exact in float64
+GROWTH = 2.0  # factor between the first steps of `graded_timesteps`
 
 
 @dataclass(frozen=True, slots=True)
 class Inversion:
-    """A way to latents and back.
+    """An inversion method: its encoding and decoding plans.
 
     Args:
         method: Its name, one of `METHODS`.
-        down: The plan from latents to pictures.
-        up: The plan from pictures to latents; None where `down` is solved row by row.
+        decode_plan: The plan from latents to images.
+        encode_plan: The plan from images to latents; None if `decode_plan` is solved row by row.
     """
 
     method: str
@@ -48,23 +48,24 @@ class Inversion:
 
     @property
     def two_state(self) -> bool:
-        """Whether a latent is two states, x_T and the one before it."""
+        """Whether a latent consists of two states, x_T and the state one step before it."""
         return any(len(row.x) == 2 for row in self.decode_plan.rows)
 
     @property
     def resume_plan(self) -> Plan:
-        """The plan that decodes what this way encodes; of a pair it needs `before`."""
+        """The plan that decodes the latents; with two states it starts from both, see `Plan.before`."""
         return drop_first(self.decode_plan) if self.two_state else self.decode_plan
 
 
 def make_inversion(method: str, levels: Sequence[Level], first: Level, about: str = "") -> Inversion:
-    """A method's plans.
+    """The plans of an inversion method.
 
     Args:
         method: One of `METHODS`.
         levels: S + 1 falling levels to clean data.
-        first: The level of t = 1: what the network is told of clean data; for "fixed-point" the picture's own.
-        about: The grid's name.
+        first: The level of t = 1, at which the network is evaluated on clean data; with "fixed-point" the level that
+            images are taken to have.
+        about: The name of the timesteps.
 
     Raises:
         DdimError: If the method is unknown, or the levels are too few or do not fall.
@@ -78,30 +79,30 @@ def make_inversion(method: str, levels: Sequence[Level], first: Level, about: st
         return Inversion(method, samplers.ddim([*above, first], about=_about(about, len(above))), None)
     name = _about(about, len(levels) - 1)
     if method in ("ddim", "ddim-target"):
-        up = (
+        encode_plan = (
             samplers.ddim(levels[::-1], clean_as=first, about=name)
             if method == "ddim"
             else samplers.ddim_target(levels[::-1], name)
         )
-        return Inversion(method, samplers.ddim(levels, about=name), up)
-    down = samplers.bdia(levels, lattice=LATTICE if method == "lossless" else 0.0, about=name)
-    return Inversion(method, down, encoding(down, first))
+        return Inversion(method, samplers.ddim(levels, about=name), encode_plan)
+    decode_plan = samplers.bdia(levels, lattice=LATTICE if method == "lossless" else 0.0, about=name)
+    return Inversion(method, decode_plan, encoding(decode_plan, first))
 
 
 def graded_timesteps(schedule: Schedule, steps: int, top: float) -> list[float]:
-    """S + 1 rising whole times from 1 to `top`: equal rotations, but at first growing by a factor, see GROWTH.
+    """S + 1 rising integer times from 1 to `top`: steps that first grow by a factor, `GROWTH`, then equal rotations.
 
-    A DDIM step to t = 1 from a level many times as noisy has next to no inverse at a real picture: the network's x_0
-    hardly depends on where its x is off the data. Equal steps of angle + k log(angle) grow by the factor 2 near
-    t = 1 (by more, where that would take over 0.6 of the steps) and are equal rotations further up.
+    A DDIM step to t = 1 from a much noisier level is nearly impossible to invert at a real image: off the data, the
+    network's x_0 hardly depends on x. Equal steps of angle + k log(angle) grow by the factor 2 near t = 1 (by more if
+    that would take over 0.6 of the steps) and are equal rotations at higher times.
 
     Args:
-        schedule: Whose times.
+        schedule: The schedule.
         steps: S, at least 1.
-        top: The last time, a whole number.
+        top: The last time, an integer.
 
     Raises:
-        DdimError: If there are not S + 1 whole times.
+        DdimError: If there are not S + 1 integer times.
     """
     last = int(top)
     if not 1 <= steps < last:
@@ -117,10 +118,10 @@ def graded_timesteps(schedule: Schedule, steps: int, top: float) -> list[float]:
 
 
 def drop_first(plan: Plan) -> Plan:
-    """A plan from its second state on: its first state is given beside it.
+    """A plan without its first row: it starts from the second state, with the first one as an earlier state.
 
     Raises:
-        DdimError: If the plan holds one row only.
+        DdimError: If the plan has one row only.
     """
     if len(plan) < 2:
         raise DdimError("plan", "holds one row, and two states need two", "use 2 steps or more")
@@ -128,54 +129,54 @@ def drop_first(plan: Plan) -> Plan:
 
 
 def reverse(plan: Plan) -> Plan:
-    """The plan that goes back over a two-step plan: x_{k-1} = (x_{k+1} - a x_k - P x0_k - E eps_k) / b.
+    """The inverse of a two-step plan: x_{k-1} = (x_{k+1} - a x_k - P x0_k - E eps_k) / b.
 
-    Each row becomes one of the same form, in the opposite order; x0_k and eps_k are the same prediction at the same
-    state, so nothing is lost but rounding, and with b = 1 on a lattice not even that: then every weight is negated
-    exactly. What comes back is the state beside the plan's start, or its first state where it starts from one.
+    Each row becomes a row of the same form, in the opposite order. x0_k and eps_k are the same prediction at the same
+    state, so the inverse is exact up to rounding; on a lattice with b = 1 it is exact, because every weight is only
+    negated. The final state is the plan's earlier state, or its first state if the plan starts from one.
 
     Args:
-        plan: Without noise; rows from the second on (from the first, where the plan has `before`) have two weights of
+        plan: Without noise; rows from the second on (from the first, if the plan has `before`) have two weights of
             states, the older one not 0, and predictions of the newest state only.
 
     Returns:
-        A checked plan that starts at the level of the plan's last call, with `before` the plan's end.
+        A checked plan that starts at the level of the plan's last evaluation, with the plan's end as `before`.
 
     Raises:
-        DdimError: Naming the first row that is not such a one.
+        DdimError: If a row does not have this form; it names the first such row.
     """
     skipped = 0 if plan.before else 1
-    onward = plan if plan.before else drop_first(plan)
-    if len(onward.before) != 1:
+    two_state = plan if plan.before else drop_first(plan)
+    if len(two_state.before) != 1:
         raise DdimError("plan", f"starts from {1 + len(plan.before)} states", "give one that starts from 1 or 2")
-    for k, row in enumerate(onward.rows):
-        good = len(row.x) == 2 and row.x[1] != 0 and max(len(row.x0), len(row.eps)) <= 1 and row.z == row.sigma == 0
-        if not good:
+    for k, row in enumerate(two_state.rows):
+        valid = len(row.x) == 2 and row.x[1] != 0 and max(len(row.x0), len(row.eps)) <= 1 and row.z == row.sigma == 0
+        if not valid:
             where = f"plan row {k + skipped} (t = {row.now.t:g} to {row.next.t:g})"
             wrong = "cannot be gone back: it needs the weights of two states, of one prediction, and no noise"
             raise DdimError(
                 where, wrong, "use a two-step plan, such as samplers.bdia, or ddim.sampling.fixed_point.invert_rows"
             )
-    past = [*onward.before, *(row.now for row in onward.rows)]
-    rows = [_back(row, older) for row, older in zip(onward.rows, past, strict=False)]
-    return replace(onward, rows=tuple(rows[::-1]), before=(onward.end,)).check()
+    past = [*two_state.before, *(row.now for row in two_state.rows)]
+    rows = [_reverse_row(row, older) for row, older in zip(two_state.rows, past, strict=False)]
+    return replace(two_state, rows=tuple(rows[::-1]), before=(two_state.end,)).check()
 
 
-def _back(row: Row, older: Level) -> Row:
+def _reverse_row(row: Row, older: Level) -> Row:
     a, b = row.x
     x0, eps = (tuple(-weight / b for weight in weights) for weights in (row.x0, row.eps))
     return Row(row.now, older, x=(-a / b, 1 / b), x0=x0, eps=eps, at=row.at)
 
 
 def encoding(plan: Plan, clean_as: Level) -> Plan:
-    """The plan from a picture to a two-step plan's last two states: DDIM's first rising row, then `reverse`'s.
+    """The plan that encodes an image to the two latent states of a two-step plan: a rising DDIM row, then `reverse`.
 
     Args:
         plan: A two-step plan that ends at clean data.
-        clean_as: The level the network is told of clean data.
+        clean_as: The level at which the network is evaluated on clean data.
 
     Returns:
-        A checked plan with as many rows, without `before`: the picture is the second state of its second row.
+        A checked plan of as many rows, without `before`: the image is the older state of its second row.
     """
     back = reverse(plan)
     first = samplers.ddim([plan.end, plan.rows[-1].now], clean_as=clean_as).rows[0]
@@ -185,12 +186,12 @@ def encoding(plan: Plan, clean_as: Level) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Some pictures' latents.
+    """The latents of images.
 
     Args:
-        latents: (N, C, H, W), float32; float64 where the plan has a lattice.
-        earlier: Where a latent is two states, the one step before; of the same kind.
-        calls: How many network calls it took.
+        latents: (N, C, H, W), float32; float64 if the plan has a lattice.
+        earlier: If a latent consists of two states, the state one step before, of the same shape and dtype.
+        calls: Number of network evaluations.
     """
 
     latents: Tensor
@@ -201,17 +202,17 @@ class Encoded:
 def encode(
     denoise: Denoiser, way: Inversion, pictures: Tensor, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures to latents.
+    """Encode images to latents.
 
     Args:
         denoise: The denoiser.
-        way: The method and its plans.
-        pictures: (N, ...).
-        index: What to call each picture in messages, int64, (N,).
+        way: The inversion method with its plans.
+        pictures: Images, (N, ...).
+        index: The images' numbers in error messages, int64, (N,).
 
     Returns:
-        The latents and the states one step before them, (N, ...) each, float64 for a plan with a lattice; and how many
-        network calls it took, int64, (N,), the same for all.
+        The latents and the states one step before them, (N, ...) each, float64 for a plan with a lattice; and the
+        number of network evaluations, int64, (N,), the same for all.
 
     Raises:
         DdimError: If a row cannot be solved, or a state is too large for its lattice.
@@ -234,15 +235,15 @@ def _about(grid: str, steps: int) -> str:
 
 
 def planned(planner: Planner, method: str, steps: int | None, grid: str | Sequence[float] | None) -> Inversion:
-    """The plans of a way to latents and back; the arguments are those of `ddim.Model.inversion`.
+    """The plans of an inversion method, with the arguments of `ddim.Model.inversion`.
 
     Raises:
         DdimError: If the method is unknown; see `ddim.timesteps.tau`.
     """
-    some = steps
+    count = steps
     if steps is None and (grid is None or isinstance(grid, str)):
-        some = planner._default(WAY_STEPS, method == "fixed-point" and grid is None)
-    levels = timesteps.sampling_levels(planner.schedule, planner.predicts, DEFAULT if grid is None else grid, some)
+        count = planner._default(WAY_STEPS, method == "fixed-point" and grid is None)
+    levels = timesteps.sampling_levels(planner.schedule, planner.predicts, DEFAULT if grid is None else grid, count)
     label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "own grid"
     if method == "fixed-point" and grid is None:
         times = graded_timesteps(planner.schedule, len(levels) - 1, levels[0].t)

@@ -1,4 +1,4 @@
-"""Latents: walks between them, how well pictures come back from them, and the file that keeps them."""
+"""Latents: interpolation, reconstruction error, and the latents file."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ddim.plan.plan import Plan
 def slerp(z0: Tensor, z1: Tensor, a: float | Tensor) -> Tensor:
     """Eq. (67): sin((1 - a) th) / sin(th) z0 + sin(a th) / sin(th) z1, with th the angle between z0 and z1.
 
-    Computed in float64, per sample. Where z0 and z1 point the same way (or one is 0) the limit is the straight line.
-    Where they are opposite no great circle is singled out: the one through z0 with its coordinates swapped in pairs,
-    one sign changed, is taken, which keeps the length as on any other.
+    Computed in float64, per sample. For z0 and z1 in the same direction (or if one is 0) the limit is linear
+    interpolation. For opposite ones the great circle is not unique: the one through z0 with its coordinates swapped in
+    pairs, one sign changed, is used, with linearly interpolated length.
 
     Args:
         z0: (N, ...) latents.
         z1: (N, ...) latents.
-        a: Where between them, 0 gives z0 and 1 gives z1; a number, or (N,).
+        a: The position between them, 0 gives z0 and 1 gives z1; a number, or (N,).
 
     Returns:
         (N, ...), the dtype of z0.
 
     Raises:
-        DdimError: If they are not finite floats of one shape.
+        DdimError: If they are not finite floats of the same shape.
     """
     z0, z1 = floats(z0, "latents"), floats(z1, "latents")
     if z0.shape != z1.shape:
@@ -62,7 +62,7 @@ def slerp(z0: Tensor, z1: Tensor, a: float | Tensor) -> Tensor:
 
 
 def _orthogonal(u: Tensor) -> Tensor:
-    """Unit vectors at right angles to the unit vectors u, (N, d); for d = 1 there are none, and 0 is given."""
+    """Unit vectors orthogonal to the unit vectors u, (N, d); 0 for d = 1, where there are none."""
     even = u.shape[1] // 2 * 2
     turned = torch.zeros_like(u)
     turned[:, 0:even:2], turned[:, 1:even:2] = -u[:, 1:even:2], u[:, 0:even:2]
@@ -73,9 +73,9 @@ def slerp_path(z0: Tensor, z1: Tensor, frames: int) -> Tensor:
     """Latents from z0 to z1, both ends included.
 
     Args:
-        z0: (...), one latent.
-        z1: (...), another.
-        frames: How many, at least 2.
+        z0: The first latent, (...).
+        z1: The last latent, (...).
+        frames: Number of latents, at least 2.
 
     Returns:
         (frames, ...).
@@ -85,12 +85,12 @@ def slerp_path(z0: Tensor, z1: Tensor, frames: int) -> Tensor:
 
 
 def slerp_grid(corners: Tensor, rows: int, columns: int) -> Tensor:
-    """A sheet of latents: slerp down the left and right edges, then across (the paper's figure of grids).
+    """A grid of latents: slerp down the left and right edges, then across (the paper's figure of grids).
 
     Args:
         corners: (4, ...): top left, top right, bottom left, bottom right.
-        rows: How many rows, at least 2.
-        columns: How many columns, at least 2.
+        rows: Number of rows, at least 2.
+        columns: Number of columns, at least 2.
 
     Returns:
         (rows * columns, ...), row by row.
@@ -100,11 +100,11 @@ def slerp_grid(corners: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
-    """sum_i w_i z_i / sqrt(sum_i w_i^2): of independent N(0, I) latents again one of N(0, I) (Bodin et al. 2024).
+    """sum_i w_i z_i / sqrt(sum_i w_i^2): N(0, I) again for independent N(0, I) latents (Bodin et al. 2024).
 
-    Computed in float64. With one weight it is that latent (its negative for a negative weight), and only the weights'
-    ratios matter. Of two latents of equal length at right angles, the weights cos(a pi / 2), sin(a pi / 2) give slerp
-    at a. Blends of latents that are not independent, of pictures encoded for instance, are not N(0, I) exactly.
+    Computed in float64. With one weight it is that latent (its negative for a negative weight), and only the ratios of
+    the weights matter. For two orthogonal latents of equal length, the weights cos(a pi / 2), sin(a pi / 2) give slerp
+    at a. Blends of dependent latents, for example of encoded images, are not exactly N(0, I).
 
     Args:
         latents: (n, ...).
@@ -114,7 +114,8 @@ def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence
         (...), or (m, ...), the dtype of latents.
 
     Raises:
-        DdimError: If the latents are none or not finite, or the weights do not fit them, are not finite or all 0.
+        DdimError: If there are no latents or they are not finite, or the weights do not match their number, are not
+            finite or all 0.
     """
     if not len(floats(latents, "latents")):
         raise DdimError("latents", "to blend are none", "give at least one")
@@ -125,17 +126,17 @@ def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence
     if not (torch.isfinite(w).all() and (largest > 0).all()):
         raise DdimError("weights", "are all 0, or not finite", "give each blend a weight that is not 0")
     w = w / largest
-    made = torch.tensordot(w / w.norm(dim=-1, keepdim=True), latents.double(), 1)
-    result: Tensor = made.to(latents.dtype)
+    total = torch.tensordot(w / w.norm(dim=-1, keepdim=True), latents.double(), 1)
+    result: Tensor = total.to(latents.dtype)
     return result
 
 
 def reconstruction_error(images: Tensor, again: Tensor) -> Tensor:
-    """The paper's Table 2: mean squared error per dimension, pictures scaled to [0, 1], neither clipped nor rounded.
+    """The paper's Table 2: mean squared error per dimension, images scaled to [0, 1], neither clipped nor rounded.
 
     Args:
         images: (N, C, H, W), in [-1, 1].
-        again: The same shape, encoded and decoded.
+        again: The encoded and decoded images, the same shape.
 
     Returns:
         float64, (N,).
@@ -145,15 +146,15 @@ def reconstruction_error(images: Tensor, again: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentsFile:
-    """What a latents file says beside its latents.
+    """The metadata of a latents file.
 
     Args:
-        names: Where each latent comes from, (N,).
-        plan: The plan that decodes; of latents that are two states, from the second of them on.
+        names: The source of each latent, (N,).
+        plan: The plan that decodes; if a latent consists of two states, the plan from the second state on.
         model_sha256: The checksum of the model's weights.
-        method: The method that encoded, one of `ddim.names.METHODS`.
-        earlier: The states one step before the latents, (N, C, H, W), where a latent is two states.
-        conditions: What else the last bits depend on, see `ddim.model.base.ModelBase.conditions`.
+        method: The inversion method, one of `ddim.names.METHODS`.
+        earlier: If a latent consists of two states, the states one step before the latents, (N, C, H, W).
+        conditions: The settings that change the last bits, see `ddim.model.base.ModelBase.conditions`.
     """
 
     names: tuple[str, ...]
@@ -164,17 +165,17 @@ class LatentsFile:
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
     def other_conditions(self, now: Mapping[str, Any]) -> str:
-        """How `now` differs from the conditions of the encoding, in words; "" where it does not."""
+        """How `now` differs from the conditions of the encoding, as text; "" if it does not."""
         return ", ".join(
             f"{key} {value}, now {now.get(key)}" for key, value in self.conditions.items() if value != now.get(key)
         )
 
 
 def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
-    """Write latents, (N, C, H, W), float32 or float64, to a safetensors file with what decoding must know.
+    """Write latents, (N, C, H, W), float32 or float64, and the metadata for decoding to a safetensors file.
 
     Raises:
-        DdimError: If it cannot be written.
+        DdimError: If the file cannot be written.
     """
     meta = {
         "format": "ddim-latents",
@@ -190,18 +191,18 @@ def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
 
 
 def _digest(states: Mapping[str, Tensor]) -> str:
-    """The checksum of the states, in the order of their names, as files of version 0.1 hold it."""
+    """The checksum of the states, in the order of their names, as stored by version 0.1."""
     parts = [states[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(states)]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
-    """Latents, (N, C, H, W), float32 or float64, and what their file says beside them.
+    """Read latents, (N, C, H, W), float32 or float64, and their metadata.
 
-    A file of version 1 holds the plan that encoded, always eq. (13) backwards; it is given as the one that decodes.
+    A file of version 1 contains the encoding plan, always eq. (13) backwards; the matching decoding plan is returned.
 
     Raises:
-        DdimError: If it is not such a file, or holds numbers that are not finite.
+        DdimError: If it is not a latents file, or contains numbers that are not finite.
     """
     tensors, meta = read_tensors(path)
     if meta.get("format") != "ddim-latents" or "latents" not in tensors or not {"names", "plan"} <= meta.keys():
@@ -210,18 +211,18 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
         raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
     if meta.get("sha256") not in (None, _digest(tensors)):
         raise DdimError(path, "is damaged: its latents are not those that were written", "encode again")
-    again = "write it again with `ddim encode`"
-    latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, again))
+    hint = "write it again with `ddim encode`"
+    latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, hint))
     if latents.dtype not in (torch.float32, torch.float64):
-        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", again)
-    plan = Plan.from_json(entry(meta, "plan", str, path, hint=again), str(path))
-    earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, again)
+        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", hint)
+    plan = Plan.from_json(entry(meta, "plan", str, path, hint=hint), str(path))
+    earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, hint)
     states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
     sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
     if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
-    method = entry(meta, "method", str, path, "ddim", again)
-    sha256 = entry(meta, "model_sha256", str, path, "", again)
+    method = entry(meta, "method", str, path, "ddim", hint)
+    sha256 = entry(meta, "model_sha256", str, path, "", hint)
     if plan.stochastic:
         raise DdimError(path, "holds a plan that adds noise", "write it again with `ddim encode`")
     if meta["version"] == 1:

@@ -1,4 +1,4 @@
-"""The one loop over time: it runs a plan and yields every step."""
+"""The sampling loop: it runs a plan and yields every step."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ R = TypeVar("R", bound=BaseRow)
 
 @dataclass(frozen=True, slots=True)
 class Step(Generic[R]):
-    """What one row of a plan did.
+    """The result of one row of a plan.
 
     Args:
         index: The row's number k.
         row: The row.
         x: The state after the row, (N, ...).
-        prediction: What the denoiser said in this row.
+        prediction: The denoiser's prediction in this row.
     """
 
     index: int
@@ -35,15 +35,15 @@ class Step(Generic[R]):
 
     @property
     def x0(self) -> Tensor:
-        """The x_0 predicted in this row, (N, ...); of categories the probabilities, (N, ..., K)."""
-        made: Tensor = self.prediction.x0
-        return made
+        """The x_0 predicted in this row, (N, ...); for discrete data its probabilities, (N, ..., K)."""
+        x0: Tensor = self.prediction.x0
+        return x0
 
     @property
     def eps(self) -> Tensor:
-        """The noise predicted in this row, (N, ...); categories have none."""
-        made: Tensor = self.prediction.eps
-        return made
+        """The noise predicted in this row, (N, ...); not defined for discrete data."""
+        eps: Tensor = self.prediction.eps
+        return eps
 
 
 def trajectory(
@@ -53,22 +53,22 @@ def trajectory(
     noise: Noise | None = None,
     earlier: Sequence[Tensor] = (),
 ) -> Iterator[Step[R]]:
-    """Run a plan, one network call per row, and yield each step.
+    """Run a plan, one network evaluation per row, and yield each step.
 
-    Progress, traces, early stop and streaming are the caller's: iterate, or take the last step's `x`.
+    Progress, traces, early stopping and streaming are up to the caller: iterate, or take the last step's `x`.
 
     Args:
         denoise: The denoiser.
-        plan: What to run.
+        plan: The plan.
         start: The first state (N, ...), or a `Noise` that draws it and every row's noise.
-        noise: The rows' noise, where `start` is a tensor and the plan is stochastic.
+        noise: The rows' noise, if `start` is a tensor and the plan is stochastic.
         earlier: States older than the start, one for each level of `plan.before`.
 
     Yields:
-        One `Step` per row; the last one's `x` is the result. Of a plan with a lattice it is float64, on the lattice.
+        One `Step` per row; the last one's `x` is the result. With a lattice the states are float64, on the lattice.
 
     Raises:
-        ValueError: If the plan needs noise or earlier states and they were not given.
+        ValueError: If the plan needs noise or earlier states that are not passed.
     """
     if isinstance(start, Noise):
         noise = noise or start
@@ -78,18 +78,18 @@ def trajectory(
     if len(earlier) != len(plan.before):
         raise ValueError(f"this plan starts from {1 + len(plan.before)} states, {1 + len(earlier)} were given")
     denoise = as_planned(denoise, plan)
-    given = plan.begin([start, *earlier])
-    states: deque[Tensor] = deque(given, maxlen=max(plan.memory, len(given)))
+    initial = plan.begin([start, *earlier])
+    states: deque[Tensor] = deque(initial, maxlen=max(plan.memory, len(initial)))
     predictions: deque[Any] = deque(maxlen=plan.memory)
     for k, row in enumerate(plan.rows):
-        before = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)  # as no_grad does, which costs as much as a small state's step
+        grad_enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # the same as no_grad, whose overhead is as long as a step of a small state
         try:
             predictions.appendleft(denoise(states[0], row.query))
             fresh = noise.row(k) if row.draws and noise is not None else None
             states.appendleft(plan.advance(row, states, predictions, fresh))
         finally:
-            torch.set_grad_enabled(before)
+            torch.set_grad_enabled(grad_enabled)
         yield Step(k, row, states[0], predictions[0])
 
 

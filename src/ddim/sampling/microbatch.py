@@ -1,4 +1,4 @@
-"""Running a plan in blocks of one fixed size, so that a sample's bits do not depend on its neighbours."""
+"""Running a plan in micro-batches of one fixed size, so that a sample's bits do not depend on other samples."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from ddim.process.rng import Noise
 from ddim.sampling.loop import run
 
 Label = int | Literal["each"] | None
-"""One label for all samples, the labels in turn, or none."""
+"""One label for all samples, "each" for the labels in turn, or None."""
 
 
 def size_of(given: int | None, device: torch.device | None) -> int:
-    """Samples in a block: as given, else 8 on a CPU and 64 on a GPU.
+    """The micro-batch size: `given`, or by default 8 on a CPU and 64 on a GPU.
 
     Raises:
-        DdimError: If it is less than 1, or more than `ddim._io.limits.MICRO_BATCH`: the last part is filled up to it.
+        DdimError: If it is less than 1, or more than `ddim._io.limits.MICRO_BATCH` (limited because the last
+            micro-batch is padded to this size).
     """
     if given is None:
         return 8 if device is None or device.type == "cpu" else 64
@@ -34,15 +35,15 @@ def size_of(given: int | None, device: torch.device | None) -> int:
 
 
 def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] | None:
-    """The labels of listed samples: one for all, or for "each" the labels in turn, index i having i mod classes.
+    """The labels of samples: the same for all, or with "each" label i mod classes for index i.
 
     Args:
         label: See `Label`.
         indices: The samples' indices, (N,).
-        classes: How many labels the network knows.
+        classes: Number of labels of the network.
 
     Raises:
-        DdimError: If there are none to take turns.
+        DdimError: If `label` is "each" and the network has no labels.
     """
     if label == "each":
         if not classes:
@@ -52,26 +53,26 @@ def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] |
 
 
 def one_each(labels: Any, n: int) -> list[int] | None:
-    """The labels of n samples, where one for all, or one for each, or none is given.
+    """The labels of n samples, from one label for all, one label per sample, or None.
 
     Raises:
-        DdimError: If they are no whole numbers, or not as many.
+        DdimError: If they are not integers, or their number is not n.
     """
     if labels is None:
         return None
-    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        return [whole(given, "label")] * n
-    if len(given) != n:
-        raise DdimError("labels", f"are {len(given)} for {n} samples", "give one, or one each")
-    return [whole(label, "label") for label in given]
+    values = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else labels
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return [whole(values, "label")] * n
+    if len(values) != n:
+        raise DdimError("labels", f"are {len(values)} for {n} samples", "give one, or one each")
+    return [whole(label, "label") for label in values]
 
 
 def check_request(n: int, plan: Any, others: Any) -> None:
-    """Refuse a number of samples, or a plan, that makes no sense.
+    """Validate the number of samples, and that a plan is not combined with settings.
 
     Raises:
-        DdimError: If n is no whole number, out of range, or a plan is given beside what a plan holds.
+        DdimError: If n is not an integer or out of range, or a plan is passed together with sampling settings.
     """
     check_samples(whole(n, "n", 0))
     if plan is not None and others:
@@ -89,47 +90,50 @@ def sample_blocks(
     padded: bool = True,
     through: Callable[[AnyDenoiser, BasePlan[Any], Tensor, Noise], Tensor] = run,
 ) -> Iterator[Tensor]:
-    """Sample the listed indices in blocks of one size; the last one is filled up with copies that are dropped.
+    """Draw samples in micro-batches of one size; the last one is padded with copies that are dropped.
 
     Args:
-        denoiser: Makes the denoiser of a block from its labels, int64 (size,), or None.
-        plan: What to run.
-        noise: Makes the randomness of listed samples.
+        denoiser: Creates the denoiser of a micro-batch from its labels, int64 (size,), or None.
+        plan: The plan.
+        noise: Creates the `Noise` of a list of indices.
         indices: The samples' indices, (N,).
-        size: Samples in a block.
+        size: Samples per micro-batch.
         labels: One for each index, or None.
         origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
-        padded: Whether the last block is filled up; where bits do not depend on a block's size it need not be.
-        through: What runs a plan, see `ddim.loop.run`, or replays a recorded run, see `ddim.model.cuda_graphs`.
+        padded: Whether the last micro-batch is padded; not needed if bits do not depend on the micro-batch size.
+        through: The function that runs a plan, such as `ddim.loop.run`, or replays a recorded run, see
+            `ddim.model.cuda_graphs`.
 
     Yields:
         (up to size, ...), in the order of `indices`.
     """
-    plain = denoiser(None) if labels is None else None
+    unlabelled = denoiser(None) if labels is None else None
     for first in range(0, len(indices), size):
-        some = range(first, min(first + size, len(indices)))
-        places = [*some, *[some[-1]] * (size - len(some) if padded else 0)]
-        drawn = noise([indices[place] for place in places])
-        denoise = plain or denoiser(torch.tensor([labels[place] for place in places] if labels is not None else []))
-        start = drawn.start()
+        batch = range(first, min(first + size, len(indices)))
+        places = [*batch, *[batch[-1]] * (size - len(batch) if padded else 0)]
+        batch_noise = noise([indices[place] for place in places])
+        denoise = unlabelled or denoiser(
+            torch.tensor([labels[place] for place in places] if labels is not None else [])
+        )
+        start = batch_noise.start()
         if origin is not None:
-            own = origin if len(origin) == 1 else origin[places]
-            start = own.to(start) * plan.start.signal + start * plan.start.noise
-        yield through(denoise, plan, start, drawn)[: len(some)]
+            x0 = origin if len(origin) == 1 else origin[places]
+            start = x0.to(start) * plan.start.signal + start * plan.start.noise
+        yield through(denoise, plan, start, batch_noise)[: len(batch)]
 
 
 def run_blocks(
     denoise: Denoiser, plan: Plan, states: Tensor, size: int, earlier: Sequence[Tensor] = (), padded: bool = True
 ) -> Iterator[Tensor]:
-    """Run a noiseless plan from given states in blocks of one size; the last one is filled up with copies.
+    """Run a noiseless plan from initial states in micro-batches of one size; the last one is padded with copies.
 
     Args:
         denoise: The denoiser.
-        plan: What to run.
+        plan: The plan.
         states: The first states, (N, ...).
-        size: Samples in a block.
+        size: Samples per micro-batch.
         earlier: States older than the first, (N, ...) each, one for each level of `plan.before`.
-        padded: As for `sample_blocks`.
+        padded: Whether the last micro-batch is padded, see `sample_blocks`.
 
     Yields:
         (up to size, ...).
@@ -138,27 +142,27 @@ def run_blocks(
     def through(first: Tensor, *older: Tensor) -> tuple[Tensor, ...]:
         return (run(denoise, plan, first, earlier=older),)
 
-    for (made,) in in_blocks(through, (states, *earlier), size, padded):
-        yield made
+    for (ends,) in in_blocks(through, (states, *earlier), size, padded):
+        yield ends
 
 
 def in_blocks(
     function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], size: int, padded: bool = True
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Apply a function to tensors, (N, ...) each, in blocks of one size; the last one is filled up with copies.
+    """Apply a function to tensors, (N, ...) each, in micro-batches of one size; the last one is padded with copies.
 
     Args:
-        function: From tensors (size, ...), one for each of `tensors`, to tensors (size, ...).
-        tensors: What it is applied to.
-        size: Samples in a block.
-        padded: As for `sample_blocks`.
+        function: Maps tensors (size, ...), one for each of `tensors`, to tensors (size, ...).
+        tensors: The inputs.
+        size: Samples per micro-batch.
+        padded: Whether the last micro-batch is padded, see `sample_blocks`.
 
     Yields:
-        What it returns, (up to size, ...) each, the copies dropped.
+        The outputs of each micro-batch, (up to size, ...) each, without the copies.
     """
     if not len(tensors[0]):
         return
     for parts in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True):
         missing = size - len(parts[0]) if padded else 0
         full = [torch.cat([part, part[-1:].expand(missing, *part.shape[1:])]) if missing else part for part in parts]
-        yield tuple(made[: len(parts[0])] for made in function(*full))
+        yield tuple(output[: len(parts[0])] for output in function(*full))

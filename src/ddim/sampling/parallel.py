@@ -1,9 +1,9 @@
-"""A plan run in parallel over time: many rows' network calls at once, again and again until the states stay put.
+"""Sampling in parallel over time: the rows of a window are evaluated as one batch, repeatedly, until they converge.
 
-Picard's iteration (Shih et al. 2023, "Parallel Sampling of Diffusion Models"), for any plan over real-valued data, with
-or without noise: every row in a window is given the network's output at the last guess of its state, the rows are added
-up in order, and the window moves past the states that no longer change. It takes more network calls than one after the
-other, in fewer rounds: it pays where one sample leaves the device idle, so on a large GPU, and never on a CPU.
+Picard iteration (Shih et al. 2023, "Parallel Sampling of Diffusion Models"), for any plan over real-valued data, with
+or without noise: the network is evaluated at the current estimate of every state in a window, the rows are applied in
+order, and the window moves past the converged states. It takes more network evaluations than sequential sampling, in
+fewer rounds: it is faster only if one sample does not occupy the device, so on a large GPU, and never on a CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ddim.process.schedule import Level
 from ddim.sampling.guidance import Guided
 
 Held = Callable[[Tensor, Level], Any]
-"""A denoiser that says at other states what the network's output at one state says there."""
+"""A denoiser that reuses the network's output at one state for nearby states."""
 
 
 @runtime_checkable
@@ -33,19 +33,19 @@ class BatchDenoiser(Protocol):
     """A denoiser that evaluates many states at once, such as `ddim.model.denoisers.NetworkDenoiser`."""
 
     def evaluate_many(self, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Held]:
-        """One network evaluation at many states (N, ...), each at its level: what it says near each of them."""
+        """One network evaluation at many states (N, ...), each at its level; a reusing denoiser for each of them."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One batch of network calls.
+    """One round: a batched network evaluation of the rows in the window.
 
     Args:
-        index: Its number, from 1.
-        done: Rows whose state stays put, of the plan's.
-        calls: Network calls of one sample in this round.
-        x: The state after the last of those rows, (N, ...).
+        index: The round's number, from 1.
+        done: Number of rows that have converged.
+        calls: Network evaluations per sample in this round.
+        x: The state after the last converged row, (N, ...).
     """
 
     index: int
@@ -55,19 +55,20 @@ class Round:
 
 
 def evaluate_many(denoise: AnyDenoiser, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Held]:
-    """The denoiser at many states (N, ...) and levels, kept for states near by.
+    """Evaluate a denoiser at many states (N, ...) and levels, for reuse at nearby states.
 
-    Of a network it is one call on all states, and its output is kept; of any other denoiser one call each, and v is.
+    A `BatchDenoiser` is evaluated once on all states and its raw network output cached; any other denoiser is called
+    per state and its v cached.
     """
     if isinstance(denoise, BatchDenoiser):
         return denoise.evaluate_many(states, levels)
     if isinstance(denoise, Guided):
         parts = (evaluate_many(part, states, levels) for part in (denoise.conditional, denoise.unconditional))
         return [Guided(on, off, denoise.scale) for on, off in zip(*parts, strict=True)]
-    return [partial(_held, denoise(x, level)) for x, level in zip(states, levels, strict=True)]
+    return [partial(_from_v, denoise(x, level)) for x, level in zip(states, levels, strict=True)]
 
 
-def _held(made: Prediction, x: Tensor, level: Level) -> Prediction:
+def _from_v(made: Prediction, x: Tensor, level: Level) -> Prediction:
     return predict(v_from_pair(made.x0, made.eps, level), x, level, "v")
 
 
@@ -81,21 +82,24 @@ def rounds(
 ) -> Iterator[Round]:
     """Run a plan in parallel over time, and yield every round; the last one's `x` is the result.
 
-    At tolerance 0 the first k states are after k rounds what `ddim.loop.run` makes, but for rounding. There are never
+    At tolerance 0 the first k states equal those of `ddim.loop.run` after k rounds, up to rounding. There are never
     more rounds than rows.
 
     Args:
-        denoise: The denoiser: a model's own, or any other, see `hold`.
-        plan: What to run.
+        denoise: The denoiser of a model, or any other, see `evaluate_many`.
+        plan: The plan.
         start: The first state (N, ...), or a `Noise` that draws it and every row's noise.
-        noise: The rows' noise, where `start` is a tensor and the plan is stochastic.
-        window: Rows at once; all if left out. The network sees window times N samples.
-        tolerance: A state stays put where no sample's changes by more than this in a round, as a root mean square over
-            its numbers; 0 runs until nothing changes at all.
+        noise: The rows' noise, if `start` is a tensor and the plan is stochastic.
+        window: Rows evaluated at once; by default all. The batch size of the network is window times N.
+        tolerance: A state has converged if the root mean square change in a round is at most this for every sample; 0
+            runs until nothing changes.
+
+    Yields:
+        One `Round` per batched network evaluation.
 
     Raises:
-        DdimError: If the plan starts from two states or is over categories, or window or tolerance is out of range.
-        ValueError: If the plan needs noise and none was given.
+        DdimError: If the plan starts from two states or is for discrete data, or window or tolerance is out of range.
+        ValueError: If the plan needs noise that is not passed.
     """
     _check(plan, window, tolerance)
     if isinstance(start, Noise):
@@ -106,21 +110,21 @@ def rounds(
     path = _Path(denoise, plan, start, noise)
     done, index = 0, 0
     while done < len(plan):
-        some = range(done, min(done + (window or len(plan)), len(plan)))
-        before = torch.is_grad_enabled()
-        torch.set_grad_enabled(False)  # and not around the `yield`, where it would be the caller's too
+        batch = range(done, min(done + (window or len(plan)), len(plan)))
+        grad_enabled = torch.is_grad_enabled()
+        torch.set_grad_enabled(False)  # not around the `yield`, where it would affect the caller
         try:
-            still = (path.improve(some) <= tolerance).tolist()
+            still = (path.improve(batch) <= tolerance).tolist()
         finally:
-            torch.set_grad_enabled(before)
-        # The first state is as good as the one before it, which stays put: there the network was asked.
+            torch.set_grad_enabled(grad_enabled)
+        # The first state has converged whatever its change: it was computed from a state that had converged before.
         done += [True, *still[1:], False].index(False)
         index += 1
-        yield Round(index, done, len(some), path.states[done])
+        yield Round(index, done, len(batch), path.states[done])
 
 
 class _Path:
-    """A guess of all states of a run, at first the start everywhere."""
+    """The current estimate of all states of a run; initially all equal the start."""
 
     def __init__(self, denoise: AnyDenoiser, plan: Plan, start: Tensor, noise: Noise | None):
         self.denoise, self.plan, self.noise = denoise, plan, noise
@@ -128,33 +132,33 @@ class _Path:
         self.predictions: list[Any] = [None] * len(plan)
         self.drawn: dict[int, Tensor] = {}
 
-    def improve(self, some: range) -> Tensor:
-        """Make the states after some rows anew: how far the farthest sample of each moved, (rows,)."""
+    def improve(self, batch: range) -> Tensor:
+        """Update the states after these rows; returns the largest RMS change of a sample for each, (rows,)."""
         rows, states, predictions = self.plan.rows, self.states, self.predictions
-        held = evaluate_many(self.denoise, [states[k] for k in some], [rows[k].query for k in some])
+        denoisers = evaluate_many(self.denoise, [states[k] for k in batch], [rows[k].query for k in batch])
         moved = []
-        for k, one in zip(some, held, strict=True):
-            predictions[k] = as_planned(one, self.plan)(states[k], rows[k].query)
+        for k, denoise in zip(batch, denoisers, strict=True):
+            predictions[k] = as_planned(denoise, self.plan)(states[k], rows[k].query)
             past = range(k, max(k - self.plan.memory, -1), -1)
-            known = [states[j] for j in past], [predictions[j] for j in past]
-            made = self.plan.advance(rows[k], *known, self._fresh(k, some))
-            moved.append((made - states[k + 1]).flatten(1).square().mean(1).amax().sqrt())
-            states[k + 1] = made
-        states[some.stop + 1 :] = [states[some.stop]] * (len(rows) - some.stop)
+            history = [states[j] for j in past], [predictions[j] for j in past]
+            state = self.plan.advance(rows[k], *history, self._fresh(k, batch))
+            moved.append((state - states[k + 1]).flatten(1).square().mean(1).amax().sqrt())
+            states[k + 1] = state
+        states[batch.stop + 1 :] = [states[batch.stop]] * (len(rows) - batch.stop)
         return torch.stack(moved)
 
-    def _fresh(self, k: int, some: range) -> Tensor | None:
-        """The noise of a row; kept while the row is in the window."""
+    def _fresh(self, k: int, batch: range) -> Tensor | None:
+        """The noise of a row, cached while the row is in the window."""
         if self.noise is None or not self.plan.rows[k].draws:
             return None
-        self.drawn = {row: drawn for row, drawn in self.drawn.items() if row in some}
+        self.drawn = {row: drawn for row, drawn in self.drawn.items() if row in batch}
         if k not in self.drawn:
             self.drawn[k] = self.noise.row(k)
         return self.drawn[k]
 
 
 def run(denoise: AnyDenoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, **how: Any) -> Tensor:
-    """The last state of `rounds`, (N, ...); arguments and errors as there."""
+    """The last state of `rounds`, (N, ...), with the same arguments and errors."""
     *_, last = rounds(denoise, plan, start, noise, **how)
     return last.x
 

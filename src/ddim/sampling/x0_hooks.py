@@ -1,6 +1,6 @@
-"""Hooks on the predicted x_0: clipping, thresholding, and agreement with what is known of a picture (DDNM).
+"""Hooks on the predicted x_0: clipping, thresholding, and consistency with measurements of an image (DDNM).
 
-A hook is a function `hook(x0, level) -> x0`; `Hooked(denoiser, hook)` runs it and derives eps again.
+A hook is a function `hook(x0, level) -> x0`; `Hooked(denoiser, hook)` applies it and recomputes eps.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from ddim.sampling import guidance
 
 MEAN = (1 / 3, 1 / 3, 1 / 3)
 LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in the grey of a picture (ITU-R 601)."""
+"""Luma weights of red, green and blue (ITU-R 601)."""
 
 
 class Operator(Protocol):
-    """A linear measurement A of a picture and a right inverse of it, A A^+ = I."""
+    """A linear measurement A of an image with a right inverse A^+, A A^+ = I."""
 
     def apply(self, x: Tensor, /) -> Tensor:
-        """A x of pictures (N, ...): what is known of each, (N, ...) of a shape of its own."""
+        """A x: images (N, ...) to measurements (N, ...), which may have another shape."""
 
     def pinv(self, y: Tensor, /) -> Tensor:
-        """A^+ y: pictures (N, ...) of which y (N, ...) is known."""
+        """A^+ y: measurements (N, ...) to images (N, ...)."""
 
 
 def clip(low: float = -1.0, high: float = 1.0) -> Hook:
-    """x_0 clipped to [low, high].
+    """A hook that clips x_0 to [low, high].
 
     Raises:
         DdimError: If low is not below high.
@@ -46,73 +46,73 @@ def clip(low: float = -1.0, high: float = 1.0) -> Hook:
 
 
 def threshold(quantile: float = 0.995) -> Hook:
-    """Dynamic thresholding (Saharia et al. 2022, Imagen): x_0 clipped to [-s, s] and divided by s.
+    """Dynamic thresholding (Saharia et al. 2022, Imagen): x_0 is clipped to [-s, s] and divided by s.
 
-    s is the quantile of |x_0| of each sample by itself, at least 1, so that a sample within [-1, 1] is left as it is.
+    s is the quantile of |x_0| of each sample, at least 1, so that a sample within [-1, 1] is unchanged.
 
     Args:
         quantile: 0..1.
 
     Raises:
-        DdimError: If it is not in that range.
+        DdimError: If the quantile is outside 0..1.
     """
     if not 0 <= quantile <= 1:
         raise DdimError(f"quantile {quantile:g}", "is outside 0..1", "give a number such as 0.995")
 
     def hook(x0: Tensor, _: Level) -> Tensor:
-        # Each sample by itself: torch.quantile takes no more than 2^24 numbers at once.
+        # One sample at a time: torch.quantile accepts at most 2^24 numbers.
         exact = x0.to(torch.promote_types(x0.dtype, torch.float32))
-        found = [torch.quantile(sample.abs().flatten(), quantile) for sample in exact]
-        s = torch.stack(found).clamp_min(1).to(x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
+        quantiles = [torch.quantile(sample.abs().flatten(), quantile) for sample in exact]
+        s = torch.stack(quantiles).clamp_min(1).to(x0.dtype).reshape(-1, *[1] * (x0.ndim - 1))
         return x0.clamp(-s, s) / s
 
     return hook
 
 
 def consistent(operator: Operator, y: Tensor, rounds: int = 0) -> Hook:
-    """Agreement with what is known (Wang et al. 2023, DDNM): x_0 becomes A^+ y + (I - A^+ A) x_0.
+    """A hook for consistency with measurements (Wang et al. 2023, DDNM): x_0 becomes A^+ y + (I - A^+ A) x_0.
 
-    A of the changed x_0 is y. A plan whose last row gives x_0 itself, as DDIM's to clean data does for any eta, so
-    ends in pictures x with A x = y, up to rounding.
+    Then A x_0 = y. If the plan's last row returns x_0, as DDIM's row to clean data does for any eta, the images satisfy
+    A x = y up to rounding.
 
-    With eps derived again the filled part leans too little towards what is known, on any number of steps: the denoiser
-    takes it for as noisy as the rest. Within `eps_kept` it does not: on Gaussian data with an exact denoiser mean and
-    spread approach those of the distribution given y as steps are added.
+    With eps recomputed, the unmeasured part depends too weakly on the measurements, for any number of steps: the
+    denoiser assumes that it is as noisy as the rest. `eps_kept` avoids this: on Gaussian data with an exact denoiser
+    the mean and variance approach those of the distribution given y as the number of steps grows.
 
     Args:
-        operator: What was measured.
-        y: What it gave: (1, ...) for all samples, or one for each sample of a batch. A model samples in micro-batches
-            of its own, so give `Model.sample` one for all.
-        rounds: How often x_0 is before that made to agree and clipped to [-1, 1], in turn: projections by turns lead to
-            a picture that has both (where `pinv` is the pseudo-inverse). Without, what A takes means of may agree
-            through values that no picture has.
+        operator: The measurement A.
+        y: The measured values: (1, ...) for all samples, or one for each sample of a batch. `Model.sample` runs in
+            micro-batches, so pass it one for all.
+        rounds: Number of alternating projections before the last one: x_0 is made consistent and clipped to [-1, 1].
+            They converge to an image that satisfies both (if `pinv` is the pseudo-inverse). Without them, an operator
+            that averages may be satisfied by values outside [-1, 1].
     """
 
     def hook(x0: Tensor, level: Level) -> Tensor:
         if len(y) not in (1, len(x0)):
             wrong = f"are {len(y)} for a batch of {len(x0)}"
             raise DdimError("known data", wrong, "give one for all samples; a model samples in micro-batches")
-        known = operator.pinv(y.to(x0))
+        particular = operator.pinv(y.to(x0))
         for _ in range(rounds):
-            x0 = (known + (x0 - operator.pinv(operator.apply(x0)))).clamp(-1, 1)
-        return known + (x0 - operator.pinv(operator.apply(x0)))
+            x0 = (particular + (x0 - operator.pinv(operator.apply(x0)))).clamp(-1, 1)
+        return particular + (x0 - operator.pinv(operator.apply(x0)))
 
     return hook
 
 
 def eps_kept(hook: Hook, plan: Plan) -> Hook:
-    """A hook that changes x_0 alone: the noise that a row puts back is the network's own.
+    """A hook that effectively changes x_0 alone: each row uses the noise that the network predicted.
 
-    The pair stays consistent all the same: x_0 is changed further, by w of `ddim.guidance.eps_kept`, so that with eps
-    derived from it each row ends where it would with x_0 changed by the hook and eps left alone. In between, a step's
-    x_0 is therefore not the hook's; on the last step to clean data it is.
+    The pair stays consistent: the change of x_0 is multiplied by w of `ddim.guidance.eps_kept`, so that with eps
+    recomputed from it each row has the output that it would have with x_0 changed by the hook and eps unchanged. So the
+    x_0 of a step differs from the hook's, except on the last step to clean data.
 
     Args:
         hook: The hook.
-        plan: What will be run.
+        plan: The plan to be run.
 
     Raises:
-        DdimError: As `ddim.guidance.eps_kept`.
+        DdimError: If the plan is not one that `ddim.guidance.eps_kept` accepts.
     """
     scale = guidance.eps_kept(plan)
     return lambda x0, level: x0.lerp(hook(x0, level), scale(level))
@@ -120,13 +120,13 @@ def eps_kept(hook: Hook, plan: Plan) -> Hook:
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Some numbers of a picture are known: A picks them, A^+ puts them back among zeros.
+    """Inpainting: A selects the measured values of an image, A^+ places them among zeros.
 
     Args:
-        mask: bool, the shape of one sample; True where it is known.
+        mask: bool, the shape of one sample; True where the value is measured.
 
     Raises:
-        DdimError: If it is not bool.
+        DdimError: If the mask is not bool.
     """
 
     mask: Tensor
@@ -136,10 +136,10 @@ class Mask:
             raise DdimError("mask", f"is {self.mask.dtype}, not bool", "write mask > 0.5, for instance")
 
     def apply(self, x: Tensor, /) -> Tensor:
-        """(N, ...) to (N, K), K the number known.
+        """(N, ...) to (N, K), where K is the number of measured values.
 
         Raises:
-            DdimError: If the samples are not of the mask's shape.
+            DdimError: If the samples do not have the mask's shape.
         """
         if x.shape[1:] != self.mask.shape:
             wrong = f"is {tuple(self.mask.shape)}, a sample is {tuple(x.shape[1:])}"
@@ -147,7 +147,7 @@ class Mask:
         return x[:, self.mask.to(x.device)]
 
     def pinv(self, y: Tensor, /) -> Tensor:
-        """(N, K) to (N, ...), 0 where nothing is known."""
+        """(N, K) to (N, ...), 0 where nothing is measured."""
         out = y.new_zeros(len(y), *self.mask.shape)
         out[:, self.mask.to(y.device)] = y
         return out
@@ -155,10 +155,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class MeanPool:
-    """A small picture is known: A takes means of k by k pixels, A^+ repeats each pixel k by k times.
+    """Super-resolution: A averages over k by k pixels, A^+ repeats each pixel k by k times.
 
     Args:
-        k: How many times smaller, at least 1.
+        k: The downscaling factor, at least 1.
 
     Raises:
         DdimError: If k is less than 1.
@@ -188,10 +188,10 @@ class MeanPool:
 
 @dataclass(frozen=True)
 class Grey:
-    """A grey picture is known: A weighs the channels, A^+ gives every channel the grey.
+    """Colourisation: A is a weighted sum of the channels, A^+ copies the grey value to every channel.
 
-    With equal weights A^+ is the pseudo-inverse, which changes a picture least; with others, such as `LUMA`, it is the
-    right inverse that shifts all channels by as much and so leaves differences between colours alone.
+    With equal weights A^+ is the pseudo-inverse, which makes the smallest change; with others, such as `LUMA`, it is
+    the right inverse that changes all channels by the same amount and so preserves differences between channels.
 
     Args:
         weights: One for each channel, of sum 1.
@@ -210,7 +210,7 @@ class Grey:
         """(N, C, H, W) to (N, 1, H, W).
 
         Raises:
-            DdimError: If there are not as many channels as weights.
+            DdimError: If the numbers of channels and weights differ.
         """
         if x.shape[1] != len(self.weights):
             wrong = f"weighs {len(self.weights)} channels, there are {x.shape[1]}"
@@ -224,7 +224,7 @@ class Grey:
 
 @dataclass(frozen=True, slots=True)
 class Clipped:
-    """A denoiser whose x_0 is clipped to [low, high], eps being derived again: `Hooked` with `ddim.x0_hooks.clip`.
+    """A denoiser whose x_0 is clipped to [low, high], with eps recomputed: `Hooked` with `ddim.x0_hooks.clip`.
 
     Args:
         denoiser: The denoiser to wrap.
@@ -239,5 +239,5 @@ class Clipped:
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The clipped prediction."""
         clipped = Hooked(self.denoiser, lambda x0, _: x0.clamp(self.low, self.high), checked=False)
-        made: Prediction = clipped(x, level)
-        return made
+        prediction: Prediction = clipped(x, level)
+        return prediction

@@ -1,1 +1,1 @@
-"""The fast path on CPUs without bfloat16 matrix units: float32 kernels of our own, and which units there are."""
+"""The fast path on CPUs without bfloat16 matrix units: C++ float32 kernels, and detection of bfloat16 units."""

@@ -1,4 +1,4 @@
-"""Our float32 kernels, built once by the machine's own C++ compiler and cached, see `ddim.nn.cpu.library`."""
+"""Float32 CPU kernels, compiled once with the machine's C++ compiler and cached, see `ddim.nn.cpu.library`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from ddim.nn.cpu import library
 from ddim.nn.cpu.library import Unavailable
 
-PRODUCTS, NUMBERS = 4_000_000, 32_768  # what is worth a thread: about 50 us
+PRODUCTS, NUMBERS = 4_000_000, 32_768  # work per thread, about 50 us; less is slower with another thread
 _P, _L, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
 
 class Kernels:
-    """The kernels. Tensors are float32, contiguous, pictures (B, H, W, C).
+    """The kernels. Tensors are float32 and contiguous, images (B, H, W, C).
 
     Args:
-        library: The built library.
+        library: The compiled library.
     """
 
     def __init__(self, library: ctypes.CDLL):
@@ -32,12 +32,12 @@ class Kernels:
         for name in ("ddim_conv", "ddim_winograd", "ddim_norm"):
             getattr(library, name).restype = None
         self.threads = torch.get_num_threads()
-        """How many threads compute; no result depends on it."""
+        """Number of threads; results do not depend on it."""
         self.vector: int = library.ddim_vector()
         self.panel: int = library.ddim_panel()
 
     def _few(self, work: int, grain: int) -> int:
-        """As many threads as there is work for."""
+        """The number of threads for an amount of work, at least `grain` each."""
         return max(1, min(self.threads, work // grain))
 
     def conv(
@@ -53,19 +53,22 @@ class Kernels:
         time: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """A convolution, directly.
+        """A direct convolution.
 
         Args:
             x: (B, H, W, C).
-            weights: What `pack` made.
+            weights: The output of `pack`.
             bias: (N,).
-            out: (B, Ho, Wo, N), written.
-            side: 3 or 1.
+            out: The output, (B, Ho, Wo, N).
+            side: Kernel size, 3 or 1.
             stride: 1 or 2.
-            offset: Zeros before the first row and column; after the last come as many as are needed.
-            up: Whether x is read at twice its size, nearest neighbour.
-            time: (B or 1, N), rows at any stride, added.
-            residual: The shape of `out`, added; may be `out` itself.
+            offset: Zero padding before the first row and column; the padding after the last follows from the shapes.
+            up: Whether x is upsampled by 2, nearest neighbour.
+            time: Added to the output, (B or 1, N), rows at any stride.
+            residual: Added to the output, of the same shape; may be `out` itself.
+
+        Returns:
+            `out`.
         """
         (b, h, w, c), (_, ho, wo, n) = x.shape, out.shape
         at = (_at(x), _at(weights), _at(bias), _at(time), _stride(time), _at(residual), _at(out))
@@ -83,9 +86,10 @@ class Kernels:
         time: Tensor | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3) (Lavin & Gray 2016); see `conv`.
+        """A 3x3 convolution of stride 1 and padding 1 by Winograd's F(4x4, 3x3) (Lavin & Gray 2016).
 
-        `weights` are what `pack_winograd` made; C and N must be multiples of `vector`.
+        The arguments are those of `conv`, with `weights` the output of `pack_winograd`. C and N must be multiples of
+        `vector`.
         """
         (b, h, w, n), c = out.shape, x.shape[3]
         threads = self._few(2 * b * h * w * n * c * 36 // 16, PRODUCTS)
@@ -107,20 +111,23 @@ class Kernels:
         both: Tensor | None = None,
         modulation: Tensor | None = None,
     ) -> Tensor:
-        """Group norm, and SiLU after it.
+        """Group norm of x, or of x concatenated with other channels, and SiLU.
 
         Args:
             x: (B, H, W, C1).
-            scale: (C,), C being C1 and the channels of `beside`; a multiple of `vector`, as is C1.
+            scale: (C,), where C is C1 plus the channels of `beside`; C and C1 must be multiples of `vector`.
             shift: (C,).
-            groups: Groups of channels.
-            eps: What is added to the variance.
-            out: (B, H, W, C), written.
+            groups: Number of groups.
+            eps: Added to the variance.
+            out: The output, (B, H, W, C).
             activate: Whether SiLU follows.
-            beside: (B, H, W, C - C1), channels that stand behind x's.
-            both: (B, H, W, C), where both are to be written side by side, as they are.
-            modulation: (B or 1, 2 C), rows at any stride: what is normed is multiplied with 1 + the first half, and the
-                second is added.
+            beside: Channels concatenated after those of x, (B, H, W, C - C1), or None.
+            both: Receives the concatenation of x and `beside`, (B, H, W, C), or None.
+            modulation: (B or 1, 2 C), rows at any stride, or None: the normalised values are multiplied by 1 + the
+                first half, and the second half is added.
+
+        Returns:
+            `out`.
         """
         b, h, w, c = out.shape
         beside_at, other = _at(beside), beside.shape[3] if beside is not None else 0
@@ -130,12 +137,12 @@ class Kernels:
         return out
 
     def pack(self, weights: Tensor) -> Tensor:
-        """Weights (N, C, side, side) as `conv` takes them."""
+        """Pack weights (N, C, side, side) for `conv`."""
         n, c, side, _ = weights.shape
         return self._panels(weights.permute(2, 3, 1, 0).reshape(side * side, c, n)).transpose(0, 1).contiguous()
 
     def pack_winograd(self, weights: Tensor) -> Tensor:
-        """Weights (N, C, 3, 3) as `winograd` takes them: G g G^T, 36 numbers for 9."""
+        """Transform and pack weights (N, C, 3, 3) for `winograd`: G g G^T, 36 numbers for 9."""
         rows = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
         rows += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]]
         G = torch.tensor(rows, dtype=torch.float64)
@@ -144,7 +151,7 @@ class Kernels:
         return self._panels(torch.matmul(G, half).permute(2, 3, 1, 0).reshape(36, c, n)).contiguous()
 
     def _panels(self, matrix: Tensor) -> Tensor:
-        """(R, C, N) as (R, panels, C, panel), filled up with zeros."""
+        """Reshape (R, C, N) to (R, panels, C, panel), padded with zeros."""
         r, c, n = matrix.shape
         panels = -(-n // self.panel)
         full = torch.nn.functional.pad(matrix.float(), (0, panels * self.panel - n))
@@ -156,57 +163,57 @@ def _at(tensor: Tensor | None) -> int | None:
 
 
 def _stride(rows: Tensor | None) -> int:
-    """What lies between the rows of two samples; 0 where one row is all samples'."""
+    """The stride between the rows of two samples; 0 to broadcast a single row."""
     return 0 if rows is None or len(rows) == 1 else rows.stride(0)
 
 
 def kernels() -> Kernels:
-    """The kernels, built if they are not in the cache yet; whatever comes of it holds for the whole process.
+    """The kernels, compiled if they are not cached yet. The result, or the error, is the same for the whole process.
 
     Raises:
-        Unavailable: If there is no C++ compiler, it fails, or what it built computes wrong numbers.
+        Unavailable: If there is no C++ compiler, it fails, or the compiled kernels compute wrong numbers.
     """
-    made = _outcome()
-    if isinstance(made, str):
-        raise Unavailable(made)
-    return made
+    result = _outcome()
+    if isinstance(result, str):
+        raise Unavailable(result)
+    return result
 
 
 @functools.cache
 def _outcome() -> Kernels | str:
-    """The kernels, or why there are none."""
+    """The kernels, or the reason why they are unavailable."""
     try:
-        return library.load(Path(__file__).with_suffix(".cpp"), _sound)
+        return library.load(Path(__file__).with_suffix(".cpp"), _accept)
     except Unavailable as error:
         return str(error)
 
 
-def _sound(built: ctypes.CDLL) -> Kernels:
-    """The kernels of a library.
+def _accept(built: ctypes.CDLL) -> Kernels:
+    """The kernels of a library, after a test.
 
     Raises:
-        Unavailable: If it is another library, or computes wrong numbers.
+        Unavailable: If the library lacks the functions, or computes wrong numbers.
     """
     try:
-        made = Kernels(built)
+        kernels = Kernels(built)
     except AttributeError:
         raise Unavailable("is another library") from None
-    _try(made)
-    return made
+    _verify(kernels)
+    return kernels
 
 
-def _try(kernels: Kernels) -> None:
-    """Hold the kernels against torch on a small case: a compiler may be broken, a cache too."""
+def _verify(kernels: Kernels) -> None:
+    """Compare the kernels with torch on a small case, because a compiler may be broken or a cached file damaged."""
     generator = torch.Generator().manual_seed(0)
     c = 2 * kernels.vector
     x = torch.randn(2, 5, 6, c, generator=generator)
     weights, bias = torch.randn(c, c, 3, 3, generator=generator), torch.randn(c, generator=generator)
     expected = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weights, bias, padding=1).permute(0, 2, 3, 1)
     normed = torch.nn.functional.silu(torch.nn.functional.group_norm(x.permute(0, 3, 1, 2), 2, bias, bias, 1e-6))
-    made = (
+    results = (
         (kernels.conv(x, kernels.pack(weights), bias, torch.empty_like(x)), expected),
         (kernels.winograd(x, kernels.pack_winograd(weights), bias, torch.empty_like(x)), expected),
         (kernels.norm(x, bias, bias, 2, 1e-6, torch.empty_like(x)), normed.permute(0, 2, 3, 1)),
     )
-    if not all(torch.allclose(ours, theirs, rtol=1e-4, atol=1e-3) for ours, theirs in made):
+    if not all(torch.allclose(actual, wanted, rtol=1e-4, atol=1e-3) for actual, wanted in results):
         raise Unavailable("computes wrong numbers")

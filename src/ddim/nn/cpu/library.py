@@ -1,9 +1,9 @@
-"""The compiled kernels as a shared library: built by the machine's own compiler, cached, verified and loaded.
+"""The compiled kernels as a shared library: built with the machine's compiler, cached, verified and loaded.
 
-Loading a library runs its code, so nothing is loaded that another user could have written: the cache folder and the
-file must belong to this user and be writable by nobody else, and the file's name holds its SHA-256, which is verified
-first. Folders and files are opened once and then used through their descriptors, so that none can be exchanged in
-between.
+Loading a library runs its code, so a file that another user could have written is never loaded: the cache folder and
+the file must belong to this user and be writable by nobody else, and the file's name contains its SHA-256, which is
+verified first. Folders and files are opened once and then used through their descriptors, so that they cannot be
+exchanged in between.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ddim.nn.cpu.units import cpu_flags
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-Wno-psabi")
 TIME_LIMIT = 120.0
-"""Seconds that the compiler may take; about 3 are usual."""
-LARGEST = 64 << 20  # bytes; a library has a few hundred thousand
+"""Time limit for the compiler in seconds; it usually takes about 3."""
+LARGEST = 64 << 20  # largest file in bytes; the library has a few hundred thousand
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Unavailable(Exception):
-    """The kernels are not available here; its text says why."""
+    """The kernels are not available; the message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Folder:
 
     Args:
         path: Its path.
-        handle: Its descriptor.
+        handle: Its file descriptor.
     """
 
     path: Path
@@ -57,18 +57,21 @@ class Folder:
 
 
 def load(source: Path, accept: Callable[[ctypes.CDLL], T]) -> T:
-    """The library of a source file: from the cache if a sound one is there, else built, at most once.
+    """Load the library of a source file, from the cache if a valid one is there, else compile it.
 
     Args:
         source: A C++ file.
-        accept: What is made of a library; it raises `Unavailable` for one that does not work.
+        accept: Converts a library to the result; it raises `Unavailable` for one that does not work.
+
+    Returns:
+        The result of `accept`.
 
     Raises:
-        Unavailable: If there is no compiler, it fails, or what it built is not accepted.
+        Unavailable: If there is no compiler, it fails, or the compiled library is not accepted.
     """
     compiler = find_compiler()
-    what = source.read_bytes() + repr((FLAGS, compiler, platform.machine(), cpu_flags(), torch.__version__)).encode()
-    prefix = f"kernels-{hashlib.sha256(what).hexdigest()[:16]}-"
+    key = source.read_bytes() + repr((FLAGS, compiler, platform.machine(), cpu_flags(), torch.__version__)).encode()
+    prefix = f"kernels-{hashlib.sha256(key).hexdigest()[:16]}-"
     cache, problem = _open_cache()
     try:
         why = ""
@@ -78,14 +81,14 @@ def load(source: Path, accept: Callable[[ctypes.CDLL], T]) -> T:
                 return accept(_loaded(cache, name, name.removeprefix(prefix).removesuffix(".so")))
             except Unavailable as error:
                 why = f" again: {cache.path / name} {error}"
-                _remove_own(cache, name)
+                _remove_invalid(cache, name)
         log.info("compiling CPU kernels (once, about 3 s)%s", why)
         with contextlib.ExitStack() as stack:
-            build, cannot = _open_build_folder(cache, stack)
-            problem = problem or cannot
+            build, build_problem = _open_build_folder(cache, stack)
+            problem = problem or build_problem
             _compile(compiler, source, build.path)
             try:
-                made = accept(_loaded(build, "kernels.so"))
+                result = accept(_loaded(build, "kernels.so"))
             except Unavailable as error:
                 log.warning("the CPU kernels are not used: what %s built %s", Path(compiler).name, error)
                 raise Unavailable(f"what {Path(compiler).name} built {error}") from None
@@ -93,7 +96,7 @@ def load(source: Path, accept: Callable[[ctypes.CDLL], T]) -> T:
                 problem = _store(build, cache, prefix)
         if problem:
             log.warning("the CPU kernels are not cached, each process compiles them: %s", problem)
-        return made
+        return result
     finally:
         if cache is not None:
             os.close(cache.handle)
@@ -114,24 +117,24 @@ def find_compiler() -> str:
 
 
 def _open_folder(path: Path) -> Folder:
-    """The folder, opened.
+    """Open a folder and check its owner and permissions.
 
     Raises:
         OSError: If it cannot be opened.
-        PermissionError: If it belongs to another user, or others can write to it; the text says so.
+        PermissionError: If it belongs to another user, or others can write to it.
     """
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    about = os.fstat(handle)
-    if about.st_uid == os.geteuid() and not about.st_mode & OTHERS:
+    info = os.fstat(handle)
+    if info.st_uid == os.geteuid() and not info.st_mode & OTHERS:
         return Folder(path, handle)
     os.close(handle)
-    if about.st_uid != os.geteuid():
-        raise PermissionError(0, f"belongs to another user (uid {about.st_uid})", str(path))
+    if info.st_uid != os.geteuid():
+        raise PermissionError(0, f"belongs to another user (uid {info.st_uid})", str(path))
     raise PermissionError(0, "can be written to by other users (chmod go-w it)", str(path))
 
 
 def _open_cache() -> tuple[Folder | None, str]:
-    """The cache folder, or None and why there is none."""
+    """The cache folder, or None and the reason."""
     parent = user_cache()
     if parent is None:
         return None, "this user has no home folder (set XDG_CACHE_HOME)"
@@ -141,18 +144,18 @@ def _open_cache() -> tuple[Folder | None, str]:
         path.mkdir(mode=0o700, exist_ok=True)
         return _open_folder(path), ""
     except OSError as error:
-        return None, _said(error, path)
+        return None, _describe(error, path)
 
 
 def _open_build_folder(cache: Folder | None, stack: contextlib.ExitStack) -> tuple[Folder, str]:
-    """A fresh folder, in the cache or else among the temporary ones, and why it is not in the cache."""
+    """A new temporary folder, in the cache if possible, and the reason if it is elsewhere."""
     problem = ""
     for parent in (None,) if cache is None else (cache.path, None):
         try:
             path = stack.enter_context(tempfile.TemporaryDirectory(prefix="ddim-kernels-", dir=parent))
             folder = _open_folder(Path(path))
         except OSError as error:
-            problem = problem or _said(error, parent or Path("temporary folder"))
+            problem = problem or _describe(error, parent or Path("temporary folder"))
             continue
         stack.callback(os.close, folder.handle)
         return folder, problem
@@ -166,10 +169,10 @@ def _names(cache: Folder | None, prefix: str) -> Iterator[str]:
 
 
 def _loaded(folder: Folder, name: str, digest: str | None = None) -> ctypes.CDLL:
-    """A library of a folder, if it is this user's own and its SHA-256 is the one given.
+    """Load a library of a folder, if it belongs to this user and has the expected SHA-256.
 
     Raises:
-        Unavailable: If it is not, or cannot be loaded.
+        Unavailable: If not, or if it cannot be loaded.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe of that name must not block
     try:
@@ -177,17 +180,17 @@ def _loaded(folder: Folder, name: str, digest: str | None = None) -> ctypes.CDLL
     except OSError as error:
         raise Unavailable(f"cannot be opened ({error.strerror})") from None
     try:
-        about = os.fstat(handle)
-        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+        info = os.fstat(handle)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > LARGEST:
             raise Unavailable("is not a library")
-        if digest is not None and (about.st_uid != os.geteuid() or about.st_mode & OTHERS):
+        if digest is not None and (info.st_uid != os.geteuid() or info.st_mode & OTHERS):
             raise Unavailable("can be written to by other users")
         if digest is not None and _digest(handle) != digest:
             raise Unavailable("is damaged")
-        own = Path(f"/proc/self/fd/{handle}")
-        # The descriptor stays open: the loader knows libraries by their names, and the same number, used again, would
-        # be the name of this one.
-        library = ctypes.CDLL(str(own) if own.exists() else str(folder.path / name))
+        descriptor = Path(f"/proc/self/fd/{handle}")
+        # The descriptor stays open: the loader identifies libraries by name, and a reused descriptor number would be
+        # the name of this library.
+        library = ctypes.CDLL(str(descriptor) if descriptor.exists() else str(folder.path / name))
         handle = -1
         return library
     except OSError as error:
@@ -202,16 +205,16 @@ def _digest(handle: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remove_own(cache: Folder, name: str) -> None:
-    """Remove a file of the cache that is no library; never a folder, nor what another user owns."""
+def _remove_invalid(cache: Folder, name: str) -> None:
+    """Remove an invalid file from the cache, unless it is a folder or belongs to another user."""
     with contextlib.suppress(OSError):
-        about = os.stat(name, dir_fd=cache.handle, follow_symlinks=False)
-        if about.st_uid == os.geteuid() and not stat.S_ISDIR(about.st_mode):
+        info = os.stat(name, dir_fd=cache.handle, follow_symlinks=False)
+        if info.st_uid == os.geteuid() and not stat.S_ISDIR(info.st_mode):
             os.unlink(name, dir_fd=cache.handle)
 
 
 def _store(build: Folder, cache: Folder, prefix: str) -> str:
-    """Move what was built into the cache, whole or not at all; why it could not be, or ""."""
+    """Move the compiled library into the cache atomically; returns the reason if this fails, else ""."""
     name = ""
     try:
         handle = os.open("kernels.so", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=build.handle)
@@ -224,7 +227,7 @@ def _store(build: Folder, cache: Folder, prefix: str) -> str:
         os.rename("kernels.so", name, src_dir_fd=build.handle, dst_dir_fd=cache.handle)
         os.fsync(cache.handle)
     except OSError as error:
-        return _said(error, cache.path / name)
+        return _describe(error, cache.path / name)
     return ""
 
 
@@ -236,7 +239,8 @@ def _compile(compiler: str, source: Path, folder: Path) -> None:
     """
     name, command = Path(compiler).name, [compiler, *FLAGS, str(source), "-o", str(folder / "kernels.so")]
     try:
-        with open(folder / "messages.txt", "w+b") as messages:  # a pipe would be held open by what a killed one started
+        # A file, because child processes of a killed compiler would keep a pipe open.
+        with open(folder / "messages.txt", "w+b") as messages:
             with subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=messages, stderr=messages, start_new_session=True
             ) as process:
@@ -255,5 +259,5 @@ def _compile(compiler: str, source: Path, folder: Path) -> None:
         raise Unavailable(f"{name} fails: {(lines or ['no reason given'])[0][:120]}")
 
 
-def _said(error: OSError, path: Path) -> str:
+def _describe(error: OSError, path: Path) -> str:
     return f"{error.filename or path}: {error.strerror or error}"

@@ -1,4 +1,4 @@
-"""What calls of the kernels share: buffers, and what was learned of the machine."""
+"""State shared by calls of the kernels: reusable buffers, and the choice of the number of threads."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from torch import Tensor
 
 
 class Buffers:
-    """Tensors to write into, used again once they are given back: a step allocates nothing after the first."""
+    """A pool of output tensors: after the first step nothing is allocated."""
 
     def __init__(self) -> None:
         self.free: dict[tuple[int, ...], list[Tensor]] = {}
 
     def acquire(self, *shape: int) -> Tensor:
-        """One of that shape, float32; it holds whatever it held."""
+        """A float32 tensor of a shape, with undefined contents."""
         free = self.free.get(shape)
         return free.pop() if free else torch.empty(shape)
 
     def release(self, *tensors: Tensor | None) -> None:
-        """Tensors that are not needed any more."""
+        """Return tensors to the pool; None is ignored."""
         for tensor in tensors:
             if tensor is not None:
                 self.free.setdefault(tuple(tensor.shape), []).append(tensor)
 
 
 class ThreadTuner:
-    """Which number of threads is the fastest, all or one: both are tried at first, and now and then again.
+    """Chooses the faster number of threads, all or one: both are timed at first, and again every `AGAIN` calls.
 
-    On a machine that is busy with other things, threads that wait for each other are slower than one alone, and that
-    may begin and end at any time.
+    On a machine with other load, threads that wait for each other are slower than a single one, and the load may change
+    at any time.
+
+    Args:
+        most: The largest number of threads.
     """
 
     AGAIN = 40
@@ -38,17 +41,17 @@ class ThreadTuner:
         self.calls = 0
 
     def threads(self) -> int:
-        """How many the next call should use."""
+        """The number of threads for the next call."""
         self.calls += 1
-        known = {number: seconds for number, seconds in self.seconds.items() if seconds is not None}
-        if self.calls <= 2 or len(known) < len(self.seconds):  # of the first calls neither counts: caches are cold
+        timed = {number: seconds for number, seconds in self.seconds.items() if seconds is not None}
+        if self.calls <= 2 or len(timed) < len(self.seconds):  # the first two calls are not counted: caches are cold
             return [*self.seconds][self.calls % len(self.seconds)]
-        best = min(known, key=lambda number: known[number])
-        others = [number for number in known if number != best]
+        best = min(timed, key=lambda number: timed[number])
+        others = [number for number in timed if number != best]
         return others[0] if others and self.calls % self.AGAIN == 0 else best
 
     def took(self, threads: int, seconds: float) -> None:
-        """How long a call took; of those in use the newest counts for half, of the others it counts alone."""
+        """Record the time of a call: averaged half and half with the past for the faster number, else replacing it."""
         before = self.seconds[threads]
         if self.calls > 2:
             fresh = before is None or before > min(value for value in self.seconds.values() if value is not None)

@@ -1,4 +1,4 @@
-"""The body of a `UNet` out of our float32 kernels: the same network, its weights packed once, nothing else changed."""
+"""The body of a `UNet` computed by the float32 kernels: the same network with its weights packed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ddim.nn.unet import UNet
 
 
 def fits(network: nn.Module, vector: int) -> bool:
-    """Whether a network can be computed by the kernels: a U-Net whose widths are multiples of a vector."""
+    """Whether the kernels support a network: a U-Net whose channel numbers are multiples of the vector length."""
     if not isinstance(network, UNet):
         return False
     c = network.config
@@ -26,15 +26,15 @@ def fits(network: nn.Module, vector: int) -> bool:
 
 
 class Conv:
-    """A convolution with packed weights, by whichever way is faster at the size of its pictures.
+    """A convolution with packed weights, by the algorithm that is faster at the resolution of its output.
 
     Args:
         kernels: The kernels.
-        layer: The layer, a convolution or, as one of 1x1, a linear layer.
+        layer: A convolution, or a linear layer, which is treated as a 1x1 convolution.
         height: Height of its output.
         width: Width of its output.
-        up: Whether it reads its input at twice its size.
-        offset: Zeros before the first row.
+        up: Whether the input is upsampled by 2.
+        offset: Zero padding before the first row and column; half the kernel size if None.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class Conv:
         self.channels = n
         self.bias = cast(Tensor, layer.bias).float().contiguous()
         fits = self.side == 3 and self.stride == 1 and c % kernels.vector == n % kernels.vector == 0
-        # By Winograd's way 36 weights are read for 9: that pays from 16 tiles a picture on, or from 4 where they fit a
-        # cache. The choice must not depend on the number of pictures, as a sample's bits would.
+        # Winograd reads 36 weights instead of 9: that is faster from 16 tiles per image on, or from 4 if they fit into
+        # a cache. The choice must not depend on the batch size, because a sample's bits must not.
         tiles, small = -(-height // 4) * -(-width // 4), 36 * 4 * c * n <= 5 << 20
         self.winograd = fits and (tiles >= 16 or (tiles >= 4 and small))
         self.weights = kernels.pack_winograd(weights) if self.winograd else kernels.pack(weights)
@@ -68,7 +68,7 @@ class Conv:
         residual: Tensor | None = None,
         into: Tensor | None = None,
     ) -> Tensor:
-        """The output, (B, H, W, N): `into`, which may be the residual, or a buffer."""
+        """The output, (B, H, W, N), written to `into`, which may be the residual, or to a buffer."""
         out = buffers.acquire(len(x), self.height, self.width, self.channels) if into is None else into
         if self.winograd:
             return self.kernels.winograd(x, self.weights, self.bias, out, self.up, time, residual)
@@ -77,20 +77,20 @@ class Conv:
 
 
 class Norm:
-    """Group norm, with SiLU or without."""
+    """Group norm, with or without SiLU."""
 
     def __init__(self, kernels: Kernels, layer: nn.GroupNorm, activate: bool = True):
         self.kernels, self.groups, self.eps, self.activate = kernels, layer.num_groups, layer.eps, activate
         self.scale, self.shift = (cast(Tensor, t).detach().float().contiguous() for t in (layer.weight, layer.bias))
 
     def __call__(self, x: Tensor, buffers: Buffers, **others: Any) -> Tensor:
-        """The output, (B, H, W, C), see `Kernels.norm`."""
+        """The output, (B, H, W, C); `others` are passed to `Kernels.norm`."""
         out = buffers.acquire(*x.shape[:3], len(self.scale))
         return self.kernels.norm(x, self.scale, self.shift, self.groups, self.eps, out, self.activate, **others)
 
 
 class _Block:
-    """`Block`; `height` and `width` are the output's."""
+    """`ddim.nn.blocks.Block` with the kernels; `height` and `width` are those of the output."""
 
     def __init__(self, kernels: Kernels, block: Block, height: int, width: int):
         self.scale_shift, self.resample = block.scale_shift, block.resample
@@ -100,28 +100,29 @@ class _Block:
         self.skip = Conv(kernels, block.skip, height, width) if isinstance(block.skip, nn.Conv2d) else None
 
     def __call__(self, x: Tensor, time: Tensor, buffers: Buffers, beside: Tensor | None = None) -> Tensor:
-        """The block's output of x (B, H, W, C) and of channels beside it; neither is given back."""
+        """The block's output for x (B, H, W, C), concatenated with `beside`; neither is released."""
         both = None if beside is None else buffers.acquire(*x.shape[:3], x.shape[3] + beside.shape[3])
         h = self.norm1(x, buffers, beside=beside, both=both)
-        whole = x if both is None else both
+        unnormed = x if both is None else both
         pooled = None
         if self.resample == "down":
-            wide, h, pooled = h, _halved(h, buffers), _halved(whole, buffers)
-            whole = pooled
+            wide, h, pooled = h, _halved(h, buffers), _halved(unnormed, buffers)
+            unnormed = pooled
             buffers.release(wide)
         elif self.resample == "up":
-            whole = whole.repeat_interleave(2, 1).repeat_interleave(2, 2)
+            unnormed = unnormed.repeat_interleave(2, 1).repeat_interleave(2, 2)
         middle = self.conv1(h, buffers, None if self.scale_shift else time)
         buffers.release(h)
         h = self.norm2(middle, buffers, modulation=time if self.scale_shift else None)
-        kept = self.skip(whole, buffers, into=middle) if self.skip else whole  # of middle's shape, which is not needed
-        out = self.conv2(h, buffers, None, kept, kept if self.skip else middle)
+        # The skip convolution overwrites `middle`, which has its shape and is not needed any more.
+        residual = self.skip(unnormed, buffers, into=middle) if self.skip else unnormed
+        out = self.conv2(h, buffers, None, residual, residual if self.skip else middle)
         buffers.release(h, both, pooled)
         return out
 
 
 class _Attention:
-    """`Attention`."""
+    """`ddim.nn.blocks.Attention` with the kernels."""
 
     def __init__(self, kernels: Kernels, attention: Attention, height: int, width: int):
         self.heads = attention.heads
@@ -130,24 +131,24 @@ class _Attention:
         self.out = Conv(kernels, attention.out, height, width)
 
     def __call__(self, x: Tensor, buffers: Buffers) -> Tensor:
-        """The attended picture, in place of x."""
+        """x plus the attention output, written to x."""
         b, height, width, c = x.shape
         h = self.norm(x, buffers)
         mixed = self.qkv(h, buffers)
         q, k, v = mixed.view(b, height * width, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         buffers.release(h)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height, width, c)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height, width, c)
         buffers.release(mixed)
-        return self.out(seen, buffers, residual=x, into=x)
+        return self.out(attended, buffers, residual=x, into=x)
 
 
 class NativeUNet:
-    """A U-Net's body; called as `UNet.body` is, and the same to rounding, about 1e-5 of the output.
+    """A U-Net's body, called like `UNet.body` and equal to it up to rounding, about 1e-5 of the output.
 
     A sample's bits depend neither on the batch nor on the number of threads.
 
     Args:
-        network: The network, float32, on a CPU, for which `fits` says yes.
+        network: The network, float32, on a CPU, that `fits` accepts.
         kernels: The kernels.
     """
 
@@ -167,26 +168,26 @@ class NativeUNet:
         self.conv_out = Conv(kernels, network.conv_out, *sizes[0])
 
     def __call__(self, x: Tensor, condition: Tensor) -> Tensor:
-        """See `UNet.body`; where a gradient is asked for, the network itself answers."""
+        """The output of `UNet.body`; if a gradient is needed, it is computed by the network itself."""
         if torch.is_grad_enabled() and x.requires_grad:
             return self.network.body(x, condition)
         try:
-            buffers = self.pool.pop()  # of one thread at a time
+            buffers = self.pool.pop()  # buffers are used by one thread at a time
         except IndexError:
             buffers = Buffers()
         patch, most = self.network.config.patch, torch.get_num_threads()
-        pace = self.paces.setdefault((len(x), most), ThreadTuner(most))
-        threads, begun = pace.threads(), time.perf_counter()
+        tuner = self.paces.setdefault((len(x), most), ThreadTuner(most))
+        threads, started = tuner.threads(), time.perf_counter()
         with torch.no_grad(), _threads(threads, most):
             self.kernels.threads = threads
             x = F.pixel_unshuffle(x, patch) if patch > 1 else x
             out = self._body(x.permute(0, 2, 3, 1).contiguous(), condition, buffers)
-            made = out.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+            result = out.permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
             buffers.release(out)
-            made = F.pixel_shuffle(made, patch) if patch > 1 else made
-        pace.took(threads, time.perf_counter() - begun)
+            result = F.pixel_shuffle(result, patch) if patch > 1 else result
+        tuner.took(threads, time.perf_counter() - started)
         self.pool.append(buffers)
-        return made
+        return result
 
     def _body(self, x: Tensor, condition: Tensor, buffers: Buffers) -> Tensor:
         times = iter(torch.split(condition, self.network.widths, dim=1))
@@ -235,12 +236,14 @@ class NativeUNet:
     def _levels(
         self, blocks: nn.ModuleList, attention: nn.ModuleList, sizes: list[tuple[int, int]], each: int
     ) -> list[list[tuple[_Block, _Attention | None]]]:
-        made = []
+        levels = []
         for level, size in enumerate(sizes):
             places = range(level * each, (level + 1) * each)
-            own = [_Block(self.kernels, cast(Block, blocks[i]), *size) for i in places]
-            made.append([(block, self._attention(attention[i], *size)) for block, i in zip(own, places, strict=True)])
-        return made
+            built = [_Block(self.kernels, cast(Block, blocks[i]), *size) for i in places]
+            levels.append(
+                [(block, self._attention(attention[i], *size)) for block, i in zip(built, places, strict=True)]
+            )
+        return levels
 
     def _attention(self, part: nn.Module, height: int, width: int) -> _Attention | None:
         return _Attention(self.kernels, part, height, width) if isinstance(part, Attention) else None
@@ -255,7 +258,7 @@ class NativeUNet:
 
 @contextlib.contextmanager
 def _threads(number: int, most: int) -> Iterator[None]:
-    """So many threads for torch's own kernels, for a while."""
+    """Set the number of threads of torch's kernels within the context."""
     if number == most:
         yield
         return
@@ -267,6 +270,6 @@ def _threads(number: int, most: int) -> Iterator[None]:
 
 
 def _halved(x: Tensor, buffers: Buffers) -> Tensor:
-    """The means of 2x2 pixels: (B, H, W, C) to (B, H/2, W/2, C)."""
+    """2x2 average pooling: (B, H, W, C) to (B, H/2, W/2, C)."""
     b, h, w, c = x.shape
     return torch.mean(x.view(b, h // 2, 2, w // 2, 2, c), (2, 4), out=buffers.acquire(b, h // 2, w // 2, c))

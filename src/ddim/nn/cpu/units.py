@@ -1,4 +1,4 @@
-"""Which units of a device multiply bfloat16, and what follows: one rule for sampling, another one for training."""
+"""Detection of a device's bfloat16 units, and the default precision for sampling and for training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The units of a device for bfloat16.
+    """The bfloat16 units of a device.
 
     Args:
-        matrix: Whether it multiplies matrices of bfloat16 in hardware: AMX of a CPU, the tensor cores of a GPU.
-        vector: Whether it has instructions for vectors of bfloat16, such as AVX512_BF16.
+        matrix: Whether the hardware multiplies bfloat16 matrices: AMX of a CPU, tensor cores of a GPU.
+        vector: Whether it has bfloat16 vector instructions, such as AVX512_BF16.
     """
 
     matrix: bool
@@ -24,37 +24,37 @@ class Units:
 
 
 def units_of(device: torch.device | str) -> Units:
-    """The units of a device of this machine."""
+    """The bfloat16 units of a device of this machine."""
     device = torch.device(device)
     if device.type == "cuda":
-        there = torch.cuda.is_bf16_supported(including_emulation=False)
-        return Units(matrix=there, vector=there)
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return Units(matrix=supported, vector=supported)
     if device.type != "cpu":
         return Units(matrix=False, vector=False)
     return units_of_cpu(cpu_flags(), _torch_says("_is_avx512_bf16_supported"), _torch_says("_is_amx_tile_supported"))
 
 
 def units_of_cpu(flags: str, avx512_bf16: bool, amx_tile: bool) -> Units:
-    """The units of a CPU.
+    """The bfloat16 units of a CPU.
 
     Args:
-        flags: The line of its flags, see `cpu_flags`.
-        avx512_bf16: Whether torch says that it has AVX512_BF16.
-        amx_tile: Whether torch says that AMX can be used.
+        flags: The line of CPU flags, see `cpu_flags`.
+        avx512_bf16: Whether torch reports AVX512_BF16.
+        amx_tile: Whether torch reports that AMX can be used.
     """
     return Units(matrix=amx_tile and "amx_bf16" in flags.split(), vector=avx512_bf16 or amx_tile)
 
 
 def sampling_precision(units: Units, missing: Callable[[], str]) -> tuple[str, str]:
-    """The precision that "auto" chooses to sample in, and why: the rule for sampling.
+    """The precision that "auto" means for sampling, and the reason.
 
-    Vector instructions alone do not count: with AVX512_BF16 and no AMX, one image of CIFAR-10's size took three times
+    Vector instructions alone are not enough: with AVX512_BF16 and no AMX, one image of CIFAR-10's size took three times
     as long in bfloat16 as with diffusers in float32, and "float32-fast" was faster than both.
 
     Args:
-        units: The device's.
-        missing: Says why there is no "float32-fast", or ""; asked only where it matters, as the answer may take a
-            compiler.
+        units: The units of the device.
+        missing: Returns the reason why "float32-fast" is unavailable, or ""; called only if needed, because it may
+            compile the kernels.
     """
     if units.matrix:
         return "bfloat16", "this device has matrix units for bfloat16"
@@ -65,15 +65,15 @@ def sampling_precision(units: Units, missing: Callable[[], str]) -> tuple[str, s
 
 
 def training_dtype(units: Units) -> torch.dtype:
-    """The dtype that "auto" chooses for training's autocast: the rule for training.
+    """The dtype that "auto" means for autocast in training.
 
-    Training has no kernels of its own, and there bfloat16 vectors alone are faster than torch's float32.
+    Training does not use the CPU kernels, and bfloat16 vectors alone are faster than torch's float32.
     """
     return torch.bfloat16 if units.matrix or units.vector else torch.float32
 
 
 def cpu_flags() -> str:
-    """What the system says the processor has, as one line; "" where it does not say."""
+    """The line of CPU flags from /proc/cpuinfo; "" if it cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
