@@ -1,4 +1,4 @@
-"""Whether a device can be used, said before anything is loaded."""
+"""Check that a device can be used before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from ddim.errors import DdimError, shorten
 
 
 def usable(device: torch.device | str, name: str | None = None) -> torch.device:
-    """The device, after one small computation on it.
+    """The device, checked by a small computation on it.
 
     Args:
         device: "cpu", "cuda", "cuda:1", ...
-        name: What to call it in an error.
+        name: The subject of an error message; "device ..." by default.
 
     Raises:
-        DdimError: If there is no such device here, or it cannot hold numbers, as "meta" cannot.
+        DdimError: If there is no such device, or it cannot store values ("meta").
     """
     try:
         made = torch.device(device)

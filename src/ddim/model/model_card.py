@@ -1,4 +1,4 @@
-"""The model card, `README.md`, made from a model's configuration."""
+"""The model card, `README.md`, generated from a model's configuration."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ddim.model.config import ModelConfig
 from ddim.model.modality import modality_of
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-"""What a repository's name looks like."""
+"""The pattern of a repository's name, "org/name"."""
 
 _PREDICTS = {"eps": "the noise eps", "x0": "the clean data x_0", "v": "v = signal eps - noise x_0"}
 
 
 def card(config: ModelConfig, weights: Mapping[str, Tensor], name: str, license: str | None = None) -> str:
-    """A model card of what the configuration says; what it does not say is left out.
+    """The text of a model card; facts that the configuration does not record are omitted.
 
     Args:
-        config: The configuration, its checksum filled in.
+        config: The configuration, including the checksum of the weights.
         weights: The weights.
-        name: What to call the model: "org/name", or its folder.
-        license: The weights' licence; left out if None.
+        name: The model's name: "org/name", or its folder.
+        license: The weights' licence; omitted if None.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -75,7 +75,7 @@ def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
 
 
 def _training(config: ModelConfig) -> Iterator[str]:
-    """What is known of it, if anything is."""
+    """The section on training, if anything about it is recorded."""
     known, things = config.provenance, modality_of(config).noun
     lines = {}
     if known.data:
