@@ -158,7 +158,8 @@ class ModelBase(HubMixin):
 
         Args:
             grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps.
-            steps: S, the number of network evaluations. With a named spacing the default is 20, or T if that is less.
+            steps: S, the number of network evaluations. With a named spacing the default is 20, or all timesteps if
+                there are fewer.
             encode: Whether the levels increase instead, from clean data to the noisiest.
             top: The noisiest timestep of a named spacing, for a run that starts from a partly noised image.
 

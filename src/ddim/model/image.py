@@ -73,7 +73,7 @@ class Model(ModelBase):
                 `ddim.model.importers.clipping`, with a warning, or is on with sigma "hat". A plan that encodes does
                 not clip by default.
             encode: Whether the plan encodes, from clean data to the latent.
-            default: The number of steps of a named spacing if steps is None, at most T.
+            default: The number of steps of a named spacing if steps is None, bounded by the number of timesteps.
             top: The noisiest timestep of a named spacing, for a run that starts from a partly noised image; by default
                 `ddim.process.start.start_time`.
             sampler: One of `ddim.samplers.SAMPLERS`; all but "ddim" are deterministic. "auto" is the sampler that
@@ -102,7 +102,7 @@ class Model(ModelBase):
 
         Args:
             n: The number of images.
-            steps: S, the number of network evaluations; by default 20, or T if that is less.
+            steps: S, the number of network evaluations; by default 20, or all timesteps if there are fewer.
             seed: The run's seed.
             start: The first sample's index.
             labels: One label for all images or one per image, for a model with labels.

@@ -57,7 +57,7 @@ def wrap(
     """Wrap a network as a denoiser with plans, sampling and latents.
 
     Args:
-        module: Called as module(x, time (N,), **conditioning), see `ddim.model.denoisers`. It returns a tensor, a
+        module: Called as module(input, time (N,), **conditioning), see `ddim.model.denoisers`. It returns a tensor, a
             tuple whose first entry is a tensor, or an object with `.sample`. The tensor has the shape of x, or twice
             its channels with a learned variance, which only sigma "learned" uses.
         schedule: The noise schedule, its name, or betas (T,).

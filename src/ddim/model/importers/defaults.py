@@ -1,4 +1,4 @@
-"""What a state dict does not say: taken from hints, assumed aloud where a code has one custom, or asked for."""
+"""Metadata missing from a checkpoint: taken from hints, filled with the library's default (noted), or an error."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _OPTIONS = {"head_channels": "head-channels", "attention": "qkv"}
 
 
 def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
-    """Height and width of the pictures.
+    """Height and width of the images.
 
     Raises:
-        DdimError: If no hint says it.
+        DdimError: If the hints lack it.
     """
     if hints.size is None:
         mend = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
@@ -32,7 +32,7 @@ def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
 
 
 def colours(channels: int, path: Path) -> Literal[1, 3]:
-    """The channels, if they are those of pictures.
+    """The number of channels, which must be that of images.
 
     Raises:
         DdimError: If they are not 1 or 3.
@@ -46,13 +46,13 @@ def colours(channels: int, path: Path) -> Literal[1, 3]:
 def schedule(
     hints: CheckpointHints, path: Path, bounds: tuple[float, float] = (1e-4, 0.02), name: str | None = None
 ) -> tuple[ScheduleConfig, str]:
-    """The noise schedule, and how it was come by: linear betas over T = 1000 times unless told otherwise.
+    """The noise schedule and a note on its source; by default linear betas with T = 1000.
 
     Args:
-        hints: What is known.
+        hints: The hints from the user.
         path: The file, for messages.
         bounds: First and last beta, of linear betas and of those of `name`.
-        name: The hint's schedule under our name, if that is another.
+        name: This library's name of the hint's schedule, if it differs.
 
     Raises:
         DdimError: If there is no such schedule.
@@ -69,10 +69,10 @@ def schedule(
 
 
 def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
-    """What the network predicts, and how it was come by: eps unless told otherwise.
+    """The prediction type and a note on its source; eps by default.
 
     Raises:
-        DdimError: If the hint is none of eps, x0 and v.
+        DdimError: If the hint is not eps, x0 or v.
     """
     told = hints.predicts or "eps"
     if told not in PREDICTS:
@@ -83,10 +83,10 @@ def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
 def config(
     path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, code: str
 ) -> ModelConfig:
-    """The configuration of what was read.
+    """The configuration of the converted model.
 
     Raises:
-        DdimError: If its parts do not go together.
+        DdimError: If its parts are inconsistent.
     """
     policy = ImagePolicy(height=network.height, width=network.width, channels=colours(network.in_channels, path))
     values = {"schedule": schedule, "predicts": predicts, "network": network, "data": policy}
@@ -97,7 +97,7 @@ def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> t
     """A tensor's shape.
 
     Raises:
-        DdimError: If there is no such tensor, or it has not so many sides.
+        DdimError: If there is no such tensor, or its number of dimensions is not `sides`.
     """
     if name not in tensors:
         raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
@@ -113,7 +113,7 @@ def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
     """Widths as multiples of the first level's channels.
 
     Raises:
-        DdimError: If one is no whole multiple.
+        DdimError: If one is not an integer multiple.
     """
     if any(width % channels for width in widths):
         raise DdimError(path, f"has channels {widths}, no multiples of {channels}", "wrap the network with ddim.wrap")
@@ -121,15 +121,15 @@ def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
 
 
 def refuse(hints: CheckpointHints, why: str, *options: str) -> None:
-    """Refuse hints that a code's networks do not ask for.
+    """Reject hints that do not apply to a library's networks.
 
     Args:
-        hints: What is known.
-        why: Why not.
+        hints: The hints from the user.
+        why: The reason.
         options: Names of fields of `CheckpointHints`.
 
     Raises:
-        DdimError: Naming the first that is given.
+        DdimError: Naming the first of these hints that is set.
     """
     for option in options:
         if getattr(hints, option) is not None:

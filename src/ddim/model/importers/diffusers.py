@@ -1,6 +1,6 @@
-"""Folders of diffusers' unconditional pipelines, read: a UNet2DModel and a scheduler's configuration.
+"""Import folders of diffusers' unconditional pipelines: a UNet2DModel and a scheduler's configuration.
 
-Nothing of diffusers is imported: a folder is JSON and tensors.
+A folder is JSON and tensors, so diffusers itself is not imported.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ddim.model.importers.types import ImportedModel, read_json, read_state, ten
 from ddim.nn.unet import UNetConfig
 
 SIGNS = ("conv_in.weight", "time_embedding.linear_1.weight")
-"""Names by which the state dict of such a U-Net is known."""
+"""Tensor names that identify the state dict of such a U-Net."""
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
-# What a key that older files lack stands for there.
+# Defaults of diffusers for keys that older files lack.
 _UNET = {
     "in_channels": 3,
     "out_channels": 3,
@@ -86,8 +86,8 @@ _PLAIN = (str, bool, int, float, type(None))
 def _prefix(place: Place) -> str:
     if place.way == "middle":
         return f"mid_block.{'resnets' if place.kind == 'block' else 'attentions'}.{place.inner}"
-    room = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
-    return f"{place.way}_blocks.{place.level}.{room}.{0 if place.kind == 'resample' else place.inner}"
+    part = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
+    return f"{place.way}_blocks.{place.level}.{part}.{0 if place.kind == 'resample' else place.inner}"
 
 
 NAMES = Names(
@@ -107,7 +107,7 @@ _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn
 
 
 def unet_folder(folder: Path) -> Path | None:
-    """Where a pipeline folder keeps its U-Net: in `unet`, or, as old ones do, in itself; None if nowhere."""
+    """The folder of a pipeline's U-Net: `unet`, or the pipeline folder itself in old ones; None if there is none."""
     for place in (folder / "unet", folder):
         if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
             return place
@@ -115,10 +115,10 @@ def unet_folder(folder: Path) -> Path | None:
 
 
 def read(folder: Path) -> ImportedModel:
-    """A diffusers pipeline folder as a model of ours.
+    """Convert a diffusers pipeline folder.
 
     Raises:
-        DdimError: If it is damaged, or holds what our U-Net cannot be.
+        DdimError: If it is damaged, or its network has features that `ddim.nn.unet` does not support.
     """
     place = unet_folder(folder)
     if place is None:
@@ -154,7 +154,7 @@ def _colours(network: UNetConfig, place: Path) -> int:
 
 
 def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
-    """The U-Net that a UNet2DModel's configuration describes, and how it was read."""
+    """The U-Net configuration equivalent to a UNet2DModel's, and notes on it."""
     if given.get("_class_name") != "UNet2DModel":
         wrong = f"is of a {shorten(str(given.get('_class_name')))}, not a UNet2DModel"
         raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
@@ -196,7 +196,7 @@ def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str
 
 
 def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
-    """Refuse what our U-Net cannot be."""
+    """Reject features that `ddim.nn.unet` does not support."""
     groups = c["norm_num_groups"]
     fixed: dict[str, tuple[Any, ...]] = {
         "center_input_sample": (False,),
@@ -220,12 +220,12 @@ def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
             raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
     if c.get("sample_size") is None:
         raise DdimError(file, "does not say sample_size", "add it, in pixels")
-    if any(w % widths[0] for w in widths):  # of which none is 0
+    if any(w % widths[0] for w in widths):  # no width is 0 here
         raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
 
 
 def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
-    """Whole numbers of at least 1."""
+    """Validate a list of integers of at least 1."""
     found = list_of(values, int, key, file)
     if not found or min(found) < 1 or count not in (None, len(found)):
         wrong = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
@@ -241,7 +241,7 @@ def _attends(name: str, file: Path, way: str) -> bool:
 
 
 def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
-    """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
+    """The noise schedule and prediction type of a scheduler's configuration, and notes on them."""
     c = {**_SCHEDULER, **given}
     for key in ("prediction_type", "beta_schedule"):
         entry(c, key, str, file)
@@ -275,13 +275,13 @@ def _choice(kept: Mapping[str, Any]) -> str:
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:
-    """The settings of `ddim.emulate.diffusers` with which a model that came from such a folder had its own scheduler.
+    """The settings of `ddim.emulate.diffusers` that reproduce the original scheduler of a converted model.
 
     Returns:
-        Nothing, of a model that came from elsewhere.
+        The settings; empty for a model that was not converted from diffusers.
 
     Raises:
-        DdimError: If that scheduler does what the emulation does not repeat.
+        DdimError: If the scheduler has a setting that the emulation does not support.
     """
     if config.origin is None or config.origin.format != "diffusers":
         return {}
@@ -294,7 +294,7 @@ def emulation(config: ModelConfig) -> dict[str, Any]:
 
 
 def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The U-Net's tensors under today's names, and notes on them."""
+    """The U-Net's tensors under the current names of diffusers, and notes on them."""
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     file = next((place / name for name in names if (place / name).is_file()), None)
     if file is None:

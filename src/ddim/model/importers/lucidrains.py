@@ -1,4 +1,4 @@
-"""Checkpoints of the package denoising-diffusion-pytorch, versions 2, whose U-Net runs here as `ddim.nn.lucidrains`."""
+"""Import checkpoints of denoising-diffusion-pytorch, version 2, whose U-Net is `ddim.nn.lucidrains`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.lucidrains import LucidrainsConfig
 
 SIGNS = ("init_conv.weight", "time_mlp.3.weight")
-"""Names by which such a state dict is known; in one of its GaussianDiffusion they begin with "model."."""
+"""Tensor names that identify such a state dict; in that of a GaussianDiffusion they begin with "model."."""
 _NETWORK = "model."
 _OBJECTIVES = {"eps": "pred_noise", "x0": "pred_x0", "v": "pred_v"}
 
 
 def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
-    """A state dict of a Unet, or of a GaussianDiffusion around one, as a model of ours.
+    """Convert the state dict of a Unet, or of a GaussianDiffusion that contains one.
 
     Raises:
-        DdimError: If something is missing that no hint says, or it is another network.
+        DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
     defaults.refuse(hints, "the file itself shows its heads", "heads", "head_channels", "attention")
     defaults.refuse(hints, "that code never rescales times", "rescale")
@@ -48,7 +48,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
 
 
 def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> LucidrainsConfig:
-    """The network, from names and shapes."""
+    """The network, from tensor names and shapes."""
     _refuse(path, net)
     first, in_channels, _, _ = defaults.shape(net, "init_conv.weight", path, 4)
     out_channels = defaults.shape(net, "final_conv.weight", path, 4)[0]
@@ -64,7 +64,7 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
     ends = [f"downs.{level}.3" + (".1" if level < levels - 1 else "") for level in range(levels)]
     widths = [defaults.shape(net, f"{end}.weight", path, 4)[0] for end in ends]
     full = [f"downs.{level}.2.to_out.weight" in net for level in range(levels)]
-    # Of keys and values: 2, heads, and then their number and channels in full attention, else the other way round.
+    # Shape of mem_kv: (2, heads, memories, channels) in full attention, (2, heads, channels, memories) in linear.
     memory = [defaults.shape(net, f"downs.{level}.2.mem_kv", path, 4) for level in range(levels)]
     height, width = defaults.size(hints, path)
     values = {
@@ -83,7 +83,7 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
 
 
 def _refuse(path: Path, net: dict[str, Tensor]) -> None:
-    """Refuse what its other options and its older versions are."""
+    """Reject unsupported options and older versions."""
     if "time_mlp.0.weights" in net:
         wrong = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
         raise DdimError(path, wrong, "use a checkpoint without them")
@@ -95,7 +95,7 @@ def _refuse(path: Path, net: dict[str, Tensor]) -> None:
 
 
 def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[ScheduleConfig, str]:
-    """The noise schedule: the file's own, or of the name that its Trainer was given."""
+    """The noise schedule: from the file's table of betas, or by the name in the hints."""
     if "betas" not in table:
         if hints.schedule is None:
             mend = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
@@ -120,10 +120,10 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
 
 
 def sigmoid_betas(T: int) -> np.ndarray:
-    """The betas of that code's default: alpha_bar falls along a logistic curve from -3 to 3 (Jabri et al. 2022).
+    """The betas of that library's default schedule: alpha_bar is a logistic curve from -3 to 3 (Jabri et al. 2022).
 
     Args:
-        T: The number of times.
+        T: The number of timesteps.
 
     Returns:
         float64, (T,), capped at 0.999.
@@ -134,9 +134,9 @@ def sigmoid_betas(T: int) -> np.ndarray:
 
 
 def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[str, str]:
-    """What the network predicts: what its loss weights are of, or what a hint says.
+    """The prediction type, from the loss weights in the file or from the hints.
 
-    At a signal-to-noise ratio s <= 1 the weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
+    At a signal-to-noise ratio s <= 1 the loss weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
     """
     found = None
     if {"loss_weight", "alphas_cumprod"} <= table.keys():
@@ -158,11 +158,11 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
 
 
 def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> Weights:
-    """Our state dict; each of their tensors must have found a place."""
+    """The converted state dict; every tensor of the source must be used."""
     left, out = Remaining(dict(net), str(path)), {}
     wanted = {key: value.shape for key, value in blank(network).items()}
     for ours, theirs in _names(network):
-        if ours in wanted:  # a layer may have no bias, a block no convolution beside it
+        if ours in wanted:  # a layer may have no bias, a block no skip convolution
             out[ours] = left.take(theirs, wanted[ours])
     blocks = [theirs for _, theirs, kind in _parts(network) if kind == "block"]
     for key in ("weight", "bias"):
@@ -173,7 +173,7 @@ def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> W
 
 
 def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
-    """Our name, theirs and the kind of every block and attention, in the order in which they run."""
+    """Our name, the source's name and the type of every block and attention, in the order in which they run."""
     for way, full in (("down", network.full), ("up", network.full[::-1])):
         for level, all_pairs in enumerate(full):
             yield from ((f"{way}_blocks.{2 * level + i}", f"{way}s.{level}.{i}", "block") for i in (0, 1))
@@ -185,7 +185,10 @@ def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
-    """Our name and theirs of every tensor but those of time in blocks, and of some that are not there."""
+    """Our name and the source's name of every tensor except the time layers of blocks.
+
+    Some of these tensors may not exist in a given network.
+    """
     layers = [("time.0", "time_mlp.1"), ("time.2", "time_mlp.3"), ("conv_in", "init_conv"), ("conv_out", "final_conv")]
     last = len(network.multipliers) - 1
     for level in range(last + 1):

@@ -1,14 +1,14 @@
-"""Networks inside state dicts that were saved with what was wrapped around them.
+"""Find networks in state dicts that were saved together with their wrappers.
 
-| prefix of a name                       | put there by                                                      |
+| prefix of a name                       | added by                                                          |
 |----------------------------------------|-------------------------------------------------------------------|
-| `_orig_mod.`                           | torch.compile, of the whole or of a part                          |
+| `_orig_mod.`                           | torch.compile, of the whole network or a part                     |
 | `module.`                              | DataParallel, DistributedDataParallel, `torch.optim.swa_utils`    |
-| `_fsdp_wrapped_module.` and its like   | FSDP, activation checkpoints, Lightning's strategies              |
+| `_fsdp_wrapped_module.` and similar    | FSDP, activation checkpoints, Lightning's strategies              |
 | `model.`, `net.`, `unet.`, any other   | the class that trained it, such as a LightningModule              |
 | `ema_model.`, `averaged_model.`, ...   | moving averages                                                   |
 
-A network is known by a few names of its own, its signs; whatever stands before them is its prefix.
+A network is identified by a few of its tensor names, its signs; whatever precedes them is the prefix.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Signs = Mapping[str, tuple[str, ...]]
 _INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"}
 _AVERAGED = re.compile(r"(^|[._])(ema|avg|averaged?|shadow|swa|polyak)(?![a-z])", re.IGNORECASE)
 _DEEPEST = 4
-_COUNTERS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of moving averages
-_LIST = "shadow_params"  # of the package torch_ema and of what copied it: averaged parameters without their names
+_COUNTERS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of moving-average wrappers
+_LIST = "shadow_params"  # of torch_ema and its copies: a list of averaged parameters without names
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Found:
     """A network in a file.
 
     Args:
-        where: The keys and the prefix under which it stands; "" if it is all of the file.
-        tensors: Its state dict, the prefix taken off.
+        where: The keys and prefix of the network in the file; "" if it is the whole file.
+        tensors: The network's state dict without the prefix.
         averaged: Whether it is a moving average of weights.
-        beside: Names that stand beside it and belong to no network.
+        beside: Names of other tensors that belong to no network.
     """
 
     where: str
@@ -51,27 +51,27 @@ class Found:
 
 
 def networks(state: Any, signs: Signs, path: Path) -> list[Found]:
-    """Every network in what a weights file holds.
+    """Every network in the content of a weights file.
 
     Args:
-        state: A state dict, or lists and dicts with state dicts in them.
-        signs: Names by which networks are known, by code.
+        state: A state dict, or lists and dicts that contain state dicts.
+        signs: Tensor names that identify networks, by library.
         path: The file, for errors.
 
     Returns:
-        The networks; none where no sign was found.
+        The networks; empty if no sign was found.
 
     Raises:
-        DdimError: If a name comes twice, with and without a wrapper's part.
+        DdimError: If a name occurs twice, with and without a wrapper's part.
     """
     made, parts = list[Found](), set[int]()
     for where, tensors in _dicts(state):
         for one in _split(where, _bare(tensors, path), signs):
             first = next(iter(one.tensors.values())).data_ptr()
-            if first not in parts:  # one state dict may be filed under two keys
+            if first not in parts:  # one state dict may be stored under two keys
                 parts.add(first)
                 made.append(one)
-    if isinstance(state, list | tuple) and len(state) > 1:  # of the DDIM authors: model, optimizer, ..., the average
+    if isinstance(state, list | tuple) and len(state) > 1:  # the DDIM authors' format: [model, optimizer, ..., average]
         made = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in made]
     trained = [one for one in made if not one.averaged]
     if len(trained) == len(made) == 1:
@@ -80,15 +80,18 @@ def networks(state: Any, signs: Signs, path: Path) -> list[Found]:
 
 
 def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str, tuple[str, ...]]:
-    """The averaged weights, or those as trained, which they are, and further notes on where they were found.
+    """Select the averaged or the raw weights of a file.
 
     Args:
-        found: The networks of a file, one at least.
-        ema: Whether averaged weights are taken where there are both.
+        found: The networks of a file, at least one.
+        ema: Whether to take averaged weights if the file has both averaged and raw ones.
         path: The file, for errors.
 
+    Returns:
+        The weights, a note on which were taken, and further notes.
+
     Raises:
-        DdimError: If there are several of the kind, or averaged ones alone and they are not to be taken.
+        DdimError: If several networks qualify, or there are only averaged weights and `ema` is False.
     """
     averaged, trained = ([one for one in found if one.averaged is kind] for kind in (True, False))
     if not ema and not trained:
@@ -109,7 +112,7 @@ def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str,
 
 
 def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
-    """Every dict of tensors, with the keys it stands under."""
+    """Every dict of tensors, with its key path."""
     if depth > _DEEPEST:
         return
     if isinstance(state, Mapping):
@@ -124,7 +127,7 @@ def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, T
 
 
 def _bare(tensors: Tensors, path: Path) -> Tensors:
-    """Without the parts of names that wrappers put anywhere."""
+    """Remove the parts of names that wrappers insert at any position."""
     made: Tensors = {}
     for key, tensor in tensors.items():
         name = ".".join(part for part in key.split(".") if part not in _INSIDE)
@@ -136,7 +139,7 @@ def _bare(tensors: Tensors, path: Path) -> Tensors:
 
 
 def _split(where: str, tensors: Tensors, signs: Signs) -> Iterator[Found]:
-    """The networks of one state dict, by the prefixes before their signs."""
+    """The networks of one state dict, separated by the prefixes before their signs."""
     prefixes = sorted({prefix for names in signs.values() for prefix in _prefixes(tensors, names)}, key=len)
     own: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
     beside = list[str]()
@@ -161,13 +164,13 @@ def _prefixes(tensors: Tensors, names: tuple[str, ...]) -> Iterator[str]:
         if key == first or key.endswith(f".{first}"):
             prefix = key.removesuffix(first)
             if all(f"{prefix}{name}" in tensors for name in names):
-                # A diffusion around its network keeps its schedule beside it.
+                # A diffusion wrapper stores its schedule next to its network.
                 around = prefix.removesuffix("model.")
                 yield around if prefix != around and f"{around}betas" in tensors else prefix
 
 
 def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> Iterator[Found]:
-    """An average whose names have lost their dots, as latent diffusion's training keeps it."""
+    """A moving average whose names have no dots, as stored by latent diffusion's training."""
     parts = prefix.split(".")[:-1]
     for average in sorted({key.split(".")[0] for key in tensors if _AVERAGED.search(key.split(".")[0])}):
         for depth in range(len(parts) + 1):
@@ -179,7 +182,7 @@ def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> I
 
 
 def _unnamed(state: Any, trained: Found) -> list[Found]:
-    """Averaged parameters that are a list, in the order of the trained ones; none where shapes differ."""
+    """Averaged parameters stored as a list, in the order of the trained ones; empty if shapes differ."""
     found = _lists(state)
     inner = "model." if any(key.startswith("model.") for key in trained.tensors) else ""
     names = [key for key in trained.tensors if key.startswith(inner)]
@@ -202,5 +205,5 @@ def _lists(state: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[
 
 
 def unmatched(state: Any) -> str:
-    """Where a file has averaged parameters that are a list; "" if nowhere."""
+    """The key path of averaged parameters stored as a list; "" if there are none."""
     return next((where for where, some in _lists(state) if some), "")
