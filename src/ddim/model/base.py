@@ -167,8 +167,8 @@ class ModelBase(HubMixin):
             DdimError: See `ddim.timesteps.tau`.
         """
         named = isinstance(grid, str) and steps is None
-        some = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
-        return timesteps.sampling_levels(self.schedule, self.config.predicts, grid, some, encode, top)
+        count = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
+        return timesteps.sampling_levels(self.schedule, self.config.predicts, grid, count, encode, top)
 
     def check_plan(self, plan: BasePlan[Any], to_clean: bool = False) -> None:
         """Check that a plan can be run with this model.
@@ -224,12 +224,12 @@ class ModelBase(HubMixin):
                 wrong = f"are {len(origin)} images for {len(indices)} samples"
                 raise DdimError("origin", wrong, "give one image, or one for each sample")
 
-        def denoiser(some: Tensor | None) -> AnyDenoiser:
-            made = self.denoiser(some, guidance)
-            return through(made) if through else made
+        def denoiser(labels: Tensor | None) -> AnyDenoiser:
+            denoise = self.denoiser(labels, guidance)
+            return through(denoise) if through else denoise
 
-        def noise(some: Sequence[int]) -> Noise:
-            return self.noise(some, seed)
+        def noise(indices: Sequence[int]) -> Noise:
+            return self.noise(indices, seed)
 
         graphs = self.compute.graphs if through is None else None
         how = (self.micro_batch, labels, origin, not self.compute.batch_invariant, graphs.run if graphs else run)
@@ -287,12 +287,12 @@ class ModelBase(HubMixin):
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """Check the plan and the shapes of the states; return the states on the device, in the plan's dtype."""
         self.check_plan(plan)
-        states = [arguments.floats(given, "states", self.shape) for given in states]
-        for given in states:
-            if len(given) != len(states[0]):
-                raise DdimError("states", f"are {len(given)} beside {len(states[0])}", "give as many of each")
+        states = [arguments.floats(state, "states", self.shape) for state in states]
+        for state in states:
+            if len(state) != len(states[0]):
+                raise DdimError("states", f"are {len(state)} beside {len(states[0])}", "give as many of each")
         dtype = torch.float64 if plan.lattice else torch.float32
-        return [given.to(self.device, dtype) for given in states]
+        return [state.to(self.device, dtype) for state in states]
 
     def empty(self) -> Tensor:
         """An empty batch of samples: float32, (0, C, H, W)."""

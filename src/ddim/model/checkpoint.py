@@ -31,8 +31,8 @@ def bundled() -> dict[str, Path]:
     places = [package / "weights"]
     if (package.parents[1] / "pyproject.toml").is_file():
         places.append(package.parents[1] / "models")
-    found = (path for place in places for path in sorted(place.glob("*")))
-    return {path.name: path for path in found if (path / CONFIG).is_file()}
+    folders = (path for place in places for path in sorted(place.glob("*")))
+    return {path.name: path for path in folders if (path / CONFIG).is_file()}
 
 
 def find(name: str | Path) -> Path:
@@ -51,11 +51,11 @@ def find(name: str | Path) -> Path:
         return here[name]
     names = ", ".join(here) or "none"
     if not path.exists():
-        mend = f"give a model folder or a bundled model ({names})"
-        recipe = next((one for one in (f"{name}-fast", str(name)) if one in PRESET_NAMES), "")
+        hint = f"give a model folder or a bundled model ({names})"
+        recipe = next((preset for preset in (f"{name}-fast", str(name)) if preset in PRESET_NAMES), "")
         if recipe:
-            mend += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
-        raise DdimError(name, "no such model", mend)
+            hint += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
+        raise DdimError(name, "no such model", hint)
     if path.is_file():
         raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
     raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")
@@ -209,12 +209,12 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
     Raises:
         DdimError: Naming the first keys and shapes that differ.
     """
-    own = network.state_dict()
-    complaints = [f"{shorten(key)} is missing" for key in own if key not in weights]
-    complaints += [f"{shorten(key)} is not known" for key in weights if key not in own]
+    state = network.state_dict()
+    complaints = [f"{shorten(key)} is missing" for key in state if key not in weights]
+    complaints += [f"{shorten(key)} is not known" for key in weights if key not in state]
     complaints += [
         f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
-        for key, value in own.items()
+        for key, value in state.items()
         if key in weights and weights[key].shape != value.shape
     ]
     if complaints:
@@ -222,5 +222,5 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
         wrong = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
         raise DdimError(name, wrong, "use the config.json that was saved with it")
     with torch.no_grad():
-        for key, value in own.items():
+        for key, value in state.items():
             value.copy_(weights[key])

@@ -78,12 +78,12 @@ class ScheduleConfig(BaseModel):
     def build(self) -> schedules.Schedule:
         """The schedule."""
         if self.betas is not None:
-            made = schedules.from_betas(self.betas)
+            schedule = schedules.from_betas(self.betas)
         else:
             bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
-            made = schedules.NAMED[self.name](self.T, **given)
-        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
+            arguments: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
+            schedule = schedules.NAMED[self.name](self.T, **arguments)
+        return schedules.zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
 
 
 class CategoricalConfig(BaseModel):
@@ -291,9 +291,9 @@ class ModelConfig(BaseModel):
         taken = self.network.shape[-2:] + self.network.shape[:1] if len(self.network.shape) == 3 else self.network.shape
         if tuple(self.data.shape) != taken:
             raise ValueError(f"the data policy gives {self.data.shape}, the network takes {taken}")
-        known = self.categorical.size if self.categorical else 0
-        if self.network.categories != known:
-            raise ValueError(f"x_t has {known} categories, the network {self.network.categories}")
+        categories = self.categorical.size if self.categorical else 0
+        if self.network.categories != categories:
+            raise ValueError(f"x_t has {categories} categories, the network {self.network.categories}")
         words = self.data.categories if isinstance(self.data, TextPolicy) else None
         if words is not None and self.categorical and self.categorical.categories != words:
             raise ValueError(f"the vocabulary has {words} tokens, not {self.categorical.categories}")

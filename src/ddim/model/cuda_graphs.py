@@ -138,9 +138,9 @@ class PlanGraphs:
             return True
         state = start.clone()
         rows = StoredNoise({k: noise.row(k) for k, row in enumerate(plan.rows) if row.draws})
-        given: Any = (denoise, plan, state, rows)
+        inputs: Any = (denoise, plan, state, rows)
         try:
-            graph, out = self._capture(lambda: run(*given), start.device)
+            graph, out = self._capture(lambda: run(*inputs), start.device)
         except RuntimeError as error:  # any error of CUDA, including out of memory
             self._pool = self._stream = None
             if self.always:
@@ -214,7 +214,9 @@ def _key(denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor) -> Hashable:
         scales = tuple(scale(row.query) if callable(scale) else scale for row in plan.rows)
         if not all(isinstance(value, float | int) for value in scales):
             return None
-    who = tuple((id(one.network), id(one.body), one.labelled) for one in networks)  # a graph keeps them alive
+    who = tuple(
+        (id(network.network), id(network.body), network.labelled) for network in networks
+    )  # a graph keeps them alive
     return (who, plan, start.shape, start.dtype, start.device, scales, _settings())
 
 

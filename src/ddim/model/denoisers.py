@@ -48,14 +48,14 @@ Time = Literal["index", "index+1", "fraction", "log-snr", "sigma", "flow"]
 
 def image_output(predicts: Predicts) -> OutputFn[Prediction]:
     """The output function of a network over real-valued data that predicts eps, x_0 or v."""
-    return partial(_read_pictures, predicts=predicts)
+    return partial(_read_images, predicts=predicts)
 
 
-def _read_pictures(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
-    said = output.to(x.dtype, memory_format=torch.contiguous_format)
-    if said.shape == x.shape:
-        return predict(said, x, level, predicts)
-    mean, variance = said.chunk(2, dim=1)  # learned variance, in [-1, 1]
+def _read_images(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
+    values = output.to(x.dtype, memory_format=torch.contiguous_format)
+    if values.shape == x.shape:
+        return predict(values, x, level, predicts)
+    mean, variance = values.chunk(2, dim=1)  # learned variance, in [-1, 1]
     prediction = predict(mean, x, level, predicts)
     prediction.variance_fraction = (variance + 1) / 2
     return prediction
@@ -84,7 +84,7 @@ class NetworkDenoiser(Generic[P]):
         body: Callable[..., Tensor] | None = None,
     ):
         self.network, self.hub = network, hub
-        self._known = None if labels is None else torch.unique(labels, return_inverse=True)
+        self._labels = None if labels is None else torch.unique(labels, return_inverse=True)
         self.body = body or network.body
         first = next(network.entry.parameters())
         self.dtype, self.device = first.dtype, first.device
@@ -114,15 +114,15 @@ class NetworkDenoiser(Generic[P]):
     @torch.no_grad()
     def _new_condition(self, t: float) -> Tensor:
         times = torch.full((1,), t, dtype=torch.float32, device=self.device)
-        if self._known is None:
+        if self._labels is None:
             return self.network.condition(times).to(self.dtype)
-        known, place = self._known
-        return torch.cat([self.network.condition(times, label[None]) for label in known])[place].to(self.dtype)
+        distinct, inverse = self._labels
+        return torch.cat([self.network.condition(times, label[None]) for label in distinct])[inverse].to(self.dtype)
 
     @property
     def labelled(self) -> bool:
         """Whether the denoiser has labels."""
-        return self._known is not None
+        return self._labels is not None
 
     def take_labels(self, other: NetworkDenoiser[P]) -> None:
         """Copy the labels of another denoiser, of the same number; cached conditioning is overwritten in place.
@@ -130,7 +130,7 @@ class NetworkDenoiser(Generic[P]):
         A CUDA graph reads these tensors, see `ddim.model.cuda_graphs`.
         """
         if self.labelled:
-            self._known = other._known
+            self._labels = other._labels
             for t, condition in self._conditions.items():
                 condition.copy_(other._condition(t))
 
@@ -165,7 +165,7 @@ def teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
     Raises:
         DdimError: If there is no time of that name.
     """
-    told: dict[Time, Callable[[Level], float]] = {
+    functions: dict[Time, Callable[[Level], float]] = {
         "index": _index,
         "index+1": operator.attrgetter("t"),
         "fraction": partial(_fraction, T=T),
@@ -174,8 +174,10 @@ def teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
         "flow": _data_time if data_at else flow_time,
     }
     if name not in get_args(Time):
-        raise DdimError(f"time {name!r}", "is unknown", f"choose one of {', '.join(told)}, or a function of the level")
-    return next(tell for known, tell in told.items() if known == name)
+        raise DdimError(
+            f"time {name!r}", "is unknown", f"choose one of {', '.join(functions)}, or a function of the level"
+        )
+    return next(function for key, function in functions.items() if key == name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,16 +218,16 @@ class ExternalDenoiser:
         self.check_signal(level)
         total = level.signal + level.noise
         scale = {"edm": level.signal, "velocity": total}.get(self.predicts, 1.0)
-        shown = (x if scale == 1 else x / scale).to(self.device or x.device, self.dtype or x.dtype)
-        given = {name: _spread(name, value, shown) for name, value in self.conditioning.items()}
-        said = _tensor(self.module(shown, self._time(level, shown), **given)).to(x.device)
+        inputs = (x if scale == 1 else x / scale).to(self.device or x.device, self.dtype or x.dtype)
+        conditioning = {name: _spread(name, value, inputs) for name, value in self.conditioning.items()}
+        output = _tensor(self.module(inputs, self._time(level, inputs), **conditioning)).to(x.device)
         doubled = (*x.shape[:1], *(2 * size for size in x.shape[1:2]), *x.shape[2:])
-        if said.shape != x.shape and (said.shape != doubled or self.predicts == "velocity"):
-            wrong = f"gives {tuple(said.shape)} of {tuple(x.shape)}"
+        if output.shape != x.shape and (output.shape != doubled or self.predicts == "velocity"):
+            wrong = f"gives {tuple(output.shape)} of {tuple(x.shape)}"
             raise DdimError("wrapped module", wrong, "its output must have the shape of x, or twice the channels")
         if self.predicts == "velocity":  # x_0 = y - s u and eps = y + (1 - s) u, in v = signal eps - noise x_0
-            said = (x * (level.signal - level.noise) + said.to(x.dtype) * self.sign) / total
-        return image_output(MEANS[self.predicts])(said, x, level)
+            output = (x * (level.signal - level.noise) + output.to(x.dtype) * self.sign) / total
+        return image_output(MEANS[self.predicts])(output, x, level)
 
     def with_conditioning(self, **conditioning: Any) -> Self:
         """A copy with additional keyword arguments for every call; existing ones of the same name are replaced.
@@ -274,17 +276,17 @@ class ExternalDenoiser:
 
 def _tensor(output: Any) -> Tensor:
     """The tensor in a network's return value."""
-    found = output
+    tensor = output
     if isinstance(output, tuple | list) and output:
-        found = output[0]
+        tensor = output[0]
     elif not isinstance(output, Tensor):
-        found = getattr(output, "sample", None)
-    if not isinstance(found, Tensor):
+        tensor = getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
         wrong = f"gives {type(output).__name__}, in which there is no tensor"
         raise DdimError(
             "wrapped module", wrong, "return a tensor, a tuple that begins with it, or an object with `.sample`"
         )
-    return found
+    return tensor
 
 
 def _spread(name: str, value: Any, shown: Tensor) -> Any:
@@ -294,8 +296,8 @@ def _spread(name: str, value: Any, shown: Tensor) -> Any:
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     _check_count(name, value, len(shown))
-    there = value.to(shown.device)
-    return there if len(value) == len(shown) else there.expand(len(shown), *value.shape[1:])
+    moved = value.to(shown.device)
+    return moved if len(value) == len(shown) else moved.expand(len(shown), *value.shape[1:])
 
 
 def _picked(name: str, value: Any, places: Tensor, total: int) -> Any:

@@ -18,11 +18,11 @@ def usable(device: torch.device | str, name: str | None = None) -> torch.device:
         DdimError: If there is no such device, or it cannot store values ("meta").
     """
     try:
-        made = torch.device(device)
-        if made.type == "meta":
+        checked = torch.device(device)
+        if checked.type == "meta":
             raise RuntimeError("it holds no numbers")
-        (torch.zeros(1, device=made) + 1).cpu()
+        (torch.zeros(1, device=checked) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         reason = shorten(str(error).partition("\n")[0], 100)
         raise DdimError(name or f"device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
-    return made
+    return checked

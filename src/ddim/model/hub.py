@@ -86,9 +86,9 @@ def contents(
         DdimError: If something is missing or invalid, does not match its checksum, or a weight is not finite.
     """
     if importers.is_importable(place):
-        made = importers.read(place, hints, kind)
-        checkpoint.check_finite(made.weights, place)
-        return made.config, made.weights, made.notes
+        imported = importers.read(place, hints, kind)
+        checkpoint.check_finite(imported.weights, place)
+        return imported.config, imported.weights, imported.notes
     return *checkpoint.read(place), ()
 
 
@@ -278,8 +278,8 @@ class HubMixin:
             raise DdimError(name, f"is a model of {kind}", f"load it with {right}.from_pretrained")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        made: Any = cls
-        model: M = made(network, config, device, **settings)
+        constructor: Any = cls
+        model: M = constructor(network, config, device, **settings)
         model.notes = notes
         return model
 

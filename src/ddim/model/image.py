@@ -128,8 +128,8 @@ class Model(ModelBase):
             raise DdimError(
                 "origin and top", "are not both given", "a picture to start from goes with a time to start at"
             )
-        own = "ddim" if hook or origin is not None else "auto"
-        plan = plan or self.plan(steps, **{"sampler": own, **settings})
+        default_sampler = "ddim" if hook or origin is not None else "auto"
+        plan = plan or self.plan(steps, **{"sampler": default_sampler, **settings})
         through = partial(Hooked, hook=hook) if hook else None
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
@@ -204,13 +204,13 @@ class Model(ModelBase):
         bytes_ = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
         if bytes_ and (images.ndim != 4 or getattr(images, "is_meta", False)):
             raise DdimError("images", f"are uint8 {tuple(images.shape)}", "give (N, H, W, C), or floats (N, C, H, W)")
-        pictures = floats(to_float(images) if bytes_ else images, "images", self.shape)
-        way = self.inversion(method, steps, grid)
-        made = [*self.encode_blocks(way, pictures)]
-        latents = torch.cat([self.empty(), *(part.latents for part in made)])
-        if not way.two_state:
+        x0 = floats(to_float(images) if bytes_ else images, "images", self.shape)
+        inverter = self.inversion(method, steps, grid)
+        encoded = [*self.encode_blocks(inverter, x0)]
+        latents = torch.cat([self.empty(), *(part.latents for part in encoded)])
+        if not inverter.two_state:
             return latents
-        return torch.stack([latents, torch.cat([self.empty(), *(p.earlier for p in made if p.earlier is not None)])])
+        return torch.stack([latents, torch.cat([self.empty(), *(p.earlier for p in encoded if p.earlier is not None)])])
 
     def decode(
         self,
@@ -236,18 +236,18 @@ class Model(ModelBase):
         Warns:
             DdimWarning: If x_T alone is passed for a two-state method; the images are then approximate.
         """
-        way = self.inversion(method, steps, grid)
+        inverter = self.inversion(method, steps, grid)
         latents = floats(latents, "latents")
         if latents.ndim not in (4, 5) or latents.shape[-3:] != self.shape:
             wrong = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
             raise DdimError("latents", wrong, "give what `encode` returned")
-        if latents.ndim == 5 and not (way.two_state and len(latents) == 2):
-            wrong = f"are {len(latents)} states each, {method} takes {2 if way.two_state else 1}"
+        if latents.ndim == 5 and not (inverter.two_state and len(latents) == 2):
+            wrong = f"are {len(latents)} states each, {method} takes {2 if inverter.two_state else 1}"
             raise DdimError("latents", wrong, "name the method that encoded")
         if latents.ndim == 5:
-            blocks = self.run_blocks(way.resume_plan, latents[1], [latents[0]])
+            blocks = self.run_blocks(inverter.resume_plan, latents[1], [latents[0]])
         else:
-            if way.two_state:
+            if inverter.two_state:
                 warn(f"{method}: x_T is given without the state before it; pictures come back approximately")
-            blocks = self.run_blocks(way.decode_plan, latents)
+            blocks = self.run_blocks(inverter.decode_plan, latents)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])

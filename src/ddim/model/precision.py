@@ -37,7 +37,7 @@ def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Wrap a function so that cuDNN's float32 convolutions use full precision, not TF32, during its calls."""
     cudnn: Any = torch.backends.cudnn
 
-    def exactly(*given: Tensor) -> Tensor:
+    def with_full_precision(*arguments: Tensor) -> Tensor:
         switch: tuple[Any, str, Any]
         try:
             switch, before = (cudnn, "allow_tf32", False), cudnn.allow_tf32
@@ -45,11 +45,11 @@ def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             switch, before = (cudnn.conv, "fp32_precision", "ieee"), cudnn.conv.fp32_precision
         setattr(*switch)
         try:
-            return function(*given)
+            return function(*arguments)
         finally:
             setattr(*switch[:2], before)
 
-    return exactly
+    return with_full_precision
 
 
 class Precision:

@@ -58,8 +58,8 @@ class TokenModel(ModelBase):
         """
         sampler = "ddim" if sampler == "auto" else sampler
         if sampler not in samplers.DISCRETE:
-            known = ", ".join(samplers.DISCRETE)
-            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {known}")
+            names = ", ".join(samplers.DISCRETE)
+            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {names}")
         if sampler == "markov" and eta:
             raise DdimError("sampler markov", "has no eta", "leave eta out, or use ddim")
         grid = DEFAULT if grid is None else grid

@@ -81,15 +81,15 @@ def wrap(
         DdimWarning: If the module was in training mode; it is put into evaluation mode.
     """
     _check(predicts, data_at)
-    made, place = _schedule(schedule), None if device is None else usable(device)
-    told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
-    tell = told if callable(told) else teller(told, made.T, data_at)
+    noise_schedule, place = _schedule(schedule), None if device is None else usable(device)
+    time_name = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
+    tell = time_name if callable(time_name) else teller(time_name, noise_schedule.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
-    some = microbatch.size_of(micro_batch, place)
-    counts, sign, given = told in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
-    asked = (module, predicts, tell, dtype, place, time_dtype, counts, sign, given)
-    return Wrapped(*asked, schedule=made, error=error, micro_batch=some)
+    size = microbatch.size_of(micro_batch, place)
+    counts, sign, keywords = time_name in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
+    arguments = (module, predicts, tell, dtype, place, time_dtype, counts, sign, keywords)
+    return Wrapped(*arguments, schedule=noise_schedule, error=error, micro_batch=size)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,10 +124,10 @@ class Wrapped(ExternalDenoiser):
         Raises:
             DdimError: As for `ddim.Model.plan`, or if the network cannot be evaluated at a level without signal.
         """
-        made = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
-        for row in made.rows:
+        plan = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
+        for row in plan.rows:
             self.check_signal(row.query)
-        return made
+        return plan
 
     def inversion(
         self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
@@ -184,15 +184,17 @@ class Wrapped(ExternalDenoiser):
         plan.check_schedule(self.schedule, to_clean=True)
 
         def denoiser(places: Tensor | None) -> AnyDenoiser:
-            own = self if places is None else self.at(places, n)
-            return through(own) if through else own
+            denoise = self if places is None else self.at(places, n)
+            return through(denoise) if through else denoise
 
         def noise(indices: Sequence[int]) -> Noise:
             return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
 
         places = range(n) if self.conditioning else None
-        made = microbatch.sample_blocks(denoiser, plan, noise, range(start, start + n), self.micro_batch, places)
-        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in made)])
+        micro_batches = microbatch.sample_blocks(
+            denoiser, plan, noise, range(start, start + n), self.micro_batch, places
+        )
+        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in micro_batches)])
 
     def encode(
         self,
@@ -216,19 +218,22 @@ class Wrapped(ExternalDenoiser):
             DdimError: If an argument is out of range, or a sample cannot be encoded.
         """
         x0 = floats(x0, "data to encode")
-        way = self.inversion(method, steps, grid)
-        if way.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
+        inverter = self.inversion(method, steps, grid)
+        if inverter.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
             raise DdimError(method, f"cannot be solved in {self.dtype}, which is not smooth", "compute in float32")
         if not (total := len(x0)):
-            return x0.new_empty((2, *x0.shape) if way.two_state else x0.shape)
+            return x0.new_empty((2, *x0.shape) if inverter.two_state else x0.shape)
 
-        def some(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-            return inversion.encode(self.at(places, total), way, part, index=places)[:2]
+        def encode_part(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+            return inversion.encode(self.at(places, total), inverter, part, index=places)[:2]
 
-        states = (x0.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32), torch.arange(total))
-        made = [*microbatch.in_blocks(some, states, self.micro_batch)]
-        latents, earlier = (torch.cat([part[which] for part in made]) for which in (0, 1))
-        return torch.stack([latents, earlier]) if way.two_state else latents
+        states = (
+            x0.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32),
+            torch.arange(total),
+        )
+        encoded = [*microbatch.in_blocks(encode_part, states, self.micro_batch)]
+        latents, earlier = (torch.cat([part[which] for part in encoded]) for which in (0, 1))
+        return torch.stack([latents, earlier]) if inverter.two_state else latents
 
     def decode(
         self,
@@ -251,20 +256,20 @@ class Wrapped(ExternalDenoiser):
         Raises:
             DdimError: If an argument is out of range, or latents of one state are passed for a two-state method.
         """
-        way, latents = self.inversion(method, steps, grid), floats(latents, "latents")
-        if way.two_state and len(latents) != 2:
+        inverter, latents = self.inversion(method, steps, grid), floats(latents, "latents")
+        if inverter.two_state and len(latents) != 2:
             raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
-        older, first = latents if way.two_state else (None, latents)
+        older, first = latents if inverter.two_state else (None, latents)
         if not len(first):
             return first.float()
-        given = first.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32)
-        beside = () if older is None else (older.to(given),)
+        current = first.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32)
+        previous = () if older is None else (older.to(current),)
 
-        def some(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
-            return (loop.run(self.at(places, len(given)), way.resume_plan, state, earlier=earlier).float(),)
+        def decode_part(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
+            return (loop.run(self.at(places, len(current)), inverter.resume_plan, state, earlier=earlier).float(),)
 
-        made = microbatch.in_blocks(some, (torch.arange(len(given)), given, *beside), self.micro_batch)
-        return torch.cat([part for (part,) in made])
+        decoded = microbatch.in_blocks(decode_part, (torch.arange(len(current)), current, *previous), self.micro_batch)
+        return torch.cat([part for (part,) in decoded])
 
     @property
     def _planner(self) -> Planner:
@@ -291,12 +296,12 @@ def _as_module(
     return dtype or (first.dtype if first.is_floating_point() else None), device or first.device
 
 
-def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
-    if isinstance(given, Schedule):
-        return given
-    if isinstance(given, str):
-        if given not in NAMED:
-            raise DdimError(f"schedule {given!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
-        made: Schedule = NAMED[given]()
-        return made
-    return from_betas(given.detach().cpu().double().numpy() if isinstance(given, Tensor) else given)
+def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str):
+        if value not in NAMED:
+            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
+        schedule: Schedule = NAMED[value]()
+        return schedule
+    return from_betas(value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value)

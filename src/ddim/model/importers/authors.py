@@ -26,10 +26,10 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
     """
     defaults.refuse(hints, "that code's attention has one head", "heads", "head_channels", "attention")
     defaults.refuse(hints, "that code never rescales times", "rescale")
-    # "nin" is a 1x1 convolution, "conv" a 3x3 one, which no configuration of that code uses.
+    # "nin" is a 1x1 convolution, "conv" a 3x3 one, which no configuration of that library uses.
     tensors = {key.replace(".conv_shortcut.", ".nin_shortcut."): tensor for key, tensor in tensors.items()}
     network = _network(path, tensors, hints)
-    # "quad" in that code means betas whose square root is linear, "scaled-linear" here; "quadratic" here differs.
+    # "quad" there means betas whose square root is linear, here "scaled-linear"; our "quadratic" is different.
     name = "scaled-linear" if hints.schedule == "quad" else None
     schedule, of_schedule = defaults.schedule(hints, path, name=name)
     predicts, of_predicts = defaults.predicts(hints, path)

@@ -26,8 +26,8 @@ def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
         DdimError: If the hints lack it.
     """
     if hints.size is None:
-        mend = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
-        raise DdimError(path, "does not say the size of its pictures", mend)
+        hint = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
+        raise DdimError(path, "does not say the size of its pictures", hint)
     return hints.size
 
 
@@ -57,15 +57,15 @@ def schedule(
     Raises:
         DdimError: If there is no such schedule.
     """
-    told = name or hints.schedule or "linear"
-    values: dict[str, Any] = {"name": told, "T": 1000 if hints.T is None else hints.T}
-    if told in ("linear", name):
+    kind = name or hints.schedule or "linear"
+    values: dict[str, Any] = {"name": kind, "T": 1000 if hints.T is None else hints.T}
+    if kind in ("linear", name):
         values |= {"beta_start": bounds[0], "beta_end": bounds[1]}
-    made = build(ScheduleConfig, values, path)
+    config = build(ScheduleConfig, values, path)
     missing = [option for option, value in (("--schedule", hints.schedule), ("--times", hints.T)) if value is None]
-    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
-    note = f"schedule: {made.name} betas{ends}, T = {made.T}"
-    return made, note + _assumed(missing)
+    ends = f", {config.beta_start:g} to {config.beta_end:g}" if config.beta_start is not None else ""
+    note = f"schedule: {config.name} betas{ends}, T = {config.T}"
+    return config, note + _assumed(missing)
 
 
 def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
@@ -74,10 +74,10 @@ def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
     Raises:
         DdimError: If the hint is not eps, x0 or v.
     """
-    told = hints.predicts or "eps"
-    if told not in PREDICTS:
-        raise DdimError(path, f"cannot predict {told!r}", f"known are {', '.join(PREDICTS)}")
-    return told, f"predicts: {told}" + _assumed([] if hints.predicts else ["--predicts"])
+    prediction = hints.predicts or "eps"
+    if prediction not in PREDICTS:
+        raise DdimError(path, f"cannot predict {prediction!r}", f"known are {', '.join(PREDICTS)}")
+    return prediction, f"predicts: {prediction}" + _assumed([] if hints.predicts else ["--predicts"])
 
 
 def config(
@@ -101,12 +101,12 @@ def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> t
     """
     if name not in tensors:
         raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
-    found = tuple(tensors[name].shape)
-    if len(found) != sides:
+    sizes = tuple(tensors[name].shape)
+    if len(sizes) != sides:
         raise DdimError(
-            path, f"holds {name} of shape {list(found)}", f"it has {sides} sides there; copy the file again"
+            path, f"holds {name} of shape {list(sizes)}", f"it has {sides} sides there; copy the file again"
         )
-    return found
+    return sizes
 
 
 def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:

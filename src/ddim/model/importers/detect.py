@@ -35,10 +35,12 @@ def read(path: Path, hints: CheckpointHints, kind: str | None = None) -> Importe
     """
     if kind not in (None, *READERS):
         raise DdimError(f"--from {kind}", "is no code whose files of weights are known", f"known are {_list(READERS)}")
-    tensors, told = _chosen(path, read_state(path), hints.ema)
-    found = kind or _kind(path, tensors)
-    made = READERS[found](path, tensors, hints)
-    return replace(made, notes=(f"code: {found}, {'as told' if kind else 'by its names'}", *made.notes, *told))
+    tensors, notes_on_weights = _chosen(path, read_state(path), hints.ema)
+    library = kind or _kind(path, tensors)
+    model = READERS[library](path, tensors, hints)
+    return replace(
+        model, notes=(f"code: {library}, {'as told' if kind else 'by its names'}", *model.notes, *notes_on_weights)
+    )
 
 
 def _kind(path: Path, tensors: Tensors) -> str:
@@ -54,22 +56,24 @@ def _kind(path: Path, tensors: Tensors) -> str:
 
 def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, tuple[str, ...]]:
     """The averaged weights of a file, or the raw ones, and notes on which were taken."""
-    found = wrappers.networks(state, _SIGNS, path)
-    if not found:  # no known tensor names: take any state dict
-        flat = tensors_of(state) or next((f for f in map(tensors_of, _values(state)) if f is not None), None)
+    networks = wrappers.networks(state, _SIGNS, path)
+    if not networks:  # no known tensor names: take any state dict
+        flat = tensors_of(state) or next(
+            (inner for inner in map(tensors_of, _values(state)) if inner is not None), None
+        )
         if flat is None:
             keys = f", its keys are {_list(str(key) for key in [*state][:5])}" if isinstance(state, Mapping) else ""
             raise DdimError(path, f"holds no state dict{keys}", "save the network's state dict alone")
-        found = [wrappers.Found("", flat, False)]
-    if ema and not any(one.averaged for one in found) and (where := wrappers.unmatched(state)):
+        networks = [wrappers.Found("", flat, False)]
+    if ema and not any(network.averaged for network in networks) and (where := wrappers.unmatched(state)):
         wrong = f"holds averaged weights without names ({where}) that do not fit the network's in number and shape"
         raise DdimError(path, wrong, "take those as trained: `ddim convert FILE --no-ema`")
-    taken, which, notes = wrappers.choose(found, ema, path)
+    tensors, which, notes = wrappers.choose(networks, ema, path)
     kinds = sorted(
-        {str(tensor.dtype).removeprefix("torch.") for tensor in taken.values() if tensor.is_floating_point()}
+        {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
     )
     stored = "" if kinds == ["float32"] else f", stored as {_list(kinds)}, kept in float32"
-    return taken, (*notes, f"{which}{stored}")
+    return tensors, (*notes, f"{which}{stored}")
 
 
 def _values(state: Any) -> Iterable[Any]:

@@ -98,8 +98,8 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
     """The noise schedule: from the file's table of betas, or by the name in the hints."""
     if "betas" not in table:
         if hints.schedule is None:
-            mend = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
-            raise DdimError(path, "is a network alone and does not say its noise schedule", mend)
+            hint = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
+            raise DdimError(path, "is a network alone and does not say its noise schedule", hint)
         T = 1000 if hints.T is None else hints.T
         if hints.schedule != "sigmoid":
             return defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
@@ -107,16 +107,16 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
         values: dict[str, Any] = {"name": "betas", "T": T, "betas": [float(beta) for beta in sigmoid_betas(T)]}
         return build(ScheduleConfig, values, path), f"schedule: that code's sigmoid, T = {T}, as a table{of_times}"
     betas = table["betas"].double().flatten()
-    for option, told in (("--schedule", hints.schedule), ("--times", hints.T)):
-        if told is not None:
-            raise DdimError(f"{option} {told}", f"is said by {path} itself, as a table of betas", "leave it out")
+    for option, value in (("--schedule", hints.schedule), ("--times", hints.T)):
+        if value is not None:
+            raise DdimError(f"{option} {value}", f"is said by {path} itself, as a table of betas", "leave it out")
     T = len(betas)
     for name, bounds in {"linear": {"beta_start": 1000 / T * 1e-4, "beta_end": 1000 / T * 0.02}, "cosine": {}}.items():
-        made = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
-        if T > 20 and np.allclose(made.build().betas, betas.numpy(), rtol=1e-5, atol=0):
-            return made, f"schedule: {name} betas, T = {T}, as the file's table has them"
-    made = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
-    return made, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
+        schedule = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
+        if T > 20 and np.allclose(schedule.build().betas, betas.numpy(), rtol=1e-5, atol=0):
+            return schedule, f"schedule: {name} betas, T = {T}, as the file's table has them"
+    schedule = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
+    return schedule, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
 
 
 def sigmoid_betas(T: int) -> np.ndarray:
@@ -138,23 +138,23 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
 
     At a signal-to-noise ratio s <= 1 the loss weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
     """
-    found = None
+    prediction = None
     if {"loss_weight", "alphas_cumprod"} <= table.keys():
         alpha_bar = table["alphas_cumprod"].double().clamp(1e-12, 1 - 1e-12)
         noisy = alpha_bar <= 0.5
         snr, weights = (alpha_bar / (1 - alpha_bar))[noisy], table["loss_weight"].double()[noisy]
         options = {"eps": torch.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}
         match = [name for name, option in options.items() if torch.allclose(weights, option, rtol=1e-3, atol=1e-6)]
-        found = match[0] if len(match) == 1 else None
-    if found is None:
+        prediction = match[0] if len(match) == 1 else None
+    if prediction is None:
         if hints.predicts is None:
-            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
-            raise DdimError(path, "does not say what its network predicts", mend)
+            hint = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
+            raise DdimError(path, "does not say what its network predicts", hint)
         return defaults.predicts(hints, path)
-    if hints.predicts not in (None, found):
-        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[found]}"
+    if hints.predicts not in (None, prediction):
+        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[prediction]}"
         raise DdimError(f"--predicts {hints.predicts}", wrong, "leave it out")
-    return found, f"predicts: {found} ({_OBJECTIVES[found]}, as the file's loss weights have it)"
+    return prediction, f"predicts: {prediction} ({_OBJECTIVES[prediction]}, as the file's loss weights have it)"
 
 
 def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> Weights:

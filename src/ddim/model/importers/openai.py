@@ -69,13 +69,13 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: 
         "resample": "block" if in_block else "conv",
         "learned_variance": defaults.shape(tensors, "out.2.weight", path, 4)[0] == 2 * in_channels,
     }
-    made = build(UNetConfig, values, path)
+    network = build(UNetConfig, values, path)
     how = "scales and shifts norms" if scale_shift else "is added"
-    said = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
-    notes = [f"network: {made}, {said}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
-    if made.learned_variance:
+    facts = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
+    notes = [f"network: {network}, {facts}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
+    if network.learned_variance:
         notes.append("variance: learned, for `ddim sample --sigma learned`; other plans leave it aside")
-    return made, [*notes, "dropout: 0 (only training asks for it)"]
+    return network, [*notes, "dropout: 0 (only training asks for it)"]
 
 
 def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
@@ -93,13 +93,13 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
         kind: [at for at in sorted(counts) if any(f"output_blocks.{at}.{i}.{end}" in tensors for i in (1, 2))]
         for kind, end in ends.items()
     }
-    found = changes["conv"] or changes["block"]
-    per_level = found[0] + 1 if found else len(counts)
-    regular = len(inputs) == len(counts) == (len(found) + 1) * per_level
+    resamplers = changes["conv"] or changes["block"]
+    per_level = resamplers[0] + 1 if resamplers else len(counts)
+    regular = len(inputs) == len(counts) == (len(resamplers) + 1) * per_level
     if per_level < 2 or not regular or all(changes.values()):
         wrong = "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
         raise DdimError(path, wrong, "wrap the network with ddim.wrap")
-    return len(found) + 1, per_level - 1, bool(changes["block"])
+    return len(resamplers) + 1, per_level - 1, bool(changes["block"])
 
 
 def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
@@ -108,8 +108,8 @@ def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
         raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
     if (hints.heads is None) == (hints.head_channels is None):
         wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
-        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
-        raise DdimError(path, wrong, f"{mend} (most of guided-diffusion's)")
+        hint = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
+        raise DdimError(path, wrong, f"{hint} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
         raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
     order = hints.attention or "legacy"
@@ -127,10 +127,10 @@ def _time_scale(hints: CheckpointHints, T: int, in_block: bool) -> tuple[float, 
     # Only guided-diffusion has such blocks or heads of a fixed width, and it does not rescale by default.
     guided = in_block or hints.head_channels is not None or hints.attention == "new"
     rescaled = not guided if hints.rescale is None else hints.rescale
-    said = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
+    scaling = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
     code = "guided-diffusion" if guided else "improved-diffusion"
     assumption = f" (assumed, the default of {code})" if hints.rescale is None else ""
-    return 1000 / T if rescaled else 1.0, f"time: {said}{assumption}"
+    return 1000 / T if rescaled else 1.0, f"time: {scaling}{assumption}"
 
 
 def _names(network: UNetConfig, order: str) -> Names:

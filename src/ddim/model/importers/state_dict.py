@@ -135,14 +135,14 @@ def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, w
     left = Remaining(dict(weights), what)
     out: Weights = {}
     for kind in _KINDS:
-        for own, name in names.layers(config):
-            if f"{own}.{kind}" in wanted:
-                out[f"{own}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{own}.{kind}"])
-        for own, parts, heads in names.mixers(config):
-            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{own}.{kind}"])
+        for ours, name in names.layers(config):
+            if f"{ours}.{kind}" in wanted:
+                out[f"{ours}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{ours}.{kind}"])
+        for ours, parts, heads in names.mixers(config):
+            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{ours}.{kind}"])
             if names.interleaved:
                 rows = rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
-            out[f"{own}.{kind}"] = rows
+            out[f"{ours}.{kind}"] = rows
         times = [f"{name}.{kind}" for name in names.times(config)]
         out[f"time_to_blocks.{kind}"] = left.join(times, wanted[f"time_to_blocks.{kind}"])
     left.refuse()
@@ -169,22 +169,22 @@ class Remaining:
 
     def join(self, names: list[str], shape: torch.Size) -> Tensor:
         """Remove several tensors and return their rows concatenated into one tensor of shape `shape`."""
-        found = [self._pop(name) for name in names]
-        for name, tensor in zip(names, found, strict=True):
+        tensors = [self._pop(name) for name in names]
+        for name, tensor in zip(names, tensors, strict=True):
             if tensor.shape[1:].numel() != shape[1:].numel():
                 wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
                 raise DdimError(self.what, wrong, "say what the network is")
-        if sum(len(tensor) for tensor in found) != shape[0]:
-            wrong = f"holds {names[0]} and its like of {sum(map(len, found))} rows, the network's have {shape[0]}"
+        if sum(len(tensor) for tensor in tensors) != shape[0]:
+            wrong = f"holds {names[0]} and its like of {sum(map(len, tensors))} rows, the network's have {shape[0]}"
             raise DdimError(self.what, wrong, "say what the network is")
-        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in found])
+        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in tensors])
 
     def refuse(self) -> None:
         """Raise an error if any tensor is left."""
         if self.tensors:
             names = sorted(self.tensors)
-            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise DdimError(self.what, f"holds what the network has no place for: {some}", "say what the network is")
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise DdimError(self.what, f"holds what the network has no place for: {listed}", "say what the network is")
 
     def _pop(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -200,11 +200,13 @@ def from_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names)
     """
     out: Weights = {}
     for kind in _KINDS:
-        for own, other in names.layers(config):
-            if f"{own}.{kind}" in weights:
-                out[f"{other}.{kind}"] = weights[f"{own}.{kind}"]
-        for own, parts, _ in names.mixers(config):
-            out |= {f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{own}.{kind}"].chunk(3), strict=True)}
+        for ours, theirs in names.layers(config):
+            if f"{ours}.{kind}" in weights:
+                out[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
+        for ours, parts, _ in names.mixers(config):
+            out |= {
+                f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{ours}.{kind}"].chunk(3), strict=True)
+            }
         widths = [len(weights[f"{place.ours}.conv1.bias"]) for place in places(config) if place.kind == "block"]
         rows_of = torch.split(weights[f"time_to_blocks.{kind}"], widths)
         out |= {f"{name}.{kind}": rows for name, rows in zip(names.times(config), rows_of, strict=True)}

@@ -88,19 +88,23 @@ def read_state(path: Path) -> Any:
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None
     except Exception as error:  # torch may raise any exception for a damaged file
-        wrong, mend = _unreadable(error)
-        raise DdimError(path, wrong, mend) from None
+        wrong, hint = _unreadable(error)
+        raise DdimError(path, wrong, hint) from None
 
 
 def _unreadable(error: Exception) -> tuple[str, str]:
     """The problem and the hint for a file that torch could not load."""
-    said, save = str(error), "save its state dict alone with the code that made it"
-    if "TorchScript" in said or ".tar format" in said:
-        return "is of a form that cannot be read without running code, which is never done", save
-    if any(word in said for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
-        named = shorten(said.split("GLOBAL ", 1)[1].split()[0]) if "GLOBAL " in said else "objects that are not tensors"
-        return f"would have to run code to be read ({named}), which is never done", save
-    first = (said.splitlines() or [type(error).__name__])[0]
+    message, hint = str(error), "save its state dict alone with the code that made it"
+    if "TorchScript" in message or ".tar format" in message:
+        return "is of a form that cannot be read without running code, which is never done", hint
+    if any(word in message for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
+        named = (
+            shorten(message.split("GLOBAL ", 1)[1].split()[0])
+            if "GLOBAL " in message
+            else "objects that are not tensors"
+        )
+        return f"would have to run code to be read ({named}), which is never done", hint
+    first = (message.splitlines() or [type(error).__name__])[0]
     return f"cannot be read ({first[:80]})", "copy it again"
 
 

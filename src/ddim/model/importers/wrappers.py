@@ -64,19 +64,19 @@ def networks(state: Any, signs: Signs, path: Path) -> list[Found]:
     Raises:
         DdimError: If a name occurs twice, with and without a wrapper's part.
     """
-    made, parts = list[Found](), set[int]()
+    result, parts = list[Found](), set[int]()
     for where, tensors in _dicts(state):
-        for one in _split(where, _bare(tensors, path), signs):
-            first = next(iter(one.tensors.values())).data_ptr()
+        for network in _split(where, _bare(tensors, path), signs):
+            first = next(iter(network.tensors.values())).data_ptr()
             if first not in parts:  # one state dict may be stored under two keys
                 parts.add(first)
-                made.append(one)
+                result.append(network)
     if isinstance(state, list | tuple) and len(state) > 1:  # the DDIM authors' format: [model, optimizer, ..., average]
-        made = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in made]
-    trained = [one for one in made if not one.averaged]
-    if len(trained) == len(made) == 1:
-        made += _unnamed(state, trained[0])
-    return made
+        result = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in result]
+    trained = [network for network in result if not network.averaged]
+    if len(trained) == len(result) == 1:
+        result += _unnamed(state, trained[0])
+    return result
 
 
 def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str, tuple[str, ...]]:
@@ -93,22 +93,22 @@ def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str,
     Raises:
         DdimError: If several networks qualify, or there are only averaged weights and `ema` is False.
     """
-    averaged, trained = ([one for one in found if one.averaged is kind] for kind in (True, False))
+    averaged, trained = ([network for network in found if network.averaged is kind] for kind in (True, False))
     if not ema and not trained:
         raise DdimError(path, "holds averaged weights alone", "do not ask for weights as trained")
     kind = averaged if averaged and (ema or not trained) else trained
     if len(kind) > 1:
-        places = ", ".join(one.where or "the file itself" for one in kind)
+        places = ", ".join(network.where or "the file itself" for network in kind)
         raise DdimError(path, f"holds several networks, under {places}", "save the one that is meant alone")
-    [taken] = kind
-    which = "averaged (EMA)" if taken.averaged else "the only ones in the file, averaged or not"
-    if averaged and not taken.averaged:
+    [chosen] = kind
+    which = "averaged (EMA)" if chosen.averaged else "the only ones in the file, averaged or not"
+    if averaged and not chosen.averaged:
         which = "as trained; the averaged ones (EMA) are left aside, as told"
-    notes = [f"place in the file: under {taken.where}"] if taken.where else []
-    if taken.beside:
-        more = f" and {len(taken.beside) - 3} more" if len(taken.beside) > 3 else ""
-        notes.append(f"beside the network, left aside: {', '.join(taken.beside[:3])}{more}")
-    return taken.tensors, f"weights: {which}", tuple(notes)
+    notes = [f"place in the file: under {chosen.where}"] if chosen.where else []
+    if chosen.beside:
+        more = f" and {len(chosen.beside) - 3} more" if len(chosen.beside) > 3 else ""
+        notes.append(f"beside the network, left aside: {', '.join(chosen.beside[:3])}{more}")
+    return chosen.tensors, f"weights: {which}", tuple(notes)
 
 
 def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
@@ -128,34 +128,34 @@ def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, T
 
 def _bare(tensors: Tensors, path: Path) -> Tensors:
     """Remove the parts of names that wrappers insert at any position."""
-    made: Tensors = {}
+    bare: Tensors = {}
     for key, tensor in tensors.items():
         name = ".".join(part for part in key.split(".") if part not in _INSIDE)
-        if name in made:
+        if name in bare:
             wrong = f"holds {name} twice, with and without the name of a wrapper"
             raise DdimError(path, wrong, "save the network's state dict alone")
-        made[name] = tensor
-    return made
+        bare[name] = tensor
+    return bare
 
 
 def _split(where: str, tensors: Tensors, signs: Signs) -> Iterator[Found]:
     """The networks of one state dict, separated by the prefixes before their signs."""
     prefixes = sorted({prefix for names in signs.values() for prefix in _prefixes(tensors, names)}, key=len)
-    own: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
+    networks: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
     beside = list[str]()
     for key, tensor in tensors.items():
-        prefix = next((one for one in reversed(prefixes) if key.startswith(one)), None)
+        prefix = next((candidate for candidate in reversed(prefixes) if key.startswith(candidate)), None)
         if prefix is None:
             beside.append(key)
         else:
-            own[prefix][key.removeprefix(prefix)] = tensor
+            networks[prefix][key.removeprefix(prefix)] = tensor
     left = tuple(key for key in beside if key.rsplit(".", 1)[-1] not in _COUNTERS)
-    for prefix, some in own.items():
+    for prefix, network in networks.items():
         counted = f"{prefix.removesuffix('module.')}n_averaged"
         averaged = bool(_AVERAGED.search(where + prefix)) or (prefix.endswith("module.") and counted in tensors)
-        yield Found(where + prefix, some, averaged, left)
-    if len(own) == 1 and not _AVERAGED.search(where):
-        yield from _flattened(where, *own.popitem(), tensors)
+        yield Found(where + prefix, network, averaged, left)
+    if len(networks) == 1 and not _AVERAGED.search(where):
+        yield from _flattened(where, *networks.popitem(), tensors)
 
 
 def _prefixes(tensors: Tensors, names: tuple[str, ...]) -> Iterator[str]:
@@ -183,27 +183,27 @@ def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> I
 
 def _unnamed(state: Any, trained: Found) -> list[Found]:
     """Averaged parameters stored as a list, in the order of the trained ones; empty if shapes differ."""
-    found = _lists(state)
+    averages = _lists(state)
     inner = "model." if any(key.startswith("model.") for key in trained.tensors) else ""
     names = [key for key in trained.tensors if key.startswith(inner)]
-    for where, some in found:
-        if [tensor.shape for tensor in some] == [trained.tensors[name].shape for name in names]:
-            averaged = trained.tensors | dict(zip(names, some, strict=True))
+    for where, parameters in averages:
+        if [tensor.shape for tensor in parameters] == [trained.tensors[name].shape for name in names]:
+            averaged = trained.tensors | dict(zip(names, parameters, strict=True))
             return [Found(where, averaged, True, trained.beside)]
     return []
 
 
 def _lists(state: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[Tensor]]]:
-    made = list[tuple[str, list[Tensor]]]()
+    lists = list[tuple[str, list[Tensor]]]()
     if isinstance(state, Mapping) and depth <= _DEEPEST:
         for key, value in state.items():
-            if key == _LIST and isinstance(value, list | tuple) and all(isinstance(one, Tensor) for one in value):
-                made.append((f"{where}{key}", list(value)))
+            if key == _LIST and isinstance(value, list | tuple) and all(isinstance(item, Tensor) for item in value):
+                lists.append((f"{where}{key}", list(value)))
             else:
-                made += _lists(value, f"{where}{key}.", depth + 1)
-    return made
+                lists += _lists(value, f"{where}{key}.", depth + 1)
+    return lists
 
 
 def unmatched(state: Any) -> str:
     """The key path of averaged parameters stored as a list; "" if there are none."""
-    return next((where for where, some in _lists(state) if some), "")
+    return next((where for where, parameters in _lists(state) if parameters), "")
