@@ -1,5 +1,5 @@
-"""The object a user holds: a network with its schedule and its data's modality.
+"""Models: a trained network with its noise schedule and its data's modality.
 
-Configurations, checkpoints, denoisers, precision, loading, the hub, wrapped networks, and the importers of other
-libraries' checkpoints. It imports `sampling`, `nn`, `data` and what is below; nothing of training or evaluation.
+Configurations, checkpoints, denoisers, precision, loading, the Hugging Face Hub, wrapped networks, and importers of
+other libraries' checkpoints. Imports `sampling`, `nn`, `data` and lower layers, never training or evaluation.
 """

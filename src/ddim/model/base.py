@@ -1,4 +1,4 @@
-"""A network set up to compute: where, in what precision, on how many samples at once, and as what denoiser."""
+"""`ModelBase`: a network with its device, precision, micro-batch size, schedule and denoiser."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ STEPS = 20
 
 
 class ModelBase(HubMixin):
-    """A trained network that computes, whatever its data; `ddim.Model` and `ddim.TokenModel` are two.
+    """A trained network of any modality, ready to compute; the base of `ddim.Model` and `ddim.TokenModel`.
 
     Args:
-        network: The network in float32; it is put into evaluation mode, and its weights need no gradient any more.
-        config: What it is.
-        device: Where it computes.
-        dtype: What the network computes in, see `ddim.names.DType`.
-        compile: Whether the network goes through torch.compile.
-        micro_batch: How many samples the network sees at once when sampling. It is fixed, smaller parts being
+        network: The network in float32. It is put into evaluation mode, and gradients of its weights are disabled.
+        config: The model's configuration.
+        device: The device to compute on.
+        dtype: The network's compute precision, see `ddim.names.DType`.
+        compile: Whether to compile the network with torch.compile.
+        micro_batch: The number of samples per network evaluation when sampling. It is fixed, and smaller parts are
             padded, so that a sample's bits do not depend on its neighbours. By default 8 on a CPU (4 in bfloat16), 64
-            on a GPU. With "float32-fast" bits do not depend on it, it is the largest number, and nothing is padded.
-        cuda_graphs: Whether sampling records whole plans as CUDA graphs and replays them, which saves the time of
-            launching kernels, see `ddim.model.cuda_graphs`. None (the default) records what is run for the second
-            time, of
-            at most 64 samples at once and 250 network evaluations; True all, at once; False none. Samples are the same.
+            on a GPU. With "float32-fast" bits do not depend on it: it is a maximum, and nothing is padded.
+        cuda_graphs: Whether sampling records whole plans as CUDA graphs and replays them, which saves kernel launch
+            time, see `ddim.model.cuda_graphs`. None (the default) records a run at its second use if it has at most
+            64 samples at once and 250 network evaluations; True records every run at its first use; False records
+            none. Samples are the same.
 
     Raises:
-        DdimError: If dtype or micro_batch is not one, or the device cannot be used.
+        DdimError: If dtype or micro_batch is invalid, or the device cannot be used.
     """
 
     notes: tuple[str, ...] = ()
-    """How a model of another code was read."""
+    """How a model of another library was converted."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class ModelBase(HubMixin):
 
     @property
     def micro_batch(self) -> int:
-        """Samples in a micro-batch."""
+        """The number of samples in a micro-batch."""
         return self.compute.micro_batch
 
     @property
@@ -94,7 +94,7 @@ class ModelBase(HubMixin):
 
     @cached_property
     def kind(self) -> Modality:
-        """The kind of its data."""
+        """The modality of the data."""
         return modality_of(self.config)
 
     @property
@@ -104,7 +104,7 @@ class ModelBase(HubMixin):
 
     @cached_property
     def _plain(self) -> AnyDenoiser:
-        """The network without labels; kept, as is what it knows of times."""
+        """The network without labels; cached, so that its time embeddings are computed once."""
         return NetworkDenoiser(self.compute.network, self.kind.hub, None, self.compute.body)
 
     def denoiser(self, labels: Tensor | None = None, guidance: Guidance | None = None) -> AnyDenoiser:
@@ -116,7 +116,7 @@ class ModelBase(HubMixin):
                 model itself.
 
         Raises:
-            DdimError: If labels are given to a network without them, or are out of range, or guidance is.
+            DdimError: If labels are passed to a network without labels, or labels or guidance are out of range.
         """
         classes = self.config.network.classes
         if guidance is not None and not callable(guidance):
@@ -143,7 +143,7 @@ class ModelBase(HubMixin):
         return self.denoiser()
 
     def noise(self, n: int | Sequence[int], seed: int = 0, start: int = 0) -> Noise:
-        """The randomness of samples start..start + n - 1, or of the samples listed."""
+        """The noise of samples start..start + n - 1, or of the sample indices listed in `n`."""
         indices = tuple(range(start, start + n)) if isinstance(n, int) else tuple(n)
         return self.kind.noise(seed, indices, self.device)
 
@@ -154,38 +154,38 @@ class ModelBase(HubMixin):
         encode: bool = False,
         top: int | None = None,
     ) -> tuple[Level, ...]:
-        """The levels a sampler walks, see `ddim.timesteps.sampling_levels`: the grid's from the noisiest down, then
-        clean data.
+        """The noise levels a sampler visits, from the noisiest to clean data, see `ddim.timesteps.sampling_levels`.
 
         Args:
-            grid: A grid's name (see `ddim.timesteps`) or a rising list of times.
-            steps: S, the number of network calls; with a named grid 20, or as many times as there are, if left out.
-            encode: Rising instead, from clean data to the noisiest.
-            top: The noisiest time of a named grid, where a run starts from an image partly noised.
+            grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps.
+            steps: S, the number of network evaluations. With a named spacing the default is 20, or all timesteps if
+                there are fewer.
+            encode: Whether the levels increase instead, from clean data to the noisiest.
+            top: The noisiest timestep of a named spacing, for a run that starts from a partly noised image.
 
         Raises:
             DdimError: See `ddim.timesteps.tau`.
         """
         named = isinstance(grid, str) and steps is None
-        some = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
-        return timesteps.sampling_levels(self.schedule, self.config.predicts, grid, some, encode, top)
+        count = default_steps(STEPS, self.schedule, self.config.predicts) if named else steps
+        return timesteps.sampling_levels(self.schedule, self.config.predicts, grid, count, encode, top)
 
     def check_plan(self, plan: BasePlan[Any], to_clean: bool = False) -> None:
-        """See that a plan is one for this model.
+        """Check that a plan can be run with this model.
 
         Args:
             plan: The plan.
-            to_clean: Whether it must go to clean data, as to sample it must.
+            to_clean: Whether the plan must end at clean data, as sampling requires.
 
         Raises:
-            DdimError: Saying what does not fit.
+            DdimError: If the plan does not fit; the message names the reason.
         """
         self.kind.check_plan(plan)
         plan.check_schedule(self.schedule, to_clean).check_model(lambda: self.fingerprint)
 
     @staticmethod
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
-        """Refuse a number of samples, labels or a plan that make no sense together: one label for each, or None."""
+        """Check the number of samples, labels and plan of a request; return one label per sample, or None."""
         microbatch.check_request(n, plan, others)
         return microbatch.one_each(labels, n)
 
@@ -202,19 +202,20 @@ class ModelBase(HubMixin):
         """Sample the listed indices in micro-batches of one fixed size.
 
         Args:
-            plan: What to run.
+            plan: The plan to run.
             indices: The samples' indices.
             seed: The run's seed.
-            labels: One for each, for a model with labels.
+            labels: One label per sample, for a model with labels.
             guidance: Scale of classifier-free guidance, or a function from level to scale.
-            origin: Pictures in [-1, 1] to start from, partly noised, (1, C, H, W) or one each; not pure noise.
-            through: What the denoiser is wrapped in, such as a hook on x_0.
+            origin: Images in [-1, 1] to start from instead of pure noise, (1, C, H, W) or one per sample. They are
+                partly noised first.
+            through: A function that wraps the denoiser, for example in a hook on x_0.
 
         Yields:
             float32, (up to micro_batch, C, H, W), or ids, (up to micro_batch, ...), in the order of `indices`.
 
         Raises:
-            DdimError: If the plan is not one for this model, or does not end at clean data.
+            DdimError: If the plan does not fit this model, or does not end at clean data.
         """
         self.check_plan(plan, to_clean=True)
         if origin is not None:
@@ -223,12 +224,12 @@ class ModelBase(HubMixin):
                 wrong = f"are {len(origin)} images for {len(indices)} samples"
                 raise DdimError("origin", wrong, "give one image, or one for each sample")
 
-        def denoiser(some: Tensor | None) -> AnyDenoiser:
-            made = self.denoiser(some, guidance)
-            return through(made) if through else made
+        def denoiser(labels: Tensor | None) -> AnyDenoiser:
+            denoise = self.denoiser(labels, guidance)
+            return through(denoise) if through else denoise
 
-        def noise(some: Sequence[int]) -> Noise:
-            return self.noise(some, seed)
+        def noise(indices: Sequence[int]) -> Noise:
+            return self.noise(indices, seed)
 
         graphs = self.compute.graphs if through is None else None
         how = (self.micro_batch, labels, origin, not self.compute.batch_invariant, graphs.run if graphs else run)
@@ -241,19 +242,19 @@ class ModelBase(HubMixin):
         earlier: Sequence[Tensor] = (),
         through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
     ) -> Iterator[Tensor]:
-        """Run a noiseless plan from given states (N, C, H, W) in micro-batches of one fixed size.
+        """Run a deterministic plan from initial states (N, C, H, W) in micro-batches of one fixed size.
 
         Args:
-            plan: What to run.
-            states: The first states.
-            earlier: States older than the first, one for each level of `plan.before`.
-            through: What the denoiser is wrapped in.
+            plan: The plan to run.
+            states: The initial states.
+            earlier: States before the initial one, one for each level of `plan.before`.
+            through: A function that wraps the denoiser.
 
         Yields:
             float32 (float64 where the plan has a lattice), (up to micro_batch, C, H, W).
 
         Raises:
-            DdimError: If the plan is not one for this model, or the states are not of its shape.
+            DdimError: If the plan does not fit this model, or the states do not have its shape.
         """
         first, *older = self._fit(plan, [states, *earlier])
         denoise = through(self.denoise) if through else self.denoise
@@ -262,17 +263,17 @@ class ModelBase(HubMixin):
         )
 
     def encode_blocks(self, way: inversion.Inversion, pictures: Tensor) -> Iterator[inversion.Encoded]:
-        """Turn pictures into latents, in micro-batches of one fixed size.
+        """Encode images to latents in micro-batches of one fixed size.
 
         Args:
-            way: The method and its plans, see `Model.inversion`.
+            way: The inversion method and its plans, see `Model.inversion`.
             pictures: float, (N, C, H, W), in [-1, 1].
 
         Yields:
-            The latents of up to micro_batch pictures.
+            The latents of up to micro_batch images.
 
         Raises:
-            DdimError: If the plans are not for this model, the pictures not of its shape, or one cannot be encoded.
+            DdimError: If the plans do not fit this model, the images do not have its shape, or one cannot be encoded.
         """
         if way.encode_plan is None and self.dtype != torch.float32:
             name = str(self.dtype).removeprefix("torch.")
@@ -284,22 +285,22 @@ class ModelBase(HubMixin):
             yield inversion.Encoded(latents, earlier if way.two_state else None, int(calls[0]) if len(calls) else 0)
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
-        """States on the device, in the plan's dtype, if they and the plan are this model's."""
+        """Check the plan and the shapes of the states; return the states on the device, in the plan's dtype."""
         self.check_plan(plan)
-        states = [arguments.floats(given, "states", self.shape) for given in states]
-        for given in states:
-            if len(given) != len(states[0]):
-                raise DdimError("states", f"are {len(given)} beside {len(states[0])}", "give as many of each")
+        states = [arguments.floats(state, "states", self.shape) for state in states]
+        for state in states:
+            if len(state) != len(states[0]):
+                raise DdimError("states", f"are {len(state)} beside {len(states[0])}", "give as many of each")
         dtype = torch.float64 if plan.lattice else torch.float32
-        return [given.to(self.device, dtype) for given in states]
+        return [state.to(self.device, dtype) for state in states]
 
     def empty(self) -> Tensor:
-        """No samples: float32, (0, C, H, W)."""
+        """An empty batch of samples: float32, (0, C, H, W)."""
         return torch.empty((0, *self.shape), device=self.device)
 
     @property
     def conditions(self) -> dict[str, Any]:
-        """What the last bits of a result depend on beside the model, the plan and the states."""
+        """Settings that the last bits of a result depend on, besides the model, the plan and the states."""
         return {
             "dtype": self.compute.name,
             "micro_batch": "any" if self.compute.batch_invariant else self.micro_batch,
@@ -319,7 +320,7 @@ class ModelBase(HubMixin):
         """Write the model folder, `model.safetensors` + `config.json`.
 
         Args:
-            folder: Where; an older model there is replaced.
-            dtype: The dtype to store weights in; their own if None.
+            folder: The folder to write; an older model in it is replaced.
+            dtype: The dtype to store the weights in; unchanged if None.
         """
         checkpoint.write(Path(folder), self.config, self._weights(dtype))

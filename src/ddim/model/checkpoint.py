@@ -1,4 +1,4 @@
-"""Model folders, `model.safetensors` + `config.json`: tensors and JSON, never a pickle."""
+"""Read and write model folders, `model.safetensors` + `config.json`; no pickle is ever loaded or saved."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ CARD = "README.md"
 
 
 def bundled() -> dict[str, Path]:
-    """The models that come with the package, and in a checkout the larger ones in its `models`: name to folder."""
+    """The models shipped with the package, and in a checkout also those in `models`: name to folder."""
     package = Path(str(importlib.resources.files("ddim")))
     places = [package / "weights"]
     if (package.parents[1] / "pyproject.toml").is_file():
         places.append(package.parents[1] / "models")
-    found = (path for place in places for path in sorted(place.glob("*")))
-    return {path.name: path for path in found if (path / CONFIG).is_file()}
+    folders = (path for place in places for path in sorted(place.glob("*")))
+    return {path.name: path for path in folders if (path / CONFIG).is_file()}
 
 
 def find(name: str | Path) -> Path:
-    """The model folder a name stands for: a bundled model, a model folder, or a run's `model` folder in it.
+    """Resolve a name to a model folder: a bundled model, a model folder, or the `model` folder of a run.
 
     Raises:
-        DdimError: If there is none.
+        DdimError: If there is no such model.
     """
     here = bundled()
     path = Path(name)
@@ -51,24 +51,24 @@ def find(name: str | Path) -> Path:
         return here[name]
     names = ", ".join(here) or "none"
     if not path.exists():
-        mend = f"give a model folder or a bundled model ({names})"
-        recipe = next((one for one in (f"{name}-fast", str(name)) if one in PRESET_NAMES), "")
+        hint = f"give a model folder or a bundled model ({names})"
+        recipe = next((preset for preset in (f"{name}-fast", str(name)) if preset in PRESET_NAMES), "")
         if recipe:
-            mend += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
-        raise DdimError(name, "no such model", mend)
+            hint += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
+        raise DdimError(name, "no such model", hint)
     if path.is_file():
         raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
     raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")
 
 
 def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A model's configuration and weights, the checksum verified.
+    """Read a model's configuration and weights and verify the checksum.
 
     Args:
         name: A bundled model's name or a folder.
 
     Raises:
-        DdimError: If something is missing, is not what it says, does not match its checksum, or is not finite.
+        DdimError: If something is missing or invalid, does not match its checksum, or is not finite.
     """
     folder = find(name)
     config = read_config(folder / CONFIG)
@@ -84,10 +84,10 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def read_config(path: Path) -> ModelConfig:
-    """A model's configuration, its checksum verified where it has one.
+    """Read a model's configuration and verify its checksum if it has one.
 
     Raises:
-        DdimError: If it is none, is damaged or was edited.
+        DdimError: If it is not a configuration, is damaged or was edited.
     """
     return parse(ModelConfig, read_sealed(path), path)
 
@@ -98,33 +98,33 @@ def write(
     weights: Mapping[str, Tensor],
     card: Callable[[ModelConfig], str] | None = None,
 ) -> None:
-    """Write a model folder beside its place and put it there by renaming; an older one is replaced whole.
+    """Write a model folder atomically: to a temporary folder, then renamed; an older model is replaced entirely.
 
     Args:
-        folder: Where.
+        folder: The folder to write.
         config: The configuration; the checksum is filled in.
         weights: The weights.
-        card: Makes a model card, `README.md`, of the configuration as it is written. Without, a card there is kept.
+        card: Function from the final configuration to a model card, `README.md`. If None, an existing card is kept.
 
     Raises:
-        DdimError: If it cannot be written, or the place holds something that is no model folder.
+        DdimError: If the folder cannot be written, or contains something other than a model.
 
     Warns:
-        DdimWarning: If a card is kept.
+        DdimWarning: If an existing card is kept.
     """
     _place(folder, config, _bytes(weights), card)
 
 
 def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
-    """Write a model folder with another model's weights file, byte for byte, and a configuration of its own.
+    """Write a model folder with another model's weights file, byte for byte, and a new configuration.
 
     Args:
         name: A bundled model's name or a folder; `folder` itself, to replace its configuration.
-        folder: Where to.
-        config: The new configuration; its checksum must be the one of the weights.
+        folder: The folder to write.
+        config: The new configuration; its checksum must be that of the weights.
 
     Raises:
-        DdimError: As `read` and `write`, or if the folder holds another model.
+        DdimError: As for `read` and `write`, or if the folder contains another model.
     """
     check_same_model(folder, config.sha256)
     weights = find(name) / WEIGHTS
@@ -135,18 +135,18 @@ def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
 
 
 def check_same_model(folder: Path, sha256: str) -> None:
-    """Refuse a place that is neither free nor a model with the weights of that checksum.
+    """Check that a folder is free or contains a model whose weights have this checksum.
 
     Raises:
-        DdimError: Saying what it holds.
+        DdimError: If it contains anything else.
     """
-    _refuse_strangers(folder)
+    _check_unexpected_files(folder)
     if (folder / CONFIG).is_file() and read_config(folder / CONFIG).sha256 != sha256:
         raise DdimError(folder, "holds another model", "choose another folder")
 
 
-def _refuse_strangers(folder: Path) -> None:
-    card = [CARD] if (folder / CONFIG).is_file() else []  # a text beside nothing of ours is somebody's own
+def _check_unexpected_files(folder: Path) -> None:
+    card = [CARD] if (folder / CONFIG).is_file() else []  # a README.md without a model is not our card
     names = (WEIGHTS, CONFIG, *card)
     other = unexpected_entries(folder, *names) or any((folder / name).is_dir() for name in names)
     if other or (folder.exists() and not folder.is_dir()):
@@ -154,7 +154,7 @@ def _refuse_strangers(folder: Path) -> None:
 
 
 def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None) -> None:
-    _refuse_strangers(folder)
+    _check_unexpected_files(folder)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     with new_folder(folder) as part:
         write_atomic(part / WEIGHTS, data)
@@ -167,7 +167,7 @@ def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[Model
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
-    """A checksum of weights that are not in a file."""
+    """The SHA-256 checksum of weights that are not in a file."""
     return hashlib.sha256(_bytes(weights)).hexdigest()
 
 
@@ -176,15 +176,15 @@ def _bytes(weights: Mapping[str, Tensor]) -> bytes:
 
 
 def _old(folder: Path) -> Path:
-    """Where version 0.1 had a model folder for the moment in which it was replaced."""
+    """The temporary name that version 0.1 gave to a model folder while replacing it."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
-    """Refuse weights that are not finite, as float32 too.
+    """Check that all weights are finite, also after conversion to float32.
 
     Raises:
-        DdimError: Naming the first tensor that holds one.
+        DdimError: Naming the first tensor with a value that is not finite.
     """
     for key, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
@@ -193,7 +193,10 @@ def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
 
 
 def remove_earlier_parts(folder: Path) -> None:
-    """Remove what a killed process of version 0.1 left beside a model folder of a run, if it holds nothing else."""
+    """Remove temporary folders that a killed process of version 0.1 left beside a run's model folder.
+
+    Folders with unexpected files, and an old model that was not replaced, are kept.
+    """
     for left in (folder.with_name(f".{folder.name}.part"), _old(folder)):
         needed = left == _old(folder) and not folder.exists()
         if left.is_dir() and not needed and not unexpected_entries(left, WEIGHTS, CONFIG, CARD):
@@ -201,17 +204,17 @@ def remove_earlier_parts(folder: Path) -> None:
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
-    """Put weights into a network.
+    """Copy weights into a network.
 
     Raises:
         DdimError: Naming the first keys and shapes that differ.
     """
-    own = network.state_dict()
-    complaints = [f"{shorten(key)} is missing" for key in own if key not in weights]
-    complaints += [f"{shorten(key)} is not known" for key in weights if key not in own]
+    state = network.state_dict()
+    complaints = [f"{shorten(key)} is missing" for key in state if key not in weights]
+    complaints += [f"{shorten(key)} is not known" for key in weights if key not in state]
     complaints += [
         f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
-        for key, value in own.items()
+        for key, value in state.items()
         if key in weights and weights[key].shape != value.shape
     ]
     if complaints:
@@ -219,5 +222,5 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
         wrong = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
         raise DdimError(name, wrong, "use the config.json that was saved with it")
     with torch.no_grad():
-        for key, value in own.items():
+        for key, value in state.items():
             value.copy_(weights[key])

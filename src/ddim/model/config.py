@@ -1,4 +1,4 @@
-"""What a model and a training are made of, as validated configurations that are written to JSON."""
+"""Validated configurations of models and trainings, stored as JSON."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _of_text(data: Any) -> str:
 Policy = Annotated[
     Annotated[ImagePolicy, Tag("pictures")] | Annotated[TextPolicy, Tag("text")], Discriminator(_of_text)
 ]
-"""How a data set's items become the network's input: pictures, or text, which has a length."""
-_TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # of the unions above, which no file names
+"""The preprocessing of a data set's items to the network's input: of images, or of text, which has a length."""
+_TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # tags of the unions; not keys of a file
 
 
 class ScheduleConfig(BaseModel):
@@ -46,11 +46,11 @@ class ScheduleConfig(BaseModel):
 
     Args:
         name: "linear", "scaled-linear", "quadratic", "sigmoid", "cosine", or "betas" for a list.
-        T: The number of times.
-        beta_start: First beta, where the name has one.
-        beta_end: Last beta, where the name has one.
-        betas: The list, with "betas".
-        zero_terminal_snr: Whether it is rescaled to alpha_bar_T = 0.
+        T: The number of timesteps.
+        beta_start: First beta, for schedules that have one.
+        beta_end: Last beta, for schedules that have one.
+        betas: The list of betas if name is "betas", else None.
+        zero_terminal_snr: Whether the schedule is rescaled to alpha_bar_T = 0.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +70,7 @@ class ScheduleConfig(BaseModel):
         if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
             raise ValueError(f"{self.name} takes no beta_start or beta_end")
         try:
-            self.build()  # whoever reads a schedule that is none is told so then, not whoever uses it
+            self.build()  # fail when an invalid schedule is read, not when it is first used
         except DdimError as error:
             raise ValueError(error.wrong) from None
         return self
@@ -78,22 +78,22 @@ class ScheduleConfig(BaseModel):
     def build(self) -> schedules.Schedule:
         """The schedule."""
         if self.betas is not None:
-            made = schedules.from_betas(self.betas)
+            schedule = schedules.from_betas(self.betas)
         else:
             bounds = {"beta_start": self.beta_start, "beta_end": self.beta_end}
-            given: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
-            made = schedules.NAMED[self.name](self.T, **given)
-        return schedules.zero_terminal_snr(made) if self.zero_terminal_snr else made
+            arguments: dict[str, Any] = {key: value for key, value in bounds.items() if value is not None}
+            schedule = schedules.NAMED[self.name](self.T, **arguments)
+        return schedules.zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
 
 
 class CategoricalConfig(BaseModel):
-    """Data of categories instead of real numbers, see `ddim.categorical`.
+    """The configuration of discrete data, see `ddim.categorical`.
 
     Args:
-        categories: Kinds of tokens, or grey levels, of the data.
-        pi: What noise draws from: "uniform" as in the paper, "mask" (one more category, absorbing diffusion), or one
-            probability for each category.
-        carry_over: With a mask, whether a token that is not masked is taken for x_0 with certainty.
+        categories: The number of distinct tokens, or levels of a pixel, in the data.
+        pi: The distribution that noise is drawn from: "uniform" as in the paper, "mask" (one additional category,
+            absorbing diffusion), or one probability per category.
+        carry_over: With a mask, whether a token that is not masked is equal to x_0 with certainty.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -110,16 +110,16 @@ class CategoricalConfig(BaseModel):
 
     @property
     def excludes(self) -> bool:
-        """Whether noise never draws some category: then x_T must tell nothing of x_0, or its divergence is infinite."""
+        """Whether pi is 0 for some category; alpha_bar_T must then be 0, or KL(q(x_T | x_0) || p(x_T)) is infinite."""
         return self.pi == "mask" if isinstance(self.pi, str) else 0 in self.pi
 
     @property
     def size(self) -> int:
-        """Categories of x_t: the data's, and the mask."""
+        """The number of categories of x_t: those of the data, and the mask."""
         return self.categories + (self.pi == "mask")
 
     def alphabet(self) -> Alphabet:
-        """The categories of x_t and their pi."""
+        """The alphabet: the categories of x_t and their pi."""
         if self.pi == "mask":
             return Alphabet.masked(self.categories, self.carry_over)
         if self.pi == "uniform":
@@ -128,38 +128,40 @@ class CategoricalConfig(BaseModel):
 
 
 class TrainConfig(BaseModel):
-    """A training recipe. The defaults are the paper's where it has one.
+    """A training recipe. The defaults are those of the paper where it states them.
 
     Args:
-        steps: Optimiser steps; None where `budget` alone says how long.
-        budget: Seconds that the whole run may take, or None. The learning rate then falls with time, to 0 at its end.
-        batch: Pictures per step.
-        accumulate: Parts a batch is cut into, to save memory.
-        lr: Learning rate.
-        warmup: Steps over which the learning rate rises from 0.
-        decay: What the learning rate does at the end: stays, or falls to 0 linearly or along a cosine.
-        decay_fraction: The last part of the steps, or of the budget, over which it falls.
-        weight_decay: AdamW's.
-        betas: Adam's.
-        clip_grad: Largest norm of the gradient.
-        ema: Decay of the moving average of the weights, and of that of the error per time.
-        ema_half_life: Instead, the share of the steps made that counts for half of the average, see `ddim.nn.EMA`.
+        steps: The number of optimizer steps; None if only `budget` limits the training.
+        budget: The duration of the whole run in seconds, or None. The learning rate then decays with time, to 0 at the
+            end.
+        batch: The number of images per step.
+        accumulate: The number of parts of a batch for gradient accumulation, which saves memory.
+        lr: The learning rate.
+        warmup: The number of steps over which the learning rate increases from 0.
+        decay: The learning rate at the end: constant, or decayed to 0 linearly or along a cosine.
+        decay_fraction: The last fraction of the steps, or of the budget, over which the learning rate decays.
+        weight_decay: Weight decay of AdamW.
+        betas: Betas of AdamW.
+        clip_grad: The maximum norm of the gradient.
+        ema: Decay of the moving averages of the weights and of the error per timestep.
+        ema_half_life: Instead of `ema`: half of the average's weight is on this fraction of the steps so far, see
+            `ddim.nn.EMA`.
         gamma: The weights gamma_t of the objective, eq. (5), see `ddim.objective.weights`.
-        times: Whether times are drawn uniformly, or in proportion to their weight, see
+        times: Whether timesteps are drawn uniformly, or in proportion to their weight, see
             `ddim.objective.timestep_sampling`.
-        antithetic: Whether times are drawn in pairs t, T + 1 - t.
-        flip: Whether pictures are flipped left-right at random.
-        label_drop: How often a label is dropped, for classifier-free guidance.
-        precision: "bfloat16" autocast, "float32", or "auto" (bfloat16 where the processor has it).
-        compile: Whether the network goes through torch.compile.
-        compile_mode: Its mode.
-        layout: How the network's memory is laid out; "auto" is channels-last on a GPU.
-        data_on: Where the data are held, undecoded no more: on the host, on the device, or "auto": on a GPU where they
-            fit into a quarter of its free memory.
-        seed: Of everything random in the training.
+        antithetic: Whether timesteps are drawn in pairs t, T + 1 - t.
+        flip: Whether images are flipped horizontally at random.
+        label_drop: The probability of dropping a label, for classifier-free guidance.
+        precision: "bfloat16" autocast, "float32", or "auto" (bfloat16 if the processor supports it).
+        compile: Whether to compile the network with torch.compile.
+        compile_mode: The mode of torch.compile.
+        layout: The memory format of the network; "auto" is channels-last on a GPU.
+        data_on: Where the decoded data set is stored: "host", "device", or "auto" (on a GPU if it fits in a quarter of
+            the free memory).
+        seed: The seed of all randomness in the training.
         checkpoint_every: Steps between checkpoints.
-        keep: Checkpoints kept.
-        preview_every: Steps between preview grids, 0 for none.
+        keep: The number of checkpoints to keep.
+        preview_every: Steps between preview images, 0 for none.
         log_every: Steps between lines of the metrics file.
     """
 
@@ -203,21 +205,22 @@ class TrainConfig(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where a model comes from.
+    """The provenance of a model: its data and its training.
 
     Args:
         data: The data set's name.
-        split: Its part.
-        data_fingerprint: A hash of what it held.
-        pictures: How many pictures it held.
-        command: The command that trained it.
+        split: The split of the data set.
+        data_fingerprint: A hash of the data set's contents.
+        pictures: The number of images in the data set.
+        command: The command that trained the model.
         version: The version of this library.
-        steps: Optimiser steps.
-        images_seen: Pictures shown to the network.
-        seconds: Training time.
-        training: The recipe.
-        begun_from: The checksum of the model whose weights it began with; empty if none.
-        error_from: How the table of the error was measured: "training", or "calibrate" with its data; empty if not.
+        steps: The number of optimizer steps.
+        images_seen: The number of images that the network was trained on, counting repetitions.
+        seconds: The training time.
+        training: The training recipe.
+        begun_from: The checksum of the model whose weights initialised the training; empty if none.
+        error_from: How the table of the error was measured: "training", or "calibrate" and its data; empty if it was
+            not.
     """
 
     model_config = _STRICT
@@ -236,11 +239,11 @@ class Provenance(BaseModel):
 
 
 class Origin(BaseModel):
-    """Which other code's model it was, see `ddim.model.importers`.
+    """The library that a model was converted from, see `ddim.model.importers`.
 
     Args:
-        format: That code.
-        settings: What that code's sampler was set to, for those who want its very steps, and for the way back.
+        format: The library's format.
+        settings: The settings of the library's sampler, for emulating its steps and for exporting the model.
     """
 
     model_config = _STRICT
@@ -255,18 +258,18 @@ class ModelConfig(BaseModel):
         format: Always "ddim-model".
         version: The format's version.
         schedule: The noise schedule.
-        predicts: "eps", "x0" or "v"; "x0" for categories.
-        categorical: The categories of the data; None for real-valued pictures.
-        network: The network's shape.
-        data: How pictures become the network's grid, or text its tokens.
-        provenance: Where it comes from.
-        error: E || eps - eps_theta ||^2 / d at t = 1..T, what is left of the noise after the network's guess; or None.
-            From a training it is that of the network as it was trained (not averaged, with dropout and flips), over
-            the steps that the moving average remembers; from `ddim calibrate` that of this model. Of categories it is
-            the cross-entropy of x_0 per token, in nats.
-        origin: The other code it comes from, where it does.
-        statistics: Of the images it was trained on; None where they are not recorded, and for discrete data.
-        sha256: Of `model.safetensors`; empty before it is saved.
+        predicts: "eps", "x0" or "v"; "x0" for discrete data.
+        categorical: The configuration of discrete data; None for real-valued images.
+        network: The configuration of the network.
+        data: The preprocessing of images to the network's input, or of text to tokens.
+        provenance: The provenance of the model.
+        error: E || eps - eps_theta ||^2 / d at t = 1..T, the error of the predicted noise; or None. After training it
+            is the error of the raw weights (not the moving average, with dropout and flips), averaged over recent
+            steps; after `ddim calibrate` it is the error of this model. For discrete data it is the cross-entropy of
+            x_0 per token, in nats.
+        origin: The library that the model was converted from, or None.
+        statistics: Statistics of the training images; None if not recorded, and for discrete data.
+        sha256: The checksum of `model.safetensors`; empty before it is saved.
     """
 
     model_config = _STRICT
@@ -288,9 +291,9 @@ class ModelConfig(BaseModel):
         taken = self.network.shape[-2:] + self.network.shape[:1] if len(self.network.shape) == 3 else self.network.shape
         if tuple(self.data.shape) != taken:
             raise ValueError(f"the data policy gives {self.data.shape}, the network takes {taken}")
-        known = self.categorical.size if self.categorical else 0
-        if self.network.categories != known:
-            raise ValueError(f"x_t has {known} categories, the network {self.network.categories}")
+        categories = self.categorical.size if self.categorical else 0
+        if self.network.categories != categories:
+            raise ValueError(f"x_t has {categories} categories, the network {self.network.categories}")
         words = self.data.categories if isinstance(self.data, TextPolicy) else None
         if words is not None and self.categorical and self.categorical.categories != words:
             raise ValueError(f"the vocabulary has {words} tokens, not {self.categorical.categories}")
@@ -307,15 +310,17 @@ class ModelConfig(BaseModel):
 
     @property
     def needs_label(self) -> bool:
-        """Whether the network takes labels and was never trained without one."""
+        """Whether the network takes labels and was never trained without them."""
         recipe = self.provenance.training
         return bool(self.network.classes) and recipe is not None and recipe.label_drop == 0
 
     def error_at(self, level: Level) -> float:
-        """The table `error` at a level, linear in t between its times, and to 1 at t = 0: clean data tell of no noise.
+        """The table `error` at a level, interpolated linearly in t; the value at t = 0 is 1.
+
+        At t = 0 the data are clean, and nothing can be predicted about the noise.
 
         Raises:
-            DdimError: If there is no table.
+            DdimError: If the model has no table.
         """
         if self.error is None:
             wrong = "this model has no table of its error per time"
@@ -327,10 +332,10 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(kind: type[Config], text: str | bytes, name: str | Path) -> Config:
-    """A configuration from JSON text.
+    """Parse a configuration from JSON text.
 
     Raises:
-        DdimError: As `ddim._io.reading.parse_json`, or naming the first key that is wrong and why.
+        DdimError: As for `ddim._io.reading.parse_json`, or naming the first invalid key and the reason.
     """
     parse_json(text, name)
     try:
@@ -340,10 +345,10 @@ def parse(kind: type[Config], text: str | bytes, name: str | Path) -> Config:
 
 
 def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Config:
-    """A configuration from Python values.
+    """Build a configuration from Python values.
 
     Raises:
-        DdimError: Naming the first key that is wrong and why.
+        DdimError: Naming the first invalid key and the reason.
     """
     try:
         return kind.model_validate(values)
@@ -352,14 +357,14 @@ def build(kind: type[Config], values: dict[str, Any], name: str | Path) -> Confi
 
 
 def to_json(config: BaseModel) -> str:
-    """A configuration as JSON text to be read by people too: indented, but an array of numbers on one line."""
+    """A configuration as readable JSON text: indented, with each array of numbers on one line."""
     text = config.model_dump_json(indent=2)
-    # A line's end stands between values only: within a string it would be written as \\n.
+    # Newlines occur only between values: within a string they are escaped as \\n.
     return re.sub(r"\[\n\s*([-+.\deE,\s]+?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
-    """The first complaint of a validation, as one line."""
+    """The first problem of a validation, as an error of one line."""
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), DdimError):
         return cause

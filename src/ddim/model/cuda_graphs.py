@@ -1,14 +1,14 @@
 """CUDA graphs of whole plans: all network evaluations of a run and the updates between them, launched at once.
 
-A step of a small batch takes the GPU less time than Python takes to launch its kernels. A CUDA graph records the
-kernels of a whole run; a replay launches all of them in one call, so that a run takes the kernels' own time. The
-kernels are those of an ordinary run, with the same results.
+For a small batch, a step takes less time on the GPU than Python takes to launch its kernels. A CUDA graph records the
+kernels of a whole run; a replay launches all of them in one call, so a run takes only the kernels' time. The kernels
+are the same as without a graph, and so are the results.
 
-What is recorded is a function of the start, of the noise of every row that draws, and of the labels' time conditioning;
-these are copied into the tensors that the graph reads before each replay. All else is fixed: the plan, the shape, the
-guidance scale at every level, and PyTorch's settings that choose kernels. Together they are the key under which a graph
-is stored, so another value of any of them is another graph. Runs that are not functions of these alone, such as those
-with a hook of the user's own, and plans over discrete data are not recorded; they run as without graphs.
+The inputs of a recorded run are the initial state, the noise of every row that draws noise, and the conditioning on
+time and labels; before each replay they are copied into the tensors that the graph reads. Everything else is fixed:
+the plan, the shape, the guidance scale at every level, and the PyTorch settings that select kernels. These form the
+key of a stored graph, so a different value of any of them needs a different graph. Runs that depend on anything else,
+such as a hook supplied by the user, and plans over discrete data are not recorded; they run without graphs.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from ddim.sampling.guidance import Guided
 from ddim.sampling.loop import run
 
 BATCH = 64
-"""The largest micro-batch that is recorded unless asked for: above, a GPU is busy anyway, and a graph holds memory."""
+"""The largest micro-batch that is recorded by default: a larger one keeps a GPU busy, and a graph uses memory."""
 EVALUATIONS = 250
-"""Network evaluations of the longest plan that is recorded unless asked for."""
+"""The number of network evaluations of the longest plan that is recorded by default."""
 GRAPHS = 4
-"""Graphs that are stored; of more, the least recently used is dropped."""
+"""The number of graphs that are stored; beyond it, the least recently used is dropped."""
 
 
 class StoredNoise:
-    """Noise of a plan's rows that is already drawn: what a graph reads.
+    """Noise of a plan's rows that is already drawn, in tensors that a graph reads.
 
     Args:
-        rows: From the row's number to its noise, (N, ...).
+        rows: Map from the row's index to its noise, (N, ...).
     """
 
     def __init__(self, rows: Mapping[int, Tensor]):
@@ -57,14 +57,14 @@ class StoredNoise:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A graph, and the tensors it reads and writes.
+    """A CUDA graph and the tensors that it reads and writes.
 
     Args:
         graph: The graph, a `torch.cuda.CUDAGraph`.
         denoise: The denoiser whose conditioning tensors it reads.
-        start: The first state.
-        noise: The noise of each row that draws.
-        out: The last state.
+        start: The initial state.
+        noise: The noise of each row that draws noise.
+        out: The final state.
     """
 
     graph: Any
@@ -75,16 +75,16 @@ class Recorded:
 
 
 class PlanGraphs:
-    """Runs plans by CUDA graphs, which it records and stores.
+    """Run plans with CUDA graphs, which are recorded and stored.
 
-    Recording takes about two runs of the plan, so by default a run is recorded when the same one (plan, shape and
-    guidance) is asked for the second time; the first runs as without graphs. The graphs of one object share their
-    memory, which is why what one gave is copied out before another is replayed.
+    Recording takes as long as about two runs of the plan, so by default a run is recorded when it is repeated with the
+    same plan, shape and guidance; the first time it runs without a graph. The graphs of one object share their memory,
+    so the result of one is copied before another is replayed.
 
     Args:
-        always: Whether every run that can be recorded is, at once, whatever its size; otherwise only plans of at most
-            `EVALUATIONS` network evaluations on at most `BATCH` samples are, at their second use.
-        limit: Graphs that are stored.
+        always: Whether every run that can be recorded is recorded at its first use, whatever its size. Otherwise only
+            plans of at most `EVALUATIONS` network evaluations on at most `BATCH` samples are, at their second use.
+        limit: The number of graphs to store.
     """
 
     def __init__(self, always: bool = False, limit: int = GRAPHS):
@@ -98,28 +98,29 @@ class PlanGraphs:
         self._failed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PlanGraphs, (self.always, self.limit)  # a copy records its own
+        return PlanGraphs, (self.always, self.limit)  # a copy records its own graphs
 
     def run(self, denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor, noise: Noise) -> Tensor:
-        """As `ddim.loop.run`: the last state, (N, ...), in memory of its own.
+        """Run a plan as `ddim.loop.run` does: the final state, (N, ...), in a new tensor.
 
         Args:
             denoise: The denoiser.
-            plan: What to run.
-            start: The first state, (N, ...).
-            noise: The rows' noise.
+            plan: The plan to run.
+            start: The initial state, (N, ...).
+            noise: The noise of the plan's rows.
 
         Raises:
-            RuntimeError: If recording fails and `always` is set; otherwise that is a warning, and no more is recorded.
+            RuntimeError: If recording fails and `always` is set. Otherwise a failure causes a warning, and no further
+                run is recorded.
         """
         key = _key(denoise, plan, start)
-        with self._lock, torch.inference_mode(False), torch.no_grad():  # what is written to again is of no such mode
+        with self._lock, torch.inference_mode(False), torch.no_grad():  # inference tensors cannot be overwritten
             if key is not None and self._wanted(key, plan, start) and self._ready(key, denoise, plan, start, noise):
                 return self._replay(key, denoise, start, noise)
         return run(denoise, plan, start, noise)
 
     def _wanted(self, key: Hashable, plan: BasePlan[Any], start: Tensor) -> bool:
-        """Whether this run is to be a graph's."""
+        """Whether this run is to use a graph."""
         if self.always or key in self._recorded:
             return True
         if self._failed or len(start) > BATCH or len(plan) > EVALUATIONS:
@@ -132,15 +133,15 @@ class PlanGraphs:
         return False
 
     def _ready(self, key: Hashable, denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor, noise: Noise) -> bool:
-        """Record the run unless it is recorded; whether it is."""
+        """Record the run unless it is already recorded; return whether a graph of it is stored."""
         if key in self._recorded:
             return True
         state = start.clone()
         rows = StoredNoise({k: noise.row(k) for k, row in enumerate(plan.rows) if row.draws})
-        given: Any = (denoise, plan, state, rows)
+        inputs: Any = (denoise, plan, state, rows)
         try:
-            graph, out = self._capture(lambda: run(*given), start.device)
-        except RuntimeError as error:  # of CUDA, running out of memory included
+            graph, out = self._capture(lambda: run(*inputs), start.device)
+        except RuntimeError as error:  # any error of CUDA, including out of memory
             self._pool = self._stream = None
             if self.always:
                 raise
@@ -156,17 +157,17 @@ class PlanGraphs:
         return True
 
     def _capture(self, job: Callable[[], Tensor], device: torch.device) -> tuple[Any, Tensor]:
-        """A graph of a job, and the tensor that holds what the job returns after each replay."""
+        """Record a graph of a job; return it and the tensor that contains the job's result after each replay."""
         with torch.cuda.device(device):
             if self._pool is None:
                 cuda: Any = torch.cuda
                 self._pool, self._stream = cuda.graph_pool_handle(), cuda.Stream(device)
             current = torch.cuda.current_stream(device)
             self._stream.wait_stream(current)
-            with torch.cuda.stream(self._stream):  # compiles, fills caches, and makes the libraries' workspaces
+            with torch.cuda.stream(self._stream):  # warm-up: compiles, fills caches, allocates workspaces
                 job()
             current.wait_stream(self._stream)
-            if self._last is not None:  # of a graph that has the same memory
+            if self._last is not None:  # wait for the last replay, whose graph shares the memory
                 self._last.synchronize()
             graph = torch.cuda.CUDAGraph()
             how: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
@@ -189,7 +190,7 @@ class PlanGraphs:
 
     @contextmanager
     def _in_order(self, device: torch.device) -> Iterator[None]:
-        """Work on the current stream, after the last such work, which may have been another thread's and stream's."""
+        """Order work on the current stream after the last replay, possibly from another thread or stream."""
         with torch.cuda.device(device):
             current = torch.cuda.current_stream(device)
             if self._last is not None:
@@ -203,7 +204,7 @@ class PlanGraphs:
 
 
 def _key(denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor) -> Hashable:
-    """What a recorded run is a function of beside its inputs; None of a run that cannot be recorded."""
+    """The key of a run: everything it depends on besides its inputs; None if it cannot be recorded."""
     networks = _networks(denoise)
     if not networks or not isinstance(plan, Plan) or plan.before or not _recordable(start.device):
         return None
@@ -213,7 +214,9 @@ def _key(denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor) -> Hashable:
         scales = tuple(scale(row.query) if callable(scale) else scale for row in plan.rows)
         if not all(isinstance(value, float | int) for value in scales):
             return None
-    who = tuple((id(one.network), id(one.body), one.labelled) for one in networks)  # a graph keeps them alive
+    who = tuple(
+        (id(network.network), id(network.body), network.labelled) for network in networks
+    )  # a graph keeps them alive
     return (who, plan, start.shape, start.dtype, start.device, scales, _settings())
 
 
@@ -224,7 +227,7 @@ def _recordable(device: torch.device) -> bool:
 
 
 def _settings() -> tuple[Any, ...]:
-    """PyTorch's settings that choose kernels, as they are now."""
+    """The current PyTorch settings that select kernels."""
     cudnn: Any = torch.backends.cudnn
     cuda: Any = torch.backends.cuda
     attention = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
@@ -234,7 +237,7 @@ def _settings() -> tuple[Any, ...]:
 
 
 def _networks(denoise: AnyDenoiser) -> tuple[NetworkDenoiser[Any], ...]:
-    """The networks of a denoiser that is made of nothing else, else none."""
+    """The networks of a denoiser that consists of networks only (one, or two with guidance); otherwise empty."""
     if isinstance(denoise, NetworkDenoiser):
         return (denoise,)
     if isinstance(denoise, Guided):

@@ -1,8 +1,8 @@
-"""Networks as denoisers: our own (`NetworkDenoiser`), and anyone's (`ForeignDenoiser`).
+"""Adapters from a network to a denoiser: `NetworkDenoiser` for this library's, `ExternalDenoiser` for any other.
 
-What a wrapped network is shown and told at a level, and what its output says:
+The input, output and default time of a wrapped network at a level:
 
-| predicts | shown                    | output                                      | time by default |
+| predicts | input                    | output                                      | time by default |
 |----------|--------------------------|---------------------------------------------|-----------------|
 | eps      | x                        | eps                                         | t - 1           |
 | x0       | x                        | x_0                                         | t - 1           |
@@ -10,8 +10,8 @@ What a wrapped network is shown and told at a level, and what its output says:
 | edm      | y = x / signal           | x_0, as D(y; sigma) (Karras et al. 2022)    | sigma           |
 | velocity | y = x / (signal + noise) | eps - x_0, rectified flow (Liu et al. 2023) | s               |
 
-with sigma = noise / signal and s = noise / (signal + noise), which every level has: y is x_0 + sigma eps, and
-(1 - s) x_0 + s eps.
+with sigma = noise / signal and s = noise / (signal + noise). The input y is x_0 + sigma eps for edm, and
+(1 - s) x_0 + s eps for velocity.
 """
 
 from __future__ import annotations
@@ -35,45 +35,45 @@ from ddim.process.schedule import Level
 
 P = TypeVar("P", bound=Prediction | TokenPrediction)
 OutputFn = Callable[[Tensor, Tensor, Level], P]
-"""What a network's output at x and a level says."""
+"""Function from a network's output, x and the level to a prediction."""
 
 Output = Literal["eps", "x0", "v", "edm", "velocity"]
 
 MEANS: dict[Output, Predicts] = {"eps": "eps", "x0": "x0", "v": "v", "edm": "x0", "velocity": "v"}
-"""What each output is once the change of variables is made."""
+"""The equivalent prediction type of each output after the change of variables."""
 
 Time = Literal["index", "index+1", "fraction", "log-snr", "sigma", "flow"]
-"""What a network may be told of a level, see `ddim.model.wrap`."""
+"""How a level is passed to a network as time, see `ddim.model.wrap`."""
 
 
 def image_output(predicts: Predicts) -> OutputFn[Prediction]:
-    """The hub of a network over real-valued data that predicts eps, x_0 or v."""
-    return partial(_read_pictures, predicts=predicts)
+    """The output function of a network over real-valued data that predicts eps, x_0 or v."""
+    return partial(_read_images, predicts=predicts)
 
 
-def _read_pictures(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
-    said = output.to(x.dtype, memory_format=torch.contiguous_format)
-    if said.shape == x.shape:
-        return predict(said, x, level, predicts)
-    mean, variance = said.chunk(2, dim=1)  # of a network with learned variance, which says -1..1
+def _read_images(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Prediction:
+    values = output.to(x.dtype, memory_format=torch.contiguous_format)
+    if values.shape == x.shape:
+        return predict(values, x, level, predicts)
+    mean, variance = values.chunk(2, dim=1)  # learned variance, in [-1, 1]
     prediction = predict(mean, x, level, predicts)
     prediction.variance_fraction = (variance + 1) / 2
     return prediction
 
 
 def token_output(alphabet: Alphabet) -> OutputFn[TokenPrediction]:
-    """The hub of a network over categories, which gives logits."""
+    """The output function of a network over discrete data, which returns logits."""
     return partial(predict_tokens, alphabet=alphabet)
 
 
 class NetworkDenoiser(Generic[P]):
-    """A trained network as a denoiser; what depends on time alone is computed once per time.
+    """A trained network as a denoiser; the conditioning on time and labels is computed once per time and cached.
 
     Args:
-        network: The network, its body in the dtype to compute in.
-        hub: What its output says.
-        labels: int64, (N,), one label for each sample of the batches to come, or None.
-        body: The network's body, if it is to be replaced by a compiled one.
+        network: The network, with its body in the compute dtype.
+        hub: Function from the network's output to a prediction.
+        labels: int64, (N,), one label for each sample of every batch, or None.
+        body: A replacement for the network's body, such as a compiled one.
     """
 
     def __init__(
@@ -84,26 +84,29 @@ class NetworkDenoiser(Generic[P]):
         body: Callable[..., Tensor] | None = None,
     ):
         self.network, self.hub = network, hub
-        self._known = None if labels is None else torch.unique(labels, return_inverse=True)
+        self._labels = None if labels is None else torch.unique(labels, return_inverse=True)
         self.body = body or network.body
         first = next(network.entry.parameters())
         self.dtype, self.device = first.dtype, first.device
         self._conditions: dict[float, Tensor] = {}
 
     def __call__(self, x: Tensor, level: Level, /) -> P:
-        """The prediction at x, (N, ...): floats, differentiable in x where x asks for it, or ids."""
+        """The prediction at x, (N, ...): floats, differentiable if x requires a gradient, or ids."""
         return self.hub(self.body(self.network.enter(x), self._condition(level.t)), x, level)
 
     def evaluate_many(self, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Callable[[Tensor, Level], P]]:
-        """One call at many states (N, ...), each at its level: what its output says of other states, for each."""
+        """Evaluate the network once on several states (N, ...), each at its level.
+
+        Returns:
+            One function per state, from another state and its level to the prediction from the stored network output.
+        """
         n = len(states[0])
         conditions = torch.cat([self._condition(level.t).expand(n, -1) for level in levels])
         outputs = self.body(self.network.enter(torch.cat([*states])), conditions)
         return [partial(self.hub, output) for output in torch.split(outputs, n)]
 
     def _condition(self, t: float) -> Tensor:
-        # One time after another: made together, their bits would depend on which times were asked for before.
-        # And one label after another, for the same reason.
+        # Computed for one time and one label at a time: in a batch, the bits would depend on which others are in it.
         if t not in self._conditions:
             self._conditions[t] = self._new_condition(t)
         return self._conditions[t]
@@ -111,29 +114,29 @@ class NetworkDenoiser(Generic[P]):
     @torch.no_grad()
     def _new_condition(self, t: float) -> Tensor:
         times = torch.full((1,), t, dtype=torch.float32, device=self.device)
-        if self._known is None:
+        if self._labels is None:
             return self.network.condition(times).to(self.dtype)
-        known, place = self._known
-        return torch.cat([self.network.condition(times, label[None]) for label in known])[place].to(self.dtype)
+        distinct, inverse = self._labels
+        return torch.cat([self.network.condition(times, label[None]) for label in distinct])[inverse].to(self.dtype)
 
     @property
     def labelled(self) -> bool:
-        """Whether it was given labels."""
-        return self._known is not None
+        """Whether the denoiser has labels."""
+        return self._labels is not None
 
     def take_labels(self, other: NetworkDenoiser[P]) -> None:
-        """Take over another's labels, as many: what was computed for each time is replaced in place.
+        """Copy the labels of another denoiser, of the same number; cached conditioning is overwritten in place.
 
         A CUDA graph reads these tensors, see `ddim.model.cuda_graphs`.
         """
         if self.labelled:
-            self._known = other._known
+            self._labels = other._labels
             for t, condition in self._conditions.items():
                 condition.copy_(other._condition(t))
 
 
 def flow_time(level: Level) -> float:
-    """The time s = noise / (signal + noise) of flow matching, in [0, 1], that mixes x_0 and eps as a level does."""
+    """The time s = noise / (signal + noise) of flow matching, in [0, 1], with the same signal-to-noise ratio."""
     return level.noise / (level.signal + level.noise)
 
 
@@ -150,19 +153,19 @@ def _fraction(level: Level, T: int) -> float:
 
 
 def teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
-    """The function of a level that gives its time by a name.
+    """The function from a level to the time that is passed to a network, by name.
 
-    It is no lambda, so that a wrapped network can be pickled where its module can.
+    It is not a lambda, so that a wrapped network can be pickled if its module can.
 
     Args:
         name: One of `Time`.
-        T: The number of times of the schedule.
-        data_at: 1 where the flow's time is 1 at the data.
+        T: The number of timesteps of the schedule.
+        data_at: 1 if the time of the flow is 1 at the data, else 0.
 
     Raises:
         DdimError: If there is no time of that name.
     """
-    told: dict[Time, Callable[[Level], float]] = {
+    functions: dict[Time, Callable[[Level], float]] = {
         "index": _index,
         "index+1": operator.attrgetter("t"),
         "fraction": partial(_fraction, T=T),
@@ -171,25 +174,27 @@ def teller(name: str, T: int, data_at: int) -> Callable[[Level], float]:
         "flow": _data_time if data_at else flow_time,
     }
     if name not in get_args(Time):
-        raise DdimError(f"time {name!r}", "is unknown", f"choose one of {', '.join(told)}, or a function of the level")
-    return next(tell for known, tell in told.items() if known == name)
+        raise DdimError(
+            f"time {name!r}", "is unknown", f"choose one of {', '.join(functions)}, or a function of the level"
+        )
+    return next(function for key, function in functions.items() if key == name)
 
 
 @dataclass(frozen=True, eq=False)
 class ExternalDenoiser:
-    """A network that knows nothing of levels, as a denoiser.
+    """A network of another library, or any callable, as a denoiser.
 
     Args:
-        module: The network, called as module(shown, time (N,), **conditioning). It gives a tensor, a tuple whose first
-            entry is it, or an object whose `sample` is it.
-        predicts: What its output says, see the head of this file.
-        tell: The time it is told at a level.
-        dtype: What it is shown is cast to; that of x if None.
-        device: Where it computes; that of x if None.
-        time_dtype: The dtype of its times; if None int64 for whole numbers that count steps, else float32 (float64
-            beside float64).
-        counts: Whether its times count steps.
-        sign: -1 for a velocity x_0 - eps.
+        module: The network, called as module(input, time (N,), **conditioning). It returns a tensor, a tuple
+            whose first entry is a tensor, or an object whose `sample` is a tensor.
+        predicts: What the network predicts, see the table at the head of this module.
+        tell: Function from a level to the time that is passed to the network.
+        dtype: The dtype of the network's input; that of x if None.
+        device: The device of the network's input; that of x if None.
+        time_dtype: The dtype of the time; if None, int64 for integer timesteps if `counts`, else float32 (float64 if
+            the input is float64).
+        counts: Whether the time is a timestep index.
+        sign: -1 for a velocity x_0 - eps, else 1.
         conditioning: Keyword arguments of every call.
     """
 
@@ -204,53 +209,53 @@ class ExternalDenoiser:
     conditioning: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
-        """The prediction at x, (N, ...), and one level; differentiable in x where x asks for it.
+        """The prediction at x, (N, ...), and one level; differentiable if x requires a gradient.
 
         Raises:
-            DdimError: Where there is no signal and this network needs some, or its output is neither of the shape of x
-                nor, where it says a variance too, of twice its channels.
+            DdimError: If the level has no signal and this network needs some, or if the output has neither the shape
+                of x nor twice its channels (a learned variance).
         """
         self.check_signal(level)
         total = level.signal + level.noise
         scale = {"edm": level.signal, "velocity": total}.get(self.predicts, 1.0)
-        shown = (x if scale == 1 else x / scale).to(self.device or x.device, self.dtype or x.dtype)
-        given = {name: _spread(name, value, shown) for name, value in self.conditioning.items()}
-        said = _tensor(self.module(shown, self._time(level, shown), **given)).to(x.device)
+        inputs = (x if scale == 1 else x / scale).to(self.device or x.device, self.dtype or x.dtype)
+        conditioning = {name: _spread(name, value, inputs) for name, value in self.conditioning.items()}
+        output = _tensor(self.module(inputs, self._time(level, inputs), **conditioning)).to(x.device)
         doubled = (*x.shape[:1], *(2 * size for size in x.shape[1:2]), *x.shape[2:])
-        if said.shape != x.shape and (said.shape != doubled or self.predicts == "velocity"):
-            wrong = f"gives {tuple(said.shape)} of {tuple(x.shape)}"
+        if output.shape != x.shape and (output.shape != doubled or self.predicts == "velocity"):
+            wrong = f"gives {tuple(output.shape)} of {tuple(x.shape)}"
             raise DdimError("wrapped module", wrong, "its output must have the shape of x, or twice the channels")
         if self.predicts == "velocity":  # x_0 = y - s u and eps = y + (1 - s) u, in v = signal eps - noise x_0
-            said = (x * (level.signal - level.noise) + said.to(x.dtype) * self.sign) / total
-        return image_output(MEANS[self.predicts])(said, x, level)
+            output = (x * (level.signal - level.noise) + output.to(x.dtype) * self.sign) / total
+        return image_output(MEANS[self.predicts])(output, x, level)
 
     def with_conditioning(self, **conditioning: Any) -> Self:
-        """The same network with keyword arguments for every call, beside or instead of those it has.
+        """A copy with additional keyword arguments for every call; existing ones of the same name are replaced.
 
         Args:
-            conditioning: Tensors, also those in dictionaries, hold one entry for each sample, or one for all; anything
-                else, and tensors without a dimension, are passed on as they are.
+            conditioning: Tensors, including those in dictionaries, have one entry per sample, or one for all. Other
+                values, and tensors without a dimension, are passed on unchanged.
         """
         return replace(self, conditioning={**self.conditioning, **conditioning})
 
     def at(self, places: Tensor, total: int) -> Self:
-        """The same network for some samples of a batch: with the conditioning of these alone.
+        """A copy with the conditioning of selected samples of a batch.
 
         Args:
-            places: int64, (M,), which samples.
-            total: How many the batch has.
+            places: int64, (M,), the indices of the samples.
+            total: The number of samples in the batch.
 
         Raises:
-            DdimError: If the conditioning is for another number of samples.
+            DdimError: If the conditioning has another number of entries.
         """
         picked = {name: _picked(name, value, places, total) for name, value in self.conditioning.items()}
         return replace(self, conditioning=picked)
 
     def check_signal(self, level: Level) -> None:
-        """Refuse a level at which the network's output would say nothing.
+        """Check that the network's output determines x_0 at a level.
 
         Raises:
-            DdimError: If there is no signal for one that predicts eps, or x_0 from x / signal.
+            DdimError: If the level has no signal and the network predicts eps, or x_0 from x / signal.
         """
         if level.signal == 0 and self.predicts in ("eps", "edm"):
             wrong = f"says nothing of x0 at t = {level.t:g}, where there is no signal"
@@ -270,29 +275,29 @@ class ExternalDenoiser:
 
 
 def _tensor(output: Any) -> Tensor:
-    """The tensor in what a network returns."""
-    found = output
+    """The tensor in a network's return value."""
+    tensor = output
     if isinstance(output, tuple | list) and output:
-        found = output[0]
+        tensor = output[0]
     elif not isinstance(output, Tensor):
-        found = getattr(output, "sample", None)
-    if not isinstance(found, Tensor):
+        tensor = getattr(output, "sample", None)
+    if not isinstance(tensor, Tensor):
         wrong = f"gives {type(output).__name__}, in which there is no tensor"
         raise DdimError(
             "wrapped module", wrong, "return a tensor, a tuple that begins with it, or an object with `.sample`"
         )
-    return found
+    return tensor
 
 
 def _spread(name: str, value: Any, shown: Tensor) -> Any:
-    """Conditioning on the device of a batch, one entry for all standing for each."""
+    """Move conditioning to the device of a batch; expand a single entry to all samples."""
     if isinstance(value, Mapping):
         return {key: _spread(f"{name}.{key}", inner, shown) for key, inner in value.items()}
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     _check_count(name, value, len(shown))
-    there = value.to(shown.device)
-    return there if len(value) == len(shown) else there.expand(len(shown), *value.shape[1:])
+    moved = value.to(shown.device)
+    return moved if len(value) == len(shown) else moved.expand(len(shown), *value.shape[1:])
 
 
 def _picked(name: str, value: Any, places: Tensor, total: int) -> Any:

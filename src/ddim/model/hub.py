@@ -1,4 +1,4 @@
-"""Models on the Hugging Face Hub: written with a model card, pushed, fetched and read."""
+"""Save, publish, download and read models of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ M = TypeVar("M", bound="HubMixin")
 
 
 def place(name: str | Path, **settings: Any) -> str | Path:
-    """What is here under a name, or where a repository of that name was downloaded to, see `fetch`.
+    """Resolve a name to a local path or bundled model, or download the repository of that name, see `fetch`.
 
     Raises:
-        DdimError: If a repository cannot be had.
+        DdimError: If a repository cannot be downloaded.
     """
     if not isinstance(name, str | Path):
         raise DdimError(f"model {shorten(repr(name))}", "is no name or path", "give a str or a Path")
@@ -42,21 +42,21 @@ def fetch(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """A repository's model, downloaded into the hub's cache: its JSON and safetensors files; *.bin if it has no others.
+    """Download a repository into the Hub's cache: JSON and safetensors files, or *.bin if there are no safetensors.
 
     Args:
         name: "org/name".
         revision: A branch, tag or commit.
-        cache_dir: Where downloads are kept; the hub's own place if None.
-        token: For repositories that are not public.
-        local_files_only: Whether only what was downloaded before is taken.
-        force_download: Whether it is downloaded again.
+        cache_dir: The folder for downloads; the Hub's default if None.
+        token: Access token for private repositories.
+        local_files_only: Whether to use only files downloaded before.
+        force_download: Whether to download files again.
 
     Returns:
-        Its folder.
+        The local folder.
 
     Raises:
-        DdimError: If it cannot be had: there is none, nobody may have it, or there is no connection.
+        DdimError: If the repository does not exist, access is denied, or the Hub cannot be reached.
     """
     _need()
     from huggingface_hub import snapshot_download
@@ -67,7 +67,7 @@ def fetch(
         folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **how))
         if not any(folder.rglob("*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"], **how))
-    except Exception as error:  # the kinds of a lost connection are those of whatever HTTP library the hub uses
+    except Exception as error:  # the classes of connection errors depend on the HTTP library in use
         raise DdimError(name, *_why(error, revision)) from None
     return folder
 
@@ -75,38 +75,38 @@ def fetch(
 def contents(
     place: str | Path, hints: importers.CheckpointHints | None = None, kind: str | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
-    """A model folder's configuration and weights, or another code's as ours, and how that was read.
+    """Read a model's configuration and weights, and the notes on its conversion if it is another library's.
 
     Args:
         place: A folder, a file of weights, or a bundled model's name.
-        hints: What a file of weights does not say of itself.
-        kind: Whose code a file of weights is of, see `ddim.model.importers.read`.
+        hints: Metadata that a file of weights lacks.
+        kind: The library that a file of weights is from, see `ddim.model.importers.read`.
 
     Raises:
-        DdimError: If something is missing, is not what it says, does not match its checksum, or a weight is not finite.
+        DdimError: If something is missing or invalid, does not match its checksum, or a weight is not finite.
     """
     if importers.is_importable(place):
-        made = importers.read(place, hints, kind)
-        checkpoint.check_finite(made.weights, place)
-        return made.config, made.weights, made.notes
+        imported = importers.read(place, hints, kind)
+        checkpoint.check_finite(imported.weights, place)
+        return imported.config, imported.weights, imported.notes
     return *checkpoint.read(place), ()
 
 
 def read(
     place: str | Path, name: str | Path, hints: importers.CheckpointHints | None = None
 ) -> tuple[ModelConfig, Network, tuple[str, ...]]:
-    """As `contents`, with the network.
+    """Read a model as `contents` does, and build the network with its weights.
 
     Args:
-        place: As there.
-        name: What to call it in an error.
-        hints: As there.
+        place: A folder, a file of weights, or a bundled model's name.
+        name: The model's name in error messages.
+        hints: Metadata that a file of weights lacks.
 
     Raises:
-        DdimError: As there.
+        DdimError: As for `contents`, or if the weights do not fit the network.
     """
     config, weights, notes = contents(place, hints)
-    # Not on the device "meta": there a first embedding imports torch's compiler, which takes seconds.
+    # Not on the device "meta": creating an embedding there imports torch's compiler, which takes seconds.
     with rng.temporary_seed("cpu", 0):
         network = config.network.build()
     checkpoint.fill(network, weights, name)
@@ -116,14 +116,14 @@ def read(
 def write(
     folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], license: str | None = None, repo_id: str = ""
 ) -> Path:
-    """Write a model folder with a model card; an older model there is replaced whole.
+    """Write a model folder with a model card; an older model in it is replaced entirely.
 
     Args:
-        folder: Where.
+        folder: The folder to write.
         config: The configuration.
         weights: The weights.
-        license: The weights' licence as the hub names it; left out if None.
-        repo_id: What the card calls the model; the folder's name if empty.
+        license: The weights' licence by its name on the Hub; omitted if None.
+        repo_id: The model's name in the card; the folder's name if empty.
 
     Raises:
         DdimError: If huggingface_hub is not installed, or the folder cannot be written.
@@ -137,20 +137,20 @@ def write(
 def push(
     repo_id: str, config: ModelConfig, weights: Mapping[str, Tensor], license: str | None = None, **settings: Any
 ) -> str:
-    """Publish a model folder: the repository is made if it is not there, and gets the three files in one commit.
+    """Publish a model folder: create the repository if needed, and upload the three files in one commit.
 
     Args:
-        repo_id: "org/name", or "name" for one of one's own.
+        repo_id: "org/name", or "name" for a repository of the user.
         config: The configuration.
         weights: The weights.
-        license: As for `write`.
-        settings: Those of huggingface_hub's `ModelHubMixin.push_to_hub`.
+        license: The weights' licence by its name on the Hub; omitted if None.
+        settings: Keyword arguments of huggingface_hub's `ModelHubMixin.push_to_hub`.
 
     Returns:
-        Where the commit is, a URL.
+        The URL of the commit.
 
     Raises:
-        DdimError: If huggingface_hub is not installed, or it did not work.
+        DdimError: If huggingface_hub is not installed, or publishing failed.
     """
     _need()
     from huggingface_hub import ModelHubMixin
@@ -162,7 +162,7 @@ def push(
 
     try:
         return str(Folder().push_to_hub(repo_id, **settings))
-    except (DdimError, TypeError):  # the latter for a setting that there is not
+    except (DdimError, TypeError):  # a TypeError reports an unknown setting
         raise
     except Exception as error:  # see `fetch`
         raise DdimError(repo_id, *_why(error, settings.get("branch"))) from None
@@ -176,7 +176,7 @@ def _need() -> None:
 
 
 def _why(error: Exception, revision: str | None) -> tuple[str, str]:
-    """What went wrong between us and the hub, and how to mend it."""
+    """The problem and the hint for an error of the Hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
@@ -194,7 +194,7 @@ def _why(error: Exception, revision: str | None) -> tuple[str, str]:
 
 
 class HubMixin:
-    """Model folders with a model card, written, pushed and loaded, see `ddim.model.hub`."""
+    """Methods to save, publish and load model folders with a model card, see `ddim.model.hub`."""
 
     config: ModelConfig
     network: Network
@@ -203,13 +203,13 @@ class HubMixin:
     def save_pretrained(
         self, folder: str | Path, license: str | None = None, dtype: torch.dtype | None = None, repo_id: str = ""
     ) -> Path:
-        """Write the model folder with a model card, `README.md`, made from the configuration.
+        """Write the model folder with a model card, `README.md`, generated from the configuration.
 
         Args:
-            folder: Where; an older model there is replaced, its card too.
-            license: The weights' licence as the hub names it, such as "apache-2.0"; left out of the card if None.
-            dtype: The dtype to store weights in; their own if None.
-            repo_id: What the card calls the model, "org/name"; the folder's name if empty.
+            folder: The folder to write; an older model in it is replaced, including its card.
+            license: The weights' licence by its name on the Hub, such as "apache-2.0"; omitted if None.
+            dtype: The dtype to store the weights in; unchanged if None.
+            repo_id: The model's name in the card, "org/name"; the folder's name if empty.
 
         Returns:
             The folder.
@@ -223,19 +223,19 @@ class HubMixin:
     def push_to_hub(
         self, repo_id: str, license: str | None = None, dtype: torch.dtype | None = None, **settings: Any
     ) -> str:
-        """Publish what `save_pretrained` writes; the repository is made if it is not there.
+        """Publish the files that `save_pretrained` writes; the repository is created if needed.
 
         Args:
-            repo_id: "org/name", or "name" for one of one's own.
-            license: As for `save_pretrained`.
-            dtype: As for `save_pretrained`.
+            repo_id: "org/name", or "name" for a repository of the user.
+            license: The weights' licence by its name on the Hub, such as "apache-2.0"; omitted if None.
+            dtype: The dtype to store the weights in; unchanged if None.
             settings: private, token, branch, create_pr, commit_message: see huggingface_hub's ModelHubMixin.
 
         Returns:
-            Where the commit is, a URL.
+            The URL of the commit.
 
         Raises:
-            DdimError: If huggingface_hub is not installed, or it did not work.
+            DdimError: If huggingface_hub is not installed, or publishing failed.
         """
 
         return push(repo_id, self.config, self._weights(dtype), license, **settings)
@@ -252,34 +252,34 @@ class HubMixin:
         device: torch.device | str | None = None,
         **settings: Any,
     ) -> M:
-        """A model from a folder, or from a repository of the hub; its checksum is verified.
+        """Load a model from a folder or a repository of the Hub; its checksum is verified.
 
         Args:
             name: A folder, a bundled model's name, or "org/name".
-            revision: A branch, tag or commit of the repository, as for the next four.
-            cache_dir: Where downloads are kept.
-            token: For repositories that are not public.
-            local_files_only: Whether only what was downloaded before is taken.
-            force_download: Whether it is downloaded again.
-            device: Where it computes; a GPU if there is one, else the CPU.
+            revision: A branch, tag or commit of the repository.
+            cache_dir: The folder for downloads of a repository.
+            token: Access token for private repositories.
+            local_files_only: Whether to use only files of the repository downloaded before.
+            force_download: Whether to download the repository's files again.
+            device: The device to compute on; by default a GPU if there is one, else the CPU.
             settings: dtype, compile, micro_batch: see `ddim.Model`.
 
         Raises:
-            DdimError: If it cannot be had, is damaged, or is a model of another class.
+            DdimError: If it cannot be downloaded, is damaged, or is a model of another class.
         """
 
         fetched = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = place(name, **fetched, local_files_only=local_files_only, force_download=force_download)
         config, network, notes = read(folder, name)
-        # By their names: to import the classes here would be a circle.
+        # Compare class names, because importing the classes here would be circular.
         right, wrong = ("TokenModel", "Model") if config.categorical else ("Model", "TokenModel")
         if wrong in {base.__name__ for base in cls.__mro__}:
             kind = "categories" if config.categorical else "real-valued pictures"
             raise DdimError(name, f"is a model of {kind}", f"load it with {right}.from_pretrained")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        made: Any = cls
-        model: M = made(network, config, device, **settings)
+        constructor: Any = cls
+        model: M = constructor(network, config, device, **settings)
         model.notes = notes
         return model
 

@@ -1,4 +1,4 @@
-"""`Model`: a trained model of images."""
+"""`Model`: a trained model of real-valued images."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ddim.samplers.registry import Planner
 from ddim.sampling import inversion, tuning
 from ddim.sampling.guidance import Guidance
 
-TUNING_SEEDS = 2**63  # of seeds of tuning
+TUNING_SEEDS = 2**63  # first seed of tuning, so that its samples differ from those of `sample`
 
 
 class Model(ModelBase):
-    """A trained model of real-valued pictures: an `ModelBase`, with plans made for it, and what is done with them."""
+    """A trained model of real-valued images: a `ModelBase` with plans, sampling, tuning, encoding and decoding."""
 
     SETTINGS = frozenset({"eta", "sigma", "clip_x0", "encode"})
 
     @property
     def policy(self) -> ImagePolicy:
-        """How pictures become the network's grid."""
+        """The preprocessing from image files to the network's input."""
         return cast(ImagePolicy, self.config.data)
 
     @property
@@ -62,20 +62,23 @@ class Model(ModelBase):
         """A plan for this model.
 
         Args:
-            steps: S, the number of network calls; of steps, for "heun" and "rk4" (2 and 4 calls each).
-            grid: A grid's name (see `ddim.timesteps`) or a rising list of times; equal-angle if left out.
-            eta: See `ddim.samplers.ddim`, as for the rest.
-            sigma: Instead of eta, "learned" for the network's own, where it has one, or "optimal" for the variance
-                that fits this model's own error.
-            clip_x0: Whether x_0 is clipped to [-1, 1]; if left out, as `ddim.model.importers.clipping` says of the
-                model, which is warned about, or with sigma "hat". A plan that encodes does not clip by itself.
-            encode: A plan that encodes.
-            default: The steps of a named grid where none are given, bounded by the times there are.
-            top: The noisiest time of a named grid, where a run starts from an image partly noised; if left out,
+            steps: S, the number of network evaluations; the number of steps for "heun" and "rk4", which need 2 and 4
+                evaluations per step.
+            grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps; equal-angle
+                by default.
+            eta: See `ddim.samplers.ddim`, also for the other settings.
+            sigma: Instead of eta: "learned" for the network's learned variance, if it has one, or "optimal" for the
+                variance that fits this model's measured error.
+            clip_x0: Whether x_0 is clipped to [-1, 1]. By default this follows the model's source, see
+                `ddim.model.importers.clipping`, with a warning, or is on with sigma "hat". A plan that encodes does
+                not clip by default.
+            encode: Whether the plan encodes, from clean data to the latent.
+            default: The number of steps of a named spacing if steps is None, bounded by the number of timesteps.
+            top: The noisiest timestep of a named spacing, for a run that starts from a partly noised image; by default
                 `ddim.process.start.start_time`.
-            sampler: One of `ddim.samplers.SAMPLERS`; all but "ddim" are without noise. "auto" is what
-                `ddim.samplers.recommended` names for so many steps, where nothing but the steps is given; else "ddim".
-                It is what `sample` and the commands `sample` and `plan` take unless told otherwise.
+            sampler: One of `ddim.samplers.SAMPLERS`; all but "ddim" are deterministic. "auto" is the sampler that
+                `ddim.samplers.recommended` names for this number of steps if no setting but steps is passed, else
+                "ddim". "auto" is the default of `sample` and of the commands `sample` and `plan`.
 
         Raises:
             DdimError: See `ddim.timesteps.tau`, `ddim.samplers.ddim` and `ddim.model.config.ModelConfig.error_at`.
@@ -95,52 +98,55 @@ class Model(ModelBase):
         hook: Hook | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Sample pictures. Picture i is a function of (model, plan, seed, start + i), whatever n is.
+        """Sample images. Image i is a function of (model, plan, seed, start + i) and does not depend on n.
 
         Args:
-            n: How many.
-            steps: S, the number of network calls; 20, or as many times as there are, if left out.
+            n: The number of images.
+            steps: S, the number of network evaluations; by default 20, or all timesteps if there are fewer.
             seed: The run's seed.
             start: The first sample's index.
-            labels: One label for all or one each, for a model with labels.
+            labels: One label for all images or one per image, for a model with labels.
             guidance: Scale of classifier-free guidance, or a function from level to scale, see `ddim.guidance`.
-            plan: A plan of one's own, instead of steps and settings.
-            origin: Pictures to start from, partly noised, (1, C, H, W) or one each, in [-1, 1]; goes with `top`.
-            hook: What is done to each predicted x_0, see `ddim.x0_hooks`.
-            settings: As for `Model.plan`: sampler (if left out "auto", but "ddim" with origin or hook), grid, eta,
+            plan: The plan to run, instead of steps and settings.
+            origin: Images to start from, (1, C, H, W) or one per sample, in [-1, 1]. They are partly noised first;
+                needs `top`.
+            hook: A function applied to each predicted x_0, see `ddim.x0_hooks`.
+            settings: The arguments of `Model.plan`: sampler ("auto" by default, "ddim" with origin or hook), grid, eta,
                 sigma, clip_x0, top.
 
         Returns:
             float32, (n, C, H, W), nominally in [-1, 1].
 
         Raises:
-            DdimError: If an argument is out of range, or the plan is not one for this model.
+            DdimError: If an argument is out of range, or the plan does not fit this model.
         """
         each = self.check_request(n, labels, plan, settings or steps is not None)
         check_samples(n, whole(start, "start", 0))
         grid = settings.get("grid")
-        by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of times starts where it ends
+        by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of timesteps defines its own start
         if by_name and (origin is None) != (settings.get("top") is None):
             raise DdimError(
                 "origin and top", "are not both given", "a picture to start from goes with a time to start at"
             )
-        own = "ddim" if hook or origin is not None else "auto"
-        plan = plan or self.plan(steps, **{"sampler": own, **settings})
+        default_sampler = "ddim" if hook or origin is not None else "auto"
+        plan = plan or self.plan(steps, **{"sampler": default_sampler, **settings})
         through = partial(Hooked, hook=hook) if hook else None
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
     def tuning(self, calls: int, solver: str = "fitted", pilots: int = 128, seed: int = 0) -> Iterator[tuning.Progress]:
-        """Find a plan for this model and a number of network calls, see `ddim.tuning`.
+        """Search for the best plan for this model at a number of network evaluations, see `ddim.tuning`.
 
         Args:
-            calls: Network calls, 2..30.
-            solver: "fitted", or a sampler of which the times alone are searched.
-            pilots: Samples to tune on, half of them held out; they come from another stream than `sample`'s.
-            seed: Their seed.
+            calls: The number of network evaluations, 2..30.
+            solver: "fitted", or a sampler whose timesteps alone are searched.
+            pilots: The number of calibration samples, half of them held out. Their random stream differs from that
+                of `sample`.
+            seed: The seed of the calibration samples.
 
         Yields:
-            Where it stands; the last one's `found.plan` is the plan, made for this model alone where tuning won.
+            The progress. The last item's `found.plan` is the plan; if tuning improved on the untuned plans, it is
+            bound to this model.
 
         Raises:
             DdimError: If an argument is out of range.
@@ -157,16 +163,16 @@ class Model(ModelBase):
     def inversion(
         self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
     ) -> inversion.Inversion:
-        """The plans of a way to latents and back, see `ddim.inversion` and docs/inversion.md.
+        """The encoding and decoding plans of an inversion method, see `ddim.inversion` and docs/inversion.md.
 
         Args:
             method: "ddim", "ddim-target", "fixed-point", "reversible" or "lossless".
-            steps: S, the number of network calls down; with a named grid 50 if left out.
-            grid: A grid's name or a rising list of times; equal-angle if left out, for "fixed-point" times closer near
-                t = 1, see `ddim.inversion.graded_timesteps`.
+            steps: S, the number of network evaluations of decoding; 50 by default with a named spacing.
+            grid: The name of a timestep spacing or an increasing list of timesteps. By default equal-angle; for
+                "fixed-point" denser near t = 1, see `ddim.inversion.graded_timesteps`.
 
         Raises:
-            DdimError: If the method is unknown, or as `Model.levels`.
+            DdimError: If the method is unknown, or for the reasons listed for `Model.levels`.
         """
         return inversion.planned(self._planner, method, steps, grid)
 
@@ -177,33 +183,34 @@ class Model(ModelBase):
         grid: str | Sequence[float] | None = None,
         method: str = "ddim",
     ) -> Tensor:
-        """Pictures to latents x_T; docs/inversion.md compares the methods.
+        """Encode images to latents x_T; docs/inversion.md compares the methods.
 
         Args:
             images: float (N, C, H, W) in [-1, 1], or uint8 (N, H, W, C).
-            steps: S, the number of network calls down; with a named grid 50 if left out.
-            grid: The grid's name or a rising list of times; the method's own if left out.
-            method: "ddim" is eq. (13) run backwards, first order, so decoding returns the pictures approximately;
-                "ddim-target" is the same, the network told the level ahead. Exact are "fixed-point", several calls
-                a step, "reversible" and, to the last bit, "lossless", one call a step.
+            steps: S, the number of network evaluations of decoding; 50 by default with a named spacing.
+            grid: The name of a timestep spacing or an increasing list of timesteps; the method's default if None.
+            method: "ddim" is eq. (13) run backwards; it is first order, so decoding returns the images approximately.
+                "ddim-target" is the same with the network evaluated at the next level. Exact methods are
+                "fixed-point", with several evaluations per step, and "reversible" and "lossless" (exact to the last
+                bit), with one evaluation per step.
 
         Returns:
             float32, (N, C, H, W). For "reversible" and "lossless" a latent is two states: (2, N, C, H, W), x_T and the
             state one step before it, float64 for "lossless".
 
         Raises:
-            DdimError: If an argument is out of range, or a picture cannot be encoded.
+            DdimError: If an argument is out of range, or an image cannot be encoded.
         """
         bytes_ = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
         if bytes_ and (images.ndim != 4 or getattr(images, "is_meta", False)):
             raise DdimError("images", f"are uint8 {tuple(images.shape)}", "give (N, H, W, C), or floats (N, C, H, W)")
-        pictures = floats(to_float(images) if bytes_ else images, "images", self.shape)
-        way = self.inversion(method, steps, grid)
-        made = [*self.encode_blocks(way, pictures)]
-        latents = torch.cat([self.empty(), *(part.latents for part in made)])
-        if not way.two_state:
+        x0 = floats(to_float(images) if bytes_ else images, "images", self.shape)
+        inverter = self.inversion(method, steps, grid)
+        encoded = [*self.encode_blocks(inverter, x0)]
+        latents = torch.cat([self.empty(), *(part.latents for part in encoded)])
+        if not inverter.two_state:
             return latents
-        return torch.stack([latents, torch.cat([self.empty(), *(p.earlier for p in made if p.earlier is not None)])])
+        return torch.stack([latents, torch.cat([self.empty(), *(p.earlier for p in encoded if p.earlier is not None)])])
 
     def decode(
         self,
@@ -212,35 +219,35 @@ class Model(ModelBase):
         grid: str | Sequence[float] | None = None,
         method: str = "ddim",
     ) -> Tensor:
-        """Latents to pictures, without noise.
+        """Decode latents to images, deterministically.
 
         Args:
-            latents: What `encode` returned, or x_T alone, (N, C, H, W).
-            steps: S, the number of network calls, as encoded; with a named grid 50 if left out.
-            grid: The grid's name or a rising list of times, as encoded.
-            method: The method that encoded.
+            latents: The result of `encode`, or x_T alone, (N, C, H, W).
+            steps: S, the number of network evaluations, as passed to `encode`; 50 by default with a named spacing.
+            grid: The name of a timestep spacing or an increasing list of timesteps, as passed to `encode`.
+            method: The method passed to `encode`.
 
         Returns:
             float32, (N, C, H, W), nominally in [-1, 1].
 
         Raises:
-            DdimError: If an argument is out of range, or latents of two states are given to a method of one.
+            DdimError: If an argument is out of range, or latents of two states are passed for a one-state method.
 
         Warns:
-            DdimWarning: If a method of two states is given x_T alone: then pictures come back approximately.
+            DdimWarning: If x_T alone is passed for a two-state method; the images are then approximate.
         """
-        way = self.inversion(method, steps, grid)
+        inverter = self.inversion(method, steps, grid)
         latents = floats(latents, "latents")
         if latents.ndim not in (4, 5) or latents.shape[-3:] != self.shape:
             wrong = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
             raise DdimError("latents", wrong, "give what `encode` returned")
-        if latents.ndim == 5 and not (way.two_state and len(latents) == 2):
-            wrong = f"are {len(latents)} states each, {method} takes {2 if way.two_state else 1}"
+        if latents.ndim == 5 and not (inverter.two_state and len(latents) == 2):
+            wrong = f"are {len(latents)} states each, {method} takes {2 if inverter.two_state else 1}"
             raise DdimError("latents", wrong, "name the method that encoded")
         if latents.ndim == 5:
-            blocks = self.run_blocks(way.resume_plan, latents[1], [latents[0]])
+            blocks = self.run_blocks(inverter.resume_plan, latents[1], [latents[0]])
         else:
-            if way.two_state:
+            if inverter.two_state:
                 warn(f"{method}: x_T is given without the state before it; pictures come back approximately")
-            blocks = self.run_blocks(way.decode_plan, latents)
+            blocks = self.run_blocks(inverter.decode_plan, latents)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])

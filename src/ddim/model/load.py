@@ -1,4 +1,4 @@
-"""Load a model by name: bundled, from a folder or a run, from the hub, or another library's."""
+"""Load a model by name: bundled, from a folder, a run or the Hub, or converted from another library."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def load(
     hints: importers.CheckpointHints | None = None,
     **settings: Any,
 ) -> Model | TokenModel:
-    """A model: bundled, a model folder, a run's folder, or one of another code. Nothing in it is ever executed.
+    """Load a bundled model, a model folder, a run, or another library's model. No code in it is ever executed.
 
     Args:
         name: A bundled model's name, a path (also of a diffusers folder, or of a file of weights, see
-            `ddim.model.importers`), or the name of a model on the hub, "org/name".
-        device: Where it computes; a GPU if there is one, else the CPU.
-        hints: What a file of weights does not say of itself, such as its pictures' size.
+            `ddim.model.importers`), or the name of a model on the Hub, "org/name".
+        device: The device to compute on; by default a GPU if there is one, else the CPU.
+        hints: Metadata that a file of weights lacks, such as the size of the images.
         settings: dtype, compile, micro_batch, cuda_graphs: see `Model`.
 
     Raises:
@@ -46,6 +46,6 @@ def load(
 def build_model(
     network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any
 ) -> Model | TokenModel:
-    """A network and its configuration as a model of its kind; settings: as for `ModelBase`."""
+    """A `Model` or `TokenModel` of a network and its configuration; the settings are those of `ModelBase`."""
     assert isinstance(network, Network)
     return (TokenModel if config.categorical else Model)(network, config, device, **settings)

@@ -1,4 +1,4 @@
-"""The kinds of data a model can be over, and all in which they differ: pictures, pictures of few levels, text."""
+"""Data modalities (images, quantised images, text) and everything that depends on the modality."""
 
 from __future__ import annotations
 
@@ -36,81 +36,81 @@ from ddim.process.rng import Noise, TokenNoise
 
 @dataclass(frozen=True)
 class Modality(ABC):
-    """What depends on the kind of data.
+    """The operations that depend on the data modality.
 
     Args:
-        config: The model's.
+        config: The model's configuration.
     """
 
     config: ModelConfig
     unit: ClassVar[str]
-    """What is counted per second."""
+    """The unit of throughput, as in images per second."""
     noun: ClassVar[str]
-    """What samples are called."""
+    """The plural noun for samples in messages."""
     nll_unit: ClassVar[str] = "bits/dim"
-    """What a likelihood is given in."""
+    """The unit of a likelihood."""
 
     @property
     @abstractmethod
     def hub(self) -> OutputFn[Any]:
-        """What the network's output says."""
+        """The function from the network's output to a prediction."""
 
     @abstractmethod
     def loss(self, gamma: Any, device: torch.device, drawn: TimestepDraw = "uniform") -> Loss:
-        """What the network is trained on."""
+        """The training loss."""
 
     @abstractmethod
     def read(self, batch: np.ndarray | Tensor) -> Tensor:
-        """A batch of the data set as x_0, (B, ...)."""
+        """Convert a batch of the data set to x_0, (B, ...)."""
 
     @abstractmethod
     def noise(self, seed: int, indices: Sequence[int], device: torch.device) -> Noise:
-        """The randomness of listed samples."""
+        """The noise of the samples with these indices."""
 
     @abstractmethod
     def check_plan(self, plan: BasePlan[Any]) -> None:
-        """Refuse a plan over another kind of data."""
+        """Raise a DdimError for a plan of another modality."""
 
     @abstractmethod
     def read_plan(self, text: str, name: str) -> BasePlan[Any]:
-        """A plan over this kind of data from its JSON."""
+        """Read a plan of this modality from JSON text."""
 
     @abstractmethod
     def prior(self, plan: Any, x0: Tensor) -> Tensor:
-        """KL(q(x_T | x_0) || p(x_T)) for each sample: float64, (N,), in nats."""
+        """KL(q(x_T | x_0) || p(x_T)) of each sample: float64, (N,), in nats."""
 
     @abstractmethod
     def term(self, denoise: AnyDenoiser, plan: Any, k: int, x0: Tensor, fresh: Tensor, last_sigma: float) -> Tensor:
-        """The variational bound's term of row k at one draw of x_t: float64, (N,), in nats."""
+        """The variational bound's term of the plan's row k at one draw of x_t: float64, (N,), in nats."""
 
     @abstractmethod
     def path(self, folder: Path, index: int) -> Path:
-        """The file of sample `index`."""
+        """The path of the file of sample `index`."""
 
     @abstractmethod
     def render(self, block: Tensor) -> Sequence[Any]:
-        """What is saved of each sample of a block (N, ...)."""
+        """Convert each sample of a micro-batch (N, ...) to the form that is saved."""
 
     @abstractmethod
     def file_of(self, sample: Any, text: dict[str, str]) -> bytes:
-        """The file of a rendered sample; metadata only where the format has a place for them."""
+        """The bytes of a rendered sample's file, with the metadata `text` if the format can store it."""
 
     @abstractmethod
     def is_whole(self, path: Path, text: dict[str, str]) -> bool:
-        """Whether a file can be one of `file_of` with such metadata, as far as can be seen without its checksum."""
+        """Whether a file is a complete result of `file_of` with this metadata; its checksum is not verified."""
 
     @abstractmethod
     def preview(self, path: Path, samples: Sequence[Any]) -> Path:
-        """Write some rendered samples into one file: its path, the suffix added."""
+        """Write rendered samples into one preview file; return its path with the suffix added."""
 
 
 def image_path(folder: Path, index: int) -> Path:
-    """The file of picture `index`."""
+    """The path of the file of image `index`."""
     return folder / f"{index:06d}.png"
 
 
 class _InPng(Modality):
-    """Samples that are PNG files."""
+    """Samples that are saved as PNG files."""
 
     unit, noun = "images", "pictures"
 
@@ -134,7 +134,7 @@ class _InPng(Modality):
 
 
 class Images(_InPng):
-    """Real-valued pictures, x_0 in [-1, 1]."""
+    """Real-valued images, x_0 in [-1, 1]."""
 
     @property
     @override
@@ -179,7 +179,7 @@ class Images(_InPng):
 
 
 class _Categories(Modality):
-    """Data of categories."""
+    """Discrete data."""
 
     @cached_property
     def alphabet(self) -> Alphabet:
@@ -221,7 +221,7 @@ class _Categories(Modality):
 
 
 class QuantizedImages(_InPng, _Categories):
-    """Pictures of K grey levels a channel."""
+    """Images with K levels per channel."""
 
     @override
     def read(self, batch: np.ndarray | Tensor) -> Tensor:
@@ -270,7 +270,7 @@ class Text(_Categories):
 
 
 def modality_of(config: ModelConfig) -> Modality:
-    """The kind of a model's data."""
+    """The modality of a model's data."""
     if config.categorical is None:
         return Images(config)
     return Text(config) if isinstance(config.data, TextPolicy) else QuantizedImages(config)

@@ -1,4 +1,4 @@
-"""The model card, `README.md`, made from a model's configuration."""
+"""The model card, `README.md`, generated from a model's configuration."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ddim.model.config import ModelConfig
 from ddim.model.modality import modality_of
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
-"""What a repository's name looks like."""
+"""The pattern of a repository's name, "org/name"."""
 
 _PREDICTS = {"eps": "the noise eps", "x0": "the clean data x_0", "v": "v = signal eps - noise x_0"}
 
 
 def card(config: ModelConfig, weights: Mapping[str, Tensor], name: str, license: str | None = None) -> str:
-    """A model card of what the configuration says; what it does not say is left out.
+    """The text of a model card; facts that the configuration does not record are omitted.
 
     Args:
-        config: The configuration, its checksum filled in.
+        config: The configuration, including the checksum of the weights.
         weights: The weights.
-        name: What to call the model: "org/name", or its folder.
-        license: The weights' licence; left out if None.
+        name: The model's name: "org/name", or its folder.
+        license: The weights' licence; omitted if None.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -75,28 +75,28 @@ def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
 
 
 def _training(config: ModelConfig) -> Iterator[str]:
-    """What is known of it, if anything is."""
-    known, things = config.provenance, modality_of(config).noun
+    """The section on training, if anything about it is recorded."""
+    provenance, things = config.provenance, modality_of(config).noun
     lines = {}
-    if known.data:
-        split = f", split {known.split}" if known.split else ""
-        count = f", {known.pictures:,} {things}" if known.pictures else ""
-        lines["data"] = known.data + split + count
-    if known.data_fingerprint:
-        lines["hash of the data"] = known.data_fingerprint
-    if known.steps:
-        lines["steps"] = f"{known.steps:,}"
-    if known.images_seen:
-        lines[f"{things} seen"] = f"{known.images_seen:,}"
-    if known.seconds:
-        lines["time"] = f"{known.seconds / 60:.1f} minutes"
-    if known.version:
-        lines["library"] = f"ddim {known.version}"
+    if provenance.data:
+        split = f", split {provenance.split}" if provenance.split else ""
+        count = f", {provenance.pictures:,} {things}" if provenance.pictures else ""
+        lines["data"] = provenance.data + split + count
+    if provenance.data_fingerprint:
+        lines["hash of the data"] = provenance.data_fingerprint
+    if provenance.steps:
+        lines["steps"] = f"{provenance.steps:,}"
+    if provenance.images_seen:
+        lines[f"{things} seen"] = f"{provenance.images_seen:,}"
+    if provenance.seconds:
+        lines["time"] = f"{provenance.seconds / 60:.1f} minutes"
+    if provenance.version:
+        lines["library"] = f"ddim {provenance.version}"
     parts = [_table(lines)] if lines else []
-    if known.command:
-        parts.append("The command:\n\n" + _block("sh", known.command))
-    if known.training is not None:
-        parts.append("The recipe:\n\n" + _block("json", known.training.model_dump_json(indent=2)))
+    if provenance.command:
+        parts.append("The command:\n\n" + _block("sh", provenance.command))
+    if provenance.training is not None:
+        parts.append("The recipe:\n\n" + _block("json", provenance.training.model_dump_json(indent=2)))
     if parts:
         yield "## How it was trained\n\n" + "\n\n".join(parts)
 
@@ -119,12 +119,14 @@ def _use(config: ModelConfig, name: str) -> str:
 
 
 def _limits(config: ModelConfig) -> str:
-    shape, known = config.network.shape, config.provenance
+    shape, provenance = config.network.shape, config.provenance
     lines = [f"It makes {modality_of(config).noun} of shape {shape} and of no other."]
     if config.needs_label:
         lines.append("It was never trained without a label: each sample needs one, and guidance cannot be used.")
-    if known.data:
-        lines.append(f"What it makes is like what it was trained on, {known.data}, with what that holds and lacks.")
+    if provenance.data:
+        lines.append(
+            f"What it makes is like what it was trained on, {provenance.data}, with what that holds and lacks."
+        )
     else:
         lines.append("What it was trained on is not known.")
     lines.append("How good its samples are is not said here: a model's configuration holds no such figure.")

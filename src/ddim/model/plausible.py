@@ -1,4 +1,4 @@
-"""Whether samples can be images at all: their values against the range of pixels and the recorded training data."""
+"""Plausibility checks: whether the values of samples fit the range of pixels and the training data's statistics."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ddim.errors import DdimError, either, warn
 from ddim.model.config import ModelConfig
 
 FAR, FAR_SHARE = 4.0, 0.1
-"""Implausible: more than this share of all values at more than `FAR` in size; pixels are in [-1, 1]."""
+"""Samples are implausible if more than `FAR_SHARE` of all values exceed `FAR` in size; pixels are in [-1, 1]."""
 BEYOND, BEYOND_SHARE, SPREAD = 1.1, 0.1, 1.5
-"""Also: more than this share at more than `BEYOND`, and a spread of more than `SPREAD` times the data's."""
+"""Also if more than `BEYOND_SHARE` exceed `BEYOND` and the spread is more than `SPREAD` times the data's."""
 MOST = 1024
-"""Images that `statistics_of` reads at most."""
+"""The maximum number of images that `statistics_of` reads."""
 
 
 def statistics_of(images: Any, read: Any) -> DataStatistics:
-    """Mean and standard deviation of a data set, of at most `MOST` images that are evenly spaced in it.
+    """Mean and standard deviation of a data set, from at most `MOST` images spaced evenly in it.
 
     Args:
         images: A `ddim.data.ImageSet`.
-        read: From a batch of it to floats in [-1, 1].
+        read: Function from a batch of it to floats in [-1, 1].
     """
     places = np.unique(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
     values = read(images.batch(places)).double()
@@ -32,7 +32,7 @@ def statistics_of(images: Any, read: Any) -> DataStatistics:
 
 
 def implausible(samples: Tensor, config: ModelConfig) -> str:
-    """Why samples are no plausible images of a model; "" where nothing speaks against them, and for discrete data.
+    """The reason why samples are not plausible images of a model; "" if they are plausible, or for discrete data.
 
     Args:
         samples: (N, C, H, W), nominally in [-1, 1], finite.
@@ -55,18 +55,18 @@ def implausible(samples: Tensor, config: ModelConfig) -> str:
 
 
 def refuse_implausible(samples: Tensor, config: ModelConfig, force: bool) -> None:
-    """Stop before the first samples of a run are written, where they are not plausible.
+    """Raise an error for implausible samples, before the first samples of a run are written.
 
     Args:
         samples: The first samples.
         config: The model's configuration.
-        force: Whether to go on all the same.
+        force: Whether to continue with a warning instead.
 
     Raises:
-        DdimError: If they are not plausible and `force` is not given.
+        DdimError: If they are not plausible and `force` is False.
 
     Warns:
-        DdimWarning: If they are not plausible and `force` is given.
+        DdimWarning: If they are not plausible and `force` is True.
     """
     why = implausible(samples, config)
     if not why:

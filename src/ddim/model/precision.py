@@ -1,4 +1,4 @@
-"""How a network is set up to compute: in which precision, by which kernels, on how many samples at once."""
+"""`Precision`: the compute precision, kernels and micro-batch size of a network."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from ddim.sampling import microbatch
 
 
 def without_cached(owner: object) -> dict[str, Any]:
-    """An object's attributes but for its cached properties: its state for a pickle or a copy.
+    """An object's attributes without its cached properties: its state for a pickle or a copy.
 
-    What is cached may be compiled, bound to this process or this machine, or hold buffers; it is made anew on arrival.
+    Cached values may be compiled, bound to this process or machine, or contain buffers; the copy computes them again.
     """
     cached = {
         name for kind in type(owner).__mro__ for name, it in vars(kind).items() if isinstance(it, cached_property)
@@ -34,39 +34,39 @@ def without_cached(owner: object) -> dict[str, Any]:
 
 
 def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function during whose calls cuDNN's float32 convolutions keep all digits, not the ten bits of TF32."""
+    """Wrap a function so that cuDNN's float32 convolutions use full precision, not TF32, during its calls."""
     cudnn: Any = torch.backends.cudnn
 
-    def exactly(*given: Tensor) -> Tensor:
+    def with_full_precision(*arguments: Tensor) -> Tensor:
         switch: tuple[Any, str, Any]
         try:
             switch, before = (cudnn, "allow_tf32", False), cudnn.allow_tf32
-        except RuntimeError:  # somebody has set convolutions apart, and torch no longer reads the one switch for all
+        except RuntimeError:  # the per-operation setting is in use, and torch then refuses to read the global one
             switch, before = (cudnn.conv, "fp32_precision", "ieee"), cudnn.conv.fp32_precision
         setattr(*switch)
         try:
-            return function(*given)
+            return function(*arguments)
         finally:
             setattr(*switch[:2], before)
 
-    return exactly
+    return with_full_precision
 
 
 class Precision:
-    """A network set up to compute.
+    """A network in its compute precision, with its kernels, micro-batch size and CUDA graphs.
 
     Args:
         network: The network in float32, on its device, in evaluation mode.
-        device: Where it computes.
-        dtype: What in, see `DType`.
-        compile: Whether the network goes through torch.compile.
-        micro_batch: How many samples the network sees at once when sampling; by default 8 on a CPU (4
-            in bfloat16), 64 on a GPU.
+        device: The device to compute on.
+        dtype: The compute precision, see `DType`.
+        compile: Whether to compile the network with torch.compile.
+        micro_batch: The number of samples per network evaluation when sampling; by default 8 on a CPU (4 in bfloat16),
+            64 on a GPU.
         cuda_graphs: Whether whole plans are recorded as CUDA graphs when sampling, see `ddim.model.cuda_graphs`: all
-            (True), none (False), or the small ones that are run twice (None). A CPU has none, and refuses True.
+            (True), none (False), or small plans that are run twice (None). True is an error on a CPU.
 
     Raises:
-        DdimError: If dtype or micro_batch is not one, or they do not go together.
+        DdimError: If dtype or micro_batch is invalid, or the arguments are incompatible.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Precision:
 
     @cached_property
     def _chosen(self) -> tuple[str, str]:
-        """The precision's name, and why it is that one."""
+        """The precision's name, and the reason for the choice."""
         if self.requested in ("float32", "bfloat16"):
             return self.requested, "as asked"
         if self.requested == "auto":
@@ -104,7 +104,7 @@ class Precision:
         return "float32-fast", "as asked"
 
     def _missing(self) -> str:
-        """Why there is no float32-fast, or ""."""
+        """The reason why "float32-fast" is unavailable, or ""."""
         if self.compile:
             return "torch.compile is asked for"
         if self.device.type != "cpu":
@@ -127,10 +127,10 @@ class Precision:
 
     @cached_property
     def micro_batch(self) -> int:
-        """Samples in a micro-batch.
+        """The number of samples in a micro-batch.
 
-        bfloat16 on a CPU has half as many by default: a single sample costs as much as a whole micro-batch there, and
-        matrix units need no more to be busy.
+        It is halved by default for bfloat16 on a CPU: smaller micro-batches already keep the matrix units busy there,
+        and a single sample, which is padded, costs as much as a whole micro-batch.
         """
         size = microbatch.size_of(self._micro_batch, self.device)
         halved = self._micro_batch is None and self.device.type == "cpu" and self.name == "bfloat16"
@@ -138,12 +138,12 @@ class Precision:
 
     @property
     def batch_invariant(self) -> bool:
-        """Whether a sample's bits are the same at any batch size, so that micro-batches need not be of one size."""
+        """Whether a sample's bits are the same at any batch size, so that micro-batches may vary in size."""
         return self.name == "float32-fast"
 
     @cached_property
     def network(self) -> Network:
-        """The network, its body in the dtype to compute in; on CUDA in bfloat16 its norms are fused if they can be."""
+        """The network with its body in the compute dtype; in bfloat16 on CUDA, norms are fused where possible."""
         if self.batch_invariant:
             return self.module
         network = copy.deepcopy(self.module).cast_body(self.dtype)
@@ -153,12 +153,12 @@ class Precision:
 
     @property
     def fused(self) -> bool:
-        """Whether its norms are those of `ddim.nn.cuda_norm`."""
+        """Whether the network uses the fused norms of `ddim.nn.cuda_norm`."""
         return any(isinstance(part, Norm) and part.fused for part in self.network.modules())
 
     @cached_property
     def body(self) -> Callable[..., Tensor]:
-        """The network's body, as it is computed."""
+        """The function that computes the network's body: native, compiled or eager."""
         if self.batch_invariant:
             return NativeUNet(self.network, kernels())  # type: ignore[arg-type]
         body: Callable[..., Tensor] = torch.compile(self.network.body) if self.compile else self.network.body
@@ -171,8 +171,8 @@ class Precision:
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:
-    """The dtype of training's autocast where it is "auto", see `ddim.nn.cpu.units.training_dtype`.
+    """The autocast dtype of training with precision "auto", see `ddim.nn.cpu.units.training_dtype`.
 
-    Sampling has another rule, `ddim.nn.cpu.units.sampling_precision`.
+    Sampling follows a different rule, `ddim.nn.cpu.units.sampling_precision`.
     """
     return training_dtype(units_of(device))

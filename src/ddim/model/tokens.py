@@ -1,4 +1,4 @@
-"""A trained model of categories: text, or pictures of few grey levels."""
+"""`TokenModel`: a trained model of discrete data, which is text or images with few grey levels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ddim.sampling.guidance import Guidance
 
 
 class TokenModel(ModelBase):
-    """A trained model of categories: an `ModelBase`, with plans made for it.
+    """A trained model of discrete data: a `ModelBase` with plans, sampling and decoding of text.
 
-    Samples are ids, int64, (N, L) of text or (N, C, H, W) of pictures; `text` makes strings of the first.
+    Samples are ids, int64: (N, L) for text, which `text` converts to strings, or (N, C, H, W) for images.
     """
 
     SETTINGS = frozenset({"eta", "temperature", "top_p"})
 
     @property
     def alphabet(self) -> Alphabet:
-        """The categories and what noise draws from."""
+        """The alphabet of x_t and the distribution that noise is drawn from."""
         assert self.config.categorical is not None
         return self.config.categorical.alphabet()
 
@@ -45,20 +45,21 @@ class TokenModel(ModelBase):
         """A plan for this model.
 
         Args:
-            steps: S, the number of network calls; 20 if left out.
-            grid: A grid's name (see `ddim.timesteps`) or a rising list of times; equal-angle if left out.
+            steps: S, the number of network evaluations; 20 by default.
+            grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps; equal-angle
+                by default.
             eta: See `ddim.samplers.discrete`: 0 is the least random kernel, 1 the most.
-            sampler: "ddim" (or "auto", which is it), or "markov", see `ddim.samplers.discrete_markov`.
-            temperature: Below 1 the predicted x_0 is sharpened before anything is drawn from it.
-            top_p: Below 1 its unlikely categories are left out.
+            sampler: "ddim" ("auto" means "ddim"), or "markov", see `ddim.samplers.discrete_markov`.
+            temperature: Below 1, the predicted distribution of x_0 is sharpened before sampling from it.
+            top_p: Below 1, unlikely values of x_0 are excluded (nucleus sampling).
 
         Raises:
             DdimError: If a setting is out of range.
         """
         sampler = "ddim" if sampler == "auto" else sampler
         if sampler not in samplers.DISCRETE:
-            known = ", ".join(samplers.DISCRETE)
-            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {known}")
+            names = ", ".join(samplers.DISCRETE)
+            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {names}")
         if sampler == "markov" and eta:
             raise DdimError("sampler markov", "has no eta", "leave eta out, or use ddim")
         grid = DEFAULT if grid is None else grid
@@ -79,23 +80,23 @@ class TokenModel(ModelBase):
         plan: CategoricalPlan | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Sample ids. Sample i is a function of (model, plan, seed, start + i), whatever n is.
+        """Sample ids. Sample i is a function of (model, plan, seed, start + i) and does not depend on n.
 
         Args:
-            n: How many.
-            steps: S, the number of network calls; 20 if left out.
+            n: The number of samples.
+            steps: S, the number of network evaluations; 20 by default.
             seed: The run's seed.
             start: The first sample's index.
-            labels: One label for all or one each, for a model with labels.
+            labels: One label for all samples or one per sample, for a model with labels.
             guidance: Scale of classifier-free guidance, or a function from level to scale.
-            plan: A plan of one's own, instead of steps and settings.
-            settings: As for `plan`: grid, eta, sampler, temperature, top_p.
+            plan: The plan to run, instead of steps and settings.
+            settings: The arguments of `TokenModel.plan`: grid, eta, sampler, temperature, top_p.
 
         Returns:
             int64, (n, L) or (n, C, H, W).
 
         Raises:
-            DdimError: If an argument is out of range, or the plan is not one for this model.
+            DdimError: If an argument is out of range, or the plan does not fit this model.
         """
         each = self.check_request(n, labels, plan, settings or steps is not None)
         check_samples(n, whole(start, "start", 0))
@@ -104,10 +105,10 @@ class TokenModel(ModelBase):
         return torch.cat([self.empty().long(), *blocks])
 
     def text(self, ids: Tensor) -> list[str]:
-        """Sequences (N, L) as strings.
+        """Decode sequences of ids, int64, (N, L), to strings.
 
         Raises:
-            DdimError: If this is a model of pictures.
+            DdimError: If this is a model of images.
         """
         if len(self.shape) != 1:
             raise DdimError("model", "is one of pictures, not of text", "see ddim.pixels.dequantize")

@@ -1,18 +1,18 @@
-"""Anyone's network as a model of ours: with plans, samples and latents.
+"""Wrap any denoising network, to use it with plans, samplers and inversion methods.
 
-What it is told of time:
+The value of the time that the network is passed, by name:
 
 | name    | number          | name    | number                                                                  |
 |---------|-----------------|---------|-------------------------------------------------------------------------|
 | index   | t - 1, 0..T - 1 | log-snr | log(alpha_bar / (1 - alpha_bar))                                        |
 | index+1 | t, 1..T         | sigma   | noise / signal                                                          |
-| fraction| t / T           | flow    | s = noise / (signal + noise); 1 - s where the data are at 1             |
+| fraction| t / T           | flow    | s = noise / (signal + noise); 1 - s if time 1 is the data               |
 
 or any function of the level, such as `lambda level: math.log(level.ratio) / 4` for EDM's c_noise.
 
-With eta = 0 a DDIM step is Euler's rule in sigma, and in s: EDM's and rectified flow's own first-order samplers. The
-times that such a network was trained with make a schedule: `Schedule(-2 * numpy.log(sigmas))` of rising sigmas,
-`Schedule(2 * numpy.log((1 - s) / s))` of rising s.
+With eta = 0 a DDIM step is an Euler step in sigma, and in s: the first-order samplers of EDM and rectified flow. A
+schedule is constructed from the times that such a network was trained with: `Schedule(-2 * numpy.log(sigmas))` from
+increasing sigmas, `Schedule(2 * numpy.log((1 - s) / s))` from increasing s.
 """
 
 from __future__ import annotations
@@ -54,50 +54,53 @@ def wrap(
     error: Callable[[Level], float] | None = None,
     conditioning: Mapping[str, Any] | None = None,
 ) -> Wrapped:
-    """A network of one's own as a denoiser with plans, samples and latents.
+    """Wrap a network as a denoiser with plans, sampling and latents.
 
     Args:
-        module: Called as module(shown, time (N,), **conditioning), see `ddim.model.denoisers`. It gives a tensor, a
-            tuple that begins with it, or an object with `.sample`; of the shape of x, or with a learned variance,
-            which only sigma "learned" uses, of twice the channels.
+        module: Called as module(input, time (N,), **conditioning), see `ddim.model.denoisers`. It returns a tensor, a
+            tuple whose first entry is a tensor, or an object with `.sample`. The tensor has the shape of x, or twice
+            its channels with a learned variance, which only sigma "learned" uses.
         schedule: The noise schedule, its name, or betas (T,).
         predicts: "eps", "x0" or "v"; "edm" for a denoiser of y = x / signal, "velocity" for eps - x_0 of flow matching.
-        time: What the module is told, see the head of this file; "index", but "sigma" for edm and "flow" for velocity.
-        data_at: 1 for a velocity x_0 - eps, of a library whose time has the data at 1.
-        dtype: What the module is shown is cast to; if left out the dtype of its first parameter, as is `device`. The
-            module itself is neither cast nor moved.
-        device: Where it computes.
-        time_dtype: If left out int64 for a whole index, else float32 (float64 beside float64).
-        micro_batch: How many samples the module sees at once when sampling; by default 8 on a CPU, 64 on a GPU.
+        time: The time passed to the module: a name from the table above, or a function of the level. By default
+            "index", but "sigma" for edm and "flow" for velocity.
+        data_at: 1 for a velocity x_0 - eps, from a library in which time 1 is the data.
+        dtype: The dtype of the module's input; by default that of its first parameter. The module itself is not cast.
+        device: The device of the module's input; by default that of its first parameter. The module itself is not
+            moved.
+        time_dtype: The dtype of the time; by default int64 for an integer index, else float32 (float64 if the input
+            is float64).
+        micro_batch: The number of samples per module call when sampling; by default 8 on a CPU, 64 on a GPU.
         error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
         conditioning: Keyword arguments of every call, see `Wrapped.with_conditioning`.
 
     Raises:
-        DdimError: If an argument is not one of those.
+        DdimError: If an argument is invalid.
 
     Warns:
-        DdimWarning: If the module was in training mode: it is put into evaluation mode.
+        DdimWarning: If the module was in training mode; it is put into evaluation mode.
     """
     _check(predicts, data_at)
-    made, place = _schedule(schedule), None if device is None else usable(device)
-    told = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
-    tell = told if callable(told) else teller(told, made.T, data_at)
+    noise_schedule, place = _schedule(schedule), None if device is None else usable(device)
+    time_name = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
+    tell = time_name if callable(time_name) else teller(time_name, noise_schedule.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
-    some = microbatch.size_of(micro_batch, place)
-    counts, sign, given = told in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
-    asked = (module, predicts, tell, dtype, place, time_dtype, counts, sign, given)
-    return Wrapped(*asked, schedule=made, error=error, micro_batch=some)
+    size = microbatch.size_of(micro_batch, place)
+    counts, sign, keywords = time_name in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
+    arguments = (module, predicts, tell, dtype, place, time_dtype, counts, sign, keywords)
+    return Wrapped(*arguments, schedule=noise_schedule, error=error, micro_batch=size)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Wrapped(ExternalDenoiser):
-    """What `wrap` makes: a denoiser, with what else a model has.
+    """A wrapped network, the result of `wrap`: a denoiser with plans, sampling, encoding and decoding.
 
     Args:
         schedule: The noise schedule.
         error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
-        micro_batch: How many samples the network sees at once; fixed, so that a sample's bits do not depend on others.
+        micro_batch: The number of samples per network evaluation; fixed, so that a sample's bits do not depend on
+            other samples.
     """
 
     schedule: Schedule
@@ -119,27 +122,27 @@ class Wrapped(ExternalDenoiser):
         """A plan for this network; the arguments are those of `ddim.Model.plan`.
 
         Raises:
-            DdimError: As there, or where the plan asks for a level without signal that this network needs.
+            DdimError: As for `ddim.Model.plan`, or if the network cannot be evaluated at a level without signal.
         """
-        made = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
-        for row in made.rows:
+        plan = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
+        for row in plan.rows:
             self.check_signal(row.query)
-        return made
+        return plan
 
     def inversion(
         self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
     ) -> inversion.Inversion:
-        """The plans of a way to latents and back; the arguments are those of `ddim.Model.inversion`.
+        """The plans of an inversion method; the arguments are those of `ddim.Model.inversion`.
 
         Raises:
-            DdimError: As there.
+            DdimError: As for `ddim.Model.inversion`.
         """
         return inversion.planned(self._planner, method, steps, grid)
 
     def trajectory(
         self, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, earlier: Sequence[Tensor] = ()
     ) -> Iterator[loop.Step[Row]]:
-        """`ddim.trajectory` of this network: a plan run step by step."""
+        """Run a plan step by step: `ddim.trajectory` with this network."""
         yield from loop.trajectory(self, plan, start, noise, earlier)
 
     def sample(
@@ -153,24 +156,25 @@ class Wrapped(ExternalDenoiser):
         through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Sample. Sample i is a function of (network, plan, seed, start + i), whatever n is.
+        """Sample data. Sample i is a function of (network, plan, seed, start + i) and does not depend on n.
 
         Args:
-            n: How many; conditioning holds so many entries, or one.
+            n: The number of samples; each conditioning tensor has n entries, or one.
             shape: Shape of one sample, for example (C, H, W).
-            steps: S, the number of network calls; 20 if left out.
+            steps: S, the number of network evaluations; 20 by default.
             seed: The run's seed.
             start: The first sample's index.
-            plan: A plan of one's own, instead of steps and settings.
-            through: What the denoiser is wrapped in, such as `partial(ddim.Hooked, hook=...)`, or
+            plan: The plan to run, instead of steps and settings.
+            through: A function that wraps the denoiser, such as `partial(ddim.Hooked, hook=...)`, or
                 `lambda own: ddim.Guided(own, other, 3.0)`.
-            settings: As for `plan`: sampler ("auto" if left out, but "ddim" with through), grid, eta, sigma, clip_x0.
+            settings: The arguments of `Wrapped.plan`: sampler ("auto" by default, "ddim" with through), grid, eta,
+                sigma, clip_x0.
 
         Returns:
             float32, (n, *shape).
 
         Raises:
-            DdimError: If an argument is out of range, or the plan is not one for this schedule.
+            DdimError: If an argument is out of range, or the plan does not fit this schedule.
         """
         microbatch.check_request(n, plan, settings or steps is not None)
         check_samples(n, whole(start, "start", 0))
@@ -180,15 +184,17 @@ class Wrapped(ExternalDenoiser):
         plan.check_schedule(self.schedule, to_clean=True)
 
         def denoiser(places: Tensor | None) -> AnyDenoiser:
-            own = self if places is None else self.at(places, n)
-            return through(own) if through else own
+            denoise = self if places is None else self.at(places, n)
+            return through(denoise) if through else denoise
 
         def noise(indices: Sequence[int]) -> Noise:
             return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
 
         places = range(n) if self.conditioning else None
-        made = microbatch.sample_blocks(denoiser, plan, noise, range(start, start + n), self.micro_batch, places)
-        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in made)])
+        micro_batches = microbatch.sample_blocks(
+            denoiser, plan, noise, range(start, start + n), self.micro_batch, places
+        )
+        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in micro_batches)])
 
     def encode(
         self,
@@ -197,34 +203,37 @@ class Wrapped(ExternalDenoiser):
         grid: str | Sequence[float] | None = None,
         method: str = "ddim",
     ) -> Tensor:
-        """Data to latents x_T, see `ddim.Model.encode`.
+        """Encode data to latents x_T, see `ddim.Model.encode`.
 
         Args:
             x0: float, (N, ...).
-            steps: S, the number of network calls down; with a named grid 50 if left out.
-            grid: A grid's name or a rising list of times; the method's own if left out.
+            steps: S, the number of network evaluations of decoding; 50 by default with a named spacing.
+            grid: The name of a timestep spacing or an increasing list of timesteps; the method's default if None.
             method: One of `ddim.names.METHODS`.
 
         Returns:
-            float32, (N, ...); for "reversible" and "lossless" two states each, (2, N, ...), float64 for "lossless".
+            float32, (N, ...); two states, (2, N, ...), for "reversible" and "lossless", float64 for "lossless".
 
         Raises:
-            DdimError: If an argument is out of range, or something cannot be encoded.
+            DdimError: If an argument is out of range, or a sample cannot be encoded.
         """
         x0 = floats(x0, "data to encode")
-        way = self.inversion(method, steps, grid)
-        if way.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
+        inverter = self.inversion(method, steps, grid)
+        if inverter.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
             raise DdimError(method, f"cannot be solved in {self.dtype}, which is not smooth", "compute in float32")
         if not (total := len(x0)):
-            return x0.new_empty((2, *x0.shape) if way.two_state else x0.shape)
+            return x0.new_empty((2, *x0.shape) if inverter.two_state else x0.shape)
 
-        def some(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-            return inversion.encode(self.at(places, total), way, part, index=places)[:2]
+        def encode_part(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+            return inversion.encode(self.at(places, total), inverter, part, index=places)[:2]
 
-        states = (x0.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32), torch.arange(total))
-        made = [*microbatch.in_blocks(some, states, self.micro_batch)]
-        latents, earlier = (torch.cat([part[which] for part in made]) for which in (0, 1))
-        return torch.stack([latents, earlier]) if way.two_state else latents
+        states = (
+            x0.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32),
+            torch.arange(total),
+        )
+        encoded = [*microbatch.in_blocks(encode_part, states, self.micro_batch)]
+        latents, earlier = (torch.cat([part[which] for part in encoded]) for which in (0, 1))
+        return torch.stack([latents, earlier]) if inverter.two_state else latents
 
     def decode(
         self,
@@ -233,34 +242,34 @@ class Wrapped(ExternalDenoiser):
         grid: str | Sequence[float] | None = None,
         method: str = "ddim",
     ) -> Tensor:
-        """Latents to data, without noise, see `ddim.Model.decode`.
+        """Decode latents to data, deterministically, see `ddim.Model.decode`.
 
         Args:
-            latents: What `encode` returned.
-            steps: S, the number of network calls, as encoded; with a named grid 50 if left out.
-            grid: A grid's name or a rising list of times, as encoded.
-            method: The method that encoded.
+            latents: The result of `encode`.
+            steps: S, the number of network evaluations, as passed to `encode`; 50 by default with a named spacing.
+            grid: The name of a timestep spacing or an increasing list of timesteps, as passed to `encode`.
+            method: The method passed to `encode`.
 
         Returns:
             float32, (N, ...).
 
         Raises:
-            DdimError: If an argument is out of range, or latents of one state are given to a method of two.
+            DdimError: If an argument is out of range, or latents of one state are passed for a two-state method.
         """
-        way, latents = self.inversion(method, steps, grid), floats(latents, "latents")
-        if way.two_state and len(latents) != 2:
+        inverter, latents = self.inversion(method, steps, grid), floats(latents, "latents")
+        if inverter.two_state and len(latents) != 2:
             raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
-        older, first = latents if way.two_state else (None, latents)
+        older, first = latents if inverter.two_state else (None, latents)
         if not len(first):
             return first.float()
-        given = first.to(self.device, torch.float64 if way.decode_plan.lattice else torch.float32)
-        beside = () if older is None else (older.to(given),)
+        current = first.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32)
+        previous = () if older is None else (older.to(current),)
 
-        def some(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
-            return (loop.run(self.at(places, len(given)), way.resume_plan, state, earlier=earlier).float(),)
+        def decode_part(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
+            return (loop.run(self.at(places, len(current)), inverter.resume_plan, state, earlier=earlier).float(),)
 
-        made = microbatch.in_blocks(some, (torch.arange(len(given)), given, *beside), self.micro_batch)
-        return torch.cat([part for (part,) in made])
+        decoded = microbatch.in_blocks(decode_part, (torch.arange(len(current)), current, *previous), self.micro_batch)
+        return torch.cat([part for (part,) in decoded])
 
     @property
     def _planner(self) -> Planner:
@@ -277,7 +286,7 @@ def _check(predicts: str, data_at: int) -> None:
 def _as_module(
     module: nn.Module, dtype: torch.dtype | None, device: torch.device | None
 ) -> tuple[torch.dtype | None, torch.device | None]:
-    """What is not given, of its first parameter; and the module in evaluation mode."""
+    """Put the module into evaluation mode; take a missing dtype or device from its first parameter."""
     if module.training:
         module.eval()
         warn("wrap: the module was in training mode, and is put into evaluation mode")
@@ -287,12 +296,12 @@ def _as_module(
     return dtype or (first.dtype if first.is_floating_point() else None), device or first.device
 
 
-def _schedule(given: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
-    if isinstance(given, Schedule):
-        return given
-    if isinstance(given, str):
-        if given not in NAMED:
-            raise DdimError(f"schedule {given!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
-        made: Schedule = NAMED[given]()
-        return made
-    return from_betas(given.detach().cpu().double().numpy() if isinstance(given, Tensor) else given)
+def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+    if isinstance(value, Schedule):
+        return value
+    if isinstance(value, str):
+        if value not in NAMED:
+            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
+        schedule: Schedule = NAMED[value]()
+        return schedule
+    return from_betas(value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value)

@@ -1,4 +1,4 @@
-"""At home in the ecosystem: models of other codes read and written, and our plans inside diffusers' pipelines."""
+"""Import models of other libraries: diffusers, the DDIM authors' code, OpenAI's code and lucidrains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SUFFIXES = (".ckpt", ".pth", ".pt", ".bin", ".safetensors")
 
 
 def is_importable(name: str | Path) -> bool:
-    """Whether a path is a diffusers folder, or a file of weights."""
+    """Whether a path is a diffusers folder or a file of weights."""
     path = Path(name)
     if path.is_dir():
         return diffusers.unet_folder(path) is not None
@@ -20,15 +20,15 @@ def is_importable(name: str | Path) -> bool:
 
 
 def read(name: str | Path, hints: CheckpointHints | None = None, kind: str | None = None) -> ImportedModel:
-    """Another code's model as ours. Nothing in it is ever executed.
+    """Convert another library's model. No code in it is ever executed.
 
     Args:
         name: A diffusers folder, or a file of weights.
-        hints: What a file of weights does not say of itself.
-        kind: "official", "openai" or "lucidrains", to read a file as that code's; found by its names if None.
+        hints: Metadata that a file of weights lacks.
+        kind: The format of a file, "official", "openai" or "lucidrains"; detected from tensor names if None.
 
     Raises:
-        DdimError: If it is damaged, would need code to run, or is a network that ours cannot be.
+        DdimError: If it is damaged, needs code to run, or is a network that this library does not support.
     """
     path = Path(name)
     if path.is_dir():

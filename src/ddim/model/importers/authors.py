@@ -1,4 +1,4 @@
-"""State dicts of the DDIM authors' code and of the PyTorch port of DDPM it uses: the network of Ho et al. 2020."""
+"""Import state dicts of the DDIM authors' code and its PyTorch port of DDPM: the network of Ho et al. 2020."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.unet import UNetConfig
 
 SIGNS = ("temb.dense.0.weight", "down.0.block.0.conv1.weight")
-"""Names by which such a state dict is known."""
+"""Tensor names that identify such a state dict."""
 
 
 def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
-    """A state dict as a model of ours.
+    """Convert a state dict.
 
     Raises:
-        DdimError: If something is missing that no hint says, or it is another network.
+        DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
     defaults.refuse(hints, "that code's attention has one head", "heads", "head_channels", "attention")
     defaults.refuse(hints, "that code never rescales times", "rescale")
-    # "nin" is a 1x1 convolution, "conv" one of 3x3, which no configuration of that code asks for.
+    # "nin" is a 1x1 convolution, "conv" a 3x3 one, which no configuration of that library uses.
     tensors = {key.replace(".conv_shortcut.", ".nin_shortcut."): tensor for key, tensor in tensors.items()}
     network = _network(path, tensors, hints)
-    # "quad" there is betas whose square root rises linearly, "quadratic" here is not.
+    # "quad" there means betas whose square root is linear, here "scaled-linear"; our "quadratic" is different.
     name = "scaled-linear" if hints.schedule == "quad" else None
     schedule, of_schedule = defaults.schedule(hints, path, name=name)
     predicts, of_predicts = defaults.predicts(hints, path)

@@ -1,4 +1,4 @@
-"""Whether plans that sample clip x_0 where nobody says, by where a model comes from."""
+"""The default of clip_x0 when sampling, which depends on the library that a model was converted from."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from ddim.errors import DdimError, either
 from ddim.model.config import ModelConfig
 
 CLIPS = ("DDIMScheduler", "DDIMParallelScheduler", "DDPMScheduler", "DDPMParallelScheduler")
-"""Schedulers of diffusers that clip unless their configuration says otherwise."""
+"""Schedulers of diffusers that clip by default."""
 
 
 def clipping_of(config: ModelConfig) -> Callable[[], str] | None:
-    """What `ddim.samplers.registry.Planner` asks of a model of images.
+    """The clipping rule of a model of images, for `ddim.samplers.registry.Planner`.
 
-    A network that predicts eps is clipped, as the libraries clip that such networks come from: with small errors it
-    makes no difference, with large ones samples are nearer to the data (docs/solvers.md). The DDIM authors' code does
-    not clip, and a folder of diffusers does as its scheduler does, whatever its network predicts.
+    With a network that predicts eps, x_0 is clipped, as in most libraries: with small errors clipping makes no
+    difference, with large errors samples are closer to the data (docs/solvers.md). Models of the DDIM authors' code
+    are not clipped, and models of diffusers follow their scheduler, whatever their network predicts.
 
     Args:
         config: The model's configuration.
 
     Returns:
-        A function that gives the reason to clip, or "" not to; it raises a DdimError for a scheduler that changes x_0
-        in a way that no plan has. None where there is nothing to ask.
+        A function that returns the reason to clip, or "" for no clipping; it raises a DdimError for a scheduler that
+        changes x_0 in a way that plans do not support. None if no rule applies.
     """
     origin = config.origin.format if config.origin else ""
     if origin == "diffusers":
@@ -35,7 +35,7 @@ def clipping_of(config: ModelConfig) -> Callable[[], str] | None:
 
 
 def _of_diffusers(config: ModelConfig) -> str:
-    """The reason to clip as the scheduler of a diffusers folder does."""
+    """The reason to clip, or "", according to the scheduler of a diffusers folder."""
     assert config.origin is not None
     settings = config.origin.settings
     scheduler, what = settings.get("scheduler") or "scheduler", "clip_x0"

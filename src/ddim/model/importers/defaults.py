@@ -1,4 +1,4 @@
-"""What a state dict does not say: taken from hints, assumed aloud where a code has one custom, or asked for."""
+"""Metadata missing from a checkpoint: taken from hints, filled with the library's default (noted), or an error."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _OPTIONS = {"head_channels": "head-channels", "attention": "qkv"}
 
 
 def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
-    """Height and width of the pictures.
+    """Height and width of the images.
 
     Raises:
-        DdimError: If no hint says it.
+        DdimError: If the hints lack it.
     """
     if hints.size is None:
-        mend = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
-        raise DdimError(path, "does not say the size of its pictures", mend)
+        hint = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
+        raise DdimError(path, "does not say the size of its pictures", hint)
     return hints.size
 
 
 def colours(channels: int, path: Path) -> Literal[1, 3]:
-    """The channels, if they are those of pictures.
+    """The number of channels, which must be that of images.
 
     Raises:
         DdimError: If they are not 1 or 3.
@@ -46,47 +46,47 @@ def colours(channels: int, path: Path) -> Literal[1, 3]:
 def schedule(
     hints: CheckpointHints, path: Path, bounds: tuple[float, float] = (1e-4, 0.02), name: str | None = None
 ) -> tuple[ScheduleConfig, str]:
-    """The noise schedule, and how it was come by: linear betas over T = 1000 times unless told otherwise.
+    """The noise schedule and a note on its source; by default linear betas with T = 1000.
 
     Args:
-        hints: What is known.
+        hints: The hints from the user.
         path: The file, for messages.
         bounds: First and last beta, of linear betas and of those of `name`.
-        name: The hint's schedule under our name, if that is another.
+        name: This library's name of the hint's schedule, if it differs.
 
     Raises:
         DdimError: If there is no such schedule.
     """
-    told = name or hints.schedule or "linear"
-    values: dict[str, Any] = {"name": told, "T": 1000 if hints.T is None else hints.T}
-    if told in ("linear", name):
+    kind = name or hints.schedule or "linear"
+    values: dict[str, Any] = {"name": kind, "T": 1000 if hints.T is None else hints.T}
+    if kind in ("linear", name):
         values |= {"beta_start": bounds[0], "beta_end": bounds[1]}
-    made = build(ScheduleConfig, values, path)
+    config = build(ScheduleConfig, values, path)
     missing = [option for option, value in (("--schedule", hints.schedule), ("--times", hints.T)) if value is None]
-    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
-    note = f"schedule: {made.name} betas{ends}, T = {made.T}"
-    return made, note + _assumed(missing)
+    ends = f", {config.beta_start:g} to {config.beta_end:g}" if config.beta_start is not None else ""
+    note = f"schedule: {config.name} betas{ends}, T = {config.T}"
+    return config, note + _assumed(missing)
 
 
 def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
-    """What the network predicts, and how it was come by: eps unless told otherwise.
+    """The prediction type and a note on its source; eps by default.
 
     Raises:
-        DdimError: If the hint is none of eps, x0 and v.
+        DdimError: If the hint is not eps, x0 or v.
     """
-    told = hints.predicts or "eps"
-    if told not in PREDICTS:
-        raise DdimError(path, f"cannot predict {told!r}", f"known are {', '.join(PREDICTS)}")
-    return told, f"predicts: {told}" + _assumed([] if hints.predicts else ["--predicts"])
+    prediction = hints.predicts or "eps"
+    if prediction not in PREDICTS:
+        raise DdimError(path, f"cannot predict {prediction!r}", f"known are {', '.join(PREDICTS)}")
+    return prediction, f"predicts: {prediction}" + _assumed([] if hints.predicts else ["--predicts"])
 
 
 def config(
     path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, code: str
 ) -> ModelConfig:
-    """The configuration of what was read.
+    """The configuration of the converted model.
 
     Raises:
-        DdimError: If its parts do not go together.
+        DdimError: If its parts are inconsistent.
     """
     policy = ImagePolicy(height=network.height, width=network.width, channels=colours(network.in_channels, path))
     values = {"schedule": schedule, "predicts": predicts, "network": network, "data": policy}
@@ -97,23 +97,23 @@ def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> t
     """A tensor's shape.
 
     Raises:
-        DdimError: If there is no such tensor, or it has not so many sides.
+        DdimError: If there is no such tensor, or its number of dimensions is not `sides`.
     """
     if name not in tensors:
         raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
-    found = tuple(tensors[name].shape)
-    if len(found) != sides:
+    sizes = tuple(tensors[name].shape)
+    if len(sizes) != sides:
         raise DdimError(
-            path, f"holds {name} of shape {list(found)}", f"it has {sides} sides there; copy the file again"
+            path, f"holds {name} of shape {list(sizes)}", f"it has {sides} sides there; copy the file again"
         )
-    return found
+    return sizes
 
 
 def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
     """Widths as multiples of the first level's channels.
 
     Raises:
-        DdimError: If one is no whole multiple.
+        DdimError: If one is not an integer multiple.
     """
     if any(width % channels for width in widths):
         raise DdimError(path, f"has channels {widths}, no multiples of {channels}", "wrap the network with ddim.wrap")
@@ -121,15 +121,15 @@ def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
 
 
 def refuse(hints: CheckpointHints, why: str, *options: str) -> None:
-    """Refuse hints that a code's networks do not ask for.
+    """Reject hints that do not apply to a library's networks.
 
     Args:
-        hints: What is known.
-        why: Why not.
+        hints: The hints from the user.
+        why: The reason.
         options: Names of fields of `CheckpointHints`.
 
     Raises:
-        DdimError: Naming the first that is given.
+        DdimError: Naming the first of these hints that is set.
     """
     for option in options:
         if getattr(hints, option) is not None:

@@ -1,4 +1,4 @@
-"""Files of weights of other codes: what is in them, whose they are, and which of them are taken."""
+"""Read files of weights of other libraries: detect the library and select the weights."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ _SIGNS = {"official": authors.SIGNS, "openai": openai.SIGNS, "lucidrains": lucid
 
 
 def read(path: Path, hints: CheckpointHints, kind: str | None = None) -> ImportedModel:
-    """A file of weights as a model of ours. Nothing in it is ever executed.
+    """Convert a file of weights. No code in it is ever executed.
 
     Args:
-        path: A state dict, or what the code's training writes: a list or dict with state dicts in it.
-        hints: What a file of weights does not say of itself.
-        kind: "official", "openai" or "lucidrains"; found by its names if None.
+        path: A state dict, or a training checkpoint: a list or dict that contains state dicts.
+        hints: Metadata that a file of weights lacks.
+        kind: "official", "openai" or "lucidrains"; detected from tensor names if None.
 
     Raises:
-        DdimError: If it cannot be read, is of no known code, or is a network that ours cannot be.
+        DdimError: If it cannot be read, is from an unknown library, or is a network that this library does not support.
     """
     if kind not in (None, *READERS):
         raise DdimError(f"--from {kind}", "is no code whose files of weights are known", f"known are {_list(READERS)}")
-    tensors, told = _chosen(path, read_state(path), hints.ema)
-    found = kind or _kind(path, tensors)
-    made = READERS[found](path, tensors, hints)
-    return replace(made, notes=(f"code: {found}, {'as told' if kind else 'by its names'}", *made.notes, *told))
+    tensors, notes_on_weights = _chosen(path, read_state(path), hints.ema)
+    library = kind or _kind(path, tensors)
+    model = READERS[library](path, tensors, hints)
+    return replace(
+        model, notes=(f"code: {library}, {'as told' if kind else 'by its names'}", *model.notes, *notes_on_weights)
+    )
 
 
 def _kind(path: Path, tensors: Tensors) -> str:
-    """Whose state dict it is, by its names."""
+    """The library that a state dict is from, by its tensor names."""
     names = {key.removeprefix("model.") for key in tensors} if "model.init_conv.weight" in tensors else tensors.keys()
     for kind, signs in _SIGNS.items():
         if all(sign in names for sign in signs):
@@ -53,23 +55,25 @@ def _kind(path: Path, tensors: Tensors) -> str:
 
 
 def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, tuple[str, ...]]:
-    """The averaged weights of a file, or those as trained, and notes on which they are."""
-    found = wrappers.networks(state, _SIGNS, path)
-    if not found:  # of no code that is known by its names
-        flat = tensors_of(state) or next((f for f in map(tensors_of, _values(state)) if f is not None), None)
+    """The averaged weights of a file, or the raw ones, and notes on which were taken."""
+    networks = wrappers.networks(state, _SIGNS, path)
+    if not networks:  # no known tensor names: take any state dict
+        flat = tensors_of(state) or next(
+            (inner for inner in map(tensors_of, _values(state)) if inner is not None), None
+        )
         if flat is None:
             keys = f", its keys are {_list(str(key) for key in [*state][:5])}" if isinstance(state, Mapping) else ""
             raise DdimError(path, f"holds no state dict{keys}", "save the network's state dict alone")
-        found = [wrappers.Found("", flat, False)]
-    if ema and not any(one.averaged for one in found) and (where := wrappers.unmatched(state)):
+        networks = [wrappers.Found("", flat, False)]
+    if ema and not any(network.averaged for network in networks) and (where := wrappers.unmatched(state)):
         wrong = f"holds averaged weights without names ({where}) that do not fit the network's in number and shape"
         raise DdimError(path, wrong, "take those as trained: `ddim convert FILE --no-ema`")
-    taken, which, notes = wrappers.choose(found, ema, path)
+    tensors, which, notes = wrappers.choose(networks, ema, path)
     kinds = sorted(
-        {str(tensor.dtype).removeprefix("torch.") for tensor in taken.values() if tensor.is_floating_point()}
+        {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}
     )
     stored = "" if kinds == ["float32"] else f", stored as {_list(kinds)}, kept in float32"
-    return taken, (*notes, f"{which}{stored}")
+    return tensors, (*notes, f"{which}{stored}")
 
 
 def _values(state: Any) -> Iterable[Any]:

@@ -1,6 +1,6 @@
-"""Folders of diffusers' unconditional pipelines, read: a UNet2DModel and a scheduler's configuration.
+"""Import folders of diffusers' unconditional pipelines: a UNet2DModel and a scheduler's configuration.
 
-Nothing of diffusers is imported: a folder is JSON and tensors.
+A folder is JSON and tensors, so diffusers itself is not imported.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from ddim.model.importers.types import ImportedModel, read_json, read_state, ten
 from ddim.nn.unet import UNetConfig
 
 SIGNS = ("conv_in.weight", "time_embedding.linear_1.weight")
-"""Names by which the state dict of such a U-Net is known."""
+"""Tensor names that identify the state dict of such a U-Net."""
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
-# What a key that older files lack stands for there.
+# Defaults of diffusers for keys that older files lack.
 _UNET = {
     "in_channels": 3,
     "out_channels": 3,
@@ -86,8 +86,8 @@ _PLAIN = (str, bool, int, float, type(None))
 def _prefix(place: Place) -> str:
     if place.way == "middle":
         return f"mid_block.{'resnets' if place.kind == 'block' else 'attentions'}.{place.inner}"
-    room = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
-    return f"{place.way}_blocks.{place.level}.{room}.{0 if place.kind == 'resample' else place.inner}"
+    part = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
+    return f"{place.way}_blocks.{place.level}.{part}.{0 if place.kind == 'resample' else place.inner}"
 
 
 NAMES = Names(
@@ -107,7 +107,7 @@ _OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn
 
 
 def unet_folder(folder: Path) -> Path | None:
-    """Where a pipeline folder keeps its U-Net: in `unet`, or, as old ones do, in itself; None if nowhere."""
+    """The folder of a pipeline's U-Net: `unet`, or the pipeline folder itself in old ones; None if there is none."""
     for place in (folder / "unet", folder):
         if (place / "config.json").is_file() and "_class_name" in read_json(place / "config.json"):
             return place
@@ -115,33 +115,33 @@ def unet_folder(folder: Path) -> Path | None:
 
 
 def read(folder: Path) -> ImportedModel:
-    """A diffusers pipeline folder as a model of ours.
+    """Convert a diffusers pipeline folder.
 
     Raises:
-        DdimError: If it is damaged, or holds what our U-Net cannot be.
+        DdimError: If it is damaged, or its network has features that `ddim.nn.unet` does not support.
     """
     place = unet_folder(folder)
     if place is None:
         raise DdimError(folder, "holds no unet/config.json of diffusers", "give the folder of a whole pipeline")
-    network, said = _network(read_json(place / "config.json"), place / "config.json")
+    network, of_network = _network(read_json(place / "config.json"), place / "config.json")
     options = [folder / SCHEDULER, folder / "scheduler_config.json"]
     file = next((path for path in options if path.is_file()), None)
     if file is None:
         raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
     scheduler = read_json(file)
-    schedule, predicts, noted = read_scheduler(scheduler, file)
-    kept = {key: entry(scheduler, key, _PLAIN, file) for key in ("_class_name", *_KEPT) if key in scheduler}
-    name = str(kept.pop("_class_name", ""))
+    schedule, predicts, of_schedule = read_scheduler(scheduler, file)
+    settings = {key: entry(scheduler, key, _PLAIN, file) for key in ("_class_name", *_KEPT) if key in scheduler}
+    name = str(settings.pop("_class_name", ""))
     values = {
         "schedule": schedule,
         "predicts": predicts,
         "network": network,
         "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
-        "origin": Origin(format="diffusers", settings={"scheduler": name, **kept}),
+        "origin": Origin(format="diffusers", settings={"scheduler": name, **settings}),
     }
-    weights, told = _weights(place)
-    notes = [*said, *told, *noted]
-    notes += [_choice(kept)]
+    weights, of_weights = _weights(place)
+    notes = [*of_network, *of_weights, *of_schedule]
+    notes += [_choice(settings)]
     config = build(ModelConfig, values, folder)
     return ImportedModel(config, to_native(weights, network, NAMES, str(place)), tuple(notes))
 
@@ -153,12 +153,12 @@ def _colours(network: UNetConfig, place: Path) -> int:
     return network.in_channels
 
 
-def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
-    """The U-Net that a UNet2DModel's configuration describes, and how it was read."""
-    if given.get("_class_name") != "UNet2DModel":
-        wrong = f"is of a {shorten(str(given.get('_class_name')))}, not a UNet2DModel"
+def _network(settings: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
+    """The U-Net configuration equivalent to a UNet2DModel's, and notes on it."""
+    if settings.get("_class_name") != "UNet2DModel":
+        wrong = f"is of a {shorten(str(settings.get('_class_name')))}, not a UNet2DModel"
         raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
-    c = {**_UNET, **given}
+    c = {**_UNET, **settings}
     for key, kind in _KINDS.items():
         entry(c, key, kind, file)
     widths = _whole(c.get("block_out_channels") or (224, 448, 672, 896), "block_out_channels", file)
@@ -191,12 +191,14 @@ def _network(given: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str
     }
     network = build(UNetConfig, values, file)
     heads = f"heads of {network.head_channels} channels" if network.head_channels else "one head"
-    said = f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
-    return network, [f"network: {said} (shift {network.embedding_shift}), time from 0"]
+    facts = (
+        f"{network}, {heads}, padded {network.padding}, norm eps {network.norm_eps:g}, {network.embedding} embedding"
+    )
+    return network, [f"network: {facts} (shift {network.embedding_shift}), time from 0"]
 
 
 def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
-    """Refuse what our U-Net cannot be."""
+    """Reject features that `ddim.nn.unet` does not support."""
     groups = c["norm_num_groups"]
     fixed: dict[str, tuple[Any, ...]] = {
         "center_input_sample": (False,),
@@ -214,34 +216,34 @@ def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
         "downsample_padding": (0, 1),
         "out_channels": (c["in_channels"], 2 * c["in_channels"]),
     }
-    for key, known in fixed.items():
-        if c[key] not in known:
+    for key, supported in fixed.items():
+        if c[key] not in supported:
             wrong = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
             raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
     if c.get("sample_size") is None:
         raise DdimError(file, "does not say sample_size", "add it, in pixels")
-    if any(w % widths[0] for w in widths):  # of which none is 0
+    if any(w % widths[0] for w in widths):  # no width is 0 here
         raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
 
 
 def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
-    """Whole numbers of at least 1."""
-    found = list_of(values, int, key, file)
-    if not found or min(found) < 1 or count not in (None, len(found)):
+    """Validate a list of integers of at least 1."""
+    numbers = list_of(values, int, key, file)
+    if not numbers or min(numbers) < 1 or count not in (None, len(numbers)):
         wrong = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
         raise DdimError(file, wrong, "copy it again")
-    return found
+    return numbers
 
 
 def _attends(name: str, file: Path, way: str) -> bool:
-    known = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
-    if name not in known:
+    attends = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
+    if name not in attends:
         raise DdimError(file, f"has a {name}, which our U-Net has not", "wrap the network itself with ddim.wrap")
-    return known[name]
+    return attends[name]
 
 
 def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
-    """The noise schedule and the prediction of a scheduler's configuration, and how they were read."""
+    """The noise schedule and prediction type of a scheduler's configuration, and notes on them."""
     c = {**_SCHEDULER, **given}
     for key in ("prediction_type", "beta_schedule"):
         entry(c, key, str, file)
@@ -258,53 +260,53 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
             values |= {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}
     else:
         raise DdimError(file, f"has beta_schedule {c['beta_schedule']!r}", f"known are {', '.join(BETAS)}")
-    made = build(ScheduleConfig, values, file)
-    ends = f", {made.beta_start:g} to {made.beta_end:g}" if made.beta_start is not None else ""
-    snr = ", rescaled to zero terminal SNR" if made.zero_terminal_snr else ""
+    schedule = build(ScheduleConfig, values, file)
+    ends = f", {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.beta_start is not None else ""
+    snr = ", rescaled to zero terminal SNR" if schedule.zero_terminal_snr else ""
     predicts = PREDICTS[c["prediction_type"]]
-    notes = [f"schedule: {made.name} betas{ends}, T = {made.T}{snr}", f"predicts: {predicts}"]
+    notes = [f"schedule: {schedule.name} betas{ends}, T = {schedule.T}{snr}", f"predicts: {predicts}"]
     if c["thresholding"]:
         notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
-    return made, predicts, notes
+    return schedule, predicts, notes
 
 
-def _choice(kept: Mapping[str, Any]) -> str:
-    said = ", ".join(f"{key} {value}" for key, value in kept.items()) or "nothing said"
+def _choice(settings: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {value}" for key, value in settings.items()) or "nothing said"
     rest = "the rest is kept for `ddim sample --like diffusers` and the way back"
-    return f"sampler: {said}; clipping applies to sampling, {rest}"
+    return f"sampler: {listed}; clipping applies to sampling, {rest}"
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:
-    """The settings of `ddim.emulate.diffusers` with which a model that came from such a folder had its own scheduler.
+    """The settings of `ddim.emulate.diffusers` that reproduce the original scheduler of a converted model.
 
     Returns:
-        Nothing, of a model that came from elsewhere.
+        The settings; empty for a model that was not converted from diffusers.
 
     Raises:
-        DdimError: If that scheduler does what the emulation does not repeat.
+        DdimError: If the scheduler has a setting that the emulation does not support.
     """
     if config.origin is None or config.origin.format != "diffusers":
         return {}
-    told = config.origin.settings
-    if told.get("clip_sample", True) and told.get("clip_sample_range", 1.0) != 1:
-        wrong = f"its scheduler clips to {told['clip_sample_range']:g}, which is not repeated here"
+    settings = config.origin.settings
+    if settings.get("clip_sample", True) and settings.get("clip_sample_range", 1.0) != 1:
+        wrong = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not repeated here"
         raise DdimError("--like diffusers", wrong, "say --no-clip, or sample without --like")
     names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
-    return {ours: told[theirs] for theirs, ours in names.items() if theirs in told}
+    return {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
 
 
 def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The U-Net's tensors under today's names, and notes on them."""
+    """The U-Net's tensors under the current names of diffusers, and notes on them."""
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     file = next((place / name for name in names if (place / name).is_file()), None)
     if file is None:
         raise DdimError(place, f"holds neither {names[0]} nor {names[1]}", "copy the whole folder")
     state = read_state(file)
-    found, notes = wrappers.networks(state, {"diffusers": SIGNS}, file), tuple[str, ...]()
+    networks, notes = wrappers.networks(state, {"diffusers": SIGNS}, file), tuple[str, ...]()
     tensors = tensors_of(state)
-    if found:
-        tensors, which, notes = wrappers.choose(found, True, file)
-        notes = (which, *notes) if found[0].where else notes
+    if networks:
+        tensors, which, notes = wrappers.choose(networks, True, file)
+        notes = (which, *notes) if networks[0].where else notes
     if tensors is None:
         raise DdimError(file, "is not a state dict", "copy the whole folder again")
     if any(f"{old}" in key for key in tensors for old in _OLD):

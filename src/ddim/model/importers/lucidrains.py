@@ -1,4 +1,4 @@
-"""Checkpoints of the package denoising-diffusion-pytorch, versions 2, whose U-Net runs here as `ddim.nn.lucidrains`."""
+"""Import checkpoints of denoising-diffusion-pytorch, version 2, whose U-Net is `ddim.nn.lucidrains`."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.lucidrains import LucidrainsConfig
 
 SIGNS = ("init_conv.weight", "time_mlp.3.weight")
-"""Names by which such a state dict is known; in one of its GaussianDiffusion they begin with "model."."""
+"""Tensor names that identify such a state dict; in that of a GaussianDiffusion they begin with "model."."""
 _NETWORK = "model."
 _OBJECTIVES = {"eps": "pred_noise", "x0": "pred_x0", "v": "pred_v"}
 
 
 def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
-    """A state dict of a Unet, or of a GaussianDiffusion around one, as a model of ours.
+    """Convert the state dict of a Unet, or of a GaussianDiffusion that contains one.
 
     Raises:
-        DdimError: If something is missing that no hint says, or it is another network.
+        DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
     defaults.refuse(hints, "the file itself shows its heads", "heads", "head_channels", "attention")
     defaults.refuse(hints, "that code never rescales times", "rescale")
@@ -48,7 +48,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
 
 
 def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> LucidrainsConfig:
-    """The network, from names and shapes."""
+    """The network, from tensor names and shapes."""
     _refuse(path, net)
     first, in_channels, _, _ = defaults.shape(net, "init_conv.weight", path, 4)
     out_channels = defaults.shape(net, "final_conv.weight", path, 4)[0]
@@ -64,7 +64,7 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
     ends = [f"downs.{level}.3" + (".1" if level < levels - 1 else "") for level in range(levels)]
     widths = [defaults.shape(net, f"{end}.weight", path, 4)[0] for end in ends]
     full = [f"downs.{level}.2.to_out.weight" in net for level in range(levels)]
-    # Of keys and values: 2, heads, and then their number and channels in full attention, else the other way round.
+    # Shape of mem_kv: (2, heads, memories, channels) in full attention, (2, heads, channels, memories) in linear.
     memory = [defaults.shape(net, f"downs.{level}.2.mem_kv", path, 4) for level in range(levels)]
     height, width = defaults.size(hints, path)
     values = {
@@ -83,7 +83,7 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
 
 
 def _refuse(path: Path, net: dict[str, Tensor]) -> None:
-    """Refuse what its other options and its older versions are."""
+    """Reject unsupported options and older versions."""
     if "time_mlp.0.weights" in net:
         wrong = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
         raise DdimError(path, wrong, "use a checkpoint without them")
@@ -95,11 +95,11 @@ def _refuse(path: Path, net: dict[str, Tensor]) -> None:
 
 
 def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[ScheduleConfig, str]:
-    """The noise schedule: the file's own, or of the name that its Trainer was given."""
+    """The noise schedule: from the file's table of betas, or by the name in the hints."""
     if "betas" not in table:
         if hints.schedule is None:
-            mend = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
-            raise DdimError(path, "is a network alone and does not say its noise schedule", mend)
+            hint = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
+            raise DdimError(path, "is a network alone and does not say its noise schedule", hint)
         T = 1000 if hints.T is None else hints.T
         if hints.schedule != "sigmoid":
             return defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
@@ -107,23 +107,23 @@ def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
         values: dict[str, Any] = {"name": "betas", "T": T, "betas": [float(beta) for beta in sigmoid_betas(T)]}
         return build(ScheduleConfig, values, path), f"schedule: that code's sigmoid, T = {T}, as a table{of_times}"
     betas = table["betas"].double().flatten()
-    for option, told in (("--schedule", hints.schedule), ("--times", hints.T)):
-        if told is not None:
-            raise DdimError(f"{option} {told}", f"is said by {path} itself, as a table of betas", "leave it out")
+    for option, value in (("--schedule", hints.schedule), ("--times", hints.T)):
+        if value is not None:
+            raise DdimError(f"{option} {value}", f"is said by {path} itself, as a table of betas", "leave it out")
     T = len(betas)
     for name, bounds in {"linear": {"beta_start": 1000 / T * 1e-4, "beta_end": 1000 / T * 0.02}, "cosine": {}}.items():
-        made = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
-        if T > 20 and np.allclose(made.build().betas, betas.numpy(), rtol=1e-5, atol=0):
-            return made, f"schedule: {name} betas, T = {T}, as the file's table has them"
-    made = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
-    return made, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
+        schedule = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
+        if T > 20 and np.allclose(schedule.build().betas, betas.numpy(), rtol=1e-5, atol=0):
+            return schedule, f"schedule: {name} betas, T = {T}, as the file's table has them"
+    schedule = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
+    return schedule, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
 
 
 def sigmoid_betas(T: int) -> np.ndarray:
-    """The betas of that code's default: alpha_bar falls along a logistic curve from -3 to 3 (Jabri et al. 2022).
+    """The betas of that library's default schedule: alpha_bar is a logistic curve from -3 to 3 (Jabri et al. 2022).
 
     Args:
-        T: The number of times.
+        T: The number of timesteps.
 
     Returns:
         float64, (T,), capped at 0.999.
@@ -134,35 +134,35 @@ def sigmoid_betas(T: int) -> np.ndarray:
 
 
 def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[str, str]:
-    """What the network predicts: what its loss weights are of, or what a hint says.
+    """The prediction type, from the loss weights in the file or from the hints.
 
-    At a signal-to-noise ratio s <= 1 the weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
+    At a signal-to-noise ratio s <= 1 the loss weights are 1 for pred_noise, s for pred_x0 and s / (s + 1) for pred_v.
     """
-    found = None
+    prediction = None
     if {"loss_weight", "alphas_cumprod"} <= table.keys():
         alpha_bar = table["alphas_cumprod"].double().clamp(1e-12, 1 - 1e-12)
         noisy = alpha_bar <= 0.5
         snr, weights = (alpha_bar / (1 - alpha_bar))[noisy], table["loss_weight"].double()[noisy]
         options = {"eps": torch.ones_like(snr), "x0": snr, "v": snr / (snr + 1)}
         match = [name for name, option in options.items() if torch.allclose(weights, option, rtol=1e-3, atol=1e-6)]
-        found = match[0] if len(match) == 1 else None
-    if found is None:
+        prediction = match[0] if len(match) == 1 else None
+    if prediction is None:
         if hints.predicts is None:
-            mend = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
-            raise DdimError(path, "does not say what its network predicts", mend)
+            hint = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
+            raise DdimError(path, "does not say what its network predicts", hint)
         return defaults.predicts(hints, path)
-    if hints.predicts not in (None, found):
-        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[found]}"
+    if hints.predicts not in (None, prediction):
+        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[prediction]}"
         raise DdimError(f"--predicts {hints.predicts}", wrong, "leave it out")
-    return found, f"predicts: {found} ({_OBJECTIVES[found]}, as the file's loss weights have it)"
+    return prediction, f"predicts: {prediction} ({_OBJECTIVES[prediction]}, as the file's loss weights have it)"
 
 
 def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> Weights:
-    """Our state dict; each of their tensors must have found a place."""
+    """The converted state dict; every tensor of the source must be used."""
     left, out = Remaining(dict(net), str(path)), {}
     wanted = {key: value.shape for key, value in blank(network).items()}
     for ours, theirs in _names(network):
-        if ours in wanted:  # a layer may have no bias, a block no convolution beside it
+        if ours in wanted:  # a layer may have no bias, a block no skip convolution
             out[ours] = left.take(theirs, wanted[ours])
     blocks = [theirs for _, theirs, kind in _parts(network) if kind == "block"]
     for key in ("weight", "bias"):
@@ -173,7 +173,7 @@ def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> W
 
 
 def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
-    """Our name, theirs and the kind of every block and attention, in the order in which they run."""
+    """Our name, the source's name and the type of every block and attention, in the order in which they run."""
     for way, full in (("down", network.full), ("up", network.full[::-1])):
         for level, all_pairs in enumerate(full):
             yield from ((f"{way}_blocks.{2 * level + i}", f"{way}s.{level}.{i}", "block") for i in (0, 1))
@@ -185,7 +185,10 @@ def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
-    """Our name and theirs of every tensor but those of time in blocks, and of some that are not there."""
+    """Our name and the source's name of every tensor except the time layers of blocks.
+
+    Some of these tensors may not exist in a given network.
+    """
     layers = [("time.0", "time_mlp.1"), ("time.2", "time_mlp.3"), ("conv_in", "init_conv"), ("conv_out", "final_conv")]
     last = len(network.multipliers) - 1
     for level in range(last + 1):

@@ -1,4 +1,4 @@
-"""State dicts of OpenAI's improved-diffusion and guided-diffusion: their U-Nets without labels."""
+"""Import state dicts of OpenAI's improved-diffusion and guided-diffusion: their U-Nets without labels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.unet import UNetConfig
 
 SIGNS = ("time_embed.0.weight", "input_blocks.0.0.weight")
-"""Names by which such a state dict is known."""
+"""Tensor names that identify such a state dict."""
 
 
 def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> ImportedModel:
-    """A state dict as a model of ours.
+    """Convert a state dict.
 
     Raises:
-        DdimError: If something is missing that no hint says, or it is another network.
+        DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
     if "label_emb.weight" in tensors:
         raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
@@ -37,7 +37,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
 
 
 def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: int) -> tuple[UNetConfig, list[str]]:
-    """The network, from names and shapes, and how it was read."""
+    """The network, from tensor names and shapes, and notes on it."""
     channels, in_channels, _, _ = defaults.shape(tensors, "input_blocks.0.0.weight", path, 4)
     defaults.colours(in_channels, path)
     if defaults.shape(tensors, "time_embed.0.weight", path, 2)[1] != channels:
@@ -69,20 +69,20 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: 
         "resample": "block" if in_block else "conv",
         "learned_variance": defaults.shape(tensors, "out.2.weight", path, 4)[0] == 2 * in_channels,
     }
-    made = build(UNetConfig, values, path)
+    network = build(UNetConfig, values, path)
     how = "scales and shifts norms" if scale_shift else "is added"
-    said = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
-    notes = [f"network: {made}, {said}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
-    if made.learned_variance:
+    facts = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
+    notes = [f"network: {network}, {facts}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
+    if network.learned_variance:
         notes.append("variance: learned, for `ddim sample --sigma learned`; other plans leave it aside")
-    return made, [*notes, "dropout: 0 (only training asks for it)"]
+    return network, [*notes, "dropout: 0 (only training asks for it)"]
 
 
 def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
-    """The number of levels, of blocks in each on the way down, and whether resolution changes in residual blocks.
+    """The number of levels, of blocks per level of the encoder, and whether resolution changes in residual blocks.
 
-    A block that halves looks like any other; but on the way up, the last part of a level that is not the last stands
-    behind a block, so there the levels show.
+    A downsampling block looks like any other block. In the decoder, upsampling follows a block within the same module,
+    so the levels are recognised there.
     """
     inputs, counts = (
         {int(match[1]) for key in tensors if (match := re.match(rf"{way}_blocks\.(\d+)\.", key))}
@@ -93,23 +93,23 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
         kind: [at for at in sorted(counts) if any(f"output_blocks.{at}.{i}.{end}" in tensors for i in (1, 2))]
         for kind, end in ends.items()
     }
-    found = changes["conv"] or changes["block"]
-    per_level = found[0] + 1 if found else len(counts)
-    regular = len(inputs) == len(counts) == (len(found) + 1) * per_level
+    resamplers = changes["conv"] or changes["block"]
+    per_level = resamplers[0] + 1 if resamplers else len(counts)
+    regular = len(inputs) == len(counts) == (len(resamplers) + 1) * per_level
     if per_level < 2 or not regular or all(changes.values()):
         wrong = "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
         raise DdimError(path, wrong, "wrap the network with ddim.wrap")
-    return len(found) + 1, per_level - 1, bool(changes["block"])
+    return len(resamplers) + 1, per_level - 1, bool(changes["block"])
 
 
 def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
-    """The attention heads, which no shape shows."""
+    """The attention heads, which cannot be derived from tensor shapes."""
     if hints.attention not in (None, "legacy", "new"):
         raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
     if (hints.heads is None) == (hints.head_channels is None):
         wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
-        mend = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
-        raise DdimError(path, wrong, f"{mend} (most of guided-diffusion's)")
+        hint = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
+        raise DdimError(path, wrong, f"{hint} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
         raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
     order = hints.attention or "legacy"
@@ -121,16 +121,16 @@ def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
 
 
 def _time_scale(hints: CheckpointHints, T: int, in_block: bool) -> tuple[float, str]:
-    """What t - 1 is multiplied with, and how that was come by."""
+    """The factor of t - 1, and a note on its source."""
     if T == 1000:
         return 1.0, "time: from 0 to 999"
-    # Only guided-diffusion has such blocks or heads of a given width, and it does not rescale unless told to.
+    # Only guided-diffusion has such blocks or heads of a fixed width, and it does not rescale by default.
     guided = in_block or hints.head_channels is not None or hints.attention == "new"
     rescaled = not guided if hints.rescale is None else hints.rescale
-    said = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
+    scaling = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
     code = "guided-diffusion" if guided else "improved-diffusion"
     assumption = f" (assumed, the default of {code})" if hints.rescale is None else ""
-    return 1000 / T if rescaled else 1.0, f"time: {said}{assumption}"
+    return 1000 / T if rescaled else 1.0, f"time: {scaling}{assumption}"
 
 
 def _names(network: UNetConfig, order: str) -> Names:
@@ -142,9 +142,7 @@ def _names(network: UNetConfig, order: str) -> Names:
         inner = 1 if place.kind == "attention" else 0
         if place.way == "down":
             return f"input_blocks.{1 + place.level * per_level + place.inner}.{inner}"
-        if (
-            place.kind == "resample"
-        ):  # it stands behind the level's last block, and behind its attention if there is one
+        if place.kind == "resample":  # after the level's last block, and after its attention if there is one
             attends = network.height >> (last - place.level) in network.attention
             return f"output_blocks.{(place.level + 1) * per_level - 1}.{2 if attends else 1}"
         return f"output_blocks.{place.level * per_level + place.inner}.{inner}"

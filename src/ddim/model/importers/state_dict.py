@@ -1,4 +1,4 @@
-"""Where each part of our U-Net stands in another code's state dict, and the weights carried over, both ways."""
+"""Map the tensors of `ddim.nn.unet` to and from the state dicts of other libraries."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class Place:
     """One part of a U-Net.
 
     Args:
-        ours: Its name in our state dict.
-        kind: What it is.
-        way: On the way down, in the middle, or on the way up.
-        level: Its level, counted in the order of its way: on the way up 0 is the lowest resolution.
-        inner: Its place in the level.
-        width: Its output channels.
+        ours: The name in our state dict.
+        kind: The type of the part.
+        way: "down" (encoder), "middle" or "up" (decoder).
+        level: The level, counted in execution order: in the decoder 0 is the lowest resolution.
+        inner: The position in the level.
+        width: The number of output channels.
     """
 
     ours: str
@@ -39,7 +39,7 @@ class Place:
 
 
 def places(config: UNetConfig) -> Iterator[Place]:
-    """Every block, attention and change of resolution, in the order in which they run."""
+    """Every block, attention and resampling layer, in the order in which they run."""
     side = config.height // config.patch
     last = len(config.multipliers) - 1
     for level, multiplier in enumerate(config.multipliers):
@@ -69,15 +69,15 @@ def places(config: UNetConfig) -> Iterator[Place]:
 
 @dataclass(frozen=True)
 class Names:
-    """Another code's names.
+    """The tensor names of another library.
 
     Args:
-        prefix: From a part to its name there.
-        single: Our name of a single layer to theirs: time.0, time.2, conv_in, norm_out, conv_out.
-        block: Our name of a block's layer to theirs: norm1, conv1, norm2, conv2, skip, and "time".
-        attention: Likewise of attention: norm, out, and q, k, v, or qkv.
-        resample: The name of a convolution that changes the resolution, behind the prefix, by its way.
-        interleaved: Whether the rows of qkv go head by head, each with its q, k and v.
+        prefix: Function from a part to its name in the other library.
+        single: Map from our name of a single layer to theirs: time.0, time.2, conv_in, norm_out, conv_out.
+        block: Map from our name of a block's layer to theirs: norm1, conv1, norm2, conv2, skip, and "time".
+        attention: Map from our name of an attention layer to theirs: norm, out, and q, k, v, or qkv.
+        resample: Map from "down" and "up" to the name of the resampling convolution after the prefix.
+        interleaved: Whether the rows of qkv are ordered by head, each with its q, k and v.
     """
 
     prefix: Callable[[Place], str]
@@ -88,7 +88,7 @@ class Names:
     interleaved: bool = False
 
     def layers(self, config: UNetConfig) -> Iterator[tuple[str, str]]:
-        """Our name and theirs of every layer that is one layer in both."""
+        """Our name and theirs of every layer that is a single layer in both libraries."""
         yield from self.single.items()
         for place in places(config):
             prefix = self.prefix(place)
@@ -102,12 +102,12 @@ class Names:
                 yield f"{place.ours}.{ours}", f"{prefix}.{theirs}"
 
     def times(self, config: UNetConfig) -> list[str]:
-        """Their names of the layers that are one layer, `time_to_blocks`, here: in order."""
+        """Their names, in order, of the layers that are combined in our `time_to_blocks`."""
         blocks = (place for place in places(config) if self._is_block(place, config))
         return [f"{self.prefix(place)}.{self.block['time']}" for place in blocks]
 
     def mixers(self, config: UNetConfig) -> Iterator[tuple[str, list[str], int]]:
-        """Our name of each qkv, their names of its parts, and its number of heads."""
+        """Our name of each qkv layer, their names of its parts, and its number of heads."""
         parts = [self.attention["qkv"]] if "qkv" in self.attention else [self.attention[letter] for letter in "qkv"]
         for place in places(config):
             if place.kind == "attention":
@@ -120,29 +120,29 @@ class Names:
 
 
 def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, what: str) -> Weights:
-    """Another code's state dict as ours, in float32; each of its tensors must have found a place.
+    """Convert another library's state dict to ours, in float32; every tensor of it must be used.
 
     Args:
         weights: The state dict.
-        config: The network.
-        names: The other code's names.
-        what: What to call it in messages.
+        config: The network's configuration.
+        names: The other library's names.
+        what: The subject of error messages.
 
     Raises:
-        DdimError: Naming a tensor that is missing, left over, or of a wrong shape.
+        DdimError: Naming a tensor that is missing, unused, or of a wrong shape.
     """
     wanted = {key: value.shape for key, value in blank(config).items()}
     left = Remaining(dict(weights), what)
     out: Weights = {}
     for kind in _KINDS:
-        for own, name in names.layers(config):
-            if f"{own}.{kind}" in wanted:
-                out[f"{own}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{own}.{kind}"])
-        for own, parts, heads in names.mixers(config):
-            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{own}.{kind}"])
+        for ours, name in names.layers(config):
+            if f"{ours}.{kind}" in wanted:
+                out[f"{ours}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{ours}.{kind}"])
+        for ours, parts, heads in names.mixers(config):
+            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{ours}.{kind}"])
             if names.interleaved:
                 rows = rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
-            out[f"{own}.{kind}"] = rows
+            out[f"{ours}.{kind}"] = rows
         times = [f"{name}.{kind}" for name in names.times(config)]
         out[f"time_to_blocks.{kind}"] = left.join(times, wanted[f"time_to_blocks.{kind}"])
     left.refuse()
@@ -151,13 +151,16 @@ def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, w
 
 @dataclass(frozen=True)
 class Remaining:
-    """The tensors of a state dict that have found no place yet."""
+    """The tensors of a state dict that are not converted yet."""
 
     tensors: Weights
     what: str
 
     def take(self, name: str, shape: torch.Size) -> Tensor:
-        """A tensor of that shape, but for sides of 1: a 1x1 convolution may be a linear layer here."""
+        """Remove and return a tensor, reshaped to `shape`.
+
+        Dimensions of size 1 may differ, because a 1x1 convolution may be a linear layer here.
+        """
         tensor = self._pop(name)
         if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
             wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
@@ -165,23 +168,23 @@ class Remaining:
         return tensor.reshape(shape)
 
     def join(self, names: list[str], shape: torch.Size) -> Tensor:
-        """The rows of several tensors, which are one tensor of that shape here."""
-        found = [self._pop(name) for name in names]
-        for name, tensor in zip(names, found, strict=True):
+        """Remove several tensors and return their rows concatenated into one tensor of shape `shape`."""
+        tensors = [self._pop(name) for name in names]
+        for name, tensor in zip(names, tensors, strict=True):
             if tensor.shape[1:].numel() != shape[1:].numel():
                 wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
                 raise DdimError(self.what, wrong, "say what the network is")
-        if sum(len(tensor) for tensor in found) != shape[0]:
-            wrong = f"holds {names[0]} and its like of {sum(map(len, found))} rows, the network's have {shape[0]}"
+        if sum(len(tensor) for tensor in tensors) != shape[0]:
+            wrong = f"holds {names[0]} and its like of {sum(map(len, tensors))} rows, the network's have {shape[0]}"
             raise DdimError(self.what, wrong, "say what the network is")
-        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in found])
+        return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in tensors])
 
     def refuse(self) -> None:
-        """Refuse a state dict of which something is left."""
+        """Raise an error if any tensor is left."""
         if self.tensors:
             names = sorted(self.tensors)
-            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise DdimError(self.what, f"holds what the network has no place for: {some}", "say what the network is")
+            listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise DdimError(self.what, f"holds what the network has no place for: {listed}", "say what the network is")
 
     def _pop(self, name: str) -> Tensor:
         if name not in self.tensors:
@@ -191,14 +194,19 @@ class Remaining:
 
 
 def from_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names) -> Weights:
-    """Our state dict as another code's; the inverse of `ours`, for q, k and v apart and linear."""
+    """Convert our state dict to another library's, with q, k and v as separate linear layers.
+
+    The inverse of `to_native` for such libraries.
+    """
     out: Weights = {}
     for kind in _KINDS:
-        for own, other in names.layers(config):
-            if f"{own}.{kind}" in weights:
-                out[f"{other}.{kind}"] = weights[f"{own}.{kind}"]
-        for own, parts, _ in names.mixers(config):
-            out |= {f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{own}.{kind}"].chunk(3), strict=True)}
+        for ours, theirs in names.layers(config):
+            if f"{ours}.{kind}" in weights:
+                out[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
+        for ours, parts, _ in names.mixers(config):
+            out |= {
+                f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{ours}.{kind}"].chunk(3), strict=True)
+            }
         widths = [len(weights[f"{place.ours}.conv1.bias"]) for place in places(config) if place.kind == "block"]
         rows_of = torch.split(weights[f"time_to_blocks.{kind}"], widths)
         out |= {f"{name}.{kind}": rows for name, rows in zip(names.times(config), rows_of, strict=True)}
@@ -206,7 +214,7 @@ def from_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names)
 
 
 def blank(config: UNetConfig | LucidrainsConfig) -> Weights:
-    """Our state dict without numbers."""
+    """Our state dict of a new network, for its names and shapes."""
     from ddim.process import rng
 
     with rng.temporary_seed("cpu", 0):

@@ -1,4 +1,4 @@
-"""A model of another code, as ours: its configuration, its weights, and every choice that was made."""
+"""Types of the importers: hints, and a converted model with notes on its conversion."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ddim.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """What another code's model is here.
+    """A model converted from another library.
 
     Args:
         config: The model's configuration.
-        weights: Its weights under our names, float32.
-        notes: Every choice that was mapped, in words.
+        weights: The weights under this library's names, float32.
+        notes: A description of every choice made in the conversion.
     """
 
     config: ModelConfig
@@ -34,18 +34,18 @@ class ImportedModel:
 
 @dataclass(frozen=True)
 class CheckpointHints:
-    """What a state dict does not say of itself; None where it is not known.
+    """Metadata that a state dict lacks, from the user; None if unspecified.
 
     Args:
-        size: Height and width of its pictures.
-        schedule: Noise schedule by name.
-        T: Its number of times.
+        size: Height and width of the images.
+        schedule: The name of the noise schedule.
+        T: The number of timesteps of the schedule.
         predicts: "eps", "x0" or "v".
-        heads: Attention heads.
-        head_channels: Channels of an attention head, instead of heads.
-        attention: "new" or "legacy": the order of q, k and v in OpenAI's codes.
-        ema: Whether averaged weights are taken where there are both.
-        rescale: Whether the network was told (t - 1) 1000 / T, as improved-diffusion's is unless told otherwise.
+        heads: The number of attention heads.
+        head_channels: The channels per attention head, instead of heads.
+        attention: "new" or "legacy": the order of q, k and v in OpenAI's libraries.
+        ema: Whether to take averaged weights if the file has both averaged and raw ones.
+        rescale: Whether the time passed to the network was (t - 1) 1000 / T, the default of improved-diffusion.
     """
 
     size: tuple[int, int] | None = None
@@ -60,53 +60,56 @@ class CheckpointHints:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        DdimError: If it is not there or is none.
+        DdimError: If the file does not exist or is not a JSON object.
     """
     value: dict[str, Any] = reading.read_json(path, dict, "copy the whole folder", "copy it again")
     return value
 
 
 def read_state(path: Path) -> Any:
-    """What a weights file holds: safetensors, or a file of torch.save read without ever running code.
+    """Read a weights file: safetensors, or a torch.save file, loaded with weights_only so that no code runs.
 
     Returns:
-        A dict from names to tensors; of a file of torch.save whatever tensors, numbers, strings, lists and dicts it
-        holds.
+        A dict from names to tensors; for a torch.save file, its content of tensors, numbers, strings, lists and dicts.
 
     Raises:
-        DdimError: If it cannot be read, or would need code to run.
+        DdimError: If it cannot be read, or needs code to run.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)[0]
     reading.check_file(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old formats, which weights_only reads all the same
+            warnings.simplefilter("ignore")  # warnings about old formats, which weights_only can read
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None
-    except Exception as error:  # of a damaged file torch may raise anything
-        wrong, mend = _unreadable(error)
-        raise DdimError(path, wrong, mend) from None
+    except Exception as error:  # torch may raise any exception for a damaged file
+        wrong, hint = _unreadable(error)
+        raise DdimError(path, wrong, hint) from None
 
 
 def _unreadable(error: Exception) -> tuple[str, str]:
-    """What is wrong with a file that torch would not load, and how to mend it."""
-    said, save = str(error), "save its state dict alone with the code that made it"
-    if "TorchScript" in said or ".tar format" in said:
-        return "is of a form that cannot be read without running code, which is never done", save
-    if any(word in said for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
-        named = shorten(said.split("GLOBAL ", 1)[1].split()[0]) if "GLOBAL " in said else "objects that are not tensors"
-        return f"would have to run code to be read ({named}), which is never done", save
-    first = (said.splitlines() or [type(error).__name__])[0]
+    """The problem and the hint for a file that torch could not load."""
+    message, hint = str(error), "save its state dict alone with the code that made it"
+    if "TorchScript" in message or ".tar format" in message:
+        return "is of a form that cannot be read without running code, which is never done", hint
+    if any(word in message for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
+        named = (
+            shorten(message.split("GLOBAL ", 1)[1].split()[0])
+            if "GLOBAL " in message
+            else "objects that are not tensors"
+        )
+        return f"would have to run code to be read ({named}), which is never done", hint
+    first = (message.splitlines() or [type(error).__name__])[0]
     return f"cannot be read ({first[:80]})", "copy it again"
 
 
 def tensors_of(state: Any) -> dict[str, Tensor] | None:
-    """The state, if it is a state dict: names to tensors, "module." of DataParallel taken off; else None."""
+    """The state if it is a state dict of names to tensors, without DataParallel's prefix "module."; else None."""
     if not isinstance(state, Mapping) or not state:
         return None
     if not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in state.items()):

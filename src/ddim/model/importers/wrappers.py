@@ -1,14 +1,14 @@
-"""Networks inside state dicts that were saved with what was wrapped around them.
+"""Find networks in state dicts that were saved together with their wrappers.
 
-| prefix of a name                       | put there by                                                      |
+| prefix of a name                       | added by                                                          |
 |----------------------------------------|-------------------------------------------------------------------|
-| `_orig_mod.`                           | torch.compile, of the whole or of a part                          |
+| `_orig_mod.`                           | torch.compile, of the whole network or a part                     |
 | `module.`                              | DataParallel, DistributedDataParallel, `torch.optim.swa_utils`    |
-| `_fsdp_wrapped_module.` and its like   | FSDP, activation checkpoints, Lightning's strategies              |
+| `_fsdp_wrapped_module.` and similar    | FSDP, activation checkpoints, Lightning's strategies              |
 | `model.`, `net.`, `unet.`, any other   | the class that trained it, such as a LightningModule              |
 | `ema_model.`, `averaged_model.`, ...   | moving averages                                                   |
 
-A network is known by a few names of its own, its signs; whatever stands before them is its prefix.
+A network is identified by a few of its tensor names, its signs; whatever precedes them is the prefix.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Signs = Mapping[str, tuple[str, ...]]
 _INSIDE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"}
 _AVERAGED = re.compile(r"(^|[._])(ema|avg|averaged?|shadow|swa|polyak)(?![a-z])", re.IGNORECASE)
 _DEEPEST = 4
-_COUNTERS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of moving averages
-_LIST = "shadow_params"  # of the package torch_ema and of what copied it: averaged parameters without their names
+_COUNTERS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of moving-average wrappers
+_LIST = "shadow_params"  # of torch_ema and its copies: a list of averaged parameters without names
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Found:
     """A network in a file.
 
     Args:
-        where: The keys and the prefix under which it stands; "" if it is all of the file.
-        tensors: Its state dict, the prefix taken off.
+        where: The keys and prefix of the network in the file; "" if it is the whole file.
+        tensors: The network's state dict without the prefix.
         averaged: Whether it is a moving average of weights.
-        beside: Names that stand beside it and belong to no network.
+        beside: Names of other tensors that belong to no network.
     """
 
     where: str
@@ -51,65 +51,68 @@ class Found:
 
 
 def networks(state: Any, signs: Signs, path: Path) -> list[Found]:
-    """Every network in what a weights file holds.
+    """Every network in the content of a weights file.
 
     Args:
-        state: A state dict, or lists and dicts with state dicts in them.
-        signs: Names by which networks are known, by code.
+        state: A state dict, or lists and dicts that contain state dicts.
+        signs: Tensor names that identify networks, by library.
         path: The file, for errors.
 
     Returns:
-        The networks; none where no sign was found.
+        The networks; empty if no sign was found.
 
     Raises:
-        DdimError: If a name comes twice, with and without a wrapper's part.
+        DdimError: If a name occurs twice, with and without a wrapper's part.
     """
-    made, parts = list[Found](), set[int]()
+    result, parts = list[Found](), set[int]()
     for where, tensors in _dicts(state):
-        for one in _split(where, _bare(tensors, path), signs):
-            first = next(iter(one.tensors.values())).data_ptr()
-            if first not in parts:  # one state dict may be filed under two keys
+        for network in _split(where, _bare(tensors, path), signs):
+            first = next(iter(network.tensors.values())).data_ptr()
+            if first not in parts:  # one state dict may be stored under two keys
                 parts.add(first)
-                made.append(one)
-    if isinstance(state, list | tuple) and len(state) > 1:  # of the DDIM authors: model, optimizer, ..., the average
-        made = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in made]
-    trained = [one for one in made if not one.averaged]
-    if len(trained) == len(made) == 1:
-        made += _unnamed(state, trained[0])
-    return made
+                result.append(network)
+    if isinstance(state, list | tuple) and len(state) > 1:  # the DDIM authors' format: [model, optimizer, ..., average]
+        result = [Found(f.where, f.tensors, f.where.startswith(f"{len(state) - 1}."), f.beside) for f in result]
+    trained = [network for network in result if not network.averaged]
+    if len(trained) == len(result) == 1:
+        result += _unnamed(state, trained[0])
+    return result
 
 
 def choose(found: Sequence[Found], ema: bool, path: Path) -> tuple[Tensors, str, tuple[str, ...]]:
-    """The averaged weights, or those as trained, which they are, and further notes on where they were found.
+    """Select the averaged or the raw weights of a file.
 
     Args:
-        found: The networks of a file, one at least.
-        ema: Whether averaged weights are taken where there are both.
+        found: The networks of a file, at least one.
+        ema: Whether to take averaged weights if the file has both averaged and raw ones.
         path: The file, for errors.
 
+    Returns:
+        The weights, a note on which were taken, and further notes.
+
     Raises:
-        DdimError: If there are several of the kind, or averaged ones alone and they are not to be taken.
+        DdimError: If several networks qualify, or there are only averaged weights and `ema` is False.
     """
-    averaged, trained = ([one for one in found if one.averaged is kind] for kind in (True, False))
+    averaged, trained = ([network for network in found if network.averaged is kind] for kind in (True, False))
     if not ema and not trained:
         raise DdimError(path, "holds averaged weights alone", "do not ask for weights as trained")
     kind = averaged if averaged and (ema or not trained) else trained
     if len(kind) > 1:
-        places = ", ".join(one.where or "the file itself" for one in kind)
+        places = ", ".join(network.where or "the file itself" for network in kind)
         raise DdimError(path, f"holds several networks, under {places}", "save the one that is meant alone")
-    [taken] = kind
-    which = "averaged (EMA)" if taken.averaged else "the only ones in the file, averaged or not"
-    if averaged and not taken.averaged:
+    [chosen] = kind
+    which = "averaged (EMA)" if chosen.averaged else "the only ones in the file, averaged or not"
+    if averaged and not chosen.averaged:
         which = "as trained; the averaged ones (EMA) are left aside, as told"
-    notes = [f"place in the file: under {taken.where}"] if taken.where else []
-    if taken.beside:
-        more = f" and {len(taken.beside) - 3} more" if len(taken.beside) > 3 else ""
-        notes.append(f"beside the network, left aside: {', '.join(taken.beside[:3])}{more}")
-    return taken.tensors, f"weights: {which}", tuple(notes)
+    notes = [f"place in the file: under {chosen.where}"] if chosen.where else []
+    if chosen.beside:
+        more = f" and {len(chosen.beside) - 3} more" if len(chosen.beside) > 3 else ""
+        notes.append(f"beside the network, left aside: {', '.join(chosen.beside[:3])}{more}")
+    return chosen.tensors, f"weights: {which}", tuple(notes)
 
 
 def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, Tensors]]:
-    """Every dict of tensors, with the keys it stands under."""
+    """Every dict of tensors, with its key path."""
     if depth > _DEEPEST:
         return
     if isinstance(state, Mapping):
@@ -124,35 +127,35 @@ def _dicts(state: Any, where: str = "", depth: int = 0) -> Iterator[tuple[str, T
 
 
 def _bare(tensors: Tensors, path: Path) -> Tensors:
-    """Without the parts of names that wrappers put anywhere."""
-    made: Tensors = {}
+    """Remove the parts of names that wrappers insert at any position."""
+    bare: Tensors = {}
     for key, tensor in tensors.items():
         name = ".".join(part for part in key.split(".") if part not in _INSIDE)
-        if name in made:
+        if name in bare:
             wrong = f"holds {name} twice, with and without the name of a wrapper"
             raise DdimError(path, wrong, "save the network's state dict alone")
-        made[name] = tensor
-    return made
+        bare[name] = tensor
+    return bare
 
 
 def _split(where: str, tensors: Tensors, signs: Signs) -> Iterator[Found]:
-    """The networks of one state dict, by the prefixes before their signs."""
+    """The networks of one state dict, separated by the prefixes before their signs."""
     prefixes = sorted({prefix for names in signs.values() for prefix in _prefixes(tensors, names)}, key=len)
-    own: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
+    networks: dict[str, Tensors] = {prefix: {} for prefix in prefixes}
     beside = list[str]()
     for key, tensor in tensors.items():
-        prefix = next((one for one in reversed(prefixes) if key.startswith(one)), None)
+        prefix = next((candidate for candidate in reversed(prefixes) if key.startswith(candidate)), None)
         if prefix is None:
             beside.append(key)
         else:
-            own[prefix][key.removeprefix(prefix)] = tensor
+            networks[prefix][key.removeprefix(prefix)] = tensor
     left = tuple(key for key in beside if key.rsplit(".", 1)[-1] not in _COUNTERS)
-    for prefix, some in own.items():
+    for prefix, network in networks.items():
         counted = f"{prefix.removesuffix('module.')}n_averaged"
         averaged = bool(_AVERAGED.search(where + prefix)) or (prefix.endswith("module.") and counted in tensors)
-        yield Found(where + prefix, some, averaged, left)
-    if len(own) == 1 and not _AVERAGED.search(where):
-        yield from _flattened(where, *own.popitem(), tensors)
+        yield Found(where + prefix, network, averaged, left)
+    if len(networks) == 1 and not _AVERAGED.search(where):
+        yield from _flattened(where, *networks.popitem(), tensors)
 
 
 def _prefixes(tensors: Tensors, names: tuple[str, ...]) -> Iterator[str]:
@@ -161,13 +164,13 @@ def _prefixes(tensors: Tensors, names: tuple[str, ...]) -> Iterator[str]:
         if key == first or key.endswith(f".{first}"):
             prefix = key.removesuffix(first)
             if all(f"{prefix}{name}" in tensors for name in names):
-                # A diffusion around its network keeps its schedule beside it.
+                # A diffusion wrapper stores its schedule next to its network.
                 around = prefix.removesuffix("model.")
                 yield around if prefix != around and f"{around}betas" in tensors else prefix
 
 
 def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> Iterator[Found]:
-    """An average whose names have lost their dots, as latent diffusion's training keeps it."""
+    """A moving average whose names have no dots, as stored by latent diffusion's training."""
     parts = prefix.split(".")[:-1]
     for average in sorted({key.split(".")[0] for key in tensors if _AVERAGED.search(key.split(".")[0])}):
         for depth in range(len(parts) + 1):
@@ -179,28 +182,28 @@ def _flattened(where: str, prefix: str, trained: Tensors, tensors: Tensors) -> I
 
 
 def _unnamed(state: Any, trained: Found) -> list[Found]:
-    """Averaged parameters that are a list, in the order of the trained ones; none where shapes differ."""
-    found = _lists(state)
+    """Averaged parameters stored as a list, in the order of the trained ones; empty if shapes differ."""
+    averages = _lists(state)
     inner = "model." if any(key.startswith("model.") for key in trained.tensors) else ""
     names = [key for key in trained.tensors if key.startswith(inner)]
-    for where, some in found:
-        if [tensor.shape for tensor in some] == [trained.tensors[name].shape for name in names]:
-            averaged = trained.tensors | dict(zip(names, some, strict=True))
+    for where, parameters in averages:
+        if [tensor.shape for tensor in parameters] == [trained.tensors[name].shape for name in names]:
+            averaged = trained.tensors | dict(zip(names, parameters, strict=True))
             return [Found(where, averaged, True, trained.beside)]
     return []
 
 
 def _lists(state: Any, where: str = "", depth: int = 0) -> list[tuple[str, list[Tensor]]]:
-    made = list[tuple[str, list[Tensor]]]()
+    lists = list[tuple[str, list[Tensor]]]()
     if isinstance(state, Mapping) and depth <= _DEEPEST:
         for key, value in state.items():
-            if key == _LIST and isinstance(value, list | tuple) and all(isinstance(one, Tensor) for one in value):
-                made.append((f"{where}{key}", list(value)))
+            if key == _LIST and isinstance(value, list | tuple) and all(isinstance(item, Tensor) for item in value):
+                lists.append((f"{where}{key}", list(value)))
             else:
-                made += _lists(value, f"{where}{key}.", depth + 1)
-    return made
+                lists += _lists(value, f"{where}{key}.", depth + 1)
+    return lists
 
 
 def unmatched(state: Any) -> str:
-    """Where a file has averaged parameters that are a list; "" if nowhere."""
-    return next((where for where, some in _lists(state) if some), "")
+    """The key path of averaged parameters stored as a list; "" if there are none."""
+    return next((where for where, parameters in _lists(state) if parameters), "")
