@@ -1,10 +1,10 @@
-"""A training run's folder: checkpoints, metrics, previews and the model, none of them ever half-written.
+"""A resumable training run: checkpoints, metrics, previews and the model, all written atomically.
 
-RUN/run.json                     what the run is; started again with another recipe, it is refused
+RUN/run.json                     the run's configuration; training with a different one is refused
 RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
 RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
 RUN/previews/00000500.png        samples of the averaged weights
-RUN/model/                       the model folder, of the averaged weights
+RUN/model/                       the model folder, with the averaged weights
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from ddim.train.run_config import length as run_length
 from ddim.train.trainer import Trainer, not_finite
 
 PREVIEWS = 36
-GUESSED = 0.01  # of the budget must be used before the run's length is guessed
-_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # what is there before anything is worth keeping
-KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
+GUESSED = 0.01  # fraction of the budget that must be used before the run's length is estimated
+_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
+KNOWN = 0.1  # fraction of the timesteps that must have an error estimate for the model's error table to be written
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Where a run stands after a step.
+    """Progress of a run after a step.
 
     Args:
-        step: Steps made.
-        steps: Steps of the whole run; with a budget of time a guess, None at first.
+        step: Steps done.
+        steps: Total steps of the run; with a time budget an estimate, None at first.
         loss: Mean loss since the last line of the metrics file.
-        images_seen: Pictures shown so far.
-        event: What was just written, if anything.
-        over: Whether that was the last step.
+        images_seen: Images trained on so far.
+        event: Description of what was just written, "" for nothing.
+        over: Whether this was the last step.
     """
 
     step: int
@@ -78,20 +78,20 @@ def train(
     weights: Mapping[str, torch.Tensor] | None = None,
     began: float | None = None,
 ) -> Iterator[Report]:
-    """Start a run, or go on with it where its last checkpoint stands.
+    """Start a run, or resume it from its last checkpoint.
 
     Args:
-        folder: The run's folder.
-        config: What the run is.
-        pictures: Its data.
-        device: Where to train.
+        folder: The run directory.
+        config: The run's configuration.
+        pictures: The dataset.
+        device: The training device.
         command: The command, for the model's provenance.
-        stop: Asked after every step; when it says so, a checkpoint is written and the run stops.
-        weights: Those that a new run begins with, where `config.begun` names a model.
-        began: When its budget began to run, by `time.monotonic`; now if left out.
+        stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
+        weights: Initial weights of a new run, if `config.begun` names a model.
+        began: Start time of the budget, from `time.monotonic`; default: now.
 
     Yields:
-        A report after every step, and a first one when the run is ready.
+        A report when the run is ready, then one after every step.
 
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
@@ -159,7 +159,7 @@ class _Loop:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
             kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
             raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
-        if begun != "started" and self._preview_due(missing=True):  # it was killed before that
+        if begun != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
         now = time.monotonic()
@@ -194,19 +194,19 @@ class _Loop:
         return Report(step, self._length(), loss, self._seen(), event, self.trainer.over)
 
     def _length(self) -> int | None:
-        """Steps of the whole run, as far as is known."""
+        """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
         steps, begun = self.config.train.steps, self.trainer.begun
         guess = begun + (self.trainer.step - begun) / self.share if self.share > GUESSED else math.inf
         known = min(guess, math.inf if steps is None else steps)
         return None if math.isinf(known) else max(round(known), self.trainer.step)
 
     def _seen(self) -> int:
-        """Pictures shown so far, to the weights it began with too."""
+        """Images trained on so far, including those behind the initial weights."""
         before = self.config.begun.images_seen if self.config.begun else 0
         return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
 
     def _look(self) -> None:
-        """Look at the losses since the last look; on a GPU this waits for it."""
+        """Check and sum the losses since the last call; on a GPU this synchronises."""
         with self.clock.timed("wait"):
             waiting = [(step, float(loss), float(norm)) for step, loss, norm in self.waiting]
         for step, loss, norm in waiting:
@@ -262,11 +262,11 @@ class _Loop:
         self._export()
 
     def _software(self) -> dict[str, Any]:
-        """What the bits of a step depend on beside the state."""
+        """What the exact result of a step depends on besides the state."""
         return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
 
     def _exported(self) -> int | None:
-        """The step of the model in `model/`, None if there is no whole one."""
+        """The step of the model in `model/`; None if there is no complete one."""
         with contextlib.suppress(DdimError):
             return checkpoint.read(self.folder / "model")[0].provenance.steps
         return None
