@@ -1,4 +1,4 @@
-"""The paper's Table 1 for a model: samples of every number of calls and amount of noise, held against data."""
+"""The paper's Table 1 for a model: distance of samples to data for each number of steps S and each eta."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from ddim.sampling.microbatch import Label, labels_of
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 STEPS = (10, 20, 50, 100, 1000)
-PAIRS = 2000  # of features for consistency
+PAIRS = 2000  # features kept per cell for `consistency`
 
 
 @dataclass(frozen=True, eq=False)
 class TableCell:
-    """One place of the table.
+    """One cell of the table.
 
     Args:
-        row: "0", "0.2", "hat", or the name of a sampler without noise.
+        row: "0", "0.2", "hat", or the name of a deterministic sampler.
         steps: S.
-        n: How many samples.
-        plan: What makes them.
+        n: Number of samples.
+        plan: The sampling plan.
     """
 
     row: str
@@ -54,24 +54,24 @@ class TableCell:
 
     @property
     def label(self) -> str:
-        """The row in words."""
+        """Display name of the row."""
         return label(self.row)
 
     @property
     def folder(self) -> str:
-        """The name of its samples folder, where samples are kept."""
+        """Name of the cell's samples folder."""
         return f"S{self.steps}-{self.row}"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a table stands.
+    """Progress of a table.
 
     Args:
-        cell: The cell at hand.
-        done: Its samples so far.
-        calls: Network calls for samples so far, over all cells, and of those that were there before.
-        found: The calls that were there before.
+        cell: The current cell.
+        done: Number of its samples done.
+        calls: Network evaluations for samples so far, over all cells, including those of earlier runs.
+        found: Network evaluations of earlier runs.
     """
 
     cell: TableCell
@@ -82,12 +82,12 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A cell and what was found.
+    """A cell with its measurements.
 
     Args:
         cell: The cell.
-        figures: See `ddim.evaluation.distances`.
-        gathered: Its features, and the first of its pictures.
+        figures: The distances to the data, see `ddim.evaluation.distances`.
+        gathered: Its features, and the first of its images.
     """
 
     cell: TableCell
@@ -96,7 +96,7 @@ class Measured:
 
 
 def label(row: str) -> str:
-    """A row of the table in words."""
+    """Display name of a row of the table."""
     return "sigma-hat" if row == "hat" else f"eta = {row}" if row[:1].isdigit() else row
 
 
@@ -108,19 +108,19 @@ def cells(
     grid: str | None = None,
     **settings: Any,
 ) -> list[TableCell]:
-    """The cells of a table, the cheap ones first.
+    """The cells of a table, sorted by S.
 
     Args:
         model: The model.
-        steps: Numbers of network calls S.
-        rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
-        n: How many samples each has, see `ddim.evaluation.counts.Counts`.
-        grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
-        settings: Of every plan: `temperature` and `top_p` of categories; `clip_x0` and `top` of real-valued images, the
-            latter not for "auto", which has its own.
+        steps: Numbers of network evaluations S.
+        rows: Values of eta such as "0.2", "hat", and names of deterministic samplers, including "auto".
+        n: Number of samples of each cell, see `ddim.evaluation.counts.Counts`.
+        grid: Spacing of the timesteps; not used for "auto", which has its own.
+        settings: Settings of every plan: `temperature` and `top_p` for discrete data; `clip_x0` and `top` for
+            real-valued images (`top` is not used for "auto", which has its own).
 
     Raises:
-        DdimError: If one cannot be made, is named twice, or none is left.
+        DdimError: If a plan cannot be built, a value is repeated, or no cell is left.
     """
     rows = [row_name(row) for row in rows]
     for name, given in (("--steps", [*map(str, steps)]), ("--eta", rows)):
@@ -156,18 +156,18 @@ def check(
     label: Label = None,
     images: Path | None = None,
 ) -> None:
-    """Refuse what would go wrong at a sample, before any is made; folders of samples are claimed.
+    """Validate the arguments before any sample is drawn; creates the samples folders and their manifests.
 
     Args:
         model: The model.
         some: The cells.
-        seed: Of the samples.
+        seed: Seed of the samples.
         name: The model's name.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
-        images: Where samples are to be kept.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
+        images: Parent of the samples folders; None to write none.
 
     Raises:
-        DdimError: If the seed or the label is none, the model needs one, or a folder holds something else.
+        DdimError: If the seed or label is invalid, a required label is missing, or a folder holds something else.
     """
     for cell in some:
         image_sets.from_model(model, cell.plan, cell.n, seed, label=label)
@@ -188,24 +188,24 @@ def iter_fill(
     label: Label = None,
     images: Path | None = None,
 ) -> Generator[Progress, None, list[Measured]]:
-    """Sample and measure every cell, going on with what the folder holds.
+    """Sample and measure every cell, resuming from the folder.
 
     Args:
         model: The model.
         some: The cells.
-        data: What samples are held against.
-        extractor: The feature space of both.
-        folder: Where cells are kept, by what they depend on; it is made.
-        seed: Of the samples: sample i of every cell starts from the same x_T.
+        data: Statistics of the data to compare with.
+        extractor: The feature extractor of samples and data.
+        folder: Folder of the cells' files, named by a hash of their settings; created if missing.
+        seed: Seed of the samples: sample i of every cell starts from the same x_T.
         name: The model's name.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
-        images: A folder to keep the samples in as PNG files; none are written without.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
+        images: Folder to write the samples to as PNG files; None to write none.
 
     Yields:
-        Where it stands, after each chunk of samples.
+        Progress after each chunk of samples.
 
     Returns:
-        What was found, in the order of the cells.
+        The measurements, in the order of the cells.
     """
     make_folder(folder)
     made: list[Measured] = []
@@ -214,7 +214,7 @@ def iter_fill(
         kept = images / cell.folder if images else None
         pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, kept)
         path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
-        if kept and path.exists():  # its figures may be known, its samples not written
+        if kept and path.exists():  # measured in an earlier run that may not have written the samples
             for _ in generate(model, cell.plan, kept, cell.n, 0, seed, name, CHUNK, label):
                 yield Progress(cell, 0, calls, found)
         steps, done, before = image_sets.iter_measure(pictures, extractor, path), 0, calls
@@ -237,20 +237,20 @@ def iter_fill(
 
 
 def digest(what: dict[str, Any], extractor: Extractor) -> str:
-    """What tells a gathering from others: 12 hexadecimal digits of what it depends on, software left out."""
+    """Hash of everything that determines a cell's features except software versions: 12 hexadecimal digits."""
     named = {key: value for key, value in what.items() if key != "software"}
     text = json.dumps([named, extractor.name, extractor.sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _slim(gathered: FeatureStats) -> FeatureStats:
-    """Without what only the distances need: in Inception's space a hundred megabytes a cell."""
+    """Drop what only the distances need, to save memory: with Inception it takes a hundred megabytes per cell."""
     sums = Moments(0, gathered.count, torch.empty(0), torch.empty(0, 0))
     return replace(gathered, moments=sums, features=gathered.features[:PAIRS].clone())
 
 
 def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> dict[str, Any]:
-    """The distances, kept beside the cell: nearest neighbours and kernels take longer than small networks do."""
+    """The distances, cached in a file next to the cell's: KID, precision and recall can take longer than sampling."""
     asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
     asked |= {"kid": fidelity.installed(), "form": 2}
     kept = path.with_suffix(".json")
@@ -267,13 +267,13 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
 
 
 def seconds(model: ModelBase, cell: TableCell, gathered: FeatureStats, label: Label = None) -> tuple[float, int]:
-    """Seconds a sample takes and of how many samples that is the mean; one micro-batch is timed where none was.
+    """Mean seconds per sample, and the number of samples timed; times one micro-batch if none were.
 
     Args:
         model: The model.
         cell: The cell.
-        gathered: What was gathered of it.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
+        gathered: The cell's statistics.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
     """
     if gathered.timed:
         return gathered.seconds / gathered.timed, gathered.timed
