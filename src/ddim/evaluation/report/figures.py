@@ -1,4 +1,4 @@
-"""Pictures of what was measured, drawn by matplotlib without a window."""
+"""Figures of an evaluation, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INK, FAINT = "#1f2933", "#d9dee3"
 
 
 def installed() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -43,7 +43,7 @@ def _finish(figure: Any, png: bool) -> bytes:
 
 
 def _ticks(axis: Any, values: Sequence[float] = ()) -> None:
-    """Ticks of a logarithmic axis: at the values given, else at 1, 2 and 5 of every decade."""
+    """Set the ticks of a logarithmic axis: at `values`, or at 1, 2 and 5 of every decade if there are none."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(FixedLocator(sorted({*values})) if values else LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -57,13 +57,13 @@ def quality(
     metric: str,
     png: bool = False,
 ) -> bytes:
-    """Distance against network calls and against seconds a sample, a line for each row: the paper's Figure 4.
+    """Plot distance against NFE and against seconds per sample, one line per row: the paper's Figure 4.
 
     Args:
-        cells: As in evaluate.json.
-        times: Seconds a sample of each (row, S).
-        metric: What the distance is called.
-        png: PNG, otherwise SVG.
+        cells: The cells, as in evaluate.json.
+        times: Seconds per sample of each (row, S).
+        metric: Name of the distance.
+        png: Whether to return PNG; otherwise SVG.
     """
     figure, (left, right) = _axes(2)
     for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
@@ -85,11 +85,11 @@ def quality(
 
 
 def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
-    """Valid words, n-grams and bits of samples of text against network calls, a line for each eta, as PNG.
+    """Plot the quality metrics of text samples against NFE, one line per eta, as PNG.
 
     Args:
-        cells: As in evaluate.json.
-        real: The figures of real text, a dashed line.
+        cells: The cells, as in evaluate.json.
+        real: The metrics of real text, drawn as a dashed line.
     """
     figure, panels = _axes(3)
     titles = {

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: pictures inside, nothing loaded from anywhere."""
+"""The report as one self-contained HTML page with embedded images and no external resources."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def need() -> None:
-    """Refuse where what the page is made with is not installed.
+    """Check that the packages required for the page are installed.
 
     Raises:
-        DdimError: If jinja2 or matplotlib is not there.
+        DdimError: If jinja2 or matplotlib is not installed.
     """
     for name in ("jinja2", "matplotlib"):
         if importlib.util.find_spec(name) is None:
@@ -28,14 +28,14 @@ def need() -> None:
 
 
 def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        report: What report.json holds, see `ddim.evaluation.report.reproduction`.
-        pictures: PNG or SVG of each figure by name; None for one that could not be made.
+        report: The content of report.json, see `ddim.evaluation.report.reproduction`, with "manifest_text".
+        pictures: PNG or SVG of each figure by name; None for a figure that could not be drawn.
 
     Raises:
-        DdimError: If jinja2 is not installed.
+        DdimError: If jinja2 or matplotlib is not installed.
     """
     need()
     from jinja2 import Environment, StrictUndefined
@@ -59,7 +59,7 @@ def _uri(data: bytes) -> str:
 
 
 def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
-    """The cells of Table 1 by row and column, the best of each column marked, with the paper's figures beside them."""
+    """The cells of Table 1 by row and column, with the best of each column marked and the paper's values."""
     cells = table["cells"]
     steps = sorted({cell["steps"] for cell in cells})
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
@@ -84,13 +84,13 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
 
 
 def table_2(rows: Sequence[Mapping[str, Any]], paper: str | None) -> list[dict[str, Any]]:
-    """The rows of Table 2, with the paper's figures where the data is CIFAR-10."""
+    """The rows of Table 2, with the paper's values if the dataset is CIFAR-10."""
     beside = published.TABLE_2 if paper == "CIFAR-10" else {}
     return [{**row, "paper": beside.get(int(row["steps"]))} for row in rows]
 
 
 def shape() -> dict[str, Any]:
-    """The paper's Table 1 of CIFAR-10, for its shape alone."""
+    """The paper's Table 1 of CIFAR-10, to compare trends when the distances themselves are not comparable."""
     known = published.table_1("CIFAR-10")
     rows = [{"label": label(row), "values": [known[row, s] for s in published.STEPS]} for row in published.ROWS]
     return {"steps": published.STEPS, "rows": rows}
