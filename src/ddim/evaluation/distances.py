@@ -62,7 +62,7 @@ def fid_infinity(features: Tensor, reference: Moments, seed: int = 0, sizes: int
     """The Frechet distance extrapolated to infinitely many samples (Chong & Forsyth 2020).
 
     The bias of the distance of N samples is about c / N. A line is fitted to the distances of subsets against 1 / N and
-    extrapolated to 1 / N = 0. The error is that of the fit alone and does not include the sampling error. For samples
+    extrapolated to 1 / N = 0. The error is the fit's alone, without the sampling error. For samples
     very close to the data the estimate may be slightly negative; it is not clipped at 0, which would bias it.
 
     Args:

@@ -80,7 +80,7 @@ def from_module(
         device: Device to run on.
 
     Raises:
-        DdimError: If the name is that of a bundled extractor or starts with "inception".
+        DdimError: If a bundled extractor has the name, or it starts with "inception".
     """
     _check_name(name, "choose a name of its own")
     module = module.to(device).eval()

@@ -47,7 +47,7 @@ class BatchLoader:
         self.device = torch.device(device)
         self.labels = None if labels is None else torch.from_numpy(labels)
         self._orders: dict[int, np.ndarray] = {}
-        self.held = self._hold() if self._resident(place) else None
+        self.held = self._load_all() if self._resident(place) else None
 
     def _resident(self, place: Residency) -> bool:
         if place != "auto" or self.device.type != "cuda":
@@ -55,19 +55,19 @@ class BatchLoader:
         free, _ = torch.cuda.mem_get_info(self.device)
         return self.pictures(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
 
-    def _hold(self) -> Tensor:
+    def _load_all(self) -> Tensor:
         """The whole dataset as one tensor on the device."""
         first = self.pictures(np.arange(1))
         try:
-            held = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
+            data = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
         except torch.OutOfMemoryError:
             size = f"{self.count * first.nbytes / 2**20:.0f} MiB"
             raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "say host") from None
         for start in range(0, self.count, SLICE):
-            some = np.arange(start, min(start + SLICE, self.count))
-            held[start : start + len(some)] = torch.as_tensor(self.pictures(some)).to(self.device)
+            indices = np.arange(start, min(start + SLICE, self.count))
+            data[start : start + len(indices)] = torch.as_tensor(self.pictures(indices)).to(self.device)
         self.labels = None if self.labels is None else self.labels.to(self.device)
-        return held
+        return data
 
     def indices(self, step: int) -> np.ndarray:
         """The sample indices of a step: int64, (batch,)."""
@@ -94,19 +94,19 @@ class BatchLoader:
                 step += 1
                 data, labels = ahead.result()
                 ahead = reader.submit(self._read, step)
-                yield self._sent(data), None if labels is None else self._sent(labels)
+                yield self._to_device(data), None if labels is None else self._to_device(labels)
 
     def _pick(self, step: int) -> tuple[Tensor, Tensor | None]:
         assert self.held is not None
-        some = self._sent(torch.from_numpy(self.indices(step)))
-        return self.held[some], None if self.labels is None else self.labels[some]
+        indices = self._to_device(torch.from_numpy(self.indices(step)))
+        return self.held[indices], None if self.labels is None else self.labels[indices]
 
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.indices(step)
         labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
         return torch.as_tensor(self.pictures(indices)), labels
 
-    def _sent(self, data: Tensor) -> Tensor:
+    def _to_device(self, data: Tensor) -> Tensor:
         """Copy to the device; from pinned memory the copy to a GPU is asynchronous."""
         if self.device.type == "cuda":
             return data.pin_memory().to(self.device, non_blocking=True)

@@ -37,9 +37,9 @@ class Clock:
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Measure the duration of a task that is also part of the final work."""
-        begun = time.monotonic()
+        start = time.monotonic()
         yield
-        self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - begun)
+        self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - start)
 
     @property
     def share(self) -> float:

@@ -92,10 +92,10 @@ def error_table(
     if not len(x0) or x0.shape[1:] != model.shape:
         wrong = f"are {tuple(x0.shape)}, the model's are {model.shape}"
         raise DdimError("pictures", wrong, "give one or more of the model's shape")
-    known = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    label_tensor = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     for t in times:
         level = model.schedule.level(t)
-        parts = [_errors(model, x0, first, level, seed, known) for first in range(0, len(x0), model.micro_batch)]
+        parts = [_errors(model, x0, first, level, seed, label_tensor) for first in range(0, len(x0), model.micro_batch)]
         errors = torch.cat(parts)
         spread = float(errors.std()) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
         yield Measured(t, float(errors.mean()), spread)
@@ -104,12 +104,12 @@ def error_table(
 @torch.no_grad()
 def _errors(model: Model, x0: Tensor, first: int, level: Level, seed: int, labels: Tensor | None) -> Tensor:
     """The errors of one micro-batch, float64, (n,)."""
-    places = range(first, min(first + model.micro_batch, len(x0)))
-    eps = Noise(seed, tuple(places), model.shape, model.device).row(int(level.t) - 1)
-    denoise = model.denoise if labels is None else model.denoiser(labels[first : places.stop])
-    part = x0[first : places.stop].to(model.device, torch.float32)
-    said: Tensor = denoise(diffuse(part, eps, level), level).eps
-    return (said - eps).square().flatten(1).mean(1).cpu().double()
+    indices = range(first, min(first + model.micro_batch, len(x0)))
+    eps = Noise(seed, tuple(indices), model.shape, model.device).row(int(level.t) - 1)
+    denoise = model.denoise if labels is None else model.denoiser(labels[first : indices.stop])
+    part = x0[first : indices.stop].to(model.device, torch.float32)
+    predicted: Tensor = denoise(diffuse(part, eps, level), level).eps
+    return (predicted - eps).square().flatten(1).mean(1).cpu().double()
 
 
 def complete(times: Sequence[int] | np.ndarray, errors: Sequence[float] | np.ndarray, T: int) -> tuple[float, ...]:

@@ -55,19 +55,19 @@ def _cut(path: Path, step: int) -> None:
     """Drop the lines of later steps; lines that are torn or damaged are dropped with a warning."""
     if not path.exists():
         return
-    kept, damaged, sealed = [], 0, False
+    lines, damaged, sealed = [], 0, False
     data = read_bytes(path, TEXT_BYTES)
     for line in data.decode("utf-8", errors="surrogateescape").splitlines(keepends=True):
         try:
-            what, sealed = read_line(line, sealed)
-            if not all(isinstance(value, int | float) for value in what.values()):
+            record, sealed = read_line(line, sealed)
+            if not all(isinstance(value, int | float) for value in record.values()):
                 raise ValueError("it holds something that is not a number")
-            if entry(what, "step", int, path) <= step:
-                kept.append(line)
+            if entry(record, "step", int, path) <= step:
+                lines.append(line)
         except (ValueError, TypeError, AttributeError):
             damaged += 1
     if damaged:
         warn(f"{path}: {damaged} line(s) are torn or damaged, and are dropped")
-    text = "".join(kept).encode()
+    text = "".join(lines).encode()
     if text != data:
         write_atomic(path, text)

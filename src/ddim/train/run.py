@@ -153,13 +153,13 @@ class _Loop:
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
-        begun, begun_at = self._resume(), self._exported()
-        yield self._report(f"{begun}, compiling the network first" if recipe.compile and not trainer.over else begun)
+        status, exported = self._resume(), self._exported()
+        yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
         if self.share >= 1 and not self.ended:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
-            kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
-            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
-        if begun != "started" and self._preview_due(missing=True):  # interrupted between state and preview
+            note = f", to let the learning rate fall from step {trainer.step}, whose model is there" if exported else ""
+            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{note}")
+        if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
         now = time.monotonic()
@@ -175,7 +175,7 @@ class _Loop:
                 if update.step % recipe.log_every == 0:
                     self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
-                    self._look()
+                    self._check_losses()
                 if due:
                     with self.clock.timed("save"):
                         self._save(last)
@@ -191,21 +191,21 @@ class _Loop:
     def _report(self, event: str = "") -> Report:
         loss = self.total / self.count if self.count else self.last
         step = self.trainer.step
-        return Report(step, self._length(), loss, self._seen(), event, self.trainer.over)
+        return Report(step, self._total_steps(), loss, self._images_seen(), event, self.trainer.over)
 
-    def _length(self) -> int | None:
+    def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
-        steps, begun = self.config.train.steps, self.trainer.begun
-        guess = begun + (self.trainer.step - begun) / self.share if self.share > GUESSED else math.inf
-        known = min(guess, math.inf if steps is None else steps)
-        return None if math.isinf(known) else max(round(known), self.trainer.step)
+        steps, start_step = self.config.train.steps, self.trainer.begun
+        guess = start_step + (self.trainer.step - start_step) / self.share if self.share > GUESSED else math.inf
+        estimate = min(guess, math.inf if steps is None else steps)
+        return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
-    def _seen(self) -> int:
+    def _images_seen(self) -> int:
         """Images trained on so far, including those behind the initial weights."""
         before = self.config.begun.images_seen if self.config.begun else 0
         return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
 
-    def _look(self) -> None:
+    def _check_losses(self) -> None:
         """Check and sum the losses since the last call; on a GPU this synchronises."""
         with self.clock.timed("wait"):
             waiting = [(step, float(loss), float(norm)) for step, loss, norm in self.waiting]
@@ -216,16 +216,16 @@ class _Loop:
         self.waiting.clear()
 
     def _log(self, step: int, lr: float) -> None:
-        self._look()
+        self._check_losses()
         self.last = self.total / self.count
         values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
-        self.metrics.tell(step, values, images_seen=self._seen(), seconds=round(self.seconds, 3))
+        self.metrics.tell(step, values, images_seen=self._images_seen(), seconds=round(self.seconds, 3))
         self.total, self.count, self.logged = 0.0, 0, True
 
     def _resume(self) -> str:
         folder = make_folder(self.folder / states.FOLDER)
         remove_parts(folder)
-        found: dict[str, Any] = {}
+        restored: dict[str, Any] = {}
 
         def load(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
             self.trainer.load_state(tensors)
@@ -236,15 +236,15 @@ class _Loop:
             self.clock.longest = {key: entry(took, key, float, folder) for key in took}
             self.ended = meta.get("over") == run_length(self.config.train)
             self.share = 1.0 if self.ended else self.clock.share
-            found.update(meta)
+            restored.update(meta)
 
         self.refused = states.resume(self.folder, load)
-        if not found:
+        if not restored:
             return "started"
         self.saved = self.trainer.step
         if self._exported() != self.trainer.step:
             self._export()
-        was, now = found.get("software"), self._software()
+        was, now = restored.get("software"), self._software()
         if was != now:
             warn(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
@@ -288,7 +288,7 @@ class _Loop:
             command=self.command,
             version=ddim.__version__,
             steps=step,
-            images_seen=self._seen(),
+            images_seen=self._images_seen(),
             seconds=round(self.seconds, 1),
             training=recipe,
             begun_from=self.config.begun.sha256 if self.config.begun else "",

@@ -110,16 +110,16 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     old = parse(RunConfig, read_sealed(path), path)
     if old == config:
         return
-    kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
-    same = config.model_copy(update={"train": config.train.model_copy(update=kept)})
+    changeable = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
+    same = config.model_copy(update={"train": config.train.model_copy(update=changeable)})
     if same != old:
         key, was, now = first_difference(old.model_dump(), same.model_dump())
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
-        made = steps_made(folder)
-        if config.train.steps is not None and config.train.steps < made:
-            wrong = f"has made {made} steps, more than {config.train.steps}"
+        steps_done = steps_made(folder)
+        if config.train.steps is not None and config.train.steps < steps_done:
+            wrong = f"has made {steps_done} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
         decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
         warn(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
@@ -128,16 +128,16 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
 
 def length(recipe: TrainConfig) -> str:
     """The length of a training as text: "800 steps", "1500 s", or "800 steps or 1500 s"."""
-    said = [] if recipe.steps is None else [f"{recipe.steps} steps"]
-    return " or ".join(said if recipe.budget is None else [*said, f"{recipe.budget:g} s"])
+    parts = [] if recipe.steps is None else [f"{recipe.steps} steps"]
+    return " or ".join(parts if recipe.budget is None else [*parts, f"{recipe.budget:g} s"])
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
     """The first key at which two nested configurations differ, with both values; key "" if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old:
-            found = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
-            if found[0]:
-                return found
+            difference = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
+            if difference[0]:
+                return difference
         return "", None, None
     return (key, old, new) if old != new else ("", None, None)

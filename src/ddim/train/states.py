@@ -78,8 +78,8 @@ def steps_made(run: Path) -> int:
     for step, path in reversed(_listed(run)):
         with contextlib.suppress(OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError):
             with safe_open(path, "pt") as file:
-                said = parse_json((file.metadata() or {})["ddim"], path)
-            if said["step"] == step:
+                meta = parse_json((file.metadata() or {})["ddim"], path)
+            if meta["step"] == step:
                 return step
     return 0
 

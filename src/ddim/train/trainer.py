@@ -68,8 +68,8 @@ class TimestepError:
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """The timesteps with an estimate, int64, (K,), increasing, and the mean error at each, float64, (K,)."""
         sums, counts = self.sums.cpu().double().numpy(), self.counts.cpu().double().numpy()
-        (known,) = np.nonzero(counts > self.FORGOTTEN)
-        return known + 1, sums[known] / counts[known]
+        (indices,) = np.nonzero(counts > self.FORGOTTEN)
+        return indices + 1, sums[indices] / counts[indices]
 
 
 class Trainer:
@@ -129,12 +129,12 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0: warm-up, constant, then the recipe's decay to 0."""
-        r, made = self.recipe, step - self.begun
-        rate = r.lr * min(1.0, (made + 1) / r.warmup) if r.warmup else r.lr
+        r, done = self.recipe, step - self.begun
+        rate = r.lr * min(1.0, (done + 1) / r.warmup) if r.warmup else r.lr
         left = (1 - self.spent()) / r.decay_fraction
         if r.steps is not None:
             steps = r.steps - self.begun
-            left = min(left, (steps - made) / max(1.0, r.decay_fraction * steps))
+            left = min(left, (steps - done) / max(1.0, r.decay_fraction * steps))
         if r.decay == "none" or left >= 1:
             return float(rate)
         left = max(left, 0.0)
@@ -230,10 +230,10 @@ class Trainer:
         self._check_moments(moments)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for parameter, held in self.optimizer.state.items():
-            for name, value in held.items():  # the fused optimiser needs the weights' memory layout
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():  # the fused optimiser needs the weights' memory layout
                 if value.shape == parameter.shape:
-                    held[name] = torch.empty_like(parameter).copy_(value)
+                    values[name] = torch.empty_like(parameter).copy_(value)
         self.step = int(tensors["step"])
         if table := part("errors."):
             self.errors.sums.copy_(table["sums"])
@@ -246,17 +246,17 @@ class Trainer:
         parameters = list(self.network.parameters())
         if moments and sorted(moments) != list(range(len(parameters))):
             raise ValueError("its optimiser has other parameters than the network")
-        for place, held in moments.items():
+        for place, values in moments.items():
             shapes = {"step": torch.Size(()), "exp_avg": parameters[place].shape, "exp_avg_sq": parameters[place].shape}
-            if {name: value.shape for name, value in held.items()} != shapes:
+            if {name: value.shape for name, value in values.items()} != shapes:
                 raise ValueError(f"the optimiser's moments of parameter {place} are not step, exp_avg and exp_avg_sq")
 
 
 def not_finite(step: int) -> DdimError:
     """The error for a loss or gradient that is not finite."""
-    ways = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
-    mend = either(*ways)  # the recipe of a started run cannot change
-    return DdimError(f"step {step}", "the loss or its gradient is not finite", mend)
+    hints = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    hint = either(*hints)  # the recipe of a started run cannot change
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", hint)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
