@@ -102,33 +102,33 @@ def iter_gather(
     """
     if n < 1:
         raise DdimError(f"-n {n}", "is less than 1", "give 1 or more")
-    asked = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
-    whole, all_of_it = _read(path, asked) if path is not None and path.exists() else (None, None)
+    settings = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
+    whole, all_of_it = _read(path, settings) if path is not None and path.exists() else (None, None)
     if all_of_it is not None and all_of_it.count >= n:
         yield n
         return _first(all_of_it, n, path)
-    found = saved = whole.count if whole else 0
-    yield found
+    start = saved = whole.count if whole else 0
+    yield start
     last, pause = time.monotonic(), SAVE_EVERY if every is None else every
     try:
-        for chunk, seconds in _chunks(make, found, n):
+        for chunk, seconds in _chunks(make, start, n):
             features, spent = extractor(chunk), seconds if timed else None
             if whole is None:
                 whole = FeatureStats(Moments(features.shape[1]), features[:0], chunk[:0])
             if len(chunk) < CHUNK:  # incomplete last chunk: stored separately, since a resume needs full chunks
-                made = whole.add(chunk, features, spent)
-                _write(path, asked, whole, (chunk, features))
+                result = whole.add(chunk, features, spent)
+                _write(path, settings, whole, (chunk, features))
                 saved = whole.count
                 yield n
-                return made
+                return result
             whole = whole.add(chunk, features, spent, own=True)
             if time.monotonic() - last > pause or whole.count == n:
-                _write(path, asked, whole)
+                _write(path, settings, whole)
                 last, saved = time.monotonic(), whole.count
             yield whole.count
     finally:
         if whole is not None and whole.count > saved:
-            _write(path, asked, whole)
+            _write(path, settings, whole)
     assert whole is not None
     return whole
 
@@ -140,19 +140,19 @@ def gather(make: Make, n: int, extractor: Extractor) -> FeatureStats:
 
 def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:
     """The images in full chunks and a last, possibly smaller one, each with the seconds spent producing it."""
-    held, done, spent, begun = np.empty(0), start, 0.0, time.monotonic()
+    pending, done, spent, start_time = np.empty(0), start, 0.0, time.monotonic()
     blocks = iter(make(range(start, n)))
     for block in blocks:
-        held = np.concatenate([held, block]) if len(held) else block
-        spent += time.monotonic() - begun
-        while len(held) >= (size := min(CHUNK, n - done)) > 0:
-            if done + size == n and (len(held) > size or next(blocks, None) is not None):
+        pending = np.concatenate([pending, block]) if len(pending) else block
+        spent += time.monotonic() - start_time
+        while len(pending) >= (size := min(CHUNK, n - done)) > 0:
+            if done + size == n and (len(pending) > size or next(blocks, None) is not None):
                 raise DdimError("pictures", f"are more than {n}", "give as many as are asked for")
-            yield held[:size], spent
-            held, done, spent = held[size:], done + size, 0.0
-        begun = time.monotonic()
+            yield pending[:size], spent
+            pending, done, spent = pending[size:], done + size, 0.0
+        start_time = time.monotonic()
     if done != n:
-        raise DdimError("pictures", f"are {done + len(held)}, not {n}", "give as many as are asked for")
+        raise DdimError("pictures", f"are {done + len(pending)}, not {n}", "give as many as are asked for")
 
 
 def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
@@ -160,9 +160,9 @@ def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
     if made.count == n:
         return made
     if n > len(made.features):
-        kept = len(made.features)
-        wrong = f"holds {made.count} pictures, of which the features of {kept} are kept"
-        raise DdimError(path, wrong, f"ask for at most {kept}, or at least {made.count}")
+        stored = len(made.features)
+        wrong = f"holds {made.count} pictures, of which the features of {stored} are kept"
+        raise DdimError(path, wrong, f"ask for at most {stored}, or at least {made.count}")
     features = made.features[:n]
     return replace(made, moments=moments.of(features, CHUNK), features=features, pictures=made.pictures[:n])
 
@@ -172,12 +172,12 @@ def _write(
 ) -> None:
     if path is None:
         return
-    held = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
-    held["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
+    tensors = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
+    tensors["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
     if tail is not None:
-        held |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
+        tensors |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
     meta = {"format": FORMAT, "version": 1, "what": asked, "count": whole.count}
-    write_tensors(path, held, {**meta, "seconds": whole.seconds, "timed": whole.timed})
+    write_tensors(path, tensors, {**meta, "seconds": whole.seconds, "timed": whole.timed})
 
 
 def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:

@@ -80,8 +80,8 @@ def fid_infinity(features: Tensor, reference: Moments, seed: int = 0, sizes: int
     rates = np.linspace(4 / n, 1 / n, sizes)
     values, of_data = [], factor(reference)
     for k, rate in enumerate(rates):
-        some = permutation(seed, k, n)[: round(1 / rate)]
-        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, of_data))
+        subset = permutation(seed, k, n)[: round(1 / rate)]
+        values.append(frechet(of(features[torch.from_numpy(subset)], 4096), reference, of_data))
     design = np.stack([np.ones(sizes), rates], axis=1)
     line, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
     residual = np.array(values) - design @ line
@@ -110,21 +110,21 @@ def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol
     """
     if not any_protocol:
         check_comparable(samples, data)
-    for one in (samples, data):
-        if one.moments.count < 2:
-            raise DdimError(one.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
-    far = fid_infinity(samples.features, data.moments, seed)
+    for stats in (samples, data):
+        if stats.moments.count < 2:
+            raise DdimError(stats.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
+    limit = fid_infinity(samples.features, data.moments, seed)
     error, kept = jackknife(samples.features, data.moments), len(samples.features)
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "fd": frechet(samples.moments, data.moments),
         "fd_error": None if error is None else error * (kept / samples.moments.count) ** 0.5,
         "kept": kept,
-        "fd_limit": far.value if far else None,
-        "fd_limit_error": far.error if far else None,
+        "fd_limit": limit.value if limit else None,
+        "fd_limit_error": limit.error if limit else None,
     }
     names = ("kid", "kid_std", "precision", "recall")
-    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if fidelity.installed() and min(len(samples.features), len(data.features)) >= FEWEST:
-        found = fidelity.kid(samples.features, data.features, seed)
-        found |= fidelity.precision_recall(samples.features, data.features)
-    return made | {name: found.get(name) for name in names}
+        extra = fidelity.kid(samples.features, data.features, seed)
+        extra |= fidelity.precision_recall(samples.features, data.features)
+    return result | {name: extra.get(name) for name in names}

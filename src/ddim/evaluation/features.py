@@ -58,9 +58,9 @@ class Extractor:
             raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
         if self.shape is not None and pictures.shape[1:] != self.shape:
             shown = "x".join(map(str, pictures.shape[1:]))
-            own = "x".join(map(str, self.shape))
-            raise DdimError(f"extractor {self.name}", f"takes {own}, the pictures are {shown}", "choose another one")
-        made = []
+            takes = "x".join(map(str, self.shape))
+            raise DdimError(f"extractor {self.name}", f"takes {takes}, the pictures are {shown}", "choose another one")
+        parts = []
         for first in range(0, len(pictures), self.batch):
             part = pictures[first : first + self.batch]
             full = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
@@ -69,8 +69,8 @@ class Extractor:
             if features.ndim != 2 or len(features) != self.batch:
                 wrong = f"gives {tuple(features.shape)} for {self.batch} pictures"
                 raise DdimError(f"extractor {self.name}", wrong, "it must give one vector a picture, (B, D)")
-            made.append(features[: len(part)].to("cpu", torch.float32))
-        out = torch.cat(made)
+            parts.append(features[: len(part)].to("cpu", torch.float32))
+        out = torch.cat(parts)
         if not torch.isfinite(out).all():
             raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
         return out

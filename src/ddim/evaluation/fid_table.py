@@ -123,29 +123,29 @@ def cells(
         DdimError: If a plan cannot be built, a value is repeated, or no cell is left.
     """
     rows = [row_name(row) for row in rows]
-    for name, given in (("--steps", [*map(str, steps)]), ("--eta", rows)):
-        if len({*given}) < len(given) or not given:
-            raise DdimError(f"{name} {','.join(given)}", "names one twice, or none", "name each once")
-    made = []
+    for name, values in (("--steps", [*map(str, steps)]), ("--eta", rows)):
+        if len({*values}) < len(values) or not values:
+            raise DdimError(f"{name} {','.join(values)}", "names one twice, or none", "name each once")
+    result = []
     for s in sorted(steps):
         for row in rows:
             if not (count := n(s, row)):
                 continue
-            made.append(TableCell(row, s, count, _plan(model, row, s, grid, settings)))
+            result.append(TableCell(row, s, count, _plan(model, row, s, grid, settings)))
     n.check_used()
-    if not made:
+    if not result:
         raise DdimError("the table", "has no cell left", "give -n a number for one")
-    return made
+    return result
 
 
 def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> BasePlan[Any]:
     if row == "hat" and "sigma" not in model.SETTINGS:
         raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
-    given: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
-    named: dict[str, Any] = {} if given else {"sampler": row}
+    noise: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
+    sampler: dict[str, Any] = {} if noise else {"sampler": row}
     if row == "auto":
-        return model.plan(steps, **named, **{key: value for key, value in settings.items() if key != "top"})
-    return model.plan(steps, grid, **given, **named, **settings)
+        return model.plan(steps, **sampler, **{key: value for key, value in settings.items() if key != "top"})
+    return model.plan(steps, grid, **noise, **sampler, **settings)
 
 
 def check(
@@ -208,15 +208,15 @@ def iter_fill(
         The measurements, in the order of the cells.
     """
     make_folder(folder)
-    made: list[Measured] = []
-    calls = found = 0
+    measured: list[Measured] = []
+    calls = resumed = 0
     for cell in some:
-        kept = images / cell.folder if images else None
-        pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, kept)
+        samples_folder = images / cell.folder if images else None
+        pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, samples_folder)
         path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
-        if kept and path.exists():  # measured in an earlier run that may not have written the samples
-            for _ in generate(model, cell.plan, kept, cell.n, 0, seed, name, CHUNK, label):
-                yield Progress(cell, 0, calls, found)
+        if samples_folder and path.exists():  # measured in an earlier run that may not have written the samples
+            for _ in generate(model, cell.plan, samples_folder, cell.n, 0, seed, name, CHUNK, label):
+                yield Progress(cell, 0, calls, resumed)
         steps, done, before = image_sets.iter_measure(pictures, extractor, path), 0, calls
         first = True
         while True:
@@ -225,21 +225,21 @@ def iter_fill(
             except StopIteration as end:
                 statistics, gathered = end.value
                 break
-            found += done * cell.plan.calls if first else 0
+            resumed += done * cell.plan.calls if first else 0
             first, calls = False, before + done * cell.plan.calls
             try:
-                yield Progress(cell, done, calls, found)
+                yield Progress(cell, done, calls, resumed)
             except BaseException:
                 steps.close()
                 raise
-        made.append(Measured(cell, _figures(path, statistics, data, seed), _slim(gathered)))
-    return made
+        measured.append(Measured(cell, _figures(path, statistics, data, seed), _slim(gathered)))
+    return measured
 
 
 def digest(what: dict[str, Any], extractor: Extractor) -> str:
     """Hash of everything that determines a cell's features except software versions: 12 hexadecimal digits."""
-    named = {key: value for key, value in what.items() if key != "software"}
-    text = json.dumps([named, extractor.name, extractor.sha256], sort_keys=True)
+    reproducible = {key: value for key, value in what.items() if key != "software"}
+    text = json.dumps([reproducible, extractor.name, extractor.sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -251,18 +251,18 @@ def _slim(gathered: FeatureStats) -> FeatureStats:
 
 def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> dict[str, Any]:
     """The distances, cached in a file next to the cell's: KID, precision and recall can take longer than sampling."""
-    asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
-    asked |= {"kid": fidelity.installed(), "form": 2}
-    kept = path.with_suffix(".json")
+    request = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
+    request |= {"kid": fidelity.installed(), "form": 2}
+    cache = path.with_suffix(".json")
     try:
-        there = read_sealed_json(kept, dict)
-        if there.get("asked") == asked:
-            return dict(entry(there, "figures", dict, kept))
+        cached = read_sealed_json(cache, dict)
+        if cached.get("asked") == request:
+            return dict(entry(cached, "figures", dict, cache))
     except DdimError:
-        if kept.exists():
-            warn(f"{kept}: is damaged, or of another version; it is made again")
+        if cache.exists():
+            warn(f"{cache}: is damaged, or of another version; it is made again")
     figures = distances(samples, data, seed)
-    write_json(kept, {"asked": asked, "figures": figures})
+    write_json(cache, {"asked": request, "figures": figures})
     return figures
 
 
@@ -279,9 +279,9 @@ def seconds(model: ModelBase, cell: TableCell, gathered: FeatureStats, label: La
         return gathered.seconds / gathered.timed, gathered.timed
     indices = range(model.micro_batch)
     labels = labels_of(label, indices, model.config.network.classes)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     for _ in model.sample_blocks(cell.plan, indices, 0, labels):
         pass
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return (time.monotonic() - begun) / len(indices), len(indices)
+    return (time.monotonic() - start_time) / len(indices), len(indices)

@@ -10,7 +10,7 @@ import torch
 
 from ddim.errors import DdimError
 
-_KEPT: list[torch.library.Library] = []
+_LIBRARIES: list[torch.library.Library] = []
 
 
 def mend_torchvision() -> None:
@@ -19,10 +19,10 @@ def mend_torchvision() -> None:
     Without the extension, its import fails on two operators that this package does not use; they are declared here
     without an implementation.
     """
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or _KEPT:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _LIBRARIES:
         return
-    for compiled in Path(found.origin).parent.glob("_C.*"):
+    for compiled in Path(spec.origin).parent.glob("_C.*"):
         try:
             torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
             return
@@ -31,7 +31,7 @@ def mend_torchvision() -> None:
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _KEPT.append(library)
+    _LIBRARIES.append(library)
 
 
 def installed() -> bool:
@@ -78,8 +78,8 @@ def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> d
     if size < 2:
         raise DdimError("KID", f"cannot be had of {min(len(a), len(b))} pictures", "give four or more")
     settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
-    found = kid_features_to_metric(a.double(), b.double(), **settings)
-    return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD], "kid_subset": size}
+    metrics = kid_features_to_metric(a.double(), b.double(), **settings)
+    return {"kid": metrics[KEY_METRIC_KID_MEAN], "kid_std": metrics[KEY_METRIC_KID_STD], "kid_subset": size}
 
 
 def precision_recall(samples: torch.Tensor, real: torch.Tensor, neighbours: int = 3) -> dict[str, Any]:
@@ -101,5 +101,5 @@ def precision_recall(samples: torch.Tensor, real: torch.Tensor, neighbours: int 
 
     if min(len(samples), len(real)) <= neighbours:
         raise DdimError("precision and recall", "of too few pictures", f"give more than {neighbours} of each")
-    found = prc_features_to_metric(samples, real, prc_neighborhood=neighbours, verbose=False, save_cpu_ram=True)
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL], "neighbours": neighbours}
+    metrics = prc_features_to_metric(samples, real, prc_neighborhood=neighbours, verbose=False, save_cpu_ram=True)
+    return {"precision": metrics[KEY_METRIC_PRECISION], "recall": metrics[KEY_METRIC_RECALL], "neighbours": neighbours}

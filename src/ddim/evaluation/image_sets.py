@@ -108,7 +108,7 @@ def from_model(
                 raise DdimError("samples", "are not finite numbers", either("use another grid", "use dtype='float32'"))
             yield np.stack(model.kind.render(block))
 
-    def kept(some: range) -> Iterator[np.ndarray]:
+    def make_stored(some: range) -> Iterator[np.ndarray]:
         assert folder is not None
         for first in range(some.start, some.stop, CHUNK):
             n = min(CHUNK, some.stop - first)
@@ -119,7 +119,7 @@ def from_model(
     height, width, channels = model.shape[1], model.shape[2], model.shape[0]
     what = {"seed": seed, "label": label, **identity(model, plan, "")}
     grid = f"{height}x{width}x{channels}"
-    return ImageSource(f"{name} {plan.name}", n, kept if folder else make, what, grid, timed=folder is None)
+    return ImageSource(f"{name} {plan.name}", n, make_stored if folder else make, what, grid, timed=folder is None)
 
 
 def from_arrays(pictures: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
@@ -133,13 +133,13 @@ def from_arrays(pictures: Arrays | Iterable[Arrays], name: str = "pictures") -> 
         DdimError: If there are no images, their sizes differ, or an array has another dtype, shape or value range.
     """
     parts = [pictures] if isinstance(pictures, np.ndarray | Tensor) else [*pictures]
-    made = [_as_uint8(part) for part in parts]
-    if not sum(map(len, made)):
+    arrays = [_as_uint8(part) for part in parts]
+    if not sum(map(len, arrays)):
         raise DdimError(name, "holds no pictures", "give at least two")
-    if len({part.shape[1:] for part in made}) > 1:
-        shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in made}))
+    if len({part.shape[1:] for part in arrays}) > 1:
+        shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in arrays}))
         raise DdimError(name, f"holds pictures of several sizes ({shapes})", "bring them to one size first")
-    whole = np.concatenate(made)
+    whole = np.concatenate(arrays)
     height, width, channels = whole.shape[1:]
     make: Callable[[range], list[np.ndarray]] = lambda some: [whole[some.start : some.stop]]  # noqa: E731
     return ImageSource(name, len(whole), make, {"data": name}, f"{height}x{width}x{channels}")
@@ -182,8 +182,8 @@ def iter_measure(
 
     Yields the number of images done; see `ddim.evaluation.accumulate.iter_gather`.
     """
-    made = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
-    return Statistics(made.moments, made.features, protocol(pictures, extractor, made.count)), made
+    stats = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
+    return Statistics(stats.moments, stats.features, protocol(pictures, extractor, stats.count)), stats
 
 
 def measure(
@@ -203,5 +203,5 @@ def measure(
         pictures = from_data(pictures)
     elif not isinstance(pictures, ImageSource):
         pictures = from_arrays(pictures, name)
-    made, _ = drain(iter_measure(pictures, extractor))
-    return made
+    statistics, _ = drain(iter_measure(pictures, extractor))
+    return statistics

@@ -40,19 +40,19 @@ def inception(
     fidelity.need("Inception")
     path = _downloaded() if weights is None else weights
     check_file(path, LARGEST, f"give {FILE}, or leave it out to download it")
-    found = sha256(path)
-    if found != expected:
-        wrong = f"has SHA-256 {found[:12]}..., not {expected[:12]}..."
+    digest = sha256(path)
+    if digest != expected:
+        wrong = f"has SHA-256 {digest[:12]}..., not {expected[:12]}..."
         raise DdimError(path, wrong, f"give the file {FILE}, or remove it to download it again")
     network = _network(path).to(device)
-    name = INCEPTION if found == SHA256 else f"inception-{found[:8]}"
+    name = INCEPTION if digest == SHA256 else f"inception-{digest[:8]}"
 
     def function(pictures: np.ndarray) -> Tensor:
         rgb = np.repeat(pictures, 3, axis=3) if pictures.shape[3] == 1 else pictures
         [features] = network(torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(device))
         return torch.as_tensor(features)
 
-    return Extractor(name, found, function, batch=batch)
+    return Extractor(name, digest, function, batch=batch)
 
 
 def _network(path: Path) -> Any:
@@ -64,10 +64,10 @@ def _network(path: Path) -> Any:
 
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        again = io.BytesIO()
-        torch.save({str(key): torch.as_tensor(value) for key, value in state.items()}, again)
-        again.seek(0)
-        return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=again)
+        buffer = io.BytesIO()
+        torch.save({str(key): torch.as_tensor(value) for key, value in state.items()}, buffer)
+        buffer.seek(0)
+        return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=buffer)
     except Exception as error:  # torch and its unpickler raise many exception types
         reason = str(error).strip().splitlines()[0]
         raise DdimError(path, f"does not hold Inception's weights ({reason})", f"give the file {FILE}") from None

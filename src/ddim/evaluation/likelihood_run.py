@@ -167,7 +167,7 @@ def _density(model: ModelBase, plan: Plan, probes: Tensor) -> Callable[[Tensor],
 def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
     """Mean and standard error in bits per dimension, with the settings they depend on."""
     values = np.array([value for block in blocks for value in block.bits])
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "method": request.method,
         "plan": request.plan.name,
         "network_calls": request.calls,
@@ -178,20 +178,20 @@ def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
         "last_sigma": request.last_sigma,
     }
     if isinstance(request.plan, CategoricalPlan):
-        made |= {"dequantisation": None, "last_sigma": None}
+        result |= {"dequantisation": None, "last_sigma": None}
     if request.method == "ode":
         errors = np.array([value for block in blocks for value in block.error])
-        made |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
-        return made | {"probes": request.probes}
+        result |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
+        return result | {"probes": request.probes}
     terms = np.sum([block.terms for block in blocks], axis=0) / len(values)
     times = [row.now.t for row in request.plan.rows]
     steps = [{"from": t, "bits_per_dim": float(term)} for t, term in zip(times, terms[1:], strict=True)]
-    return made | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
+    return result | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
 
 
 def _write_summary(folder: Path, blocks: list[Block], names: Sequence[str], request: Request, name: str) -> None:
-    made = {"model": name, **summary(blocks, request)}
-    write_atomic(folder / "likelihood.json", (json.dumps(made, indent=1) + "\n").encode())
+    content = {"model": name, **summary(blocks, request)}
+    write_atomic(folder / "likelihood.json", (json.dumps(content, indent=1) + "\n").encode())
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["index", "name", "bits_per_dim", *(["solver_error"] if request.method == "ode" else [])])

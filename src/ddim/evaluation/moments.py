@@ -68,10 +68,10 @@ class Moments:
 
 def of(features: Tensor, block: int = 64) -> Moments:
     """The moments of vectors, (N, D), accumulated in batches of `block`."""
-    made = Moments(features.shape[1])
+    total = Moments(features.shape[1])
     for part in torch.split(features, block):
-        made.add(part)
-    return made
+        total.add(part)
+    return total
 
 
 def factor(moments: Moments) -> Tensor:
@@ -90,9 +90,9 @@ def factor(moments: Moments) -> Tensor:
     # Cancellation in the accumulated sums of float32 features is far below 1e-6 of the largest eigenvalue.
     if float(values.min()) < -max(floor, 1e-6 * largest):
         raise DdimError("statistics", "have a covariance with a negative eigenvalue", "make them again")
-    kept = values > floor
-    made: Tensor = vectors[:, kept] * values[kept].sqrt()
-    return made
+    significant = values > floor
+    result: Tensor = vectors[:, significant] * values[significant].sqrt()
+    return result
 
 
 def frechet(a: Moments, b: Moments, factor_b: Tensor | None = None) -> float:

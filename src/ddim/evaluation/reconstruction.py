@@ -65,17 +65,17 @@ def round_trips(model: Model, pictures: np.ndarray, way: Inversion) -> Iterator[
         A `RoundTrip` of up to `model.micro_batch` images.
     """
     for part in torch.split(to_float(pictures), model.micro_batch):
-        begun = time.monotonic()
-        [made] = model.encode_blocks(way, part)
-        start, beside = (made.latents, []) if made.earlier is None else (made.earlier, [made.latents])
+        start_time = time.monotonic()
+        [encoding] = model.encode_blocks(way, part)
+        start, beside = (encoding.latents, []) if encoding.earlier is None else (encoding.earlier, [encoding.latents])
         again = torch.cat([*model.run_blocks(way.resume_plan, start, beside)]).cpu()
         yield RoundTrip(
             to_uint8(again),
             reconstruction_error(part, again),
             (part.double() - again.double()).abs().flatten(1).amax(1),
-            made.latents.flatten(1).std(dim=1).float().cpu(),
-            torch.full((len(part),), made.calls),
-            torch.full((len(part),), (time.monotonic() - begun) / len(part), dtype=torch.float64),
+            encoding.latents.flatten(1).std(dim=1).float().cpu(),
+            torch.full((len(part),), encoding.calls),
+            torch.full((len(part),), (time.monotonic() - start_time) / len(part), dtype=torch.float64),
         )
 
 

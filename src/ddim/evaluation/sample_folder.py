@@ -122,17 +122,17 @@ def generate(
         DdimError: If an argument is out of range, the folder holds another run or is in use, or the samples are not
             plausible; in that case none is written.
     """
-    scale = _checked(plan, n, start, seed, batch, guidance)
+    scale = _check_arguments(plan, n, start, seed, batch, guidance)
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
-    asked = {"seed": seed, "label": label, "guidance": scale}
+    settings = {"seed": seed, "label": label, "guidance": scale}
     kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
-    what = {**kind, "version": 1, **asked, **identity(model, plan, name)}
+    what = {**kind, "version": 1, **settings, **identity(model, plan, name)}
 
     def text(index: int) -> dict[str, str]:
-        own = labels_of(label, [index], classes)
-        return {"seed": str(seed)} | ({} if own is None else {"label": str(own[0])})
+        sample_labels = labels_of(label, [index], classes)
+        return {"seed": str(seed)} | ({} if sample_labels is None else {"label": str(sample_labels[0])})
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
         labels = labels_of(label, indices, classes)
@@ -143,7 +143,7 @@ def generate(
     yield from _fill(model, folder, what, text, range(start, start + n), batch, make, force)
 
 
-def _checked(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
+def _check_arguments(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
     """Check the ranges of the arguments; returns the guidance scale, a list of one per row if it is a function."""
     for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
         if value < least:
@@ -152,9 +152,9 @@ def _checked(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, gui
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
-    for one in scale if isinstance(scale, list) else [scale]:
-        if one is not None:
-            finite(one, "guidance", None if isinstance(scale, list) else GUIDANCE)
+    for number in scale if isinstance(scale, list) else [scale]:
+        if number is not None:
+            finite(number, "guidance", None if isinstance(scale, list) else GUIDANCE)
     return scale
 
 
@@ -200,8 +200,8 @@ def decode(
     what["names"] = list(names)
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
-        some = list(indices)
-        return model.run_blocks(plan, latents[some], [state[some] for state in beside])
+        selected = list(indices)
+        return model.run_blocks(plan, latents[selected], [state[selected] for state in beside])
 
     each = range(len(latents))
     yield from _fill(model, folder, what, lambda index: {"latent": names[index]}, each, 1, make, force)
@@ -220,13 +220,13 @@ def _present(kind: Modality, folder: Path, indices: range) -> list[int]:
 
     Lists the folder once, since testing each index would be slow for a large range with few files.
     """
-    found = []
+    present = []
     with os.scandir(folder) as entries:
         for entry in entries:
             stem = entry.name.partition(".")[0]
             if stem.isdecimal() and int(stem) in indices and kind.path(folder, int(stem)).name == entry.name:
-                found.append(int(stem))
-    return sorted(found)
+                present.append(int(stem))
+    return sorted(present)
 
 
 def _fill(
@@ -250,11 +250,11 @@ def _fill(
         earlier = write_or_verify(folder, what, indices.start, len(indices), kind.noun)
         remove_parts(folder)
         with Finished(folder, earlier, lambda path: kind.is_whole(path, about(int(path.stem)))) as finished:
-            there = _present(kind, folder, indices)
-            places, remade = finished.missing([kind.path(folder, index) for index in there])
-            sound = {*there} - {there[place] for place in places}
-            found, done = len(sound), 0
-            yield Made(found, len(indices), found, remade)
+            present = _present(kind, folder, indices)
+            places, remade = finished.missing([kind.path(folder, index) for index in present])
+            sound = {*present} - {present[place] for place in places}
+            existing, done = len(sound), 0
+            yield Made(existing, len(indices), existing, remade)
             waiting: deque[int] = deque()
             missing = (index for index in indices if index not in sound)
             blocks = _plausible(_in_parts(make, missing, PART * model.micro_batch, waiting), kind, force)
@@ -262,7 +262,7 @@ def _fill(
                 finished.write(files)
                 owned.keep()
                 done += len(files)
-                yield Made(found + done, len(indices), found, remade)
+                yield Made(existing + done, len(indices), existing, remade)
 
 
 def _rendered(
@@ -337,9 +337,9 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
         data = read_bytes(path)
         text = unseal(data, path)
         old = of_kind(parse_json(text, path, again), dict, path, again)
-        if not _are_ranges(found := old.pop("ranges", None)):
+        if not _are_ranges(old_ranges := old.pop("ranges", None)):
             raise DdimError(path, f"is not a manifest of {kind}: ranges are not lists of two indices", again)
-        ranges = _merge([*found, *ranges])
+        ranges = _merge([*old_ranges, *ranges])
         for key, value in what.items():
             was = old.get(key)
             if was == value:
@@ -355,7 +355,7 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
     elif unexpected_entries(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
     earlier = bool(data) and text is data
-    if not data or earlier or {**old, "ranges": found} != json.loads(json.dumps({**what, "ranges": ranges})):
+    if not data or earlier or {**old, "ranges": old_ranges} != json.loads(json.dumps({**what, "ranges": ranges})):
         write_json(path, {**what, "ranges": ranges})
     return earlier
 

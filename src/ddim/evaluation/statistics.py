@@ -110,10 +110,10 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
         "grid": "the grid",
         "resize": "",
     }
-    for key, told in names.items():
+    for key, display in names.items():
         first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
-            wrong = f"were made by another protocol: {told or key} is {first}, and {second}"
+            wrong = f"were made by another protocol: {display or key} is {first}, and {second}"
             raise DdimError(
                 "statistics", wrong, either("make both in one way", "compare them all the same with any_protocol=True")
             )

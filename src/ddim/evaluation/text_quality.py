@@ -22,8 +22,8 @@ def words(text: str, whole: bool = False) -> list[str]:
         text: The text.
         whole: Whether the text is complete; if not, a word at either end may be cut off and is left out.
     """
-    found = [match for match in _WORD.finditer(text) if whole or (match.start() > 0 and match.end() < len(text))]
-    return [match.group().lower() for match in found]
+    matches = [match for match in _WORD.finditer(text) if whole or (match.start() > 0 and match.end() < len(text))]
+    return [match.group().lower() for match in matches]
 
 
 class NGram:
@@ -82,8 +82,8 @@ def divergence(a: Counter[str], b: Counter[str]) -> float:
     keys = list(a.keys() | b.keys())
     p, q = (np.array([counts[key] for key in keys], np.float64) / max(counts.total(), 1) for counts in (a, b))
     middle = (p + q) / 2
-    made = float(sum(np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q)) / 2)
-    return max(0.0, made)  # rounding may make the sum slightly negative for nearly equal distributions
+    total = float(sum(np.sum(x[x > 0] * np.log2(x[x > 0] / middle[x > 0])) for x in (p, q)) / 2)
+    return max(0.0, total)  # rounding may make the sum slightly negative for nearly equal distributions
 
 
 class Reference:
@@ -112,8 +112,8 @@ class Reference:
             bits_per_character, bits_error: under the n-gram model, and its standard error.
         """
         each = [words(text) for text in texts]
-        good = np.array([sum(word in self.vocabulary for word in some) for some in each], np.float64)
-        count = np.array([len(some) for some in each], np.float64)
+        good = np.array([sum(word in self.vocabulary for word in sample_words) for sample_words in each], np.float64)
+        count = np.array([len(sample_words) for sample_words in each], np.float64)
         bits = np.array([self.model.bits(text) for text in texts])
         share = good.sum() / max(count.sum(), 1)
         spread = np.sqrt(np.sum((good - share * count) ** 2)) / max(count.sum(), 1)  # standard error of a ratio

@@ -48,14 +48,14 @@ def iter_fill(
         DdimError: If a folder holds something else.
     """
     make_folder(folder)
-    calls = found = 0
+    calls = resumed = 0
     for cell in some:
         before = calls
         with contextlib.closing(generate(model, cell.plan, folder / cell.folder, cell.n, 0, seed, name)) as steps:
-            for made in steps:
-                found += (made.found if made.done == made.found else 0) * cell.plan.calls
-                calls = before + made.done * cell.plan.calls
-                yield Progress(cell, made.done, calls, found)
+            for progress in steps:
+                resumed += (progress.found if progress.done == progress.found else 0) * cell.plan.calls
+                calls = before + progress.done * cell.plan.calls
+                yield Progress(cell, progress.done, calls, resumed)
 
 
 def windows(text: str, model: TokenModel, n: int) -> list[str]:
@@ -99,8 +99,8 @@ def measure(
     """
     rows = [{"row": REAL, "steps": None, "n": len(real), **reference.measure(real)}]
     for cell in some:
-        made = reference.measure(read(model, cell, folder))
-        rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **made})
+        metrics = reference.measure(read(model, cell, folder))
+        rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **metrics})
     return rows
 
 
@@ -109,15 +109,15 @@ def print_table(rows: Sequence[dict[str, Any]]) -> str:
     cells = [row for row in rows if row["row"] != REAL]
     steps = sorted({row["steps"] for row in cells})
     names = list(dict.fromkeys(row["row"] for row in cells))
-    known = {(row["row"], row["steps"]): row for row in cells}
+    by_position = {(row["row"], row["steps"]): row for row in cells}
     lines = []
     for key, title in COLUMNS.items():
         scale, digits = (100, 1) if key == "valid_words" else (1, 3)
         lines += ["", title, f"{'S':>12} " + "".join(f"{s:>10}" for s in steps)]
         for name in names:
-            found = [known.get((name, s)) for s in steps]
-            told = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in found]
-            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in told))
+            row_cells = [by_position.get((name, s)) for s in steps]
+            values = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in row_cells]
+            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in values))
         lines += [f"{REAL:>12} {scale * row[key]:>10.{digits}f}" for row in rows if row["row"] == REAL]
     counts = sorted({row["n"] for row in rows})
     return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples a cell"])

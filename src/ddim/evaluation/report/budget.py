@@ -49,11 +49,11 @@ class Amounts(BaseModel):
 def speed(model: Model, calls: int = 5) -> float:
     """Network evaluations of single samples per second, timed on one micro-batch after a warm-up micro-batch."""
     plan, size = model.plan(calls), model.micro_batch
-    for begin in (0, size):
-        begun = time.monotonic()
-        for block in model.sample_blocks(plan, range(begin, begin + size)):
+    for first in (0, size):
+        start_time = time.monotonic()
+        for block in model.sample_blocks(plan, range(first, first + size)):
             block.cpu()
-    return calls * size / (time.monotonic() - begun)
+    return calls * size / (time.monotonic() - start_time)
 
 
 def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Amounts:
@@ -68,23 +68,23 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
         T: Length of the schedule.
     """
     calls = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
-    kept, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
+    table_1_steps, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
-    some, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    table_2_steps, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
     return Amounts(
         samples=str(n),
-        steps=tuple(kept),
+        steps=tuple(table_1_steps),
         pictures=pictures,
-        round_trips=tuple(some),
-        left_out=left_out(sorted(steps)[len(kept) :], trips[len(some) :]),
+        round_trips=tuple(table_2_steps),
+        left_out=left_out(sorted(steps)[len(table_1_steps) :], trips[len(table_2_steps) :]),
         calls_per_second=per_second,
     )
 
 
 def left_out(table_1: Sequence[int], table_2: Sequence[int]) -> str:
     """Description of the values of S that do not fit, such as "S = 1000 of Table 1"; "" for none."""
-    gone = {1: table_1, 2: table_2}
-    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left)
+    excluded = {1: table_1, 2: table_2}
+    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in excluded.items() if left)
 
 
 def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
@@ -109,20 +109,20 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
         DdimError: If the file is of another request.
     """
     if path.exists():
-        amounts = _kept(path, request)
+        amounts = _read_amounts(path, request)
     else:
-        amounts = _asked(request, model, test)
-        kept = {"request": dict(request), "counts": amounts.model_dump()}
-        write_json(path, kept)
+        amounts = _compute_amounts(request, model, test)
+        content = {"request": dict(request), "counts": amounts.model_dump()}
+        write_json(path, content)
     if amounts.left_out:
         warn(f"budget {request['budget']}: left out: {amounts.left_out}")
     return amounts
 
 
-def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
-    there = read_sealed_json(path, dict, again="choose another folder")
+def _read_amounts(path: Path, request: Mapping[str, Any]) -> Amounts:
+    content = read_sealed_json(path, dict, again="choose another folder")
     try:
-        was, amounts = entry(there, "request", dict, path), Amounts.model_validate(there.get("counts"))
+        was, amounts = entry(content, "request", dict, path), Amounts.model_validate(content.get("counts"))
     except ValueError:
         raise DdimError(path, "is not a report's request", "choose another folder") from None
     if was != request:
@@ -132,7 +132,7 @@ def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
     return amounts
 
 
-def _asked(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+def _compute_amounts(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
     steps, trips = tuple(request["steps"]), tuple(s for s in TABLE_2_STEPS if s <= model.schedule.T)
     if request["budget"] == "full":
         amounts = Amounts(samples=str(FULL), steps=steps, pictures=test, round_trips=trips)

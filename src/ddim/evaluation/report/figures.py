@@ -67,15 +67,15 @@ def quality(
     """
     figure, (left, right) = _axes(2)
     for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
-        mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
-        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in mine]
-        values = [cell["fd"] for cell in mine]
-        spread = [2 * (cell["fd_error"] or 0.0) for cell in mine]
+        row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in row_cells]
+        values = [cell["fd"] for cell in row_cells]
+        spread = [2 * (cell["fd_error"] or 0.0) for cell in row_cells]
         style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
-        left.errorbar([cell["network_calls"] for cell in mine], values, spread, label=label(row), **style)
+        left.errorbar([cell["network_calls"] for cell in row_cells], values, spread, label=label(row), **style)
         right.errorbar(seconds, values, spread, **style)
-    for axes, told in ((left, "network calls"), (right, "seconds a sample")):
-        axes.set(xscale="log", yscale="log", xlabel=told)
+    for axes, xlabel in ((left, "network calls"), (right, "seconds a sample")):
+        axes.set(xscale="log", yscale="log", xlabel=xlabel)
         _ticks(axes.yaxis)
     _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
     _ticks(right.xaxis)
@@ -99,9 +99,11 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
-            mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
-            places = [cell["steps"] for cell in mine]
-            axes.plot(places, [cell[key] for cell in mine], color=colour, marker="o", ms=4, lw=1.8, label=label(row))
+            row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+            places = [cell["steps"] for cell in row_cells]
+            axes.plot(
+                places, [cell[key] for cell in row_cells], color=colour, marker="o", ms=4, lw=1.8, label=label(row)
+            )
         axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
         axes.set(xscale="log", xlabel="network calls S", title=title)
         axes.title.set_size(10)

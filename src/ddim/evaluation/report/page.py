@@ -40,10 +40,10 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> s
     need()
     from jinja2 import Environment, StrictUndefined
 
-    world = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    world.filters |= {"number": number, "row_label": label}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "row_label": label}
     paper = report["published"] if report["metric"] == "FID" else None
-    page: str = world.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         r=report,
         grid=table_1(report["table_1"], paper),
         trips=table_2(report["table_2"], report["published"]),
@@ -63,7 +63,7 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
     cells = table["cells"]
     steps = sorted({cell["steps"] for cell in cells})
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
-    known = {(cell["row"], cell["steps"]): cell for cell in cells}
+    by_position = {(cell["row"], cell["steps"]): cell for cell in cells}
     printed = published.table_1(paper) if paper else {}
     least = {s: min(cell["fd"] for cell in cells if cell["steps"] == s) for s in steps}
     counts = {s: sorted({cell["n"] for cell in cells if cell["steps"] == s}) for s in steps}
@@ -71,7 +71,7 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
     for row in rows:
         line = []
         for s in steps:
-            cell = known.get((row, s))
+            cell = by_position.get((row, s))
             best = cell is not None and cell["fd"] == least[s] and len(counts[s]) == 1
             line.append({"cell": cell, "best": best, "paper": printed.get((row, s))})
         lines.append({"label": label(row), "cells": line})
@@ -91,6 +91,6 @@ def table_2(rows: Sequence[Mapping[str, Any]], paper: str | None) -> list[dict[s
 
 def shape() -> dict[str, Any]:
     """The paper's Table 1 of CIFAR-10, to compare trends when the distances themselves are not comparable."""
-    known = published.table_1("CIFAR-10")
-    rows = [{"label": label(row), "values": [known[row, s] for s in published.STEPS]} for row in published.ROWS]
+    values = published.table_1("CIFAR-10")
+    rows = [{"label": label(row), "values": [values[row, s] for s in published.STEPS]} for row in published.ROWS]
     return {"steps": published.STEPS, "rows": rows}

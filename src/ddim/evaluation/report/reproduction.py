@@ -98,9 +98,9 @@ _WALKS = {"walks": "walks", "corners": "four-corners"}
 
 def _budget(request: Mapping[str, Any]) -> str:
     """The budget as text for captions, with the numbers the user overrode."""
-    asked = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
-    asked += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
-    return "; ".join([request["budget"], *asked])
+    overrides = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
+    overrides += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
+    return "; ".join([request["budget"], *overrides])
 
 
 def software() -> dict[str, str]:
@@ -126,6 +126,6 @@ def manifest(report: Mapping[str, Any]) -> str:
         same = taus.setdefault(name, spelt) == spelt
         if not same:
             taus[f"{name}, {cell['row']}"] = spelt
-    left = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
-    plain = {key: value for key, value in report.items() if key not in left}
-    return json.dumps({**plain, "tau": taus}, indent=1)
+    excluded = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
+    settings = {key: value for key, value in report.items() if key not in excluded}
+    return json.dumps({**settings, "tau": taus}, indent=1)

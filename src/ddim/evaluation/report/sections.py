@@ -49,8 +49,8 @@ def round_tripping(
     pictures, size = test.batch(range(count)), model.micro_batch
     lines: list[dict[str, Any]] = read_journal(path, lambda line, _: line if "again" in line else None)
     done = {(line["steps"], line["first"]): line for line in lines}
-    made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
-    yield made
+    images_done = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
+    yield images_done
     with Appender(path) as file:
         for s in steps:
             way = model.inversion("ddim", s, grid)
@@ -63,8 +63,8 @@ def round_tripping(
                 line |= {"plan": way.decode_plan.name, "again": base64.b64encode(shown.tobytes()).decode()}
                 file.write(journal_line(line))
                 done[s, first] = line
-                made += len(trip.again)
-                yield made
+                images_done += len(trip.again)
+                yield images_done
     return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
 
 
@@ -115,9 +115,9 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
                 for block in model.run_blocks(plan, latents):
                     parts.append(to_uint8(block))
                     yield done + sum(map(len, parts))
-                made = np.concatenate(parts)
+                images = np.concatenate(parts)
                 columns = FRAMES if path == paths[0] else SIDE
-                finished.write([(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))])
+                finished.write([(path, png(sheet(images, columns, gap=1, zoom=_zoom(images))))])
             done += count
     yield done
     return paths
@@ -129,21 +129,21 @@ def _zoom(pictures: np.ndarray) -> int:
 
 def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
     """Figure 3: samples at one S from the same x_T, one row per eta or sampler: PNG, or None if there are none."""
-    mine = [m for m in made if m.cell.steps == steps]
-    if not mine:
+    selected = [m for m in made if m.cell.steps == steps]
+    if not selected:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in mine))
-    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in mine]
+    count = min(count, *(len(m.gathered.pictures) for m in selected))
+    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
 def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
     """Figure 5: samples from the same x_T, one row per S: PNG, or None if there are fewer than two S."""
-    mine = [m for m in made if m.cell.row == row]
-    if len(mine) < 2:
+    selected = [m for m in made if m.cell.row == row]
+    if len(selected) < 2:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in mine))
-    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in mine]
+    count = min(count, *(len(m.gathered.pictures) for m in selected))
+    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 

@@ -62,17 +62,17 @@ def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
 
 def consistencies(made: Sequence[Measured]) -> list[dict[str, Any]]:
     """Sample consistency for each pair of S, in every deterministic row and in eta = 1."""
-    found = []
+    results = []
     for row in dict.fromkeys(m.cell.row for m in made):
         if any(m.cell.plan.stochastic for m in made if m.cell.row == row) and row != "1":
             continue
-        mine = [m for m in made if m.cell.row == row]
-        for i, a in enumerate(mine):
-            for b in mine[i + 1 :]:
+        row_cells = [m for m in made if m.cell.row == row]
+        for i, a in enumerate(row_cells):
+            for b in row_cells[i + 1 :]:
                 both = consistency(a.gathered, b.gathered)
                 figures = {key: getattr(both, key) for key in type(both).__slots__}
-                found.append({"row": row, "a": a.cell.steps, "b": b.cell.steps, **figures, "ratio": both.ratio})
-    return found
+                results.append({"row": row, "a": a.cell.steps, "b": b.cell.steps, **figures, "ratio": both.ratio})
+    return results
 
 
 def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], times: Times) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], t
     writer.writeheader()
     writer.writerows(table["cells"])
     write_atomic(out / "evaluate.csv", text.getvalue().encode())
-    cells = [{"row": row, "steps": steps, **found} for (row, steps), found in times.items()]
+    cells = [{"row": row, "steps": steps, **timing} for (row, steps), timing in times.items()]
     machine = {"device": facts["device"], "threads": torch.get_num_threads(), "dtype": facts["dtype"]}
     write_json(out / "timing.json", {**machine, "cells": cells})
     if figures.installed():
@@ -114,16 +114,16 @@ def number(value: float | None, digits: int = 3) -> str:
 def print_table(made: Sequence[Measured], metric: str) -> str:
     """The table as text: distances with standard errors, one row per eta or sampler."""
     steps = sorted({m.cell.steps for m in made})
-    known = {(m.cell.row, m.cell.steps): m for m in made}
+    by_position = {(m.cell.row, m.cell.steps): m for m in made}
     names = list(dict.fromkeys(m.cell.row for m in made))
     lines = [f"{metric}, smaller is better; +- the standard error over the samples"]
     lines.append(f"{'S':>12} " + "".join(f"{s:>18}" for s in steps))
     for row in names:
         cells = []
         for s in steps:
-            found = known.get((row, s))
-            spread = found.figures["fd_error"] if found else None
-            value = number(found.figures["fd"]) if found else "-"
+            measured = by_position.get((row, s))
+            spread = measured.figures["fd_error"] if measured else None
+            value = number(measured.figures["fd"]) if measured else "-"
             cells.append(value + (f" +- {number(spread, 2)}" if spread is not None else ""))
         lines.append(f"{label(row):>12} " + "".join(f"{cell:>18}" for cell in cells))
     counts = [sorted({m.cell.n for m in made if m.cell.steps == s}) for s in steps]
