@@ -1,13 +1,13 @@
-"""Quality of samples: FID and its like, in one interface over pictures wherever they come from.
+"""Sample quality (section 5 of the paper): FID, KID, precision and recall of images from any source; likelihoods.
 
 from ddim import evaluation
 
 digits = evaluation.load_extractor("digits28")
 real = evaluation.measure(ddim.data.load("./mnist"), digits)
-made = evaluation.measure(model.sample(1000), digits)
-evaluation.distances(made, real)
+samples = evaluation.measure(model.sample(1000), digits)
+evaluation.distances(samples, real)
 
-Section 5 of the paper. It imports `model`, `train` and what is below.
+Imports from `model`, `train` and the layers below them.
 """
 
 from ddim.evaluation.consistency import Consistency, consistency

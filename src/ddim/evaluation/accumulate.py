@@ -1,7 +1,7 @@
-"""From pictures to their features' moments, a chunk at a time, into one file that is whole at any moment.
+"""Accumulates the moments of images' features, chunk by chunk, in a resumable file that is written atomically.
 
-Pictures are taken in chunks of one size counted from the first, and moments are summed in that order, so that what
-comes out is the same to the last bit however often it was interrupted.
+Chunks have a fixed size and are summed in order from the first image, so that the result is bit-identical however often
+the computation was interrupted.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from ddim.evaluation import moments
 from ddim.evaluation.features import Extractor
 from ddim.evaluation.moments import Moments
 
-CHUNK = 64
-KEEP = 10_000
-SHOWN = 256
-SHOWN_BYTES = 16 << 20
-SAVE_EVERY = 20.0
+CHUNK = 64  # images
+KEEP = 10_000  # largest number of features stored
+SHOWN = 256  # largest number of images stored
+SHOWN_BYTES = 16 << 20  # largest total size of the images stored
+SAVE_EVERY = 20.0  # seconds
 FORMAT = "ddim-gathering"
 
 Make = Callable[[range], Iterable[np.ndarray]]
-"""Pictures of a range of indices in order: uint8 (B, H, W, C), B as it comes."""
+"""Function from a range of indices to its images in order: uint8 (B, H, W, C), with any batch sizes B."""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStats:
-    """What is known of the first pictures of a set.
+    """Feature statistics of the first images of a source.
 
     Args:
-        moments: Of the features of all of them.
-        features: Of the first `KEEP`, float32, (K, D).
-        pictures: The first `SHOWN` themselves (fewer if they are large), uint8, (P, H, W, C).
-        seconds: How long the pictures took to make, features not counted.
-        timed: How many pictures that is of.
+        moments: Moments of the features of all images.
+        features: Features of the first `KEEP` images, float32, (K, D).
+        pictures: The first `SHOWN` images (fewer if they are large), uint8, (P, H, W, C).
+        seconds: Time spent producing the timed images, without feature extraction.
+        timed: Number of images that `seconds` covers.
     """
 
     moments: Moments
@@ -56,11 +56,11 @@ class FeatureStats:
 
     @property
     def count(self) -> int:
-        """How many pictures went in."""
+        """Number of images."""
         return self.moments.count
 
     def add(self, chunk: np.ndarray, features: Tensor, seconds: float | None = None, own: bool = False) -> FeatureStats:
-        """This and one chunk more; with `own` this one's moments become those of the other."""
+        """New statistics with one more chunk; with `own`, `self.moments` is updated in place and shared."""
         room = min(SHOWN, max(1, SHOWN_BYTES // chunk[0].size))
         return FeatureStats(
             (self.moments if own else self.moments.copy()).add(features),
@@ -80,89 +80,89 @@ def iter_gather(
     timed: bool = True,
     every: float | None = None,
 ) -> Generator[int, None, FeatureStats]:
-    """Take the features of pictures 0..n - 1, going on with what a file holds of them.
+    """Extract the features of images 0..n - 1, resuming from a file.
 
     Args:
-        make: Makes the pictures.
-        n: How many.
-        extractor: The feature space.
-        path: The file; None for none.
-        what: What the pictures depend on; a file that says otherwise is refused.
-        timed: Whether the time that making them takes is kept.
-        every: Seconds between two writings, `SAVE_EVERY` if None; closing the generator writes too.
+        make: Produces the images.
+        n: Number of images.
+        extractor: The feature extractor.
+        path: File for the intermediate and final statistics; None for no file.
+        what: Everything that determines the images; a file with different values is refused.
+        timed: Whether to record the time spent producing the images.
+        every: Seconds between two writes, `SAVE_EVERY` if None; closing the generator also writes.
 
     Yields:
-        How many are done: once before the first, then after each chunk.
+        The number of images done: once before the first, then after each chunk.
 
     Returns:
-        All that was asked for.
+        The statistics of the n images.
 
     Raises:
-        DdimError: If the file is of other pictures or damaged, or `make` gives another number of pictures.
+        DdimError: If the file is damaged or holds other images, or `make` produces another number of images.
     """
     if n < 1:
         raise DdimError(f"-n {n}", "is less than 1", "give 1 or more")
-    asked = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
-    whole, all_of_it = _read(path, asked) if path is not None and path.exists() else (None, None)
+    settings = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
+    whole, all_of_it = _read(path, settings) if path is not None and path.exists() else (None, None)
     if all_of_it is not None and all_of_it.count >= n:
         yield n
         return _first(all_of_it, n, path)
-    found = saved = whole.count if whole else 0
-    yield found
+    start = saved = whole.count if whole else 0
+    yield start
     last, pause = time.monotonic(), SAVE_EVERY if every is None else every
     try:
-        for chunk, seconds in _chunks(make, found, n):
+        for chunk, seconds in _chunks(make, start, n):
             features, spent = extractor(chunk), seconds if timed else None
             if whole is None:
                 whole = FeatureStats(Moments(features.shape[1]), features[:0], chunk[:0])
-            if len(chunk) < CHUNK:  # the last part, which is kept beside: it cannot be gone on from
-                made = whole.add(chunk, features, spent)
-                _write(path, asked, whole, (chunk, features))
+            if len(chunk) < CHUNK:  # incomplete last chunk: stored separately, since a resume needs full chunks
+                result = whole.add(chunk, features, spent)
+                _write(path, settings, whole, (chunk, features))
                 saved = whole.count
                 yield n
-                return made
+                return result
             whole = whole.add(chunk, features, spent, own=True)
             if time.monotonic() - last > pause or whole.count == n:
-                _write(path, asked, whole)
+                _write(path, settings, whole)
                 last, saved = time.monotonic(), whole.count
             yield whole.count
     finally:
         if whole is not None and whole.count > saved:
-            _write(path, asked, whole)
+            _write(path, settings, whole)
     assert whole is not None
     return whole
 
 
 def gather(make: Make, n: int, extractor: Extractor) -> FeatureStats:
-    """`gathering`, from beginning to end and without a file."""
+    """Run `iter_gather` to the end, without a file."""
     return drain(iter_gather(make, n, extractor))
 
 
 def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:
-    """The pictures in whole chunks and a last part, with the seconds that making each took."""
-    held, done, spent, begun = np.empty(0), start, 0.0, time.monotonic()
+    """The images in full chunks and a last, possibly smaller one, each with the seconds spent producing it."""
+    pending, done, spent, start_time = np.empty(0), start, 0.0, time.monotonic()
     blocks = iter(make(range(start, n)))
     for block in blocks:
-        held = np.concatenate([held, block]) if len(held) else block
-        spent += time.monotonic() - begun
-        while len(held) >= (size := min(CHUNK, n - done)) > 0:
-            if done + size == n and (len(held) > size or next(blocks, None) is not None):
+        pending = np.concatenate([pending, block]) if len(pending) else block
+        spent += time.monotonic() - start_time
+        while len(pending) >= (size := min(CHUNK, n - done)) > 0:
+            if done + size == n and (len(pending) > size or next(blocks, None) is not None):
                 raise DdimError("pictures", f"are more than {n}", "give as many as are asked for")
-            yield held[:size], spent
-            held, done, spent = held[size:], done + size, 0.0
-        begun = time.monotonic()
+            yield pending[:size], spent
+            pending, done, spent = pending[size:], done + size, 0.0
+        start_time = time.monotonic()
     if done != n:
-        raise DdimError("pictures", f"are {done + len(held)}, not {n}", "give as many as are asked for")
+        raise DdimError("pictures", f"are {done + len(pending)}, not {n}", "give as many as are asked for")
 
 
 def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
-    """The first n of the pictures of a file that has more, or as many."""
+    """The statistics of the first n images of a file that holds n or more."""
     if made.count == n:
         return made
     if n > len(made.features):
-        kept = len(made.features)
-        wrong = f"holds {made.count} pictures, of which the features of {kept} are kept"
-        raise DdimError(path, wrong, f"ask for at most {kept}, or at least {made.count}")
+        stored = len(made.features)
+        wrong = f"holds {made.count} pictures, of which the features of {stored} are kept"
+        raise DdimError(path, wrong, f"ask for at most {stored}, or at least {made.count}")
     features = made.features[:n]
     return replace(made, moments=moments.of(features, CHUNK), features=features, pictures=made.pictures[:n])
 
@@ -172,16 +172,16 @@ def _write(
 ) -> None:
     if path is None:
         return
-    held = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
-    held["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
+    tensors = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
+    tensors["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
     if tail is not None:
-        held |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
+        tensors |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
     meta = {"format": FORMAT, "version": 1, "what": asked, "count": whole.count}
-    write_tensors(path, held, {**meta, "seconds": whole.seconds, "timed": whole.timed})
+    write_tensors(path, tensors, {**meta, "seconds": whole.seconds, "timed": whole.timed})
 
 
 def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:
-    """Whether what a file holds is of the shapes and dtypes that were written."""
+    """Whether the content of a file has the shapes and dtypes that `_write` stores."""
     dim = features.shape[1:]
     sums_fit = sums.mean.shape == dim and sums.scatter.shape == 2 * dim and sums.count >= 0
     doubles = sums.mean.dtype == sums.scatter.dtype == torch.float64
@@ -189,7 +189,7 @@ def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:
 
 
 def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, FeatureStats]:
-    """What a file holds in whole chunks, which can be gone on from, and all of it."""
+    """The statistics in a file: of its full chunks, from which it can be resumed, and of all its images."""
     tensors, meta = read_tensors(path)
     again = "remove it, and it will be made again"
     if meta.get("format") != FORMAT or meta.get("version") != 1:

@@ -1,4 +1,4 @@
-"""How much of a sample depends on x_T alone: the paper's Figure 5 as numbers."""
+"""Sample consistency: how much of a sample is determined by x_T alone, quantifying the paper's Figure 5."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ddim.evaluation.accumulate import FeatureStats
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """Samples of two numbers of calls from the same x_T, beside samples from different x_T.
+    """Similarity of samples from the same x_T with two numbers of steps, and of unrelated samples for comparison.
 
     Args:
-        n: How many pairs the correlations are of.
-        correlation: Mean over pairs of the correlation of their pixels, in [-1, 1].
-        unrelated: The same of pairs from different x_T.
-        feature_pairs: How many pairs the distances are of.
-        distance: Mean distance of the pairs' features.
-        unrelated_distance: The same of pairs from different x_T.
+        n: Number of pairs used for the correlations.
+        correlation: Mean pixel correlation of the pairs, in [-1, 1].
+        unrelated: Mean pixel correlation of pairs from different x_T.
+        feature_pairs: Number of pairs used for the distances.
+        distance: Mean feature distance of the pairs.
+        unrelated_distance: Mean feature distance of pairs from different x_T.
     """
 
     n: int
@@ -33,24 +33,24 @@ class Consistency:
 
     @property
     def ratio(self) -> float | None:
-        """The distance in units of that of unrelated samples: 0 for the same pictures, 1 for unrelated ones.
+        """`distance` / `unrelated_distance`: 0 for identical images, 1 for unrelated ones.
 
-        None where unrelated samples are all alike too.
+        None if the unrelated distance is 0.
         """
         return self.distance / self.unrelated_distance if self.unrelated_distance else None
 
 
 def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
-    """Compare samples of the same indices and seed.
+    """Compare two sets of samples with the same indices and seed.
 
-    Unrelated pairs are sample i of one and sample i + n / 2 (counted round) of the other.
+    Unrelated pairs are sample i of one set and sample (i + n / 2) mod n of the other.
 
     Args:
-        a: Samples made with one number of calls.
-        b: Samples made with another.
+        a: Samples with one number of steps.
+        b: Samples with another number of steps.
 
     Raises:
-        DdimError: If fewer than two samples of each are kept.
+        DdimError: If either holds fewer than two images or features.
     """
     n, m = min(len(a.pictures), len(b.pictures)), min(len(a.features), len(b.features))
     if n < 2 or m < 2:
@@ -68,7 +68,7 @@ def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
 
 
 def _unit(pictures: np.ndarray) -> np.ndarray:
-    """Each picture as a vector without mean, of length 1; a picture of one colour stays 0."""
+    """Each image as a vector with mean 0 and length 1, float64, (N, d); a constant image becomes 0."""
     flat = pictures.reshape(len(pictures), -1).astype(np.float64)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The rows of a table by name, and how many samples each cell is to have."""
+"""Row names of a table, and the number of samples of each cell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from ddim.errors import DdimError
 
 
 def row_name(text: str) -> str:
-    """A row as it is called in tables and files: etas in their shortest form, "1.0" as "1"."""
+    """The canonical name of a row: an eta in its shortest form, "1.0" as "1"; other names unchanged."""
     try:
         return f"{float(text):g}" if text[:1].isdigit() else text
     except ValueError:
@@ -14,14 +14,14 @@ def row_name(text: str) -> str:
 
 
 class Counts:
-    """How many samples each cell is to have.
+    """The number of samples of each cell.
 
     Args:
-        text: Entries `[S[:ROW]=]N` separated by commas, of which later ones win; N = 0 leaves a cell out. For instance
-            "5000,1000=500,1000:0.2=0".
+        text: Comma-separated entries `[S[:ROW]=]N`, for instance "5000,1000=500,1000:0.2=0". Later entries override
+            earlier ones; N = 0 leaves a cell out.
 
     Raises:
-        DdimError: If it cannot be read.
+        DdimError: If the text cannot be parsed, or an N is negative or 1.
     """
 
     def __init__(self, text: str):
@@ -41,10 +41,10 @@ class Counts:
             self.entries.append(entry)
 
     def __call__(self, steps: int, row: str) -> int:
-        """How many samples the cell of S and a row is to have.
+        """The number of samples of the cell at S and a row.
 
         Raises:
-            DdimError: If nothing is said of it.
+            DdimError: If no entry matches the cell.
         """
         fitting = [(part, n) for part, s, r, n in self.entries if s in (None, steps) and r in (None, row)]
         if not fitting:
@@ -53,10 +53,10 @@ class Counts:
         return fitting[-1][1]
 
     def check_used(self) -> None:
-        """Refuse entries that no cell has asked for.
+        """Check that every entry was used by a cell.
 
         Raises:
-            DdimError: Naming the first.
+            DdimError: If an entry was not used; the first one is named.
         """
         for part, *_ in self.entries:
             if part not in self.used:

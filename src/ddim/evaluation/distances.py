@@ -1,4 +1,4 @@
-"""Distances between samples and data, each with how far it can be trusted."""
+"""Distances between samples and data, with error estimates."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from ddim.process.rng import permutation
 
 GROUPS = 10
 SIZES = 8
-FEWEST = 8  # of pictures for KID, precision and recall
+FEWEST = 8  # smallest number of images for KID, precision and recall
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its standard error.
+    """An estimate with its standard error.
 
     Args:
-        value: The figure.
-        error: Its standard error; None where it cannot be had.
+        value: The estimate.
+        error: Its standard error; None if it cannot be computed.
     """
 
     value: float
@@ -34,15 +34,15 @@ class Estimate:
 
 
 def jackknife(features: Tensor, reference: Moments, groups: int = GROUPS) -> float | None:
-    """The standard error of the Frechet distance over the choice of samples, by leaving out one group after another.
+    """Grouped jackknife standard error of the Frechet distance over the choice of samples.
 
     Args:
-        features: Features of the samples, (N, D), in no order.
+        features: Features of the samples, (N, D), in random order.
         reference: Moments of the data.
-        groups: How many groups.
+        groups: Number of groups, each of which is left out in turn.
 
     Returns:
-        The error; None for fewer than two samples a group.
+        The error; None for fewer than two samples per group.
     """
     if len(features) < 2 * groups:
         return None
@@ -59,21 +59,20 @@ def jackknife(features: Tensor, reference: Moments, groups: int = GROUPS) -> flo
 
 
 def fid_infinity(features: Tensor, reference: Moments, seed: int = 0, sizes: int = SIZES) -> Estimate | None:
-    """The Frechet distance as it would be of infinitely many samples (Chong & Forsyth 2020).
+    """The Frechet distance extrapolated to infinitely many samples (Chong & Forsyth 2020).
 
-    A distance of N samples is too large by nearly c / N; a line through the distances of subsets against 1 / N is
-    followed to 1 / N = 0. The error is that of the line alone: what the samples at hand leave open comes on top. Of
-    samples very near to the data it may be negative by about its errors, as no distance is; it is left so, since an
-    estimate that is cut off at 0 would be too large on average.
+    The bias of the distance of N samples is about c / N. A line is fitted to the distances of subsets against 1 / N and
+    extrapolated to 1 / N = 0. The error is the fit's alone, without the sampling error. For samples
+    very close to the data the estimate may be slightly negative; it is not clipped at 0, which would bias it.
 
     Args:
         features: Features of the samples, (N, D).
-        reference: Moments of the data, taken as they are.
-        seed: Of the order in which subsets are drawn.
-        sizes: How many subsets, of sizes from N / 4, even in 1 / N.
+        reference: Moments of the data, treated as exact.
+        seed: Seed of the random subsets.
+        sizes: Number of subsets, with sizes from N / 4 to N, evenly spaced in 1 / N.
 
     Returns:
-        The estimate; None of so few samples that a quarter of them is not more than D.
+        The estimate; None if N / 4 <= D.
     """
     n = len(features)
     if n // 4 <= features.shape[1]:
@@ -81,8 +80,8 @@ def fid_infinity(features: Tensor, reference: Moments, seed: int = 0, sizes: int
     rates = np.linspace(4 / n, 1 / n, sizes)
     values, of_data = [], factor(reference)
     for k, rate in enumerate(rates):
-        some = permutation(seed, k, n)[: round(1 / rate)]
-        values.append(frechet(of(features[torch.from_numpy(some)], 4096), reference, of_data))
+        subset = permutation(seed, k, n)[: round(1 / rate)]
+        values.append(frechet(of(features[torch.from_numpy(subset)], 4096), reference, of_data))
     design = np.stack([np.ones(sizes), rates], axis=1)
     line, *_ = np.linalg.lstsq(design, np.array(values), rcond=None)
     residual = np.array(values) - design @ line
@@ -92,40 +91,40 @@ def fid_infinity(features: Tensor, reference: Moments, seed: int = 0, sizes: int
 
 
 def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol: bool = False) -> dict[str, Any]:
-    """All that is measured between samples and data.
+    """All distances between samples and data.
 
     Args:
-        samples: Of the samples.
-        data: Of the data.
-        seed: Of the subsets that spreads are taken over.
-        any_protocol: Whether statistics made in different ways are compared all the same.
+        samples: Statistics of the samples.
+        data: Statistics of the data.
+        seed: Seed of the random subsets.
+        any_protocol: Whether to allow statistics computed with different protocols.
 
     Returns:
-        "fd" (called FID in Inception's space), "fd_error", its jackknife standard error over the samples, "fd_limit"
-        and "fd_limit_error", see `limit`; with torch-fidelity installed "kid", "kid_std", "precision" and "recall" too.
-        All but "fd" come from the features that are kept, "kept" in number; "fd_error" is scaled to all of them. What
-        cannot be had is None.
+        "fd" (FID in Inception's feature space); "fd_error", its jackknife standard error over the samples; "fd_limit"
+        and "fd_limit_error", see `fid_infinity`; "kid", "kid_std", "precision" and "recall", if torch-fidelity is
+        installed. All but "fd" use the stored features, whose number is "kept"; "fd_error" is scaled to the number of
+        all samples. A value that cannot be computed is None.
 
     Raises:
-        DdimError: If they are not comparable, or hold too few pictures.
+        DdimError: If the statistics are not comparable, or are of fewer than two images.
     """
     if not any_protocol:
         check_comparable(samples, data)
-    for one in (samples, data):
-        if one.moments.count < 2:
-            raise DdimError(one.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
-    far = fid_infinity(samples.features, data.moments, seed)
+    for stats in (samples, data):
+        if stats.moments.count < 2:
+            raise DdimError(stats.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
+    limit = fid_infinity(samples.features, data.moments, seed)
     error, kept = jackknife(samples.features, data.moments), len(samples.features)
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "fd": frechet(samples.moments, data.moments),
         "fd_error": None if error is None else error * (kept / samples.moments.count) ** 0.5,
         "kept": kept,
-        "fd_limit": far.value if far else None,
-        "fd_limit_error": far.error if far else None,
+        "fd_limit": limit.value if limit else None,
+        "fd_limit_error": limit.error if limit else None,
     }
     names = ("kid", "kid_std", "precision", "recall")
-    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     if fidelity.installed() and min(len(samples.features), len(data.features)) >= FEWEST:
-        found = fidelity.kid(samples.features, data.features, seed)
-        found |= fidelity.precision_recall(samples.features, data.features)
-    return made | {name: found.get(name) for name in names}
+        extra = fidelity.kid(samples.features, data.features, seed)
+        extra |= fidelity.precision_recall(samples.features, data.features)
+    return result | {name: extra.get(name) for name in names}

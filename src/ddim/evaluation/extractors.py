@@ -1,4 +1,4 @@
-"""From pictures to feature vectors: the bundled extractors, Inception, and a user's own."""
+"""Loading of feature extractors: the bundled ones, Inception, and custom networks."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from ddim.nn.classifier import config_of
 
 
 def bundled() -> dict[str, Path]:
-    """The extractors that come with the package: name to folder."""
+    """Names and folders of the extractors included in the package."""
     root = Path(str(importlib.resources.files("ddim"))) / "extractors"
     return {path.name: path for path in sorted(root.glob("*")) if (path / "config.json").is_file()}
 
 
 def load(name: str, device: torch.device | str = "cpu", weights: Path | None = None) -> Extractor:
-    """An extractor by name or from a file.
+    """Load an extractor by name or from a file.
 
     Args:
-        name: A bundled one's name; "inception" for FID; or the path of a TorchScript file or of an exported program
-            (.pt2) that takes float (B, C, H, W) in [-1, 1] and gives (B, D). Such a file is a program: what it holds is
-            run, so give only one you trust.
-        device: Where it computes.
-        weights: A local file of Inception's weights; by default they are downloaded on first use.
+        name: Name of a bundled extractor; "inception" for FID; or path of a TorchScript file or exported program (.pt2)
+            that maps float (B, C, H, W) in [-1, 1] to (B, D). Such a file contains code that is executed: use only
+            files you trust.
+        device: Device to run on.
+        weights: Local file of Inception's weights; by default they are downloaded on first use.
 
     Raises:
-        DdimError: If there is no such extractor, or its weights cannot be had.
+        DdimError: If there is no such extractor, or its weights cannot be loaded.
     """
     if name == INCEPTION:
         return inception(weights, device)
@@ -55,10 +55,10 @@ def load(name: str, device: torch.device | str = "cpu", weights: Path | None = N
 
 
 def choose(shape: tuple[int, int, int], data: str) -> str:
-    """The extractor for pictures of that shape (H, W, C) where none is named; for FID one names "inception".
+    """The name of the default extractor for images of shape (H, W, C); never "inception", which must be requested.
 
     Raises:
-        DdimError: If none of the bundled ones fits.
+        DdimError: If no bundled extractor accepts the shape.
     """
     if shape == (28, 28, 1):
         return "clothing28" if "fashion" in data else "digits28"
@@ -71,16 +71,16 @@ def choose(shape: tuple[int, int, int], data: str) -> str:
 def from_module(
     module: nn.Module, name: str, shape: tuple[int, int, int] | None = None, device: torch.device | str = "cpu"
 ) -> Extractor:
-    """A user's network as an extractor.
+    """Use a custom network as an extractor.
 
     Args:
-        module: Takes float (B, C, H, W) in [-1, 1] and gives (B, D), or (B, D, 1, 1).
-        name: What distances in its space are labelled with.
-        shape: (H, W, C) of the pictures it takes; None for any.
-        device: Where it computes.
+        module: Maps float (B, C, H, W) in [-1, 1] to (B, D) or (B, D, 1, 1).
+        name: Label of the distances in its feature space.
+        shape: Accepted image shape (H, W, C); None for any.
+        device: Device to run on.
 
     Raises:
-        DdimError: If the name is that of a bundled extractor or of Inception.
+        DdimError: If a bundled extractor has the name, or it starts with "inception".
     """
     _check_name(name, "choose a name of its own")
     module = module.to(device).eval()
@@ -88,37 +88,39 @@ def from_module(
 
 
 def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
-    """A TorchScript file or an exported program (.pt2) as an extractor, named by its file. It is a program: see `load`.
+    """Load a TorchScript file or exported program (.pt2) as an extractor named after the file.
+
+    The file contains code that is executed: use only files you trust.
 
     Raises:
-        DdimError: If it is neither, or has the name of another extractor.
+        DdimError: If the file is neither, or has the name of another extractor.
     """
     from torch.export.passes import move_to_device_pass
 
     _check_name(path.stem, "rename the file")
     check_file(path)
     try:
-        if not zipfile.is_zipfile(path):  # torch.export would write its own traceback of it
+        if not zipfile.is_zipfile(path):  # torch.export would log its own traceback
             raise ValueError("it is no archive")
         if path.suffix == ".pt2":
             program = torch.export.load(path)
             module = move_to_device_pass(program, device).module()
         else:
             module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # of many kinds, those of zip files among them
+    except Exception as error:  # many exception types, including those of zip files
         wrong = f"is neither a TorchScript file nor an exported program ({_reason(error)})"
         raise DdimError(path, wrong, "write one with torch.jit.save or torch.export.save") from None
     return Extractor(path.stem, sha256(path), _float_input(module, device))
 
 
 def _check_name(name: str, mend: str) -> None:
-    """Refuse a name by which distances would pass for those of another space."""
+    """Raise DdimError for the name of a bundled extractor or of Inception, to keep distances distinguishable."""
     if name in bundled() or name.startswith(INCEPTION):
         raise DdimError(f"extractor {name}", "is the name of another one", mend)
 
 
 def _reason(error: Exception) -> str:
-    """The last line of what an error says, which in torch is the one that tells."""
+    """The last line of an error's message, which in torch holds the actual reason."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 

@@ -1,4 +1,4 @@
-"""A feature space: what gives a picture its features, and what distances in it are called."""
+"""Feature extractors of images, and the names of the distances in their feature spaces."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature space.
+    """A feature extractor.
 
     Args:
-        name: What distances in it are labelled with.
-        sha256: The checksum of the weights.
-        function: uint8 (B, H, W, C) in [0, 255] to features (B, D).
-        shape: (H, W, C) of the pictures it takes; None for any.
-        batch: Pictures it sees at once, smaller parts being padded, so that features do not depend on neighbours.
-        note: What a reader of its figures should know.
+        name: Label of the distances in its feature space.
+        sha256: Checksum of the weights.
+        function: Function from uint8 (B, H, W, C) in [0, 255] to features (B, D).
+        shape: Accepted image shape (H, W, C); None for any.
+        batch: Batch size. Smaller batches are padded, so that features do not depend on the other images.
+        note: Remark to print with the results.
     """
 
     name: str
@@ -38,29 +38,29 @@ class Extractor:
 
     @property
     def metric(self) -> str:
-        """What the Frechet distance in this space is called: FID with Inception's standard weights only."""
+        """Name of the Frechet distance in this feature space: "FID" only with Inception's standard weights."""
         return metric_name(self.name, self.sha256)
 
     def __call__(self, pictures: np.ndarray) -> Tensor:
-        """The features of pictures.
+        """Compute the features of images.
 
         Args:
             pictures: uint8, (N, H, W, C).
 
         Returns:
-            float32, (N, D), on the CPU.
+            Features, float32, (N, D), on the CPU.
 
         Raises:
-            DdimError: If they are not of the shape it takes, or a feature is not finite.
+            DdimError: If the images have another dtype or shape, or a feature is not finite.
         """
         if pictures.dtype != np.uint8 or pictures.ndim != 4:
             wrong = f"are {pictures.dtype} {pictures.shape}"
             raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
         if self.shape is not None and pictures.shape[1:] != self.shape:
             shown = "x".join(map(str, pictures.shape[1:]))
-            own = "x".join(map(str, self.shape))
-            raise DdimError(f"extractor {self.name}", f"takes {own}, the pictures are {shown}", "choose another one")
-        made = []
+            takes = "x".join(map(str, self.shape))
+            raise DdimError(f"extractor {self.name}", f"takes {takes}, the pictures are {shown}", "choose another one")
+        parts = []
         for first in range(0, len(pictures), self.batch):
             part = pictures[first : first + self.batch]
             full = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
@@ -69,13 +69,13 @@ class Extractor:
             if features.ndim != 2 or len(features) != self.batch:
                 wrong = f"gives {tuple(features.shape)} for {self.batch} pictures"
                 raise DdimError(f"extractor {self.name}", wrong, "it must give one vector a picture, (B, D)")
-            made.append(features[: len(part)].to("cpu", torch.float32))
-        out = torch.cat(made)
+            parts.append(features[: len(part)].to("cpu", torch.float32))
+        out = torch.cat(parts)
         if not torch.isfinite(out).all():
             raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
         return out
 
 
 def metric_name(name: str, sha256: str) -> str:
-    """What the Frechet distance is called in an extractor's space: FID with Inception's standard weights only."""
+    """Name of the Frechet distance in an extractor's feature space: "FID" only with Inception's standard weights."""
     return "FID" if (name, sha256) == (INCEPTION, INCEPTION_SHA256) else f"FD({name})"

@@ -1,4 +1,4 @@
-"""The paper's Table 1 for a model: samples of every number of calls and amount of noise, held against data."""
+"""The paper's Table 1 for a model: distance of samples to data for each number of steps S and each eta."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from ddim.sampling.microbatch import Label, labels_of
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 STEPS = (10, 20, 50, 100, 1000)
-PAIRS = 2000  # of features for consistency
+PAIRS = 2000  # features kept per cell for `consistency`
 
 
 @dataclass(frozen=True, eq=False)
 class TableCell:
-    """One place of the table.
+    """One cell of the table.
 
     Args:
-        row: "0", "0.2", "hat", or the name of a sampler without noise.
+        row: "0", "0.2", "hat", or the name of a deterministic sampler.
         steps: S.
-        n: How many samples.
-        plan: What makes them.
+        n: Number of samples.
+        plan: The sampling plan.
     """
 
     row: str
@@ -54,24 +54,24 @@ class TableCell:
 
     @property
     def label(self) -> str:
-        """The row in words."""
+        """Display name of the row."""
         return label(self.row)
 
     @property
     def folder(self) -> str:
-        """The name of its samples folder, where samples are kept."""
+        """Name of the cell's samples folder."""
         return f"S{self.steps}-{self.row}"
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a table stands.
+    """Progress of a table.
 
     Args:
-        cell: The cell at hand.
-        done: Its samples so far.
-        calls: Network calls for samples so far, over all cells, and of those that were there before.
-        found: The calls that were there before.
+        cell: The current cell.
+        done: Number of its samples done.
+        calls: Network evaluations for samples so far, over all cells, including those of earlier runs.
+        found: Network evaluations of earlier runs.
     """
 
     cell: TableCell
@@ -82,12 +82,12 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A cell and what was found.
+    """A cell with its measurements.
 
     Args:
         cell: The cell.
-        figures: See `ddim.evaluation.distances`.
-        gathered: Its features, and the first of its pictures.
+        figures: The distances to the data, see `ddim.evaluation.distances`.
+        gathered: Its features, and the first of its images.
     """
 
     cell: TableCell
@@ -96,7 +96,7 @@ class Measured:
 
 
 def label(row: str) -> str:
-    """A row of the table in words."""
+    """Display name of a row of the table."""
     return "sigma-hat" if row == "hat" else f"eta = {row}" if row[:1].isdigit() else row
 
 
@@ -108,44 +108,44 @@ def cells(
     grid: str | None = None,
     **settings: Any,
 ) -> list[TableCell]:
-    """The cells of a table, the cheap ones first.
+    """The cells of a table, sorted by S.
 
     Args:
         model: The model.
-        steps: Numbers of network calls S.
-        rows: etas such as "0.2", "hat", and names of samplers without noise, "auto" among them.
-        n: How many samples each has, see `ddim.evaluation.counts.Counts`.
-        grid: The grid of the etas and "hat"; samplers by name take it too, but for "auto", which has its own.
-        settings: Of every plan: `temperature` and `top_p` of categories; `clip_x0` and `top` of real-valued images, the
-            latter not for "auto", which has its own.
+        steps: Numbers of network evaluations S.
+        rows: Values of eta such as "0.2", "hat", and names of deterministic samplers, including "auto".
+        n: Number of samples of each cell, see `ddim.evaluation.counts.Counts`.
+        grid: Spacing of the timesteps; not used for "auto", which has its own.
+        settings: Settings of every plan: `temperature` and `top_p` for discrete data; `clip_x0` and `top` for
+            real-valued images (`top` is not used for "auto", which has its own).
 
     Raises:
-        DdimError: If one cannot be made, is named twice, or none is left.
+        DdimError: If a plan cannot be built, a value is repeated, or no cell is left.
     """
     rows = [row_name(row) for row in rows]
-    for name, given in (("--steps", [*map(str, steps)]), ("--eta", rows)):
-        if len({*given}) < len(given) or not given:
-            raise DdimError(f"{name} {','.join(given)}", "names one twice, or none", "name each once")
-    made = []
+    for name, values in (("--steps", [*map(str, steps)]), ("--eta", rows)):
+        if len({*values}) < len(values) or not values:
+            raise DdimError(f"{name} {','.join(values)}", "names one twice, or none", "name each once")
+    result = []
     for s in sorted(steps):
         for row in rows:
             if not (count := n(s, row)):
                 continue
-            made.append(TableCell(row, s, count, _plan(model, row, s, grid, settings)))
+            result.append(TableCell(row, s, count, _plan(model, row, s, grid, settings)))
     n.check_used()
-    if not made:
+    if not result:
         raise DdimError("the table", "has no cell left", "give -n a number for one")
-    return made
+    return result
 
 
 def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> BasePlan[Any]:
     if row == "hat" and "sigma" not in model.SETTINGS:
         raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
-    given: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
-    named: dict[str, Any] = {} if given else {"sampler": row}
+    noise: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
+    sampler: dict[str, Any] = {} if noise else {"sampler": row}
     if row == "auto":
-        return model.plan(steps, **named, **{key: value for key, value in settings.items() if key != "top"})
-    return model.plan(steps, grid, **given, **named, **settings)
+        return model.plan(steps, **sampler, **{key: value for key, value in settings.items() if key != "top"})
+    return model.plan(steps, grid, **noise, **sampler, **settings)
 
 
 def check(
@@ -156,18 +156,18 @@ def check(
     label: Label = None,
     images: Path | None = None,
 ) -> None:
-    """Refuse what would go wrong at a sample, before any is made; folders of samples are claimed.
+    """Validate the arguments before any sample is drawn; creates the samples folders and their manifests.
 
     Args:
         model: The model.
         some: The cells.
-        seed: Of the samples.
+        seed: Seed of the samples.
         name: The model's name.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
-        images: Where samples are to be kept.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
+        images: Parent of the samples folders; None to write none.
 
     Raises:
-        DdimError: If the seed or the label is none, the model needs one, or a folder holds something else.
+        DdimError: If the seed or label is invalid, a required label is missing, or a folder holds something else.
     """
     for cell in some:
         image_sets.from_model(model, cell.plan, cell.n, seed, label=label)
@@ -188,35 +188,35 @@ def iter_fill(
     label: Label = None,
     images: Path | None = None,
 ) -> Generator[Progress, None, list[Measured]]:
-    """Sample and measure every cell, going on with what the folder holds.
+    """Sample and measure every cell, resuming from the folder.
 
     Args:
         model: The model.
         some: The cells.
-        data: What samples are held against.
-        extractor: The feature space of both.
-        folder: Where cells are kept, by what they depend on; it is made.
-        seed: Of the samples: sample i of every cell starts from the same x_T.
+        data: Statistics of the data to compare with.
+        extractor: The feature extractor of samples and data.
+        folder: Folder of the cells' files, named by a hash of their settings; created if missing.
+        seed: Seed of the samples: sample i of every cell starts from the same x_T.
         name: The model's name.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
-        images: A folder to keep the samples in as PNG files; none are written without.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
+        images: Folder to write the samples to as PNG files; None to write none.
 
     Yields:
-        Where it stands, after each chunk of samples.
+        Progress after each chunk of samples.
 
     Returns:
-        What was found, in the order of the cells.
+        The measurements, in the order of the cells.
     """
     make_folder(folder)
-    made: list[Measured] = []
-    calls = found = 0
+    measured: list[Measured] = []
+    calls = resumed = 0
     for cell in some:
-        kept = images / cell.folder if images else None
-        pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, kept)
+        samples_folder = images / cell.folder if images else None
+        pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, samples_folder)
         path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
-        if kept and path.exists():  # its figures may be known, its samples not written
-            for _ in generate(model, cell.plan, kept, cell.n, 0, seed, name, CHUNK, label):
-                yield Progress(cell, 0, calls, found)
+        if samples_folder and path.exists():  # measured in an earlier run that may not have written the samples
+            for _ in generate(model, cell.plan, samples_folder, cell.n, 0, seed, name, CHUNK, label):
+                yield Progress(cell, 0, calls, resumed)
         steps, done, before = image_sets.iter_measure(pictures, extractor, path), 0, calls
         first = True
         while True:
@@ -225,63 +225,63 @@ def iter_fill(
             except StopIteration as end:
                 statistics, gathered = end.value
                 break
-            found += done * cell.plan.calls if first else 0
+            resumed += done * cell.plan.calls if first else 0
             first, calls = False, before + done * cell.plan.calls
             try:
-                yield Progress(cell, done, calls, found)
+                yield Progress(cell, done, calls, resumed)
             except BaseException:
                 steps.close()
                 raise
-        made.append(Measured(cell, _figures(path, statistics, data, seed), _slim(gathered)))
-    return made
+        measured.append(Measured(cell, _figures(path, statistics, data, seed), _slim(gathered)))
+    return measured
 
 
 def digest(what: dict[str, Any], extractor: Extractor) -> str:
-    """What tells a gathering from others: 12 hexadecimal digits of what it depends on, software left out."""
-    named = {key: value for key, value in what.items() if key != "software"}
-    text = json.dumps([named, extractor.name, extractor.sha256], sort_keys=True)
+    """Hash of everything that determines a cell's features except software versions: 12 hexadecimal digits."""
+    reproducible = {key: value for key, value in what.items() if key != "software"}
+    text = json.dumps([reproducible, extractor.name, extractor.sha256], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _slim(gathered: FeatureStats) -> FeatureStats:
-    """Without what only the distances need: in Inception's space a hundred megabytes a cell."""
+    """Drop what only the distances need, to save memory: with Inception it takes a hundred megabytes per cell."""
     sums = Moments(0, gathered.count, torch.empty(0), torch.empty(0, 0))
     return replace(gathered, moments=sums, features=gathered.features[:PAIRS].clone())
 
 
 def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> dict[str, Any]:
-    """The distances, kept beside the cell: nearest neighbours and kernels take longer than small networks do."""
-    asked = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
-    asked |= {"kid": fidelity.installed(), "form": 2}
-    kept = path.with_suffix(".json")
+    """The distances, cached in a file next to the cell's: KID, precision and recall can take longer than sampling."""
+    request = {"n": samples.moments.count, "data": data.protocol.model_dump(), "seed": seed}
+    request |= {"kid": fidelity.installed(), "form": 2}
+    cache = path.with_suffix(".json")
     try:
-        there = read_sealed_json(kept, dict)
-        if there.get("asked") == asked:
-            return dict(entry(there, "figures", dict, kept))
+        cached = read_sealed_json(cache, dict)
+        if cached.get("asked") == request:
+            return dict(entry(cached, "figures", dict, cache))
     except DdimError:
-        if kept.exists():
-            warn(f"{kept}: is damaged, or of another version; it is made again")
+        if cache.exists():
+            warn(f"{cache}: is damaged, or of another version; it is made again")
     figures = distances(samples, data, seed)
-    write_json(kept, {"asked": asked, "figures": figures})
+    write_json(cache, {"asked": request, "figures": figures})
     return figures
 
 
 def seconds(model: ModelBase, cell: TableCell, gathered: FeatureStats, label: Label = None) -> tuple[float, int]:
-    """Seconds a sample takes and of how many samples that is the mean; one micro-batch is timed where none was.
+    """Mean seconds per sample, and the number of samples timed; times one micro-batch if none were.
 
     Args:
         model: The model.
         cell: The cell.
-        gathered: What was gathered of it.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
+        gathered: The cell's statistics.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
     """
     if gathered.timed:
         return gathered.seconds / gathered.timed, gathered.timed
     indices = range(model.micro_batch)
     labels = labels_of(label, indices, model.config.network.classes)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     for _ in model.sample_blocks(cell.plan, indices, 0, labels):
         pass
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
-    return (time.monotonic() - begun) / len(indices), len(indices)
+    return (time.monotonic() - start_time) / len(indices), len(indices)

@@ -1,4 +1,4 @@
-"""The door to torch-fidelity: KID, precision and recall, and Inception's architecture."""
+"""Wrapper of torch-fidelity: KID, precision and recall, and the check that it is installed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 
 from ddim.errors import DdimError
 
-_KEPT: list[torch.library.Library] = []
+_LIBRARIES: list[torch.library.Library] = []
 
 
 def mend_torchvision() -> None:
-    """Let torchvision be imported beside a torch whose build its compiled part does not fit.
+    """Make torchvision importable if its compiled extension does not match the installed torch build.
 
-    Without that part it fails at import on two operators that nothing here uses; they are declared, not defined.
+    Without the extension, its import fails on two operators that this package does not use; they are declared here
+    without an implementation.
     """
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or _KEPT:
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None or _LIBRARIES:
         return
-    for compiled in Path(found.origin).parent.glob("_C.*"):
+    for compiled in Path(spec.origin).parent.glob("_C.*"):
         try:
             torch.ops.load_library(str(compiled))  # type: ignore[no-untyped-call]
             return
@@ -30,22 +31,22 @@ def mend_torchvision() -> None:
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _KEPT.append(library)
+    _LIBRARIES.append(library)
 
 
 def installed() -> bool:
-    """Whether torch-fidelity is there."""
+    """Whether torch-fidelity is installed."""
     return importlib.util.find_spec("torch_fidelity") is not None
 
 
 def need(what: str) -> None:
-    """Refuse what torch-fidelity is needed for where it is not there.
+    """Check that torch-fidelity is installed and prepare its import.
 
     Args:
-        what: What is asked for.
+        what: The requested feature, for the error message.
 
     Raises:
-        DdimError: If it is not there.
+        DdimError: If torch-fidelity is not installed.
     """
     if not installed():
         raise DdimError(what, "needs torch-fidelity, which is not installed", "run: pip install 'ddim[eval]'")
@@ -53,22 +54,22 @@ def need(what: str) -> None:
 
 
 def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> dict[str, Any]:
-    """KID (Binkowski et al. 2018): the unbiased squared MMD by a cubic kernel, mean and deviation over subsets.
+    """KID (Binkowski et al. 2018): unbiased squared MMD with a cubic kernel, mean and standard deviation over subsets.
 
-    Being unbiased it is negative about half of the time where the two are alike, by about its deviation: it is an
-    estimate of a distance, and left as it is.
+    For sets with the same distribution it is negative about half of the time, since it is unbiased; it is not clipped.
 
     Args:
         a: Features, (N, D).
         b: Features, (M, D).
-        seed: Of the subsets; the library takes 32 bits of it.
-        subsets: How many.
+        seed: Seed of the subsets; torch-fidelity uses the lower 32 bits.
+        subsets: Number of subsets.
 
     Returns:
-        "kid", "kid_std" (of single subsets) and "kid_subset", their size: 1,000, or half of the smaller set.
+        "kid"; "kid_std", the standard deviation over subsets; "kid_subset", the subset size: 1,000, or half of the
+        smaller set if that is less.
 
     Raises:
-        DdimError: If torch-fidelity is not there, or a set has fewer than four vectors.
+        DdimError: If torch-fidelity is not installed, or a set has fewer than four vectors.
     """
     need("KID")
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
@@ -77,12 +78,12 @@ def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> d
     if size < 2:
         raise DdimError("KID", f"cannot be had of {min(len(a), len(b))} pictures", "give four or more")
     settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
-    found = kid_features_to_metric(a.double(), b.double(), **settings)
-    return {"kid": found[KEY_METRIC_KID_MEAN], "kid_std": found[KEY_METRIC_KID_STD], "kid_subset": size}
+    metrics = kid_features_to_metric(a.double(), b.double(), **settings)
+    return {"kid": metrics[KEY_METRIC_KID_MEAN], "kid_std": metrics[KEY_METRIC_KID_STD], "kid_subset": size}
 
 
 def precision_recall(samples: torch.Tensor, real: torch.Tensor, neighbours: int = 3) -> dict[str, Any]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019) by balls of the k-th neighbour.
+    """Improved precision and recall (Kynkaanniemi et al. 2019) with k-nearest-neighbour balls.
 
     Args:
         samples: Features of samples, (N, D).
@@ -93,12 +94,12 @@ def precision_recall(samples: torch.Tensor, real: torch.Tensor, neighbours: int 
         "precision" and "recall", each in [0, 1], and "neighbours".
 
     Raises:
-        DdimError: If torch-fidelity is not there, or a set has too few vectors.
+        DdimError: If torch-fidelity is not installed, or a set has k vectors or fewer.
     """
     need("precision and recall")
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     if min(len(samples), len(real)) <= neighbours:
         raise DdimError("precision and recall", "of too few pictures", f"give more than {neighbours} of each")
-    found = prc_features_to_metric(samples, real, prc_neighborhood=neighbours, verbose=False, save_cpu_ram=True)
-    return {"precision": found[KEY_METRIC_PRECISION], "recall": found[KEY_METRIC_RECALL], "neighbours": neighbours}
+    metrics = prc_features_to_metric(samples, real, prc_neighborhood=neighbours, verbose=False, save_cpu_ram=True)
+    return {"precision": metrics[KEY_METRIC_PRECISION], "recall": metrics[KEY_METRIC_RECALL], "neighbours": neighbours}

@@ -1,4 +1,4 @@
-"""One interface over pictures wherever they come from: a model, a folder, a data set, an array, any iterable."""
+"""Images from any source (a model, folder, dataset, array or iterable) as an `ImageSource` that can be measured."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from ddim.process.rng import permutation
 from ddim.sampling.microbatch import Label, labels_of
 
 Arrays = np.ndarray | Tensor
-FARTHEST = 3.0  # samples overshoot [-1, 1] a little; more than this is another scale
+FARTHEST = 3.0  # samples overshoot [-1, 1] a little; a larger magnitude means another value range
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """Pictures that can be counted and made in order.
+    """A countable source that produces images in order.
 
     Args:
-        name: What they are, for people.
-        count: How many there are; for samples, how many are asked for.
-        make: Makes those of a range of indices, uint8 (B, H, W, C).
-        what: What they depend on, for files that are gone on with.
-        grid: Their size and channels.
-        split: Which part of a data set; "" for what has none.
-        fingerprint: What tells them from others of that name.
-        resize: How other sizes are brought to that grid; "" for what never was.
-        timed: Whether making them takes as long as sampling does.
+        name: Display name.
+        count: Number of images; for samples, the number requested.
+        make: Function that produces the images of a range of indices, uint8 (B, H, W, C).
+        what: Everything that determines the images; verified when a measurement is resumed.
+        grid: Resolution and channels, such as "28x28x1".
+        split: Split of a dataset; "" if it has none.
+        fingerprint: Content hash that distinguishes datasets of the same name.
+        resize: How images are resized to that resolution; "" if they never are.
+        timed: Whether the time `make` takes is the time of sampling.
     """
 
     name: str
@@ -56,7 +56,7 @@ class ImageSource:
 
 
 def from_data(found: ImageSet) -> ImageSource:
-    """A data set or a folder of pictures, visited in an order that mixes its classes, the same each time."""
+    """A dataset or a folder of images, in a fixed shuffled order that mixes its classes."""
     order = permutation(0, 0, len(found))
 
     def make(some: range) -> Iterator[np.ndarray]:
@@ -81,19 +81,19 @@ def from_model(
     label: Label = None,
     folder: Path | None = None,
 ) -> ImageSource:
-    """Samples 0..n - 1 of a run, as 8-bit pictures.
+    """Samples 0..n - 1 of a run, as 8-bit images.
 
     Args:
         model: The model.
-        plan: What is run.
-        n: How many.
+        plan: The sampling plan.
+        n: Number of samples.
         seed: The run's seed.
         name: The model's name.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
-        folder: A samples folder to keep them in and to take those from that are there; None for no files.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
+        folder: Samples folder to write to; samples already in it are reused. None for no files.
 
     Raises:
-        DdimError: If the plan is not one for this model.
+        DdimError: If the plan does not fit the model.
     """
     model.check_plan(plan, to_clean=True)
     classes = model.config.network.classes
@@ -108,7 +108,7 @@ def from_model(
                 raise DdimError("samples", "are not finite numbers", either("use another grid", "use dtype='float32'"))
             yield np.stack(model.kind.render(block))
 
-    def kept(some: range) -> Iterator[np.ndarray]:
+    def make_stored(some: range) -> Iterator[np.ndarray]:
         assert folder is not None
         for first in range(some.start, some.stop, CHUNK):
             n = min(CHUNK, some.stop - first)
@@ -119,27 +119,27 @@ def from_model(
     height, width, channels = model.shape[1], model.shape[2], model.shape[0]
     what = {"seed": seed, "label": label, **identity(model, plan, "")}
     grid = f"{height}x{width}x{channels}"
-    return ImageSource(f"{name} {plan.name}", n, kept if folder else make, what, grid, timed=folder is None)
+    return ImageSource(f"{name} {plan.name}", n, make_stored if folder else make, what, grid, timed=folder is None)
 
 
 def from_arrays(pictures: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
-    """An array, or any iterable of arrays, which is read once and held.
+    """The images of an array or of an iterable of arrays, which is read once into memory.
 
     Args:
-        pictures: uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]; or an iterable of such.
-        name: What they are, for people.
+        pictures: uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]; or an iterable of such arrays.
+        name: Display name.
 
     Raises:
-        DdimError: If there are none, they are of several sizes, or of another kind.
+        DdimError: If there are no images, their sizes differ, or an array has another dtype, shape or value range.
     """
     parts = [pictures] if isinstance(pictures, np.ndarray | Tensor) else [*pictures]
-    made = [_as_uint8(part) for part in parts]
-    if not sum(map(len, made)):
+    arrays = [_as_uint8(part) for part in parts]
+    if not sum(map(len, arrays)):
         raise DdimError(name, "holds no pictures", "give at least two")
-    if len({part.shape[1:] for part in made}) > 1:
-        shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in made}))
+    if len({part.shape[1:] for part in arrays}) > 1:
+        shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in arrays}))
         raise DdimError(name, f"holds pictures of several sizes ({shapes})", "bring them to one size first")
-    whole = np.concatenate(made)
+    whole = np.concatenate(arrays)
     height, width, channels = whole.shape[1:]
     make: Callable[[range], list[np.ndarray]] = lambda some: [whole[some.start : some.stop]]  # noqa: E731
     return ImageSource(name, len(whole), make, {"data": name}, f"{height}x{width}x{channels}")
@@ -162,7 +162,7 @@ def _as_uint8(part: Arrays) -> np.ndarray:
 
 
 def protocol(pictures: ImageSource, extractor: Extractor, count: int) -> Protocol:
-    """How statistics of pictures are made."""
+    """The protocol of statistics of `count` images."""
     return Protocol(
         data=pictures.name,
         split=pictures.split,
@@ -178,27 +178,30 @@ def protocol(pictures: ImageSource, extractor: Extractor, count: int) -> Protoco
 def iter_measure(
     pictures: ImageSource, extractor: Extractor, path: Path | None = None
 ) -> Generator[int, None, tuple[Statistics, FeatureStats]]:
-    """Statistics of a set of pictures, going on with a file; see `ddim.evaluation.accumulate.iter_gather`."""
-    made = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
-    return Statistics(made.moments, made.features, protocol(pictures, extractor, made.count)), made
+    """Statistics of a source of images, resumed from a file if `path` is given.
+
+    Yields the number of images done; see `ddim.evaluation.accumulate.iter_gather`.
+    """
+    stats = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
+    return Statistics(stats.moments, stats.features, protocol(pictures, extractor, stats.count)), stats
 
 
 def measure(
     pictures: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "pictures"
 ) -> Statistics:
-    """Statistics of pictures wherever they come from.
+    """Feature statistics of images from any source.
 
     Args:
-        pictures: A set made by this module, a data set, an array, or an iterable of arrays.
-        extractor: The feature space, see `ddim.evaluation.extractors.load`.
-        name: What they are, for arrays.
+        pictures: An `ImageSource`, a dataset, an array, or an iterable of arrays.
+        extractor: The feature extractor, see `ddim.evaluation.extractors.load`.
+        name: Display name of arrays.
 
     Raises:
-        DdimError: If they are not pictures that the extractor takes.
+        DdimError: If they are not images that the extractor accepts.
     """
     if isinstance(pictures, ImageSet):
         pictures = from_data(pictures)
     elif not isinstance(pictures, ImageSource):
         pictures = from_arrays(pictures, name)
-    made, _ = drain(iter_measure(pictures, extractor))
-    return made
+    statistics, _ = drain(iter_measure(pictures, extractor))
+    return statistics

@@ -1,4 +1,4 @@
-"""The feature space of FID: Inception v3 with the weights ported from TensorFlow, as torch-fidelity computes it."""
+"""Inception v3 features for FID, with the weights ported from TensorFlow, as computed by torch-fidelity."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ddim.evaluation.features import INCEPTION_SHA256 as SHA256
 
 FILE = "weights-inception-2015-12-05-6726825d.pth"
 LAYER = "2048"
-LARGEST = 1 << 30  # bytes; the file has 95 million
+LARGEST = 1 << 30  # size limit in bytes; the file has 95 million
 
 
 def inception(
     weights: Path | None = None, device: torch.device | str = "cpu", expected: str = SHA256, batch: int = 32
 ) -> Extractor:
-    """Inception v3's 2,048 pooled features; grey pictures are spread to RGB.
+    """Extractor of Inception v3's 2,048 pooled features; greyscale images are repeated to RGB.
 
     Args:
-        weights: A local file of the weights; by default torch-fidelity's download, kept in torch's own cache.
-        device: Where it computes.
-        expected: The SHA-256 the file must have. With another than the standard one the space is not called
-            "inception", and distances in it are not called FID.
-        batch: Pictures it sees at once.
+        weights: Local weights file; by default torch-fidelity's download, stored in torch's cache.
+        device: Device to run on.
+        expected: SHA-256 that the file must have. With any but the standard one the extractor is not named
+            "inception", and distances in its feature space are not called FID.
+        batch: Batch size.
 
     Raises:
         DdimError: If torch-fidelity is not installed, or the weights are missing, damaged or cannot be downloaded.
@@ -40,38 +40,41 @@ def inception(
     fidelity.need("Inception")
     path = _downloaded() if weights is None else weights
     check_file(path, LARGEST, f"give {FILE}, or leave it out to download it")
-    found = sha256(path)
-    if found != expected:
-        wrong = f"has SHA-256 {found[:12]}..., not {expected[:12]}..."
+    digest = sha256(path)
+    if digest != expected:
+        wrong = f"has SHA-256 {digest[:12]}..., not {expected[:12]}..."
         raise DdimError(path, wrong, f"give the file {FILE}, or remove it to download it again")
     network = _network(path).to(device)
-    name = INCEPTION if found == SHA256 else f"inception-{found[:8]}"
+    name = INCEPTION if digest == SHA256 else f"inception-{digest[:8]}"
 
     def function(pictures: np.ndarray) -> Tensor:
         rgb = np.repeat(pictures, 3, axis=3) if pictures.shape[3] == 1 else pictures
         [features] = network(torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(device))
         return torch.as_tensor(features)
 
-    return Extractor(name, found, function, batch=batch)
+    return Extractor(name, digest, function, batch=batch)
 
 
 def _network(path: Path) -> Any:
-    """torch-fidelity's network with the weights of a file. It would unpickle them; here only tensors are read."""
+    """torch-fidelity's network with the weights of a file.
+
+    torch-fidelity would unpickle the file, so it is read here with `weights_only` and passed on re-saved.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
-        again = io.BytesIO()
-        torch.save({str(key): torch.as_tensor(value) for key, value in state.items()}, again)
-        again.seek(0)
-        return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=again)
-    except Exception as error:  # torch raises many kinds, its unpickler its own
+        buffer = io.BytesIO()
+        torch.save({str(key): torch.as_tensor(value) for key, value in state.items()}, buffer)
+        buffer.seek(0)
+        return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=buffer)
+    except Exception as error:  # torch and its unpickler raise many exception types
         reason = str(error).strip().splitlines()[0]
         raise DdimError(path, f"does not hold Inception's weights ({reason})", f"give the file {FILE}") from None
 
 
 def _downloaded() -> Path:
-    """Where torch keeps the file, downloaded if it is not there."""
+    """The path of the weights in torch's cache, downloaded if missing."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILE

@@ -1,4 +1,4 @@
-"""Likelihood through the probability-flow ODE: the trace of its Jacobian travels with the state, along any plan."""
+"""Likelihood by the probability-flow ODE: the trace of its Jacobian is integrated together with the state."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ddim.sampling.loop import run
 
 @dataclass(frozen=True, slots=True)
 class Traced:
-    """A denoiser on states (N, d + 1) whose last number is the integral of the trace of the ODE's Jacobian.
+    """A denoiser of augmented states (N, d + 1): the last component is the integral of the trace of the ODE's Jacobian.
 
     Along eq. (14), d xbar / d v = eps_theta, the log-density of xbar changes by -tr(d eps_theta / d xbar) dv (Chen et
-    al. 2018). The trace is one more component of eps: any plan integrates it with the state, and the one loop runs it.
+    al. 2018). The trace is an additional component of eps, so that any plan integrates it with the usual sampling loop.
 
     Args:
         denoise: The denoiser of states (N, *shape), differentiable.
         shape: Shape of one sample.
-        probes: (K, N, d): Hutchinson's estimate mean_k p_k^T J p_k with fixed probes of mean 0 and covariance I; None
-            for the exact trace, d passes backwards per call.
+        probes: Hutchinson probes (K, N, d) with mean 0 and covariance I; the trace is estimated as
+            mean_k p_k^T J p_k. None for the exact trace, with d backward passes per evaluation.
     """
 
     denoise: Denoiser
@@ -37,7 +37,7 @@ class Traced:
     probes: Tensor | None = None
 
     def __call__(self, state: Tensor, level: Level, /) -> Prediction:
-        """The prediction at (N, d + 1)."""
+        """The prediction for augmented states (N, d + 1)."""
         with torch.enable_grad():
             x = state[:, :-1].detach().requires_grad_()
             eps = self.denoise(x.reshape(-1, *self.shape), level).eps.flatten(1)
@@ -58,7 +58,7 @@ class Traced:
 
 
 def standard_normal(x: Tensor) -> Tensor:
-    """log N(x; 0, I) for each sample of (N, d)."""
+    """log N(x; 0, I) of each sample of (N, d)."""
     return log_normal(x, 0.0, 1.0)
 
 
@@ -69,21 +69,21 @@ def log_density(
     probes: Tensor | None = None,
     prior: Callable[[Tensor], Tensor] = standard_normal,
 ) -> Tensor:
-    """The log-density of the model that carries its prior along the ODE (14), by the change of variables.
+    """The log-density of a model by the ODE (14) and the change of variables.
 
     Args:
         denoise: The denoiser, differentiable.
-        plan: A plan without noise or clipping over rising levels above clean data, from that of x to the noisiest:
-            `samplers.runge_kutta`. How exact the figure is depends on it: compare with a plan of half the steps.
+        plan: A plan without noise or clipping with increasing t > 0, from the level of x to the noisiest, such as
+            `samplers.runge_kutta`. It determines the accuracy: compare with a plan of half the steps.
         x: States at the plan's first level, (N, ...).
-        probes: See `Traced`.
+        probes: Hutchinson probes, see `Traced`.
         prior: The log-density of states (N, d) at the plan's last level.
 
     Returns:
-        float64, (N,), nats, of x itself (not of xbar = x / signal).
+        Log-density of x itself (not of xbar = x / signal) in nats, float64, (N,).
 
     Raises:
-        ValueError: If the plan is not such a one.
+        ValueError: If the plan has noise or clipping, or t does not increase from above 0.
     """
     if plan.stochastic or plan.clip_x0 or plan.start.t == 0 or not plan.end.log_snr < plan.start.log_snr:
         raise ValueError("the change of variables needs rising levels above t = 0, without noise or clipping")
@@ -95,7 +95,7 @@ def log_density(
 
 
 def bits(nats: Tensor, dimensions: int) -> Tensor:
-    """Negative log-likelihoods in nats, summed over d dimensions, as bits per dimension."""
+    """Convert negative log-likelihoods in nats, summed over the dimensions, to bits per dimension."""
     return nats / (dimensions * math.log(2))
 
 
@@ -107,19 +107,19 @@ def discrete_nats(
     eps: Tensor,
     last_sigma: float | None = None,
 ) -> Tensor:
-    """An upper bound on -log P(x_0) of 8-bit data, from a continuous density at the first level, and one draw.
+    """One-sample estimate of an upper bound on -log P(x_0) of 8-bit data, from a continuous density at the first level.
 
-    With `last_sigma` the data are dequantised by the diffusion's own noise: x_1 = eq. (4) of x_0, and
-    -log P(x_0) <= E[log q(x_1 | x_0) - log p(x_1) - log P(x_0 | x_1)], with the discretised Gaussian of the variational
-    bound as the last factor, so that the two methods differ in -log p(x_1) only. Without it they are dequantised by
-    uniform noise of one bin's width, and the result is taken as xbar at the first level.
+    With `last_sigma` the data are dequantised by the diffusion's noise: x_1 = eq. (4) of x_0, and
+    -log P(x_0) <= E[log q(x_1 | x_0) - log p(x_1) - log P(x_0 | x_1)], where the last factor is the discretised
+    Gaussian of the variational bound, so that the two methods differ only in -log p(x_1). Without it the data are
+    dequantised by uniform noise of one bin's width, and the result is used as xbar at the first level.
 
     Args:
-        density: log p of states at `first`, (N, ...) to (N,).
+        density: log p of states at `first`, a function from (N, ...) to (N,).
         denoise: The denoiser.
         first: The first level above clean data.
         x0: 8-bit data in [-1, 1], (N, ...).
-        eps: Standard normal, the shape of x0.
+        eps: Standard normal noise with the shape of x0.
         last_sigma: sigma_1 of the discretised last step; None for uniform dequantisation.
 
     Returns:

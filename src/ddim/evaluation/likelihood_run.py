@@ -1,4 +1,4 @@
-"""Bits per dimension of images or per token of text, in a folder from which a stopped run resumes."""
+"""Bits per dimension of images, or per token of text, computed into a folder from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ from ddim.process.rng import Noise
 
 BLOCKS = "blocks.jsonl"
 
-_ROWS = 0x726F7773  # of the generator that chooses rows
+_ROWS = 0x726F7773  # seed component of the generator that chooses rows
 
 Dequantize = Literal["decoder", "uniform"]
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some pictures' figures.
+    """Likelihoods of one micro-batch of samples.
 
     Args:
-        first: Index of the first one.
-        bits: Bits per dimension of each.
-        error: The solver's error in each, bits per dimension: the difference to half the steps; empty for the bound.
-        terms: The bound's terms in the plan's order, KL(q(x_T | x_0) || N(0, I)) first, in bits per dimension,
-            summed over the block's pictures, 0 for rows it did not have; empty for the ODE.
+        first: Index of the first sample.
+        bits: Bits per dimension of each sample.
+        error: Estimated solver error of each sample in bits per dimension: the difference to the result with half the
+            steps; empty for the bound.
+        terms: Terms of the bound in the plan's order, KL(q(x_T | x_0) || N(0, I)) first, in bits per dimension, summed
+            over the samples, 0 for rows that were not evaluated; empty for the ODE.
     """
 
     first: int
@@ -62,21 +63,21 @@ class Block:
 def measure(
     model: ModelBase, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
 ) -> Iterator[list[Block]]:
-    """Measure pictures block by block into a folder, going on with what is there.
+    """Compute likelihoods in micro-batches into a folder, resuming from the results in it.
 
     Args:
-        model: The model, in float32 for figures to be trusted.
+        model: The model, in float32 for accurate results.
         pictures: uint8, (N, H, W, C); or token ids, (N, L).
-        names: A name for each.
-        request: What to measure.
-        folder: Where to.
+        names: Name of each sample.
+        request: What to compute.
+        folder: Output folder.
         name: The model's name, for the manifest.
 
     Yields:
-        The blocks so far: once at the start, then after each; after the last, the summary is in the folder.
+        The micro-batches so far: once at the start, then after each one. After the last, the summary is written.
 
     Raises:
-        DdimError: If the folder holds something else or is in use, or a figure is not finite.
+        DdimError: If the folder holds something else or is in use, or a result is not finite.
     """
     what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
     what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
@@ -99,7 +100,7 @@ def measure(
 
 
 def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Block]:
-    """The whole lines of a file of blocks, which is cut to them."""
+    """Read the complete lines of the results file and truncate the file after them."""
 
     def parse(line: Any, before: int) -> Block | None:
         first = before * size
@@ -114,7 +115,7 @@ def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Bl
 
 
 def _block(model: ModelBase, pictures: np.ndarray, first: int, request: Request) -> Block:
-    """One micro-batch, padded to its fixed size, so that a picture's figures do not depend on its neighbours."""
+    """Results of one micro-batch, padded to its fixed size so that a sample's result does not depend on the others."""
     count, size = len(pictures), model.micro_batch
     indices = [first + min(i, count - 1) for i in range(size)]
     x0 = model.kind.read(pictures[[i - first for i in indices]]).to(model.device)
@@ -139,7 +140,7 @@ def _block(model: ModelBase, pictures: np.ndarray, first: int, request: Request)
 def _bound(
     model: ModelBase, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]
 ) -> list[Tensor]:
-    """The bound's terms in nats, (N,) each, the prior's first; 0 for rows that are not listed."""
+    """Terms of the bound in nats, (N,) each, the prior term first; 0 for rows that are not in `rows`."""
     kind, plan, prior = model.kind, request.plan, model.kind.prior(request.plan, x0)
     each = [prior, *(torch.zeros_like(prior) for _ in plan.rows)]
     for k, weight in rows:
@@ -164,9 +165,9 @@ def _density(model: ModelBase, plan: Plan, probes: Tensor) -> Callable[[Tensor],
 
 
 def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
-    """Mean and standard error in bits per dimension, and what they depend on."""
+    """Mean and standard error in bits per dimension, with the settings they depend on."""
     values = np.array([value for block in blocks for value in block.bits])
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "method": request.method,
         "plan": request.plan.name,
         "network_calls": request.calls,
@@ -177,20 +178,20 @@ def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
         "last_sigma": request.last_sigma,
     }
     if isinstance(request.plan, CategoricalPlan):
-        made |= {"dequantisation": None, "last_sigma": None}
+        result |= {"dequantisation": None, "last_sigma": None}
     if request.method == "ode":
         errors = np.array([value for block in blocks for value in block.error])
-        made |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
-        return made | {"probes": request.probes}
+        result |= {"solver_error_mean": float(errors.mean()), "solver_error_max": float(errors.max())}
+        return result | {"probes": request.probes}
     terms = np.sum([block.terms for block in blocks], axis=0) / len(values)
     times = [row.now.t for row in request.plan.rows]
     steps = [{"from": t, "bits_per_dim": float(term)} for t, term in zip(times, terms[1:], strict=True)]
-    return made | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
+    return result | {"prior": float(terms[0]), "last_step": float(terms[-1]), "steps": steps}
 
 
 def _write_summary(folder: Path, blocks: list[Block], names: Sequence[str], request: Request, name: str) -> None:
-    made = {"model": name, **summary(blocks, request)}
-    write_atomic(folder / "likelihood.json", (json.dumps(made, indent=1) + "\n").encode())
+    content = {"model": name, **summary(blocks, request)}
+    write_atomic(folder / "likelihood.json", (json.dumps(content, indent=1) + "\n").encode())
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["index", "name", "bits_per_dim", *(["solver_error"] if request.method == "ode" else [])])
@@ -202,17 +203,18 @@ def _write_summary(folder: Path, blocks: list[Block], names: Sequence[str], requ
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be measured.
+    """Settings of a likelihood computation.
 
     Args:
-        method: "bound", the variational bound J_sigma of eq. (11), or "ode", the probability flow's exact density.
-        plan: The plan whose bound it is, or the rising plan along which the ODE is solved.
+        method: "bound", the variational bound J_sigma of eq. (11), or "ode", the exact density of the probability flow.
+        plan: The plan of the bound, or the plan with increasing t along which the ODE is solved.
         last_sigma: sigma_1, the standard deviation of the discretised last step; None for uniform dequantisation.
-        check: With "ode", a plan of half the steps, for the estimate of the solver's error.
-        probes: With "ode", how many probes of the trace each picture has.
-        seed: Of all draws; picture i's depend on (seed, i).
-        draws: With "bound", how many of the plan's rows each micro-batch has: the last, and one drawn from each of as
-            many equal parts of the others, counted for its part, so that the mean is right; 0 for all rows.
+        check: With "ode", a plan with half the steps, to estimate the solver error.
+        probes: With "ode", number of Hutchinson probes per sample.
+        seed: Seed; the random numbers of sample i depend on (seed, i).
+        draws: With "bound", number of the plan's rows evaluated per micro-batch: the last row, and one random row of
+            each of draws - 1 equal parts of the others, weighted by the size of its part for an unbiased mean; 0 for
+            all rows.
     """
 
     method: Literal["bound", "ode"]
@@ -229,12 +231,12 @@ class Request:
 
     @property
     def calls(self) -> int:
-        """Network calls per picture; with "ode" nearly all of them with a pass backwards per probe."""
+        """Network evaluations per sample; with "ode" nearly all of them have a backward pass per probe."""
         rows: int = self.draws or len(self.plan)
         return rows if self.check is None else rows + self.check.calls + (2 if self.last_sigma else 0)
 
     def rows(self, first: int) -> list[tuple[int, int]]:
-        """The rows that the micro-batch from sample `first` on has, each with the number of rows it counts for."""
+        """The rows to evaluate for the micro-batch that starts at sample `first`, as (row, weight)."""
         last = len(self.plan) - 1
         if not self.draws:
             return [(k, 1) for k in range(last + 1)]
@@ -246,17 +248,17 @@ class Request:
 
 
 def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, seed: int = 0, draws: int = 0) -> Request:
-    """The bound of a plan for a model.
+    """Request for the variational bound of an image model.
 
     Args:
         model: The model.
         plan: A plan of eq. (12) with noise at every step but the last.
-        last_sigma: sigma_1; if None see `default_last_sigma`.
-        seed: Of the draws.
-        draws: See `Request`.
+        last_sigma: sigma_1; None for `default_last_sigma`.
+        seed: Seed of the random numbers.
+        draws: Number of rows per micro-batch, see `Request`.
 
     Raises:
-        DdimError: If the bound of the plan is infinite, or it is not one for this model.
+        DdimError: If the bound of the plan is infinite, or the plan does not fit the model.
     """
     _check_model(model, seed)
     model.check_plan(plan, to_clean=True)
@@ -267,8 +269,16 @@ def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, see
 
 
 def token_request(model: TokenModel, plan: CategoricalPlan, seed: int = 0, draws: int = 0) -> Request:
-    """The bound of a plan for a model of categories, see `ddim.objective.categorical_elbo`; arguments as for
-    `bound_request`.
+    """Request for the variational bound of a model of discrete data, see `ddim.objective.categorical_elbo`.
+
+    Args:
+        model: The model.
+        plan: A plan with noise at every step but the last.
+        seed: Seed of the random numbers.
+        draws: Number of rows per micro-batch, see `Request`.
+
+    Raises:
+        DdimError: If the bound of the plan is infinite, or the plan does not fit the model.
     """
     _check_model(model, seed)
     model.check_plan(plan, to_clean=True)
@@ -290,15 +300,16 @@ def ode_request(
     probes: int = 1,
     seed: int = 0,
 ) -> Request:
-    """The exact likelihood through the ODE, from t = 1 up to T in Runge-Kutta steps of order 4, even in log-SNR.
+    """Request for the exact likelihood by the ODE, from t = 1 to T in Runge-Kutta steps of order 4, even in log-SNR.
 
     Args:
         model: The model.
-        steps: Steps of four calls each, even, at least 2; half as many are run too, for the error estimate.
+        steps: Number of steps with four network evaluations each, even, at least 2; the ODE is also solved with half as
+            many for the error estimate.
         dequantize: "decoder" or "uniform", see `ddim.likelihood.discrete_nats`.
-        last_sigma: sigma_1 for "decoder"; the same default as the bound's at S = T.
-        probes: Probes of the trace per picture.
-        seed: Of the draws.
+        last_sigma: sigma_1 for "decoder"; defaults to the value that the bound has at S = T.
+        probes: Number of Hutchinson probes per image.
+        seed: Seed of the random numbers.
 
     Raises:
         DdimError: If a number is out of range, or the schedule has no signal at T.
@@ -330,17 +341,17 @@ def ode_request(
 
 
 def _check_model(model: ModelBase, seed: int) -> None:
-    """Refuse what would go wrong in the first block, before a folder is claimed for it."""
+    """Check the model and the seed before the output folder is created."""
     model.noise(1, seed)
     if model.config.needs_label:
         raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
 
 
 def default_last_sigma(plan: Plan) -> float:
-    """sigma_1 where none is given: the noise of the step before the last, as Ho et al. (2020) do.
+    """The default sigma_1: the sigma of the step before the last, as in Ho et al. (2020).
 
     Raises:
-        DdimError: If the plan has one step only.
+        DdimError: If the plan has only one step.
     """
     if len(plan) < 2:
         raise DdimError(

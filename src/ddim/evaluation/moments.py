@@ -1,4 +1,4 @@
-"""Running mean and covariance in float64, from one pass, and the distance between two Gaussians that have them."""
+"""Running mean and covariance in float64, and the Frechet distance between two Gaussians with such moments."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ddim.errors import DdimError
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of vectors of D numbers, gathered a batch at a time (Chan et al. 1983).
+    """Count, mean and scatter matrix of D-dimensional vectors, accumulated in batches (Chan et al. 1983).
 
     Args:
         dim: D.
-        count: How many vectors went in.
+        count: Number of vectors.
         mean: float64, (D,).
         scatter: sum (x - mean)(x - mean)^T, float64, (D, D).
     """
@@ -32,7 +32,7 @@ class Moments:
             self.scatter = torch.zeros(self.dim, self.dim, dtype=torch.float64)
 
     def add(self, features: Tensor) -> Moments:
-        """Take in a batch of vectors, (B, D); the moments themselves, changed."""
+        """Add a batch of vectors, (B, D), in place; returns self."""
         if not len(features):
             return self
         x = features.to("cpu", torch.float64)
@@ -41,7 +41,7 @@ class Moments:
         return self.merge(Moments(self.dim, len(x), mean, centred.T @ centred))
 
     def merge(self, other: Moments) -> Moments:
-        """Take in other moments; these themselves, changed."""
+        """Add the vectors of other moments in place; returns self."""
         if not other.count:
             return self
         total, away = self.count + other.count, other.mean - self.mean
@@ -51,7 +51,7 @@ class Moments:
         return self
 
     def copy(self) -> Moments:
-        """Moments of their own."""
+        """An independent copy."""
         return Moments(self.dim, self.count, self.mean.clone(), self.scatter.clone())
 
     @property
@@ -59,7 +59,7 @@ class Moments:
         """The unbiased covariance, float64, (D, D).
 
         Raises:
-            DdimError: Of fewer than two vectors.
+            DdimError: If there are fewer than two vectors.
         """
         if self.count < 2:
             raise DdimError("statistics", f"are of {self.count} picture", "a covariance needs two or more")
@@ -67,50 +67,53 @@ class Moments:
 
 
 def of(features: Tensor, block: int = 64) -> Moments:
-    """The moments of vectors, (N, D), taken in `block` at a time."""
-    made = Moments(features.shape[1])
+    """The moments of vectors, (N, D), accumulated in batches of `block`."""
+    total = Moments(features.shape[1])
     for part in torch.split(features, block):
-        made.add(part)
-    return made
+        total.add(part)
+    return total
 
 
 def factor(moments: Moments) -> Tensor:
-    """A factor F of a covariance, F F^T = C, float64, (D, R), with R its numerical rank.
+    """A factor F of a covariance C = F F^T, float64, (D, R), where R is the numerical rank of C.
 
-    Of fewer vectors than dimensions most eigenvalues are 0, and are computed as rounding errors of either sign, of the
-    size of D machine epsilons of the largest. Those are left out: the square root of one, 1e-8, is no rounding error.
+    With fewer vectors than dimensions many eigenvalues are 0, but computed as rounding errors of either sign, up to D
+    machine epsilons times the largest eigenvalue. They are dropped, because their square roots (1e-8) are not
+    negligible.
 
     Raises:
-        DdimError: If an eigenvalue is negative by more than rounding: no set of vectors has such a covariance.
+        DdimError: If an eigenvalue is negative by more than rounding, which no covariance of vectors has.
     """
     values, vectors = torch.linalg.eigh(moments.covariance)
     largest = float(values.abs().max())
     floor = moments.dim * torch.finfo(torch.float64).eps * largest
-    # What gathered sums of float32 features lose by cancellation is far below 1e-6 of the largest.
+    # Cancellation in the accumulated sums of float32 features is far below 1e-6 of the largest eigenvalue.
     if float(values.min()) < -max(floor, 1e-6 * largest):
         raise DdimError("statistics", "have a covariance with a negative eigenvalue", "make them again")
-    kept = values > floor
-    made: Tensor = vectors[:, kept] * values[kept].sqrt()
-    return made
+    significant = values > floor
+    result: Tensor = vectors[:, significant] * values[significant].sqrt()
+    return result
 
 
 def frechet(a: Moments, b: Moments, factor_b: Tensor | None = None) -> float:
-    """The squared Frechet distance of two Gaussians (Dowson & Landau 1982; Heusel et al. 2017 call it FID).
+    """The squared Frechet distance of two Gaussians (Dowson & Landau 1982; called FID by Heusel et al. 2017).
 
     |m_a - m_b|^2 + tr C_a + tr C_b - 2 tr (C_a C_b)^1/2. The last trace is the sum of the singular values of
-    F_a^T F_b, F F^T = C. (The eigenvalues of C_b^1/2 C_a C_b^1/2 are their squares; the root of an eigenvalue that is 0
-    but for rounding would be of the size 1e-8, and D of them make the distance of a set from itself negative.)
+    F_a^T F_b, where F F^T = C. (Their squares are the eigenvalues of C_b^1/2 C_a C_b^1/2. Taking square roots of those
+    would turn rounding errors of zero eigenvalues into errors of about 1e-8 each, and the sum of D of them could make
+    the distance of a set from itself negative.)
 
     Args:
-        a: Count, mean and scatter of one set.
-        b: Of the other.
-        factor_b: `factor(b)`, where many are held against one.
+        a: Moments of one set.
+        b: Moments of the other set.
+        factor_b: `factor(b)`, to compute it once when many sets are compared with b.
 
     Returns:
-        The distance, at least 0, and exactly 0 of equal moments.
+        The distance, at least 0, and exactly 0 for equal moments.
 
     Raises:
-        DdimError: If the two are of different dimensions, of fewer than two vectors, not finite, or not of vectors.
+        DdimError: If the dimensions differ, a set has fewer than two vectors, or the moments are not finite or have a
+            covariance with a negative eigenvalue.
     """
     if a.dim != b.dim:
         raise DdimError("statistics", f"are of {a.dim} and of {b.dim} features", "use one extractor for both")
@@ -121,6 +124,6 @@ def frechet(a: Moments, b: Moments, factor_b: Tensor | None = None) -> float:
         return 0.0
     cross = torch.linalg.svdvals(factor(a).T @ (factor(b) if factor_b is None else factor_b)).sum()
     away = (a.mean - b.mean).square().sum()
-    # Below 0 by rounding alone: the sum is never negative (both covariances have been found to be such), and what is
-    # computed of it is off by some 1e-13 of the two traces.
+    # The exact value is never negative, since `factor` has checked both covariances; rounding errors are about 1e-13 of
+    # the traces.
     return max(0.0, float(away + first.trace() + second.trace() - 2 * cross))

@@ -1,4 +1,4 @@
-"""Encoding and decoding pictures and measuring what comes back: the paper's Table 2."""
+"""Reconstruction error of images after encoding and decoding: the paper's Table 2."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ddim.sampling.latents import reconstruction_error
 
 @dataclass(frozen=True, slots=True)
 class RoundTrip:
-    """Some pictures after a round trip.
+    """Images after encoding and decoding.
 
     Args:
-        again: What came back, uint8 (N, H, W, C).
-        error: `reconstruction_error` of each, float64 (N,).
-        largest: The largest error of each, of pictures in [-1, 1], float64 (N,).
-        latent_std: Standard deviation of each latent's numbers, float32 (N,).
-        calls: Network calls that encoding took, for each, int64 (N,).
-        seconds: How long it took, up and down, for each, float64 (N,).
+        again: Reconstructed images, uint8 (N, H, W, C).
+        error: `reconstruction_error` of each image, float64 (N,).
+        largest: Largest absolute error of each image, in units of [-1, 1], float64 (N,).
+        latent_std: Standard deviation of each latent's elements, float32 (N,).
+        calls: Network evaluations for encoding each image, int64 (N,).
+        seconds: Time per image for encoding and decoding, float64 (N,).
     """
 
     again: np.ndarray
@@ -44,43 +44,43 @@ class RoundTrip:
 
     @property
     def standard_error(self) -> float | None:
-        """The mean's standard error over the pictures; None for a single one."""
+        """Standard error of the mean over the images; None for a single image."""
         return float(self.error.std() / len(self.error) ** 0.5) if len(self.error) > 1 else None
 
     @property
     def rms(self) -> float:
-        """The root of the mean error, of pictures in [-1, 1]."""
+        """Root mean squared error of images in [-1, 1]."""
         return 2 * math.sqrt(self.mse)
 
 
 def round_trips(model: Model, pictures: np.ndarray, way: Inversion) -> Iterator[RoundTrip]:
-    """Encode and decode pictures in micro-batches.
+    """Encode and decode images in micro-batches.
 
     Args:
         model: The model.
         pictures: uint8, (N, H, W, C).
-        way: The method and its plans, see `Model.inversion`.
+        way: The inversion method and its plans, see `Model.inversion`.
 
     Yields:
-        A `RoundTrip` of up to `model.micro_batch` pictures.
+        A `RoundTrip` of up to `model.micro_batch` images.
     """
     for part in torch.split(to_float(pictures), model.micro_batch):
-        begun = time.monotonic()
-        [made] = model.encode_blocks(way, part)
-        start, beside = (made.latents, []) if made.earlier is None else (made.earlier, [made.latents])
+        start_time = time.monotonic()
+        [encoding] = model.encode_blocks(way, part)
+        start, beside = (encoding.latents, []) if encoding.earlier is None else (encoding.earlier, [encoding.latents])
         again = torch.cat([*model.run_blocks(way.resume_plan, start, beside)]).cpu()
         yield RoundTrip(
             to_uint8(again),
             reconstruction_error(part, again),
             (part.double() - again.double()).abs().flatten(1).amax(1),
-            made.latents.flatten(1).std(dim=1).float().cpu(),
-            torch.full((len(part),), made.calls),
-            torch.full((len(part),), (time.monotonic() - begun) / len(part), dtype=torch.float64),
+            encoding.latents.flatten(1).std(dim=1).float().cpu(),
+            torch.full((len(part),), encoding.calls),
+            torch.full((len(part),), (time.monotonic() - start_time) / len(part), dtype=torch.float64),
         )
 
 
 def join(parts: list[RoundTrip]) -> RoundTrip:
-    """Several round trips of the same plans as one."""
+    """Concatenate round trips of the same plans."""
     again = np.concatenate([part.again for part in parts])
     names = ("error", "largest", "latent_std", "calls", "seconds")
     return RoundTrip(again, *(torch.cat([getattr(part, name) for part in parts]) for name in names))

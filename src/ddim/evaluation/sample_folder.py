@@ -1,8 +1,8 @@
-"""Bulk sampling and decoding into a folder of PNG files with one manifest: complete, resumable, never doubled.
+"""Resumable bulk sampling and decoding into a folder of files with one manifest.
 
-Picture i is a function of (model, plan, seed, i), or of (model, plan, latent i): its bytes depend neither on how many
-are made at a time nor on where an earlier run was stopped. What is missing, or has other bytes than were written, is
-made.
+Sample i is a function of (model, plan, seed, i), or of (model, plan, latent i): its bytes depend neither on the batch
+size nor on where an earlier run was interrupted. Only files that are missing or changed since they were written are
+generated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ddim.plan.plan import Plan
 from ddim.sampling.guidance import Guidance
 from ddim.sampling.microbatch import Label, labels_of
 
-PART = 64  # micro-batches whose missing indices are looked up at a time
+PART = 64  # number of micro-batches whose missing indices are looked up at a time
 _SOFTWARE = {"software": f"ddim {ddim.__version__}"}
 
 MANIFEST = "manifest.json"
@@ -48,13 +48,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Where a bulk sampling stands.
+    """Progress of bulk sampling.
 
     Args:
-        done: Pictures of the request that are in the folder.
-        total: Pictures of the request.
-        found: Pictures that were there before.
-        remade: Pictures that were there, but not as they were written, and are made again.
+        done: Requested samples that are in the folder.
+        total: Requested samples.
+        found: Requested samples that were in the folder at the start.
+        remade: Samples whose files had changed since they were written, and that are generated again.
     """
 
     done: int
@@ -64,7 +64,7 @@ class Made:
 
     @property
     def before(self) -> str:
-        """What was there before, in words: " (6 were there, 3 remade)"; "" if nothing was."""
+        """The initial state of the folder as text: " (6 were there, 3 remade)"; "" if it held no samples."""
         parts = [f"{self.found} were there"] if self.found else []
         parts += [f"{self.remade} remade"] if self.remade else []
         return f" ({', '.join(parts)})" if parts else ""
@@ -72,12 +72,12 @@ class Made:
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """What samples are made from and held to, beside noise.
+    """An image edit: the source image and the constraint of the samples.
 
     Args:
-        said: What the other two are, in words and checksums, for the manifest.
-        origin: A picture to start from, partly noised: float, (1, C, H, W), in [-1, 1].
-        hook: What is done to each predicted x_0, see `ddim.x0_hooks`.
+        said: Description of `origin` and `hook` with their checksums, for the manifest.
+        origin: Image to start from, partly noised: float, (1, C, H, W), in [-1, 1].
+        hook: Function applied to each predicted x_0, see `ddim.x0_hooks`.
     """
 
     said: Mapping[str, Any]
@@ -99,40 +99,40 @@ def generate(
     edit: Edit | None = None,
     force: bool = False,
 ) -> Generator[Made, None, None]:
-    """Make pictures start..start + n - 1 of a run, those that are not in the folder yet.
+    """Generate samples start..start + n - 1 of a run that are not in the folder yet.
 
     Args:
         model: The model.
-        plan: What to run.
-        folder: Where to; made if it is not there.
-        n: How many.
-        start: The first one's index.
+        plan: The sampling plan.
+        folder: Output folder; created if missing.
+        n: Number of samples.
+        start: Index of the first sample.
         seed: The run's seed.
         name: The model's name, for the metadata.
-        batch: Pictures held before they are written, rounded up to micro-batches.
-        label: For a model with labels, see `ddim.sampling.microbatch.Label`.
+        batch: Number of samples buffered before they are written, rounded up to whole micro-batches.
+        label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
         guidance: Scale of classifier-free guidance, or a function from level to scale.
-        edit: What the pictures start from and are held to.
-        force: Whether samples that are not plausible are written too, see `ddim.model.plausible`.
+        edit: Source image and constraint of an image edit.
+        force: Whether to write samples that are not plausible, see `ddim.model.plausible`.
 
     Yields:
-        Where it stands: once before the first picture, then each time some were written.
+        Progress: once before the first sample, then after each write.
 
     Raises:
-        DdimError: If an argument is out of range, the folder holds another run or is in use, or samples are not
-            plausible: then nothing was written.
+        DdimError: If an argument is out of range, the folder holds another run or is in use, or the samples are not
+            plausible; in that case none is written.
     """
-    scale = _checked(plan, n, start, seed, batch, guidance)
+    scale = _check_arguments(plan, n, start, seed, batch, guidance)
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
-    asked = {"seed": seed, "label": label, "guidance": scale}
+    settings = {"seed": seed, "label": label, "guidance": scale}
     kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
-    what = {**kind, "version": 1, **asked, **identity(model, plan, name)}
+    what = {**kind, "version": 1, **settings, **identity(model, plan, name)}
 
     def text(index: int) -> dict[str, str]:
-        own = labels_of(label, [index], classes)
-        return {"seed": str(seed)} | ({} if own is None else {"label": str(own[0])})
+        sample_labels = labels_of(label, [index], classes)
+        return {"seed": str(seed)} | ({} if sample_labels is None else {"label": str(sample_labels[0])})
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
         labels = labels_of(label, indices, classes)
@@ -143,8 +143,8 @@ def generate(
     yield from _fill(model, folder, what, text, range(start, start + n), batch, make, force)
 
 
-def _checked(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
-    """The scale of guidance of each row, or of all, if the arguments are in range."""
+def _check_arguments(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, guidance: Guidance | None) -> Any:
+    """Check the ranges of the arguments; returns the guidance scale, a list of one per row if it is a function."""
     for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
         if value < least:
             raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
@@ -152,9 +152,9 @@ def _checked(plan: BasePlan[Any], n: int, start: int, seed: int, batch: int, gui
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
     scale = [guidance(row.query) for row in plan.rows] if callable(guidance) else guidance
-    for one in scale if isinstance(scale, list) else [scale]:
-        if one is not None:
-            finite(one, "guidance", None if isinstance(scale, list) else GUIDANCE)
+    for number in scale if isinstance(scale, list) else [scale]:
+        if number is not None:
+            finite(number, "guidance", None if isinstance(scale, list) else GUIDANCE)
     return scale
 
 
@@ -168,23 +168,23 @@ def decode(
     beside: Sequence[Tensor] = (),
     force: bool = False,
 ) -> Generator[Made, None, None]:
-    """Decode latents into a folder, those whose pictures are not there yet.
+    """Decode the latents whose images are not in the folder yet.
 
     Args:
         model: The model.
-        plan: What to run; without noise, to t = 0, or at most 1.
-        folder: Where to; made if it is not there.
-        latents: The states the plan starts from, float, (N, C, H, W).
-        names: Where each latent comes from, (N,), for the metadata.
+        plan: A plan without noise that ends at t = 0, or at most 1.
+        folder: Output folder; created if missing.
+        latents: Initial states of the plan, float, (N, C, H, W).
+        names: Origin of each latent, (N,), for the metadata.
         name: The model's name, for the metadata.
         beside: The states of `plan.before`, (N, C, H, W) each.
-        force: As in `generate`.
+        force: Whether to write images that are not plausible, see `ddim.model.plausible`.
 
     Yields:
-        Where it stands: once before the first picture, then each time some were written.
+        Progress: once before the first image, then after each write.
 
     Raises:
-        DdimError: If the plan is not one for this model, or the folder holds something else or is in use.
+        DdimError: If the plan does not fit the model, or the folder holds something else or is in use.
     """
     model.check_plan(plan)
     for state in (latents, *beside):
@@ -200,15 +200,15 @@ def decode(
     what["names"] = list(names)
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
-        some = list(indices)
-        return model.run_blocks(plan, latents[some], [state[some] for state in beside])
+        selected = list(indices)
+        return model.run_blocks(plan, latents[selected], [state[selected] for state in beside])
 
     each = range(len(latents))
     yield from _fill(model, folder, what, lambda index: {"latent": names[index]}, each, 1, make, force)
 
 
 def read_sheet(folder: Path, indices: range) -> np.ndarray:
-    """Pictures of a samples folder: uint8, (N, H, W, C)."""
+    """Read images of a samples folder: uint8, (N, H, W, C)."""
     from PIL import Image
 
     pictures = [np.asarray(Image.open(image_path(folder, index))) for index in indices]
@@ -216,14 +216,17 @@ def read_sheet(folder: Path, indices: range) -> np.ndarray:
 
 
 def _present(kind: Modality, folder: Path, indices: range) -> list[int]:
-    """The indices whose files a folder holds, from one listing of it: of a billion indices few may be there."""
-    found = []
+    """The indices whose files exist, sorted.
+
+    Lists the folder once, since testing each index would be slow for a large range with few files.
+    """
+    present = []
     with os.scandir(folder) as entries:
         for entry in entries:
             stem = entry.name.partition(".")[0]
             if stem.isdecimal() and int(stem) in indices and kind.path(folder, int(stem)).name == entry.name:
-                found.append(int(stem))
-    return sorted(found)
+                present.append(int(stem))
+    return sorted(present)
 
 
 def _fill(
@@ -247,11 +250,11 @@ def _fill(
         earlier = write_or_verify(folder, what, indices.start, len(indices), kind.noun)
         remove_parts(folder)
         with Finished(folder, earlier, lambda path: kind.is_whole(path, about(int(path.stem)))) as finished:
-            there = _present(kind, folder, indices)
-            places, remade = finished.missing([kind.path(folder, index) for index in there])
-            sound = {*there} - {there[place] for place in places}
-            found, done = len(sound), 0
-            yield Made(found, len(indices), found, remade)
+            present = _present(kind, folder, indices)
+            places, remade = finished.missing([kind.path(folder, index) for index in present])
+            sound = {*present} - {present[place] for place in places}
+            existing, done = len(sound), 0
+            yield Made(existing, len(indices), existing, remade)
             waiting: deque[int] = deque()
             missing = (index for index in indices if index not in sound)
             blocks = _plausible(_in_parts(make, missing, PART * model.micro_batch, waiting), kind, force)
@@ -259,7 +262,7 @@ def _fill(
                 finished.write(files)
                 owned.keep()
                 done += len(files)
-                yield Made(found + done, len(indices), found, remade)
+                yield Made(existing + done, len(indices), existing, remade)
 
 
 def _rendered(
@@ -270,7 +273,7 @@ def _rendered(
     batch: int,
     about: Callable[[int], dict[str, str]],
 ) -> Iterator[list[tuple[Path, bytes]]]:
-    """The files of samples as blocks come in, `batch` of them or more at a time, fewer at the end."""
+    """The files of the samples in groups of `batch` or more, fewer in the last group."""
     files: list[tuple[Path, bytes]] = []
     for block in blocks:
         if not torch.isfinite(block).all():
@@ -287,7 +290,7 @@ def _rendered(
 
 
 def _plausible(blocks: Iterator[Tensor], kind: Modality, force: bool) -> Iterator[Tensor]:
-    """The blocks of samples, the first of which must look like data, before anything is written."""
+    """Pass the micro-batches through, and check that the first one is plausible before anything is written."""
     for place, block in enumerate(blocks):
         if place == 0 and bool(torch.isfinite(block).all()):
             refuse_implausible(block, kind.config, force)
@@ -297,9 +300,9 @@ def _plausible(blocks: Iterator[Tensor], kind: Modality, force: bool) -> Iterato
 def _in_parts(
     make: Callable[[Sequence[int]], Iterator[Tensor]], missing: Iterator[int], size: int, waiting: deque[int]
 ) -> Iterator[Tensor]:
-    """The blocks of what is missing, looked up a part at a time; whose they are is put into `waiting`.
+    """Generate the missing samples, `size` indices at a time; their indices are appended to `waiting`.
 
-    A part is of whole micro-batches, so that only the last of all is filled up.
+    `size` is a multiple of the micro-batch, so that only the very last micro-batch is padded.
     """
     while part := list(itertools.islice(missing, size)):
         waiting.extend(part)
@@ -311,20 +314,21 @@ def _digest(plan: dict[str, Any]) -> str:
 
 
 def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> bool:
-    """Write a folder's manifest, or see that the one there is of the same run, and add the new range.
+    """Write a folder's manifest, or verify that the existing one is of the same run and add the new range to it.
 
     Args:
         folder: The folder, locked.
-        what: What the pictures depend on; "software" may differ, which is said, and the model's name too.
-        start: The first index that is to be there.
-        n: How many.
-        kind: What the folder holds, for messages.
+        what: Everything that determines the samples. A different "software" entry only warns; a different model name is
+            ignored.
+        start: Index of the first requested sample.
+        n: Number of requested samples.
+        kind: Plural noun for the folder's content in messages.
 
     Returns:
-        Whether the folder was claimed by a version of this library that wrote no checksums.
+        Whether the manifest was written by an earlier version of this library, without a checksum.
 
     Raises:
-        DdimError: If the folder holds pictures of another run, or something else.
+        DdimError: If the folder holds samples of another run, or something else.
     """
     path = folder / MANIFEST
     ranges, data = [[start, start + n]], b""
@@ -333,9 +337,9 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
         data = read_bytes(path)
         text = unseal(data, path)
         old = of_kind(parse_json(text, path, again), dict, path, again)
-        if not _are_ranges(found := old.pop("ranges", None)):
+        if not _are_ranges(old_ranges := old.pop("ranges", None)):
             raise DdimError(path, f"is not a manifest of {kind}: ranges are not lists of two indices", again)
-        ranges = _merge([*found, *ranges])
+        ranges = _merge([*old_ranges, *ranges])
         for key, value in what.items():
             was = old.get(key)
             if was == value:
@@ -351,13 +355,13 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
     elif unexpected_entries(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
     earlier = bool(data) and text is data
-    if not data or earlier or {**old, "ranges": found} != json.loads(json.dumps({**what, "ranges": ranges})):
+    if not data or earlier or {**old, "ranges": old_ranges} != json.loads(json.dumps({**what, "ranges": ranges})):
         write_json(path, {**what, "ranges": ranges})
     return earlier
 
 
 def identity(model: ModelBase, plan: BasePlan[Any], name: str) -> dict[str, Any]:
-    """What a model and a plan make depends on, for a manifest."""
+    """The manifest entries for a model, a plan and the software: what the samples depend on besides the seed."""
     versions = {"ddim": ddim.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {
         "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
@@ -371,7 +375,7 @@ def identity(model: ModelBase, plan: BasePlan[Any], name: str) -> dict[str, Any]
 
 
 def _are_ranges(value: Any) -> bool:
-    """Whether a value of a file is a list of ranges [first, end]."""
+    """Whether a value is a list of index ranges [first, end]."""
     return isinstance(value, list) and all(
         isinstance(pair, list) and [type(end) for end in pair] == [int, int] and 0 <= pair[0] <= pair[1]
         for pair in value

@@ -1,4 +1,4 @@
-"""What is known of a set of pictures in a feature space, its protocol with it, and its file."""
+"""Feature statistics of a set of images, with the protocol that produced them, and their file format."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ FORMAT = "ddim-statistics"
 
 
 class Protocol(BaseModel):
-    """How statistics were made.
+    """How statistics were computed.
 
     Args:
-        data: What the pictures are: a data set's name, a folder's, or a model and its plan.
-        split: Which part of a data set; "" for what has none.
-        fingerprint: What tells these pictures from others of the same name; "" if not known.
-        count: How many pictures.
-        grid: Size and channels in which the extractor saw them, such as "28x28x1".
-        resize: How larger or smaller pictures are brought to it, such as "crop, lanczos"; "" for what never was.
-        extractor: The extractor's name.
-        extractor_sha256: The checksum of its weights.
+        data: Name of the dataset or folder, or of the model and its plan.
+        split: Split of the dataset; "" if it has none.
+        fingerprint: Content hash that distinguishes datasets of the same name; "" if unknown.
+        count: Number of images.
+        grid: Resolution and channels of the extractor's input, such as "28x28x1".
+        resize: How images of other sizes are resized to it, such as "crop, lanczos"; "" if they never are.
+        extractor: Name of the extractor.
+        extractor_sha256: Checksum of the extractor's weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,12 +44,12 @@ class Protocol(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """A set of pictures in a feature space.
+    """Feature statistics of a set of images.
 
     Args:
-        moments: Count, mean and scatter of all of them.
-        features: Features of some of them, float32, (K, D), for measures that need vectors.
-        protocol: How they were made.
+        moments: Count, mean and scatter of the features of all images.
+        features: Features of a subset, float32, (K, D), for metrics that need individual vectors.
+        protocol: How the statistics were computed.
     """
 
     moments: Moments
@@ -57,7 +57,7 @@ class Statistics:
     protocol: Protocol
 
     def save(self, path: Path) -> None:
-        """Write a statistics file, safetensors with the protocol in its metadata.
+        """Write a statistics file: safetensors, with the protocol in its metadata.
 
         Raises:
             DdimError: If it cannot be written.
@@ -67,10 +67,10 @@ class Statistics:
 
 
 def read(path: Path) -> Statistics:
-    """Statistics from their file. Nothing in it is ever executed.
+    """Read a statistics file. Nothing in it is ever executed.
 
     Raises:
-        DdimError: If it is no such file, or holds numbers that are not finite or do not fit each other.
+        DdimError: If it is not a statistics file, or holds values that are not finite or shapes that do not match.
     """
     tensors, meta = read_tensors(path)
     again = "write it again with `ddim statistics`"
@@ -97,12 +97,12 @@ def read(path: Path) -> Statistics:
 
 
 def check_comparable(a: Statistics, b: Statistics) -> None:
-    """Refuse to compare what was not made in the same way.
+    """Check that two statistics were computed with the same protocol, up to the data that are compared.
 
-    Data, split and count are what may differ: they are what one compares.
+    Name, split, fingerprint and count of the data may differ.
 
     Raises:
-        DdimError: Naming the first part of the protocols that differs.
+        DdimError: If the extractor, its checksum, the resolution or the resizing differs.
     """
     names: dict[str, Any] = {
         "extractor": "",
@@ -110,10 +110,10 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
         "grid": "the grid",
         "resize": "",
     }
-    for key, told in names.items():
+    for key, display in names.items():
         first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
-            wrong = f"were made by another protocol: {told or key} is {first}, and {second}"
+            wrong = f"were made by another protocol: {display or key} is {first}, and {second}"
             raise DdimError(
                 "statistics", wrong, either("make both in one way", "compare them all the same with any_protocol=True")
             )

@@ -1,4 +1,7 @@
-"""The table of Appendix A that the paper has not: text of every number of calls and amount of noise, held to real."""
+"""Quality of text samples for each number of steps S and noise level, compared with real text.
+
+The paper's Appendix A gives no such table.
+"""
 
 from __future__ import annotations
 
@@ -29,37 +32,37 @@ COLUMNS = {
 def iter_fill(
     model: TokenModel, some: Sequence[TableCell], folder: Path, seed: int, name: str
 ) -> Generator[Progress, None, None]:
-    """Sample every cell into a folder of its own, going on with what is there.
+    """Sample every cell into its own folder, resuming from existing samples.
 
     Args:
-        model: The model, of text.
+        model: The text model.
         some: The cells.
-        folder: Where the cells' folders are; it is made.
-        seed: Of the samples: sample i of every cell starts from the same x_T.
+        folder: Parent of the cells' folders; created if missing.
+        seed: Seed of the samples: sample i of every cell starts from the same x_T.
         name: The model's name.
 
     Yields:
-        Where it stands, after each micro-batch.
+        Progress after each micro-batch.
 
     Raises:
         DdimError: If a folder holds something else.
     """
     make_folder(folder)
-    calls = found = 0
+    calls = resumed = 0
     for cell in some:
         before = calls
         with contextlib.closing(generate(model, cell.plan, folder / cell.folder, cell.n, 0, seed, name)) as steps:
-            for made in steps:
-                found += (made.found if made.done == made.found else 0) * cell.plan.calls
-                calls = before + made.done * cell.plan.calls
-                yield Progress(cell, made.done, calls, found)
+            for progress in steps:
+                resumed += (progress.found if progress.done == progress.found else 0) * cell.plan.calls
+                calls = before + progress.done * cell.plan.calls
+                yield Progress(cell, progress.done, calls, resumed)
 
 
 def windows(text: str, model: TokenModel, n: int) -> list[str]:
-    """Up to n windows of real text, of as many tokens as a sample, spread over it without overlap.
+    """Up to n windows of real text, each as long as a sample, evenly spaced and without overlap.
 
     Raises:
-        DdimError: If it holds less than two.
+        DdimError: If the text holds fewer than two windows.
     """
     policy = cast(TextPolicy, model.config.data)
     apart = TextSet("real text", "validation", policy, policy.encode(text)).apart()
@@ -69,10 +72,10 @@ def windows(text: str, model: TokenModel, n: int) -> list[str]:
 
 
 def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
-    """The texts of a cell.
+    """Read the samples of a cell.
 
     Raises:
-        DdimError: If one cannot be read.
+        DdimError: If a sample cannot be read.
     """
     paths = [model.kind.path(folder / cell.folder, index) for index in range(cell.n)]
     try:
@@ -85,36 +88,36 @@ def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
 def measure(
     model: TokenModel, some: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The figures of every cell, and of as many windows of real text.
+    """Metrics of the real text (first row) and of every cell.
 
     Args:
         model: The model.
-        some: The cells, sampled.
-        folder: Where.
-        reference: What they are held against.
-        real: Windows of real text, in neither part of the reference.
+        some: The cells, already sampled.
+        folder: Parent of the cells' folders.
+        reference: The text to compare with.
+        real: Windows of real text that are in neither part of the reference.
     """
     rows = [{"row": REAL, "steps": None, "n": len(real), **reference.measure(real)}]
     for cell in some:
-        made = reference.measure(read(model, cell, folder))
-        rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **made})
+        metrics = reference.measure(read(model, cell, folder))
+        rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **metrics})
     return rows
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The table as text, one block for each figure."""
+    """The table as text, one section per metric."""
     cells = [row for row in rows if row["row"] != REAL]
     steps = sorted({row["steps"] for row in cells})
     names = list(dict.fromkeys(row["row"] for row in cells))
-    known = {(row["row"], row["steps"]): row for row in cells}
+    by_position = {(row["row"], row["steps"]): row for row in cells}
     lines = []
     for key, title in COLUMNS.items():
         scale, digits = (100, 1) if key == "valid_words" else (1, 3)
         lines += ["", title, f"{'S':>12} " + "".join(f"{s:>10}" for s in steps)]
         for name in names:
-            found = [known.get((name, s)) for s in steps]
-            told = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in found]
-            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in told))
+            row_cells = [by_position.get((name, s)) for s in steps]
+            values = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in row_cells]
+            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in values))
         lines += [f"{REAL:>12} {scale * row[key]:>10.{digits}f}" for row in rows if row["row"] == REAL]
     counts = sorted({row["n"] for row in rows})
     return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples a cell"])

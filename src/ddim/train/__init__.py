@@ -1,5 +1,4 @@
-"""Training: one optimizer step after another, each a function of the state before it and its number.
+"""Training: the trainer, resumable runs and their folders, batch loading, time budgets, metrics and presets.
 
-The trainer, the run and its folder, batches, time budgets, metrics, presets, and the error at each timestep. It imports
-`model` and what is below.
+Also the mean squared error of eps at each timestep. Imports from `model` and the layers below it.
 """

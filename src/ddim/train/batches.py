@@ -1,4 +1,4 @@
-"""The batches of a training, one per step: read ahead on the host, or picked on the device where all data lie there."""
+"""Training batches, one per step: prefetched on the host, or indexed on the device if the whole dataset is there."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ddim.errors import DdimError
 from ddim.names import Residency
 from ddim.process import rng
 
-MAX_FRACTION = 0.25  # of a GPU's free memory that data may take unasked
-SLICE = 2048
+MAX_FRACTION = 0.25  # largest fraction of a GPU's free memory that the dataset may take with "auto"
+SLICE = 2048  # samples copied to the device at a time
 
 
 class BatchLoader:
-    """A data set in the order of a training: every epoch is a permutation, batches run across its end.
+    """Batch loader: each epoch is a permutation of the dataset, and batches may span two epochs.
 
     Args:
-        pictures: Called with indices (B,), gives a batch of the data, such as uint8 (B, H, W, C).
-        count: How many samples there are.
+        pictures: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
+        count: Number of samples.
         batch: Samples per step.
-        seed: Of the order.
+        seed: Seed of the data order.
         labels: int64, (count,), or None.
-        device: Where batches are wanted.
-        place: Where the data are held, see `ddim.model.config.TrainConfig`.
+        device: Device of the batches.
+        place: Where the dataset is stored, see `ddim.model.config.TrainConfig`.
 
     Raises:
-        DdimError: If they are to be held on the device and do not fit.
+        DdimError: If the dataset is to be stored on the device and does not fit.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class BatchLoader:
         self.device = torch.device(device)
         self.labels = None if labels is None else torch.from_numpy(labels)
         self._orders: dict[int, np.ndarray] = {}
-        self.held = self._hold() if self._resident(place) else None
+        self.held = self._load_all() if self._resident(place) else None
 
     def _resident(self, place: Residency) -> bool:
         if place != "auto" or self.device.type != "cuda":
@@ -55,22 +55,22 @@ class BatchLoader:
         free, _ = torch.cuda.mem_get_info(self.device)
         return self.pictures(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
 
-    def _hold(self) -> Tensor:
-        """All data, as one tensor on the device."""
+    def _load_all(self) -> Tensor:
+        """The whole dataset as one tensor on the device."""
         first = self.pictures(np.arange(1))
         try:
-            held = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
+            data = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
         except torch.OutOfMemoryError:
             size = f"{self.count * first.nbytes / 2**20:.0f} MiB"
             raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "say host") from None
         for start in range(0, self.count, SLICE):
-            some = np.arange(start, min(start + SLICE, self.count))
-            held[start : start + len(some)] = torch.as_tensor(self.pictures(some)).to(self.device)
+            indices = np.arange(start, min(start + SLICE, self.count))
+            data[start : start + len(indices)] = torch.as_tensor(self.pictures(indices)).to(self.device)
         self.labels = None if self.labels is None else self.labels.to(self.device)
-        return held
+        return data
 
     def indices(self, step: int) -> np.ndarray:
-        """Which samples a step sees: int64, (batch,)."""
+        """The sample indices of a step: int64, (batch,)."""
         places = np.arange(step * self.size, (step + 1) * self.size)
         epochs = places // self.count
         for old in [epoch for epoch in self._orders if epoch < epochs[0]]:
@@ -83,7 +83,7 @@ class BatchLoader:
         return np.concatenate(parts)
 
     def batches(self, step: int) -> Generator[tuple[Tensor, Tensor | None]]:
-        """The data and labels of one step after the other, from a step on, without end; on the device."""
+        """An endless iterator over the data and labels of each step, starting at `step`; on the device."""
         if self.held is not None:
             while True:
                 yield self._pick(step)
@@ -94,20 +94,20 @@ class BatchLoader:
                 step += 1
                 data, labels = ahead.result()
                 ahead = reader.submit(self._read, step)
-                yield self._sent(data), None if labels is None else self._sent(labels)
+                yield self._to_device(data), None if labels is None else self._to_device(labels)
 
     def _pick(self, step: int) -> tuple[Tensor, Tensor | None]:
         assert self.held is not None
-        some = self._sent(torch.from_numpy(self.indices(step)))
-        return self.held[some], None if self.labels is None else self.labels[some]
+        indices = self._to_device(torch.from_numpy(self.indices(step)))
+        return self.held[indices], None if self.labels is None else self.labels[indices]
 
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.indices(step)
         labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
         return torch.as_tensor(self.pictures(indices)), labels
 
-    def _sent(self, data: Tensor) -> Tensor:
-        """On the device; of pinned memory a GPU takes its copy without anybody waiting."""
+    def _to_device(self, data: Tensor) -> Tensor:
+        """Copy to the device; from pinned memory the copy to a GPU is asynchronous."""
         if self.device.type == "cuda":
             return data.pin_memory().to(self.device, non_blocking=True)
         return data.to(self.device)

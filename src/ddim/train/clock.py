@@ -1,4 +1,4 @@
-"""The time that a run may take, of which some is kept for what has to be done at its end."""
+"""Time budget of a run, with time reserved for the final work (saving, preview)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-UNKNOWN = 0.02  # of the budget, kept until it is known how long the work at the end takes
-SPARE = 1.5  # times the longest that it has taken
-END = 2.0  # seconds in which a process comes to its end; of a short budget at most 5 %
+UNKNOWN = 0.02  # fraction of the budget reserved until the duration of the final work has been measured
+SPARE = 1.5  # safety factor on the longest measured duration
+END = 2.0  # seconds reserved for the process to exit; at most 5 % of the budget
 
 
 class Clock:
-    """A clock against a budget. Without one, nothing is ever used.
+    """Tracks the time used of a budget.
 
     Args:
-        seconds: The budget, or None.
-        began: When this process began to use it, by `time.monotonic`; now if left out.
-        ending: The pieces of work that the end consists of.
+        seconds: The budget; None for no limit, in which case `share` stays 0.
+        began: Start time of this process's use of the budget, from `time.monotonic`; default: now.
+        ending: Names of the tasks that make up the final work.
 
     Attributes:
-        before: Seconds that earlier processes used.
-        longest: The most seconds that each piece of the work at the end has taken.
+        before: Seconds used by earlier processes.
+        longest: The longest duration of each task so far, in seconds.
     """
 
     def __init__(self, seconds: float | None, began: float | None = None, ending: Sequence[str] = ("save",)):
@@ -31,19 +31,19 @@ class Clock:
 
     @property
     def used(self) -> float:
-        """Seconds used, by this process and those before it."""
+        """Seconds used by this process and the earlier ones."""
         return self.before + time.monotonic() - self.began
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
-        """Note how long a piece of the work takes that will be done at the end too."""
-        begun = time.monotonic()
+        """Measure the duration of a task that is also part of the final work."""
+        start = time.monotonic()
         yield
-        self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - begun)
+        self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - start)
 
     @property
     def share(self) -> float:
-        """What of the time for training is used, 0 at the start and 1 when the end's work must begin."""
+        """Fraction of the training time used: 0 at the start, 1 when the final work must start."""
         if self.seconds is None:
             return 0.0
         kept = SPARE * sum(self.longest.values()) + min(END, 0.05 * self.seconds)

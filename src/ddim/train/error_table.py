@@ -1,7 +1,7 @@
-"""The error of a model at each time, E || eps - eps_theta ||^2 / d: measured on pictures, brought to all of 1..T.
+"""Mean squared error of eps at each timestep, E || eps - eps_theta ||^2 / d, measured on images for t in 1..T.
 
-It is what is left of the noise after the network's guess, hence what the optimal reverse variance is made of (Bao et
-al. 2022). A training writes the table by itself; this is for models that have none.
+The optimal reverse variance is computed from it (Bao et al. 2022). Training writes this table; the functions here are
+for models that have none.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ DIGITS = 5
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """The error at one time.
+    """The error at one timestep.
 
     Args:
-        t: The time.
-        error: Mean over pictures of || eps - eps_theta ||^2 / d.
-        standard_error: Of that mean; nan for one picture.
+        t: The timestep.
+        error: Mean over images of || eps - eps_theta ||^2 / d.
+        standard_error: Standard error of that mean; nan for a single image.
     """
 
     t: int
@@ -42,14 +42,14 @@ class Measured:
 
 
 def choose_times(schedule: Schedule, count: int) -> list[int]:
-    """At most `count` times at which to measure: 1..10, T, and the rest in equal steps of log-SNR.
+    """At most `count` timesteps at which to measure: 1..10, T, and the rest evenly spaced in log-SNR.
 
-    Where T is no more than that, all of them. Between them the table is interpolated linearly in t; on data whose
-    error is known in closed form 100 of 1000 times are then right to 3 percent.
+    All of 1..T if T <= `count`. The table is interpolated linearly in t between them; with 100 of 1000 timesteps the
+    interpolated error is accurate to 3 percent on data with a closed-form error.
 
     Args:
-        schedule: The model's.
-        count: 24 or more, or T or more: with fewer, what lies between the times is a guess.
+        schedule: The model's schedule.
+        count: At least 24, or at least T; fewer are too few to interpolate.
 
     Raises:
         DdimError: If `count` is too small.
@@ -71,31 +71,31 @@ def error_table(
     seed: int = 0,
     labels: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Measured]:
-    """Measure the error at each time on all pictures, with one draw of noise for each picture and time.
+    """Measure the error at each timestep over all images, with one noise sample per image and timestep.
 
-    The noise of picture i at time t is a function of (seed, i, t).
+    The noise of image i at timestep t is a function of (seed, i, t).
 
     Args:
-        model: The model, best in float32.
+        model: The model, preferably in float32.
         pictures: uint8, (N, H, W, C), or float in [-1, 1], (N, C, H, W).
-        times: Whole times in 1..T.
-        seed: Of the noise.
-        labels: The pictures' labels, (N,), to measure the conditional model.
+        times: Integer timesteps in 1..T.
+        seed: Seed of the noise.
+        labels: Labels of the images, (N,), to measure the conditional model.
 
     Yields:
-        One `Measured` per time, in the order of `times`.
+        One `Measured` per timestep, in the order of `times`.
 
     Raises:
-        DdimError: If there is no picture, or they are not of the model's shape, or labels do not fit it.
+        DdimError: If there are no images, their shape is not the model's, or the labels do not fit the model.
     """
     x0 = to_float(pictures) if pictures.dtype in (np.uint8, torch.uint8) else torch.as_tensor(pictures)
     if not len(x0) or x0.shape[1:] != model.shape:
         wrong = f"are {tuple(x0.shape)}, the model's are {model.shape}"
         raise DdimError("pictures", wrong, "give one or more of the model's shape")
-    known = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    label_tensor = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     for t in times:
         level = model.schedule.level(t)
-        parts = [_errors(model, x0, first, level, seed, known) for first in range(0, len(x0), model.micro_batch)]
+        parts = [_errors(model, x0, first, level, seed, label_tensor) for first in range(0, len(x0), model.micro_batch)]
         errors = torch.cat(parts)
         spread = float(errors.std()) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
         yield Measured(t, float(errors.mean()), spread)
@@ -104,21 +104,21 @@ def error_table(
 @torch.no_grad()
 def _errors(model: Model, x0: Tensor, first: int, level: Level, seed: int, labels: Tensor | None) -> Tensor:
     """The errors of one micro-batch, float64, (n,)."""
-    places = range(first, min(first + model.micro_batch, len(x0)))
-    eps = Noise(seed, tuple(places), model.shape, model.device).row(int(level.t) - 1)
-    denoise = model.denoise if labels is None else model.denoiser(labels[first : places.stop])
-    part = x0[first : places.stop].to(model.device, torch.float32)
-    said: Tensor = denoise(diffuse(part, eps, level), level).eps
-    return (said - eps).square().flatten(1).mean(1).cpu().double()
+    indices = range(first, min(first + model.micro_batch, len(x0)))
+    eps = Noise(seed, tuple(indices), model.shape, model.device).row(int(level.t) - 1)
+    denoise = model.denoise if labels is None else model.denoiser(labels[first : indices.stop])
+    part = x0[first : indices.stop].to(model.device, torch.float32)
+    predicted: Tensor = denoise(diffuse(part, eps, level), level).eps
+    return (predicted - eps).square().flatten(1).mean(1).cpu().double()
 
 
 def complete(times: Sequence[int] | np.ndarray, errors: Sequence[float] | np.ndarray, T: int) -> tuple[float, ...]:
-    """The error at t = 1..T: linear in t between the times measured, constant beyond them, to 5 significant digits.
+    """The error at t = 1..T, rounded to 5 significant digits: linear interpolation in t, constant extrapolation.
 
     Args:
-        times: Rising times in 1..T, (K,), at least one.
-        errors: The error at each, (K,).
-        T: How many times there are.
+        times: Increasing timesteps in 1..T, (K,), at least one.
+        errors: The error at each timestep, (K,).
+        T: Number of timesteps.
     """
     table = np.interp(np.arange(1, T + 1), times, errors)
     return tuple(float(f"{value:.{DIGITS}g}") for value in table)

@@ -1,4 +1,4 @@
-"""What a training run tells of itself as it goes: metrics.jsonl, and TensorBoard events beside it."""
+"""Logging of training metrics to metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ddim.errors import DdimError, warn
 
 
 class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
-    """The metrics of a run from a step on; what was told of later steps is dropped: it will be told again.
+    """Metrics logger. On resume, entries after `step` are dropped, because those steps are repeated.
 
     Args:
-        folder: The run's folder.
-        step: The step that the run goes on from.
+        folder: The run directory.
+        step: The step from which the run starts or resumes.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -31,7 +31,7 @@ class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
         self._closing.close()
 
     def tell(self, step: int, values: dict[str, float], **more: Any) -> None:
-        """One line; the values go to TensorBoard too."""
+        """Write one line of metrics; `values` are also written to TensorBoard, `more` are not."""
         self._file.write(journal_line({"step": step, **values, **more}))
         for name, value in values.items():
             if self._board:
@@ -52,22 +52,22 @@ class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
 
 
 def _cut(path: Path, step: int) -> None:
-    """Drop the lines about later steps, and those that are torn or damaged, which is reported."""
+    """Drop the lines of later steps; lines that are torn or damaged are dropped with a warning."""
     if not path.exists():
         return
-    kept, damaged, sealed = [], 0, False
+    lines, damaged, sealed = [], 0, False
     data = read_bytes(path, TEXT_BYTES)
     for line in data.decode("utf-8", errors="surrogateescape").splitlines(keepends=True):
         try:
-            what, sealed = read_line(line, sealed)
-            if not all(isinstance(value, int | float) for value in what.values()):
+            record, sealed = read_line(line, sealed)
+            if not all(isinstance(value, int | float) for value in record.values()):
                 raise ValueError("it holds something that is not a number")
-            if entry(what, "step", int, path) <= step:
-                kept.append(line)
+            if entry(record, "step", int, path) <= step:
+                lines.append(line)
         except (ValueError, TypeError, AttributeError):
             damaged += 1
     if damaged:
         warn(f"{path}: {damaged} line(s) are torn or damaged, and are dropped")
-    text = "".join(kept).encode()
+    text = "".join(lines).encode()
     if text != data:
         write_atomic(path, text)

@@ -1,4 +1,4 @@
-"""Named recipes: the one table in which a name stands for a configuration."""
+"""Presets: named training configurations."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from ddim.nn.unet import UNetConfig
 
 
 class Preset(BaseModel):
-    """A recipe.
+    """A training configuration.
 
     Args:
-        about: What it is for, and what it costs.
-        data: How pictures become the network's grid, or text its tokens (then the vocabulary is the data's).
-        network: The network's shape.
-        predicts: What it predicts.
-        categorical: The categories of the data; None for real-valued pictures.
-        schedule: The noise schedule.
-        train: How it is trained.
-        labels: Whether the data's labels are learned too.
+        about: Purpose and cost.
+        data: Preprocessing of images to the network's resolution, or of text to tokens (the vocabulary is then taken
+            from the data).
+        network: Network architecture.
+        predicts: Prediction type.
+        categorical: Configuration of discrete data; None for real-valued images.
+        schedule: Noise schedule.
+        train: Training recipe.
+        labels: Whether the model is conditioned on the data's labels.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,7 +54,7 @@ def _preset(
     )
 
 
-# v-networks are trained on the plain error in v: with gamma = 1 the error at t near T would weigh alpha_bar, nearly 0.
+# v-networks are trained on the unweighted error in v: gamma = 1 would weight the error near T by alpha_bar, nearly 0.
 _V = {"gamma": "v"}
 _SMALL = {"channels": 64, "multipliers": (1, 2), "blocks": 1, "patch": 2, "attention": (7,), "dropout": 0.0}
 _SMALL_TRAIN = {
@@ -65,7 +66,8 @@ _SMALL_TRAIN = {
     "ema": 0.999,
     **_V,
 }
-# Of categories the network says p(x_0 | x_t), trained by plain cross-entropy; the cosine reveals them evenly in time.
+# For discrete data the network predicts p(x_0 | x_t), trained with unweighted cross-entropy; the cosine schedule
+# reveals the tokens evenly over time.
 _TOKENS: dict[str, Any] = {"predicts": "x0", "schedule": {"name": "cosine"}}
 _LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
@@ -195,10 +197,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """A recipe by name.
+    """The preset of that name.
 
     Raises:
-        DdimError: If there is none of that name.
+        DdimError: If there is none.
     """
     if name not in PRESETS:
         raise DdimError(f"preset {name!r}", "is unknown", f"choose one of {', '.join(PRESETS)}")

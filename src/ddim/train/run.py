@@ -1,10 +1,10 @@
-"""A training run's folder: checkpoints, metrics, previews and the model, none of them ever half-written.
+"""A resumable training run: checkpoints, metrics, previews and the model, all written atomically.
 
-RUN/run.json                     what the run is; started again with another recipe, it is refused
+RUN/run.json                     the run's configuration; training with a different one is refused
 RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
 RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
 RUN/previews/00000500.png        samples of the averaged weights
-RUN/model/                       the model folder, of the averaged weights
+RUN/model/                       the model folder, with the averaged weights
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ from ddim.train.run_config import length as run_length
 from ddim.train.trainer import Trainer, not_finite
 
 PREVIEWS = 36
-GUESSED = 0.01  # of the budget must be used before the run's length is guessed
-_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # what is there before anything is worth keeping
-KNOWN = 0.1  # of all times the error must be known at, to be told at all of them
+GUESSED = 0.01  # fraction of the budget that must be used before the run's length is estimated
+_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
+KNOWN = 0.1  # fraction of the timesteps that must have an error estimate for the model's error table to be written
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Where a run stands after a step.
+    """Progress of a run after a step.
 
     Args:
-        step: Steps made.
-        steps: Steps of the whole run; with a budget of time a guess, None at first.
+        step: Steps done.
+        steps: Total steps of the run; with a time budget an estimate, None at first.
         loss: Mean loss since the last line of the metrics file.
-        images_seen: Pictures shown so far.
-        event: What was just written, if anything.
-        over: Whether that was the last step.
+        images_seen: Images trained on so far.
+        event: Description of what was just written, "" for nothing.
+        over: Whether this was the last step.
     """
 
     step: int
@@ -78,20 +78,20 @@ def train(
     weights: Mapping[str, torch.Tensor] | None = None,
     began: float | None = None,
 ) -> Iterator[Report]:
-    """Start a run, or go on with it where its last checkpoint stands.
+    """Start a run, or resume it from its last checkpoint.
 
     Args:
-        folder: The run's folder.
-        config: What the run is.
-        pictures: Its data.
-        device: Where to train.
+        folder: The run directory.
+        config: The run's configuration.
+        pictures: The dataset.
+        device: The training device.
         command: The command, for the model's provenance.
-        stop: Asked after every step; when it says so, a checkpoint is written and the run stops.
-        weights: Those that a new run begins with, where `config.begun` names a model.
-        began: When its budget began to run, by `time.monotonic`; now if left out.
+        stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
+        weights: Initial weights of a new run, if `config.begun` names a model.
+        began: Start time of the budget, from `time.monotonic`; default: now.
 
     Yields:
-        A report after every step, and a first one when the run is ready.
+        A report when the run is ready, then one after every step.
 
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
@@ -153,13 +153,13 @@ class _Loop:
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
-        begun, begun_at = self._resume(), self._exported()
-        yield self._report(f"{begun}, compiling the network first" if recipe.compile and not trainer.over else begun)
+        status, exported = self._resume(), self._exported()
+        yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
         if self.share >= 1 and not self.ended:
             wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
-            kept = f", to let the learning rate fall from step {trainer.step}, whose model is there" if begun_at else ""
-            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{kept}")
-        if begun != "started" and self._preview_due(missing=True):  # it was killed before that
+            note = f", to let the learning rate fall from step {trainer.step}, whose model is there" if exported else ""
+            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{note}")
+        if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
         now = time.monotonic()
@@ -175,7 +175,7 @@ class _Loop:
                 if update.step % recipe.log_every == 0:
                     self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
-                    self._look()
+                    self._check_losses()
                 if due:
                     with self.clock.timed("save"):
                         self._save(last)
@@ -191,22 +191,22 @@ class _Loop:
     def _report(self, event: str = "") -> Report:
         loss = self.total / self.count if self.count else self.last
         step = self.trainer.step
-        return Report(step, self._length(), loss, self._seen(), event, self.trainer.over)
+        return Report(step, self._total_steps(), loss, self._images_seen(), event, self.trainer.over)
 
-    def _length(self) -> int | None:
-        """Steps of the whole run, as far as is known."""
-        steps, begun = self.config.train.steps, self.trainer.begun
-        guess = begun + (self.trainer.step - begun) / self.share if self.share > GUESSED else math.inf
-        known = min(guess, math.inf if steps is None else steps)
-        return None if math.isinf(known) else max(round(known), self.trainer.step)
+    def _total_steps(self) -> int | None:
+        """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
+        steps, start_step = self.config.train.steps, self.trainer.begun
+        guess = start_step + (self.trainer.step - start_step) / self.share if self.share > GUESSED else math.inf
+        estimate = min(guess, math.inf if steps is None else steps)
+        return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
-    def _seen(self) -> int:
-        """Pictures shown so far, to the weights it began with too."""
+    def _images_seen(self) -> int:
+        """Images trained on so far, including those behind the initial weights."""
         before = self.config.begun.images_seen if self.config.begun else 0
         return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
 
-    def _look(self) -> None:
-        """Look at the losses since the last look; on a GPU this waits for it."""
+    def _check_losses(self) -> None:
+        """Check and sum the losses since the last call; on a GPU this synchronises."""
         with self.clock.timed("wait"):
             waiting = [(step, float(loss), float(norm)) for step, loss, norm in self.waiting]
         for step, loss, norm in waiting:
@@ -216,16 +216,16 @@ class _Loop:
         self.waiting.clear()
 
     def _log(self, step: int, lr: float) -> None:
-        self._look()
+        self._check_losses()
         self.last = self.total / self.count
         values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
-        self.metrics.tell(step, values, images_seen=self._seen(), seconds=round(self.seconds, 3))
+        self.metrics.tell(step, values, images_seen=self._images_seen(), seconds=round(self.seconds, 3))
         self.total, self.count, self.logged = 0.0, 0, True
 
     def _resume(self) -> str:
         folder = make_folder(self.folder / states.FOLDER)
         remove_parts(folder)
-        found: dict[str, Any] = {}
+        restored: dict[str, Any] = {}
 
         def load(tensors: dict[str, torch.Tensor], meta: dict[str, Any]) -> None:
             self.trainer.load_state(tensors)
@@ -236,15 +236,15 @@ class _Loop:
             self.clock.longest = {key: entry(took, key, float, folder) for key in took}
             self.ended = meta.get("over") == run_length(self.config.train)
             self.share = 1.0 if self.ended else self.clock.share
-            found.update(meta)
+            restored.update(meta)
 
         self.refused = states.resume(self.folder, load)
-        if not found:
+        if not restored:
             return "started"
         self.saved = self.trainer.step
         if self._exported() != self.trainer.step:
             self._export()
-        was, now = found.get("software"), self._software()
+        was, now = restored.get("software"), self._software()
         if was != now:
             warn(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
@@ -262,11 +262,11 @@ class _Loop:
         self._export()
 
     def _software(self) -> dict[str, Any]:
-        """What the bits of a step depend on beside the state."""
+        """What the exact result of a step depends on besides the state."""
         return {"torch": torch.__version__, "device": self.device.type, "threads": torch.get_num_threads()}
 
     def _exported(self) -> int | None:
-        """The step of the model in `model/`, None if there is no whole one."""
+        """The step of the model in `model/`; None if there is no complete one."""
         with contextlib.suppress(DdimError):
             return checkpoint.read(self.folder / "model")[0].provenance.steps
         return None
@@ -288,7 +288,7 @@ class _Loop:
             command=self.command,
             version=ddim.__version__,
             steps=step,
-            images_seen=self._seen(),
+            images_seen=self._images_seen(),
             seconds=round(self.seconds, 1),
             training=recipe,
             begun_from=self.config.begun.sha256 if self.config.begun else "",

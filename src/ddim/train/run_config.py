@@ -1,4 +1,4 @@
-"""What a training run is, and whose folder it is: started again with another recipe, it is refused."""
+"""Configuration of a training run; a run directory is refused if its configuration differs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LENGTH = ("steps", "budget")
 
 
 class Begun(BaseModel):
-    """The model whose weights a run began with.
+    """The model whose weights a run was initialised from.
 
     Args:
-        sha256: The checksum of its weights.
-        steps: Optimiser steps it has behind it; the run counts on from there.
-        images_seen: Pictures it was shown.
+        sha256: Checksum of its weights.
+        steps: Optimiser steps it was trained for; the run's step count continues from there.
+        images_seen: Images it was trained on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,17 +37,17 @@ class Begun(BaseModel):
 
 
 class RunConfig(BaseModel):
-    """What a run is: started again with the same one, it goes on.
+    """Everything that identifies a run; training again with the same configuration resumes it.
 
     Args:
-        data: The data set, as given.
-        split: Its part.
-        limit: At most so many pictures.
-        label_column: The column of labels, where it is not `label`.
-        data_fingerprint: A hash of what it held.
+        data: The dataset, as passed by the user.
+        split: Split of the dataset.
+        limit: Largest number of images to use.
+        label_column: Name of the label column, if it is not `label`.
+        data_fingerprint: Hash of the dataset's content.
         model: The model to train.
         train: The recipe.
-        begun: The model whose weights it begins with, if any.
+        begun: The model whose weights the run is initialised from, if any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,10 +62,10 @@ class RunConfig(BaseModel):
 
 
 def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
-    """Refuse a recipe that its data do not suit, before a folder is claimed for it.
+    """Check that the recipe fits the data, before the run directory is created.
 
     Raises:
-        DdimError: If it wants labels that the data do not have, has no step to make, or turns text over.
+        DdimError: If the recipe needs labels that the data do not have, has no steps left, or flips text.
     """
     classes = config.model.network.classes
     if classes and data.labels is None:
@@ -82,10 +82,10 @@ def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
 
 
 def check_run_dir(folder: Path) -> None:
-    """Refuse a place that is neither new, nor an empty folder, nor a run.
+    """Check that a path is new, an empty folder, or a run directory.
 
     Raises:
-        DdimError: If it is something else.
+        DdimError: If it is anything else.
     """
     if folder.exists() and not folder.is_dir():
         raise DdimError(folder, "is a file", "choose an empty or new folder")
@@ -94,12 +94,13 @@ def check_run_dir(folder: Path) -> None:
 
 
 def write_or_verify(folder: Path, config: RunConfig) -> None:
-    """Write `run.json`, or see that the one there says the same.
+    """Write `run.json`, or verify that the existing one has the same configuration.
 
-    What weights do not depend on (how often is saved, shown and logged) may change, and so may its length.
+    Settings that do not affect the weights (intervals of checkpoints, previews and logging) may change, and so may the
+    length of the run.
 
     Raises:
-        DdimError: If the folder holds another run, or one that is already longer.
+        DdimError: If the folder holds another run, or one that already has more steps.
     """
     path = folder / RUN
     text = seal(to_json(config))
@@ -109,16 +110,16 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     old = parse(RunConfig, read_sealed(path), path)
     if old == config:
         return
-    kept = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
-    same = config.model_copy(update={"train": config.train.model_copy(update=kept)})
+    changeable = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
+    same = config.model_copy(update={"train": config.train.model_copy(update=changeable)})
     if same != old:
         key, was, now = first_difference(old.model_dump(), same.model_dump())
         wrong = f"holds a run with {key} {was!r}, not {now!r}"
         raise DdimError(folder, wrong, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
-        made = steps_made(folder)
-        if config.train.steps is not None and config.train.steps < made:
-            wrong = f"has made {made} steps, more than {config.train.steps}"
+        steps_done = steps_made(folder)
+        if config.train.steps is not None and config.train.steps < steps_done:
+            wrong = f"has made {steps_done} steps, more than {config.train.steps}"
             raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
         decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
         warn(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
@@ -126,17 +127,17 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
 
 
 def length(recipe: TrainConfig) -> str:
-    """How long a recipe trains, in words: "800 steps", "1500 s", or "800 steps or 1500 s"."""
-    said = [] if recipe.steps is None else [f"{recipe.steps} steps"]
-    return " or ".join(said if recipe.budget is None else [*said, f"{recipe.budget:g} s"])
+    """The length of a training as text: "800 steps", "1500 s", or "800 steps or 1500 s"."""
+    parts = [] if recipe.steps is None else [f"{recipe.steps} steps"]
+    return " or ".join(parts if recipe.budget is None else [*parts, f"{recipe.budget:g} s"])
 
 
 def first_difference(old: Any, new: Any, key: str = "") -> tuple[str, Any, Any]:
-    """The first key in which two nested configurations differ, and what stands there; "" if they do not."""
+    """The first key at which two nested configurations differ, with both values; key "" if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in old:
-            found = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
-            if found[0]:
-                return found
+            difference = first_difference(old[name], new.get(name), f"{key}.{name}" if key else name)
+            if difference[0]:
+                return difference
         return "", None, None
     return (key, old, new) if old != new else ("", None, None)

@@ -1,4 +1,4 @@
-"""The states of a training run, RUN/state/00000500.safetensors: all that the next step depends on."""
+"""Training states, RUN/state/00000500.safetensors: everything the next step depends on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NAME = re.compile(r"\d{8,}\.safetensors")
 
 
 def path_of(run: Path, step: int) -> Path:
-    """The file of a step's state."""
+    """The path of a step's state."""
     return run / FOLDER / f"{step:08d}.safetensors"
 
 
@@ -37,21 +37,21 @@ def write(run: Path, step: int, tensors: Mapping[str, Tensor], meta: Mapping[str
 
 
 def resume(run: Path, load: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> set[Path]:
-    """Load the newest state that is whole and of the step that its name says.
+    """Load the newest state that is complete and whose step matches its file name.
 
     Args:
-        run: The run's folder.
-        load: Takes the tensors and the metadata. It raises KeyError, RuntimeError, TypeError, ValueError or
-            AttributeError for those of another run, and is then called again with an older state.
+        run: The run directory.
+        load: Called with the tensors and the metadata. It raises KeyError, RuntimeError, TypeError, ValueError or
+            AttributeError for the state of another run, and is then called again with an older one.
 
     Returns:
-        The newer files that are not such a state; empty if there is no state at all.
+        The newer files that could not be loaded; empty if there is no state at all.
 
     Raises:
         DdimError: If there are states, but none can be loaded.
 
     Warns:
-        DdimWarning: For each newer file.
+        DdimWarning: For each newer file that could not be loaded.
     """
     refused: dict[Path, str] = {}
     for step, path in reversed(_listed(run)):
@@ -74,24 +74,24 @@ def resume(run: Path, load: Callable[[dict[str, Tensor], dict[str, Any]], None])
 
 
 def steps_made(run: Path) -> int:
-    """The step of the newest state, as its name and its metadata say alike; 0 if there is none."""
+    """The step of the newest state whose file name and metadata agree; 0 if there is none."""
     for step, path in reversed(_listed(run)):
         with contextlib.suppress(OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError):
             with safe_open(path, "pt") as file:
-                said = parse_json((file.metadata() or {})["ddim"], path)
-            if said["step"] == step:
+                meta = parse_json((file.metadata() or {})["ddim"], path)
+            if meta["step"] == step:
                 return step
     return 0
 
 
 def prune(run: Path, step: int, keep: int, refused: set[Path]) -> None:
-    """Remove states that are older than the last `keep` up to a step.
+    """Remove all but the newest `keep` states up to a step.
 
     Args:
-        run: The run's folder.
-        step: The newest state's; what says to be of a later step is left alone.
-        keep: How many are kept.
-        refused: Files that are no states, and do not count.
+        run: The run directory.
+        step: Step of the newest state; files with a later step in their name are not removed.
+        keep: Number of states to keep.
+        refused: Files that could not be loaded; they do not count towards `keep`.
     """
     earlier = [path for number, path in _listed(run) if number <= step]
     counted = [path for path in earlier if path not in refused]
@@ -101,6 +101,6 @@ def prune(run: Path, step: int, keep: int, refused: set[Path]) -> None:
 
 
 def _listed(run: Path) -> list[tuple[int, Path]]:
-    """The files with a state's name, by step."""
+    """(step, path) of the files named like a state, sorted by step."""
     files = (path for path in (run / FOLDER).glob("*.safetensors") if _NAME.fullmatch(path.name))
     return sorted((int(path.stem), path) for path in files)

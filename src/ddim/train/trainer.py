@@ -1,7 +1,7 @@
-"""Training: one optimiser step after another, each a function of the state before it and the step's number alone.
+"""The trainer: each optimiser step is a function of the previous state and the step number alone.
 
-All randomness of step n comes from generators keyed by (seed, n), the data order from (seed, epoch): a run that is
-resumed from a state does what the undisturbed run would have done, bit for bit on a CPU.
+All randomness of step n comes from generators keyed by (seed, n), and the data order from (seed, epoch), so that a
+resumed run gives the same result as an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ddim.objective.base import Loss
 from ddim.process import rng
 from ddim.train.batches import BatchLoader
 
-DROPOUT = 1  # what tells the seed of a step's dropout from that of its other draws
+DROPOUT = 1  # hashed into the seed of a step's dropout, to separate it from the step's other random numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one optimiser step did.
+    """The result of one optimiser step.
 
     Args:
-        step: Its number, counted from 1.
-        loss: The batch's loss, a scalar on the training's device.
-        grad_norm: The gradient's norm before clipping, likewise.
-        lr: The learning rate used.
+        step: Step number, counted from 1.
+        loss: Loss of the batch, a scalar on the training device.
+        grad_norm: Norm of the gradient before clipping, a scalar on the training device.
+        lr: Learning rate used.
     """
 
     step: int
@@ -45,14 +45,13 @@ class Update:
 
 
 class TimestepError:
-    """The error of the network in training at every time (`Loss.eps_mse`): a mean in which old steps fade.
+    """Exponential moving average of the network's error at each timestep (`Loss.eps_mse`) during training.
 
-    Each step counts for less and less, exactly as it does in the moving average of the weights; times that have long
-    not been drawn are forgotten.
+    The decay is the same as in the EMA of the weights; timesteps not drawn for a long time are dropped.
 
     Args:
-        T: The number of times.
-        device: Where the training is; nothing here waits for it but `means`.
+        T: Number of timesteps.
+        device: The training device; only `means` synchronises with it.
     """
 
     FORGOTTEN = 1e-12
@@ -62,34 +61,35 @@ class TimestepError:
         self.sums, self.counts = torch.zeros((2, T), dtype=dtype, device=device).unbind()
 
     def add(self, t: Tensor, errors: Tensor, decay: float) -> None:
-        """Let what is there fade by a factor and add a step's errors (B,) at its times t (B,)."""
+        """Multiply the averages by `decay` and add a step's errors (B,) at its timesteps t (B,)."""
         for table, new in ((self.sums, errors), (self.counts, torch.ones_like(errors))):
             table.mul_(decay).index_add_(0, t - 1, (1 - decay) * new.to(table.dtype))
 
     def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """The times that are known, int64, (K,), rising, and the mean error at each, float64, (K,)."""
+        """The timesteps with an estimate, int64, (K,), increasing, and the mean error at each, float64, (K,)."""
         sums, counts = self.sums.cpu().double().numpy(), self.counts.cpu().double().numpy()
-        (known,) = np.nonzero(counts > self.FORGOTTEN)
-        return known + 1, sums[known] / counts[known]
+        (indices,) = np.nonzero(counts > self.FORGOTTEN)
+        return indices + 1, sums[indices] / counts[indices]
 
 
 class Trainer:
-    """A network in training.
+    """Trains a network.
 
     Args:
         network: Called as network(x, t) or network(x, t, labels).
         objective: L_gamma, or the cross-entropy.
-        pictures: Called with indices (B,), gives a batch of the data, such as uint8 (B, H, W, C).
-        count: How many samples there are.
-        recipe: A `ddim.model.config.TrainConfig`, or anything with its fields.
-        labels: int64, (count,), where the network takes labels.
-        classes: How many labels there are.
-        read: From such a batch to x_0, (B, ...).
-        begun: Steps that the network has behind it, where it begins with weights alone: the data go on from there, the
-            learning rate, the optimiser's moments and the average begin anew.
+        pictures: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
+        count: Number of samples.
+        recipe: A `ddim.model.config.TrainConfig`, or any object with its fields.
+        labels: int64, (count,), if the network takes labels.
+        classes: Number of classes.
+        read: Function from a batch of the data to x_0, (B, ...).
+        begun: Steps the initial weights were already trained for. The data order continues from there; the learning
+            rate schedule, the optimiser state and the EMA restart.
 
     Attributes:
-        spent: What of the recipe's budget has been used, in [0, 1]; for a budget the caller sets it, from a clock.
+        spent: Function that returns the fraction of the recipe's time budget used, in [0, 1]; set by the caller if
+            there is a budget.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class Trainer:
         self.spent: Callable[[], float] = lambda: 0.0
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step, counted from 0: warm-up, then flat, then the recipe's decay to 0."""
-        r, made = self.recipe, step - self.begun
-        rate = r.lr * min(1.0, (made + 1) / r.warmup) if r.warmup else r.lr
+        """The learning rate of a step, counted from 0: warm-up, constant, then the recipe's decay to 0."""
+        r, done = self.recipe, step - self.begun
+        rate = r.lr * min(1.0, (done + 1) / r.warmup) if r.warmup else r.lr
         left = (1 - self.spent()) / r.decay_fraction
         if r.steps is not None:
             steps = r.steps - self.begun
-            left = min(left, (steps - made) / max(1.0, r.decay_fraction * steps))
+            left = min(left, (steps - done) / max(1.0, r.decay_fraction * steps))
         if r.decay == "none" or left >= 1:
             return float(rate)
         left = max(left, 0.0)
@@ -142,15 +142,15 @@ class Trainer:
 
     @property
     def over(self) -> bool:
-        """Whether the recipe's last step is made, or its budget used."""
+        """Whether the recipe's last step is done or its budget used up."""
         return (self.recipe.steps is not None and self.step >= self.recipe.steps) or self.spent() >= 1
 
     def updates(self) -> Iterator[Update]:
-        """Train until it is over, yielding after each step; the next batch is read meanwhile.
+        """Train until `over`, yielding after each step; the next batch is prefetched.
 
         Raises:
-            DdimError: On a CPU, if the loss is not finite; the step is named, and its update is not made. On a GPU
-                the caller looks at the losses, with `not_finite`, before it keeps anything.
+            DdimError: On a CPU, if the loss or gradient is not finite; the update of that step is not applied. On a
+                GPU the caller must check the losses before saving anything, and raise `not_finite`.
         """
         with contextlib.closing(self.feed.batches(self.step)) as batches:
             while not self.over:
@@ -177,7 +177,7 @@ class Trainer:
                 total += loss.detach() / recipe.accumulate
                 errors.append(error)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
-        # A GPU would have to wait for this number at every step: there the caller looks at it from time to time.
+        # On a GPU this check would synchronise at every step, so the caller checks from time to time instead.
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
         self.optimizer.step()
@@ -187,7 +187,7 @@ class Trainer:
         return Update(self.step, total, norm, rate)
 
     def _loss(self, x0: Tensor, t: Tensor, noise: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The loss of a part of the batch, and what the table of errors is told of each sample."""
+        """The mean loss of a micro-batch, and the squared error of eps of each sample, (n,)."""
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
@@ -203,7 +203,7 @@ class Trainer:
         return torch.where(dropped, self.classes, labels)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything the next step depends on, as tensors."""
+        """Everything the next step depends on, as named tensors."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
         for place, moments in self.optimizer.state_dict()["state"].items():
@@ -212,10 +212,10 @@ class Trainer:
         return {**tensors, "step": torch.tensor(self.step)}
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`; one of an older version, without a table of errors, is told of.
+        """Resume from a `state`; warns if it comes from an older version and has no error table.
 
         Raises:
-            KeyError, RuntimeError, ValueError: If it is another network's, or lacks something.
+            KeyError, RuntimeError, ValueError: If it belongs to another network, or is incomplete.
         """
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -230,10 +230,10 @@ class Trainer:
         self._check_moments(moments)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        for parameter, held in self.optimizer.state.items():
-            for name, value in held.items():  # the fused optimiser wants moments laid out as its weights are
+        for parameter, values in self.optimizer.state.items():
+            for name, value in values.items():  # the fused optimiser needs the weights' memory layout
                 if value.shape == parameter.shape:
-                    held[name] = torch.empty_like(parameter).copy_(value)
+                    values[name] = torch.empty_like(parameter).copy_(value)
         self.step = int(tensors["step"])
         if table := part("errors."):
             self.errors.sums.copy_(table["sums"])
@@ -242,25 +242,25 @@ class Trainer:
             warn(f"the state of step {self.step} holds no table of errors; one is begun here")
 
     def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Refuse an optimiser's state that would fail at its first step."""
+        """Raise ValueError for an optimiser state that would fail at the first step."""
         parameters = list(self.network.parameters())
         if moments and sorted(moments) != list(range(len(parameters))):
             raise ValueError("its optimiser has other parameters than the network")
-        for place, held in moments.items():
+        for place, values in moments.items():
             shapes = {"step": torch.Size(()), "exp_avg": parameters[place].shape, "exp_avg_sq": parameters[place].shape}
-            if {name: value.shape for name, value in held.items()} != shapes:
+            if {name: value.shape for name, value in values.items()} != shapes:
                 raise ValueError(f"the optimiser's moments of parameter {place} are not step, exp_avg and exp_avg_sq")
 
 
 def not_finite(step: int) -> DdimError:
-    """The complaint about a loss or gradient that is not finite."""
-    ways = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
-    mend = either(*ways)  # a run that was begun keeps its recipe
-    return DdimError(f"step {step}", "the loss or its gradient is not finite", mend)
+    """The error for a loss or gradient that is not finite."""
+    hints = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    hint = either(*hints)  # the recipe of a started run cannot change
+    return DdimError(f"step {step}", "the loss or its gradient is not finite", hint)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of a recipe's autocast, None for float32."""
+    """The autocast dtype of a recipe; None for float32."""
     if precision == "float32" or (precision == "auto" and fast_dtype(device) == torch.float32):
         return None
     return torch.bfloat16

@@ -1,1 +1,1 @@
-"""Tables, pictures and one HTML page of what was measured."""
+"""Tables, figures and the HTML page of an evaluation."""

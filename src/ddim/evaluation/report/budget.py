@@ -1,4 +1,7 @@
-"""How much of the paper's section 5 fits into a time: counts that are the same for all cells that are compared."""
+"""Numbers of samples and steps for a reproduction of the paper's section 5 within a time budget.
+
+All cells that are compared get the same number of samples.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ SECONDS = {"10min": 600.0, "1h": 3600.0}
 LEAST_SAMPLES, LEAST_PICTURES = 200, 50
 FULL = 50_000
 TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
-_TABLE_1, _TABLE_2 = 0.65, 0.2  # of the time without the walks; the rest is for features and the page
+_TABLE_1, _TABLE_2 = 0.65, 0.2  # fractions of the time after the interpolations; the rest is for features and the page
 
 
 class Amounts(BaseModel):
-    """How much is made.
+    """The amount of work of a reproduction.
 
     Args:
-        samples: For each cell of Table 1, in the grammar of `ddim.evaluation.counts.Counts`.
-        steps: The S of Table 1.
-        pictures: Round trips of Table 2 for each S.
-        round_trips: The S of Table 2.
-        left_out: What does not fit, in words; "" if all does.
-        calls_per_second: Network calls for a sample that were measured in a second; None where nothing was scaled.
+        samples: Number of samples of the cells of Table 1, in the syntax of `ddim.evaluation.counts.Counts`.
+        steps: Values of S in Table 1.
+        pictures: Number of images of Table 2 for each S.
+        round_trips: Values of S in Table 2.
+        left_out: Description of what does not fit into the budget; "" if everything fits.
+        calls_per_second: Measured network evaluations of single samples per second; None if nothing was scaled.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,48 +47,48 @@ class Amounts(BaseModel):
 
 
 def speed(model: Model, calls: int = 5) -> float:
-    """Network calls for a sample that the model makes in a second, in micro-batches, after one that is not timed."""
+    """Network evaluations of single samples per second, timed on one micro-batch after a warm-up micro-batch."""
     plan, size = model.plan(calls), model.micro_batch
-    for begin in (0, size):
-        begun = time.monotonic()
-        for block in model.sample_blocks(plan, range(begin, begin + size)):
+    for first in (0, size):
+        start_time = time.monotonic()
+        for block in model.sample_blocks(plan, range(first, first + size)):
             block.cpu()
-    return calls * size / (time.monotonic() - begun)
+    return calls * size / (time.monotonic() - start_time)
 
 
 def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Amounts:
-    """The counts that fit: first the largest S are left out, then the number of samples is lowered.
+    """The amounts that fit into a time: fewer samples first, down to a minimum, then without the largest S.
 
     Args:
-        per_second: Network calls for a sample in a second.
-        seconds: The time.
-        steps: The S of Table 1 that are wanted.
-        rows: How many rows Table 1 has.
-        test: How many test pictures there are.
-        T: The schedule's length.
+        per_second: Network evaluations of single samples per second.
+        seconds: The time budget.
+        steps: Requested values of S in Table 1.
+        rows: Number of rows of Table 1.
+        test: Number of test images.
+        T: Length of the schedule.
     """
     calls = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
-    kept, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
+    table_1_steps, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
-    some, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    table_2_steps, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
     return Amounts(
         samples=str(n),
-        steps=tuple(kept),
+        steps=tuple(table_1_steps),
         pictures=pictures,
-        round_trips=tuple(some),
-        left_out=left_out(sorted(steps)[len(kept) :], trips[len(some) :]),
+        round_trips=tuple(table_2_steps),
+        left_out=left_out(sorted(steps)[len(table_1_steps) :], trips[len(table_2_steps) :]),
         calls_per_second=per_second,
     )
 
 
 def left_out(table_1: Sequence[int], table_2: Sequence[int]) -> str:
-    """The S that do not fit, in words."""
-    gone = {1: table_1, 2: table_2}
-    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in gone.items() if left)
+    """Description of the values of S that do not fit, such as "S = 1000 of Table 1"; "" for none."""
+    excluded = {1: table_1, 2: table_2}
+    return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in excluded.items() if left)
 
 
 def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
-    """The longest beginning of `steps` of which `least` fit, and how many of each do (at least 2)."""
+    """The longest prefix of `steps` for which `least` samples of each fit, and the number that fits (at least 2)."""
     for count in range(len(steps), 0, -1):
         n = int(calls / (rows * sum(steps[:count])))
         if n >= least or count == 1:
@@ -94,32 +97,32 @@ def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) 
 
 
 def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> Amounts:
-    """How much is made: what a report's file says of it, or what the request gives now, which is kept there.
+    """The amounts of a reproduction: read from its file, or computed from the request and stored there.
 
     Args:
         path: The file.
-        request: The report's settings: "budget", "steps", "eta", "n", "pictures", and what else it depends on.
+        request: The report's settings: "budget", "steps", "eta", "n", "pictures", and all else it depends on.
         model: The model.
-        test: How many test pictures there are.
+        test: Number of test images.
 
     Raises:
         DdimError: If the file is of another request.
     """
     if path.exists():
-        amounts = _kept(path, request)
+        amounts = _read_amounts(path, request)
     else:
-        amounts = _asked(request, model, test)
-        kept = {"request": dict(request), "counts": amounts.model_dump()}
-        write_json(path, kept)
+        amounts = _compute_amounts(request, model, test)
+        content = {"request": dict(request), "counts": amounts.model_dump()}
+        write_json(path, content)
     if amounts.left_out:
         warn(f"budget {request['budget']}: left out: {amounts.left_out}")
     return amounts
 
 
-def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
-    there = read_sealed_json(path, dict, again="choose another folder")
+def _read_amounts(path: Path, request: Mapping[str, Any]) -> Amounts:
+    content = read_sealed_json(path, dict, again="choose another folder")
     try:
-        was, amounts = entry(there, "request", dict, path), Amounts.model_validate(there.get("counts"))
+        was, amounts = entry(content, "request", dict, path), Amounts.model_validate(content.get("counts"))
     except ValueError:
         raise DdimError(path, "is not a report's request", "choose another folder") from None
     if was != request:
@@ -129,7 +132,7 @@ def _kept(path: Path, request: Mapping[str, Any]) -> Amounts:
     return amounts
 
 
-def _asked(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
+def _compute_amounts(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
     steps, trips = tuple(request["steps"]), tuple(s for s in TABLE_2_STEPS if s <= model.schedule.T)
     if request["budget"] == "full":
         amounts = Amounts(samples=str(FULL), steps=steps, pictures=test, round_trips=trips)

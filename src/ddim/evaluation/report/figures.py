@@ -1,4 +1,4 @@
-"""Pictures of what was measured, drawn by matplotlib without a window."""
+"""Figures of an evaluation, drawn by matplotlib without a display."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INK, FAINT = "#1f2933", "#d9dee3"
 
 
 def installed() -> bool:
-    """Whether matplotlib is there."""
+    """Whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 
@@ -43,7 +43,7 @@ def _finish(figure: Any, png: bool) -> bytes:
 
 
 def _ticks(axis: Any, values: Sequence[float] = ()) -> None:
-    """Ticks of a logarithmic axis: at the values given, else at 1, 2 and 5 of every decade."""
+    """Set the ticks of a logarithmic axis: at `values`, or at 1, 2 and 5 of every decade if there are none."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axis.set_major_locator(FixedLocator(sorted({*values})) if values else LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -57,25 +57,25 @@ def quality(
     metric: str,
     png: bool = False,
 ) -> bytes:
-    """Distance against network calls and against seconds a sample, a line for each row: the paper's Figure 4.
+    """Plot distance against NFE and against seconds per sample, one line per row: the paper's Figure 4.
 
     Args:
-        cells: As in evaluate.json.
-        times: Seconds a sample of each (row, S).
-        metric: What the distance is called.
-        png: PNG, otherwise SVG.
+        cells: The cells, as in evaluate.json.
+        times: Seconds per sample of each (row, S).
+        metric: Name of the distance.
+        png: Whether to return PNG; otherwise SVG.
     """
     figure, (left, right) = _axes(2)
     for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
-        mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
-        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in mine]
-        values = [cell["fd"] for cell in mine]
-        spread = [2 * (cell["fd_error"] or 0.0) for cell in mine]
+        row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+        seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in row_cells]
+        values = [cell["fd"] for cell in row_cells]
+        spread = [2 * (cell["fd_error"] or 0.0) for cell in row_cells]
         style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
-        left.errorbar([cell["network_calls"] for cell in mine], values, spread, label=label(row), **style)
+        left.errorbar([cell["network_calls"] for cell in row_cells], values, spread, label=label(row), **style)
         right.errorbar(seconds, values, spread, **style)
-    for axes, told in ((left, "network calls"), (right, "seconds a sample")):
-        axes.set(xscale="log", yscale="log", xlabel=told)
+    for axes, xlabel in ((left, "network calls"), (right, "seconds a sample")):
+        axes.set(xscale="log", yscale="log", xlabel=xlabel)
         _ticks(axes.yaxis)
     _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
     _ticks(right.xaxis)
@@ -85,11 +85,11 @@ def quality(
 
 
 def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
-    """Valid words, n-grams and bits of samples of text against network calls, a line for each eta, as PNG.
+    """Plot the quality metrics of text samples against NFE, one line per eta, as PNG.
 
     Args:
-        cells: As in evaluate.json.
-        real: The figures of real text, a dashed line.
+        cells: The cells, as in evaluate.json.
+        real: The metrics of real text, drawn as a dashed line.
     """
     figure, panels = _axes(3)
     titles = {
@@ -99,9 +99,11 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
-            mine = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
-            places = [cell["steps"] for cell in mine]
-            axes.plot(places, [cell[key] for cell in mine], color=colour, marker="o", ms=4, lw=1.8, label=label(row))
+            row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
+            places = [cell["steps"] for cell in row_cells]
+            axes.plot(
+                places, [cell[key] for cell in row_cells], color=colour, marker="o", ms=4, lw=1.8, label=label(row)
+            )
         axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
         axes.set(xscale="log", xlabel="network calls S", title=title)
         axes.title.set_size(10)

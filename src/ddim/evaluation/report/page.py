@@ -1,4 +1,4 @@
-"""One self-contained HTML page: pictures inside, nothing loaded from anywhere."""
+"""The report as one self-contained HTML page with embedded images and no external resources."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def need() -> None:
-    """Refuse where what the page is made with is not installed.
+    """Check that the packages required for the page are installed.
 
     Raises:
-        DdimError: If jinja2 or matplotlib is not there.
+        DdimError: If jinja2 or matplotlib is not installed.
     """
     for name in ("jinja2", "matplotlib"):
         if importlib.util.find_spec(name) is None:
@@ -28,22 +28,22 @@ def need() -> None:
 
 
 def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        report: What report.json holds, see `ddim.evaluation.report.reproduction`.
-        pictures: PNG or SVG of each figure by name; None for one that could not be made.
+        report: The content of report.json, see `ddim.evaluation.report.reproduction`, with "manifest_text".
+        pictures: PNG or SVG of each figure by name; None for a figure that could not be drawn.
 
     Raises:
-        DdimError: If jinja2 is not installed.
+        DdimError: If jinja2 or matplotlib is not installed.
     """
     need()
     from jinja2 import Environment, StrictUndefined
 
-    world = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    world.filters |= {"number": number, "row_label": label}
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": number, "row_label": label}
     paper = report["published"] if report["metric"] == "FID" else None
-    page: str = world.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    page: str = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         r=report,
         grid=table_1(report["table_1"], paper),
         trips=table_2(report["table_2"], report["published"]),
@@ -59,11 +59,11 @@ def _uri(data: bytes) -> str:
 
 
 def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
-    """The cells of Table 1 by row and column, the best of each column marked, with the paper's figures beside them."""
+    """The cells of Table 1 by row and column, with the best of each column marked and the paper's values."""
     cells = table["cells"]
     steps = sorted({cell["steps"] for cell in cells})
     rows = list(dict.fromkeys(cell["row"] for cell in cells))
-    known = {(cell["row"], cell["steps"]): cell for cell in cells}
+    by_position = {(cell["row"], cell["steps"]): cell for cell in cells}
     printed = published.table_1(paper) if paper else {}
     least = {s: min(cell["fd"] for cell in cells if cell["steps"] == s) for s in steps}
     counts = {s: sorted({cell["n"] for cell in cells if cell["steps"] == s}) for s in steps}
@@ -71,7 +71,7 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
     for row in rows:
         line = []
         for s in steps:
-            cell = known.get((row, s))
+            cell = by_position.get((row, s))
             best = cell is not None and cell["fd"] == least[s] and len(counts[s]) == 1
             line.append({"cell": cell, "best": best, "paper": printed.get((row, s))})
         lines.append({"label": label(row), "cells": line})
@@ -84,13 +84,13 @@ def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:
 
 
 def table_2(rows: Sequence[Mapping[str, Any]], paper: str | None) -> list[dict[str, Any]]:
-    """The rows of Table 2, with the paper's figures where the data is CIFAR-10."""
+    """The rows of Table 2, with the paper's values if the dataset is CIFAR-10."""
     beside = published.TABLE_2 if paper == "CIFAR-10" else {}
     return [{**row, "paper": beside.get(int(row["steps"]))} for row in rows]
 
 
 def shape() -> dict[str, Any]:
-    """The paper's Table 1 of CIFAR-10, for its shape alone."""
-    known = published.table_1("CIFAR-10")
-    rows = [{"label": label(row), "values": [known[row, s] for s in published.STEPS]} for row in published.ROWS]
+    """The paper's Table 1 of CIFAR-10, to compare trends when the distances themselves are not comparable."""
+    values = published.table_1("CIFAR-10")
+    rows = [{"label": label(row), "values": [values[row, s] for s in published.STEPS]} for row in published.ROWS]
     return {"steps": published.STEPS, "rows": rows}

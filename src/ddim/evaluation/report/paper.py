@@ -1,4 +1,4 @@
-"""What the paper prints in section 5: FID of Table 1, T = 1000, and the errors of Table 2."""
+"""The paper's published results of section 5: FID of Table 1, T = 1000, and the errors of Table 2."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TABLE_1 = {
     ),
 }
 TABLE_2 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
-"""Mean squared error per dimension, CIFAR-10's test set, pictures in [0, 1]."""
+"""Mean squared error per dimension on CIFAR-10's test set, images in [0, 1]."""
 
 
 def data_set(name: str) -> str | None:
-    """The paper's name of a data set, if it is one that it has figures of.
+    """The paper's name of a dataset, or None if the paper has no results for it.
 
     Args:
-        name: What the data is called here, such as "cifar10" or "uoft-cs/cifar10".
+        name: Name of the dataset here, such as "cifar10" or "uoft-cs/cifar10".
     """
     plain = name.lower().rpartition("/")[2].replace("-", "").replace("_", "")
     if plain.startswith("cifar10") and not plain.startswith("cifar100"):
@@ -37,7 +37,7 @@ def data_set(name: str) -> str | None:
 
 
 def table_1(name: str) -> dict[tuple[str, int], float]:
-    """FID of (row, S) for "CIFAR-10" or "CelebA"."""
+    """The published FID of each (row, S) for "CIFAR-10" or "CelebA"."""
     return {
         (row, s): v for row, line in zip(ROWS, _TABLE_1[name], strict=True) for s, v in zip(STEPS, line, strict=True)
     }

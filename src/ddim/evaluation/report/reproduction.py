@@ -1,4 +1,4 @@
-"""What `ddim reproduce` puts together: the report as data, and its page."""
+"""The output of `ddim reproduce`: the report as JSON and as an HTML page."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def write_report(
     trips: Sequence[dict[str, Any]],
     test: ImageSet,
 ) -> Path:
-    """Write evaluate.*, report.json, the pictures and report.html.
+    """Write evaluate.*, report.json, the figures and report.html.
 
     Args:
-        out: The report's folder, with the walks in its folder of pictures.
-        facts: See `ddim.evaluation.report.tables.about`.
+        out: The report's folder, which already holds the interpolations in its `PICTURES` subfolder.
+        facts: Metadata of the table, see `ddim.evaluation.report.tables.about`.
         request: The command's settings.
-        counts: How much was made.
-        made: The cells of Table 1.
-        times: Seconds a sample of each.
-        trips: The rows of Table 2, with pictures.
+        counts: The amount of work done.
+        made: The measured cells of Table 1.
+        times: Seconds per sample of each cell.
+        trips: The rows of Table 2, with reconstructed images.
         test: The test set.
 
     Returns:
-        The page.
+        Path of the page.
     """
     table = write_table(out, facts, made, times)
     pictures, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
@@ -75,7 +75,7 @@ def write_report(
 def _pictures(
     out: Path, table: Mapping[str, Any], metric: str, made: Sequence[Measured], times: Times, trips: bytes
 ) -> tuple[dict[str, bytes | None], list[tuple[str, int]]]:
-    """Every figure, written to its file too, and the names of Figure 3's with their S."""
+    """Draw all figures and write them to files; returns their bytes by name, and the names of Figure 3's with S."""
     steps = sorted({m.cell.steps for m in made})
     chosen = [steps[0], *([max(s for s in steps if s <= 100)] if steps[0] < 100 else [])]
     shown = [(f"samples-{s}", s) for s in dict.fromkeys(chosen)]
@@ -97,14 +97,14 @@ _WALKS = {"walks": "walks", "corners": "four-corners"}
 
 
 def _budget(request: Mapping[str, Any]) -> str:
-    """What captions say of how much was made."""
-    asked = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
-    asked += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
-    return "; ".join([request["budget"], *asked])
+    """The budget as text for captions, with the numbers the user overrode."""
+    overrides = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
+    overrides += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
+    return "; ".join([request["budget"], *overrides])
 
 
 def software() -> dict[str, str]:
-    """The versions that figures may depend on."""
+    """Versions and hardware that the results may depend on."""
     return {
         "ddim": ddim.__version__,
         "torch": torch.__version__,
@@ -116,7 +116,7 @@ def software() -> dict[str, str]:
 
 
 def manifest(report: Mapping[str, Any]) -> str:
-    """Every choice, as text; tau once for each S and grid."""
+    """All settings of the report as JSON text; tau is listed once per S, and per row where it differs."""
     taus: dict[str, str] = {}
     for cell in report["table_1"]["cells"]:
         times, name = cell["tau"], f"S = {cell['steps']}"
@@ -126,6 +126,6 @@ def manifest(report: Mapping[str, Any]) -> str:
         same = taus.setdefault(name, spelt) == spelt
         if not same:
             taus[f"{name}, {cell['row']}"] = spelt
-    left = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
-    plain = {key: value for key, value in report.items() if key not in left}
-    return json.dumps({**plain, "tau": taus}, indent=1)
+    excluded = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
+    settings = {key: value for key, value in report.items() if key not in excluded}
+    return json.dumps({**settings, "tau": taus}, indent=1)

@@ -1,4 +1,4 @@
-"""The parts of the paper's section 5 beside Table 1, each into a file of its own and gone on with where it stopped."""
+"""Table 2 and Figures 3, 5 and 6 of the paper's section 5; the expensive parts resume from their files."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ WALKED = ROWS * FRAMES + SIDE**2
 def round_tripping(
     model: Model, test: ImageSet, steps: Sequence[int], count: int, path: Path, grid: str | None = None
 ) -> Generator[int, None, list[dict[str, Any]]]:
-    """Table 2: encode and decode test pictures with S calls each way, micro-batch by micro-batch.
+    """Table 2: encode and decode test images in micro-batches, with S network evaluations in each direction.
 
     Args:
-        model: The model, in float32 for figures to be trusted.
-        test: The test set, of which the first pictures are taken.
-        steps: The S.
-        count: How many pictures.
-        path: Where every micro-batch becomes a line.
-        grid: The grid; the default one if None.
+        model: The model, in float32 for accurate results.
+        test: The test set; its first images are used.
+        steps: Values of S.
+        count: Number of images.
+        path: Results file, with one line per micro-batch.
+        grid: Spacing of the timesteps; None for the default.
 
     Yields:
-        How many pictures are done, over all S.
+        Number of images done, over all S.
 
     Returns:
-        A row for each S, with the first pictures that came back, uint8 (P, H, W, C).
+        A row for each S, with the first reconstructed images, uint8 (P, H, W, C).
     """
     pictures, size = test.batch(range(count)), model.micro_batch
     lines: list[dict[str, Any]] = read_journal(path, lambda line, _: line if "again" in line else None)
     done = {(line["steps"], line["first"]): line for line in lines}
-    made = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
-    yield made
+    images_done = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
+    yield images_done
     with Appender(path) as file:
         for s in steps:
             way = model.inversion("ddim", s, grid)
@@ -63,8 +63,8 @@ def round_tripping(
                 line |= {"plan": way.decode_plan.name, "again": base64.b64encode(shown.tobytes()).decode()}
                 file.write(journal_line(line))
                 done[s, first] = line
-                made += len(trip.again)
-                yield made
+                images_done += len(trip.again)
+                yield images_done
     return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
 
 
@@ -85,19 +85,19 @@ def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], co
 
 
 def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> Generator[int, None, list[Path]]:
-    """Figure 6: walks between two latents, and a sheet between four.
+    """Figure 6: interpolations between two latents, and an image grid between four.
 
     Args:
         model: The model.
-        folder: Where the two pictures go.
-        seed: Of the latents.
-        grid: The grid; the default one if None.
+        folder: Output folder.
+        seed: Seed of the latents.
+        grid: Spacing of the timesteps; None for the default.
 
     Yields:
-        How many of the `WALKED` pictures are done.
+        Number of the `WALKED` images done.
 
     Returns:
-        The two files.
+        Paths of the two image files.
     """
     paths = [folder / "walks.png", folder / "four-corners.png"]
     done = 0
@@ -115,9 +115,9 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
                 for block in model.run_blocks(plan, latents):
                     parts.append(to_uint8(block))
                     yield done + sum(map(len, parts))
-                made = np.concatenate(parts)
+                images = np.concatenate(parts)
                 columns = FRAMES if path == paths[0] else SIDE
-                finished.write([(path, png(sheet(made, columns, gap=1, zoom=_zoom(made))))])
+                finished.write([(path, png(sheet(images, columns, gap=1, zoom=_zoom(images))))])
             done += count
     yield done
     return paths
@@ -128,27 +128,27 @@ def _zoom(pictures: np.ndarray) -> int:
 
 
 def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
-    """Figure 3: samples of one S, a row for each amount of noise, from the same x_T: PNG, or None if there are none."""
-    mine = [m for m in made if m.cell.steps == steps]
-    if not mine:
+    """Figure 3: samples at one S from the same x_T, one row per eta or sampler: PNG, or None if there are none."""
+    selected = [m for m in made if m.cell.steps == steps]
+    if not selected:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in mine))
-    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in mine]
+    count = min(count, *(len(m.gathered.pictures) for m in selected))
+    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
 def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
-    """Figure 5: samples from the same x_T, a line for each S: PNG, or None if there are fewer than two S."""
-    mine = [m for m in made if m.cell.row == row]
-    if len(mine) < 2:
+    """Figure 5: samples from the same x_T, one row per S: PNG, or None if there are fewer than two S."""
+    selected = [m for m in made if m.cell.row == row]
+    if len(selected) < 2:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in mine))
-    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in mine]
+    count = min(count, *(len(m.gathered.pictures) for m in selected))
+    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
 def trips(rows: Sequence[dict[str, Any]], test: ImageSet) -> bytes:
-    """Table 2 as a picture: test pictures, and what came back for each S: PNG."""
+    """Table 2 as an image: test images and their reconstructions for each S: PNG."""
     count = min(len(row["again"]) for row in rows)
     lines = [("original", test.batch(range(count))), *((f"S = {row['steps']}", row["again"][:count]) for row in rows)]
     return png(labelled_rows(lines, zoom=_zoom(lines[0][1])))

@@ -1,4 +1,4 @@
-"""The paper's Table 1 for a model, as text, JSON, CSV and a picture."""
+"""The paper's Table 1 for a model, as text, JSON, CSV and a figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_
 def about(
     model: ModelBase, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
 ) -> dict[str, Any]:
-    """What a table depends on beside its cells: model, data, extractor, seed, precision."""
+    """Metadata of a table: model, data, extractor, seed, label, precision and version."""
     return {
         "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
         "data": data.protocol.model_dump(),
@@ -44,7 +44,7 @@ def about(
 
 
 def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
-    """One dictionary for each cell, without anything that differs from run to run."""
+    """One dictionary per cell, with reproducible values only (no timings)."""
     return [
         {
             "row": m.cell.row,
@@ -61,27 +61,27 @@ def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
 
 
 def consistencies(made: Sequence[Measured]) -> list[dict[str, Any]]:
-    """How alike samples from the same x_T are for two numbers of calls, in every row without noise, and in eta = 1."""
-    found = []
+    """Sample consistency for each pair of S, in every deterministic row and in eta = 1."""
+    results = []
     for row in dict.fromkeys(m.cell.row for m in made):
         if any(m.cell.plan.stochastic for m in made if m.cell.row == row) and row != "1":
             continue
-        mine = [m for m in made if m.cell.row == row]
-        for i, a in enumerate(mine):
-            for b in mine[i + 1 :]:
+        row_cells = [m for m in made if m.cell.row == row]
+        for i, a in enumerate(row_cells):
+            for b in row_cells[i + 1 :]:
                 both = consistency(a.gathered, b.gathered)
                 figures = {key: getattr(both, key) for key in type(both).__slots__}
-                found.append({"row": row, "a": a.cell.steps, "b": b.cell.steps, **figures, "ratio": both.ratio})
-    return found
+                results.append({"row": row, "a": a.cell.steps, "b": b.cell.steps, **figures, "ratio": both.ratio})
+    return results
 
 
 def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], times: Times) -> dict[str, Any]:
-    """Write evaluate.json, evaluate.csv, timing.json and, where matplotlib is installed, evaluate.png.
+    """Write evaluate.json, evaluate.csv, timing.json and, if matplotlib is installed, evaluate.png.
 
-    evaluate.json and .csv hold nothing that differs from run to run; times are in timing.json alone.
+    evaluate.json and evaluate.csv are reproducible; timings are in timing.json and evaluate.png only.
 
     Returns:
-        What evaluate.json holds.
+        The content of evaluate.json.
     """
     table = {"format": "ddim-evaluation", "version": 1, **facts, "cells": rows(made)}
     table["consistency"] = consistencies(made)
@@ -91,7 +91,7 @@ def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], t
     writer.writeheader()
     writer.writerows(table["cells"])
     write_atomic(out / "evaluate.csv", text.getvalue().encode())
-    cells = [{"row": row, "steps": steps, **found} for (row, steps), found in times.items()]
+    cells = [{"row": row, "steps": steps, **timing} for (row, steps), timing in times.items()]
     machine = {"device": facts["device"], "threads": torch.get_num_threads(), "dtype": facts["dtype"]}
     write_json(out / "timing.json", {**machine, "cells": cells})
     if figures.installed():
@@ -107,23 +107,23 @@ def write_json(path: Path, what: Any) -> None:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A figure in a few digits; "-" for none."""
+    """Format a number with a few significant digits; "-" for None."""
     return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
 
 
 def print_table(made: Sequence[Measured], metric: str) -> str:
-    """The table as text: the distance and its standard error, a row for each amount of noise."""
+    """The table as text: distances with standard errors, one row per eta or sampler."""
     steps = sorted({m.cell.steps for m in made})
-    known = {(m.cell.row, m.cell.steps): m for m in made}
+    by_position = {(m.cell.row, m.cell.steps): m for m in made}
     names = list(dict.fromkeys(m.cell.row for m in made))
     lines = [f"{metric}, smaller is better; +- the standard error over the samples"]
     lines.append(f"{'S':>12} " + "".join(f"{s:>18}" for s in steps))
     for row in names:
         cells = []
         for s in steps:
-            found = known.get((row, s))
-            spread = found.figures["fd_error"] if found else None
-            value = number(found.figures["fd"]) if found else "-"
+            measured = by_position.get((row, s))
+            spread = measured.figures["fd_error"] if measured else None
+            value = number(measured.figures["fd"]) if measured else "-"
             cells.append(value + (f" +- {number(spread, 2)}" if spread is not None else ""))
         lines.append(f"{label(row):>12} " + "".join(f"{cell:>18}" for cell in cells))
     counts = [sorted({m.cell.n for m in made if m.cell.steps == s}) for s in steps]

@@ -1,4 +1,4 @@
-"""Tables and the picture of samples of text."""
+"""Tables and the figure of a text evaluation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _KEYS = ("row", "steps", "n", "words", "valid_words", "valid_words_error", "gram
 
 
 def write_text_table(out: Path, facts: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write evaluate.json, evaluate.csv and, where matplotlib is installed, evaluate.png.
+    """Write evaluate.json, evaluate.csv and, if matplotlib is installed, evaluate.png.
 
     Args:
-        out: The folder.
-        facts: What they depend on.
-        rows: What `ddim.evaluation.measure` gave.
+        out: Output folder.
+        facts: Metadata of the table.
+        rows: Result of `ddim.evaluation.text_table.measure`.
     """
     write_json(out / "evaluate.json", {"format": "ddim-text-evaluation", "version": 1, **facts, "cells": list(rows)})
     text = io.StringIO()
