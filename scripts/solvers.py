@@ -321,7 +321,7 @@ def draw(results: dict[str, Any]) -> None:
             thick = 2.2 if sampler in ("ddim", "tuned") else 1.2
             panel.loglog(sorted(points), [points[c] for c in sorted(points)], "o-", ms=3, lw=thick, label=sampler)
         panel.set_title(name)
-        panel.set_xlabel("network calls")
+        panel.set_xlabel("network evaluations")
         panel.set_xticks([5, 10, 20, 50, 100], labels=["5", "10", "20", "50", "100"])
         panel.minorticks_off()
         panel.grid(alpha=0.3)

@@ -253,7 +253,7 @@ LEGAL, MEAN, VARIANCE = "sigma^2 / (1 - abar)", "marginals, mean off by", "margi
         (spoilt(0, x0=(*PLAN.rows[0].x0, 0.0)), {JOIN}),
         (replace(PLAN, rows=(PLAN.rows[0], *PLAN.rows[2:])), {JOIN, MEAN, VARIANCE}),
         (samplers.ddim(LEVELS[:-1]), {"ends at"}),
-        (replace(PLAN, rows=()), {"network calls"}),
+        (replace(PLAN, rows=()), {"network evaluations"}),
     ],
 )
 def test_a_wrong_plan_is_seen(plan: Plan, says: set[str]) -> None:

@@ -129,7 +129,7 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     out = tmp_path / "out"
     words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
     told = say(*words, "--sheet", tmp_path / "sheet.png")
-    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=3), 5 network calls each: ")
+    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "SHA256SUMS", "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
@@ -168,7 +168,7 @@ def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp
     assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
     assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
     told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out", "--force")
-    assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network calls each")
+    assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network evaluations each")
 
 
 def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
@@ -178,7 +178,7 @@ def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
 def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> None:
     words = ("--steps", 4, "--grid", "linear", "--eta", 0.3)
     told = say("plan", tiny, *words).splitlines()
-    assert told[0] == "ddim(linear, S=4, eta=0.3): 4 network calls"
+    assert told[0] == "ddim(linear, S=4, eta=0.3): 4 network evaluations"
     assert told[1].split()[:3] == ["from", "to", "alpha_bar"]
     assert [line.split()[:2] for line in told[2:]] == [["1000", "750"], ["750", "500"], ["500", "250"], ["250", "0"]]
     (tmp_path / "plan.json").write_text(say("plan", tiny, *words, "--json"))

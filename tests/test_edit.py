@@ -118,7 +118,7 @@ def test_a_rough_picture_made_anew(place: Path) -> None:
 def test_the_steps_fit_an_early_start(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = place / "early"
     assert ddim("edit", place / "model", place / "pictures/1.png", "--start-at", 5, "-n", 1, "--out", out) == 0
-    assert "5 network calls" in capsys.readouterr().out
+    assert "5 network evaluations" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", [(), ("--start-at", 600)])

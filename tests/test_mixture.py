@@ -243,7 +243,7 @@ def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
     with pytest.raises(DdimError, match="is a plan over categories, the data are real-valued data"):
         Plan.from_json(plan.to_json())
     lines = str(plan).splitlines()
-    assert lines[0].startswith(f"{plan.name}: 4 network calls, {alphabet.size} categories")
+    assert lines[0].startswith(f"{plan.name}: 4 network evaluations, {alphabet.size} categories")
     assert lines[1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", "keep", "to_x0", "fresh"]
     for line, row in zip(lines[2:], plan.rows, strict=True):
         weights = [float(cell) for cell in line.split()[-3:]]

@@ -197,7 +197,7 @@ def test_only_a_plan_that_is_not_straight_says_so_in_its_file() -> None:
 
 
 def test_a_row_may_stay_at_its_level() -> None:
-    """As the stages of a Runge-Kutta method do: two network calls at one level."""
+    """As the stages of a Runge-Kutta method do: two network evaluations at one level."""
     first, last = LEVELS[1], LEVELS[2]
     length = last.signal * (last.ratio - first.ratio)
     euler = Row(first, last, x=(last.signal / first.signal,), eps=(length,))
@@ -219,7 +219,7 @@ def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
     plan = sampler(levels_of(SCHEDULES["linear"], "equal-angle", 5))
     title, head, *lines = str(plan).splitlines()
     assert plan.name in title
-    assert f"{plan.calls} network calls" in title
+    assert f"{plan.calls} network evaluations" in title
     assert ("clipped" in title) == plan.clip_x0
     assert ("not exact on straight lines" in title) != plan.straight
     assert len(lines) == len(plan) >= 5

@@ -32,7 +32,7 @@ def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.Captur
     said = capsys.readouterr()
     plan = Plan.from_json((place / "plan.json").read_text())
     assert plan.calls == 3
-    assert f"{plan.name}, 3 network calls" in said.out
+    assert f"{plan.name}, 3 network evaluations" in said.out
     assert ddim(*tune, "--out", place / "again.json") == 0
     assert "tuned before" in capsys.readouterr().err
     assert (place / "again.json").read_bytes() == (place / "plan.json").read_bytes()
@@ -147,7 +147,7 @@ def test_a_cache_that_cannot_be_written_costs_no_plan(
 
 
 def test_samplers_of_several_calls_a_step_say_so() -> None:
-    with pytest.warns(DdimWarning, match="sampler heun: 5 steps are 9 network calls"):
+    with pytest.warns(DdimWarning, match="sampler heun: 5 steps are 9 network evaluations"):
         assert tiny_model().plan(5, sampler="heun").calls == 9
 
 

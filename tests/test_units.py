@@ -35,6 +35,8 @@ def test_the_two_rules(machine: str) -> None:
     name, why = sampling_precision(there, lambda: "no compiler")
     assert name == without
     assert ("no compiler" in why) == (name == "float32")
+    assert sampling_precision(there, lambda: "", small=True)[0] == "float32-fast"
+    assert sampling_precision(there, lambda: "no compiler", small=True)[0] == without
     assert training_dtype(there) == training
 
 
@@ -45,6 +47,10 @@ def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(units, "cpu_flags", lambda: flags)
     monkeypatch.setattr(units, "_torch_says", says.__getitem__)
     monkeypatch.setattr(Precision, "_missing", lambda self: "")
+    compute = tiny_model(dtype="auto").compute
+    assert compute.name == "float32-fast"  # the network is small
+    assert str(compute).startswith("float32-fast on cpu (this device ")
+    monkeypatch.setattr("ddim.model.precision.SMALL", 0)
     compute = tiny_model(dtype="auto").compute
     assert compute.name == fast
     assert str(compute).startswith(f"{fast} on cpu (this device has ")

@@ -572,7 +572,7 @@ def test_a_plan_that_encodes_tells_the_network_of_t_1_and_stages_are_said() -> N
     made = wrap(Tiny(), LINEAR, "v")
     up = made.plan(4, encode=True)
     assert (up.start.t, up.rows[0].query.t) == (0, 1)
-    with pytest.warns(DdimWarning, match="4 steps are 7 network calls"):
+    with pytest.warns(DdimWarning, match="4 steps are 7 network evaluations"):
         assert made.plan(4, "linear", sampler="heun").calls == 7  # one at the last level, to clean data
     with pytest.raises(DdimError, match="sampler heun: adds no noise"):
         made.plan(4, sampler="heun", eta=1.0)

@@ -1,4 +1,4 @@
-"""One network call at a large batch: its share of the ceiling, and what its kernels are part of."""
+"""One network evaluation at a large batch: its share of the ceiling, and what its kernels are part of."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measure(bench: Bench, sampling: Sampling) -> None:
     if OURS.name in calls:
         calls["ours, bf16 NCHW"] = _contiguous(bench)
     for name, call in calls.items():
-        bench.deadline.attempt(f"network call, {name}", 2, partial(share, bench, name, call, x, reference))
+        bench.deadline.attempt(f"network evaluation, {name}", 2, partial(share, bench, name, call, x, reference))
     if OURS.name in calls:
         name = "ours, bf16, cudnn.benchmark"
         with searching():

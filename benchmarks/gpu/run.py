@@ -43,7 +43,7 @@ def tasks(bench: Bench, only: Sequence[str] = PARTS) -> list[Task]:
         *groups["first"],
         *groups["middle"],
         *groups["compiled"],
-        Task("network calls and profiles", 5.0, partial(network.measure, bench, sampling)),
+        Task("network evaluations and profiles", 5.0, partial(network.measure, bench, sampling)),
         Task("loop", 5.0, partial(loop.measure, bench)),
         *groups["latency"],
         Task("parallel over time", 15.0, partial(parallel.measure, bench)),

@@ -35,7 +35,7 @@ from benchmarks.measuring import turns
 
 BUILD = 4.0  # seconds to set a variant up, beside its first steps
 OVERHEAD = 0.02  # seconds of a step at the least, before any was measured
-SHARE = 0.05  # of the ceiling of bfloat16 products, reached in a network call, before any was measured
+SHARE = 0.05  # of the ceiling of bfloat16 products, reached in a network evaluation, before any was measured
 UNKNOWN = 1e14  # that ceiling in FLOP/s, if it was not measured either
 
 

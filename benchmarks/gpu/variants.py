@@ -17,7 +17,7 @@ from ddim.model.cuda_graphs import PlanGraphs
 from ddim.model.image import Model
 
 WARM = 3  # steps of a first run: by the third all shapes and memory layouts that a loop passes through have been seen
-TIME = 500  # the time at which a single network call is made, in our counting
+TIME = 500  # the time at which a single network evaluation is made, in our counting
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
         One finding per check; only the first one if there are no rows.
     """
     if not plan.rows:
-        yield Finding("network calls", 0.0, ">= 1", False, "the plan holds no rows")
+        yield Finding("network evaluations", 0.0, ">= 1", False, "the plan holds no rows")
         return
-    yield info("network calls", str(plan.calls), plan.name)
+    yield info("network evaluations", str(plan.calls), plan.name)
     yield _joined(plan)
     if schedule is not None:
         yield _on_schedule(plan, schedule)

@@ -64,7 +64,7 @@ def _consistency(model: Model, path: Path) -> Path:
     from ddim.data.pixels import to_uint8
 
     rows: list[tuple[str, np.ndarray]] = []
-    table = [f"{'plan':36} {'network calls':>13} {'images/s':>9}"]
+    table = [f"{'plan':36} {'network evaluations':>13} {'images/s':>9}"]
     jobs = [(steps, eta) for eta in (0.0, 1.0) for steps in STEPS]
     with progress_bar() as bar:
         task = bar.add_task("sampling", total=sum(steps for steps, _ in jobs) * SEEDS, rate="")
@@ -135,7 +135,7 @@ def _text(device: str | None, dtype: str, compile_: bool) -> str:
         [text] = model.text(model.sample(1, seed=0, plan=plan))
         bar.advance(task)
     rule = "-" * 60
-    return f"{TEXT}: {plan.name}, {plan.calls} network calls\n{rule}\n{text}\n{rule}"
+    return f"{TEXT}: {plan.name}, {plan.calls} network evaluations\n{rule}\n{text}\n{rule}"
 
 
 _PLACES = (Path("mnist"), Path("data/mnist"))

@@ -101,7 +101,9 @@ def command(
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
     generation = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
     result = fill(generation, f"{plan.calls} calls each", n, "variants", out)
-    click.echo(f"{n} variants{result.before}, {plan.name}, {plan.calls} network calls each: {image_path(out, 0)} ...")
+    click.echo(
+        f"{n} variants{result.before}, {plan.name}, {plan.calls} network evaluations each: {image_path(out, 0)} ..."
+    )
     if sheet is not None:
         start = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
         _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else start)

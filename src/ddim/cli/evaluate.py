@@ -214,7 +214,7 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
     """
     started, progress = time.monotonic(), None
     with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
-        task = bar.add_task("network calls", total=total, rate="")
+        task = bar.add_task("network evaluations", total=total, rate="")
         while True:
             try:
                 progress = next(steps)
@@ -226,5 +226,7 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
             bar.update(task, completed=progress.calls, rate=status)
             if stopper() and progress.calls < total:
                 break
-    click.echo(f"stopped: {progress.calls} of {total} network calls in {out}; run the same command to go on", err=True)
+    click.echo(
+        f"stopped: {progress.calls} of {total} network evaluations in {out}; run the same command to go on", err=True
+    )
     raise SystemExit(stopper.code)

@@ -149,7 +149,7 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
         **about,
         "error": "mse: mean squared error per dimension, pictures in [0, 1], neither clipped nor rounded; rms and max: "
         "pictures in [-1, 1]",
-        "calls_per_step": "network calls that encoding takes for each step down",
+        "calls_per_step": "network evaluations that encoding takes for each step down",
         "seconds": "up and down, for one picture",
         "rows": table,
     }

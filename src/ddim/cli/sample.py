@@ -147,7 +147,7 @@ def command(
     what = loaded.kind.noun
     result = fill(generation, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.calls} network calls each: {first} ...")
+    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.calls} network evaluations each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         pictures = read_sheet(out, range(start, start + n))

@@ -77,7 +77,9 @@ def command(
     if cached:
         click.echo(f"tuned before, with the same model and settings: {cache_file} (--fresh tunes again)", err=True)
     tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
-    click.echo(f"{result['name']}, {calls} network calls: {tuned} from the converged solution, RMS on held-out pilots")
+    click.echo(
+        f"{result['name']}, {calls} network evaluations: {tuned} from the converged solution, RMS on held-out pilots"
+    )
     if result["won"]:
         click.echo(f"best plan that is not tuned: {result['untuned']}: {untuned}")
     else:

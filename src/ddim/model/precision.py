@@ -18,7 +18,7 @@ from ddim.nn.blocks import Norm, fuse_norms
 from ddim.nn.cpu.kernels import kernels
 from ddim.nn.cpu.library import Unavailable
 from ddim.nn.cpu.unet import NativeUNet, fits
-from ddim.nn.cpu.units import sampling_precision, training_dtype, units_of
+from ddim.nn.cpu.units import SMALL, sampling_precision, training_dtype, units_of
 from ddim.sampling import microbatch
 
 
@@ -98,7 +98,9 @@ class Precision:
         if self.requested in ("float32", "bfloat16"):
             return self.requested, "as asked"
         if self.requested == "auto":
-            return sampling_precision(units_of(self.device), self._missing)
+            size = sum(parameter.numel() for parameter in self.module.parameters())
+            small = self.device.type == "cpu" and size < SMALL
+            return sampling_precision(units_of(self.device), self._missing, small)
         if wrong := self._missing():
             raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
         return "float32-fast", "as asked"

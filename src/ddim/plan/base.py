@@ -227,7 +227,7 @@ class BasePlan(ABC, Generic[R]):
 
     def _title(self) -> str:
         """The line above the printed table."""
-        return f"{self.name}: {self.calls} network calls"
+        return f"{self.name}: {self.calls} network evaluations"
 
     @abstractmethod
     def _columns(self) -> list[tuple[str, list[str]]]:

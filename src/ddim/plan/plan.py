@@ -185,7 +185,7 @@ class Plan(BasePlan[Row]):
         }
 
     def _title(self) -> str:
-        title = f"{self.name}: {self.calls} network calls" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
+        title = f"{self.name}: {self.calls} network evaluations" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
         title += " with eps left as predicted" if self.eps_kept else ""
         title += f", the arithmetic of {self.emulates}, not checked on straight lines" if self.emulates else ""
         title += "" if self.straight else ", not exact on straight lines"

@@ -153,7 +153,7 @@ class Planner:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
         plan = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
         if plan.calls != len(levels) - 1:
-            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network calls")
+            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network evaluations")
         return plan
 
     def _default(self, steps: int, above_first: bool = False) -> int:

@@ -74,7 +74,7 @@ def quality(
         style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
         left.errorbar([cell["network_calls"] for cell in row_cells], values, spread, label=label(row), **style)
         right.errorbar(seconds, values, spread, **style)
-    for axes, xlabel in ((left, "network calls"), (right, "seconds a sample")):
+    for axes, xlabel in ((left, "network evaluations"), (right, "seconds a sample")):
         axes.set(xscale="log", yscale="log", xlabel=xlabel)
         _ticks(axes.yaxis)
     _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
@@ -105,7 +105,7 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
                 places, [cell[key] for cell in row_cells], color=colour, marker="o", ms=4, lw=1.8, label=label(row)
             )
         axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
-        axes.set(xscale="log", xlabel="network calls S", title=title)
+        axes.set(xscale="log", xlabel="network evaluations S", title=title)
         axes.title.set_size(10)
         _ticks(axes.xaxis, [cell["steps"] for cell in cells])
     panels[0].legend(fontsize=8, frameon=False)
