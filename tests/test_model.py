@@ -310,3 +310,19 @@ def test_modules_are_found_by_their_short_names(name: str, home: str) -> None:
     assert importlib.import_module(f"ddim.{name}") is module
     assert getattr(importlib.import_module("ddim"), name) is module
     assert module.__spec__.name == f"ddim.{home}"
+
+
+@pytest.mark.parametrize("kind", ["pictures", "text"])
+def test_representations_are_one_line(kind: str) -> None:
+    model = tiny_model(kind=kind)
+    for value in (model, model.schedule, model.plan(3), model.noise(2)):
+        assert len(repr(value).splitlines()) == 1
+        assert len(repr(value)) < 400
+        assert type(value).__name__ in repr(value)
+
+
+def test_images_for_pillow_are_those_of_uint8() -> None:
+    for channels in (1, 3):
+        images = torch.rand((2, channels, 4, 5), generator=torch.Generator().manual_seed(0)) * 3 - 1.5
+        for image, pixels in zip(ddim.to_pil(images), ddim.to_uint8(images), strict=True):
+            assert (np.asarray(image).reshape(pixels.shape) == pixels).all()

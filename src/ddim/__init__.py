@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ddim import sampling as sampling
     from ddim import train as train
     from ddim.data import pixels as pixels
+    from ddim.data.pixels import to_pil as to_pil
+    from ddim.data.pixels import to_uint8 as to_uint8
     from ddim.errors import DdimError as DdimError
     from ddim.errors import DdimWarning as DdimWarning
     from ddim.evaluation import likelihood as likelihood
@@ -99,6 +101,8 @@ _SYMBOLS = {
     "blend": "sampling.latents",
     "load": "model.load",
     "slerp": "sampling.latents",
+    "to_pil": "data.pixels",
+    "to_uint8": "data.pixels",
     "trajectory": "sampling.loop",
     "wrap": "model.wrap",
 }

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 BIN = 2 / 255
 """The distance between neighbouring values of an 8-bit image in [-1, 1]."""
@@ -39,6 +44,20 @@ def to_uint8(images: Tensor) -> np.ndarray:
     """
     scaled = images.detach().to("cpu", torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255)
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """Convert the network's range to PIL images, rounded and saturated as in `to_uint8`.
+
+    Args:
+        images: float, (N, C, H, W), C = 1 or 3, nominally in [-1, 1].
+
+    Returns:
+        N images of mode "L" or "RGB".
+    """
+    from PIL import Image
+
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in to_uint8(images)]
 
 
 def quantize(images: np.ndarray | Tensor, levels: int) -> Tensor:

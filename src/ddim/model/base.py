@@ -77,6 +77,10 @@ class ModelBase(HubMixin):
     def __getstate__(self) -> dict[str, Any]:
         return without_cached(self)
 
+    def __repr__(self) -> str:
+        about = f"{self.config.network}, predicts {self.config.predicts}, {self.config.schedule.name}"
+        return f"{type(self).__name__}({about}, T={self.schedule.T}, shape={self.shape}, device={str(self.device)!r})"
+
     @property
     def micro_batch(self) -> int:
         """The number of samples in a micro-batch."""

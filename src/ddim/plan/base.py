@@ -233,6 +233,10 @@ class BasePlan(ABC, Generic[R]):
     def _columns(self) -> list[tuple[str, list[str]]]:
         """The printed columns after those of the levels."""
 
+    def __repr__(self) -> str:
+        ends = f"t = {self.start.t:g} to {self.end.t:g}" if self.rows else "no rows"
+        return f"{type(self).__name__}({self.name!r}, {self.calls} network evaluations, {ends})"
+
     def __str__(self) -> str:
         columns = [
             ("from", [_time(row.now, row.query) for row in self.rows]),

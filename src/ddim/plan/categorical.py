@@ -59,7 +59,7 @@ class CategoricalRow(BaseRow):
         return True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class CategoricalPlan(BasePlan[CategoricalRow]):
     """A sampler of discrete data: rows that are run in order.
 

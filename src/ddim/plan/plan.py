@@ -29,7 +29,7 @@ from ddim.process.schedule import Level
 TOLERANCE = 1e-9
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan(BasePlan[Row]):
     """A sampler of real-valued data: rows that are run in order.
 

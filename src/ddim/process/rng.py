@@ -122,6 +122,10 @@ class Noise:
     def __len__(self) -> int:
         return len(self.indices)
 
+    def __repr__(self) -> str:
+        name, device = type(self).__name__, str(self.device)
+        return f"{name}(seed={self.seed}, {len(self)} samples, shape={self.shape}, device={device!r})"
+
     def start(self) -> Tensor:
         """x_T of every sample: float32, (N, *shape)."""
         return self._draw(0)
@@ -145,7 +149,7 @@ class Noise:
         return torch.from_numpy(out).to(self.device)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TokenNoise(Noise):
     """The random numbers of a batch of samples of discrete data.
 

@@ -119,6 +119,9 @@ class Schedule:
         angles = np.array([0.0, *(Level(0.0, float(value)).angle for value in table)])
         object.__setattr__(self, "_angles", angles)
 
+    def __repr__(self) -> str:
+        return f"Schedule({self.name!r}, T={self.T}, log-SNR {self.log_snr[0]:.4g} to {self.log_snr[-1]:.4g})"
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.log_snr, self.name)  # the constructor makes the table read-only again
 
