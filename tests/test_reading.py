@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -221,3 +222,10 @@ def test_a_long_value_is_shortened_wherever_it_is_echoed() -> None:
     assert len(shorten("x" * 5000)) <= 120
     assert "5,000 characters" in shorten("x" * 5000)
     assert len(str(DdimError("x" * 5000, "y" * 5000, "z" * 5000))) < 2100
+
+
+def test_a_large_limit_allocates_nothing(tmp_path: Path) -> None:
+    """A small file is read within any limit, more than all memory too."""
+    (tmp_path / "small").write_bytes(b"abc")
+    assert reading.read_bytes(tmp_path / "small", 1 << 60) == b"abc"
+    assert reading.read_stream(io.BytesIO(b"abcdef"), 4) == b"abcd"

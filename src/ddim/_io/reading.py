@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from ddim.errors import DdimError, shorten
 
@@ -25,6 +25,7 @@ DEPTH = 64
 """Maximum nesting depth of JSON; no file of the library is nested deeper than 8."""
 DIGITS = 40
 """Maximum number of digits of an integer."""
+_PIECE = 16 << 20
 _UNREADABLE = "is not JSON"
 AGAIN = "copy or write it again"
 """Default hint for a damaged file."""
@@ -76,7 +77,7 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
     try:
         _check(os.fstat(handle), path, most)
         with os.fdopen(handle, "rb", closefd=False) as file:
-            data = file.read(most + 1)
+            data = read_stream(file, most + 1)
     except OSError as error:
         raise _cannot(path, error, hint) from None
     finally:
@@ -84,6 +85,15 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
     if len(data) > most:
         raise _too_large(path, len(data), most)
     return data
+
+
+def read_stream(file: BinaryIO, most: int) -> bytes:
+    """Read at most so many bytes, in pieces: `file.read(most)` would first allocate all of them, even for a small file."""
+    pieces, left = [], most
+    while left > 0 and (piece := file.read(min(left, _PIECE))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
 
 
 def read_text(path: Path, most: int = TEXT_BYTES, hint: str = "check the path") -> str:

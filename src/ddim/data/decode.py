@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ddim._io import limits
+from ddim._io.reading import read_stream
 from ddim.data.adjustments import Extent, Told
 from ddim.errors import DdimError, printable
 
@@ -68,7 +69,7 @@ def read_bytes(source: Source, name: str) -> bytes:
                 if about.st_size > IMAGE_BYTES:
                     raise DdimError(name, f"has {about.st_size:,} bytes, no picture", "give the path of a picture file")
                 source = Path(source).read_bytes()
-            data = source if isinstance(source, bytes) else source.read(IMAGE_BYTES + 1)
+            data = source if isinstance(source, bytes) else read_stream(source, IMAGE_BYTES + 1)
         except DdimError:
             raise
         except FileNotFoundError:
