@@ -88,7 +88,7 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
 
 
 def read_stream(file: BinaryIO, most: int) -> bytes:
-    """Read at most so many bytes, in pieces: `file.read(most)` would first allocate all of them, even for a small file."""
+    """Read at most so many bytes, in pieces: `file.read(most)` would first allocate all of them."""
     pieces, left = [], most
     while left > 0 and (piece := file.read(min(left, _PIECE))):
         pieces.append(piece)
