@@ -99,15 +99,20 @@ def train(
     check_data(config, pictures)
     check_run_dir(folder)
     with claimed(folder, *_FIRST) as owned:
-        remove_parts(folder)
+        for part in (folder, folder / "previews"):
+            remove_parts(part)
         checkpoint.remove_earlier_parts(folder / "model")
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
         loop = _Loop(folder, config, pictures, torch.device(device), command, weights, clock)
-        for report in loop.reports(stop):
+        try:
+            for report in loop.reports(stop):
+                if loop.saved > 0 or loop.logged:
+                    owned.keep()
+                yield report
+        finally:  # a step may fail between its checkpoint and its report
             if loop.saved > 0 or loop.logged:
                 owned.keep()
-            yield report
 
 
 class _Loop:
