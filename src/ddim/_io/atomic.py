@@ -240,8 +240,9 @@ class Claim:
 def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
     """Create and lock a folder while the context lasts; clean up after an early error.
 
-    If the folder was new or empty and the context ends with an error before `Claim.keep` was called, the files named
-    `ours` are removed, and the folder too if it was created, so that the corrected command can use it.
+    If the folder was new or empty and the context ends with an error before `Claim.keep` was called and while it holds
+    nothing else, the files named `ours` are removed, and the folder too if it was created, so that the corrected command
+    can use it.
 
     Args:
         folder: The folder.
@@ -259,6 +260,8 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
             try:
                 yield claim
             except Exception:
+                if unexpected_entries(folder, *ours):  # a first result was made before the error
+                    claim.keep()
                 if was_empty and not claim.kept:
                     for name in ours if locked else (*ours, LOCK):
                         remove_tree(folder / name)
