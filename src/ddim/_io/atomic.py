@@ -241,8 +241,8 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
     """Create and lock a folder while the context lasts; clean up after an early error.
 
     If the folder was new or empty and the context ends with an error before `Claim.keep` was called and while it holds
-    nothing else, the files named `ours` are removed, and the folder too if it was created, so that the corrected command
-    can use it.
+    nothing else, the files named `ours` are removed, and the folder too if it was created, so that the corrected
+    command can use it.
 
     Args:
         folder: The folder.
