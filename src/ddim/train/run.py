@@ -247,6 +247,7 @@ class _Loop:
         if not restored:
             return "started"
         self.saved = self.trainer.step
+        states.prune(self.folder, self.saved, self.config.train.keep, self.refused)  # a kill may have come before it
         if self._exported() != self.trainer.step:
             self._export()
         was, now = restored.get("software"), self._software()
