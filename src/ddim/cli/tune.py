@@ -123,9 +123,10 @@ def _cache_path(model: Model, settings: dict[str, Any]) -> Path | None:
 def _store(path: Path, found: dict[str, Any]) -> None:
     from ddim._io.atomic import make_folder
     from ddim._io.checksum import write_json
+    from ddim._io.temporary import remove_parts
 
     try:
-        make_folder(path.parent)
+        remove_parts(make_folder(path.parent), path.name)
         write_json(path, found)
     except DdimError as error:
         warn(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
