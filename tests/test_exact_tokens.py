@@ -81,7 +81,7 @@ def test_posterior_and_probabilities_are_those_of_full_enumeration(data: Any, le
         torch.testing.assert_close(got, expected[possible], rtol=0, atol=1e-12)
         assert possible.any()
         if not possible.all():
-            with pytest.raises(DdimError, match="have probability 0"):
+            with pytest.raises(DdimError, match=r"^tokens x_t: "):
                 data.predict(every[~possible][:1], level)
 
 
@@ -138,19 +138,22 @@ def test_samples_have_the_frequencies_of_the_data(data: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        (lambda: IidTokens(torch.tensor([0.5, 0.6])), "probabilities: is no distribution"),
-        (lambda: IidTokens(torch.tensor([1.5, -0.5])), "probabilities: is no distribution"),
-        (lambda: IidTokens(torch.tensor([[0.5, 0.5]])), "does not fit"),
-        (lambda: IidTokens(INITIAL, torch.tensor([0.5, 0.5])), r"pi of shape \(2,\): does not fit"),
-        (lambda: IidTokens(INITIAL, torch.tensor([0.5, 0.5, math.nan])), "pi: is no distribution"),
-        (lambda: MarkovTokens(INITIAL, TRANSITION[:2]), "does not fit K = 3"),
-        (lambda: MarkovTokens(INITIAL, TRANSITION.T), "transition row 0: is no distribution"),
+        (lambda: IidTokens(torch.tensor([0.5, 0.6])), r"^probabilities: "),
+        (lambda: IidTokens(torch.tensor([1.5, -0.5])), r"^probabilities: "),
+        (lambda: IidTokens(torch.tensor([[0.5, 0.5]])), r"^probabilities of shape \(1, 2\): "),
+        (lambda: IidTokens(INITIAL, torch.tensor([0.5, 0.5])), r"^pi of shape \(2,\): "),
+        (lambda: IidTokens(INITIAL, torch.tensor([0.5, 0.5, math.nan])), r"^pi: "),
+        (lambda: MarkovTokens(INITIAL, TRANSITION[:2]), r"^transition of shape \(2, 3\): .*\bK = 3\b"),
+        (lambda: MarkovTokens(INITIAL, TRANSITION.T), r"^transition row 0: "),
         (lambda: MarkovTokens(INITIAL, TRANSITION, INITIAL[:2]), "pi of shape"),
-        (lambda: DATA["iid"].log_prob(torch.tensor([[0, 3]])), r"tokens 0\.\.3: are outside 0\.\.2"),
-        (lambda: DATA["markov"].predict(torch.tensor([[-1, 1]]), LEVELS[1]), "are outside"),
-        (lambda: DATA["markov"].log_prob(torch.tensor([0, 1])), "are no sequences"),
-        (lambda: DATA["iid"].predict(torch.zeros(1, 2), LEVELS[1]), "are no sequences"),
-        (lambda: DATA["iid"].noised_log_prob(torch.zeros(1, 0, dtype=torch.int64), LEVELS[1]), "are no sequences"),
+        (lambda: DATA["iid"].log_prob(torch.tensor([[0, 3]])), r"^tokens 0\.\.3: .*\b0\.\.2\b"),
+        (lambda: DATA["markov"].predict(torch.tensor([[-1, 1]]), LEVELS[1]), r"^tokens -1\.\.1: "),
+        (lambda: DATA["markov"].log_prob(torch.tensor([0, 1])), r"^tokens of shape \(2,\) and torch\.int64: "),
+        (lambda: DATA["iid"].predict(torch.zeros(1, 2), LEVELS[1]), r"^tokens of shape \(1, 2\) and torch\.float32: "),
+        (
+            lambda: DATA["iid"].noised_log_prob(torch.zeros(1, 0, dtype=torch.int64), LEVELS[1]),
+            r"^tokens of shape \(1, 0\) and torch\.int64: ",
+        ),
     ],
 )
 def test_what_is_no_such_data_is_refused(make: Callable[[], Any], wrong: str) -> None:

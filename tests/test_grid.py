@@ -33,8 +33,7 @@ def test_every_grid_rises_within_the_schedule_or_says_what_it_did(made: schedule
         assert timesteps.check(made, times) == times
         assert all(t == round(t) for t in times)
         assert times[0] >= 1
-        assert any("steps asked" in word for word in words) == (len(times) != steps)
-        assert any("not T" in word for word in words) == (times[-1] != made.T)
+        assert len(words) == (len(times) != steps) + (times[-1] != made.T)
 
 
 @given(T=st.integers(1, 12), data=st.data())
@@ -84,8 +83,8 @@ def test_official_grids_say_where_they_go_astray() -> None:
     ):
         times, words = tau_and_words(LINEAR, f"official-{name}", steps)
         assert len(times) == found
-        assert f"{steps} steps asked, its formula gives {found} distinct times" in words[0]
-    with pytest.warns(DdimWarning, match="starts at t = 80[01], not T = 1000"):
+        assert f"{found}" in words[0]
+    with pytest.warns(DdimWarning, match=r"\bT = 1000\b"):
         timesteps.tau(LINEAR, "official-quadratic", 10)
 
 
@@ -129,20 +128,20 @@ def test_a_top_below_the_end(name: str) -> None:
 
 def test_a_list_of_ones_own() -> None:
     assert timesteps.tau(LINEAR, [0.5, 3, 1000]) == [0.5, 3.0, 1000.0]
-    with pytest.warns(DdimWarning, match="starts at t = 900, not T = 1000"):
+    with pytest.warns(DdimWarning, match=r"\bT = 1000\b"):
         assert timesteps.tau(LINEAR, [1, 900]) == [1.0, 900.0]
 
 
 @pytest.mark.parametrize(
     ("times", "wrong"),
     [
-        ([], "empty"),
-        ([1, 1, 1000], "grid entry 1: is a duplicate"),
-        ([5, 4, 1000], "grid entry 4: comes after 5"),
-        ([0, 1000], "grid entry 0: is outside"),
-        ([-1, 1000], "grid entry -1: is outside"),
-        ([1, 1001], "grid entry 1001: is outside"),
-        ([math.nan], "grid entry nan: is outside"),
+        ([], r"^grid: "),
+        ([1, 1, 1000], r"^grid entry 1: "),
+        ([5, 4, 1000], r"^grid entry 4: "),
+        ([0, 1000], r"^grid entry 0: "),
+        ([-1, 1000], r"^grid entry -1: "),
+        ([1, 1001], r"^grid entry 1001: "),
+        ([math.nan], r"^grid entry nan: "),
     ],
 )
 def test_illegal_lists_are_refused_by_name(times: list[float], wrong: str) -> None:
@@ -151,10 +150,10 @@ def test_illegal_lists_are_refused_by_name(times: list[float], wrong: str) -> No
 
 
 def test_unknown_names_and_numbers_of_steps_are_refused() -> None:
-    with pytest.raises(DdimError, match="choose one of equal-angle, linear"):
+    with pytest.raises(DdimError, match=r"^grid 'liner': "):
         timesteps.tau(LINEAR, "liner", 10)
     for steps in (None, 0, -1, 1001):
-        with pytest.raises(DdimError, match=rf"steps {steps}: is not a whole number in 1\.\.1000"):
+        with pytest.raises(DdimError, match=rf"steps {steps}: "):
             timesteps.tau(LINEAR, "linear", steps)
 
 

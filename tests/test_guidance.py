@@ -81,7 +81,7 @@ def test_encoding_with_cfg_plus_plus() -> None:
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, math.nan])
 def test_lambda_is_between_0_and_1(lam: float) -> None:
-    with pytest.raises(DdimError, match=r"outside 0\.\.1"):
+    with pytest.raises(DdimError, match=r"^CFG\+\+ of.*\b0\.\.1\b"):
         cfg_plus_plus(plan_of("linear", 0.0), lam)
 
 
@@ -89,10 +89,10 @@ def test_other_plans_are_refused() -> None:
     made = SCHEDULES["linear"]
     levels = levels_of(made, "equal-angle", 6)
     for plan in (samplers.ddim(levels, sigma="hat"), samplers.runge_kutta(levels, made, 2)):
-        with pytest.raises(DdimError, match="leaves no eps to be kept"):
+        with pytest.raises(DdimError, match=r"^plan"):
             cfg_plus_plus(plan, 0.6)
     scale = cfg_plus_plus(samplers.ddim(levels), 0.6)
-    with pytest.raises(DdimError, match="t = 501: is not a level of ddim"):
+    with pytest.raises(DdimError, match=r"^t = 501: "):
         scale(made.level(501))
 
 

@@ -120,13 +120,13 @@ def test_bounds_that_are_none_are_refused(z_high: float) -> None:
 
 def test_a_network_that_says_none_is_refused(tmp_path: Path) -> None:
     plain = tiny_model(predicts="eps")
-    with pytest.raises(DdimError, match="does not say it"):
+    with pytest.raises(DdimError, match=r"^sigma learned: "):
         plain.plan(grid=TIMES, sigma="learned", clip_x0=False)
-    with pytest.raises(DdimError, match="does not say any"):
+    with pytest.raises(DdimError, match=r"^plan ddpm\(own grid, S=5, sigma learned\): "):
         plain.sample(1, plan=model_of().plan(grid=TIMES, sigma="learned", clip_x0=False))
-    with pytest.raises(DdimError, match="both given"):
+    with pytest.raises(DdimError, match=r"^eta and sigma: "):
         model_of().plan(grid=TIMES, sigma="learned", eta=0.5, clip_x0=False)
-    with pytest.raises(DdimError, match="cannot add noise"):
+    with pytest.raises(DdimError, match=r"^encoding: "):
         model_of().plan(grid=TIMES, sigma="learned", encode=True)
 
 
@@ -153,5 +153,5 @@ def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     common = ("-n", 2, "--plan", tmp_path / "plan.json")
     assert ddim("sample", learned, *common, "--out", tmp_path / "samples") == 0
     assert ddim("sample", plain, *common, "--out", tmp_path / "others") == 2
-    assert "does not say any" in capsys.readouterr().err
+    assert "plan ddpm(equal-angle, S=4, sigma learned): " in capsys.readouterr().err
     assert load(learned, "cpu").config.network.learned_variance

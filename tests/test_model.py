@@ -169,7 +169,9 @@ def test_each_sample_has_its_own_label(labelled: Model | TokenModel) -> None:
 
 @every_labelled
 @pytest.mark.parametrize(
-    ("labels", "wrong"), [(3, "outside 0..2"), (-1, "outside 0..2"), ([0, 1], "2 for 3 samples")], ids=str
+    ("labels", "wrong"),
+    [(3, r"^labels: .*\b0\.\.2\b"), (-1, r"^labels: .*\b0\.\.2\b"), ([0, 1], r"^labels: ")],
+    ids=str,
 )
 def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled: Model | TokenModel) -> None:
     with pytest.raises(DdimError, match=wrong):
@@ -178,13 +180,13 @@ def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled
 
 @every_labelled
 def test_guidance_needs_a_label(labelled: Model | TokenModel) -> None:
-    with pytest.raises(DdimError, match="needs a label"):
+    with pytest.raises(DdimError, match=r"^guidance: "):
         guided(labelled, 3, 2, guidance=2.0)
 
 
 @every_kind
 def test_a_model_without_labels_refuses_them(model: Model | TokenModel) -> None:
-    with pytest.raises(DdimError, match="trained without labels"):
+    with pytest.raises(DdimError, match=r"^labels: "):
         model.sample(3, steps=2, labels=1)
 
 
@@ -243,16 +245,16 @@ def test_pictures_may_be_bytes_or_floats(model: Model) -> None:
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 9), (3, 3, 8, 8), (3, 1, 16, 16), (1, 8, 8), (8, 8)])
 def test_pictures_and_latents_of_another_shape_are_refused(shape: tuple[int, ...], model: Model) -> None:
-    with pytest.raises(DdimError, match="the model's are"):
+    with pytest.raises(DdimError, match=r"^images: "):
         model.encode(torch.zeros(shape), steps=3)
-    with pytest.raises(DdimError, match="the model's are"):
+    with pytest.raises(DdimError, match=r"^images: "):
         model.encode(np.zeros(shape, np.float32), steps=3)
-    with pytest.raises(DdimError, match="the model's are"):
+    with pytest.raises(DdimError, match=r"^latents: "):
         model.decode(torch.zeros(shape), steps=3)
 
 
 def test_bytes_of_another_shape_are_refused(model: Model) -> None:
-    with pytest.raises(DdimError, match="the model's are"):
+    with pytest.raises(DdimError, match=r"^images: "):
         model.encode(stripes(2, 9), steps=3)
 
 
@@ -264,7 +266,7 @@ def test_levels_fall_to_clean_data_and_rise_to_encode(model: Model) -> None:
 
 def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_and_says_so() -> None:
     model = tiny_model(predicts="eps")
-    with pytest.warns(DdimWarning, match="not T = 1000"):
+    with pytest.warns(DdimWarning, match=r"\bT = 1000\b"):
         levels = model.levels()
     assert levels[0].t < 1000
     assert model.levels([10, 500, 1000])[0].t == 1000

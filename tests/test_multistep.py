@@ -262,17 +262,17 @@ def test_a_prediction_on_clean_data_is_not_extrapolated_from(sampler: Callable[.
 @pytest.mark.parametrize(
     ("make", "wrong"),
     [
-        (lambda: adams_bashforth(LEVELS, 5), "order 5: is unknown; choose one of 1, 2, 3, 4"),
-        (lambda: adams_bashforth(LEVELS, 0), "order 0: is unknown"),
-        (lambda: adams_bashforth(LEVELS, 2, "score"), "quantity 'score': is unknown; choose one of eps, x0, v"),  # type: ignore[arg-type]
-        (lambda: adams_bashforth(LEVELS, 2, "eps", "time"), "coordinate 'time': is unknown; choose one of ratio"),  # type: ignore[arg-type]
-        (lambda: deis(LEVELS, 5), "order 5: is unknown"),
-        (lambda: deis(LEVELS, 2, "time"), "coordinate 'time': is unknown"),  # type: ignore[arg-type]
-        (lambda: dpm_solver_pp(LEVELS, 1), "order 1: is unknown; choose one of 2, 3"),
-        (lambda: unipc(LEVELS, 4), "order 4: is unknown; choose one of 2, 3"),
-        (lambda: ipndm(LEVELS, 5), "order 5: is unknown"),
-        (lambda: ipndm(LEVELS[:1]), "hold no step"),
-        (lambda: unipc([LEVELS[0], LEVELS[2], LEVELS[1]]), "breaks the order"),
+        (lambda: adams_bashforth(LEVELS, 5), r"^order 5: "),
+        (lambda: adams_bashforth(LEVELS, 0), r"^order 0: "),
+        (lambda: adams_bashforth(LEVELS, 2, "score"), r"^quantity 'score': .*\bx0\b"),  # type: ignore[arg-type]
+        (lambda: adams_bashforth(LEVELS, 2, "eps", "time"), r"^coordinate 'time': "),  # type: ignore[arg-type]
+        (lambda: deis(LEVELS, 5), r"^order 5: "),
+        (lambda: deis(LEVELS, 2, "time"), r"^coordinate 'time': "),  # type: ignore[arg-type]
+        (lambda: dpm_solver_pp(LEVELS, 1), r"^order 1: "),
+        (lambda: unipc(LEVELS, 4), r"^order 4: "),
+        (lambda: ipndm(LEVELS, 5), r"^order 5: "),
+        (lambda: ipndm(LEVELS[:1]), r"^levels: "),
+        (lambda: unipc([LEVELS[0], LEVELS[2], LEVELS[1]]), r"^level t = 562: "),
     ],
 )
 def test_what_is_not_legal_is_refused_in_one_line(make: Callable[[], Plan], wrong: str) -> None:

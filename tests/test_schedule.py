@@ -164,13 +164,13 @@ def test_short_schedules(name: str) -> None:
     for T in (0, -1):
         with pytest.raises(DdimError):
             schedule.NAMED[name](T)
-    with pytest.raises(DdimError, match="two or more"):
+    with pytest.raises(DdimError, match=r"^schedule"):
         schedule.zero_terminal_snr(schedule.NAMED[name](1))
 
 
 @pytest.mark.parametrize("t", [-1, -1e-9, 1000.001, math.nan, math.inf])
 def test_times_outside_are_refused(t: float) -> None:
-    with pytest.raises(DdimError, match=r"outside 0\.\.1000"):
+    with pytest.raises(DdimError, match=r"^time.*\b0\.\.1000\b"):
         SCHEDULES["linear"].level(t)
 
 

@@ -69,7 +69,7 @@ def test_every_draw_of_a_sample_is_another(make: Callable[..., Noise]) -> None:
     noise = make(0, (3,), SHAPE)
     rows = [noise.row(k) for k in range(4)]
     assert len({row.numpy().tobytes() for row in rows}) == 4
-    with pytest.raises(ValueError, match="count from 0"):
+    with pytest.raises(ValueError, match=r"\b0\b"):
         noise.row(-1)
 
 

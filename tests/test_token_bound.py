@@ -183,15 +183,15 @@ def test_at_a_fixed_eta_they_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "wrong"),
-    [({"temperature": 0.5}, "temperature or top-p"), ({"top_p": 0.5}, "temperature or top-p")],
+    "change",
+    [{"temperature": 0.5}, {"top_p": 0.5}],
 )
-def test_a_sharpened_plan_has_no_bound(change: dict[str, float], wrong: str) -> None:
+def test_a_sharpened_plan_has_no_bound(change: dict[str, float]) -> None:
     plan = samplers.discrete(SHORT.levels((6, 1, 0)), Alphabet.uniform(3), **change)
-    with pytest.raises(DdimError, match=wrong):
+    with pytest.raises(DdimError, match=r"^plan: "):
         categorical_elbo.check_bound(plan)
 
 
 def test_a_plan_that_does_not_go_to_clean_data_has_no_bound() -> None:
-    with pytest.raises(DdimError, match="ends at t = 1"):
+    with pytest.raises(DdimError, match=r"^plan: .*\bt = 1\b"):
         categorical_elbo.check_bound(samplers.discrete(SHORT.levels((6, 1)), Alphabet.uniform(3)))

@@ -104,7 +104,7 @@ def test_the_vlb_weight_bounds_the_divergence_and_is_it_for_a_mask() -> None:
             if alphabet.mask:
                 assert value == pytest.approx(bound, rel=1e-9)
     assert (token_weights(COSINE, "simple") == 1).all()
-    with pytest.raises(DdimError, match="loss weight p2: is not one of categories"):
+    with pytest.raises(DdimError, match=r"^loss weight p2: "):
         token_weights(COSINE, "p2")  # type: ignore[arg-type]
 
 
@@ -164,7 +164,7 @@ def test_cast_in_half_the_time_layers_stay() -> None:
 
 
 def test_a_transformer_that_does_not_divide_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 heads of an even number of channels do not divide width 16"):
+    with pytest.raises(ValueError, match=r"\b16\b"):
         TransformerConfig(width=16, heads=3)
 
 

