@@ -121,7 +121,7 @@ def defaults(bed: Bed, name: str, T: int, steps: int, predicts: Any) -> dict[str
     plans = {default.name: default}
     for sampler, grid in itertools.product(SAMPLERS, GRIDS):
         plan = planner.plan(steps, grid, 0.0, None, None, False, steps, None, sampler)
-        if plan.calls == steps:
+        if plan.nfe == steps:
             plans[f"{sampler}/{grid}"] = plan
     found = {label: bed.measure(plan, predicts)[0] for label, plan in plans.items() if plan is not default}
     best = min(found, key=lambda label: found[label])

@@ -108,7 +108,7 @@ def plain(bed: Bed, name: str, grid_name: str, calls: int) -> Plan | None:
         warnings.simplefilter("ignore", ddim.DdimWarning)
         times = timesteps.tau(bed.schedule, grid_name, steps)
     plan = samplers.named(name, bed.schedule.levels([*reversed(times), 0.0]), bed.schedule)
-    return plan if plan.calls in (calls, calls - 1 if name == "heun" else calls) else None
+    return plan if plan.nfe in (calls, calls - 1 if name == "heun" else calls) else None
 
 
 def measure(bed: Bed, found: dict[str, Any], save: Callable[[], None]) -> None:
@@ -128,9 +128,9 @@ def measure(bed: Bed, found: dict[str, Any], save: Callable[[], None]) -> None:
         if ("tuned", "", calls) in done:
             continue
         begun = time.monotonic()
-        pilots = bed.noise(2**63, PILOTS)
+        calibration_samples = bed.noise(2**63, PILOTS)
         result = None
-        for step in iter_tuning(bed.denoise, bed.schedule, calls, pilots, size=bed.size):
+        for step in iter_tuning(bed.denoise, bed.schedule, calls, calibration_samples, size=bed.size):
             result = step.found or result
         assert result is not None
         seconds = time.monotonic() - begun
@@ -148,7 +148,7 @@ def measure(bed: Bed, found: dict[str, Any], save: Callable[[], None]) -> None:
         if plan is not None:
             rows.append({"sampler": name, "grid": grid_name, "calls": calls, **error})
             print(
-                f"{bed.name} {plan.name} {plan.calls}: {error['rms']:.4f} ({time.monotonic() - begun:.1f} s)",
+                f"{bed.name} {plan.name} {plan.nfe}: {error['rms']:.4f} ({time.monotonic() - begun:.1f} s)",
                 flush=True,
             )
         save()

@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 import torch
 
-from ddim.evaluation.fidelity import mend_torchvision
+from ddim.evaluation.fidelity import patch_torchvision
 
 # The same examples on every run and machine: a test that fails, fails for everyone.
 hypothesis.settings.register_profile("ddim", derandomize=True, deadline=None, max_examples=60)
@@ -25,4 +25,4 @@ def shared() -> Path:
 
 
 # Before diffusers or torch-fidelity is imported: torchvision is there for the latter, and may not fit this torch.
-mend_torchvision()
+patch_torchvision()

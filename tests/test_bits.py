@@ -265,7 +265,7 @@ def test_some_rows_drawn_stand_for_all(steps: int, draws: int) -> None:
     """Each row is had as often as it counts: over many micro-batches the mean is that of all rows."""
     model = tiny_model(kind="text")
     request = token_request(model, model.plan(steps, "linear"), draws=draws)
-    assert request.calls == draws
+    assert request.nfe == draws
     shares = np.zeros(steps)
     for first in range(0, 8 * 4000, 8):
         rows = request.rows(first)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ddim._io.safetensors import read_tensors, write_tensors
-from ddim.cli._starting import begin_with, seconds
+from ddim.cli._starting import initial_weights, seconds
 from ddim.errors import DdimError, DdimWarning
 from ddim.model import load as load_
 from ddim.model import modality
@@ -64,8 +64,8 @@ def config(**changes: Any) -> RunConfig:
 
 def go(folder: Path, stop: int = 0, weights: Any = None, **changes: Any) -> list[runs.Report]:
     made: list[runs.Report] = []
-    begun = changes.pop("begun", None)
-    run = config(**changes).model_copy(update={"begun": begun})
+    begun = changes.pop("init_from", None)
+    run = config(**changes).model_copy(update={"init_from": begun})
     asked = lambda: bool(stop) and bool(made) and made[-1].step + 1 == stop  # noqa: E731
     for report in runs.train(folder, run, tiny_set(), "cpu", "ddim train", asked, weights):
         made.append(report)
@@ -208,9 +208,9 @@ def test_weights_in_bfloat16_are_enough_to_go_on_from(alone: bool, tmp_path: Pat
     if alone:
         write_tensors(tmp_path / "weights.safetensors", read_tensors(kept)[0], {})
         kept = tmp_path / "weights.safetensors"
-    begun, weights = begin_with(str(kept), config().model)
+    begun, weights = initial_weights(str(kept), config().model)
     assert (begun.steps, begun.images_seen) == ((0, 0) if alone else (12, 96))
-    reports = go(tmp_path / "second", begun=begun, weights=weights, stop=begun.steps + 1, preview_every=0)
+    reports = go(tmp_path / "second", init_from=begun, weights=weights, stop=begun.steps + 1, preview_every=0)
     assert [report.step for report in reports] == [begun.steps, begun.steps + 1]
     assert reports[-1].images_seen == begun.images_seen + 8
     assert rates(tmp_path / "second") == [pytest.approx(2e-3 / 4)]  # the warm-up's first
@@ -218,8 +218,8 @@ def test_weights_in_bfloat16_are_enough_to_go_on_from(alone: bool, tmp_path: Pat
     far = [key for key in weights if not torch.allclose(ema[f"ema.{key}"], weights[key].float(), atol=1e-2)]
     assert far == []
     origin = load(tmp_path / "second", "cpu").config.provenance
-    assert origin.begun_from == begun.sha256 != ""
-    last = go(tmp_path / "second", begun=begun, weights=weights, preview_every=0)[-1]
+    assert origin.init_from == begun.sha256 != ""
+    last = go(tmp_path / "second", init_from=begun, weights=weights, preview_every=0)[-1]
     assert last.over
     assert last.step > begun.steps + 5
 
@@ -229,13 +229,13 @@ def test_another_network_is_no_beginning(tmp_path: Path) -> None:
     made = tiny_config(channels=24)
     load_.build_model(made.network.build(), made, "cpu").save(load_from)
     with pytest.raises(DdimError, match=r"^--from.*\bnetwork\.channels\b"):
-        begin_with(str(load_from), config().model)
+        initial_weights(str(load_from), config().model)
 
 
 def test_fewer_steps_than_lie_behind_are_refused(tmp_path: Path) -> None:
-    begun = run_config.RunConfig.model_fields["begun"].annotation.__args__[0](sha256="a", steps=40, images_seen=320)
+    begun = run_config.RunConfig.model_fields["init_from"].annotation.__args__[0](sha256="a", steps=40, images_seen=320)
     with pytest.raises(DdimError, match=r"^30 steps: .*\b40\b"):
-        go(tmp_path, begun=begun, steps=30, budget=None)
+        go(tmp_path, init_from=begun, steps=30, budget=None)
 
 
 def test_the_command_keeps_its_time_and_begins_from_weights(tmp_path: Path) -> None:

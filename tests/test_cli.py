@@ -383,7 +383,7 @@ def test_unreadable_pictures_are_left_out_when_asked(tmp_path: Path, capsys: pyt
     words = ("--preset", "digits", "--steps", 1, "--batch", 2, "--preview-every", 0, "--skip-unreadable")
     assert ddim("train", tmp_path / "pictures", *words, "--out", tmp_path / "run") == 0
     assert "x.png" in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
-    assert load(tmp_path / "run", "cpu").config.provenance.pictures == 3
+    assert load(tmp_path / "run", "cpu").config.provenance.images == 3
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -182,4 +182,4 @@ def test_a_cpu_has_none_and_refuses_them() -> None:
     assert build_model(new_network(config.network), config, "cpu").compute.graphs is None
     with pytest.raises(DdimError) as error:
         build_model(new_network(config.network), config, "cpu", cuda_graphs=True)
-    assert error.value.what == "cuda_graphs"
+    assert error.value.subject == "cuda_graphs"

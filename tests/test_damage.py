@@ -109,7 +109,7 @@ def test_a_flipped_bit_is_refused_by_name(
         path.write_bytes(damaged)
         with pytest.raises(DdimError) as caught:
             read(path)
-        assert caught.value.what.startswith(str(path))
+        assert caught.value.subject.startswith(str(path))
         assert len(str(caught.value).splitlines()) == 1
 
 
@@ -130,8 +130,8 @@ def test_what_was_changed_on_purpose_is_read_after_what_the_line_says(tmp_path: 
     path.write_text(path.read_text().replace('"predicts": "v"', '"predicts": "eps"'))
     with pytest.raises(DdimError) as caught:
         load(tmp_path / "model", "cpu")
-    assert caught.value.what == str(path)
-    assert caught.value.mend.endswith('set its "checksum" to ""')
+    assert caught.value.subject == str(path)
+    assert caught.value.hint.endswith('set its "checksum" to ""')
     path.write_text(json.dumps(json.loads(path.read_text()) | {"checksum": ""}))
     assert load(tmp_path / "model", "cpu").config == before.model_copy(update={"predicts": "eps"})
 

@@ -208,8 +208,8 @@ def test_every_state_is_that_of_the_authors_code(skip_type: str, steps: int, eta
 def test_the_authors_code_makes_more_steps_where_s_does_not_divide_t() -> None:
     with pytest.warns(DdimWarning, match=r"\b31\b"):
         plan = emulate.plan("official", LINEAR, 30)
-    assert plan.calls == 31
-    assert [emulate.plan("official", LINEAR, steps).calls for steps in (10, 50)] == [10, 50]
+    assert plan.nfe == 31
+    assert [emulate.plan("official", LINEAR, steps).nfe for steps in (10, 50)] == [10, 50]
 
 
 def openai_run(kept: list[int], x: Tensor, noise: list[Tensor], eta: float, clip: bool) -> list[Tensor]:

@@ -63,7 +63,7 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "evaluate, images kept": ("evaluate", "{0}/model", "{0}/images", "--eta", "0", "-n", 3, *SMALL, *SPACE, *KEPT),
     "reconstruct": ("reconstruct", "{0}/model", "{0}/images", "--limit", 2, *SMALL, "--out", "{1}/out"),
     "likelihood": ("likelihood", "{0}/model", "{0}/images", *SMALL, "--out", "{1}/out"),
-    "tune": ("tune", "{0}/model", "--calls", 2, "--pilots", 4, *CPU, "--out", "{1}/plan.json"),
+    "tune": ("tune", "{0}/model", "--nfe", 2, "--calibration-samples", 4, *CPU, "--out", "{1}/plan.json"),
 }
 REPLACED = ("convert", "convert to diffusers", "calibrate")
 """The commands whose folder is there before, as it is of another model or of an older one."""

@@ -155,7 +155,7 @@ def test_a_folder_is_replaced_as_a_whole_or_not(tmp_path: Path) -> None:
 def test_an_error_names_the_folder_and_not_the_half_written_one(tmp_path: Path) -> None:
     with faulty(3, FULL), pytest.raises(DdimError) as caught, new_folder(tmp_path / "o") as part:
         write_atomic(part / "a", b"content")
-    assert caught.value.what == str(tmp_path / "o")
+    assert caught.value.subject == str(tmp_path / "o")
     assert [*tmp_path.iterdir()] == []
 
 
@@ -256,7 +256,7 @@ def test_states_none_of_which_is_whole_are_refused_and_the_hint_helps(tmp_path: 
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(DdimError) as caught:
         go(tmp_path)
-    assert str(tmp_path / "state") in caught.value.mend
+    assert str(tmp_path / "state") in caught.value.hint
     shutil.rmtree(tmp_path / "state")
     assert go(tmp_path)[0].event == "started"
 

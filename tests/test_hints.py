@@ -168,8 +168,8 @@ def test_an_argument_is_said_as_the_commands_option_or_left_out() -> None:
 
 def test_hints_survive_in_errors_and_warnings() -> None:
     hint = either("a", "b=1")
-    assert DdimError("x", "y", hint).mend is hint
+    assert DdimError("x", "y", hint).hint is hint
     assert str(DdimError("x", "y", hint)) == "x: y; a, or b=1"
     with pytest.warns(DdimWarning) as said:
         warn("x", hint)
-    assert said[0].message.mend is hint
+    assert said[0].message.hint is hint

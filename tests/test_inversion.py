@@ -207,7 +207,7 @@ def test_ddim_is_solved_row_by_row(data: object) -> None:
         miss = (made - known).square().mean(1).sqrt()
         torch.testing.assert_close(miss, solved.residual, rtol=1e-6, atol=1e-15)
         assert float(miss.max()) <= 1e-12
-        assert 1 <= solved.calls <= 200
+        assert 1 <= solved.nfe <= 200
         known = solved.x
     torch.testing.assert_close(run(denoise, plan, known), picture, rtol=0, atol=1e-6)
 

@@ -208,7 +208,7 @@ def test_runge_kutta_is_the_textbooks_method_in_xbar(order: int, direction: int)
             fourth = slope(xbar + h * third, v + h)
             xbar = xbar + h / 6 * (first + 2 * second + 2 * third + fourth)
     plan = runge_kutta(levels, LINEAR, order)
-    assert (plan.calls, plan.memory) == (4 * order, order)
+    assert (plan.nfe, plan.memory) == (4 * order, order)
     torch.testing.assert_close(run(MIXTURE.denoise, plan, x), from_xbar(xbar, levels[-1]), rtol=1e-9, atol=1e-9)
 
 

@@ -74,7 +74,7 @@ def test_there_are_never_more_rounds_than_rows(window: int, tolerance: float) ->
     assert len(made) <= len(plan)
     assert [one.done for one in made] == sorted(one.done for one in made)
     assert made[-1].done == len(plan)
-    assert all(one.calls <= window for one in made)
+    assert all(one.nfe <= window for one in made)
 
 
 def test_a_window_of_one_is_the_loop_itself() -> None:
@@ -142,4 +142,4 @@ def test_the_window_moves_past_the_first_states_that_stay_put_and_no_further(mon
     monkeypatch.setattr(parallel._Path, "improve", lambda self, some: torch.tensor(next(told)[: len(some)]))
     made = [*parallel.rounds(DATA.denoise, plan, START, window=6)]
     assert [one.done for one in made] == [2, 3, 9]
-    assert [one.calls for one in made] == [6, 6, 6]
+    assert [one.nfe for one in made] == [6, 6, 6]

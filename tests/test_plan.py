@@ -218,7 +218,7 @@ def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
     plan = sampler(levels_of(SCHEDULES["linear"], "equal-angle", 5))
     title, head, *lines = str(plan).splitlines()
     assert plan.name in title
-    assert f"{plan.calls} network evaluations" in title
+    assert f"{plan.nfe} network evaluations" in title
     assert ("clipped" in title) == plan.clip_x0
     assert ("not exact on straight lines" in title) != plan.straight
     assert len(lines) == len(plan) >= 5
@@ -232,7 +232,7 @@ def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
 
 def test_what_a_plan_tells_of_itself() -> None:
     assert (PLAN.start, PLAN.end) == (LEVELS[0], LEVELS[-1])
-    assert (len(PLAN), PLAN.calls, PLAN.memory) == (4, 4, 1)
+    assert (len(PLAN), PLAN.nfe, PLAN.memory) == (4, 4, 1)
     assert PLAN.stochastic
     assert not ddim(LEVELS).stochastic
     assert PLAN.name == "ddim(four, eta=0.5)"

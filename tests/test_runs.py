@@ -135,7 +135,7 @@ def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(kind: st
         assert torch.equal(state[f"ema.{key}"], value)
     origin = model.config.provenance
     name = tiny_set(kind).name
-    assert (origin.data, origin.steps, origin.images_seen, origin.pictures) == (name, 12, 96, 20)
+    assert (origin.data, origin.steps, origin.images_seen, origin.images) == (name, 12, 96, 20)
     assert origin.training == config(kind=kind).train
     assert origin.command == "ddim train"
 

@@ -30,7 +30,7 @@ WRONG: dict[str, dict[str, Any]] = {
 def test_a_configuration(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(DdimError) as caught:
         parse(ScheduleConfig, json.dumps(WRONG[name]), "s.json")
-    assert caught.value.what == "s.json"
+    assert caught.value.subject == "s.json"
     text = tiny_config().model_dump_json()
     whole = json.loads(text) | {"schedule": WRONG[name]}
     with pytest.raises(DdimError):
@@ -53,7 +53,7 @@ def test_a_configuration(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_diffusers_scheduler(wrong: dict[str, Any]) -> None:
     with pytest.raises(DdimError) as caught:
         read_scheduler(wrong, Path("scheduler_config.json"))
-    assert caught.value.what == "scheduler_config.json"
+    assert caught.value.subject == "scheduler_config.json"
 
 
 @pytest.mark.parametrize("log_snr", [[1.0, 1.0], [1.0, 2.0], ["-inf", 0.0], []])

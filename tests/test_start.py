@@ -140,7 +140,7 @@ class TestSteps:
         assert default_counts((10, 20, 1000), made) == ([n for n in (10, 20, 1000) if n <= T] or [T])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
-            assert auto(made, predicts).calls == default_steps(20, made, predicts)
+            assert auto(made, predicts).nfe == default_steps(20, made, predicts)
             for method in METHODS if T > 2 else METHODS[:2]:
                 found = inversion.planned(Planner(made, predicts), method, None, None)
                 assert found.decode_plan.start.t == start_time(made, predicts)

@@ -241,7 +241,7 @@ def test_the_order_depends_on_the_step_alone_not_on_the_steps_before() -> None:
 def test_pictures_are_asked_for_as_the_order_says() -> None:
     some, asked = trainer(batch=7, steps=6), []
     pictures = stripes(COUNT)
-    some.feed.pictures = lambda indices: (asked.append(indices), pictures[indices])[1]
+    some.feed.images = lambda indices: (asked.append(indices), pictures[indices])[1]
     train(some, 6)
     expected = [list(some.feed.indices(step)) for step in range(7)]
     assert [list(indices) for indices in asked] in (expected, expected[:6])  # the next batch is read ahead

@@ -31,7 +31,7 @@ def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.Captur
     assert ddim(*tune, "--out", place / "plan.json") == 0
     said = capsys.readouterr()
     plan = Plan.from_json((place / "plan.json").read_text())
-    assert plan.calls == 3
+    assert plan.nfe == 3
     assert f"{plan.name}, 3 network evaluations" in said.out
     assert ddim(*tune, "--out", place / "again.json") == 0
     assert "tuned before" in capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.
     ("words", "wrong"),
     [
         (("--calls", 1), "calls 1: is outside 2..30"),
-        (("--calls", 5, "--pilots", 3), "3 pilots: cannot be halved"),
+        (("--calls", 5, "--pilots", 3), "3 calibration samples"),
         (("--calls", 5, "--solver", "euler"), "solver 'euler': is unknown"),
         (("--calls", 5, "--seed", -1), "--seed -1: is outside"),
     ],
@@ -143,12 +143,12 @@ def test_a_cache_that_cannot_be_written_costs_no_plan(
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "file"))
     assert ddim("tune", place / "model", "--calls", 2, *SMALL, "--out", place / "plan.json") == 0
     assert "cannot be written" in capsys.readouterr().err
-    assert Plan.from_json((place / "plan.json").read_text()).calls == 2
+    assert Plan.from_json((place / "plan.json").read_text()).nfe == 2
 
 
 def test_samplers_of_several_calls_a_step_say_so() -> None:
     with pytest.warns(DdimWarning, match=r"\b9\b"):
-        assert tiny_model().plan(5, sampler="heun").calls == 9
+        assert tiny_model().plan(5, sampler="heun").nfe == 9
 
 
 def test_a_plan_that_starts_from_two_states_is_not_sampled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

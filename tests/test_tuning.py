@@ -144,7 +144,7 @@ def found(calls: int = 5, solver: str = "fitted", seed: int = 5) -> Tuned:
 @pytest.mark.parametrize("solver", ["fitted", "ipndm4", "ddim"])
 def test_tuning_is_never_worse_than_what_is_not_tuned(solver: str) -> None:
     result = found(solver=solver)
-    assert result.plan.calls == 5
+    assert result.plan.nfe == 5
     assert result.error <= result.untuned_error
     assert result.tuned_wins == (result.plan != result.untuned)
     result.plan.check().check_schedule(LINEAR, to_clean=True)
@@ -166,7 +166,7 @@ def test_a_tuned_plan_is_for_its_model() -> None:
     again = type(plan).from_json(plan.to_json())
     assert again == plan
     assert plan.check_model(lambda: "a" * 64) is plan
-    with pytest.raises(DdimError, match=r"^plan tuned\(fitted, times searched, 32 pilots\): "):
+    with pytest.raises(DdimError, match=r"^plan tuned\(fitted, times searched, 32 samples\): "):
         plan.check_model(lambda: "b" * 64)
     assert replace(plan, made_for="").check_model(lambda: 1 / 0)
 
@@ -174,25 +174,25 @@ def test_a_tuned_plan_is_for_its_model() -> None:
 @pytest.mark.parametrize(
     ("settings", "wrong"),
     [
-        ({"calls": 1}, r"^calls 1: .*\b2\.\.30\b"),
-        ({"calls": 31}, r"^calls 31: .*\b2\.\.30\b"),
-        ({"pilots": 3}, r"^3 pilots: "),
-        ({"pilots": 2}, r"^2 pilots: "),
+        ({"nfe": 1}, r"^nfe 1: .*\b2\.\.30\b"),
+        ({"nfe": 31}, r"^nfe 31: .*\b2\.\.30\b"),
+        ({"calibration_samples": 3}, r"^3 calibration samples: "),
+        ({"calibration_samples": 2}, r"^2 calibration samples: "),
         ({"solver": "heun"}, r"^solver 'heun': "),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(settings: dict, wrong: str) -> None:
-    given = {"calls": 5, "pilots": 8, "solver": "fitted"} | settings
+    given = {"nfe": 5, "calibration_samples": 8, "solver": "fitted"} | settings
     with pytest.raises(DdimError, match=wrong):
-        next(iter_tuning(MIXTURE.denoise, LINEAR, given["calls"], randn(given["pilots"], 3), given["solver"]))
+        next(iter_tuning(MIXTURE.denoise, LINEAR, given["nfe"], randn(given["calibration_samples"], 3), given["solver"]))
 
 
 def test_nothing_is_fitted_to_the_held_out_half() -> None:
     """Other held-out pilots: the same tuned plan, and another error."""
-    pilots = randn(256, 3, seed=5)
-    other = torch.cat([pilots[:128], randn(128, 3, seed=6)])
+    calibration_samples = randn(256, 3, seed=5)
+    other = torch.cat([calibration_samples[:128], randn(128, 3, seed=6)])
     results = []
-    for given in (pilots, other):
+    for given in (calibration_samples, other):
         *_, last = iter_tuning(MIXTURE.denoise, LINEAR, 6, given, "fitted", 128)
         assert last.found is not None
         assert last.found.tuned_wins
@@ -207,4 +207,4 @@ def test_the_default_has_as_many_calls_as_are_asked_for(steps: int, T: int) -> N
     for predicts in ("eps", "v", "x0"):
         sampler, name = samplers.recommended(steps, schedule, predicts)
         times = timesteps.tau(schedule, name, steps)
-        assert samplers.named(sampler, falling(schedule, times), schedule).calls == steps
+        assert samplers.named(sampler, falling(schedule, times), schedule).nfe == steps

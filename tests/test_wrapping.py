@@ -428,7 +428,7 @@ def test_without_signal_some_networks_say_nothing(predicts: Any) -> None:
         with pytest.raises(DdimError, match=r"^a network of.*\bt = 1000\b"):
             made.plan(grid=[10, 500, 1000])
         with pytest.warns(DdimWarning, match=r"\bt = 999\b"):
-            assert made.plan(grid=[10, 999]).calls == 2
+            assert made.plan(grid=[10, 999]).nfe == 2
     else:
         found = made(x, top)
         expected = {"x0": 0 * x, "v": 0 * x, "velocity": x}[predicts]  # of u = 0, eps = x_0 = y, and y = x
@@ -564,8 +564,8 @@ def test_what_is_run_where_nothing_is_said() -> None:
     assert auto != ddim
     assert torch.equal(made.sample(2, shape, 5), made.sample(2, shape, plan=auto))
     assert torch.equal(made.sample(2, shape, 5, through=lambda own: own), made.sample(2, shape, plan=ddim))
-    assert made.plan().calls == made.plan(sampler="auto").calls == 20
-    assert made.inversion().decode_plan.calls == 50
+    assert made.plan().nfe == made.plan(sampler="auto").nfe == 20
+    assert made.inversion().decode_plan.nfe == 50
 
 
 def test_a_plan_that_encodes_tells_the_network_of_t_1_and_stages_are_said() -> None:
@@ -573,7 +573,7 @@ def test_a_plan_that_encodes_tells_the_network_of_t_1_and_stages_are_said() -> N
     up = made.plan(4, encode=True)
     assert (up.start.t, up.rows[0].query.t) == (0, 1)
     with pytest.warns(DdimWarning, match=r"\b7\b"):
-        assert made.plan(4, "linear", sampler="heun").calls == 7  # one at the last level, to clean data
+        assert made.plan(4, "linear", sampler="heun").nfe == 7  # one at the last level, to clean data
     with pytest.raises(DdimError, match=r"^sampler heun: "):
         made.plan(4, sampler="heun", eta=1.0)
 

@@ -28,5 +28,5 @@ def measure(bench: Bench) -> None:
         }
         times = by_turns(jobs, min(5, bench.sizes.runs))
         row = {"S": steps, "one after the other (ms)": 1e3 * times["after"], "parallel (ms)": 1e3 * times["parallel"]}
-        row |= {"rounds": len(made), "calls": sum(one.calls for one in made), "apart (RMS)": float(far)}
+        row |= {"rounds": len(made), "calls": sum(one.nfe for one in made), "apart (RMS)": float(far)}
         bench.add("parallel", {**row, "ms a round": 1e3 * times["parallel"] / len(made)})

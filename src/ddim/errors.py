@@ -54,14 +54,18 @@ class DdimError(ValueError):
     It can be pickled, and so passed between processes; so can every subclass, whatever its arguments.
 
     Args:
-        what: The subject: the file or setting at fault.
-        wrong: The problem.
-        mend: The hint: how to fix it.
+        subject: The subject: the file or setting at fault.
+        problem: The problem.
+        hint: The hint: how to fix it.
     """
 
-    def __init__(self, what: object, wrong: str, mend: str):
-        self.what, self.wrong, self.mend = shorten(str(what), SUBJECT), shorten(wrong, TEXT), shorten(mend, TEXT)
-        super().__init__(f"{self.what}: {self.wrong}; {self.mend}")
+    def __init__(self, subject: object, problem: str, hint: str):
+        self.subject, self.problem, self.hint = (
+            shorten(str(subject), SUBJECT),
+            shorten(problem, TEXT),
+            shorten(hint, TEXT),
+        )
+        super().__init__(f"{self.subject}: {self.problem}; {self.hint}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls the class with the message as its only argument.
@@ -73,19 +77,19 @@ class DdimWarning(UserWarning):
 
     Args:
         message: What was changed, and why.
-        mend: The hint: how to avoid it; "" if that is obvious.
+        hint: The hint: how to avoid it; "" if that is obvious.
     """
 
-    def __init__(self, message: str, mend: str = ""):
-        self.message, self.mend = message, mend
-        super().__init__(f"{message}; {mend}" if mend else message)
+    def __init__(self, message: str, hint: str = ""):
+        self.message, self.hint = message, hint
+        super().__init__(f"{message}; {hint}" if hint else message)
 
 
-def warn(message: str, mend: str = "") -> None:
+def warn(message: str, hint: str = "") -> None:
     """Emit a `DdimWarning`: a request was changed or partly left out.
 
     Args:
         message: What was changed, and why.
-        mend: The hint: how to avoid it, see `either`.
+        hint: The hint: how to avoid it, see `either`.
     """
-    warnings.warn(DdimWarning(message, mend), stacklevel=3)
+    warnings.warn(DdimWarning(message, hint), stacklevel=3)

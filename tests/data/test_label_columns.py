@@ -46,9 +46,9 @@ def test_none_is_chosen_and_all_are_named(hundred: Path) -> None:
     found = load(hundred)
     assert found.labels is None
     assert found.label_columns == ("fine_label", "coarse_label")
-    wrong, mend = complaint(found.label_columns, "otherwise")
+    wrong, hint = complaint(found.label_columns, "otherwise")
     assert "fine_label, coarse_label" in wrong
-    assert "label_column='fine_label'" in mend
+    assert "label_column='fine_label'" in hint
     assert complaint((), "otherwise") == ("has no labels", "otherwise")
 
 

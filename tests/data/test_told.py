@@ -90,7 +90,7 @@ def test_what_is_cropped_is_told_with_its_share(tmp_path: Path, size: tuple[int,
     [said] = told(tmp_path)
     assert "of 5 pictures 4 cropped" in str(said)
     assert f"{lost}% of each" in str(said)
-    assert isinstance(said.mend, Hint)
+    assert isinstance(said.hint, Hint)
     [said] = told(tmp_path, GRID.model_copy(update={"fit": "stretch"}))
     assert "cropped to the" not in str(said)
     assert "4 resized" in str(said)

@@ -271,11 +271,11 @@ def test_a_budget_gives_every_cell_of_a_column_the_same_number() -> None:
         calls = 5 * int(made.samples) * sum(made.steps)
         assert calls <= per_second * seconds
         assert 2 <= int(made.samples) <= 50000
-        assert made.pictures <= 10000
+        assert made.images <= 10000
         if len(made.steps) < 5:
             assert "of Table 1" in made.left_out
     assert made.steps == (10, 20, 50, 100, 1000)
-    assert (int(made.samples), made.pictures, made.left_out) == (50000, 10000, "")
+    assert (int(made.samples), made.images, made.left_out) == (50000, 10000, "")
 
 
 def test_the_papers_figures_are_shown_beside_the_same_data_only() -> None:

@@ -22,7 +22,7 @@ PICTURES = random_pictures(300)
 
 
 def same(a: FeatureStats, b: FeatureStats) -> bool:
-    tensors = [(x.moments.mean, x.moments.scatter, x.features, torch.from_numpy(x.pictures)) for x in (a, b)]
+    tensors = [(x.moments.mean, x.moments.scatter, x.features, torch.from_numpy(x.images)) for x in (a, b)]
     return a.count == b.count and all(torch.equal(x, y) for x, y in zip(*tensors, strict=True))
 
 
@@ -33,7 +33,7 @@ def test_what_comes_out_does_not_depend_on_how_pictures_come_in(block: int, n: i
     made = gather(maker(PICTURES, block), n, space)
     assert same(made, gather(maker(PICTURES, 7), n, space))
     assert made.count == n
-    assert np.array_equal(made.pictures, PICTURES[:n])
+    assert np.array_equal(made.images, PICTURES[:n])
     straight = of(space(PICTURES[:n]))
     assert torch.allclose(made.moments.covariance, straight.covariance, rtol=1e-6, atol=1e-9)
 

@@ -110,7 +110,7 @@ def test_samples_are_those_of_bulk_sampling(tmp_path: Path) -> None:
     [made] = run(tmp_path / "cells", some)
     blocks = MODEL.sample_blocks(some[0].plan, range(70), 0)
     pictures = to_uint8(torch.cat([*blocks]))
-    assert np.array_equal(made.gathered.pictures, pictures)
+    assert np.array_equal(made.gathered.images, pictures)
     assert torch.equal(made.gathered.features, SPACE(pictures))
     [kept] = run(tmp_path / "others", some, images=tmp_path / "images")
     assert torch.equal(kept.gathered.features, made.gathered.features)
@@ -142,7 +142,7 @@ def test_stopped_anywhere_the_table_comes_out_the_same(tmp_path: Path, stop: int
     assert [m.figures for m in again] == [m.figures for m in whole]
     for a, b in zip(again, whole, strict=True):
         assert torch.equal(a.gathered.features, b.gathered.features)
-        assert np.array_equal(a.gathered.pictures, b.gathered.pictures)
+        assert np.array_equal(a.gathered.images, b.gathered.images)
 
 
 def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_cells_are_found_by_what_they_depend_on(tmp_path: Path) -> None:
         names.append(sorted(path.name for path in tmp_path.glob("*.safetensors")))
     assert [len(found) for found in names] == [1, 2, 3]
     assert standings[0].found == 20  # ten samples of two calls were there
-    assert standings[-1].calls == 40
+    assert standings[-1].nfe == 40
 
 
 def test_the_time_of_a_sample_is_measured(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_the_time_of_a_sample_is_measured(tmp_path: Path) -> None:
     value, timed = fid_table.seconds(MODEL, made.cell, made.gathered)
     assert value > 0
     assert timed == 10
-    untimed = FeatureStats(made.gathered.moments, made.gathered.features, made.gathered.pictures)
+    untimed = FeatureStats(made.gathered.moments, made.gathered.features, made.gathered.images)
     value, timed = fid_table.seconds(MODEL, made.cell, untimed)
     assert value > 0
     assert timed == MODEL.micro_batch

@@ -76,8 +76,8 @@ def floats(value: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:
     if not value.is_floating_point():
         raise DdimError(name, f"are {value.dtype}", "give floats in [-1, 1], see ddim.pixels.to_float")
     if shape is not None and tuple(value.shape[1:]) != tuple(shape):
-        wrong = f"are {tuple(value.shape)}, the model's are {tuple(shape)} each"
-        raise DdimError(name, wrong, "give (N, ...) of this model's shape")
+        problem = f"are {tuple(value.shape)}, the model's are {tuple(shape)} each"
+        raise DdimError(name, problem, "give (N, ...) of this model's shape")
     if not torch.isfinite(value).all():
         raise DdimError(name, "hold a number that is not finite", "find where it comes from")
     return value

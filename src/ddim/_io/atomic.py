@@ -114,8 +114,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
             remove_tree(part)
         if isinstance(error, OSError):
             raise DdimError(folder, f"cannot be put in place ({error.strerror})", "choose another place") from None
-        inside = error.what.startswith(str(part))
-        raise (DdimError(folder, error.wrong, error.mend) if inside else error) from None
+        inside = error.subject.startswith(str(part))
+        raise (DdimError(folder, error.problem, error.hint) if inside else error) from None
 
 
 def _exchange(part: Path, folder: Path) -> None:

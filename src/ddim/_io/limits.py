@@ -86,8 +86,8 @@ def check_batch(network: Any, recipe: Any) -> None:
     channels = getattr(network, "channels", None) or network.width
     count = part * channels * math.prod(network.shape[-2:])
     if count > ACTIVATIONS:
-        wrong = f"of {recipe.batch:,} in {recipe.accumulate} parts needs {count:,} numbers for its first layer alone"
-        raise DdimError("batch", wrong, "lower the batch or the resolution, or accumulate it in more parts")
+        problem = f"of {recipe.batch:,} in {recipe.accumulate} parts needs {count:,} numbers for its first layer alone"
+        raise DdimError("batch", problem, "lower the batch or the resolution, or accumulate it in more parts")
 
 
 def check_samples(n: int, start: int = 0) -> None:

@@ -12,41 +12,41 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from ddim._io.atomic import write_atomic
 
 
-def png(picture: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
+def png(image: np.ndarray, text: Mapping[str, str] | None = None) -> bytes:
     """Encode an image as PNG.
 
     Args:
-        picture: uint8, (H, W, C), C 1 or 3.
+        image: uint8, (H, W, C), C 1 or 3.
         text: Metadata as iTXt entries.
     """
     info = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
     out = io.BytesIO()
-    Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(out, "PNG", pnginfo=info)
+    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(out, "PNG", pnginfo=info)
     return out.getvalue()
 
 
 def png_text(path: Path) -> dict[str, str]:
     """The metadata of a PNG file; empty if the file is truncated or damaged, which is found by decoding it."""
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
-            picture.load()
-            return dict(picture.text)  # type: ignore[attr-defined]
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return dict(image.text)  # type: ignore[attr-defined]
     except (OSError, SyntaxError, ValueError):
         return {}
 
 
-def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str] | None = None, sync: bool = False) -> None:
+def save_png(path: Path, image: np.ndarray, text: Mapping[str, str] | None = None, sync: bool = False) -> None:
     """Write an image, uint8 (H, W, C), atomically."""
-    write_atomic(path, png(picture, text), sync)
+    write_atomic(path, png(image, text), sync)
 
 
-def sheet(pictures: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np.ndarray:
+def sheet(images: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np.ndarray:
     """Arrange images in a grid on a white background.
 
     Args:
-        pictures: uint8, (N, H, W, C).
+        images: uint8, (N, H, W, C).
         columns: Images per row.
         gap: Pixels between images.
         zoom: Integer factor by which every pixel is enlarged.
@@ -54,13 +54,13 @@ def sheet(pictures: np.ndarray, columns: int, gap: int = 2, zoom: int = 1) -> np
     Returns:
         uint8, (height, width, C).
     """
-    pictures = pictures.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    n, h, w, c = pictures.shape
+    images = images.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    n, h, w, c = images.shape
     rows = -(-n // columns)
     out = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, c), 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = gap + (i // columns) * (h + gap), gap + (i % columns) * (w + gap)
-        out[top : top + h, left : left + w] = picture
+        out[top : top + h, left : left + w] = image
     return out
 
 
@@ -77,7 +77,7 @@ def labelled_rows(rows: Sequence[tuple[str, np.ndarray]], caption: str = "", zoo
     """
     font = ImageFont.load_default(13)
     left = 12 + max(int(font.getlength(label)) for label, _ in rows)
-    strips = [sheet(pictures, len(pictures), zoom=zoom) for _, pictures in rows]
+    strips = [sheet(images, len(images), zoom=zoom) for _, images in rows]
     height = sum(strip.shape[0] for strip in strips)
     width = max(left + strips[0].shape[1], 12 + int(font.getlength(caption)))
     page = Image.new("RGB", (width, height + (26 if caption else 4)), "white")

@@ -114,8 +114,8 @@ def denoiser(
         DdimError: If x0 is empty or not of that shape.
     """
     if x0 is not None and (not len(x0) or x0.shape[1:] != tuple(shape)):
-        wrong = f"are {tuple(x0.shape)}, one sample is {tuple(shape)}"
-        raise DdimError("pictures", wrong, "give one or more of that shape")
+        problem = f"are {tuple(x0.shape)}, one sample is {tuple(shape)}"
+        raise DdimError("pictures", problem, "give one or more of that shape")
     dimensions = math.prod(shape)
     count = max(4 if quick else 8, math.ceil(NUMBERS / (2 if quick else 1) / dimensions))
     if x0 is not None:  # repeat few or small images, each copy with independent noise

@@ -59,14 +59,14 @@ def network(
     yield from denoiser(denoise, schedule, shape, predicts, x0, quick, device)
 
 
-def model(model: Model, pictures: Tensor | np.ndarray | None = None, quick: bool = False) -> Iterator[Finding]:
+def model(model: Model, images: Tensor | np.ndarray | None = None, quick: bool = False) -> Iterator[Finding]:
     """Verify a model: the checks of `denoiser`, and that a sample is bit-identical whatever batch it is drawn in.
 
     The schedule is not checked, see `schedule`. A model that requires a label is evaluated with label 0.
 
     Args:
         model: The model, preferably in float32.
-        pictures: Images from its data, uint8 (N, H, W, C) or float (N, C, H, W) in [-1, 1]; its own samples if None.
+        images: Images from its data, uint8 (N, H, W, C) or float (N, C, H, W) in [-1, 1]; its own samples if None.
         quick: Fewer samples, times and steps.
 
     Yields:
@@ -76,8 +76,8 @@ def model(model: Model, pictures: Tensor | np.ndarray | None = None, quick: bool
         DdimError: If the images do not have the model's shape.
     """
     x0 = None
-    if pictures is not None:
-        x0 = to_float(pictures) if pictures.dtype in (np.uint8, torch.uint8) else torch.as_tensor(pictures)
+    if images is not None:
+        x0 = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
     always = model.config.needs_label
     denoise = model.denoiser(torch.tensor([0])) if always else model.denoise
     if always:

@@ -33,7 +33,7 @@ def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
     if not plan.rows:
         yield Finding("network evaluations", 0.0, ">= 1", False, "the plan holds no rows")
         return
-    yield info("network evaluations", str(plan.calls), plan.name)
+    yield info("network evaluations", str(plan.nfe), plan.name)
     yield _joined(plan)
     if schedule is not None:
         yield _on_schedule(plan, schedule)
@@ -70,7 +70,7 @@ def _on_schedule(plan: Plan, schedule: Schedule) -> Finding:
     try:
         plan.check_schedule(schedule)
     except DdimError as error:
-        return Finding(f"levels of {schedule.name}", "differ", "equal", False, error.wrong)
+        return Finding(f"levels of {schedule.name}", "differ", "equal", False, error.problem)
     return Finding(f"levels of {schedule.name}", "equal", "equal", True, "log-SNR of every time")
 
 
@@ -156,9 +156,9 @@ def _flow(plan: Plan) -> Iterator[Finding]:
         yield left_out(names[1], "this sampler cannot be made again with more steps from its table alone")
         return
     levels, make = rebuilt
-    parts = max(1, math.ceil(CALLS / plan.calls))
+    parts = max(1, math.ceil(CALLS / plan.nfe))
     measured = order(make, refined(levels, parts * 2), refined(levels, parts * 4))
-    note = f"S = {plan.calls * parts * 2} to {plan.calls * parts * 4}, its own steps cut into equal rotations"
+    note = f"S = {plan.nfe * parts * 2} to {plan.nfe * parts * 4}, its own steps cut into equal rotations"
     if plan.straight:
         yield between(names[1], measured, 0.85, 1.15, note)
     else:  # the long first steps are not in the asymptotic regime yet
@@ -173,9 +173,9 @@ def _beside(plan: Plan) -> str:
         plain = samplers.ddim(levels, clean_as=plan.rows[0].at)
     except DdimError:
         return "root mean square"
-    if plain.calls == plan.calls and all(_same(*pair) for pair in zip(plan.rows, plain.rows, strict=True)):
+    if plain.nfe == plan.nfe and all(_same(*pair) for pair in zip(plan.rows, plain.rows, strict=True)):
         return "root mean square; the rows are those of plain DDIM"
-    return f"root mean square; plain DDIM on the same levels, {plain.calls} calls: {gaussian_error(plain):.3g}"
+    return f"root mean square; plain DDIM on the same levels, {plain.nfe} calls: {gaussian_error(plain):.3g}"
 
 
 def _rebuilt(plan: Plan) -> tuple[list[Level], Callable[[Sequence[Level]], Plan]] | None:

@@ -61,6 +61,6 @@ def load_pictures(
             try:
                 done, total = next(steps)
             except StopIteration as end:
-                pictures: ImageSet = end.value
-                return pictures
+                images: ImageSet = end.value
+                return images
             bar.update(task, completed=done, total=total)

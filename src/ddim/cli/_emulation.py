@@ -90,7 +90,7 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
     else:
         ours = make_plan(model, steps, grid, None if sigma else eta, sigma, theirs.clip_x0)
     differing = differences(theirs, ours)
-    rows = max(theirs.calls, ours.calls)
+    rows = max(theirs.nfe, ours.nfe)
     lines = [
         f"compared: {theirs.name} with {ours.name}, {'rows of one time' if grid is None else 'row after row'}",
         *(f"clipping differs: {text}" for text in [clipping(theirs, ours)] if text),

@@ -34,7 +34,7 @@ def read_images(
         DdimError: If an image cannot be read, `limit` is less than 1, or `split` is passed with image files.
     """
     from ddim import data
-    from ddim.data.adjustments import Told
+    from ddim.data.adjustments import Report
     from ddim.data.image import read_image
 
     if limit is not None and limit < 1:
@@ -49,9 +49,9 @@ def read_images(
         if split is not None:
             raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
         files = images[:limit]
-        adjustments = Told()
-        arrays = np.stack([read_image(Path(name), policy, told=adjustments)[0] for name in files])
-        adjustments.say(files[0] if len(files) == 1 else f"{len(files)} files", len(files), policy, alone=True)
+        adjustments = Report()
+        arrays = np.stack([read_image(Path(name), policy, adjusted=adjustments)[0] for name in files])
+        adjustments.warn(files[0] if len(files) == 1 else f"{len(files)} files", len(files), policy, alone=True)
         return arrays, list(files)
     return dataset.batch(range(len(dataset))), [dataset.names(i) for i in range(len(dataset))]
 
@@ -93,10 +93,10 @@ def read_items(
 
 def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
     """Read an image file at the model's resolution, uint8 (H, W, C); lossy changes are reported."""
-    from ddim.data.adjustments import Told
+    from ddim.data.adjustments import Report
     from ddim.data.image import read_image
 
-    adjustments = Told()
-    image, _ = read_image(path, policy, told=adjustments)
-    adjustments.say(str(path), 1, policy, alone=True)
+    adjustments = Report()
+    image, _ = read_image(path, policy, adjusted=adjustments)
+    adjustments.warn(str(path), 1, policy, alone=True)
     return image

@@ -71,8 +71,8 @@ def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
         height, width, channels = (int(part) for part in size.split("x"))
         policy = ImagePolicy(height=height, width=width, channels=channels)
     except (ValueError, ValidationError):
-        wrong = "is not height x width x channels, with 1 or 3 channels"
-        raise DdimError(f"--size {size}", wrong, "write --size 32x32x3") from None
+        problem = "is not height x width x channels, with 1 or 3 channels"
+        raise DdimError(f"--size {size}", problem, "write --size 32x32x3") from None
     return refit(policy, fit)  # type: ignore[no-any-return]
 
 
@@ -125,7 +125,7 @@ def get_sized(data: str, size: str | None, fit: str | None, split: str | None, l
     except MisfitError as error:
         if policy is not None:
             raise
-        raise DdimError(error.what, error.wrong, "bring them to one size with --size, such as 32x32x3") from None
+        raise DdimError(error.subject, error.problem, "bring them to one size with --size, such as 32x32x3") from None
 
 
 def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
@@ -168,14 +168,14 @@ def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Stat
     from ddim.evaluation import from_data, iter_measure
     from ddim.evaluation.fid_table import digest
 
-    pictures = from_data(data)
-    if pictures.count < 2:
+    images = from_data(data)
+    if images.count < 2:
         raise DdimError(data.name, "holds one picture", "a distance needs two or more, better thousands")
-    path = folder and folder / f"{data.split}-{digest(pictures.what, extractor)}.safetensors"
+    path = folder and folder / f"{data.split}-{digest(images.what, extractor)}.safetensors"
     if folder is not None:
         make_folder(folder)
     statistics, _ = drive(
-        iter_measure(pictures, extractor, path), f"features of {data.name}", pictures.count, path is not None
+        iter_measure(images, extractor, path), f"features of {data.name}", images.count, path is not None
     )
     count, dim = statistics.moments.count, statistics.moments.dim
     if count <= dim:

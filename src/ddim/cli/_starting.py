@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ddim.data import ImageSet
     from ddim.data.text import TextSet
     from ddim.model.config import ModelConfig
-    from ddim.train.run_config import Begun
+    from ddim.train.run_config import Origin
 
 UNITS = {"h": 3600, "min": 60, "m": 60, "s": 1}
 
@@ -32,7 +32,7 @@ def seconds(text: str) -> float:
     return total
 
 
-def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
+def classes_of(data: str, images: ImageSet | TextSet) -> int:
     """The number of labels of a data set.
 
     Raises:
@@ -41,10 +41,10 @@ def classes_of(data: str, pictures: ImageSet | TextSet) -> int:
     from ddim.data import ImageSet
     from ddim.data.labels import complaint
 
-    if pictures.labels is None:
-        columns = pictures.label_columns if isinstance(pictures, ImageSet) else ()
+    if images.labels is None:
+        columns = images.label_columns if isinstance(images, ImageSet) else ()
         raise DdimError(data, *complaint(columns, "say --no-labels, or sort the pictures into one folder per label"))
-    return len(pictures.classes) if pictures.classes else int(pictures.labels.max()) + 1
+    return len(images.classes) if images.classes else int(images.labels.max()) + 1
 
 
 def vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def vocabulary(data: str, tokenizer: Path | None) -> dict[str, Any]:
     return {"tokenizer": read_tokenizer(tokenizer)} if tokenizer else {"characters": characters(data)}
 
 
-def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]]:
+def initial_weights(name: str, config: ModelConfig) -> tuple[Origin, dict[str, Tensor]]:
     """Read the initial weights of a training from a model, and the record of their origin.
 
     Args:
@@ -71,7 +71,7 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
     from ddim._io.safetensors import read_tensors
     from ddim.model import checkpoint, hub
     from ddim.model.importers import wrappers
-    from ddim.train.run_config import Begun, first_difference
+    from ddim.train.run_config import Origin, first_difference
 
     path = Path(name)
     if path.is_file() and (path.parent / checkpoint.CONFIG).is_file():
@@ -84,17 +84,17 @@ def begin_with(name: str, config: ModelConfig) -> tuple[Begun, dict[str, Tensor]
                 warn(f"--from {name}: {'; '.join((which, *notes))}")
         checkpoint.check_finite(weights, path)
         checkpoint.fill(fresh, weights, path)
-        return Begun(sha256=sha256(path)), weights
+        return Origin(sha256=sha256(path)), weights
     model, network, _ = hub.read(hub.place(path if path.exists() else name), name)
     for part in ("network", "schedule", "predicts", "categorical"):
         was, now = model.model_dump()[part], config.model_dump()[part]
         if was != now:
             key, theirs, ours = first_difference({part: was}, {part: now})
-            wrong = f"has {key} {theirs!r}, the recipe {ours!r}"
-            raise DdimError(f"--from {name}", wrong, "begin with a model of this recipe, or set it with --set")
+            problem = f"has {key} {theirs!r}, the recipe {ours!r}"
+            raise DdimError(f"--from {name}", problem, "begin with a model of this recipe, or set it with --set")
     provenance = model.provenance
     weights = dict(network.state_dict())
-    origin = Begun(
+    origin = Origin(
         sha256=model.sha256 or checkpoint.digest(weights), steps=provenance.steps, images_seen=provenance.images_seen
     )
     return origin, weights

@@ -83,10 +83,10 @@ def command(
         warn(f"{data}: {problem}: the error is measured without", hint)
     make_folder(out.parent)
     measured: list[Measured] = []
-    started, pictures = time.monotonic(), dataset.batch(range(len(dataset)))
+    started, images = time.monotonic(), dataset.batch(range(len(dataset)))
     with progress_bar() as bar:
         task = bar.add_task(f"{len(times)} times", total=len(times) * len(dataset), rate="")
-        for measurement in error_table(loaded, pictures, times, seed, labels):
+        for measurement in error_table(loaded, images, times, seed, labels):
             measured.append(measurement)
             bar.advance(task, len(dataset))
             bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")

@@ -89,18 +89,18 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
         if settings[option] is not None and data is None:
             raise DdimError(f"--{option}", "goes with --data", "leave it out, or give data")
     model = load_model(name, settings["device"], "float32", False)
-    pictures = None
+    images = None
     if data is not None:
         from ddim.cli._inputs import read_images
 
         limit = LIMIT if settings["limit"] is None else settings["limit"]
-        pictures, _ = read_images((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
+        images, _ = read_images((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
     schedule = model.schedule
-    on = "its own samples" if pictures is None else f"{Path(data).name}, {len(pictures)} picture(s)"
+    on = "its own samples" if images is None else f"{Path(data).name}, {len(images)} picture(s)"
     title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"
     return [
         (f"schedule {schedule.name}, T = {schedule.T}", check.schedule(schedule)),
-        (title, check.model(model, pictures, settings["quick"])),
+        (title, check.model(model, images, settings["quick"])),
     ]
 
 
@@ -139,8 +139,8 @@ def _file(path: Path) -> Plan | Schedule:
     if kind == FORMAT:
         return Plan.from_json(text.decode(), str(path), checked=False)
     if kind is not None or not isinstance(body, dict) or not body.keys() & {"name", "betas"}:
-        wrong = f"is a {shorten(kind)} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
-        raise DdimError(path, wrong, "give a model's folder, a plan file, or a schedule: a list of betas")
+        problem = f"is a {shorten(kind)} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
+        raise DdimError(path, problem, "give a model's folder, a plan file, or a schedule: a list of betas")
     return parse(ScheduleConfig, text, path).build()
 
 

@@ -106,8 +106,8 @@ def _read(
     location = hub.place(source)
     foreign, folder = importers.is_importable(location), Path(location).is_dir()
     if not foreign and (kind or set_hints):
-        wrong = f"is a model of ours and says itself what {kind or set_hints[0]} is"
-        raise DdimError(source, wrong, "leave out all but --out, --to and --dtype")
+        problem = f"is a model of ours and says itself what {kind or set_hints[0]} is"
+        raise DdimError(source, problem, "leave out all but --out, --to and --dtype")
     if foreign and folder and set_hints:
         raise DdimError(source, f"is a folder that says itself what {set_hints[0]} is", "leave it out")
     if foreign and kind and (kind == "diffusers") != folder:

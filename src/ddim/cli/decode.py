@@ -75,8 +75,8 @@ def command(
     result = fill(decoding, "decoding", len(start), "pictures", out)
     click.echo(f"{result.total} pictures{result.before}, {plan.name}: {image_path(out, 0)} ...")
     if sheet is not None:
-        pictures = read_sheet(out, range(result.total))
-        save_png(sheet, make_sheet(pictures, columns=max(1, round(result.total**0.5))))
+        images = read_sheet(out, range(result.total))
+        save_png(sheet, make_sheet(images, columns=max(1, round(result.total**0.5))))
         click.echo(f"sheet: {sheet}")
 
 
@@ -84,7 +84,7 @@ def _decoding(
     model: Model, name: str, latents: Tensor, file: LatentsFile, steps: int | None, grid: str | None
 ) -> tuple[Plan, Tensor, list[Tensor]]:
     """The plan, its initial states and the second states of two-step plans; warns if the result will differ."""
-    total = file.plan.calls + len(file.plan.before)
+    total = file.plan.nfe + len(file.plan.before)
     plan, start = file.plan, latents
     second_states: list[Tensor] = []
     if steps is not None or grid is not None:

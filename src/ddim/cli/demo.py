@@ -47,11 +47,11 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     loaded = load_model(model, device, dtype, compile_)
     exact = load_model(model, device, "float32" if dtype == "auto" else dtype, compile_)
     make_folder(out)
-    pictures = {"sample consistency": _consistency(loaded, out / "consistency.png")}
-    pictures["interpolation"] = _interpolation(loaded, out / "interpolation.png")
-    pictures["reconstruction"], caption = _reconstruction(exact, out / "reconstruction.png", mnist)
+    panels = {"sample consistency": _consistency(loaded, out / "consistency.png")}
+    panels["interpolation"] = _interpolation(loaded, out / "interpolation.png")
+    panels["reconstruction"], caption = _reconstruction(exact, out / "reconstruction.png", mnist)
     click.echo(f"reconstruction: {caption}")
-    for what, path in pictures.items():
+    for what, path in panels.items():
         click.echo(f"{what:19} {path.resolve()}")
     click.echo(_text(device, dtype, compile_))
 
@@ -73,9 +73,9 @@ def _consistency(model: Model, path: Path) -> Path:
             started, blocks = time.monotonic(), []
             for block in model.sample_blocks(plan, range(SEEDS), seed=0):
                 blocks.append(block)
-                bar.advance(task, len(block) * plan.calls)
+                bar.advance(task, len(block) * plan.nfe)
             seconds = time.monotonic() - started
-            table.append(f"{plan.name:36} {plan.calls:13d} {SEEDS / seconds:9.1f}")
+            table.append(f"{plan.name:36} {plan.nfe:13d} {SEEDS / seconds:9.1f}")
             rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(blocks))))
     click.echo("\n".join(table))
     caption = f"The same {SEEDS} latents in every row. With eta = 0 the digit hardly depends on the number of calls."
@@ -112,10 +112,10 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
             data.digits_as_mnist("test", SHOWN),
             "scikit-learn's 8x8 digits brought to 28x28, contrast raised",
         )
-    pictures = dataset.batch(range(len(dataset)))
-    rows, errors = [("original", pictures)], []
+    digits = dataset.batch(range(len(dataset)))
+    rows, errors = [("original", digits)], []
     for steps in (10, 50):
-        trip = join(list(round_trips(model, pictures, model.inversion(steps=steps))))
+        trip = join(list(round_trips(model, digits, model.inversion(steps=steps))))
         rows.append((f"S={steps}", trip.again))
         errors.append(f"{trip.mse:.4f} (S={steps})")
     caption = f"{label}, encoded and decoded; mean squared error in [0, 1]: {', '.join(errors)}"
@@ -135,7 +135,7 @@ def _text(device: str | None, dtype: str, compile_: bool) -> str:
         [text] = model.text(model.sample(1, seed=0, plan=plan))
         bar.advance(task)
     rule = "-" * 60
-    return f"{TEXT}: {plan.name}, {plan.calls} network evaluations\n{rule}\n{text}\n{rule}"
+    return f"{TEXT}: {plan.name}, {plan.nfe} network evaluations\n{rule}\n{text}\n{rule}"
 
 
 _PLACES = (Path("mnist"), Path("data/mnist"))

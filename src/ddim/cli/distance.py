@@ -69,10 +69,8 @@ def command(
             return read_statistics(Path(source))
         dataset = get_sized(source, size, fit, part, limit)
         feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
-        pictures = from_data(dataset)
-        return drive(iter_measure(pictures, feature_space), f"features of {dataset.name}", pictures.count, kept=False)[
-            0
-        ]
+        images = from_data(dataset)
+        return drive(iter_measure(images, feature_space), f"features of {dataset.name}", images.count, kept=False)[0]
 
     first, second = measured(samples, split), measured(data, against_split)
     if not any_protocol:

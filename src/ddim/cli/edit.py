@@ -48,7 +48,7 @@ ROUNDS = 5
 @device_options
 def command(
     model: str,
-    picture: Path,
+    image: Path,
     out: Path,
     n: int,
     start_at: int | None,
@@ -93,16 +93,16 @@ def command(
     from ddim.evaluation.sample_folder import generate
     from ddim.model.modality import image_path
 
-    shown, operator, y = _constraint(loaded, picture, mask, upscale, colour)
+    shown, operator, y = _constraint(loaded, image, mask, upscale, colour)
     if operator and clip_x0:
         raise DdimError("--clip", "is given with what is known of the image", "leave it out")
     clip = False if operator else clip_x0  # with a constraint, eps stays as the network predicts it
     plan = _plan(loaded, steps, grid, eta, start_at, clip)
     edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
     generation = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
-    result = fill(generation, f"{plan.calls} calls each", n, "variants", out)
+    result = fill(generation, f"{plan.nfe} calls each", n, "variants", out)
     click.echo(
-        f"{n} variants{result.before}, {plan.name}, {plan.calls} network evaluations each: {image_path(out, 0)} ..."
+        f"{n} variants{result.before}, {plan.name}, {plan.nfe} network evaluations each: {image_path(out, 0)} ..."
     )
     if sheet is not None:
         start = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
@@ -136,29 +136,29 @@ def _constraint(
     return full, operator, operator.apply(full) if operator else full
 
 
-def _mask(model: Model, path: Path, picture: Path) -> Tensor:
+def _mask(model: Model, path: Path, image: Path) -> Tensor:
     """The mask, bool, (C, H, W); True is kept."""
     import torch
 
-    from ddim.data.adjustments import Told
+    from ddim.data.adjustments import Report
     from ddim.data.image import natural_policy, read_image
 
-    natural, expected = natural_policy(path), natural_policy(picture)
-    size, picture_size = (natural.height, natural.width), (expected.height, expected.width)
-    if size not in (picture_size, model.shape[1:]):
-        wrong = f"is {natural.width}x{natural.height} pixels, {picture.name} is {expected.width}x{expected.height}"
-        raise DdimError(path, wrong, "make it as large as the picture")
-    changes = {"channels": 1} if size == picture_size else {"channels": 1, "box": None}
-    adjustments = Told()
+    natural, expected = natural_policy(path), natural_policy(image)
+    size, image_size = (natural.height, natural.width), (expected.height, expected.width)
+    if size not in (image_size, model.shape[1:]):
+        problem = f"is {natural.width}x{natural.height} pixels, {image.name} is {expected.width}x{expected.height}"
+        raise DdimError(path, problem, "make it as large as the picture")
+    changes = {"channels": 1} if size == image_size else {"channels": 1, "box": None}
+    adjustments = Report()
     selected = torch.as_tensor(
-        read_image(path, model.policy.model_copy(update=changes), told=adjustments)[0][:, :, 0] >= 128
+        read_image(path, model.policy.model_copy(update=changes), adjusted=adjustments)[0][:, :, 0] >= 128
     )
     if selected.all() or not selected.any():
         values = adjustments.deep if adjustments.deep.count else adjustments.plain
-        wrong = (
+        problem = (
             f"is {'white' if selected.all() else 'black'} all over (its values are {values.lowest} to {values.largest})"
         )
-        raise DdimError(path, wrong, "paint white what is kept, and black what is to be made")
+        raise DdimError(path, problem, "paint white what is kept, and black what is to be made")
     return selected.expand(model.shape)
 
 
@@ -173,8 +173,8 @@ def _small(model: Model, path: Path, k: int) -> Tensor | None:
 
     _, height, width = model.shape
     if k < 2 or height % k or width % k:
-        wrong = f"does not divide the model's {width}x{height} pixels" if k >= 2 else "is less than 2"
-        raise DdimError(f"--upscale {k}", wrong, "give a factor such as 2 or 4")
+        problem = f"does not divide the model's {width}x{height} pixels" if k >= 2 else "is less than 2"
+        raise DdimError(f"--upscale {k}", problem, "give a factor such as 2 or 4")
     changes = {"height": height // k, "width": width // k, "fit": "exact", "box": None}
     try:
         return to_float(open_image(path, model.policy.model_copy(update=changes))[None])
@@ -235,6 +235,6 @@ def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
     from ddim.data.pixels import to_uint8
     from ddim.evaluation.sample_folder import read_sheet
 
-    images: list[np.ndarray] = [*(to_uint8(picture) for picture in first), read_sheet(folder, range(n))]
+    images: list[np.ndarray] = [*(to_uint8(part) for part in first), read_sheet(folder, range(n))]
     page = sheet(np.concatenate(images), columns=10, zoom=2 if images[0].shape[1] <= 32 else 1)
     save_png(path, page)

@@ -74,11 +74,11 @@ def command(
     from ddim.sampling.latents import LatentsFile, write_latents
 
     inversion = inversion_from_options(loaded, method, steps, grid)
-    pictures, names = read_images(images, refit(loaded.policy, fit), split, limit)
+    pixels, names = read_images(images, refit(loaded.policy, fit), split, limit)
     started, parts = time.monotonic(), []
     with progress_bar() as bar:
-        task = bar.add_task("encoding", total=len(pictures), rate="")
-        for part in loaded.encode_blocks(inversion, to_float(pictures)):
+        task = bar.add_task("encoding", total=len(pixels), rate="")
+        for part in loaded.encode_blocks(inversion, to_float(pixels)):
             parts.append(part)
             bar.advance(task, len(part.latents))
             rate = bar.tasks[0].completed / (time.monotonic() - started)

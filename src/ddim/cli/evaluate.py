@@ -143,7 +143,7 @@ def command(
         filling = fid_table.iter_fill(
             loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, label, images
         )
-        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
+        measured = fill(filling, sum(cell.n * cell.plan.nfe for cell in cells), out)
         from ddim.evaluation.report.tables import about, print_table, write_table
 
         facts = about(loaded, Path(model).name, real, feature_space, seed, label)
@@ -183,7 +183,7 @@ def _evaluate_text(
     real = text_table.windows(read_text(data, "validation"), model, max(cell.n for cell in some))
     make_folder(out)
     steps = text_table.iter_fill(model, some, out / "samples", seed, name)
-    fill(steps, sum(cell.n * cell.plan.calls for cell in some), out)
+    fill(steps, sum(cell.n * cell.plan.nfe for cell in some), out)
     rows = text_table.measure(model, some, out / "samples", Reference(training, held_out), real)
     facts = {"model": name, "model_sha256": model.fingerprint, "seed": seed, "dtype": model.conditions["dtype"]}
     write_text_table(out, facts | {"data": Path(data).name, "split": split}, rows)
@@ -220,13 +220,13 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
                 progress = next(steps)
             except StopIteration as end:
                 return list(end.value or [])
-            rate = (progress.calls - progress.found) / max(time.monotonic() - started, 1e-9)
+            rate = (progress.nfe - progress.found) / max(time.monotonic() - started, 1e-9)
             cell = progress.cell
             status = f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} calls/s"
-            bar.update(task, completed=progress.calls, rate=status)
-            if stopper() and progress.calls < total:
+            bar.update(task, completed=progress.nfe, rate=status)
+            if stopper() and progress.nfe < total:
                 break
     click.echo(
-        f"stopped: {progress.calls} of {total} network evaluations in {out}; run the same command to go on", err=True
+        f"stopped: {progress.nfe} of {total} network evaluations in {out}; run the same command to go on", err=True
     )
     raise SystemExit(stopper.code)

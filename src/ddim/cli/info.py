@@ -49,12 +49,12 @@ def command(model: str, as_json: bool) -> None:
         "predicts": config.predicts,
         "schedule": f"{loaded.schedule.name}, T = {loaded.schedule.T}, log-SNR {first.log_snr:.2f} at t = 1 to "
         f"{last.log_snr:.2f} at T",
-        "trained on": f"{origin.data} ({origin.split}), {origin.pictures} {things}, hash {origin.data_fingerprint}"
+        "trained on": f"{origin.data} ({origin.split}), {origin.images} {things}, hash {origin.data_fingerprint}"
         if origin.data
         else "unknown",
         "training": f"{origin.steps} steps, {origin.images_seen} {things} seen, {origin.seconds / 60:.0f} minutes"
         + (_recipe(recipe) if recipe else ""),
-        **({"begun from": f"weights with the checksum {origin.begun_from}"} if origin.begun_from else {}),
+        **({"initial weights": f"of the model with the checksum {origin.init_from}"} if origin.init_from else {}),
         "error table": f"from {origin.error_from or 'an unknown place'}: {config.error[0]:.4g} at t = 1 to "
         f"{config.error[-1]:.4g} at T"
         if config.error

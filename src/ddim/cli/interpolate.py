@@ -124,8 +124,8 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) 
     from ddim.cli._inputs import read_images
     from ddim.data.pixels import to_float
 
-    pictures, _ = read_images(files, refit(model.policy, fit), None, None)
-    return torch.cat([*model.run_blocks(plan, to_float(pictures))])
+    pixels, _ = read_images(files, refit(model.policy, fit), None, None)
+    return torch.cat([*model.run_blocks(plan, to_float(pixels))])
 
 
 def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[float]]:

@@ -93,16 +93,16 @@ def command(
 
     loaded = load_any(model, device, dtype, compile_)
     request = _request(loaded, method, seed, settings)
-    pictures, names = read_items(data, loaded, split, limit, fit)
+    images, names = read_items(data, loaded, split, limit, fit)
 
     from ddim.evaluation import likelihood_run
 
     blocks: list[likelihood_run.Block] = []
-    total, started, initial = len(pictures), time.monotonic(), None
+    total, started, initial = len(images), time.monotonic(), None
     nouns = loaded.kind.nll_unit, loaded.kind.noun
     with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task(f"{request.calls} calls each", total=total, rate="")
-        for blocks in likelihood_run.measure(loaded, pictures, names, request, out, Path(model).name):
+        task = bar.add_task(f"{request.nfe} calls each", total=total, rate="")
+        for blocks in likelihood_run.measure(loaded, images, names, request, out, Path(model).name):
             done = sum(len(block.bits) for block in blocks)
             initial = done if initial is None else initial
             elapsed = time.monotonic() - started

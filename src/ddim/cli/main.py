@@ -143,8 +143,8 @@ _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|
 def _line(error: DdimError, words: list[str]) -> str:
     """An error as one line, with arguments written as options of the command that raised it."""
     command = cli.get_command(click.Context(cli), words[0]) if words else None
-    what, hint = translated(error.what, command), translated(error.mend, command)
-    return f"{what}: {error.wrong}; {hint}" if hint else f"{what}: {error.wrong}"
+    subject, hint = translated(error.subject, command), translated(error.hint, command)
+    return f"{subject}: {error.problem}; {hint}" if hint else f"{subject}: {error.problem}"
 
 
 def _print_error(line: str) -> int:
@@ -184,7 +184,7 @@ def _print_warning(message: Any, category: type[Warning], filename: str, lineno:
     if isinstance(message, DdimWarning):
         context = click.get_current_context(silent=True)
         command = context.command if context else None
-        hint = translated(message.mend, command)
+        hint = translated(message.hint, command)
         _print_line(f"note: {message.message}; {hint}" if hint else f"note: {message.message}")
 
 

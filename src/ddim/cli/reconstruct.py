@@ -79,26 +79,26 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     counts = requested or default_counts(STEPS, loaded.schedule)
     inversions = [inversion_from_options(loaded, method, s, grid) for method in names for s in counts]
-    pictures, _ = read_images(images, refit(loaded.policy, fit), split, limit)
+    originals, _ = read_images(images, refit(loaded.policy, fit), split, limit)
     with claimed(out):
         remove_parts(out)
-        results, failed = _measure(loaded, inversions, pictures)
+        results, failed = _measure(loaded, inversions, originals)
         if not results:
             raise DdimError("round trips", "have all failed", "give more steps, or another method")
         facts = {
             "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
-            "images": len(pictures),
+            "images": len(originals),
             "split": split,
             "grid": grid or "the method's own",
             **loaded.conditions,
             "failed": failed,
         }
-        click.echo(f"{len(pictures)} pictures, grid {facts['grid']}")
-        _report(out, facts, pictures, results)
+        click.echo(f"{len(originals)} originals, grid {facts['grid']}")
+        _report(out, facts, originals, results)
 
 
 def _measure(
-    model: Model, ways: list[Inversion], pictures: np.ndarray
+    model: Model, inversions: list[Inversion], originals: np.ndarray
 ) -> tuple[list[tuple[Inversion, RoundTrip]], list[dict[str, Any]]]:
     """The round trips, and those that failed; a failure only warns if there are several round trips."""
     from ddim.evaluation.reconstruction import join, round_trips
@@ -107,40 +107,42 @@ def _measure(
     failed: list[dict[str, Any]] = []
     started = time.monotonic()
     with progress_bar() as bar:
-        task = bar.add_task("round trips", total=len(pictures) * len(ways), rate="")
-        for inversion in ways:
+        task = bar.add_task("round trips", total=len(originals) * len(inversions), rate="")
+        for inversion in inversions:
             parts = []
             try:
-                for part in round_trips(model, pictures, inversion):
+                for part in round_trips(model, originals, inversion):
                     parts.append(part)
                     bar.advance(task, len(part.again))
                     bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
             except DdimError as error:
-                if len(ways) == 1:
+                if len(inversions) == 1:
                     raise
-                warn(f"{inversion.method}, S = {inversion.decode_plan.calls}, is left out: {error}")
-                failed.append({"method": inversion.method, "steps": inversion.decode_plan.calls, "error": str(error)})
-                bar.advance(task, len(pictures) - sum(len(part.again) for part in parts))
+                warn(f"{inversion.method}, S = {inversion.decode_plan.nfe}, is left out: {error}")
+                failed.append({"method": inversion.method, "steps": inversion.decode_plan.nfe, "error": str(error)})
+                bar.advance(task, len(originals) - sum(len(part.again) for part in parts))
                 continue
             results.append((inversion, join(parts)))
     return results, failed
 
 
-def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: list[tuple[Inversion, RoundTrip]]) -> None:
+def _report(
+    out: Path, about: dict[str, Any], originals: np.ndarray, results: list[tuple[Inversion, RoundTrip]]
+) -> None:
     from ddim._io.atomic import write_atomic
     from ddim._io.png import labelled_rows, save_png
 
     table = [
         {
             "method": inversion.method,
-            "steps": inversion.decode_plan.calls,
+            "steps": inversion.decode_plan.nfe,
             "plan": inversion.decode_plan.name,
             "mse": trip.mse,
             "standard_error": trip.standard_error,
             "rms": trip.rms,
             "max": float(trip.largest.max()),
             "latent_std": float(trip.latent_std.mean()),
-            "calls_per_step": float(trip.calls.double().mean()) / inversion.decode_plan.calls,
+            "calls_per_step": float(trip.nfe.double().mean()) / inversion.decode_plan.nfe,
             "seconds": float(trip.seconds.mean()),
         }
         for inversion, trip in results
@@ -156,12 +158,12 @@ def _report(out: Path, about: dict[str, Any], pictures: np.ndarray, results: lis
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
     single = len({inversion.method for inversion, _ in results}) == 1
     names = [
-        f"S = {inversion.decode_plan.calls}" if single else f"{inversion.method}, S = {inversion.decode_plan.calls}"
+        f"S = {inversion.decode_plan.nfe}" if single else f"{inversion.method}, S = {inversion.decode_plan.nfe}"
         for inversion, _ in results
     ]
-    rows = [("original", pictures), *zip(names, (trip.again for _, trip in results), strict=True)]
+    rows = [("original", originals), *zip(names, (trip.again for _, trip in results), strict=True)]
     shown = [(name, images[:SHOWN]) for name, images in rows]
-    save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if pictures.shape[1] <= 32 else 1))
+    save_png(out / "reconstruct.png", labelled_rows(shown, zoom=2 if originals.shape[1] <= 32 else 1))
     click.echo(_HEAD)
     for line in table:
         spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     "fit are left out, which captions report. full: 50,000 samples per cell and the whole test set.",
 )
 @click.option("-n", "n", help="Samples per cell of Table 1, as in `ddim evaluate -n`. [default: by --budget]")
-@click.option("--pictures", type=int, help="Images encoded and decoded for Table 2. [default: by --budget]")
+@click.option(
+    "--pictures", "round_trip_images", type=int, help="Images encoded and decoded for Table 2. [default: by --budget]"
+)
 @click.option("--steps", help="Values of S in Table 1. [default: those of 10,20,50,100,1000 that fit]")
 @click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows of Table 1.")
 @table_grid_option("linear; quadratic for CIFAR-10; as in the paper")
@@ -54,7 +56,7 @@ def command(
     out: Path,
     budget: str,
     n: str | None,
-    pictures: int | None,
+    round_trip_images: int | None,
     steps: str | None,
     eta: str,
     grid: str | None,
@@ -104,13 +106,15 @@ def command(
     fid_table.check(
         loaded, fid_table.cells(loaded, requested_steps, rows, Counts(n or "2"), grid, **plan_settings), seed
     )
-    if pictures is not None and not 1 <= pictures <= len(test):
-        raise DdimError(f"--pictures {pictures}", f"is outside 1..{len(test)}", "there are so many test pictures")
+    if round_trip_images is not None and not 1 <= round_trip_images <= len(test):
+        raise DdimError(
+            f"--pictures {round_trip_images}", f"is outside 1..{len(test)}", "there are so many test pictures"
+        )
     if unexpected_entries(out) and not (out / "request.json").exists():
         raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
     with claimed(out, "request.json", "cells", "reference") as owned:
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": dataset.fingerprint(), "budget": budget, "n": n}
-        request |= {"steps": requested_steps, "eta": rows, "grid": grid, "seed": seed, "pictures": pictures}
+        request |= {"steps": requested_steps, "eta": rows, "grid": grid, "seed": seed, "pictures": round_trip_images}
         request |= {"extractor": feature_space.sha256, "compile": compile_}
         request |= {} if clip_x0 is None else {"clip_x0": clip_x0}
         request |= {key: loaded.conditions[key] for key in ("dtype", "device", "micro_batch")}
@@ -125,7 +129,7 @@ def command(
         filling = fid_table.iter_fill(
             loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, None, images
         )
-        measured = fill(filling, sum(cell.n * cell.plan.calls for cell in cells), out)
+        measured = fill(filling, sum(cell.n * cell.plan.nfe for cell in cells), out)
         exact = load_model(model, device, "float32", compile_)
         summary = _finish(
             out, (loaded, exact), (real, feature_space, Path(model).name), request, counts, measured, test
@@ -150,8 +154,8 @@ def _finish(
 
     (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")
-    trip = round_tripping(exact, test, counts.round_trips, counts.pictures, out / "round-trips.jsonl", grid)
-    trips = drive(trip, "round trips", counts.pictures * len(counts.round_trips), kept=True)
+    trip = round_tripping(exact, test, counts.round_trips, counts.images, out / "round-trips.jsonl", grid)
+    trips = drive(trip, "round trips", counts.images * len(counts.round_trips), kept=True)
     drive(walking(loaded, out / "pictures", seed, grid), "walks", WALKED, kept=True)
     facts = about(loaded, name, real, space, seed)
     page = write_report(out, facts, request, counts, made, times(loaded, made), trips, test)

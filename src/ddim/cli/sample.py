@@ -145,13 +145,13 @@ def command(
     scale = _scale(plan, guidance, cfg_plus_plus)
     generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.noun
-    result = fill(generation, f"{plan.calls} calls each", n, what, out, loaded.kind.unit)
+    result = fill(generation, f"{plan.nfe} calls each", n, what, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.calls} network evaluations each: {first} ...")
+    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.nfe} network evaluations each: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
-        pictures = read_sheet(out, range(start, start + n))
-        save_png(sheet, make_sheet(pictures, columns=max(1, round(n**0.5))))
+        images = read_sheet(out, range(start, start + n))
+        save_png(sheet, make_sheet(images, columns=max(1, round(n**0.5))))
         click.echo(f"sheet: {sheet}")
 
 

@@ -43,12 +43,10 @@ def command(
     output_file(out)
     dataset = get_sized(data, size, fit, split, limit)
     feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
-    pictures = from_data(dataset)
-    statistics, _ = drive(
-        iter_measure(pictures, feature_space), f"features of {dataset.name}", pictures.count, kept=False
-    )
+    images = from_data(dataset)
+    statistics, _ = drive(iter_measure(images, feature_space), f"features of {dataset.name}", images.count, kept=False)
     statistics.moments.covariance  # raises an error for a single image  # noqa: B018
     statistics.save(out)
     moments = statistics.moments
-    description = f"{moments.count} pictures {pictures.grid}, {moments.dim} features of {feature_space.name}"
+    description = f"{moments.count} pictures {images.grid}, {moments.dim} features of {feature_space.name}"
     click.echo(f"{description}: {out}")

@@ -13,7 +13,7 @@ from ddim.cli._datasets import FITS, label_column_option, load_pictures
 from ddim.cli._options import check_device
 from ddim.cli._progress import progress_bar
 from ddim.cli._recipe import configure, put
-from ddim.cli._starting import begin_with, classes_of, seconds, vocabulary
+from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError
 from ddim.names import LOSS_WEIGHTS
@@ -191,8 +191,8 @@ def command(
         "label_column": label_column,
     }
     record["data_fingerprint"] = dataset.fingerprint()
-    origin, weights = begin_with(source, model) if source else (None, None)
-    _train(out, RunConfig(**record, model=model, train=train, begun=origin), dataset, device, weights, start_time)
+    origin, weights = initial_weights(source, model) if source else (None, None)
+    _train(out, RunConfig(**record, model=model, train=train, init_from=origin), dataset, device, weights, start_time)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -203,8 +203,8 @@ def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     if name is None:
         name = (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
         if name not in PRESETS:
-            wrong = f"has no preset of its own name ({name})"
-            raise DdimError(data, wrong, f"give --preset, one of {', '.join(PRESETS)}")
+            problem = f"has no preset of its own name ({name})"
+            raise DdimError(data, problem, f"give --preset, one of {', '.join(PRESETS)}")
     recipe = preset(name)
     if is_text(data) and len(recipe.data.shape) > 1:
         raise DdimError(data, "is text", f"the preset {name} is of pictures: take --preset tinyshakespeare")
@@ -235,9 +235,9 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         ctx.exit()
 
 
-def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], pictures: dict[str, Any]) -> None:
+def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], images: dict[str, Any]) -> None:
     """Refuse options about text if the preset is for images, and the reverse."""
-    for option in [option for option, value in (pictures if of_text else text).items() if value is not None]:
+    for option in [option for option, value in (images if of_text else text).items() if value is not None]:
         kind, own = ("pictures", "text") if of_text else ("text", "pictures")
         raise DdimError(option, f"is about {kind}, the preset {preset} of {own}", "leave it out")
 

@@ -21,7 +21,7 @@ RECIPE = 3  # version of `ddim.tuning`: cached results of another version are no
 
 @click.command("tune")
 @click.argument("model")
-@click.option("--calls", type=int, required=True, help="Network evaluations of the plan, 2..30.")
+@click.option("--nfe", "--calls", "nfe", type=int, required=True, help="Network evaluations of the plan, 2..30.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Plan file to write, *.json.")
 @click.option(
     "--solver",
@@ -29,16 +29,23 @@ RECIPE = 3  # version of `ddim.tuning`: cached results of another version are no
     show_default=True,
     help="fitted: fit the weights by least squares; or a sampler, such as ipndm4: search its timesteps only.",
 )
-@click.option("--pilots", type=int, default=128, show_default=True, help="Calibration samples; half are held out.")
+@click.option(
+    "--calibration-samples",
+    "--pilots",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Calibration samples; half are held out.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration samples.")
 @click.option("--fresh", is_flag=True, help="Tune again, ignoring cached results.")
 @exact_device_options
 def command(
     model: str,
-    calls: int,
+    nfe: int,
     out: Path,
     solver: str,
-    pilots: int,
+    calibration_samples: int,
     seed: int,
     fresh: bool,
     device: str | None,
@@ -56,7 +63,7 @@ def command(
 
     \b
     Example:
-      ddim tune mnist --calls 10 --out plan.json
+      ddim tune mnist --nfe 10 --out plan.json
       ddim sample mnist --plan plan.json --out samples
     """
     from ddim._io.checksum import write_json
@@ -65,7 +72,7 @@ def command(
     if not 0 <= seed < 2**62:
         raise DdimError(f"--seed {seed}", "is outside 0..2^62-1", "choose another seed")
     loaded = load_model(model, device, dtype, compile_)
-    settings = {"calls": calls, "solver": solver, "pilots": pilots, "seed": seed}
+    settings = {"nfe": nfe, "solver": solver, "calibration_samples": calibration_samples, "seed": seed}
     cache_file = _cache_path(loaded, settings)
     result = _read_cached(cache_file) if cache_file and not fresh else None
     cached = result is not None
@@ -78,12 +85,12 @@ def command(
         click.echo(f"tuned before, with the same model and settings: {cache_file} (--fresh tunes again)", err=True)
     tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
     click.echo(
-        f"{result['name']}, {calls} network evaluations: {tuned} from the converged solution, RMS on held-out pilots"
+        f"{result['name']}, {nfe} network evaluations: {tuned} from the converged solution, RMS on held-out samples"
     )
     if result["won"]:
         click.echo(f"best plan that is not tuned: {result['untuned']}: {untuned}")
     else:
-        click.echo("the search found nothing nearer than this, which is not tuned")
+        click.echo("tuning did not improve on this plan")
     click.echo(f"plan: {out}")
 
 

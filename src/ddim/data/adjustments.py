@@ -36,7 +36,7 @@ class Extent:
 
 
 @dataclass
-class Told:
+class Report:
     """Counts of the conversions that images went through in preprocessing.
 
     Attributes:
@@ -53,7 +53,7 @@ class Told:
     cut: Counter[float] = field(default_factory=Counter)
     resized: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-    def add(self, other: Told) -> None:
+    def add(self, other: Report) -> None:
         """Add the counts of other images."""
         self.notes.update(other.notes)
         self.deep.add(other.deep)
@@ -67,7 +67,7 @@ class Told:
         pairs = ends if isinstance(ends[0], tuple) else (ends,)
         self.plain.add(Extent(1, min(int(low) for low, _ in pairs), max(int(high) for _, high in pairs)))
 
-    def say(self, where: str, total: int, policy: ImagePolicy, alone: bool = False) -> None:
+    def warn(self, where: str, total: int, policy: ImagePolicy, alone: bool = False) -> None:
         """Warn about all conversions in one line, if there were any.
 
         Args:
@@ -100,10 +100,10 @@ class Told:
         share, step = (extent.largest - extent.lowest) / top, top // 255
         levels = (extent.largest + step // 2) // step - (extent.lowest + step // 2) // step + 1
         effect = f": they become {levels} of 256 grey levels" if top == DEEP else ""
-        wrong = (
+        problem = (
             f"{extent.count} use values {extent.lowest} to {extent.largest} of 0 to {top} ({share:.1%} of the range)"
         )
-        return f"{wrong}{effect}, dark or flat; scale the values up before, if that is not meant"
+        return f"{problem}{effect}, dark or flat; scale the values up before, if that is not meant"
 
 
 def dark(extent: Extent, top: int) -> bool:

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ddim._io import limits
 from ddim._io.reading import read_stream
-from ddim.data.adjustments import Extent, Told
+from ddim.data.adjustments import Extent, Report
 from ddim.errors import DdimError, printable
 
 Source = str | Path | bytes | BinaryIO
@@ -86,7 +86,9 @@ def read_bytes(source: Source, name: str) -> bytes:
 
 
 @contextlib.contextmanager
-def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> Iterator[tuple[Image.Image, set[str]]]:
+def decoded(
+    source: Source, name: str, matte: int, told: Report | None = None
+) -> Iterator[tuple[Image.Image, set[str]]]:
     """Decode an image, upright and opaque, in its original size; use it while the context lasts.
 
     Threads that decode at the same time wait for each other if together they would have more than
@@ -106,10 +108,10 @@ def decoded(source: Source, name: str, matte: int, told: Told | None = None) -> 
     """
     image = _opened(read_bytes(source, name), name)
     with _ROOM.taken(image.width * image.height):
-        yield _loaded(image, name, matte, told or Told())
+        yield _loaded(image, name, matte, told or Report())
 
 
-def decode(source: Source, name: str, matte: int, told: Told | None = None) -> tuple[Image.Image, set[str]]:
+def decode(source: Source, name: str, matte: int, told: Report | None = None) -> tuple[Image.Image, set[str]]:
     """As `decoded`, but returns the image and the conversions."""
     with decoded(source, name, matte, told) as result:
         return result
@@ -128,12 +130,12 @@ def _opened(data: bytes, name: str) -> Image.Image:
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
         raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
     if image.width * image.height > limits.PIXELS:
-        wrong = f"is {image.width}x{image.height}, too many pixels: more than {limits.PIXELS:,}"
-        raise DdimError(name, wrong, "shrink it or remove it")
+        problem = f"is {image.width}x{image.height}, too many pixels: more than {limits.PIXELS:,}"
+        raise DdimError(name, problem, "shrink it or remove it")
     return image
 
 
-def _loaded(image: Image.Image, name: str, matte: int, told: Told) -> tuple[Image.Image, set[str]]:
+def _loaded(image: Image.Image, name: str, matte: int, told: Report) -> tuple[Image.Image, set[str]]:
     """Decode an opened image, make it upright and opaque, and list the conversions."""
     try:
         notes = set[str]()
@@ -220,7 +222,7 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Told) -> Image.Image:
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Report) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
         raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")

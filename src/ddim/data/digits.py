@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from ddim.data.adjustments import Told
+from ddim.data.adjustments import Report
 from ddim.data.decode import Source
 from ddim.data.image import to_grid
 from ddim.data.image_set import ImageSet
@@ -50,9 +50,9 @@ def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: 
         DdimError: If there is no such split, or scikit-learn is not installed.
     """
     items, labels = _read(split, limit)
-    grid, told = policy or _NATURAL, Told()
-    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits", told) for digit in items.small])
-    told.say("digits", len(items), grid)
+    grid, adjusted = policy or _NATURAL, Report()
+    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits", adjusted) for digit in items.small])
+    adjusted.warn("digits", len(items), grid)
     return _pack("digits", items, pixels, labels, grid)
 
 

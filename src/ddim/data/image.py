@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ddim.data.adjustments import Told
+from ddim.data.adjustments import Report
 from ddim.data.decode import Source, decode, decoded
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError, either, printable
@@ -53,7 +53,7 @@ def open_image(source: Source, policy: ImagePolicy, name: str | None = None) -> 
 
 
 def read_image(
-    source: Source, policy: ImagePolicy, name: str | None = None, told: Told | None = None
+    source: Source, policy: ImagePolicy, name: str | None = None, adjusted: Report | None = None
 ) -> tuple[np.ndarray, frozenset[str]]:
     """As `open_image`, and returns the conversions too.
 
@@ -61,7 +61,7 @@ def read_image(
         source: A path, the bytes of a file, or a binary file open for reading.
         policy: The preprocessing.
         name: Its name in an error; by default its path.
-        told: Collects the conversions, the losses and the range of values.
+        adjusted: Collects the conversions, the losses and the range of values.
 
     Returns:
         uint8 (H, W, C), and the conversions, such as "CMYK converted to RGB".
@@ -69,14 +69,14 @@ def read_image(
     Raises:
         DdimError: As `open_image`.
     """
-    name, conversions = label_of(source, name), Told()
+    name, conversions = label_of(source, name), Report()
     with decoded(source, name, policy.matte, conversions) as (image, notes):
         if image.mode != _MODES[policy.channels]:
             notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
         pixels = to_grid(image, policy, name, conversions)
     conversions.notes.update(notes)
-    if told is not None:
-        told.add(conversions)
+    if adjusted is not None:
+        adjusted.add(conversions)
     return pixels, frozenset(notes)
 
 
@@ -129,8 +129,8 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
         DdimError: If the folder does not exist, or a folder inside it cannot be read.
     """
     if not folder.is_dir():
-        wrong = "is not a folder" if folder.exists() else "no such folder"
-        raise DdimError(printable(folder), wrong, "give the path of a folder of pictures")
+        problem = "is not a folder" if folder.exists() else "no such folder"
+        raise DdimError(printable(folder), problem, "give the path of a folder of pictures")
     paths = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
@@ -161,14 +161,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
-def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | None = None) -> np.ndarray:
+def to_grid(image: Image.Image, policy: ImagePolicy, name: str, adjusted: Report | None = None) -> np.ndarray:
     """Preprocess an upright, opaque image: convert its channels, cut out the box, then fit it to the resolution.
 
     Args:
         image: An image of mode L or RGB.
         policy: The preprocessing.
         name: Its name in an error.
-        told: Collects what cropping and resizing change.
+        adjusted: Collects what cropping and resizing change.
 
     Returns:
         uint8, (H, W, C) of the policy.
@@ -187,16 +187,16 @@ def to_grid(image: Image.Image, policy: ImagePolicy, name: str, told: Told | Non
     if policy.fit == "exact" and (wide, high) != size:
         hint = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
         raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", hint)
-    told = told or Told()
+    adjusted = adjusted or Report()
     if (wide, high) != size:
-        told.resized[wide, high] += 1
+        adjusted.resized[wide, high] += 1
     if policy.fit == "crop":
         part_w = max(1, min(wide, round(high * size[0] / size[1])))
         part_h = max(1, min(high, round(wide * size[1] / size[0])))
         left, upper = left + (wide - part_w) // 2, upper + (high - part_h) // 2
         right, lower = left + part_w, upper + part_h
         if (part_w, part_h) != (wide, high):
-            told.cut[1 - part_w * part_h / (wide * high)] += 1
+            adjusted.cut[1 - part_w * part_h / (wide * high)] += 1
     if (left, upper, right, lower) != (0, 0, *image.size):
         image = image.crop((left, upper, right, lower))
     if image.size != size:

@@ -56,8 +56,8 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
     column = name or DEFAULT
     alternatives = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
     if column not in data.features or column == images:
-        wrong = "is no column of labels" if column in data.features else "is no column"
-        raise DdimError(f"label_column={name!r}", f"{wrong} of {where}; {alternatives}", "name one that is")
+        problem = "is no column of labels" if column in data.features else "is no column"
+        raise DdimError(f"label_column={name!r}", f"{problem} of {where}; {alternatives}", "name one that is")
     kind, values = data.features[column], data.data.column(column).to_pylist()
     if values and all(isinstance(value, str) for value in values):
         classes = tuple(sorted(set(values)))
@@ -67,8 +67,8 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
         if name is None:
             return Labels(columns=columns)
         bad = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
-        wrong = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
-        raise DdimError(f"label_column={name!r}", f"{wrong}; {alternatives}", "name another column")
+        problem = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
+        raise DdimError(f"label_column={name!r}", f"{problem}; {alternatives}", "name another column")
     names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
     return Labels(np.array(values, np.int64), names, columns)
 
@@ -83,8 +83,8 @@ def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
     if not columns:
         return "has no labels", otherwise
     more = f" and {len(columns) - _MOST} more" if len(columns) > _MOST else ""
-    wrong = f"has no labels in a column {DEFAULT}; the columns that could be labels are {', '.join(columns[:_MOST])}"
-    return wrong + more, f"name the one that is meant, such as label_column={columns[0]!r}"
+    problem = f"has no labels in a column {DEFAULT}; the columns that could be labels are {', '.join(columns[:_MOST])}"
+    return problem + more, f"name the one that is meant, such as label_column={columns[0]!r}"
 
 
 def _could(datasets: Any, kind: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ddim.data.adjustments import Told
+from ddim.data.adjustments import Report
 from ddim.data.decode import Source
 from ddim.data.image import MisfitError, list_images, open_image, read_image
 from ddim.data.policy import ImagePolicy
@@ -83,13 +83,13 @@ class DecodeReport:
     Attributes:
         pixels: uint8, (N, H, W, C), undefined for invalid images; None if pixels were not kept.
         bad: The error of each invalid image, by its index, in order.
-        told: The conversions of all images.
+        adjusted: The conversions of all images.
         whole: Whether all images were tried.
     """
 
     pixels: np.ndarray | None = None
     bad: dict[int, DdimError] = field(default_factory=dict)
-    told: Told = field(default_factory=Told)
+    adjusted: Report = field(default_factory=Report)
     whole: bool = True
 
 
@@ -119,23 +119,23 @@ def gather(
     count = len(items)
     report = DecodeReport(np.zeros((count, *policy.shape), np.uint8) if keep else None)
 
-    def decode(start: int) -> tuple[dict[int, DdimError], Told]:
-        bad, told = dict[int, DdimError](), Told()
+    def decode(start: int) -> tuple[dict[int, DdimError], Report]:
+        bad, adjusted = dict[int, DdimError](), Report()
         for index in range(start, min(start + CHUNK, count)):
             try:
-                picture, _ = read_image(items.source(index), policy, items.name(index), told)
+                pixels, _ = read_image(items.source(index), policy, items.name(index), adjusted)
             except DdimError as error:
                 bad[index] = error
                 continue
             if report.pixels is not None:
-                report.pixels[index] = picture
-        return bad, told
+                report.pixels[index] = pixels
+        return bad, adjusted
 
     pool = ThreadPoolExecutor(workers())
     try:
-        for step, (bad, told) in enumerate(pool.map(decode, range(0, count, CHUNK))):
+        for step, (bad, adjusted) in enumerate(pool.map(decode, range(0, count, CHUNK))):
             report.bad.update(bad)
-            report.told.add(told)
+            report.adjusted.add(adjusted)
             yield min((step + 1) * CHUNK, count), count
             if patience is not None and len(report.bad) > patience:
                 report.whole = (step + 1) * CHUNK >= count
@@ -209,7 +209,7 @@ def iter_scan(
     items = Files(Path(folder), list_images(folder))
     any_size = ImagePolicy(height=1, width=1, channels=3, fit="stretch", filter="box")
     report = yield from gather(items, policy or any_size, keep=False)
-    return [(items.name(index), error.wrong) for index, error in report.bad.items()]
+    return [(items.name(index), error.problem) for index, error in report.bad.items()]
 
 
 def drain(steps: Generator[Any, None, T]) -> T:
@@ -237,13 +237,13 @@ def complaint(where: str, total: int, bad: dict[int, DdimError], whole: bool = T
     least = "" if whole else "at least "
     misfits = [error for error in bad.values() if isinstance(error, MisfitError)]
     if misfits:
-        wrong = f"{least}{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
-        return MisfitError(where, wrong, misfits[0].mend)
-    wrong = f"{least}{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
-    return DdimError(where, wrong, either("remove them", "leave them out with skip_unreadable=True"))
+        problem = f"{least}{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
+        return MisfitError(where, problem, misfits[0].hint)
+    problem = f"{least}{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
+    return DdimError(where, problem, either("remove them", "leave them out with skip_unreadable=True"))
 
 
 def named(bad: Sequence[DdimError]) -> str:
     """The names and reasons of the first invalid images, and the number of the others."""
-    shown = ", ".join(f"{error.what} {error.wrong}" for error in bad[:_SHOWN])
+    shown = ", ".join(f"{error.subject} {error.problem}" for error in bad[:_SHOWN])
     return shown + (f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")

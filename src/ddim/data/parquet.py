@@ -59,8 +59,8 @@ class Rows:
         if cell.get("path"):
             path = Path(cell["path"]).resolve()
             if not any(path.is_relative_to(root) for root in self.roots):
-                wrong = f"holds no picture but names the file {printable(cell['path'])}, which is not opened"
-                raise DdimError(self.name(index), wrong, "store the pictures themselves in the table")
+                problem = f"holds no picture but names the file {printable(cell['path'])}, which is not opened"
+                raise DdimError(self.name(index), problem, "store the pictures themselves in the table")
             return path
         raise DdimError(self.name(index), "holds no picture", "remove the row")
 
@@ -142,8 +142,8 @@ def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
             data = datasets.load_dataset(name, split=split)
     except Exception as error:  # exceptions of the library, the hub client, Arrow and the network
         if offline:
-            wrong = "is no file or folder here, and the hub cannot be reached to look for it there"
-            raise DdimError(name, wrong, "check the path or the network") from None
+            problem = "is no file or folder here, and the hub cannot be reached to look for it there"
+            raise DdimError(name, problem, "check the path or the network") from None
         raise DdimError(
             name, f"cannot be had from the hub ({_reason(error)})", "check the name and the split"
         ) from None
@@ -172,8 +172,8 @@ def _offline(name: str) -> bool:
     except OfflineModeIsEnabled:
         return True
     except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
-        wrong = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
-        raise DdimError(name, wrong, "check the name, or log in if the data set is private") from None
+        problem = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
+        raise DdimError(name, problem, "check the name, or log in if the data set is private") from None
     except Exception:  # the HTTP library's exceptions without a network depend on its version
         return True
     return False
@@ -188,14 +188,14 @@ def _table(
     columns = [key for key in ("image", "img") if key in features]
     columns += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
     if not columns:
-        wrong = f"has no image column (it has {printable(', '.join(features) or 'none')})"
-        raise DdimError(where, wrong, "name the column of pictures image or img")
+        problem = f"has no image column (it has {printable(', '.join(features) or 'none')})"
+        raise DdimError(where, problem, "name the column of pictures image or img")
     try:
         with _quiet(datasets):
             cast = data.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
     except Exception as error:  # Arrow's casts raise several exception types
-        wrong = f"column {columns[0]} does not hold pictures ({_reason(error)})"
-        raise DdimError(where, wrong, "store encoded pictures in it") from None
+        problem = f"column {columns[0]} does not hold pictures ({_reason(error)})"
+        raise DdimError(where, problem, "store encoded pictures in it") from None
     labels = read_column(datasets, data, columns[0], label_column, where)
     return Rows(cast.data.column(columns[0]), printable(split), roots), labels
 
@@ -233,8 +233,8 @@ def _check_shards(files: Sequence[Path]) -> int:
             raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
         columns, rows = columns or names, rows + metadata.num_rows
         if names != columns:
-            wrong = f"has the columns {', '.join(names)}, and {files[0].name} has {', '.join(columns)}"
-            raise DdimError(printable(path), printable(wrong), "give one data set at a time")
+            problem = f"has the columns {', '.join(names)}, and {files[0].name} has {', '.join(columns)}"
+            raise DdimError(printable(path), printable(problem), "give one data set at a time")
     return rows
 
 

@@ -122,17 +122,17 @@ def iter_load(
         items, good = _without(items, report, where, skip_unreadable)
         pixels = None if pixels is None else pixels[good]
         labels = labels.of(good)
-    report.told.say(where, len(items), preprocessing)
+    report.adjusted.warn(where, len(items), preprocessing)
     return ImageSet(name, split, preprocessing, items, pixels, labels.numbers, labels.classes, labels.columns)
 
 
 def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
     if path.is_dir():
-        shards, pictures = list_files(path, frozenset({".parquet"})), list_images(path)
-        if shards and pictures:
-            wrong = "holds both parquet files and pictures"
-            raise DdimError(where, wrong, "give a folder or a parquet file inside it")
-        if pictures:
+        shards, images = list_files(path, frozenset({".parquet"})), list_images(path)
+        if shards and images:
+            problem = "holds both parquet files and pictures"
+            raise DdimError(where, problem, "give a folder or a parquet file inside it")
+        if images:
             _no_columns(where, label_column)
             return _folder(path, where, split)
         if not shards:
@@ -182,8 +182,8 @@ def _need(where: str, split: str, there: list[str]) -> None:
 
 def _no_columns(where: str, label_column: str | None) -> None:
     if label_column is not None:
-        wrong = f"has no columns: {where} is no table"
-        raise DdimError(f"label_column={label_column!r}", wrong, "leave it out")
+        problem = f"has no columns: {where} is no table"
+        raise DdimError(f"label_column={label_column!r}", problem, "leave it out")
 
 
 def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
@@ -191,10 +191,10 @@ def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
     empty = items.empty() if isinstance(items, Rows) else np.empty(0, np.int64)
     if len(empty) <= PATIENCE:
         return items, labels  # a few are reported by name when they are decoded
-    wrong = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
+    problem = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
     if not skip or len(empty) == len(items):
-        raise DdimError(where, wrong, "fetch it again, or store encoded pictures in it")
-    warn(f"{where}: left out: {wrong}")
+        raise DdimError(where, problem, "fetch it again, or store encoded pictures in it")
+    warn(f"{where}: left out: {problem}")
     good = np.setdiff1d(np.arange(len(items)), empty)
     return Picked(items, good), labels.of(good)
 
@@ -218,8 +218,8 @@ def _without(items: Items, found: DecodeReport, where: str, skip: bool) -> tuple
     if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
         raise complaint(where, len(items), bad, found.whole)
     if len(bad) == len(items):
-        wrong = f"no picture can be read: {named(list(bad.values()))}"
-        raise DdimError(where, wrong, "give sound PNG or JPEG files")
+        problem = f"no picture can be read: {named(list(bad.values()))}"
+        raise DdimError(where, problem, "give sound PNG or JPEG files")
     warn(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
     good = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
     return Picked(items, good), good

@@ -79,8 +79,8 @@ class TextPolicy(BaseModel):
         order = np.argsort(vocabulary)
         places = np.minimum(np.searchsorted(vocabulary[order], points), len(vocabulary) - 1)
         ids = order[places]
-        if len(points) and (wrong := vocabulary[ids] != points).any():
-            at = int(np.argmax(wrong))
+        if len(points) and (problem := vocabulary[ids] != points).any():
+            at = int(np.argmax(problem))
             line = text.count("\n", 0, at) + 1
             raise DdimError(name, f"line {line} holds {text[at]!r}, which the vocabulary lacks", "replace it")
         return ids.astype(np.int64)
@@ -123,8 +123,8 @@ class TextSet:
     def __init__(self, name: str, split: str, policy: TextPolicy, ids: np.ndarray):
         self.name, self.split, self.policy, self.ids = name, split, policy, ids
         if len(ids) < policy.length:
-            wrong = f"{split} holds {len(ids)} tokens, a sequence {policy.length}"
-            raise DdimError(name, wrong, "give more text, or a shorter length")
+            problem = f"{split} holds {len(ids)} tokens, a sequence {policy.length}"
+            raise DdimError(name, problem, "give more text, or a shorter length")
         self._windows = np.lib.stride_tricks.sliding_window_view(ids, policy.length)
 
     def __len__(self) -> int:
@@ -167,8 +167,8 @@ def read_text(source: str | Path, split: str | None = "train") -> str:
                 raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(named)}")
             return _read(named[split])
         if len(files) != 1:
-            wrong = f"holds {len(files)} text files"
-            raise DdimError(where, wrong, "give one file, or name them train.txt, validation.txt and test.txt")
+            problem = f"holds {len(files)} text files"
+            raise DdimError(where, problem, "give one file, or name them train.txt, validation.txt and test.txt")
         path = files[0]
     if not path.exists():
         raise DdimError(where, "no such file or folder", "check the path")

@@ -43,14 +43,14 @@ class FeatureStats:
     Args:
         moments: Moments of the features of all images.
         features: Features of the first `KEEP` images, float32, (K, D).
-        pictures: The first `SHOWN` images (fewer if they are large), uint8, (P, H, W, C).
+        images: The first `SHOWN` images (fewer if they are large), uint8, (P, H, W, C).
         seconds: Time spent producing the timed images, without feature extraction.
         timed: Number of images that `seconds` covers.
     """
 
     moments: Moments
     features: Tensor
-    pictures: np.ndarray
+    images: np.ndarray
     seconds: float = 0.0
     timed: int = 0
 
@@ -65,7 +65,7 @@ class FeatureStats:
         return FeatureStats(
             (self.moments if own else self.moments.copy()).add(features),
             torch.cat([self.features, features[: max(0, KEEP - len(self.features))]]),
-            np.concatenate([self.pictures, chunk[: max(0, room - len(self.pictures))]]),
+            np.concatenate([self.images, chunk[: max(0, room - len(self.images))]]),
             self.seconds + (seconds or 0.0),
             self.timed + (0 if seconds is None else len(chunk)),
         )
@@ -161,10 +161,10 @@ def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
         return made
     if n > len(made.features):
         stored = len(made.features)
-        wrong = f"holds {made.count} pictures, of which the features of {stored} are kept"
-        raise DdimError(path, wrong, f"ask for at most {stored}, or at least {made.count}")
+        problem = f"holds {made.count} pictures, of which the features of {stored} are kept"
+        raise DdimError(path, problem, f"ask for at most {stored}, or at least {made.count}")
     features = made.features[:n]
-    return replace(made, moments=moments.of(features, CHUNK), features=features, pictures=made.pictures[:n])
+    return replace(made, moments=moments.of(features, CHUNK), features=features, images=made.images[:n])
 
 
 def _write(
@@ -173,19 +173,19 @@ def _write(
     if path is None:
         return
     tensors = {"mean": whole.moments.mean, "scatter": whole.moments.scatter, "features": whole.features}
-    tensors["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.pictures))
+    tensors["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.images))
     if tail is not None:
         tensors |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
     meta = {"format": FORMAT, "version": 1, "what": asked, "count": whole.count}
     write_tensors(path, tensors, {**meta, "seconds": whole.seconds, "timed": whole.timed})
 
 
-def _fits(sums: Moments, features: Tensor, pictures: np.ndarray) -> bool:
+def _fits(sums: Moments, features: Tensor, images: np.ndarray) -> bool:
     """Whether the content of a file has the shapes and dtypes that `_write` stores."""
     dim = features.shape[1:]
     sums_fit = sums.mean.shape == dim and sums.scatter.shape == 2 * dim and sums.count >= 0
     doubles = sums.mean.dtype == sums.scatter.dtype == torch.float64
-    return sums_fit and doubles and features.ndim == 2 and pictures.ndim == 4 and pictures.dtype == np.uint8
+    return sums_fit and doubles and features.ndim == 2 and images.ndim == 4 and images.dtype == np.uint8
 
 
 def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, FeatureStats]:
@@ -197,11 +197,11 @@ def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, Fe
     was, now = dict(entry(meta, "what", dict, path, hint=again)), json.loads(json.dumps(asked))
     count, timed = (entry(meta, key, int, path, hint=again) for key in ("count", "timed"))
     try:
-        features, pictures = tensors["features"], tensors["pictures"].numpy()
+        features, images = tensors["features"], tensors["pictures"].numpy()
         sums = Moments(features.shape[1], count, tensors["mean"], tensors["scatter"])
-        if not _fits(sums, features, pictures):
+        if not _fits(sums, features, images):
             raise ValueError
-        whole = FeatureStats(sums, features, pictures, entry(meta, "seconds", float, path, hint=again), timed)
+        whole = FeatureStats(sums, features, images, entry(meta, "seconds", float, path, hint=again), timed)
     except (KeyError, TypeError, ValueError, IndexError):
         raise DdimError(path, "is not a file of an evaluation of this version", again) from None
     software = was.pop("software", None), now.pop("software", None)

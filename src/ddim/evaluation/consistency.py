@@ -52,10 +52,10 @@ def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
     Raises:
         DdimError: If either holds fewer than two images or features.
     """
-    n, m = min(len(a.pictures), len(b.pictures)), min(len(a.features), len(b.features))
+    n, m = min(len(a.images), len(b.images)), min(len(a.features), len(b.features))
     if n < 2 or m < 2:
         raise DdimError("consistency", "of fewer than two samples", "sample more")
-    x, y = _unit(a.pictures[:n]), _unit(b.pictures[:n])
+    x, y = _unit(a.images[:n]), _unit(b.images[:n])
     f, g = a.features[:m].double(), b.features[:m].double()
     return Consistency(
         n,
@@ -67,9 +67,9 @@ def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
     )
 
 
-def _unit(pictures: np.ndarray) -> np.ndarray:
+def _unit(images: np.ndarray) -> np.ndarray:
     """Each image as a vector with mean 0 and length 1, float64, (N, d); a constant image becomes 0."""
-    flat = pictures.reshape(len(pictures), -1).astype(np.float64)
+    flat = images.reshape(len(images), -1).astype(np.float64)
     flat -= flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     unit: np.ndarray = flat / np.where(length > 0, length, 1.0)

@@ -34,8 +34,8 @@ class Counts:
             try:
                 entry = (part, int(steps) if steps else None, row_name(row) or None, int(number))
             except (ValueError, DdimError):
-                mend = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
-                raise DdimError(f"-n {part}", "is not [S[:ETA]=]N", mend) from None
+                hint = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
+                raise DdimError(f"-n {part}", "is not [S[:ETA]=]N", hint) from None
             if entry[3] < 0 or entry[3] == 1:
                 raise DdimError(f"-n {part}", "are too few samples", "give two or more, or 0 to leave a cell out")
             self.entries.append(entry)

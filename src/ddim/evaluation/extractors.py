@@ -108,15 +108,15 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
         else:
             module = torch.jit.load(path, map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # many exception types, including those of zip files
-        wrong = f"is neither a TorchScript file nor an exported program ({_reason(error)})"
-        raise DdimError(path, wrong, "write one with torch.jit.save or torch.export.save") from None
+        problem = f"is neither a TorchScript file nor an exported program ({_reason(error)})"
+        raise DdimError(path, problem, "write one with torch.jit.save or torch.export.save") from None
     return Extractor(path.stem, sha256(path), _float_input(module, device))
 
 
-def _check_name(name: str, mend: str) -> None:
+def _check_name(name: str, hint: str) -> None:
     """Raise DdimError for the name of a bundled extractor or of Inception, to keep distances distinguishable."""
     if name in bundled() or name.startswith(INCEPTION):
-        raise DdimError(f"extractor {name}", "is the name of another one", mend)
+        raise DdimError(f"extractor {name}", "is the name of another one", hint)
 
 
 def _reason(error: Exception) -> str:
@@ -125,13 +125,13 @@ def _reason(error: Exception) -> str:
 
 
 def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str) -> Callable[[np.ndarray], Tensor]:
-    def function(pictures: np.ndarray) -> Tensor:
+    def function(images: np.ndarray) -> Tensor:
         try:
-            features = module(to_float(pictures).to(device))
+            features = module(to_float(images).to(device))
             return features.flatten(1) if features.ndim > 1 else features
         except Exception as error:  # a user's module may raise anything
-            wrong = f"fails on pictures {pictures.shape} ({_reason(error)})"
-            raise DdimError("extractor", wrong, "it must take float (B, C, H, W) in [-1, 1]") from None
+            problem = f"fails on pictures {images.shape} ({_reason(error)})"
+            raise DdimError("extractor", problem, "it must take float (B, C, H, W) in [-1, 1]") from None
 
     return function
 
@@ -150,7 +150,7 @@ def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
     side, channels = network.config.side, network.config.in_channels
     note = f"{about['test_accuracy']:.2%} of the test labels of {about['trained_on']['data']} right"
 
-    def function(pictures: np.ndarray) -> Tensor:
-        return network.features(to_float(pictures).to(device))
+    def function(images: np.ndarray) -> Tensor:
+        return network.features(to_float(images).to(device))
 
     return Extractor(name, digest, function, (side, side, channels), note=note)

@@ -41,11 +41,11 @@ class Extractor:
         """Name of the Frechet distance in this feature space: "FID" only with Inception's standard weights."""
         return metric_name(self.name, self.sha256)
 
-    def __call__(self, pictures: np.ndarray) -> Tensor:
+    def __call__(self, images: np.ndarray) -> Tensor:
         """Compute the features of images.
 
         Args:
-            pictures: uint8, (N, H, W, C).
+            images: uint8, (N, H, W, C).
 
         Returns:
             Features, float32, (N, D), on the CPU.
@@ -53,22 +53,22 @@ class Extractor:
         Raises:
             DdimError: If the images have another dtype or shape, or a feature is not finite.
         """
-        if pictures.dtype != np.uint8 or pictures.ndim != 4:
-            wrong = f"are {pictures.dtype} {pictures.shape}"
-            raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
-        if self.shape is not None and pictures.shape[1:] != self.shape:
-            shown = "x".join(map(str, pictures.shape[1:]))
+        if images.dtype != np.uint8 or images.ndim != 4:
+            problem = f"are {images.dtype} {images.shape}"
+            raise DdimError("pictures", problem, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
+        if self.shape is not None and images.shape[1:] != self.shape:
+            shown = "x".join(map(str, images.shape[1:]))
             takes = "x".join(map(str, self.shape))
             raise DdimError(f"extractor {self.name}", f"takes {takes}, the pictures are {shown}", "choose another one")
         parts = []
-        for first in range(0, len(pictures), self.batch):
-            part = pictures[first : first + self.batch]
+        for first in range(0, len(images), self.batch):
+            part = images[first : first + self.batch]
             full = np.concatenate([part, np.repeat(part[-1:], self.batch - len(part), axis=0)])
             with torch.no_grad():
                 features = self.function(full)
             if features.ndim != 2 or len(features) != self.batch:
-                wrong = f"gives {tuple(features.shape)} for {self.batch} pictures"
-                raise DdimError(f"extractor {self.name}", wrong, "it must give one vector a picture, (B, D)")
+                problem = f"gives {tuple(features.shape)} for {self.batch} pictures"
+                raise DdimError(f"extractor {self.name}", problem, "it must give one vector a picture, (B, D)")
             parts.append(features[: len(part)].to("cpu", torch.float32))
         out = torch.cat(parts)
         if not torch.isfinite(out).all():

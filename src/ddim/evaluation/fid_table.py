@@ -70,13 +70,13 @@ class Progress:
     Args:
         cell: The current cell.
         done: Number of its samples done.
-        calls: Network evaluations for samples so far, over all cells, including those of earlier runs.
+        nfe: Network evaluations for samples so far, over all cells, including those of earlier runs.
         found: Network evaluations of earlier runs.
     """
 
     cell: TableCell
     done: int
-    calls: int
+    nfe: int
     found: int
 
 
@@ -209,15 +209,15 @@ def iter_fill(
     """
     make_folder(folder)
     measured: list[Measured] = []
-    calls = resumed = 0
+    nfe = resumed = 0
     for cell in some:
         samples_folder = images / cell.folder if images else None
-        pictures = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, samples_folder)
-        path = folder / f"{cell.folder}-{digest(pictures.what, extractor)}.safetensors"
+        source = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, samples_folder)
+        path = folder / f"{cell.folder}-{digest(source.what, extractor)}.safetensors"
         if samples_folder and path.exists():  # measured in an earlier run that may not have written the samples
             for _ in generate(model, cell.plan, samples_folder, cell.n, 0, seed, name, CHUNK, label):
-                yield Progress(cell, 0, calls, resumed)
-        steps, done, before = image_sets.iter_measure(pictures, extractor, path), 0, calls
+                yield Progress(cell, 0, nfe, resumed)
+        steps, done, before = image_sets.iter_measure(source, extractor, path), 0, nfe
         first = True
         while True:
             try:
@@ -225,10 +225,10 @@ def iter_fill(
             except StopIteration as end:
                 statistics, gathered = end.value
                 break
-            resumed += done * cell.plan.calls if first else 0
-            first, calls = False, before + done * cell.plan.calls
+            resumed += done * cell.plan.nfe if first else 0
+            first, nfe = False, before + done * cell.plan.nfe
             try:
-                yield Progress(cell, done, calls, resumed)
+                yield Progress(cell, done, nfe, resumed)
             except BaseException:
                 steps.close()
                 raise

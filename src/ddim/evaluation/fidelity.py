@@ -13,7 +13,7 @@ from ddim.errors import DdimError
 _LIBRARIES: list[torch.library.Library] = []
 
 
-def mend_torchvision() -> None:
+def patch_torchvision() -> None:
     """Make torchvision importable if its compiled extension does not match the installed torch build.
 
     Without the extension, its import fails on two operators that this package does not use; they are declared here
@@ -50,7 +50,7 @@ def need(what: str) -> None:
     """
     if not installed():
         raise DdimError(what, "needs torch-fidelity, which is not installed", "run: pip install 'ddim[eval]'")
-    mend_torchvision()
+    patch_torchvision()
 
 
 def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> dict[str, Any]:

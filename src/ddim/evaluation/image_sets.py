@@ -122,17 +122,17 @@ def from_model(
     return ImageSource(f"{name} {plan.name}", n, make_stored if folder else make, what, grid, timed=folder is None)
 
 
-def from_arrays(pictures: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
+def from_arrays(images: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
     """The images of an array or of an iterable of arrays, which is read once into memory.
 
     Args:
-        pictures: uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]; or an iterable of such arrays.
+        images: uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]; or an iterable of such arrays.
         name: Display name.
 
     Raises:
         DdimError: If there are no images, their sizes differ, or an array has another dtype, shape or value range.
     """
-    parts = [pictures] if isinstance(pictures, np.ndarray | Tensor) else [*pictures]
+    parts = [images] if isinstance(images, np.ndarray | Tensor) else [*images]
     arrays = [_as_uint8(part) for part in parts]
     if not sum(map(len, arrays)):
         raise DdimError(name, "holds no pictures", "give at least two")
@@ -150,58 +150,58 @@ def _as_uint8(part: Arrays) -> np.ndarray:
         floats = torch.as_tensor(part)
         if floats.ndim == 4 and torch.isfinite(floats).all():
             if len(floats) and floats.abs().max() > FARTHEST:
-                wrong = f"reach {float(floats.abs().max()):g}, and floats are in [-1, 1]"
-                raise DdimError("pictures", wrong, "divide by 127.5 and subtract 1, or give uint8")
+                problem = f"reach {float(floats.abs().max()):g}, and floats are in [-1, 1]"
+                raise DdimError("pictures", problem, "divide by 127.5 and subtract 1, or give uint8")
             return to_uint8(floats)
         raise DdimError("pictures", f"are {tuple(floats.shape)}, or not finite", "give (N, C, H, W) in [-1, 1]")
     array = part.numpy() if isinstance(part, Tensor) else np.asarray(part)
     if array.dtype != np.uint8 or array.ndim != 4:
-        wrong = f"are {array.dtype} {array.shape}"
-        raise DdimError("pictures", wrong, "give uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]")
+        problem = f"are {array.dtype} {array.shape}"
+        raise DdimError("pictures", problem, "give uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]")
     return array
 
 
-def protocol(pictures: ImageSource, extractor: Extractor, count: int) -> Protocol:
+def protocol(images: ImageSource, extractor: Extractor, count: int) -> Protocol:
     """The protocol of statistics of `count` images."""
     return Protocol(
-        data=pictures.name,
-        split=pictures.split,
-        fingerprint=pictures.fingerprint,
+        data=images.name,
+        split=images.split,
+        fingerprint=images.fingerprint,
         count=count,
-        grid=pictures.grid,
-        resize=pictures.resize,
+        grid=images.grid,
+        resize=images.resize,
         extractor=extractor.name,
         extractor_sha256=extractor.sha256,
     )
 
 
 def iter_measure(
-    pictures: ImageSource, extractor: Extractor, path: Path | None = None
+    images: ImageSource, extractor: Extractor, path: Path | None = None
 ) -> Generator[int, None, tuple[Statistics, FeatureStats]]:
     """Statistics of a source of images, resumed from a file if `path` is given.
 
     Yields the number of images done; see `ddim.evaluation.accumulate.iter_gather`.
     """
-    stats = yield from iter_gather(pictures.make, pictures.count, extractor, path, pictures.what, pictures.timed)
-    return Statistics(stats.moments, stats.features, protocol(pictures, extractor, stats.count)), stats
+    stats = yield from iter_gather(images.make, images.count, extractor, path, images.what, images.timed)
+    return Statistics(stats.moments, stats.features, protocol(images, extractor, stats.count)), stats
 
 
 def measure(
-    pictures: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "pictures"
+    images: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "pictures"
 ) -> Statistics:
     """Feature statistics of images from any source.
 
     Args:
-        pictures: An `ImageSource`, a dataset, an array, or an iterable of arrays.
+        images: An `ImageSource`, a dataset, an array, or an iterable of arrays.
         extractor: The feature extractor, see `ddim.evaluation.extractors.load`.
         name: Display name of arrays.
 
     Raises:
         DdimError: If they are not images that the extractor accepts.
     """
-    if isinstance(pictures, ImageSet):
-        pictures = from_data(pictures)
-    elif not isinstance(pictures, ImageSource):
-        pictures = from_arrays(pictures, name)
-    statistics, _ = drain(iter_measure(pictures, extractor))
+    if isinstance(images, ImageSet):
+        images = from_data(images)
+    elif not isinstance(images, ImageSource):
+        images = from_arrays(images, name)
+    statistics, _ = drain(iter_measure(images, extractor))
     return statistics

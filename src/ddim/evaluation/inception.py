@@ -42,13 +42,13 @@ def inception(
     check_file(path, LARGEST, f"give {FILE}, or leave it out to download it")
     digest = sha256(path)
     if digest != expected:
-        wrong = f"has SHA-256 {digest[:12]}..., not {expected[:12]}..."
-        raise DdimError(path, wrong, f"give the file {FILE}, or remove it to download it again")
+        problem = f"has SHA-256 {digest[:12]}..., not {expected[:12]}..."
+        raise DdimError(path, problem, f"give the file {FILE}, or remove it to download it again")
     network = _network(path).to(device)
     name = INCEPTION if digest == SHA256 else f"inception-{digest[:8]}"
 
-    def function(pictures: np.ndarray) -> Tensor:
-        rgb = np.repeat(pictures, 3, axis=3) if pictures.shape[3] == 1 else pictures
+    def function(images: np.ndarray) -> Tensor:
+        rgb = np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
         [features] = network(torch.from_numpy(np.ascontiguousarray(rgb.transpose(0, 3, 1, 2))).to(device))
         return torch.as_tensor(features)
 
@@ -84,7 +84,7 @@ def _downloaded() -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=SHA256[:8], progress=False)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "reason", None) or error
-            wrong = f"are not there and cannot be downloaded ({reason})"
-            mend = f"give {FILE} with --inception-weights, or choose a bundled extractor"
-            raise DdimError("Inception's weights", wrong, mend) from None
+            problem = f"are not there and cannot be downloaded ({reason})"
+            hint = f"give {FILE} with --inception-weights, or choose a bundled extractor"
+            raise DdimError("Inception's weights", problem, hint) from None
     return path

@@ -61,13 +61,13 @@ class Block:
 
 
 def measure(
-    model: ModelBase, pictures: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
+    model: ModelBase, images: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
 ) -> Iterator[list[Block]]:
     """Compute likelihoods in micro-batches into a folder, resuming from the results in it.
 
     Args:
         model: The model, in float32 for accurate results.
-        pictures: uint8, (N, H, W, C); or token ids, (N, L).
+        images: uint8, (N, H, W, C); or token ids, (N, L).
         names: Name of each sample.
         request: What to compute.
         folder: Output folder.
@@ -82,16 +82,16 @@ def measure(
     what = {"format": "ddim-likelihood", "version": 1, "method": request.method, "last_sigma": request.last_sigma}
     what |= {"probes": request.probes if request.method == "ode" else None, "seed": request.seed}
     what |= {"draws": request.draws} if request.draws else {}
-    what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(pictures).tobytes()).hexdigest()}
-    what |= identity(model, request.plan, name) | {"network_calls": request.calls}
+    what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()}
+    what |= identity(model, request.plan, name) | {"network_calls": request.nfe}
     with claimed(folder, MANIFEST, BLOCKS) as owned:
-        write_or_verify(folder, what, 0, len(pictures), "figures")
+        write_or_verify(folder, what, 0, len(images), "figures")
         remove_parts(folder)
-        blocks = _read_blocks(folder / BLOCKS, request, model.micro_batch, len(pictures))
+        blocks = _read_blocks(folder / BLOCKS, request, model.micro_batch, len(images))
         yield blocks
         with Appender(folder / BLOCKS) as file:
-            for first in range(sum(len(b.bits) for b in blocks), len(pictures), model.micro_batch):
-                block = _block(model, pictures[first : first + model.micro_batch], first, request)
+            for first in range(sum(len(b.bits) for b in blocks), len(images), model.micro_batch):
+                block = _block(model, images[first : first + model.micro_batch], first, request)
                 file.write(journal_line({key: getattr(block, key) for key in Block.__slots__}))
                 owned.keep()
                 blocks = [*blocks, block]
@@ -114,11 +114,11 @@ def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Bl
     return read_journal(path, parse)
 
 
-def _block(model: ModelBase, pictures: np.ndarray, first: int, request: Request) -> Block:
+def _block(model: ModelBase, images: np.ndarray, first: int, request: Request) -> Block:
     """Results of one micro-batch, padded to its fixed size so that a sample's result does not depend on the others."""
-    count, size = len(pictures), model.micro_batch
+    count, size = len(images), model.micro_batch
     indices = [first + min(i, count - 1) for i in range(size)]
-    x0 = model.kind.read(pictures[[i - first for i in indices]]).to(model.device)
+    x0 = model.kind.read(images[[i - first for i in indices]]).to(model.device)
     noise = model.noise(indices, request.seed)
     if request.method == "bound":
         with torch.no_grad():
@@ -170,7 +170,7 @@ def summary(blocks: Sequence[Block], request: Request) -> dict[str, Any]:
     result: dict[str, Any] = {
         "method": request.method,
         "plan": request.plan.name,
-        "network_calls": request.calls,
+        "network_calls": request.nfe,
         "pictures": len(values),
         "bits_per_dim": float(values.mean()),
         "standard_error": float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None,
@@ -230,10 +230,10 @@ class Request:
             raise ValueError("a bound needs last_sigma, the ODE a second plan: see `bound_request` and `ode_request`")
 
     @property
-    def calls(self) -> int:
+    def nfe(self) -> int:
         """Network evaluations per sample; with "ode" nearly all of them have a backward pass per probe."""
         rows: int = self.draws or len(self.plan)
-        return rows if self.check is None else rows + self.check.calls + (2 if self.last_sigma else 0)
+        return rows if self.check is None else rows + self.check.nfe + (2 if self.last_sigma else 0)
 
     def rows(self, first: int) -> list[tuple[int, int]]:
         """The rows to evaluate for the micro-batch that starts at sample `first`, as (row, weight)."""

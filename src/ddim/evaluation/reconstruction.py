@@ -26,7 +26,7 @@ class RoundTrip:
         error: `reconstruction_error` of each image, float64 (N,).
         largest: Largest absolute error of each image, in units of [-1, 1], float64 (N,).
         latent_std: Standard deviation of each latent's elements, float32 (N,).
-        calls: Network evaluations for encoding each image, int64 (N,).
+        nfe: Network evaluations for encoding each image, int64 (N,).
         seconds: Time per image for encoding and decoding, float64 (N,).
     """
 
@@ -34,7 +34,7 @@ class RoundTrip:
     error: Tensor
     largest: Tensor
     latent_std: Tensor
-    calls: Tensor
+    nfe: Tensor
     seconds: Tensor
 
     @property
@@ -53,18 +53,18 @@ class RoundTrip:
         return 2 * math.sqrt(self.mse)
 
 
-def round_trips(model: Model, pictures: np.ndarray, way: Inversion) -> Iterator[RoundTrip]:
+def round_trips(model: Model, images: np.ndarray, way: Inversion) -> Iterator[RoundTrip]:
     """Encode and decode images in micro-batches.
 
     Args:
         model: The model.
-        pictures: uint8, (N, H, W, C).
+        images: uint8, (N, H, W, C).
         way: The inversion method and its plans, see `Model.inversion`.
 
     Yields:
         A `RoundTrip` of up to `model.micro_batch` images.
     """
-    for part in torch.split(to_float(pictures), model.micro_batch):
+    for part in torch.split(to_float(images), model.micro_batch):
         start_time = time.monotonic()
         [encoding] = model.encode_blocks(way, part)
         start, beside = (encoding.latents, []) if encoding.earlier is None else (encoding.earlier, [encoding.latents])
@@ -74,7 +74,7 @@ def round_trips(model: Model, pictures: np.ndarray, way: Inversion) -> Iterator[
             reconstruction_error(part, again),
             (part.double() - again.double()).abs().flatten(1).amax(1),
             encoding.latents.flatten(1).std(dim=1).float().cpu(),
-            torch.full((len(part),), encoding.calls),
+            torch.full((len(part),), encoding.nfe),
             torch.full((len(part),), (time.monotonic() - start_time) / len(part), dtype=torch.float64),
         )
 

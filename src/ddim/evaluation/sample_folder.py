@@ -193,8 +193,8 @@ def decode(
                 "latents", f"are {tuple(state.shape[1:])}, the model's are {model.shape}", "use this model's"
             )
     if plan.end.t > 1 or plan.start.t <= plan.end.t:
-        wrong = f"goes from t = {plan.start.t:g} to {plan.end.t:g}"
-        raise DdimError("plan", wrong, "to decode it must end at t = 0, or at most 1")
+        problem = f"goes from t = {plan.start.t:g} to {plan.end.t:g}"
+        raise DdimError("plan", problem, "to decode it must end at t = 0, or at most 1")
     digest = hashlib.sha256(b"".join(state.contiguous().numpy().tobytes() for state in (latents, *beside))).hexdigest()
     what = {"format": "ddim-decoded", "version": 1, "latents_sha256": digest, **identity(model, plan, name)}
     what["names"] = list(names)
@@ -211,8 +211,8 @@ def read_sheet(folder: Path, indices: range) -> np.ndarray:
     """Read images of a samples folder: uint8, (N, H, W, C)."""
     from PIL import Image
 
-    pictures = [np.asarray(Image.open(image_path(folder, index))) for index in indices]
-    return np.stack([p[:, :, None] if p.ndim == 2 else p for p in pictures])
+    images = [np.asarray(Image.open(image_path(folder, index))) for index in indices]
+    return np.stack([p[:, :, None] if p.ndim == 2 else p for p in images])
 
 
 def _present(kind: Modality, folder: Path, indices: range) -> list[int]:
@@ -350,8 +350,8 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
             if key == "model" and isinstance(was, dict) and {**was, "name": ""} == {**value, "name": ""}:
                 continue
             shown = ("another", "this") if key in ("plan", "data_sha256") else (repr(was), repr(value))
-            wrong = f"holds {kind} of another run: {key} is {shown[0]}, not {shown[1]}"
-            raise DdimError(folder, wrong, "choose another folder, or the same settings")
+            problem = f"holds {kind} of another run: {key} is {shown[0]}, not {shown[1]}"
+            raise DdimError(folder, problem, "choose another folder, or the same settings")
     elif unexpected_entries(folder):
         raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
     earlier = bool(data) and text is data
@@ -367,7 +367,7 @@ def identity(model: ModelBase, plan: BasePlan[Any], name: str) -> dict[str, Any]
         "model": {"name": name, "sha256": model.fingerprint, "predicts": model.config.predicts},
         "plan": json.loads(plan.to_json()),
         "plan_name": plan.name,
-        "network_calls": plan.calls,
+        "network_calls": plan.nfe,
         "shape": list(model.shape),
         **{key: model.conditions[key] for key in ("dtype", "device", "compile", "micro_batch")},
         "software": {**versions, "threads": model.conditions["threads"]},

@@ -113,7 +113,9 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
     for key, display in names.items():
         first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
-            wrong = f"were made by another protocol: {display or key} is {first}, and {second}"
+            problem = f"were made by another protocol: {display or key} is {first}, and {second}"
             raise DdimError(
-                "statistics", wrong, either("make both in one way", "compare them all the same with any_protocol=True")
+                "statistics",
+                problem,
+                either("make both in one way", "compare them all the same with any_protocol=True"),
             )

@@ -48,14 +48,14 @@ def iter_fill(
         DdimError: If a folder holds something else.
     """
     make_folder(folder)
-    calls = resumed = 0
+    nfe = resumed = 0
     for cell in some:
-        before = calls
+        before = nfe
         with contextlib.closing(generate(model, cell.plan, folder / cell.folder, cell.n, 0, seed, name)) as steps:
             for progress in steps:
-                resumed += (progress.found if progress.done == progress.found else 0) * cell.plan.calls
-                calls = before + progress.done * cell.plan.calls
-                yield Progress(cell, progress.done, calls, resumed)
+                resumed += (progress.found if progress.done == progress.found else 0) * cell.plan.nfe
+                nfe = before + progress.done * cell.plan.nfe
+                yield Progress(cell, progress.done, nfe, resumed)
 
 
 def windows(text: str, model: TokenModel, n: int) -> list[str]:
@@ -81,8 +81,8 @@ def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
     try:
         return [read_text(path) for path in paths]
     except DdimError as error:
-        wrong = f"cannot be read ({error.what}: {error.wrong})"
-        raise DdimError(folder / cell.folder, wrong, "remove it, and run again") from None
+        problem = f"cannot be read ({error.subject}: {error.problem})"
+        raise DdimError(folder / cell.folder, problem, "remove it, and run again") from None
 
 
 def measure(

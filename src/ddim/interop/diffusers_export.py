@@ -85,7 +85,7 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
     if not isinstance(c, UNetConfig) or c.categories:
         problem = "is over categories"
     else:
-        for applies, wrong in (
+        for applies, reason in (
             (c.patch > 1, f"takes patches of {c.patch}x{c.patch} pixels"),
             (c.classes > 0, "has labels"),
             (c.scale_shift, "scales and shifts its norms by time"),
@@ -94,7 +94,7 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
             (c.learned_variance, "has learned variance"),
             (c.heads > 1 and len({c.channels * m for m in c.multipliers}) > 1, "has a number of heads, not their size"),
         ):
-            problem = problem or (wrong if applies else None)
+            problem = problem or (reason if applies else None)
     if problem or not isinstance(c, UNetConfig):
         raise DdimError(folder, f"the model {problem}, which no UNet2DModel does", "keep it as a ddim model")
     sides = [c.height >> level for level in range(len(c.multipliers))]

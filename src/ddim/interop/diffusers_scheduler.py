@@ -81,8 +81,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ):
         if not isinstance(schedule, Schedule) or not (plan is None or isinstance(plan, Plan)):
             kind = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
-            wrong = f"is given a {kind} where a schedule or a plan over real-valued data belongs"
-            raise DdimError("PlanScheduler", wrong, "see ddim.schedule and ddim.Plan, or use from_scheduler")
+            problem = f"is given a {kind} where a schedule or a plan over real-valued data belongs"
+            raise DdimError("PlanScheduler", problem, "see ddim.schedule and ddim.Plan, or use from_scheduler")
         values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "sampler": sampler}
         values |= {"grid": grid, "eta": eta, "predicts": predicts, "clip_x0": clip_x0, "encode": encode}
         values |= {"offset": offset, "plan": plan}
@@ -138,8 +138,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         table = getattr(other, "alphas_cumprod", None)
         if table is None or not hasattr(other, "config"):
-            wrong = "has no table of alpha_bar, so it is of another kind of noise"
-            raise DdimError(type(other).__name__, wrong, "leave the pipeline its scheduler")
+            problem = "has no table of alpha_bar, so it is of another kind of noise"
+            raise DdimError(type(other).__name__, problem, "leave the pipeline its scheduler")
         chosen = {"sampler": sampler, "grid": grid, "eta": eta, "clip_x0": clip_x0, "encode": encode, "plan": plan}
         return cls._of(*read_other(other.config, table.double().cpu().numpy(), type(other).__name__, chosen))
 

@@ -59,8 +59,8 @@ def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
         if key not in choices:
             raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(choices)}")
     result = PRESETS[name](schedule, steps, **settings)
-    if result.calls != steps:
-        warn(f"{name}: {steps} steps asked, it makes {result.calls}")
+    if result.nfe != steps:
+        warn(f"{name}: {steps} steps asked, it makes {result.nfe}")
     return result
 
 
@@ -108,8 +108,8 @@ def diffusers(
     times = sorted((t + shift for t in timesteps.NAMED[spacing](schedule, steps, schedule.T)), reverse=True)
     outside = [t for t in times if not 1 <= t <= schedule.T]
     if outside:
-        wrong = f"asks for its time {outside[0] - 1} of 0..{schedule.T - 1}"
-        raise DdimError(f"diffusers {spacing}, S = {steps}", wrong, "choose another S, or steps_offset 0")
+        problem = f"asks for its time {outside[0] - 1} of 0..{schedule.T - 1}"
+        raise DdimError(f"diffusers {spacing}, S = {steps}", problem, "choose another S, or steps_offset 0")
     final, stride = schedule.level(0 if set_alpha_to_one else 1), schedule.T // steps
     rows = [
         _row(schedule.level(t), schedule.level(after), schedule.level(t - stride) if t > stride else final, eta)
@@ -201,8 +201,8 @@ def _respaced(T: int, steps: int, respacing: Respacing) -> set[int]:
     for whole in range(1, T):
         if len(range(0, T, whole)) == steps:
             return set(range(0, T, whole))
-    wrong = f"no integer stride has exactly {steps} entries in 0..{T - 1}"
-    raise DdimError(f"openai ddim{steps}", wrong, "choose another S, or respacing fractional")
+    problem = f"no integer stride has exactly {steps} entries in 0..{T - 1}"
+    raise DdimError(f"openai ddim{steps}", problem, "choose another S, or respacing fractional")
 
 
 PRESETS: dict[str, Callable[..., Plan]] = {"diffusers": diffusers, "official": official, "openai": openai}

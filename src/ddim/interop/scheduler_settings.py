@@ -73,7 +73,7 @@ class Settings(BaseModel):
         try:
             self.schedule  # raises if log_snr is invalid  # noqa: B018
         except DdimError as error:
-            raise ValueError(f"log_snr: {error.wrong}") from None
+            raise ValueError(f"log_snr: {error.problem}") from None
         return self
 
     @cached_property
@@ -121,15 +121,15 @@ class Settings(BaseModel):
         else:
             plan = self.fixed
             if timesteps is not None or steps != len(plan):
-                wrong = f"has {len(plan)} steps of its own, {steps if timesteps is None else 'other times'} asked"
-                raise DdimError(f"plan {plan.name}", wrong, f"say num_inference_steps={len(plan)}")
+                problem = f"has {len(plan)} steps of its own, {steps if timesteps is None else 'other times'} asked"
+                raise DdimError(f"plan {plan.name}", problem, f"say num_inference_steps={len(plan)}")
         for k, row in enumerate(plan.rows):
             if row.query.t < 1:
-                wrong = f"asks the network at t = {row.query.t:g}, diffusers' timestep {row.query.t - 1:g}"
-                raise DdimError(plan.where(k), wrong, "use times of 1 or more")
+                problem = f"asks the network at t = {row.query.t:g}, diffusers' timestep {row.query.t - 1:g}"
+                raise DdimError(plan.where(k), problem, "use times of 1 or more")
             if row.query.signal == 0 and self.predicts == "eps":
-                wrong = "asks for eps where there is no signal, which says nothing of x0"
-                raise DdimError(plan.where(k), wrong, "start the grid below, or use a network that predicts v")
+                problem = "asks for eps where there is no signal, which says nothing of x0"
+                raise DdimError(plan.where(k), problem, "start the grid below, or use a network that predicts v")
         return plan
 
     def _make(self, steps: int | None, timesteps: Sequence[float] | None) -> Plan:
@@ -156,8 +156,8 @@ class Settings(BaseModel):
             raise DdimError(f"eta {eta:g}", f"is passed to step, {reason}", "set it where the scheduler is made")
         if plan.clip_x0 and clipped is plan.eps_kept:
             behaviour = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
-            wrong = f"is passed to step, the plan {behaviour}"
-            raise DdimError(f"use_clipped_model_output {clipped}", wrong, "leave it out")
+            problem = f"is passed to step, the plan {behaviour}"
+            raise DdimError(f"use_clipped_model_output {clipped}", problem, "leave it out")
 
     def starts(self, plan: Plan) -> list[int]:
         """The indices of the rows that begin a step of a plan."""
@@ -176,8 +176,8 @@ class Settings(BaseModel):
             return plan
         starts = self.starts(plan)
         if row not in starts:
-            wrong = "is in the middle of a step"
-            raise DdimError(plan.where(row), wrong, f"begin at a whole step: one of the rows {_first_few(starts)}")
+            problem = "is in the middle of a step"
+            raise DdimError(plan.where(row), problem, f"begin at a whole step: one of the rows {_first_few(starts)}")
         if self.plan is None and not self.encode:
             times = tuple(plan.rows[k].now.t for k in reversed(starts) if k >= row)
             with warnings.catch_warnings():
@@ -185,9 +185,9 @@ class Settings(BaseModel):
                 return self._over(times, len(times))
         for available, later in enumerate(plan.rows[row:], start=1):
             if later.memory > available:
-                wrong = f"looks back on steps before row {row}, where this run begins"
+                problem = f"looks back on steps before row {row}, where this run begins"
                 hint = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
-                raise DdimError(plan.where(row + available - 1), wrong, hint)
+                raise DdimError(plan.where(row + available - 1), problem, hint)
         return replace(plan, rows=plan.rows[row:], before=())
 
     def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
@@ -249,8 +249,8 @@ def read_other(
     values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "predicts": predicts}
     if by_sampler and chosen.get("clip_x0") is None and config.get("clip_sample"):
         if config.get("clip_sample_range", 1.0) != 1:
-            wrong = f"clips to {config['clip_sample_range']:g}, plans to 1"
-            raise DdimError(f"{what}: clip_sample_range", wrong, "say clip_x0=True or clip_x0=False")
+            problem = f"clips to {config['clip_sample_range']:g}, plans to 1"
+            raise DdimError(f"{what}: clip_sample_range", problem, "say clip_x0=True or clip_x0=False")
         values["clip_x0"] = True
         notes.append("clip_sample: x0 clipped to [-1, 1], eps derived again from it")
     elif config.get("clip_sample"):

@@ -44,8 +44,8 @@ class Stepper:
             DdimError: If all rows were run.
         """
         if self.done == len(self.plan.rows):
-            wrong = f"has run all its {self.done} rows"
-            raise DdimError(f"plan {self.plan.name}", wrong, "call set_timesteps before a new run")
+            problem = f"has run all its {self.done} rows"
+            raise DdimError(f"plan {self.plan.name}", problem, "call set_timesteps before a new run")
         return self.plan.rows[self.done]
 
     def enter(self, sample: Tensor, given: Sequence[Tensor] | None = None) -> None:
@@ -64,25 +64,25 @@ class Stepper:
             return
         inner = self.states[0]
         if sample.shape != inner.shape:
-            wrong = f"is {_shape(sample)}, the state before was {_shape(inner)}"
-            raise DdimError("sample", wrong, "call set_timesteps before a new run")
+            problem = f"is {_shape(sample)}, the state before was {_shape(inner)}"
+            raise DdimError("sample", problem, "call set_timesteps before a new run")
         if inner.dtype == sample.dtype and not self.plan.lattice:
             self.states[0] = sample.clone()  # a loop may reuse one buffer
         elif not torch.equal(inner.to(sample.dtype), sample):
             if self.plan.lattice:
-                wrong = "is not what the row before made, and this plan's states are exact"
-                raise DdimError("sample", wrong, "hand it back unchanged, or use a plan without a lattice")
+                problem = "is not what the row before made, and this plan's states are exact"
+                raise DdimError("sample", problem, "hand it back unchanged, or use a plan without a lattice")
             self.states[0] = sample.to(inner.dtype)
 
     def _begin(self, sample: Tensor, given: Sequence[Tensor] | None) -> None:
         before = self.plan.before
         states = [sample] if given is None else list(given)
         if len(states) != 1 + len(before):
-            wrong = f"starts from {1 + len(before)} states, {len(states)} are given"
-            raise DdimError(f"plan {self.plan.name}", wrong, "call set_states with as many, newest first")
+            problem = f"starts from {1 + len(before)} states, {len(states)} are given"
+            raise DdimError(f"plan {self.plan.name}", problem, "call set_states with as many, newest first")
         if any(state.shape != sample.shape for state in states) or not torch.equal(states[0].to(sample), sample):
-            wrong = "is not the newest of the states given"
-            raise DdimError("sample", wrong, "start the loop from the first of them")
+            problem = "is not the newest of the states given"
+            raise DdimError("sample", problem, "start the loop from the first of them")
         wide = torch.promote_types(sample.dtype, torch.float32)
         exact = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
         self.states.extend(self.plan.begin(exact))
@@ -104,11 +104,11 @@ class Stepper:
         row, x = self.row, self.states[0]
         double = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         if output.shape not in (x.shape, double):
-            wrong = f"is {_shape(output)}, the sample {_shape(x)}"
-            raise DdimError("model_output", wrong, "give the network's output at this sample")
+            problem = f"is {_shape(output)}, the sample {_shape(x)}"
+            raise DdimError("model_output", problem, "give the network's output at this sample")
         if row.z_high and output.shape != double:
-            wrong = "takes its noise from the network, which does not say any"
-            raise DdimError(f"plan {self.plan.name}", wrong, "use a plan with eta, or hand on the network's variance")
+            problem = "takes its noise from the network, which does not say any"
+            raise DdimError(f"plan {self.plan.name}", problem, "use a plan with eta, or hand on the network's variance")
         raw = output.clone()  # later rows may use it, and a compiled network may overwrite it
         prediction = as_planned(lambda x, level: self._hub(raw, x, level), self.plan)(x, row.query)
         self.predictions.appendleft(prediction)
@@ -146,8 +146,8 @@ class RunState:
             DdimError: If there is no such row; see `go_to`.
         """
         if not 0 <= row < len(self.times):
-            wrong = f"is outside 0..{len(self.times) - 1}"
-            raise DdimError(f"begin index {row}", wrong, "use more steps or more strength")
+            problem = f"is outside 0..{len(self.times) - 1}"
+            raise DdimError(f"begin index {row}", problem, "use more steps or more strength")
         self.go_to(row)
         self.begin = row
 
@@ -169,8 +169,10 @@ class RunState:
             self.go_to(next((row for row in starts if _same(self.times[row], timestep)), 0))
         wanted = self.run.row.query.t - 1
         if not _same(wanted, timestep):
-            wrong = f"is not that of step {self.first + self.run.done}, {wanted:g}"
-            raise DdimError(f"timestep {timestep:g}", wrong, "call set_timesteps, then step in the order of timesteps")
+            problem = f"is not that of step {self.first + self.run.done}, {wanted:g}"
+            raise DdimError(
+                f"timestep {timestep:g}", problem, "call set_timesteps, then step in the order of timesteps"
+            )
         return self.run
 
 

@@ -225,8 +225,8 @@ class ModelBase(HubMixin):
         if origin is not None:
             origin = arguments.floats(origin, "origin", self.shape)
             if len(origin) not in (1, len(indices)):
-                wrong = f"are {len(origin)} images for {len(indices)} samples"
-                raise DdimError("origin", wrong, "give one image, or one for each sample")
+                problem = f"are {len(origin)} images for {len(indices)} samples"
+                raise DdimError("origin", problem, "give one image, or one for each sample")
 
         def denoiser(labels: Tensor | None) -> AnyDenoiser:
             denoise = self.denoiser(labels, guidance)
@@ -266,12 +266,12 @@ class ModelBase(HubMixin):
             denoise, plan, first, self.micro_batch, older, not self.compute.batch_invariant
         )
 
-    def encode_blocks(self, way: inversion.Inversion, pictures: Tensor) -> Iterator[inversion.Encoded]:
+    def encode_blocks(self, inverter: inversion.Inversion, images: Tensor) -> Iterator[inversion.Encoded]:
         """Encode images to latents in micro-batches of one fixed size.
 
         Args:
-            way: The inversion method and its plans, see `Model.inversion`.
-            pictures: float, (N, C, H, W), in [-1, 1].
+            inverter: The inversion method and its plans, see `Model.inversion`.
+            images: float, (N, C, H, W), in [-1, 1].
 
         Yields:
             The latents of up to micro_batch images.
@@ -279,14 +279,14 @@ class ModelBase(HubMixin):
         Raises:
             DdimError: If the plans do not fit this model, the images do not have its shape, or one cannot be encoded.
         """
-        if way.encode_plan is None and self.dtype != torch.float32:
+        if inverter.encode_plan is None and self.dtype != torch.float32:
             name = str(self.dtype).removeprefix("torch.")
-            raise DdimError(way.method, f"cannot be solved in {name}, which is not smooth", "compute in float32")
-        [states] = self._fit(way.encode_plan or way.decode_plan, [pictures])
+            raise DdimError(inverter.method, f"cannot be solved in {name}, which is not smooth", "compute in float32")
+        [states] = self._fit(inverter.encode_plan or inverter.decode_plan, [images])
         numbered = (states, torch.arange(len(states)))
-        encode = partial(inversion.encode, self.denoise, way)
-        for latents, earlier, calls in microbatch.in_blocks(encode, numbered, self.micro_batch):
-            yield inversion.Encoded(latents, earlier if way.two_state else None, int(calls[0]) if len(calls) else 0)
+        encode = partial(inversion.encode, self.denoise, inverter)
+        for latents, earlier, nfe in microbatch.in_blocks(encode, numbered, self.micro_batch):
+            yield inversion.Encoded(latents, earlier if inverter.two_state else None, int(nfe[0]) if len(nfe) else 0)
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """Check the plan and the shapes of the states; return the states on the device, in the plan's dtype."""

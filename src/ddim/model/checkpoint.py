@@ -188,8 +188,8 @@ def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
     """
     for key, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            wrong = f"the tensor {shorten(key)} holds a number that is not finite (NaN or infinite)"
-            raise DdimError(name, wrong, "use weights from before the training failed, or copy the file again")
+            problem = f"the tensor {shorten(key)} holds a number that is not finite (NaN or infinite)"
+            raise DdimError(name, problem, "use weights from before the training failed, or copy the file again")
 
 
 def remove_earlier_parts(folder: Path) -> None:
@@ -219,8 +219,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
     ]
     if complaints:
         more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-        wrong = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
-        raise DdimError(name, wrong, "use the config.json that was saved with it")
+        problem = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
+        raise DdimError(name, problem, "use the config.json that was saved with it")
     with torch.no_grad():
         for key, value in state.items():
             value.copy_(weights[key])

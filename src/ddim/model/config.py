@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from ddim._io import limits
 from ddim._io.reading import parse_json
@@ -72,7 +72,7 @@ class ScheduleConfig(BaseModel):
         try:
             self.build()  # fail when an invalid schedule is read, not when it is first used
         except DdimError as error:
-            raise ValueError(error.wrong) from None
+            raise ValueError(error.problem) from None
         return self
 
     def build(self) -> schedules.Schedule:
@@ -211,14 +211,14 @@ class Provenance(BaseModel):
         data: The data set's name.
         split: The split of the data set.
         data_fingerprint: A hash of the data set's contents.
-        pictures: The number of images in the data set.
+        images: The number of images in the data set.
         command: The command that trained the model.
         version: The version of this library.
         steps: The number of optimizer steps.
         images_seen: The number of images that the network was trained on, counting repetitions.
         seconds: The training time.
         training: The training recipe.
-        begun_from: The checksum of the model whose weights initialised the training; empty if none.
+        init_from: The checksum of the model whose weights initialised the training; empty if none.
         error_from: How the table of the error was measured: "training", or "calibrate" and its data; empty if it was
             not.
     """
@@ -227,14 +227,14 @@ class Provenance(BaseModel):
     data: str = ""
     split: str = ""
     data_fingerprint: str = ""
-    pictures: int = 0
+    images: int = Field(0, validation_alias=AliasChoices("images", "pictures"))  # older files
     command: str = ""
     version: str = ""
     steps: int = 0
     images_seen: int = 0
     seconds: float = 0.0
     training: TrainConfig | None = None
-    begun_from: str = ""
+    init_from: str = Field("", validation_alias=AliasChoices("init_from", "begun_from"))
     error_from: str = ""
 
 
@@ -323,8 +323,8 @@ class ModelConfig(BaseModel):
             DdimError: If the model has no table.
         """
         if self.error is None:
-            wrong = "this model has no table of its error per time"
-            raise DdimError("sigma optimal", wrong, "measure one with `ddim calibrate MODEL DATA --out FOLDER`")
+            problem = "this model has no table of its error per time"
+            raise DdimError("sigma optimal", problem, "measure one with `ddim calibrate MODEL DATA --out FOLDER`")
         return float(np.interp(level.t, np.arange(self.schedule.T + 1), (1.0, *self.error)))
 
 

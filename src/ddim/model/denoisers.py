@@ -223,8 +223,8 @@ class ExternalDenoiser:
         output = _tensor(self.module(inputs, self._time(level, inputs), **conditioning)).to(x.device)
         doubled = (*x.shape[:1], *(2 * size for size in x.shape[1:2]), *x.shape[2:])
         if output.shape != x.shape and (output.shape != doubled or self.predicts == "velocity"):
-            wrong = f"gives {tuple(output.shape)} of {tuple(x.shape)}"
-            raise DdimError("wrapped module", wrong, "its output must have the shape of x, or twice the channels")
+            problem = f"gives {tuple(output.shape)} of {tuple(x.shape)}"
+            raise DdimError("wrapped module", problem, "its output must have the shape of x, or twice the channels")
         if self.predicts == "velocity":  # x_0 = y - s u and eps = y + (1 - s) u, in v = signal eps - noise x_0
             output = (x * (level.signal - level.noise) + output.to(x.dtype) * self.sign) / total
         return image_output(MEANS[self.predicts])(output, x, level)
@@ -258,8 +258,8 @@ class ExternalDenoiser:
             DdimError: If the level has no signal and the network predicts eps, or x_0 from x / signal.
         """
         if level.signal == 0 and self.predicts in ("eps", "edm"):
-            wrong = f"says nothing of x0 at t = {level.t:g}, where there is no signal"
-            raise DdimError(f"a network of {self.predicts}", wrong, "choose lower times, or another schedule")
+            problem = f"says nothing of x0 at t = {level.t:g}, where there is no signal"
+            raise DdimError(f"a network of {self.predicts}", problem, "choose lower times, or another schedule")
 
     def _time(self, level: Level, shown: Tensor) -> Tensor:
         value = float(self.tell(level))
@@ -282,9 +282,9 @@ def _tensor(output: Any) -> Tensor:
     elif not isinstance(output, Tensor):
         tensor = getattr(output, "sample", None)
     if not isinstance(tensor, Tensor):
-        wrong = f"gives {type(output).__name__}, in which there is no tensor"
+        problem = f"gives {type(output).__name__}, in which there is no tensor"
         raise DdimError(
-            "wrapped module", wrong, "return a tensor, a tuple that begins with it, or an object with `.sample`"
+            "wrapped module", problem, "return a tensor, a tuple that begins with it, or an object with `.sample`"
         )
     return tensor
 
@@ -311,5 +311,5 @@ def _picked(name: str, value: Any, places: Tensor, total: int) -> Any:
 
 def _check_count(name: str, value: Tensor, total: int) -> None:
     if len(value) not in (1, total):
-        wrong = f"holds {len(value)} entries for {total} samples"
-        raise DdimError(f"conditioning {name}", wrong, "give one for each, or one for all")
+        problem = f"holds {len(value)} entries for {total} samples"
+        raise DdimError(f"conditioning {name}", problem, "give one for each, or one for all")

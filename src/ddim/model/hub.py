@@ -272,8 +272,8 @@ class HubMixin:
         folder = place(name, **fetched, local_files_only=local_files_only, force_download=force_download)
         config, network, notes = read(folder, name)
         # Compare class names, because importing the classes here would be circular.
-        right, wrong = ("TokenModel", "Model") if config.categorical else ("Model", "TokenModel")
-        if wrong in {base.__name__ for base in cls.__mro__}:
+        right, problem = ("TokenModel", "Model") if config.categorical else ("Model", "TokenModel")
+        if problem in {base.__name__ for base in cls.__mro__}:
             kind = "categories" if config.categorical else "real-valued pictures"
             raise DdimError(name, f"is a model of {kind}", f"load it with {right}.from_pretrained")
         if device is None:

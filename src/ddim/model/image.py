@@ -134,14 +134,16 @@ class Model(ModelBase):
         blocks = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])
 
-    def tuning(self, calls: int, solver: str = "fitted", pilots: int = 128, seed: int = 0) -> Iterator[tuning.Progress]:
+    def tuning(
+        self, nfe: int, solver: str = "fitted", calibration_samples: int = 128, seed: int = 0
+    ) -> Iterator[tuning.Progress]:
         """Search for the best plan for this model at a number of network evaluations, see `ddim.tuning`.
 
         Args:
-            calls: The number of network evaluations, 2..30.
+            nfe: The number of network evaluations, 2..30.
             solver: "fitted", or a sampler whose timesteps alone are searched.
-            pilots: The number of calibration samples, half of them held out. Their random stream differs from that
-                of `sample`.
+            calibration_samples: The number of calibration samples, half of them held out. Their random stream
+                differs from that of `sample`.
             seed: The seed of the calibration samples.
 
         Yields:
@@ -151,9 +153,9 @@ class Model(ModelBase):
         Raises:
             DdimError: If an argument is out of range.
         """
-        start = self.noise(whole(pilots, "pilots", most=1 << 16), TUNING_SEEDS + seed).start()
+        start = self.noise(whole(calibration_samples, "calibration_samples", most=1 << 16), TUNING_SEEDS + seed).start()
         for step in tuning.iter_tuning(
-            self.denoise, self.schedule, calls, start, solver, self.micro_batch, self.config.predicts
+            self.denoise, self.schedule, nfe, start, solver, self.micro_batch, self.config.predicts
         ):
             if step.found is not None and step.found.tuned_wins:
                 plan = replace(step.found.plan, made_for=self.fingerprint)
@@ -239,11 +241,11 @@ class Model(ModelBase):
         inverter = self.inversion(method, steps, grid)
         latents = floats(latents, "latents")
         if latents.ndim not in (4, 5) or latents.shape[-3:] != self.shape:
-            wrong = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
-            raise DdimError("latents", wrong, "give what `encode` returned")
+            problem = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
+            raise DdimError("latents", problem, "give what `encode` returned")
         if latents.ndim == 5 and not (inverter.two_state and len(latents) == 2):
-            wrong = f"are {len(latents)} states each, {method} takes {2 if inverter.two_state else 1}"
-            raise DdimError("latents", wrong, "name the method that encoded")
+            problem = f"are {len(latents)} states each, {method} takes {2 if inverter.two_state else 1}"
+            raise DdimError("latents", problem, "name the method that encoded")
         if latents.ndim == 5:
             blocks = self.run_blocks(inverter.resume_plan, latents[1], [latents[0]])
         else:

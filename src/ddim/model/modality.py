@@ -158,8 +158,8 @@ class Images(_InPng):
         if not isinstance(plan, Plan):
             raise DdimError(f"plan {plan.name}", "is over categories, the data are pictures", "take Model.plan's")
         if any(row.z_high for row in plan.rows) and not getattr(self.config.network, "learned_variance", False):
-            wrong = "takes its noise from the network, and this model's does not say any"
-            raise DdimError(f"plan {plan.name}", wrong, "use a plan with eta or a sigma of its own")
+            problem = "takes its noise from the network, and this model's does not say any"
+            raise DdimError(f"plan {plan.name}", problem, "use a plan with eta or a sigma of its own")
 
     @override
     def read_plan(self, text: str, name: str) -> BasePlan[Any]:
@@ -204,8 +204,8 @@ class _Categories(Modality):
         if not isinstance(plan, CategoricalPlan):
             raise DdimError(f"plan {plan.name}", "is over real-valued data, not categories", "take TokenModel.plan's")
         if plan.pi != self.alphabet.weights:
-            wrong = f"has {len(plan.pi)} categories, or another pi than the model, which has {self.alphabet.size}"
-            raise DdimError(f"plan {plan.name}", wrong, "make the plan for this model")
+            problem = f"has {len(plan.pi)} categories, or another pi than the model, which has {self.alphabet.size}"
+            raise DdimError(f"plan {plan.name}", problem, "make the plan for this model")
 
     @override
     def read_plan(self, text: str, name: str) -> BasePlan[Any]:

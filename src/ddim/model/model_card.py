@@ -80,7 +80,7 @@ def _training(config: ModelConfig) -> Iterator[str]:
     lines = {}
     if provenance.data:
         split = f", split {provenance.split}" if provenance.split else ""
-        count = f", {provenance.pictures:,} {things}" if provenance.pictures else ""
+        count = f", {provenance.images:,} {things}" if provenance.images else ""
         lines["data"] = provenance.data + split + count
     if provenance.data_fingerprint:
         lines["hash of the data"] = provenance.data_fingerprint

@@ -101,8 +101,8 @@ class Precision:
             size = sum(parameter.numel() for parameter in self.module.parameters())
             small = self.device.type == "cpu" and size < SMALL
             return sampling_precision(units_of(self.device), self._missing, small)
-        if wrong := self._missing():
-            raise DdimError("float32-fast", f"cannot be had: {wrong}", "use float32")
+        if problem := self._missing():
+            raise DdimError("float32-fast", f"cannot be had: {problem}", "use float32")
         return "float32-fast", "as asked"
 
     def _missing(self) -> str:

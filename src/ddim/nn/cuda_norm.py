@@ -154,12 +154,14 @@ def _check(
         raise ValueError(f"a tensor {tuple(x.shape)} of {x.dtype} and strides {x.stride()} is not channels-last floats")
     n, c = x.shape[:2]
     wanted = (("weight", weight, (c,)), ("bias", bias, (c,)), ("offset", offset, (c,)))
-    wrong = [name for name, one, shape in wanted if one is not None and (one.shape != shape or not one.is_contiguous())]
+    problem = [
+        name for name, one, shape in wanted if one is not None and (one.shape != shape or not one.is_contiguous())
+    ]
     for name, one, width in (("time", time, c), ("scale_shift", scale_shift, 2 * c)):
         if one is not None and (one.ndim != 2 or one.shape[1] != width or len(one) not in (1, n) or one.stride(1) != 1):
-            wrong.append(name)
-    if wrong:
-        raise ValueError(f"{' and '.join(wrong)} do not fit a tensor {tuple(x.shape)}")
+            problem.append(name)
+    if problem:
+        raise ValueError(f"{' and '.join(problem)} do not fit a tensor {tuple(x.shape)}")
 
 
 _operation = torch.library.custom_op(

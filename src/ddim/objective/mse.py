@@ -67,8 +67,8 @@ def weights(schedule: Schedule, predicts: Predicts, gamma: LossWeight = "simple"
         if gamma == "sigmoid":
             table = table / (1.0 + np.exp(schedule.log_snr - 2.0))
     if not np.isfinite(table).all():
-        wrong = f"is infinite for a network that predicts {predicts} on {schedule.name}"
-        raise DdimError(f"loss weight {gamma}", wrong, "choose another weight or schedule")
+        problem = f"is infinite for a network that predicts {predicts} on {schedule.name}"
+        raise DdimError(f"loss weight {gamma}", problem, "choose another weight or schedule")
     return np.asarray(table)
 
 
@@ -157,8 +157,8 @@ class Objective:
         level = _Batch(signal.view(shape), noise.view(shape))
         output = network(diffuse(x0, eps, level), t).float()
         if output.shape != x0.shape:
-            wrong = f"gives {tuple(output.shape)} for data of {tuple(x0.shape)}"
-            raise DdimError("network", wrong, "train one without learned variance")
+            problem = f"gives {tuple(output.shape)} for data of {tuple(x0.shape)}"
+            raise DdimError("network", problem, "train one without learned variance")
         target = {"eps": eps, "x0": x0}.get(self.predicts)
         error = output - (v_from_pair(x0, eps, level) if target is None else target)
         return error.square().flatten(1).mean(1)

@@ -95,7 +95,7 @@ class BasePlan(ABC, Generic[R]):
         return len(self.rows)
 
     @property
-    def calls(self) -> int:
+    def nfe(self) -> int:
         """The number of network evaluations (NFE)."""
         return len(self.rows)
 
@@ -153,9 +153,11 @@ class BasePlan(ABC, Generic[R]):
             DdimError: If the plan was made for another model.
         """
         if self.made_for and self.made_for != fingerprint():
-            wrong = f"was made for another model, {self.made_for[:12]}..."
+            problem = f"was made for another model, {self.made_for[:12]}..."
             raise DdimError(
-                f"plan {self.name}", wrong, either("tune one for this model", "run it all the same with any_model=True")
+                f"plan {self.name}",
+                problem,
+                either("tune one for this model", "run it all the same with any_model=True"),
             )
         return self
 
@@ -173,15 +175,15 @@ class BasePlan(ABC, Generic[R]):
             DdimError: If a level differs from the schedule's, or the plan does not sample to clean data as required.
         """
         if to_clean and (self.end.t != 0 or self.start.t == 0):
-            wrong = f"goes from t = {self.start.t:g} to {self.end.t:g}"
-            raise DdimError("plan", wrong, "to sample it must end at t = 0")
+            problem = f"goes from t = {self.start.t:g} to {self.end.t:g}"
+            raise DdimError("plan", problem, "to sample it must end at t = 0")
         if to_clean and self.before:
             raise DdimError("plan", f"starts from the states at t = {self._starts()}", "run it with `ddim decode`")
         for level in {level for row in self.rows for level in (row.now, row.next, row.query)} | {*self.before}:
             expected = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
             if not (expected == level.log_snr or abs(expected - level.log_snr) < 1e-6):
-                wrong = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {expected:.6g}"
-                raise DdimError("plan", wrong, "make the plan for this model")
+                problem = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {expected:.6g}"
+                raise DdimError("plan", problem, "make the plan for this model")
         return self
 
     def levels(self) -> list[Level]:
@@ -227,7 +229,7 @@ class BasePlan(ABC, Generic[R]):
 
     def _title(self) -> str:
         """The line above the printed table."""
-        return f"{self.name}: {self.calls} network evaluations"
+        return f"{self.name}: {self.nfe} network evaluations"
 
     @abstractmethod
     def _columns(self) -> list[tuple[str, list[str]]]:
@@ -235,7 +237,7 @@ class BasePlan(ABC, Generic[R]):
 
     def __repr__(self) -> str:
         ends = f"t = {self.start.t:g} to {self.end.t:g}" if self.rows else "no rows"
-        return f"{type(self).__name__}({self.name!r}, {self.calls} network evaluations, {ends})"
+        return f"{type(self).__name__}({self.name!r}, {self.nfe} network evaluations, {ends})"
 
     def __str__(self) -> str:
         columns = [

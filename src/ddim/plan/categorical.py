@@ -207,7 +207,7 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
 
     def _title(self) -> str:
         noise = "uniform noise" if len({*self.pi}) == 1 else "a mask" if max(self.pi) == 1 else "noise of a given pi"
-        title = f"{self.name}: {self.calls} network evaluations, {len(self.pi)} categories, {noise}"
+        title = f"{self.name}: {self.nfe} network evaluations, {len(self.pi)} categories, {noise}"
         title += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
         return title + (f", top-p {self.top_p:g}" if self.top_p != 1 else "")
 

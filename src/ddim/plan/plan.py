@@ -95,8 +95,8 @@ class Plan(BasePlan[Row]):
                 limit = math.sqrt(highest)
                 raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
             if row.z_high and not 0 < row.z <= row.z_high:
-                wrong = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
-                raise DdimError(where, wrong, "the lower bound must be above 0 and not above the upper")
+                problem = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
+                raise DdimError(where, problem, "the lower bound must be above 0 and not above the upper")
             if self.keeps_marginals and row.z != row.sigma:
                 raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
             self._check_line(k)
@@ -105,13 +105,13 @@ class Plan(BasePlan[Row]):
     def _check_line(self, k: int) -> None:
         of_x0, of_eps = self.line_error(k)
         off = max(of_x0, of_eps) if self.straight else of_x0
-        wrong, row = "on a straight line", self.rows[k]
+        problem, row = "on a straight line", self.rows[k]
         if self.emulates:
             signal, noise = self.goes_to(k)
             off = max(abs(signal**2 + noise**2 + row.sigma**2 - 1), -signal, -noise)
-            wrong = "from a step to any level"
+            problem = "from a step to any level"
         if off > TOLERANCE * row.size:
-            raise DdimError(self.where(k), f"is off by {off:.3g} {wrong}", "mend its weights")
+            raise DdimError(self.where(k), f"is off by {off:.3g} {problem}", "mend its weights")
 
     def goes_to(self, k: int) -> tuple[float, float]:
         """The weights of x_0 and eps in the mean of row k's result on the states of a straight line, see `check`."""
@@ -185,7 +185,7 @@ class Plan(BasePlan[Row]):
         }
 
     def _title(self) -> str:
-        title = f"{self.name}: {self.calls} network evaluations" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
+        title = f"{self.name}: {self.nfe} network evaluations" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
         title += " with eps left as predicted" if self.eps_kept else ""
         title += f", the arithmetic of {self.emulates}, not checked on straight lines" if self.emulates else ""
         title += "" if self.straight else ", not exact on straight lines"

@@ -47,12 +47,12 @@ class Inference:
     def __post_init__(self) -> None:
         _check_levels(self.levels, self.outside)
         if len(self.sigma) != len(self.levels) - 1:
-            wrong = f"holds {len(self.sigma)} numbers for {len(self.levels)} levels"
-            raise DdimError("sigma", wrong, "give one per pair of neighbours")
+            problem = f"holds {len(self.sigma)} numbers for {len(self.levels)} levels"
+            raise DdimError("sigma", problem, "give one per pair of neighbours")
         for value, level in zip(self.sigma, self.levels, strict=False):
             if not (value >= 0 and value**2 <= level.variance * (1 + 1e-12)):
-                wrong = f"sigma = {value:.6g} is outside 0..{level.noise:.6g}"
-                raise DdimError(f"level t = {level.t:g}", wrong, "lower eta or sigma")
+                problem = f"sigma = {value:.6g} is outside 0..{level.noise:.6g}"
+                raise DdimError(f"level t = {level.t:g}", problem, "lower eta or sigma")
 
     @classmethod
     def of_eta(cls, levels: Sequence[Level], eta: float, outside: Sequence[Level] = ()) -> Inference:

@@ -99,8 +99,8 @@ def check(schedule: Schedule, times: Sequence[float]) -> list[float]:
         if not 0 < t <= schedule.T:
             raise DdimError(f"grid entry {t:g}", f"is outside (0, {schedule.T}]", "use times of the schedule, 1..T")
         if i and t <= checked[i - 1]:
-            wrong = "is a duplicate" if t == checked[i - 1] else f"comes after {checked[i - 1]:g}"
-            raise DdimError(f"grid entry {t:g}", wrong, "list times in rising order, each once")
+            problem = "is a duplicate" if t == checked[i - 1] else f"comes after {checked[i - 1]:g}"
+            raise DdimError(f"grid entry {t:g}", problem, "list times in rising order, each once")
     return checked
 
 

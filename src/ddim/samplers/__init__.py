@@ -6,13 +6,13 @@ Imports `plan`, `process` and the packages below them.
 from ddim.samplers.categorical import DISCRETE, discrete, discrete_markov
 from ddim.samplers.ddim import ddim
 from ddim.samplers.multistep import adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
-from ddim.samplers.registry import ONE_CALL, SAMPLERS, named, recommended
+from ddim.samplers.registry import ONE_EVALUATION, SAMPLERS, named, recommended
 from ddim.samplers.reversible import bdia, ddim_target, o_belm
 from ddim.samplers.runge_kutta import probability_flow, runge_kutta
 
 __all__ = [
     "DISCRETE",
-    "ONE_CALL",
+    "ONE_EVALUATION",
     "SAMPLERS",
     "adams_bashforth",
     "bdia",

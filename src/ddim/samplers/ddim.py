@@ -100,11 +100,11 @@ def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> 
         DdimError: If the error is outside 0..1 or there is no signal at `now`.
     """
     if not 0 <= error <= 1:
-        wrong = f"the error in eps is {error:.6g}, outside 0..1"
-        raise DdimError(f"sigma optimal at t = {now.t:g}", wrong, "train longer, or leave out such times")
+        problem = f"the error in eps is {error:.6g}, outside 0..1"
+        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "train longer, or leave out such times")
     if now.signal == 0:
-        wrong = "there is no signal, so eps does not tell x_0"
-        raise DdimError(f"sigma optimal at t = {now.t:g}", wrong, "start the grid at a lower time")
+        problem = "there is no signal, so eps does not tell x_0"
+        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "start the grid at a lower time")
     return math.hypot(sigma, weight_of_x0(now, next, sigma) * now.ratio * math.sqrt(error))
 
 

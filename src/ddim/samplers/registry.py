@@ -19,7 +19,7 @@ from ddim.samplers.runge_kutta import probability_flow, runge_kutta
 Levels = Sequence[Level]
 Maker = Callable[[Levels, Schedule, Level | None, str], Plan]
 
-WAY_STEPS = 50
+INVERSION_STEPS = 50
 
 
 def named(name: str, levels: Levels, schedule: Schedule, clean_as: Level | None = None, about: str = "") -> Plan:
@@ -87,7 +87,7 @@ def recommended(steps: int, schedule: Schedule, predicts: Predicts) -> tuple[str
 
 
 # The samplers with one network evaluation per step that are exact on straight lines.
-ONE_CALL = tuple(name for name in SAMPLERS if name not in ("heun", "rk4", "probability-flow"))
+ONE_EVALUATION = tuple(name for name in SAMPLERS if name not in ("heun", "rk4", "probability-flow"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +152,8 @@ class Planner:
         if eta or sigma is not None:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
         plan = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
-        if plan.calls != len(levels) - 1:
-            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.calls} network evaluations")
+        if plan.nfe != len(levels) - 1:
+            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.nfe} network evaluations")
         return plan
 
     def _default(self, steps: int, above_first: bool = False) -> int:

@@ -83,8 +83,8 @@ def _euler_rows(levels: Sequence[Level], what: str, clean_as: Level | None = Non
     rows = ddim(levels, clean_as=clean_as).rows
     for level in levels:
         if math.isinf(level.ratio):
-            wrong = f"has no signal: v = sqrt((1 - alpha_bar) / alpha_bar) of {what} is infinite there"
-            raise DdimError(f"level t = {level.t:g}", wrong, "start below it, or use ddim")
+            problem = f"has no signal: v = sqrt((1 - alpha_bar) / alpha_bar) of {what} is infinite there"
+            raise DdimError(f"level t = {level.t:g}", problem, "start below it, or use ddim")
     return rows
 
 

@@ -28,14 +28,14 @@ class InvertedRow:
         index: The row's number k.
         row: The row.
         x: The state, float64, (N, ...).
-        calls: Number of network evaluations.
+        nfe: Number of network evaluations.
         residual: Root mean square per dimension of the row's output at x minus its target, float64, (N,).
     """
 
     index: int
     row: Row
     x: Tensor
-    calls: int
+    nfe: int
     residual: Tensor
 
 
@@ -69,18 +69,18 @@ def invert_rows(
         DdimError: If the plan does not meet these conditions, or a sample does not converge within the limit.
     """
     _one_step(plan)
-    tolerance = RESIDUAL / plan.calls if tolerance is None else tolerance
+    tolerance = RESIDUAL / plan.nfe if tolerance is None else tolerance
     y, solved = end.double(), list[tuple[float, Tensor]]()
     for k, row in reversed([*enumerate(plan.rows)]):
-        x, v, calls, residual = _solve_row(denoise, row, y, _extrapolate_v(row, solved), tolerance, limit)
+        x, v, nfe, residual = _solve_row(denoise, row, y, _extrapolate_v(row, solved), tolerance, limit)
         failed = residual > tolerance
         if failed.any():
             numbers = torch.arange(len(y)) if index is None else index.cpu()
             names = sorted(set(numbers[failed.cpu()].tolist()))
             where = f"samples {', '.join(map(str, names))}: plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
-            wrong = f"is not solved after {calls} calls: residual {float(residual.max()):.2g}, not {tolerance:.2g}"
-            raise DdimError(where, wrong, "use more steps, or method reversible")
-        yield InvertedRow(k, row, x, calls, residual)
+            problem = f"is not solved after {nfe} calls: residual {float(residual.max()):.2g}, not {tolerance:.2g}"
+            raise DdimError(where, problem, "use more steps, or method reversible")
+        yield InvertedRow(k, row, x, nfe, residual)
         y, solved = x, [(row.query.angle, v), *solved[:1]]
 
 
@@ -90,8 +90,8 @@ def _one_step(plan: Plan) -> None:
         if plan.clip_x0 or row.z or row.sigma or row.memory > 1:
             raise DdimError(where, "cannot be solved: it clips, adds noise or looks back", "use plain DDIM, eta = 0")
         if row.next.variance == 0:
-            wrong = "cannot be solved: it keeps nothing of x but the predicted x_0"
-            raise DdimError(where, wrong, "let the plan end at t = 1")
+            problem = "cannot be solved: it keeps nothing of x but the predicted x_0"
+            raise DdimError(where, problem, "let the plan end at t = 1")
 
 
 def _in_x_and_v(row: Row) -> tuple[float, float]:
@@ -117,10 +117,10 @@ def _solve_row(
     x = y / j if v is None else (y - k * v) / j
     plan = Plan("row", (row,))
     best = torch.full((len(y),), math.inf, dtype=torch.float64, device=y.device)
-    solution, v, calls = x, torch.zeros_like(x), 0
+    solution, v, nfe = x, torch.zeros_like(x), 0
     residuals, points = list[Tensor](), list[Tensor]()
-    while calls < limit:
-        calls += 1
+    while nfe < limit:
+        nfe += 1
         [step] = trajectory(denoise, plan, x)
         f = y - step.x
         residual = f.flatten(1).square().mean(1).sqrt()
@@ -136,7 +136,7 @@ def _solve_row(
             break
         residuals, points = [f.flatten(1), *residuals[:MEMORY]], [(x + f / j).flatten(1), *points[:MEMORY]]
         x = torch.where(live.view_as(choose), _anderson(residuals, points).view_as(x), solution)
-    return solution, v, calls, best
+    return solution, v, nfe, best
 
 
 def _anderson(residuals: list[Tensor], points: list[Tensor]) -> Tensor:

@@ -43,8 +43,8 @@ def eps_kept(plan: Plan) -> Callable[[Level], float]:
     for k, row in enumerate(plan.rows):
         if any(row.x) or row.memory > 1 or plan.clip_x0:
             why = "it clips x0" if plan.clip_x0 else "it weighs states or older predictions"
-            wrong = f"leaves no eps to be kept: {why}"
-            raise DdimError(f"plan {plan.name}", wrong, "use a DDIM plan without clipping")
+            problem = f"leaves no eps to be kept: {why}"
+            raise DdimError(f"plan {plan.name}", problem, "use a DDIM plan without clipping")
         scale = _scale(row)
         if not math.isclose(scales.setdefault(row.query, scale), scale, rel_tol=1e-12):
             raise DdimError(f"plan row {k}", f"needs another scale at t = {row.query.t:g}", "use a DDIM plan")

@@ -23,7 +23,7 @@ from ddim.process import timesteps
 from ddim.process.parameterization import Denoiser
 from ddim.process.schedule import Level, Schedule
 from ddim.process.timesteps import DEFAULT
-from ddim.samplers.registry import WAY_STEPS, Planner
+from ddim.samplers.registry import INVERSION_STEPS, Planner
 from ddim.sampling.fixed_point import invert_rows
 from ddim.sampling.loop import trajectory
 
@@ -153,9 +153,9 @@ def reverse(plan: Plan) -> Plan:
         valid = len(row.x) == 2 and row.x[1] != 0 and max(len(row.x0), len(row.eps)) <= 1 and row.z == row.sigma == 0
         if not valid:
             where = f"plan row {k + skipped} (t = {row.now.t:g} to {row.next.t:g})"
-            wrong = "cannot be gone back: it needs the weights of two states, of one prediction, and no noise"
+            problem = "cannot be gone back: it needs the weights of two states, of one prediction, and no noise"
             raise DdimError(
-                where, wrong, "use a two-step plan, such as samplers.bdia, or ddim.sampling.fixed_point.invert_rows"
+                where, problem, "use a two-step plan, such as samplers.bdia, or ddim.sampling.fixed_point.invert_rows"
             )
     past = [*two_state.before, *(row.now for row in two_state.rows)]
     rows = [_reverse_row(row, older) for row, older in zip(two_state.rows, past, strict=False)]
@@ -191,23 +191,23 @@ class Encoded:
     Args:
         latents: (N, C, H, W), float32; float64 if the plan has a lattice.
         earlier: If a latent consists of two states, the state one step before, of the same shape and dtype.
-        calls: Number of network evaluations.
+        nfe: Number of network evaluations.
     """
 
     latents: Tensor
     earlier: Tensor | None
-    calls: int
+    nfe: int
 
 
 def encode(
-    denoise: Denoiser, way: Inversion, pictures: Tensor, index: Tensor | None = None
+    denoise: Denoiser, way: Inversion, images: Tensor, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode images to latents.
 
     Args:
         denoise: The denoiser.
         way: The inversion method with its plans.
-        pictures: Images, (N, ...).
+        images: Images, (N, ...).
         index: The images' numbers in error messages, int64, (N,).
 
     Returns:
@@ -217,17 +217,17 @@ def encode(
     Raises:
         DdimError: If a row cannot be solved, or a state is too large for its lattice.
     """
-    before, now, calls = pictures, pictures, 0
+    before, now, nfe = images, images, 0
     if way.encode_plan is None:
-        for solved in invert_rows(denoise, way.decode_plan, pictures, index=index):
-            before, now, calls = now, solved.x.to(pictures.dtype), calls + solved.calls
+        for solved in invert_rows(denoise, way.decode_plan, images, index=index):
+            before, now, nfe = now, solved.x.to(images.dtype), nfe + solved.nfe
     else:
-        for step in trajectory(denoise, way.encode_plan, pictures):
-            before, now, calls = now, step.x, calls + 1
+        for step in trajectory(denoise, way.encode_plan, images):
+            before, now, nfe = now, step.x, nfe + 1
             if way.encode_plan.lattice and not (now.abs() <= LARGEST).all():
-                wrong = f"makes a state larger than {LARGEST:g}, whose sums would be rounded"
-                raise DdimError(f"{way.method}: plan row {step.index}", wrong, "use more steps, or method reversible")
-    return now, before, torch.full((len(pictures),), calls)
+                problem = f"makes a state larger than {LARGEST:g}, whose sums would be rounded"
+                raise DdimError(f"{way.method}: plan row {step.index}", problem, "use more steps, or method reversible")
+    return now, before, torch.full((len(images),), nfe)
 
 
 def _about(grid: str, steps: int) -> str:
@@ -242,7 +242,7 @@ def planned(planner: Planner, method: str, steps: int | None, grid: str | Sequen
     """
     count = steps
     if steps is None and (grid is None or isinstance(grid, str)):
-        count = planner._default(WAY_STEPS, method == "fixed-point" and grid is None)
+        count = planner._default(INVERSION_STEPS, method == "fixed-point" and grid is None)
     levels = timesteps.sampling_levels(planner.schedule, planner.predicts, DEFAULT if grid is None else grid, count)
     label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "own grid"
     if method == "fixed-point" and grid is None:

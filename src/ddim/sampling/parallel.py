@@ -44,13 +44,13 @@ class Round:
     Args:
         index: The round's number, from 1.
         done: Number of rows that have converged.
-        calls: Network evaluations per sample in this round.
+        nfe: Network evaluations per sample in this round.
         x: The state after the last converged row, (N, ...).
     """
 
     index: int
     done: int
-    calls: int
+    nfe: int
     x: Tensor
 
 
@@ -165,8 +165,8 @@ def run(denoise: AnyDenoiser, plan: Plan, start: Tensor | Noise, noise: Noise | 
 
 def _check(plan: Plan, window: int | None, tolerance: float) -> None:
     if not isinstance(plan, Plan) or plan.before or plan.lattice:
-        wrong = "starts from two states, or is over categories"
-        raise DdimError(f"plan {plan.name}", wrong, "run it one row after the other, with ddim.loop.run")
+        problem = "starts from two states, or is over categories"
+        raise DdimError(f"plan {plan.name}", problem, "run it one row after the other, with ddim.loop.run")
     if window is not None and window < 1:
         raise DdimError(f"window {window}", "is not a whole number >= 1", "give 1 or more")
     if not 0 <= tolerance < float("inf"):

@@ -31,7 +31,7 @@ from ddim.process import timesteps
 from ddim.process.parameterization import Denoiser
 from ddim.process.schedule import Level, Schedule
 from ddim.process.start import start_time
-from ddim.samplers import ONE_CALL, named, recommended
+from ddim.samplers import ONE_EVALUATION, named, recommended
 from ddim.sampling.fitting import CachedDenoiser, ReferenceSolution, fitted, rms
 from ddim.sampling.loop import run
 
@@ -119,16 +119,16 @@ class _Candidate:
     plan: Plan
     error: float
 
-    def renamed(self, pilots: int) -> Plan:
+    def renamed(self, calibration_samples: int) -> Plan:
         """The plan, labelled as tuned."""
-        return replace(self.plan, sampler="tuned", about=f"{self.solver}, {self.about}, {pilots} pilots")
+        return replace(self.plan, sampler="tuned", about=f"{self.solver}, {self.about}, {calibration_samples} samples")
 
 
 def iter_tuning(
     denoise: Denoiser,
     schedule: Schedule,
-    calls: int,
-    pilots: Tensor,
+    nfe: int,
+    calibration_samples: Tensor,
     solver: str = FITTED,
     size: int = 8,
     predicts: Predicts = "v",
@@ -138,9 +138,10 @@ def iter_tuning(
     Args:
         denoise: The denoiser.
         schedule: Its schedule.
-        calls: Network evaluations of the plan, 2 or more.
-        pilots: x_T of the calibration samples, (N, ...), N at least 4 and even: the second half is held out.
-        solver: "fitted", or one of `ddim.samplers.ONE_CALL`, for which only the timesteps are optimised.
+        nfe: Network evaluations of the plan, 2 or more.
+        calibration_samples: x_T of the calibration samples, (N, ...), N at least 4 and even: the second half is
+            held out.
+        solver: "fitted", or one of `ddim.samplers.ONE_EVALUATION`, for which only the timesteps are optimised.
         size: Batch size of the denoiser.
         predicts: What its network predicts; it decides where plans and reference start, see
             `ddim.process.start.start_time`.
@@ -151,30 +152,32 @@ def iter_tuning(
     Raises:
         DdimError: If the solver is unknown, or there are too few network evaluations or calibration samples.
     """
-    top, half = start_time(schedule, predicts), len(pilots) // 2
-    _check(schedule, calls, pilots, solver, top)
+    top, half = start_time(schedule, predicts), len(calibration_samples) // 2
+    _check(schedule, nfe, calibration_samples, solver, top)
     cached, references = (
         CachedDenoiser(denoise, size),
         (ReferenceSolution(schedule, top=top), ReferenceSolution(schedule, top=top)),
     )
     total, done = 2 * len(references[0].plan), 0
-    for reference, start, path in zip(references, (pilots[:half], pilots[half:]), (True, False), strict=True):
+    for reference, start, path in zip(
+        references, (calibration_samples[:half], calibration_samples[half:]), (True, False), strict=True
+    ):
         for _ in reference.solve(CachedDenoiser(denoise, size, keep=0), start, path):
             done += 1
-            yield Progress("teacher", done, total)
+            yield Progress("reference", done, total)
     reference, held_out = references
     evaluator = _Evaluator(cached, schedule, reference)
     untuned: list[_Candidate] = []
     tuned: list[_Candidate] = []
-    cheapest = evaluator.cheapest(calls)
-    grids: dict[str, Sequence[float]] = {**_grids(schedule, calls, top), CHEAPEST: cheapest}
+    cheapest = evaluator.cheapest(nfe)
+    grids: dict[str, Sequence[float]] = {**_grids(schedule, nfe, top), CHEAPEST: cheapest}
     for name, times in grids.items():
-        for sampler in ONE_CALL:
+        for sampler in ONE_EVALUATION:
             (tuned if times is cheapest else untuned).append(evaluator.attempt(sampler, name, times, SCREEN))
-            yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_CALL))
+            yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_EVALUATION))
     untuned, tuned = evaluator.best(untuned, SHORT)[:BEST], evaluator.best(tuned, 2)[:1]
-    sampler, name = recommended(calls, schedule, predicts)
-    untuned.append(evaluator.attempt(sampler, name, grids.get(name) or timesteps.tau(schedule, name, calls, top)))
+    sampler, name = recommended(nfe, schedule, predicts)
+    untuned.append(evaluator.attempt(sampler, name, grids.get(name) or timesteps.tau(schedule, name, nfe, top)))
     starts = [evaluator.attempt(solver, name, times) for name, times in grids.items()]
     best = min(starts, key=lambda candidate: candidate.error)
     for done, total, best in _search(evaluator, best):  # noqa: B007, B020
@@ -182,7 +185,9 @@ def iter_tuning(
     results = []
     for index, candidate in enumerate((best, *tuned, *untuned)):
         error = rms(run(CachedDenoiser(denoise, size, keep=0), candidate.plan, held_out.start), held_out.end)
-        results.append((error, index, candidate.renamed(len(pilots)) if index <= len(tuned) else candidate.plan))
+        results.append(
+            (error, index, candidate.renamed(len(calibration_samples)) if index <= len(tuned) else candidate.plan)
+        )
         yield Progress("held out", index + 1, 1 + len(tuned) + len(untuned))
     best_result, best_untuned = min(results), min(results[1 + len(tuned) :])
     result = Tuned(best_result[2], best_result[0], best_untuned[2], best_untuned[0], best_result[1] <= len(tuned))
@@ -217,9 +222,9 @@ class _Evaluator:
         chosen = sorted(tried, key=lambda candidate: candidate.error)[:count]
         return sorted((self.measured(candidate) for candidate in chosen), key=lambda candidate: candidate.error)
 
-    def cheapest(self, calls: int) -> list[float]:
+    def cheapest(self, nfe: int) -> list[float]:
         """The rising times that dynamic programming finds."""
-        path = cheapest_path(jump_cost(self.reference), calls)
+        path = cheapest_path(jump_cost(self.reference), nfe)
         return [self.reference.levels[index].t for index in reversed(path[:-1])]
 
 
@@ -251,23 +256,27 @@ def _change_time(schedule: Schedule, levels: Sequence[Level], index: int, by: fl
     return times
 
 
-def _grids(schedule: Schedule, calls: int, top: int) -> dict[str, Sequence[float]]:
-    """Rising times by the name of their spacing, for those of `GRIDS` that have `calls` times and start at `top`."""
+def _grids(schedule: Schedule, nfe: int, top: int) -> dict[str, Sequence[float]]:
+    """Rising times by the name of their spacing, for those of `GRIDS` that have `nfe` times and start at `top`."""
     grids: dict[str, Sequence[float]] = {}
     for name in GRIDS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
-            times = timesteps.tau(schedule, name, calls, top)
-        if len(times) == calls and times[-1] == top:
+            times = timesteps.tau(schedule, name, nfe, top)
+        if len(times) == nfe and times[-1] == top:
             grids[name] = times
     return grids
 
 
-def _check(schedule: Schedule, calls: int, pilots: Tensor, solver: str, top: int) -> None:
+def _check(schedule: Schedule, nfe: int, calibration_samples: Tensor, solver: str, top: int) -> None:
     most = min(top, len(ReferenceSolution(schedule, top=top).plan)) // 2
-    if not 2 <= calls <= most:
-        raise DdimError(f"calls {calls}", f"is outside 2..{most}", "choose a number of calls that needs tuning")
-    if len(pilots) < 4 or len(pilots) % 2:
-        raise DdimError(f"{len(pilots)} pilots", "cannot be halved into two that are measured", "give 128 or more")
-    if solver != FITTED and solver not in ONE_CALL:
-        raise DdimError(f"solver {solver!r}", "is unknown", f"choose one of {', '.join((FITTED, *ONE_CALL))}")
+    if not 2 <= nfe <= most:
+        raise DdimError(
+            f"nfe {nfe}", f"is outside 2..{most}", "choose a number of network evaluations that needs tuning"
+        )
+    if len(calibration_samples) < 4 or len(calibration_samples) % 2:
+        raise DdimError(
+            f"{len(calibration_samples)} calibration samples", "must be an even number of at least 4", "use 128 or more"
+        )
+    if solver != FITTED and solver not in ONE_EVALUATION:
+        raise DdimError(f"solver {solver!r}", "is unknown", f"choose one of {', '.join((FITTED, *ONE_EVALUATION))}")

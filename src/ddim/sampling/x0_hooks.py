@@ -90,8 +90,8 @@ def consistent(operator: Operator, y: Tensor, rounds: int = 0) -> Hook:
 
     def hook(x0: Tensor, level: Level) -> Tensor:
         if len(y) not in (1, len(x0)):
-            wrong = f"are {len(y)} for a batch of {len(x0)}"
-            raise DdimError("known data", wrong, "give one for all samples; a model samples in micro-batches")
+            problem = f"are {len(y)} for a batch of {len(x0)}"
+            raise DdimError("known data", problem, "give one for all samples; a model samples in micro-batches")
         particular = operator.pinv(y.to(x0))
         for _ in range(rounds):
             x0 = (particular + (x0 - operator.pinv(operator.apply(x0)))).clamp(-1, 1)
@@ -142,8 +142,8 @@ class Mask:
             DdimError: If the samples do not have the mask's shape.
         """
         if x.shape[1:] != self.mask.shape:
-            wrong = f"is {tuple(self.mask.shape)}, a sample is {tuple(x.shape[1:])}"
-            raise DdimError("mask", wrong, "give one of a sample's shape")
+            problem = f"is {tuple(self.mask.shape)}, a sample is {tuple(x.shape[1:])}"
+            raise DdimError("mask", problem, "give one of a sample's shape")
         return x[:, self.mask.to(x.device)]
 
     def pinv(self, y: Tensor, /) -> Tensor:
@@ -177,8 +177,8 @@ class MeanPool:
             DdimError: If k does not divide H and W.
         """
         if x.shape[-2] % self.k or x.shape[-1] % self.k:
-            wrong = f"does not divide {x.shape[-2]}x{x.shape[-1]} pixels"
-            raise DdimError(f"pooling by {self.k}", wrong, "give a factor of both sides")
+            problem = f"does not divide {x.shape[-2]}x{x.shape[-1]} pixels"
+            raise DdimError(f"pooling by {self.k}", problem, "give a factor of both sides")
         return torch.nn.functional.avg_pool2d(x, self.k)
 
     def pinv(self, y: Tensor, /) -> Tensor:
@@ -213,8 +213,8 @@ class Grey:
             DdimError: If the numbers of channels and weights differ.
         """
         if x.shape[1] != len(self.weights):
-            wrong = f"weighs {len(self.weights)} channels, there are {x.shape[1]}"
-            raise DdimError("grey", wrong, "use a colour model, or give other weights")
+            problem = f"weighs {len(self.weights)} channels, there are {x.shape[1]}"
+            raise DdimError("grey", problem, "use a colour model, or give other weights")
         return (x * x.new_tensor(self.weights)[:, None, None]).sum(1, keepdim=True)
 
     def pinv(self, y: Tensor, /) -> Tensor:

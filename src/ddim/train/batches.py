@@ -21,7 +21,7 @@ class BatchLoader:
     """Batch loader: each epoch is a permutation of the dataset, and batches may span two epochs.
 
     Args:
-        pictures: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
+        images: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
         count: Number of samples.
         batch: Samples per step.
         seed: Seed of the data order.
@@ -35,7 +35,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        pictures: Callable[[np.ndarray], np.ndarray],
+        images: Callable[[np.ndarray], np.ndarray],
         count: int,
         batch: int,
         seed: int,
@@ -43,7 +43,7 @@ class BatchLoader:
         device: torch.device | str = "cpu",
         place: Residency = "auto",
     ):
-        self.pictures, self.count, self.size, self.seed = pictures, count, batch, seed
+        self.images, self.count, self.size, self.seed = images, count, batch, seed
         self.device = torch.device(device)
         self.labels = None if labels is None else torch.from_numpy(labels)
         self._orders: dict[int, np.ndarray] = {}
@@ -53,11 +53,11 @@ class BatchLoader:
         if place != "auto" or self.device.type != "cuda":
             return place == "device"
         free, _ = torch.cuda.mem_get_info(self.device)
-        return self.pictures(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
+        return self.images(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
 
     def _load_all(self) -> Tensor:
         """The whole dataset as one tensor on the device."""
-        first = self.pictures(np.arange(1))
+        first = self.images(np.arange(1))
         try:
             data = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
         except torch.OutOfMemoryError:
@@ -65,7 +65,7 @@ class BatchLoader:
             raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "say host") from None
         for start in range(0, self.count, SLICE):
             indices = np.arange(start, min(start + SLICE, self.count))
-            data[start : start + len(indices)] = torch.as_tensor(self.pictures(indices)).to(self.device)
+            data[start : start + len(indices)] = torch.as_tensor(self.images(indices)).to(self.device)
         self.labels = None if self.labels is None else self.labels.to(self.device)
         return data
 
@@ -104,7 +104,7 @@ class BatchLoader:
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.indices(step)
         labels = None if self.labels is None else self.labels[torch.from_numpy(indices)]
-        return torch.as_tensor(self.pictures(indices)), labels
+        return torch.as_tensor(self.images(indices)), labels
 
     def _to_device(self, data: Tensor) -> Tensor:
         """Copy to the device; from pinned memory the copy to a GPU is asynchronous."""

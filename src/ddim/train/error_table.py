@@ -66,7 +66,7 @@ def choose_times(schedule: Schedule, count: int) -> list[int]:
 
 def error_table(
     model: Model,
-    pictures: Tensor | np.ndarray,
+    images: Tensor | np.ndarray,
     times: Sequence[int],
     seed: int = 0,
     labels: Sequence[int] | np.ndarray | None = None,
@@ -77,7 +77,7 @@ def error_table(
 
     Args:
         model: The model, preferably in float32.
-        pictures: uint8, (N, H, W, C), or float in [-1, 1], (N, C, H, W).
+        images: uint8, (N, H, W, C), or float in [-1, 1], (N, C, H, W).
         times: Integer timesteps in 1..T.
         seed: Seed of the noise.
         labels: Labels of the images, (N,), to measure the conditional model.
@@ -88,10 +88,10 @@ def error_table(
     Raises:
         DdimError: If there are no images, their shape is not the model's, or the labels do not fit the model.
     """
-    x0 = to_float(pictures) if pictures.dtype in (np.uint8, torch.uint8) else torch.as_tensor(pictures)
+    x0 = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
     if not len(x0) or x0.shape[1:] != model.shape:
-        wrong = f"are {tuple(x0.shape)}, the model's are {model.shape}"
-        raise DdimError("pictures", wrong, "give one or more of the model's shape")
+        problem = f"are {tuple(x0.shape)}, the model's are {model.shape}"
+        raise DdimError("pictures", problem, "give one or more of the model's shape")
     label_tensor = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     for t in times:
         level = model.schedule.level(t)

@@ -71,7 +71,7 @@ class Report:
 def train(
     folder: Path,
     config: RunConfig,
-    pictures: ImageSet | TextSet,
+    images: ImageSet | TextSet,
     device: torch.device | str,
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
@@ -83,11 +83,11 @@ def train(
     Args:
         folder: The run directory.
         config: The run's configuration.
-        pictures: The dataset.
+        images: The dataset.
         device: The training device.
         command: The command, for the model's provenance.
         stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
-        weights: Initial weights of a new run, if `config.begun` names a model.
+        weights: Initial weights of a new run, if `config.init_from` names a model.
         began: Start time of the budget, from `time.monotonic`; default: now.
 
     Yields:
@@ -96,7 +96,7 @@ def train(
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
-    check_data(config, pictures)
+    check_data(config, images)
     check_run_dir(folder)
     with claimed(folder, *_FIRST) as owned:
         for part in (folder, folder / "previews"):
@@ -104,7 +104,7 @@ def train(
         checkpoint.remove_earlier_parts(folder / "model")
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
-        loop = _Loop(folder, config, pictures, torch.device(device), command, weights, clock)
+        loop = _Loop(folder, config, images, torch.device(device), command, weights, clock)
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
@@ -120,13 +120,13 @@ class _Loop:
         self,
         folder: Path,
         config: RunConfig,
-        pictures: ImageSet | TextSet,
+        images: ImageSet | TextSet,
         device: torch.device,
         command: str,
         weights: Mapping[str, torch.Tensor] | None,
         clock: Clock,
     ):
-        self.folder, self.config, self.pictures, self.command = folder, config, pictures, command
+        self.folder, self.config, self.images, self.command = folder, config, images, command
         recipe, model, self.clock = config.train, config.model, clock
         with rng.temporary_seed("cpu", recipe.seed):
             self.network = model.network.build()
@@ -139,13 +139,13 @@ class _Loop:
         self.trainer = Trainer(
             self.network,
             self.objective,
-            pictures.batch,
-            len(pictures),
+            images.batch,
+            len(images),
             recipe,
-            pictures.labels if classes else None,
+            images.labels if classes else None,
             classes,
             self.kind.read,
-            config.begun.steps if config.begun else 0,
+            config.init_from.steps if config.init_from else 0,
         )
         self.share, self.ended = clock.share, False
         self.trainer.spent = lambda: self.share
@@ -154,16 +154,16 @@ class _Loop:
         self.saved, self.logged = -1, False
         self.refused: set[Path] = set()
         self.preview_plan: BasePlan[Any] | None = None
-        self.statistics = None if model.categorical else statistics_of(pictures, self.kind.read)
+        self.statistics = None if model.categorical else statistics_of(images, self.kind.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
         status, exported = self._resume(), self._exported()
         yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
         if self.share >= 1 and not self.ended:
-            wrong = f"is used up ({self.clock.used:.0f} s) before a step is made"
+            problem = f"is used up ({self.clock.used:.0f} s) before a step is made"
             note = f", to let the learning rate fall from step {trainer.step}, whose model is there" if exported else ""
-            raise DdimError(f"budget of {recipe.budget:g} s", wrong, f"give more time{note}")
+            raise DdimError(f"budget of {recipe.budget:g} s", problem, f"give more time{note}")
         if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
@@ -200,15 +200,15 @@ class _Loop:
 
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
-        steps, start_step = self.config.train.steps, self.trainer.begun
+        steps, start_step = self.config.train.steps, self.trainer.start_step
         guess = start_step + (self.trainer.step - start_step) / self.share if self.share > GUESSED else math.inf
         estimate = min(guess, math.inf if steps is None else steps)
         return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
     def _images_seen(self) -> int:
         """Images trained on so far, including those behind the initial weights."""
-        before = self.config.begun.images_seen if self.config.begun else 0
-        return before + (self.trainer.step - self.trainer.begun) * self.config.train.batch
+        before = self.config.init_from.images_seen if self.config.init_from else 0
+        return before + (self.trainer.step - self.trainer.start_step) * self.config.train.batch
 
     def _check_losses(self) -> None:
         """Check and sum the losses since the last call; on a GPU this synchronises."""
@@ -287,17 +287,17 @@ class _Loop:
         T = self.objective.schedule.T
         error = complete(times, errors, T) if len(times) >= KNOWN * T else None
         provenance = Provenance(
-            data=self.pictures.name,
+            data=self.images.name,
             split=self.config.split,
             data_fingerprint=self.config.data_fingerprint,
-            pictures=len(self.pictures),
+            images=len(self.images),
             command=self.command,
             version=ddim.__version__,
             steps=step,
             images_seen=self._images_seen(),
             seconds=round(self.seconds, 1),
             training=recipe,
-            begun_from=self.config.begun.sha256 if self.config.begun else "",
+            init_from=self.config.init_from.sha256 if self.config.init_from else "",
             error_from="training" if error else "",
         )
         update = {"provenance": provenance, "error": error, "statistics": self.statistics}

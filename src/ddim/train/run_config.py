@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from ddim._io.atomic import unexpected_entries, write_atomic
 from ddim._io.checksum import read_sealed, seal
@@ -21,7 +21,7 @@ RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
 LENGTH = ("steps", "budget")
 
 
-class Begun(BaseModel):
+class Origin(BaseModel):
     """The model whose weights a run was initialised from.
 
     Args:
@@ -47,7 +47,7 @@ class RunConfig(BaseModel):
         data_fingerprint: Hash of the dataset's content.
         model: The model to train.
         train: The recipe.
-        begun: The model whose weights the run is initialised from, if any.
+        init_from: The model whose weights the run is initialised from, if any.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,7 +58,7 @@ class RunConfig(BaseModel):
     data_fingerprint: str
     model: ModelConfig
     train: TrainConfig
-    begun: Begun | None = None
+    init_from: Origin | None = Field(None, validation_alias=AliasChoices("init_from", "begun"))  # begun: older runs
 
 
 def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
@@ -72,11 +72,11 @@ def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
         columns = data.label_columns if isinstance(data, ImageSet) else ()
         raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
     if classes and data.labels is not None and int(data.labels.max()) >= classes:
-        wrong = f"has the label {int(data.labels.max())}, the network {classes} classes"
-        raise DdimError(config.data, wrong, "give the network a class for every label")
-    if config.begun and config.train.steps is not None and config.train.steps <= config.begun.steps:
-        wrong = f"are no more than the {config.begun.steps} behind the model it begins with"
-        raise DdimError(f"{config.train.steps} steps", wrong, "ask for more: they are counted on")
+        problem = f"has the label {int(data.labels.max())}, the network {classes} classes"
+        raise DdimError(config.data, problem, "give the network a class for every label")
+    if config.init_from and config.train.steps is not None and config.train.steps <= config.init_from.steps:
+        problem = f"are no more than the {config.init_from.steps} behind the model it begins with"
+        raise DdimError(f"{config.train.steps} steps", problem, "ask for more: they are counted on")
     if config.train.flip and len(config.model.network.shape) == 1:
         raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
 
@@ -114,13 +114,13 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     same = config.model_copy(update={"train": config.train.model_copy(update=changeable)})
     if same != old:
         key, was, now = first_difference(old.model_dump(), same.model_dump())
-        wrong = f"holds a run with {key} {was!r}, not {now!r}"
-        raise DdimError(folder, wrong, "choose another folder or the same settings")
+        problem = f"holds a run with {key} {was!r}, not {now!r}"
+        raise DdimError(folder, problem, "choose another folder or the same settings")
     if length(old.train) != length(config.train):
         steps_done = steps_made(folder)
         if config.train.steps is not None and config.train.steps < steps_done:
-            wrong = f"has made {steps_done} steps, more than {config.train.steps}"
-            raise DdimError(folder, wrong, "ask for as many or more, or choose another folder")
+            problem = f"has made {steps_done} steps, more than {config.train.steps}"
+            raise DdimError(folder, problem, "ask for as many or more, or choose another folder")
         decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
         warn(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
     write_atomic(path, text)

@@ -61,15 +61,15 @@ def resume(run: Path, load: Callable[[dict[str, Tensor], dict[str, Any]], None])
                 raise ValueError(f"it holds the state of step {meta['step']}")
             load(tensors, meta)
         except (DdimError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            refused[path] = error.wrong if isinstance(error, DdimError) else (str(error).splitlines() or ["?"])[0]
+            refused[path] = error.problem if isinstance(error, DdimError) else (str(error).splitlines() or ["?"])[0]
             continue
         for other, why in refused.items():
             warn(f"{other}: is not a state of this run ({why}); the run resumes from the state before it, step {step}")
         return {*refused}
     if refused:
         path, why = next(iter(refused.items()))
-        wrong = f"is not a state of this run ({why}), and there is none before it"
-        raise DdimError(path, wrong, f"remove the folder {path.parent} to train from the beginning")
+        problem = f"is not a state of this run ({why}), and there is none before it"
+        raise DdimError(path, problem, f"remove the folder {path.parent} to train from the beginning")
     return set()
 
 

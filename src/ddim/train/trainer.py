@@ -78,14 +78,14 @@ class Trainer:
     Args:
         network: Called as network(x, t) or network(x, t, labels).
         objective: L_gamma, or the cross-entropy.
-        pictures: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
+        images: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
         count: Number of samples.
         recipe: A `ddim.model.config.TrainConfig`, or any object with its fields.
         labels: int64, (count,), if the network takes labels.
         classes: Number of classes.
         read: Function from a batch of the data to x_0, (B, ...).
-        begun: Steps the initial weights were already trained for. The data order continues from there; the learning
-            rate schedule, the optimiser state and the EMA restart.
+        start_step: Steps the initial weights were already trained for. The data order continues from there; the
+            learning rate schedule, the optimiser state and the EMA restart.
 
     Attributes:
         spent: Function that returns the fraction of the recipe's time budget used, in [0, 1]; set by the caller if
@@ -96,13 +96,13 @@ class Trainer:
         self,
         network: nn.Module,
         objective: Loss,
-        pictures: Callable[[np.ndarray], np.ndarray],
+        images: Callable[[np.ndarray], np.ndarray],
         count: int,
         recipe: Any,
         labels: np.ndarray | None = None,
         classes: int = 0,
         read: Callable[[Tensor], Tensor] = to_float,
-        begun: int = 0,
+        start_step: int = 0,
     ):
         self.read = read
         self.objective, self.recipe, self.classes = objective, recipe, classes
@@ -110,7 +110,7 @@ class Trainer:
         if recipe.layout == "channels-last" or (recipe.layout == "auto" and self.device.type == "cuda"):
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
-        self.feed = BatchLoader(pictures, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
+        self.feed = BatchLoader(images, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
         self.ema = EMA(network, recipe.ema, recipe.ema_half_life)
         self.forward: Callable[..., Tensor] = network
         if recipe.compile:
@@ -124,16 +124,16 @@ class Trainer:
         )
         self.autocast = autocast_dtype(recipe.precision, self.device)
         self.errors = TimestepError(objective.schedule.T, self.device)
-        self.step = self.begun = begun
+        self.step = self.start_step = start_step
         self.spent: Callable[[], float] = lambda: 0.0
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0: warm-up, constant, then the recipe's decay to 0."""
-        r, done = self.recipe, step - self.begun
+        r, done = self.recipe, step - self.start_step
         rate = r.lr * min(1.0, (done + 1) / r.warmup) if r.warmup else r.lr
         left = (1 - self.spent()) / r.decay_fraction
         if r.steps is not None:
-            steps = r.steps - self.begun
+            steps = r.steps - self.start_step
             left = min(left, (steps - done) / max(1.0, r.decay_fraction * steps))
         if r.decay == "none" or left >= 1:
             return float(rate)
@@ -181,8 +181,8 @@ class Trainer:
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
         self.optimizer.step()
-        self.ema.update(self.network, self.step - self.begun)
-        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step - self.begun))
+        self.ema.update(self.network, self.step - self.start_step)
+        self.errors.add(t, torch.cat(errors), self.ema.decay_at(self.step - self.start_step))
         self.step += 1
         return Update(self.step, total, norm, rate)
 

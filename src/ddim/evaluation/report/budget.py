@@ -31,7 +31,7 @@ class Amounts(BaseModel):
     Args:
         samples: Number of samples of the cells of Table 1, in the syntax of `ddim.evaluation.counts.Counts`.
         steps: Values of S in Table 1.
-        pictures: Number of images of Table 2 for each S.
+        images: Number of images of Table 2 for each S.
         round_trips: Values of S in Table 2.
         left_out: Description of what does not fit into the budget; "" if everything fits.
         calls_per_second: Measured network evaluations of single samples per second; None if nothing was scaled.
@@ -40,20 +40,20 @@ class Amounts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     samples: str
     steps: tuple[int, ...]
-    pictures: int
+    images: int
     round_trips: tuple[int, ...]
     left_out: str = ""
     calls_per_second: float | None = None
 
 
-def speed(model: Model, calls: int = 5) -> float:
+def speed(model: Model, nfe: int = 5) -> float:
     """Network evaluations of single samples per second, timed on one micro-batch after a warm-up micro-batch."""
-    plan, size = model.plan(calls), model.micro_batch
+    plan, size = model.plan(nfe), model.micro_batch
     for first in (0, size):
         start_time = time.monotonic()
         for block in model.sample_blocks(plan, range(first, first + size)):
             block.cpu()
-    return calls * size / (time.monotonic() - start_time)
+    return nfe * size / (time.monotonic() - start_time)
 
 
 def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test: int, T: int) -> Amounts:
@@ -67,14 +67,14 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
         test: Number of test images.
         T: Length of the schedule.
     """
-    calls = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
-    table_1_steps, n = _most(calls * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
+    nfe = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
+    table_1_steps, n = _most(nfe * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
-    table_2_steps, pictures = _most(calls * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    table_2_steps, images = _most(nfe * _TABLE_2, trips, 2, LEAST_PICTURES, test)
     return Amounts(
         samples=str(n),
         steps=tuple(table_1_steps),
-        pictures=pictures,
+        images=images,
         round_trips=tuple(table_2_steps),
         left_out=left_out(sorted(steps)[len(table_1_steps) :], trips[len(table_2_steps) :]),
         calls_per_second=per_second,
@@ -87,10 +87,10 @@ def left_out(table_1: Sequence[int], table_2: Sequence[int]) -> str:
     return " and ".join(f"S = {', '.join(map(str, left))} of Table {k}" for k, left in excluded.items() if left)
 
 
-def _most(calls: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
+def _most(nfe: float, steps: Sequence[int], rows: int, least: int, most: int) -> tuple[list[int], int]:
     """The longest prefix of `steps` for which `least` samples of each fit, and the number that fits (at least 2)."""
     for count in range(len(steps), 0, -1):
-        n = int(calls / (rows * sum(steps[:count])))
+        n = int(nfe / (rows * sum(steps[:count])))
         if n >= least or count == 1:
             return [*steps[:count]], max(2, min(most, n if n < 100 else n // 10 * 10))
     raise ValueError("no steps")
@@ -127,15 +127,15 @@ def _read_amounts(path: Path, request: Mapping[str, Any]) -> Amounts:
         raise DdimError(path, "is not a report's request", "choose another folder") from None
     if was != request:
         key = next(key for key in {**request, **was} if was.get(key) != request.get(key))
-        wrong = f"holds a report of other settings: {key} was {was.get(key)}, not {request.get(key)}"
-        raise DdimError(path.parent, wrong, "choose another folder, or the same settings")
+        problem = f"holds a report of other settings: {key} was {was.get(key)}, not {request.get(key)}"
+        raise DdimError(path.parent, problem, "choose another folder, or the same settings")
     return amounts
 
 
 def _compute_amounts(request: Mapping[str, Any], model: Model, test: int) -> Amounts:
     steps, trips = tuple(request["steps"]), tuple(s for s in TABLE_2_STEPS if s <= model.schedule.T)
     if request["budget"] == "full":
-        amounts = Amounts(samples=str(FULL), steps=steps, pictures=test, round_trips=trips)
+        amounts = Amounts(samples=str(FULL), steps=steps, images=test, round_trips=trips)
     else:
         seconds = SECONDS[request["budget"]]
         amounts = fit(speed(model), seconds, steps, len(request["eta"]), test, model.schedule.T)

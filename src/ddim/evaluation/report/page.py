@@ -27,12 +27,12 @@ def need() -> None:
             raise DdimError(name, "is not installed", "run: pip install 'ddim[report]'")
 
 
-def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> str:
+def render(report: Mapping[str, Any], images: Mapping[str, bytes | None]) -> str:
     """Render the page.
 
     Args:
         report: The content of report.json, see `ddim.evaluation.report.reproduction`, with "manifest_text".
-        pictures: PNG or SVG of each figure by name; None for a figure that could not be drawn.
+        images: PNG or SVG of each figure by name; None for a figure that could not be drawn.
 
     Raises:
         DdimError: If jinja2 or matplotlib is not installed.
@@ -48,7 +48,7 @@ def render(report: Mapping[str, Any], pictures: Mapping[str, bytes | None]) -> s
         grid=table_1(report["table_1"], paper),
         trips=table_2(report["table_2"], report["published"]),
         shape=None if paper else shape(),
-        figures={name: _uri(data) for name, data in pictures.items() if data},
+        figures={name: _uri(data) for name, data in images.items() if data},
     )
     return page
 

@@ -48,7 +48,7 @@ def write_report(
         Path of the page.
     """
     table = write_table(out, facts, made, times)
-    pictures, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
+    images, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
     report = {
         "format": "ddim-report",
         "version": 1,
@@ -67,7 +67,7 @@ def write_report(
         "table_2": [{key: value for key, value in row.items() if key != "again"} for row in trips],
     }
     write_json(out / "report.json", report)
-    text = page.render({**report, "manifest_text": manifest(report)}, pictures)
+    text = page.render({**report, "manifest_text": manifest(report)}, images)
     write_atomic(out / "report.html", text.encode())
     return out / "report.html"
 

@@ -46,26 +46,26 @@ def round_tripping(
     Returns:
         A row for each S, with the first reconstructed images, uint8 (P, H, W, C).
     """
-    pictures, size = test.batch(range(count)), model.micro_batch
+    originals, size = test.batch(range(count)), model.micro_batch
     lines: list[dict[str, Any]] = read_journal(path, lambda line, _: line if "again" in line else None)
     done = {(line["steps"], line["first"]): line for line in lines}
     images_done = sum(len(line["mse"]) for key, line in done.items() if key[0] in steps)
     yield images_done
     with Appender(path) as file:
         for s in steps:
-            way = model.inversion("ddim", s, grid)
+            inverter = model.inversion("ddim", s, grid)
             for first in range(0, count, size):
                 if (s, first) in done:
                     continue
-                [trip] = round_trips(model, pictures[first : first + size], way)
+                [trip] = round_trips(model, originals[first : first + size], inverter)
                 shown = trip.again[: max(0, SHOWN - first)]
                 line = {"steps": s, "first": first, "mse": trip.error.tolist(), "largest": trip.largest.tolist()}
-                line |= {"plan": way.decode_plan.name, "again": base64.b64encode(shown.tobytes()).decode()}
+                line |= {"plan": inverter.decode_plan.name, "again": base64.b64encode(shown.tobytes()).decode()}
                 file.write(journal_line(line))
                 done[s, first] = line
                 images_done += len(trip.again)
                 yield images_done
-    return [_row(s, [done[s, first] for first in range(0, count, size)], pictures.shape[1:], count) for s in steps]
+    return [_row(s, [done[s, first] for first in range(0, count, size)], originals.shape[1:], count) for s in steps]
 
 
 def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], count: int) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
     return paths
 
 
-def _zoom(pictures: np.ndarray) -> int:
-    return max(1, 64 // int(pictures.shape[1]))
+def _zoom(images: np.ndarray) -> int:
+    return max(1, 64 // int(images.shape[1]))
 
 
 def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
@@ -132,8 +132,8 @@ def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | No
     selected = [m for m in made if m.cell.steps == steps]
     if not selected:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in selected))
-    rows = [(label(m.cell.row), m.gathered.pictures[:count]) for m in selected]
+    count = min(count, *(len(m.gathered.images) for m in selected))
+    rows = [(label(m.cell.row), m.gathered.images[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
@@ -142,8 +142,8 @@ def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> byt
     selected = [m for m in made if m.cell.row == row]
     if len(selected) < 2:
         return None
-    count = min(count, *(len(m.gathered.pictures) for m in selected))
-    rows = [(f"S = {m.cell.steps}", m.gathered.pictures[:count]) for m in selected]
+    count = min(count, *(len(m.gathered.images) for m in selected))
+    rows = [(f"S = {m.cell.steps}", m.gathered.images[:count]) for m in selected]
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 

@@ -49,7 +49,7 @@ def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
         {
             "row": m.cell.row,
             "steps": m.cell.steps,
-            "network_calls": m.cell.plan.calls,
+            "network_calls": m.cell.plan.nfe,
             "n": m.cell.n,
             "plan": m.cell.plan.name,
             "clip_x0": m.cell.plan.hook is not None,

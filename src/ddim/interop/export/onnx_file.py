@@ -61,7 +61,7 @@ def translate(program: ExportedProgram, inputs: Sequence[str], outputs: Sequence
 
 
 def join(
-    body: onnx.ModelProto, frame: onnx.ModelProto, calls: Sequence[str], constants: Mapping[str, np.ndarray]
+    body: onnx.ModelProto, frame: onnx.ModelProto, nfe: Sequence[str], constants: Mapping[str, np.ndarray]
 ) -> onnx.ModelProto:
     """Join the two parts of a sampler: each network evaluation becomes a call of one ONNX function.
 
@@ -70,7 +70,7 @@ def join(
             `network.`.
         frame: The rest of the sampler. Inputs: "x_T", optionally "labels", and the network's output "output.k" for each
             evaluation k. Outputs: "x_0", the network's input "x.k" for each evaluation, and optionally conditions.
-        calls: The name of the condition of each evaluation.
+        nfe: The name of the condition of each evaluation.
         constants: The conditions that are not outputs of the frame.
     """
     from onnx import helper, numpy_helper
@@ -84,7 +84,7 @@ def join(
     )
     steps = [
         helper.make_node(FUNCTION, [f"x.{k}", condition, *names], [f"output.{k}"], f"step.{k}", domain=DOMAIN)
-        for k, condition in enumerate(calls)
+        for k, condition in enumerate(nfe)
     ]
     graph = helper.make_graph(
         _sorted([*frame.graph.node, *steps]),

@@ -119,5 +119,5 @@ def trace(
             return torch.export.export(module.eval(), inputs, dynamic_shapes=tuple(shapes), strict=strict)
     except Exception as error:  # of many types, none of which a user could act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        wrong = f"cannot be traced by torch {torch.__version__} ({reason})"
-        raise DdimError(what, wrong, "try another version of torch") from error
+        problem = f"cannot be traced by torch {torch.__version__} ({reason})"
+        raise DdimError(what, problem, "try another version of torch") from error

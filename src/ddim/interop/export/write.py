@@ -197,14 +197,14 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
     """A sampler as ONNX; the network is traced once, whatever the number of steps."""
     x_T, labels = inputs["x_T"], inputs.get("labels")
     names = {t: f"condition.{place}" for place, t in enumerate(program.times)}
-    calls = [names[row.query.t] for row in program.plan.rows]
+    nfe = [names[row.query.t] for row in program.plan.rows]
     with torch.no_grad():
         conditions = program.conditions(labels)
         body, example = Body(program.network), (program.network.enter(x_T), conditions[0])
-        outputs = [body(*example) for _ in calls]
+        outputs = [body(*example) for _ in nfe]
     traced = trace(body, example, "network", fixed=1 if labels is None else None)
     network = onnx_file.translate(traced, ["x", "condition"], ["output"])
-    body_inputs, body_outputs = [f"x.{k}" for k in range(len(calls))], [f"output.{k}" for k in range(len(calls))]
+    body_inputs, body_outputs = [f"x.{k}" for k in range(len(nfe))], [f"output.{k}" for k in range(len(nfe))]
     if labels is None:
         frame = onnx_file.translate(
             trace(Frame(program), (x_T, outputs), "sampler"), ["x_T", *body_outputs], ["x_0", *body_inputs]
@@ -214,7 +214,7 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
         traced = trace(Frame(program), (x_T, outputs, labels), "sampler")
         frame = onnx_file.translate(traced, ["x_T", *body_outputs, "labels"], ["x_0", *body_inputs, *names.values()])
         constants = {}
-    return onnx_file.finish(onnx_file.join(network, frame, calls, constants), facts, ddim.__version__)
+    return onnx_file.finish(onnx_file.join(network, frame, nfe, constants), facts, ddim.__version__)
 
 
 def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:

@@ -45,8 +45,8 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> 
     levels = _count(tensors, "down.{}.block.0.conv1.weight")
     widths = [defaults.shape(tensors, f"down.{level}.block.0.conv1.weight", path, 4)[0] for level in range(levels)]
     if levels > 1 and "down.0.downsample.conv.weight" not in tensors:
-        wrong = "changes resolution without weights (resamp_with_conv is off), which our U-Net cannot"
-        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+        problem = "changes resolution without weights (resamp_with_conv is off), which our U-Net cannot"
+        raise DdimError(path, problem, "wrap the network with ddim.wrap")
     if not levels:
         raise DdimError(path, "holds no down.0.block.0.conv1.weight", "give the checkpoint of such a network")
     height, width = defaults.size(hints, path)
@@ -71,12 +71,12 @@ def _names(network: UNetConfig) -> Names:
     last = len(network.multipliers) - 1
 
     def prefix(place: Place) -> str:
-        if place.way == "middle":
+        if place.half == "middle":
             return f"mid.block_{place.inner + 1}" if place.kind == "block" else "mid.attn_1"
-        level = place.level if place.way == "down" else last - place.level
+        level = place.level if place.half == "down" else last - place.level
         if place.kind == "resample":
-            return f"{place.way}.{level}.{place.way}sample"
-        return f"{place.way}.{level}.{'block' if place.kind == 'block' else 'attn'}.{place.inner}"
+            return f"{place.half}.{level}.{place.half}sample"
+        return f"{place.half}.{level}.{'block' if place.kind == 'block' else 'attn'}.{place.inner}"
 
     single = {"time.0": "temb.dense.0", "time.2": "temb.dense.1"}
     return Names(

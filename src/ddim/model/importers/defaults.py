@@ -38,8 +38,10 @@ def colours(channels: int, path: Path) -> Literal[1, 3]:
         DdimError: If they are not 1 or 3.
     """
     if channels not in (1, 3):
-        wrong = f"takes {channels} channels: not pictures in grey or colour alone, but latents, or a picture to enlarge"
-        raise DdimError(path, wrong, "use it in its own code; ddim.PlanScheduler and ddim.wrap bring our plans there")
+        problem = (
+            f"takes {channels} channels: not pictures in grey or colour alone, but latents, or a picture to enlarge"
+        )
+        raise DdimError(path, problem, "use it in its own code; ddim.PlanScheduler and ddim.wrap bring our plans there")
     return 1 if channels == 1 else 3
 
 

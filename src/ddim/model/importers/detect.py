@@ -50,8 +50,8 @@ def _kind(path: Path, tensors: Tensors) -> str:
         if all(sign in names for sign in signs):
             return kind
     looked = "; ".join(f"{' and '.join(signs)} ({kind})" for kind, signs in _SIGNS.items())
-    wrong = f"is of no known code: looked for {looked}; its first names are {_list([*tensors][:3])}"
-    raise DdimError(path, wrong, "wrap the network itself with ddim.wrap")
+    problem = f"is of no known code: looked for {looked}; its first names are {_list([*tensors][:3])}"
+    raise DdimError(path, problem, "wrap the network itself with ddim.wrap")
 
 
 def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, tuple[str, ...]]:
@@ -66,8 +66,8 @@ def _chosen(path: Path, state: Any, ema: bool) -> tuple[Tensors, tuple[str, ...]
             raise DdimError(path, f"holds no state dict{keys}", "save the network's state dict alone")
         networks = [wrappers.Found("", flat, False)]
     if ema and not any(network.averaged for network in networks) and (where := wrappers.unmatched(state)):
-        wrong = f"holds averaged weights without names ({where}) that do not fit the network's in number and shape"
-        raise DdimError(path, wrong, "take those as trained: `ddim convert FILE --no-ema`")
+        problem = f"holds averaged weights without names ({where}) that do not fit the network's in number and shape"
+        raise DdimError(path, problem, "take those as trained: `ddim convert FILE --no-ema`")
     tensors, which, notes = wrappers.choose(networks, ema, path)
     kinds = sorted(
         {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values() if tensor.is_floating_point()}

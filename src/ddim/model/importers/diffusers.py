@@ -84,10 +84,10 @@ _PLAIN = (str, bool, int, float, type(None))
 
 
 def _prefix(place: Place) -> str:
-    if place.way == "middle":
+    if place.half == "middle":
         return f"mid_block.{'resnets' if place.kind == 'block' else 'attentions'}.{place.inner}"
-    part = {"block": "resnets", "attention": "attentions", "resample": f"{place.way}samplers"}[place.kind]
-    return f"{place.way}_blocks.{place.level}.{part}.{0 if place.kind == 'resample' else place.inner}"
+    part = {"block": "resnets", "attention": "attentions", "resample": f"{place.half}samplers"}[place.kind]
+    return f"{place.half}_blocks.{place.level}.{part}.{0 if place.kind == 'resample' else place.inner}"
 
 
 NAMES = Names(
@@ -148,16 +148,16 @@ def read(folder: Path) -> ImportedModel:
 
 def _colours(network: UNetConfig, place: Path) -> int:
     if network.in_channels not in (1, 3):
-        wrong = f"works on {network.in_channels} channels: latents, not pictures"
-        raise DdimError(place, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+        problem = f"works on {network.in_channels} channels: latents, not pictures"
+        raise DdimError(place, problem, "use it in its own pipeline with ddim.PlanScheduler")
     return network.in_channels
 
 
 def _network(settings: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
     """The U-Net configuration equivalent to a UNet2DModel's, and notes on it."""
     if settings.get("_class_name") != "UNet2DModel":
-        wrong = f"is of a {shorten(str(settings.get('_class_name')))}, not a UNet2DModel"
-        raise DdimError(file, wrong, "use it in its own pipeline with ddim.PlanScheduler")
+        problem = f"is of a {shorten(str(settings.get('_class_name')))}, not a UNet2DModel"
+        raise DdimError(file, problem, "use it in its own pipeline with ddim.PlanScheduler")
     c = {**_UNET, **settings}
     for key, kind in _KINDS.items():
         entry(c, key, kind, file)
@@ -166,8 +166,8 @@ def _network(settings: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[
     size = c["sample_size"]
     height, width = _whole([size, size] if isinstance(size, int) else size, "sample_size", file, 2)
     down, up = (
-        [_attends(name, file, way) for name in list_of(c.get(f"{way.lower()}_block_types"), str, key, file)]
-        for way, key in (("Down", "down_block_types"), ("Up", "up_block_types"))
+        [_attends(name, file, half) for name in list_of(c.get(f"{half.lower()}_block_types"), str, key, file)]
+        for half, key in (("Down", "down_block_types"), ("Up", "up_block_types"))
     )
     if down != up[::-1] or len(down) != len(widths):
         raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
@@ -218,8 +218,8 @@ def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
     }
     for key, supported in fixed.items():
         if c[key] not in supported:
-            wrong = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
-            raise DdimError(file, wrong, "wrap the network itself with ddim.wrap")
+            problem = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
+            raise DdimError(file, problem, "wrap the network itself with ddim.wrap")
     if c.get("sample_size") is None:
         raise DdimError(file, "does not say sample_size", "add it, in pixels")
     if any(w % widths[0] for w in widths):  # no width is 0 here
@@ -230,13 +230,13 @@ def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[
     """Validate a list of integers of at least 1."""
     numbers = list_of(values, int, key, file)
     if not numbers or min(numbers) < 1 or count not in (None, len(numbers)):
-        wrong = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
-        raise DdimError(file, wrong, "copy it again")
+        problem = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
+        raise DdimError(file, problem, "copy it again")
     return numbers
 
 
-def _attends(name: str, file: Path, way: str) -> bool:
-    attends = {f"{way}Block2D": False, f"Attn{way}Block2D": True}
+def _attends(name: str, file: Path, half: str) -> bool:
+    attends = {f"{half}Block2D": False, f"Attn{half}Block2D": True}
     if name not in attends:
         raise DdimError(file, f"has a {name}, which our U-Net has not", "wrap the network itself with ddim.wrap")
     return attends[name]
@@ -289,8 +289,8 @@ def emulation(config: ModelConfig) -> dict[str, Any]:
         return {}
     settings = config.origin.settings
     if settings.get("clip_sample", True) and settings.get("clip_sample_range", 1.0) != 1:
-        wrong = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not repeated here"
-        raise DdimError("--like diffusers", wrong, "say --no-clip, or sample without --like")
+        problem = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not repeated here"
+        raise DdimError("--like diffusers", problem, "say --no-clip, or sample without --like")
     names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
     return {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
 

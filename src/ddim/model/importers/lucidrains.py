@@ -53,8 +53,8 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
     first, in_channels, _, _ = defaults.shape(net, "init_conv.weight", path, 4)
     out_channels = defaults.shape(net, "final_conv.weight", path, 4)[0]
     if in_channels == 2 * out_channels:
-        wrong = "is told its own last guess (self_condition), which no plan of ours does"
-        raise DdimError(path, wrong, "use a checkpoint without it")
+        problem = "is told its own last guess (self_condition), which no plan of ours does"
+        raise DdimError(path, problem, "use a checkpoint without it")
     if out_channels == 2 * in_channels:
         raise DdimError(path, "has a learned variance, which is not read here", "use a checkpoint without it")
     channels = defaults.shape(net, "time_mlp.1.weight", path, 2)[1]
@@ -85,13 +85,13 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
 def _refuse(path: Path, net: dict[str, Tensor]) -> None:
     """Reject unsupported options and older versions."""
     if "time_mlp.0.weights" in net:
-        wrong = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
-        raise DdimError(path, wrong, "use a checkpoint without them")
+        problem = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
+        raise DdimError(path, problem, "use a checkpoint without them")
     if any(key.startswith(("classes_emb", "null_classes_emb", "classes_mlp")) for key in net):
         raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
     if any(".fn." in key or ".block1.norm.weight" in key for key in net):
-        wrong = "is of a version before 2, whose blocks are others"
-        raise DdimError(path, wrong, "wrap the network itself with ddim.wrap")
+        problem = "is of a version before 2, whose blocks are others"
+        raise DdimError(path, problem, "wrap the network itself with ddim.wrap")
 
 
 def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[ScheduleConfig, str]:
@@ -152,8 +152,8 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
             raise DdimError(path, "does not say what its network predicts", hint)
         return defaults.predicts(hints, path)
     if hints.predicts not in (None, prediction):
-        wrong = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[prediction]}"
-        raise DdimError(f"--predicts {hints.predicts}", wrong, "leave it out")
+        problem = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[prediction]}"
+        raise DdimError(f"--predicts {hints.predicts}", problem, "leave it out")
     return prediction, f"predicts: {prediction} ({_OBJECTIVES[prediction]}, as the file's loss weights have it)"
 
 
@@ -174,11 +174,11 @@ def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> W
 
 def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
     """Our name, the source's name and the type of every block and attention, in the order in which they run."""
-    for way, full in (("down", network.full), ("up", network.full[::-1])):
+    for half, full in (("down", network.full), ("up", network.full[::-1])):
         for level, all_pairs in enumerate(full):
-            yield from ((f"{way}_blocks.{2 * level + i}", f"{way}s.{level}.{i}", "block") for i in (0, 1))
-            yield f"{way}_attention.{level}", f"{way}s.{level}.2", "full" if all_pairs else "linear"
-        if way == "down":
+            yield from ((f"{half}_blocks.{2 * level + i}", f"{half}s.{level}.{i}", "block") for i in (0, 1))
+            yield f"{half}_attention.{level}", f"{half}s.{level}.2", "full" if all_pairs else "linear"
+        if half == "down":
             yield from (("middle.0", "mid_block1", "block"), ("middle_attention", "mid_attn", "full"))
             yield "middle.1", "mid_block2", "block"
     yield "last_block", "final_res_block", "block"
@@ -193,7 +193,7 @@ def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
     last = len(network.multipliers) - 1
     for level in range(last + 1):
         inner = ".1" if level < last else ""
-        layers += [(f"{way}.{level}{inner}", f"{way}.{level}.3{inner}") for way in ("downs", "ups")]
+        layers += [(f"{half}.{level}{inner}", f"{half}.{level}.3{inner}") for half in ("downs", "ups")]
     for ours, theirs, kind in _parts(network):
         if kind == "block":
             layers += [(f"{ours}.conv{i}", f"{theirs}.block{i}.proj") for i in (1, 2)]

@@ -41,8 +41,8 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: 
     channels, in_channels, _, _ = defaults.shape(tensors, "input_blocks.0.0.weight", path, 4)
     defaults.colours(in_channels, path)
     if defaults.shape(tensors, "time_embed.0.weight", path, 2)[1] != channels:
-        wrong = "begins with a part of its channels (a first multiplier that is not 1), which our U-Net cannot"
-        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+        problem = "begins with a part of its channels (a first multiplier that is not 1), which our U-Net cannot"
+        raise DdimError(path, problem, "wrap the network with ddim.wrap")
     levels, blocks, in_block = _levels(path, tensors)
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
     widths = [defaults.shape(tensors, f"{first}.0.in_layers.2.weight", path, 4)[0] for first in firsts]
@@ -85,8 +85,8 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
     so the levels are recognised there.
     """
     inputs, counts = (
-        {int(match[1]) for key in tensors if (match := re.match(rf"{way}_blocks\.(\d+)\.", key))}
-        for way in ("input", "output")
+        {int(match[1]) for key in tensors if (match := re.match(rf"{half}_blocks\.(\d+)\.", key))}
+        for half in ("input", "output")
     )
     ends = {"conv": "conv.weight", "block": "in_layers.2.weight"}
     changes = {
@@ -97,8 +97,10 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
     per_level = resamplers[0] + 1 if resamplers else len(counts)
     regular = len(inputs) == len(counts) == (len(resamplers) + 1) * per_level
     if per_level < 2 or not regular or all(changes.values()):
-        wrong = "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
-        raise DdimError(path, wrong, "wrap the network with ddim.wrap")
+        problem = (
+            "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
+        )
+        raise DdimError(path, problem, "wrap the network with ddim.wrap")
     return len(resamplers) + 1, per_level - 1, bool(changes["block"])
 
 
@@ -107,9 +109,9 @@ def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
     if hints.attention not in (None, "legacy", "new"):
         raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
     if (hints.heads is None) == (hints.head_channels is None):
-        wrong = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
+        problem = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
         hint = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
-        raise DdimError(path, wrong, f"{hint} (most of guided-diffusion's)")
+        raise DdimError(path, problem, f"{hint} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
         raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
     order = hints.attention or "legacy"
@@ -137,10 +139,10 @@ def _names(network: UNetConfig, order: str) -> Names:
     per_level, last = network.blocks + 1, len(network.multipliers) - 1
 
     def prefix(place: Place) -> str:
-        if place.way == "middle":
+        if place.half == "middle":
             return f"middle_block.{1 if place.kind == 'attention' else 2 * place.inner}"
         inner = 1 if place.kind == "attention" else 0
-        if place.way == "down":
+        if place.half == "down":
             return f"input_blocks.{1 + place.level * per_level + place.inner}.{inner}"
         if place.kind == "resample":  # after the level's last block, and after its attention if there is one
             attends = network.height >> (last - place.level) in network.attention

@@ -24,7 +24,7 @@ class Place:
     Args:
         ours: The name in our state dict.
         kind: The type of the part.
-        way: "down" (encoder), "middle" or "up" (decoder).
+        half: "down" (encoder), "middle" or "up" (decoder).
         level: The level, counted in execution order: in the decoder 0 is the lowest resolution.
         inner: The position in the level.
         width: The number of output channels.
@@ -32,7 +32,7 @@ class Place:
 
     ours: str
     kind: Literal["block", "attention", "resample"]
-    way: Literal["down", "middle", "up"]
+    half: Literal["down", "middle", "up"]
     level: int
     inner: int
     width: int
@@ -97,7 +97,7 @@ class Names:
             elif place.kind == "attention":
                 inner = [("norm", self.attention["norm"]), ("out", self.attention["out"])]
             else:
-                inner = [("conv", self.resample[place.way])]
+                inner = [("conv", self.resample[place.half])]
             for ours, theirs in inner:
                 yield f"{place.ours}.{ours}", f"{prefix}.{theirs}"
 
@@ -163,8 +163,8 @@ class Remaining:
         """
         tensor = self._pop(name)
         if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
-            wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
-            raise DdimError(self.what, wrong, "say what the network is")
+            problem = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
+            raise DdimError(self.what, problem, "say what the network is")
         return tensor.reshape(shape)
 
     def join(self, names: list[str], shape: torch.Size) -> Tensor:
@@ -172,11 +172,11 @@ class Remaining:
         tensors = [self._pop(name) for name in names]
         for name, tensor in zip(names, tensors, strict=True):
             if tensor.shape[1:].numel() != shape[1:].numel():
-                wrong = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
-                raise DdimError(self.what, wrong, "say what the network is")
+                problem = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
+                raise DdimError(self.what, problem, "say what the network is")
         if sum(len(tensor) for tensor in tensors) != shape[0]:
-            wrong = f"holds {names[0]} and its like of {sum(map(len, tensors))} rows, the network's have {shape[0]}"
-            raise DdimError(self.what, wrong, "say what the network is")
+            problem = f"holds {names[0]} and its like of {sum(map(len, tensors))} rows, the network's have {shape[0]}"
+            raise DdimError(self.what, problem, "say what the network is")
         return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in tensors])
 
     def refuse(self) -> None:
@@ -188,8 +188,8 @@ class Remaining:
 
     def _pop(self, name: str) -> Tensor:
         if name not in self.tensors:
-            wrong = f"holds no {name}"
-            raise DdimError(self.what, wrong, "give the checkpoint of such a network, or say what it is")
+            problem = f"holds no {name}"
+            raise DdimError(self.what, problem, "give the checkpoint of such a network, or say what it is")
         return self.tensors.pop(name).float()
 
 

@@ -88,8 +88,8 @@ def read_state(path: Path) -> Any:
     except FileNotFoundError:
         raise DdimError(path, "no such file", "check the path") from None
     except Exception as error:  # torch may raise any exception for a damaged file
-        wrong, hint = _unreadable(error)
-        raise DdimError(path, wrong, hint) from None
+        problem, hint = _unreadable(error)
+        raise DdimError(path, problem, hint) from None
 
 
 def _unreadable(error: Exception) -> tuple[str, str]:

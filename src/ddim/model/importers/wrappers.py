@@ -132,8 +132,8 @@ def _bare(tensors: Tensors, path: Path) -> Tensors:
     for key, tensor in tensors.items():
         name = ".".join(part for part in key.split(".") if part not in _INSIDE)
         if name in bare:
-            wrong = f"holds {name} twice, with and without the name of a wrapper"
-            raise DdimError(path, wrong, "save the network's state dict alone")
+            problem = f"holds {name} twice, with and without the name of a wrapper"
+            raise DdimError(path, problem, "save the network's state dict alone")
         bare[name] = tensor
     return bare
 

@@ -38,21 +38,21 @@ class ThreadTuner:
 
     def __init__(self, most: int):
         self.seconds: dict[int, float | None] = {most: None, 1: None}
-        self.calls = 0
+        self.nfe = 0
 
     def threads(self) -> int:
         """The number of threads for the next call."""
-        self.calls += 1
+        self.nfe += 1
         timed = {number: seconds for number, seconds in self.seconds.items() if seconds is not None}
-        if self.calls <= 2 or len(timed) < len(self.seconds):  # the first two calls are not counted: caches are cold
-            return [*self.seconds][self.calls % len(self.seconds)]
+        if self.nfe <= 2 or len(timed) < len(self.seconds):  # the first two calls are not counted: caches are cold
+            return [*self.seconds][self.nfe % len(self.seconds)]
         best = min(timed, key=lambda number: timed[number])
         others = [number for number in timed if number != best]
-        return others[0] if others and self.calls % self.AGAIN == 0 else best
+        return others[0] if others and self.nfe % self.AGAIN == 0 else best
 
     def took(self, threads: int, seconds: float) -> None:
         """Record the time of a call: averaged half and half with the past for the faster number, else replacing it."""
         before = self.seconds[threads]
-        if self.calls > 2:
+        if self.nfe > 2:
             fresh = before is None or before > min(value for value in self.seconds.values() if value is not None)
             self.seconds[threads] = seconds if fresh or before is None else (before + seconds) / 2
