@@ -15,9 +15,9 @@ import ddim
 from ddim.data.policy import ImagePolicy
 from ddim.interop.diffusers_export import describe, scheduler_config
 from ddim.model.config import ModelConfig, ScheduleConfig
-from ddim.model.image import Model
 from ddim.model.importers.diffusers import NAMES
 from ddim.model.importers.state_dict import from_native
+from ddim.model.model import Model
 from ddim.nn.cpu.units import units_of
 from ddim.nn.unet import UNetConfig
 

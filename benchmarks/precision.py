@@ -9,7 +9,7 @@ import torch
 
 import ddim
 from benchmarks.measuring import write
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.sampling.loop import run
 
 

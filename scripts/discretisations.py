@@ -19,7 +19,7 @@ import ddim
 from ddim._io.atomic import write_atomic
 from ddim._io.png import labelled_rows, save_png
 from ddim.data.pixels import to_uint8
-from ddim.model.image import Model
+from ddim.model.model import Model
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 STEPS = (5, 10, 20, 50, 100, 1000)

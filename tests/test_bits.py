@@ -20,7 +20,7 @@ from ddim.data.pixels import BIN, to_float
 from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation.likelihood import log_density
 from ddim.evaluation.likelihood_run import Request, bound_request, measure, ode_request, token_request
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.objective import categorical_elbo, elbo
 from models import CATEGORICAL, contents, ddim, process, save_tiny, stripes, tiny_model, tiny_set, write_pictures
 

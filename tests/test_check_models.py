@@ -19,7 +19,7 @@ from ddim.check.denoisers import quiet_walk
 from ddim.check.finding import Finding
 from ddim.errors import DdimError
 from ddim.model.config import Provenance
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.names import Predicts
 from ddim.nn.unet import UNet
 from ddim.process.parameterization import Prediction, v_from_pair

@@ -18,8 +18,8 @@ from ddim._io.atomic import sha256
 from ddim.errors import DdimError
 from ddim.model import checkpoint
 from ddim.model.config import ModelConfig
-from ddim.model.image import Model
 from ddim.model.load import load
+from ddim.model.model import Model
 from models import CATEGORICAL, KINDS, LETTERS, contents, load_tiny, save_tiny, tiny_model
 
 every_kind = pytest.mark.parametrize("kind", KINDS, indirect=True)

@@ -18,8 +18,8 @@ from PIL import Image
 
 from ddim.cli.main import COMMANDS
 from ddim.data.pixels import to_uint8
-from ddim.model.image import Model
 from ddim.model.load import load
+from ddim.model.model import Model
 from ddim.names import LOSS_WEIGHTS, SPACINGS, LossWeight
 from ddim.plan.plan import Plan
 from ddim.process.timesteps import NAMED

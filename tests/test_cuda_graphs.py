@@ -17,9 +17,8 @@ from torch import Tensor
 from ddim.errors import DdimError, DdimWarning
 from ddim.model import cuda_graphs
 from ddim.model.cuda_graphs import PlanGraphs
-from ddim.model.image import Model
 from ddim.model.load import build_model
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from models import new_network, tiny_config
 
 
@@ -142,7 +141,7 @@ def test_what_cannot_be_recorded_runs_as_before() -> None:
     want, made = (model.sample(3, steps=2, hook=lambda x0, _: x0 / 2) for model in (plain, recording))
     assert torch.equal(made, want)
     plain, tokens, more = models("levels")
-    assert isinstance(tokens, TokenModel)
+    assert isinstance(tokens, Model)
     want, made = (model.sample(3, steps=2) for model in (plain, tokens))
     assert torch.equal(made, want)
     assert graphs.captured == more.captured == 0

@@ -12,8 +12,8 @@ from PIL import Image
 
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.model.image import Model
 from ddim.model.load import load
+from ddim.model.model import Model
 from ddim.process.schedule import zero_terminal_snr
 from ddim.sampling.x0_hooks import LUMA, Grey, Mask, MeanPool, consistent, eps_kept
 from models import contents, ddim, load_tiny, save_tiny, stripes, tiny_model, write_pictures

@@ -19,10 +19,8 @@ from ddim._io.atomic import lock
 from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation.sample_folder import Made, generate, read_sheet
-from ddim.model.base import ModelBase
-from ddim.model.image import Model
 from ddim.model.modality import image_path
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from models import KINDS, contents, ddim, load_tiny, process, save_tiny, tiny_model
 
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -35,7 +33,7 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 every_plan = pytest.mark.parametrize(("saved", "settings"), PLANS.values(), ids=PLANS, indirect=["saved"])
 every_kind = pytest.mark.parametrize("saved", KINDS, indirect=True)
-AnyModel = Model | TokenModel
+AnyModel = Model
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +176,15 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = ModelBase.sample_blocks
+    real = Model.sample_blocks
 
-    def interrupted(self: ModelBase, *args: Any, **words: Any) -> Any:
+    def interrupted(self: Model, *args: Any, **words: Any) -> Any:
         for place, block in enumerate(real(self, *args, **words)):
             if place == 1 and len(args[1]) == 10:
                 signal.raise_signal(number)
             yield block
 
-    monkeypatch.setattr(ModelBase, "sample_blocks", interrupted)
+    monkeypatch.setattr(Model, "sample_blocks", interrupted)
     handler = signal.getsignal(number)
     words = ("sample", saved, "-n", 10, "--steps", 2, "--micro-batch", 3, "--out", tmp_path / "out")
     assert ddim(*words) == 128 + number

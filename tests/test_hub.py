@@ -20,11 +20,9 @@ from huggingface_hub import HfApi, ModelCard, errors
 from ddim.errors import DdimError, DdimWarning
 from ddim.interop import diffusers_export
 from ddim.model import checkpoint, hub
-from ddim.model.base import ModelBase
 from ddim.model.config import Provenance
-from ddim.model.image import Model
 from ddim.model.load import build_model, load
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from models import KINDS, contents, new_network, recipe, save_tiny, tiny_config, tiny_model
 
 THREE = ["README.md", "config.json", "model.safetensors"]
@@ -87,7 +85,7 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     again = type(model).from_pretrained(tmp_path / "there" / "tiny", **FLOAT32)
     assert type(again) is type(model)
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
-    assert type(ModelBase.from_pretrained(tmp_path / "there" / "tiny", device="cpu")) is ModelBase
+    assert type(Model.from_pretrained(tmp_path / "there" / "tiny", device="cpu")) is Model
     assert torch.equal(load(tmp_path / "there" / "tiny", **FLOAT32).sample(2, steps=3), model.sample(2, steps=3))
 
 
@@ -284,10 +282,10 @@ def test_a_folder_or_a_bundled_name_is_not_looked_for_on_the_hub(
 def test_a_model_of_the_other_class_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "pictures")
     save_tiny(tmp_path / "text", kind="text")
-    said = refused(TokenModel.from_pretrained, tmp_path / "pictures")
+    said = refused(Model.from_pretrained, tmp_path / "pictures")
     assert said.endswith("is a model of real-valued pictures; load it with Model.from_pretrained")
     said = refused(Model.from_pretrained, tmp_path / "text")
-    assert said.endswith("is a model of categories; load it with TokenModel.from_pretrained")
+    assert said.endswith("is a model of categories; load it with Model.from_pretrained")
 
 
 @pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # of eps: where it starts, and that it clips

@@ -15,8 +15,8 @@ from torch import nn
 from bench import randn
 from ddim.errors import DdimError
 from ddim.model import checkpoint, importers
-from ddim.model.image import Model
 from ddim.model.load import load
+from ddim.model.model import Model
 from ddim.nn.unet import UNetConfig
 from models import ddim, new_network, save_tiny, tiny_config
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from bench import randn
 from ddim.errors import DdimError
-from ddim.model.image import Model
 from ddim.model.importers import CheckpointHints, read
 from ddim.model.load import load
+from ddim.model.model import Model
 from ddim.nn.lucidrains import LucidrainsConfig
 from foreign_lucid import LucidNet
 from foreign_nets import filled

@@ -15,8 +15,8 @@ from torch import Tensor
 from bench import randn
 from ddim import samplers
 from ddim.errors import DdimError
-from ddim.model.image import Model
 from ddim.model.load import load
+from ddim.model.model import Model
 from ddim.plan.plan import Plan
 from ddim.process.parameterization import Prediction
 from ddim.process.rng import Noise

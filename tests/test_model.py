@@ -12,8 +12,7 @@ import torch
 import ddim
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
-from ddim.model.image import Model
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from models import KINDS, LENGTH, stripes, tiny_model, tiny_set
 
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -31,13 +30,13 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def model(request: pytest.FixtureRequest) -> Model | TokenModel:
+def model(request: pytest.FixtureRequest) -> Model:
     """A model of pictures; of another kind where a test is parametrised over kinds."""
     return tiny_model(kind=getattr(request, "param", "pictures"), micro_batch=4)
 
 
 @pytest.fixture(scope="module")
-def labelled(request: pytest.FixtureRequest) -> Model | TokenModel:
+def labelled(request: pytest.FixtureRequest) -> Model:
     return tiny_model(kind=getattr(request, "param", "pictures"), classes=3, micro_batch=4)
 
 
@@ -45,7 +44,7 @@ every_kind = pytest.mark.parametrize("model", KINDS, indirect=True)
 every_labelled = pytest.mark.parametrize("labelled", KINDS, indirect=True)
 
 
-def guided(model: Model | TokenModel, n: int, steps: int, labels: Any = None, guidance: float | None = None) -> Any:
+def guided(model: Model, n: int, steps: int, labels: Any = None, guidance: float | None = None) -> Any:
     """Samples with labels and guidance, whatever the kind."""
     if isinstance(model, Model):
         return model.sample(n, steps, labels=labels, guidance=guidance)
@@ -54,7 +53,7 @@ def guided(model: Model | TokenModel, n: int, steps: int, labels: Any = None, gu
 
 
 @pytest.mark.parametrize(("model", "settings"), PLANS.values(), ids=PLANS, indirect=["model"])
-def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model | TokenModel) -> None:
+def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model) -> None:
     nine = model.sample(9, seed=3, **settings)
     assert nine.shape == (9, *model.shape)
     assert nine.dtype == (torch.float32 if isinstance(model, Model) else torch.int64)
@@ -67,7 +66,7 @@ def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any],
 
 
 @pytest.mark.parametrize(("kind", "model"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=["model"])
-def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model | TokenModel) -> None:
+def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model) -> None:
     data = tiny_set(kind)
     batch = data.batch([0, 5, 19])
     rendered = model.kind.render(model.kind.read(batch))
@@ -80,12 +79,12 @@ def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model 
 
 
 @every_kind
-def test_another_seed_makes_other_samples(model: Model | TokenModel) -> None:
+def test_another_seed_makes_other_samples(model: Model) -> None:
     assert not torch.equal(model.sample(2, steps=3, seed=0), model.sample(2, steps=3, seed=1))
 
 
 @every_kind
-def test_no_samples_are_an_empty_batch(model: Model | TokenModel) -> None:
+def test_no_samples_are_an_empty_batch(model: Model) -> None:
     none = model.sample(0, steps=3)
     assert none.shape == (0, *model.shape)
     assert none.dtype == model.sample(1, steps=3).dtype
@@ -108,7 +107,7 @@ def test_a_micro_batch_of_none_is_refused(micro_batch: int) -> None:
 
 
 @pytest.mark.parametrize(("model", "labelled"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=True)
-def test_the_global_generator_is_left_alone(model: Model | TokenModel, labelled: Model | TokenModel) -> None:
+def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     model.sample(3, steps=4, eta=1.0)
@@ -137,7 +136,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
 
 
 @every_labelled
-def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model | TokenModel) -> None:
+def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model) -> None:
     labels = [0, 1, 2, 0, 1]
     plain, conditional = labelled.sample(5, steps=5), labelled.sample(5, steps=5, labels=labels)
     assert not torch.equal(plain, conditional)
@@ -158,7 +157,7 @@ def test_guidance_goes_beyond_the_label_in_a_straight_line(labelled: Model) -> N
 
 
 @every_labelled
-def test_each_sample_has_its_own_label(labelled: Model | TokenModel) -> None:
+def test_each_sample_has_its_own_label(labelled: Model) -> None:
     mixed = guided(labelled, 6, 4, [0, 1, 2, 2, 1, 0], 2.0)
     for label in range(3):
         alone = guided(labelled, 6, 4, [label] * 6, 2.0)
@@ -173,19 +172,19 @@ def test_each_sample_has_its_own_label(labelled: Model | TokenModel) -> None:
     [(3, r"^labels: .*\b0\.\.2\b"), (-1, r"^labels: .*\b0\.\.2\b"), ([0, 1], r"^labels: ")],
     ids=str,
 )
-def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled: Model | TokenModel) -> None:
+def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled: Model) -> None:
     with pytest.raises(DdimError, match=wrong):
         labelled.sample(3, steps=2, labels=labels)
 
 
 @every_labelled
-def test_guidance_needs_a_label(labelled: Model | TokenModel) -> None:
+def test_guidance_needs_a_label(labelled: Model) -> None:
     with pytest.raises(DdimError, match=r"^guidance: "):
         guided(labelled, 3, 2, guidance=2.0)
 
 
 @every_kind
-def test_a_model_without_labels_refuses_them(model: Model | TokenModel) -> None:
+def test_a_model_without_labels_refuses_them(model: Model) -> None:
     with pytest.raises(DdimError, match=r"^labels: "):
         model.sample(3, steps=2, labels=1)
 
@@ -218,7 +217,7 @@ def test_times_between_whole_ones_are_told_apart(model: Model) -> None:
 
 
 @every_kind
-def test_the_plan_may_be_prepared_or_not(model: Model | TokenModel) -> None:
+def test_the_plan_may_be_prepared_or_not(model: Model) -> None:
     """Times computed all at once give what times computed one by one give."""
     plan = model.plan(7)
     alone = list(ddim.trajectory(model.denoiser(), plan, model.noise(4, seed=2)))[-1].x

@@ -13,7 +13,7 @@ from bench import GAUSSIAN, SCHEDULES, levels_of
 from ddim.errors import DdimError
 from ddim.exact import GaussianData
 from ddim.model.config import ModelConfig
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.objective.elbo import gamma_from_sigma
 from ddim.plan.plan import Plan
 from ddim.process.gaussian import sigma as sigma_of_eta

@@ -18,7 +18,7 @@ from ddim import exact, samplers, wrap
 from ddim.data.policy import DataStatistics
 from ddim.errors import DdimError, DdimWarning
 from ddim.model.config import ModelConfig, Origin, parse, to_json
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.model.plausible import implausible, statistics_of
 from ddim.names import METHODS
 from ddim.plan.plan import Plan

@@ -23,7 +23,7 @@ from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation.likelihood import log_density
 from ddim.exact import GaussianData
 from ddim.model.denoisers import flow_time
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.model.wrap import Wrapped, wrap
 from ddim.plan.base import Hooked
 from ddim.process.gaussian import diffuse

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.gpu.bench import Bench
 from ddim.model.cuda_graphs import PlanGraphs
-from ddim.model.image import Model
+from ddim.model.model import Model
 
 WARM = 3  # steps of a first run: by the third all shapes and memory layouts that a loop passes through have been seen
 TIME = 500  # the time at which a single network evaluation is made, in our counting

@@ -41,10 +41,9 @@ if TYPE_CHECKING:
     from ddim.interop import export as export
     from ddim.interop.diffusers_scheduler import PlanScheduler as PlanScheduler
     from ddim.model import precision as precision
-    from ddim.model.image import Model as Model
     from ddim.model.importers.types import CheckpointHints as CheckpointHints
     from ddim.model.load import load as load
-    from ddim.model.tokens import TokenModel as TokenModel
+    from ddim.model.model import Model as Model
     from ddim.model.wrap import Wrapped as Wrapped
     from ddim.model.wrap import wrap as wrap
     from ddim.objective import elbo as elbo
@@ -88,7 +87,7 @@ _SYMBOLS = {
     "Guided": "sampling.guidance",
     "Hooked": "plan.base",
     "Level": "process.schedule",
-    "Model": "model.image",
+    "Model": "model.model",
     "Noise": "process.rng",
     "Plan": "plan.plan",
     "PlanScheduler": "interop.diffusers_scheduler",
@@ -96,7 +95,6 @@ _SYMBOLS = {
     "Row": "plan.row",
     "Schedule": "process.schedule",
     "Step": "sampling.loop",
-    "TokenModel": "model.tokens",
     "Wrapped": "model.wrap",
     "blend": "sampling.latents",
     "load": "model.load",

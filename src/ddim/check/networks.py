@@ -13,7 +13,7 @@ from ddim.check.denoisers import denoiser, quiet_walk
 from ddim.check.finding import Finding, at_most, info
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.names import Predicts
 from ddim.process.parameterization import Prediction, predict
 from ddim.process.schedule import Level, Schedule

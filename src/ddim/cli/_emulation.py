@@ -50,8 +50,8 @@ def make_like(
             library.
     """
     from ddim.interop import emulate
-    from ddim.model.image import Model
     from ddim.model.importers import diffusers
+    from ddim.model.model import Model
 
     for option in (name for name, value in others.items() if value is not None):
         hint = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
@@ -88,7 +88,8 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
     if grid is None:
         ours = emulate.reference_plan(theirs, eta, sigma)
     else:
-        ours = make_plan(model, steps, grid, None if sigma else eta, sigma, theirs.clip_x0)
+        noise = {"sigma": sigma} if sigma else {"eta": eta}
+        ours = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": theirs.clip_x0})
     differing = differences(theirs, ours)
     rows = max(theirs.nfe, ours.nfe)
     lines = [

@@ -12,8 +12,7 @@ from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
     from ddim.data import ImagePolicy
-    from ddim.model.image import Model
-    from ddim.model.tokens import TokenModel
+    from ddim.model.model import Model
 
 
 def read_images(
@@ -57,7 +56,7 @@ def read_images(
 
 
 def read_items(
-    data: tuple[str, ...], model: Model | TokenModel, split: str | None, limit: int | None, fit: str | None = None
+    data: tuple[str, ...], model: Model, split: str | None, limit: int | None, fit: str | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Read the items whose likelihood is measured: images, or consecutive sequences of a text.
 

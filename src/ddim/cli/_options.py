@@ -16,11 +16,8 @@ from ddim.errors import DdimError
 from ddim.names import SAMPLER_NAMES, SPACINGS
 
 if TYPE_CHECKING:
-    from ddim.model.base import ModelBase
-    from ddim.model.image import Model
-    from ddim.model.tokens import TokenModel
+    from ddim.model.model import Model
     from ddim.plan.base import BasePlan
-    from ddim.plan.plan import Plan
 
 _GRID_HELP = f"Timesteps: a rule ({', '.join(SPACINGS)}), or an increasing list such as 1,250,1000."
 
@@ -112,12 +109,12 @@ def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model | TokenModel:
+def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
     """Load the model of a command's MODEL argument, of any modality."""
     from ddim.model.load import load
 
     check_device(device)
-    model = load(name, device, dtype=dtype, compile=compile_, **settings)
+    model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
     for note in model.notes:
         click.echo(f"note: {note}", err=True)
     return model
@@ -125,11 +122,9 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
 
 def load_model(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
     """Load the model of a command's MODEL argument, which must be one of real-valued images."""
-    from ddim.model.image import Model
-
     model = load_any(name, device, dtype, compile_, **settings)
-    if not isinstance(model, Model):
-        raise DdimError(name, "is a model of categories", "this command needs one of real-valued pictures")
+    if model.config.categorical is not None:
+        raise DdimError(name, "is a model of discrete data", "this command needs one of real-valued images")
     return model
 
 
@@ -141,46 +136,39 @@ def check_device(device: str | None) -> None:
         usable(device, f"--device {device}")
 
 
-def make_any_plan(
-    model: Model | TokenModel, steps: int | None, grid: str | None, sampler: str, **settings: Any
-) -> BasePlan[Any]:
-    """The plan of a command's options, for a model of any modality; options not passed are None."""
-    from ddim.model.image import Model
-
-    settings = {key: value for key, value in settings.items() if value is not None}
-    for name in settings.keys() - model.SETTINGS:
-        modality = "real-valued data" if isinstance(model, Model) else "categories"
-        option = f"--{name.removesuffix('_x0').replace('_', '-')}"
-        raise DdimError(option, f"is not a setting of samplers over {modality}", "leave it out")
-    if isinstance(model, Model):
-        return make_plan(model, steps, grid, sampler=sampler, **settings)
-    times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
-    return model.plan(steps, times, sampler=sampler, **settings)
-
-
 def make_plan(
     model: Model,
     steps: int | None,
     grid: str | None,
-    eta: float | None = None,
-    sigma: str | None = None,
-    clip_x0: bool | None = None,
-    encode: bool = False,
+    sampler: str,
+    options: Mapping[str, Any],
     default: int = 20,
-    sampler: str = "ddim",
-    top: int | None = None,
-) -> Plan:
-    """The plan of a command's options, for a model of images; `default` is the number of steps if `steps` is None."""
-    if eta is not None and sigma not in (None, "optimal"):
+) -> Any:
+    """The plan of a command's options, for a model of any modality.
+
+    Args:
+        model: The model.
+        steps: The value of --steps.
+        grid: The value of --grid.
+        sampler: The value of --sampler.
+        options: Other settings by name; None for options not passed.
+        default: The number of steps if `steps` is None.
+    """
+    from ddim.samplers.settings import SamplerSettings
+
+    options = {key: value for key, value in options.items() if value is not None}
+    for name in options.keys() - model.planner.SETTINGS:
+        raise DdimError(options_given({name: True})[0], f"is not a setting of {model.kind.noun}", "leave it out")
+    sigma = options.get("sigma")
+    if "eta" in options and sigma not in (None, "optimal"):
         raise DdimError("--eta and --sigma", "are both given", "give one of them")
-    sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
+    if sigma is not None and sigma not in ("hat", "optimal", "learned"):
+        options["sigma"] = numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
-    if sampler == "auto" and eta is not None:
-        sampler = "ddim"
-    return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, default, top, sampler)
+    return model.plan_of(SamplerSettings(steps=steps, grid=times, sampler=sampler, **options), default)
 
 
-def read_plan(model: ModelBase, path: Path, given: Mapping[str, object]) -> BasePlan[Any]:
+def read_plan(model: Model, path: Path, given: Mapping[str, object]) -> BasePlan[Any]:
     """Read the plan of --plan for the model's modality; no option in `given` may have a value."""
     for option in options_given(given):
         raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")

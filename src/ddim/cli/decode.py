@@ -17,9 +17,9 @@ from ddim.names import METHODS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.model.image import Model
+    from ddim.model.model import Model
     from ddim.plan.plan import Plan
-    from ddim.sampling.latents import LatentsFile
+    from ddim.sampling.latents import Latents
 
 
 @click.command("decode")
@@ -63,14 +63,14 @@ def command(
     if sheet is not None:
         output_file(sheet)
     loaded = load_model(model, device, dtype, compile_)
-    states, file = read_latents(latents)
+    file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
         raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
     if file.method not in METHODS:
         raise DdimError(latents, f"was encoded with method {file.method!r}", f"this ddim knows {', '.join(METHODS)}")
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
-    plan, start, second_states = _decoding(loaded, str(latents), states, file, steps, grid)
+    plan, start, second_states = _decoding(loaded, str(latents), file, steps, grid)
     decoding = decode(loaded, plan, out, start, file.names, Path(model).name, second_states, force)
     result = fill(decoding, "decoding", len(start), "pictures", out)
     click.echo(f"{result.total} pictures{result.before}, {plan.name}: {image_path(out, 0)} ...")
@@ -81,11 +81,11 @@ def command(
 
 
 def _decoding(
-    model: Model, name: str, latents: Tensor, file: LatentsFile, steps: int | None, grid: str | None
+    model: Model, name: str, file: Latents, steps: int | None, grid: str | None
 ) -> tuple[Plan, Tensor, list[Tensor]]:
     """The plan, its initial states and the second states of two-step plans; warns if the result will differ."""
     total = file.plan.nfe + len(file.plan.before)
-    plan, start = file.plan, latents
+    plan, start = file.plan, file.x
     second_states: list[Tensor] = []
     if steps is not None or grid is not None:
         listed = grid is not None and grid[:1].isdigit()
@@ -95,7 +95,7 @@ def _decoding(
             note = " from x_T alone, so approximately" if file.earlier is not None else ""
             warn(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{note}")
     if file.earlier is not None and plan is file.plan:
-        start, second_states = file.earlier, [latents]
+        start, second_states = file.states()
     others = file.other_conditions(model.conditions)
     if others and file.method not in METHODS[:2]:
         warn(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")

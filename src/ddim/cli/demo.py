@@ -14,7 +14,7 @@ from ddim.cli._progress import progress_bar
 if TYPE_CHECKING:
     import numpy as np
 
-    from ddim.model.image import Model
+    from ddim.model.model import Model
 
 SEEDS, SHOWN = 32, 12
 TEXT = "tinyshakespeare"
@@ -90,7 +90,7 @@ def _interpolation(model: Model, path: Path) -> Path:
     from ddim.data.pixels import to_uint8
     from ddim.sampling.latents import slerp_path
 
-    plan, rows = model.plan(50), []
+    plan, rows = model.plan(50, sampler="ddim"), []
     for first, last in ((0, 1), (2, 3), (4, 5)):
         ends = model.noise([first, last], seed=0).start()
         images = torch.cat([*model.run_blocks(plan, slerp_path(ends[0], ends[1], 11))])
@@ -125,10 +125,10 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
 
 def _text(device: str | None, dtype: str, compile_: bool) -> str:
     """A sample of the bundled model of text, with a heading."""
-    from ddim.model.tokens import TokenModel
+    from ddim.model.model import Model
 
     model = load_any(TEXT, device, dtype, compile_, micro_batch=1)
-    assert isinstance(model, TokenModel)
+    assert isinstance(model, Model)
     plan = model.plan(32, eta=0.1, temperature=0.4)
     with progress_bar(transient=True) as bar:
         task = bar.add_task("sampling text", total=1, rate="")

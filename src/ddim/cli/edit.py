@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ddim.evaluation.sample_folder import Edit
-    from ddim.model.image import Model
+    from ddim.model.model import Model
     from ddim.plan.plan import Plan
     from ddim.sampling.x0_hooks import Operator
 
@@ -197,7 +197,8 @@ def _plan(
         raise DdimError(f"--steps {steps}", f"are more than the times below --start-at {start_at}", "give fewer")
     if listed and start_at is not None and times[-1] != start_at:
         raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", "let its last time be that")
-    return model.plan(steps, times, eta, clip_x0=clip, top=None if listed else start_at)
+    plan: Plan = model.plan(steps, times, eta=eta, clip_x0=clip, top=None if listed else start_at, sampler="ddim")
+    return plan
 
 
 def _edit(

@@ -14,13 +14,13 @@ from ddim.cli._progress import progress_bar
 from ddim.names import METHODS
 
 if TYPE_CHECKING:
-    from ddim.model.image import Model
+    from ddim.model.model import Model
     from ddim.sampling.inversion import Inversion
 
 
 def inversion_from_options(model: Model, method: str, steps: int | None, grid: str | None) -> Inversion:
     """The inversion plans of --method, --steps and --grid, see `ddim.Model.inversion`."""
-    return model.inversion(method, steps, numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
+    return model.inversion(method, steps, grid=numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid)
 
 
 @click.command("encode")
@@ -71,7 +71,7 @@ def command(
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
     from ddim.data.pixels import to_float
-    from ddim.sampling.latents import LatentsFile, write_latents
+    from ddim.sampling.latents import write_latents
 
     inversion = inversion_from_options(loaded, method, steps, grid)
     pixels, names = read_images(images, refit(loaded.policy, fit), split, limit)
@@ -86,8 +86,7 @@ def command(
     latents = torch.cat([part.latents for part in parts])
     second_states = [part.earlier for part in parts if part.earlier is not None]
     earlier = torch.cat(second_states) if second_states else None
-    metadata = (inversion.resume_plan, loaded.config.sha256, method, earlier, loaded.conditions)
-    write_latents(out, latents, LatentsFile(tuple(names), *metadata))
+    write_latents(out, loaded.latents(latents, inversion, earlier, names))
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
     click.echo(f"{len(latents)} latents, {prefix}{name}, std {latents.std():.3f}: {out}")

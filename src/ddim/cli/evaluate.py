@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,8 +21,7 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from ddim.evaluation.fid_table import Measured, Progress, TableCell
     from ddim.evaluation.report.tables import Times
-    from ddim.model.image import Model
-    from ddim.model.tokens import TokenModel
+    from ddim.model.model import Model
     from ddim.sampling.microbatch import Label
 
 
@@ -112,11 +111,11 @@ def command(
     from ddim.process.start import default_counts
 
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
-    eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.SETTINGS else "0,0.1,0.5")
+    eta = eta or ("0,0.2,0.5,1,hat" if "sigma" in loaded.planner.SETTINGS else "0,0.1,0.5")
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
     options = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
     plan_settings = {key: value for key, value in options.items() if value is not None}
-    for option in options_given({key: options[key] for key in plan_settings.keys() - loaded.SETTINGS}):
+    for option in options_given({key: options[key] for key in plan_settings.keys() - loaded.planner.SETTINGS}):
         raise DdimError(option, "is of another kind of data", "leave it out")
     counts = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
     cells = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **plan_settings)
@@ -125,7 +124,7 @@ def command(
         image_options |= {"--extractor": extractor or inception_weights}
         for option in [option for option, value in image_options.items() if value is not None]:
             raise DdimError(option, "is of pictures", "leave it out")
-        _evaluate_text(cast("TokenModel", loaded), cells, data, split or "test", limit, out, seed, Path(model).name)
+        _evaluate_text(loaded, cells, data, split or "test", limit, out, seed, Path(model).name)
         return
     fid_table.check(loaded, cells, seed, label=label)
     inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
@@ -162,7 +161,7 @@ _OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
 
 
 def _evaluate_text(
-    model: TokenModel,
+    model: Model,
     some: Sequence[TableCell],
     data: str,
     split: str,
@@ -193,7 +192,7 @@ def _evaluate_text(
         click.echo(f"picture: {out / 'evaluate.png'}")
 
 
-def times(model: Model | TokenModel, made: Sequence[Measured], label: Label = None) -> Times:
+def times(model: Model, made: Sequence[Measured], label: Label = None) -> Times:
     """Seconds per sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
     from ddim.evaluation.fid_table import seconds
 

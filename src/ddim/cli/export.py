@@ -10,7 +10,7 @@ import click
 from ddim.cli._options import (
     grid_option,
     load_any,
-    make_any_plan,
+    make_plan,
     noise_options,
     options_given,
     output_file,
@@ -82,7 +82,7 @@ def command(
     if what == "sampler" and plan_file is not None:
         plan = read_plan(loaded, plan_file, plan_options)
     elif what == "sampler":
-        plan = make_any_plan(loaded, steps, grid, sampler, **settings)
+        plan = make_plan(loaded, steps, grid, sampler, settings)
     with progress_bar(transient=True) as bar:
         task, work = bar.add_task("loading", total=None, rate=""), iter_export(loaded, out, plan, Path(model).name)
         while True:

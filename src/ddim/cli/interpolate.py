@@ -24,7 +24,7 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim.model.image import Model
+    from ddim.model.model import Model
     from ddim.plan.plan import Plan
 
 MOST = 1000  # frames per row
@@ -98,10 +98,10 @@ def command(
     from ddim.model.plausible import refuse_implausible
     from ddim.sampling.latents import blend, slerp_grid, slerp_path
 
-    plan = make_plan(loaded, steps, grid, clip_x0=False, default=50)
+    plan = make_plan(loaded, steps, grid, "ddim", {"clip_x0": False}, 50)
     ends = torch.cat([loaded.noise([index], seed).start() for seed, index in locations]) if locations else None
     if ends is None:
-        ends = _encoded(loaded, tuple(sources), make_plan(loaded, steps, grid, encode=True, default=50), fit)
+        ends = _encoded(loaded, tuple(sources), make_plan(loaded, steps, grid, "ddim", {"encode": True}, 50), fit)
     if blends:
         latents, columns = blend(ends, blends), min(len(blends), 11)
     elif four:

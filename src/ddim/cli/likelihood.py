@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._datasets import fit_option
-from ddim.cli._options import exact_device_options, grid_option, load_any, make_any_plan, make_plan
+from ddim.cli._options import exact_device_options, grid_option, load_any, make_plan
 from ddim.cli._progress import progress_bar
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
     from ddim.evaluation.likelihood_run import Request
-    from ddim.model.image import Model
-    from ddim.model.tokens import TokenModel
+    from ddim.model.model import Model
 
 
 @click.command("likelihood")
@@ -120,8 +119,8 @@ def command(
         _plot(likelihood_run.summary(blocks, request), out / "terms.png")
 
 
-def _request(model: Model | TokenModel, method: str, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim.model.image import Model
+def _request(model: Model, method: str, seed: int, settings: dict[str, Any]) -> Request:
+    from ddim.model.model import Model
 
     if isinstance(model, Model):
         return (_bound if method == "bound" else _ode)(model, seed, settings)
@@ -148,16 +147,19 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
         model,
         settings["steps"],
         settings["grid"] or "linear",
-        1.0 if eta is None and sigma in (None, "optimal") else eta,
-        sigma,
-        None if sigma == "hat" else False,  # the bound is for the unclipped network
-        default=model.schedule.T,
-        top=None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and starts at T
+        "ddim",
+        {
+            "eta": 1.0 if eta is None and sigma in (None, "optimal") else eta,
+            "sigma": sigma,
+            "clip_x0": None if sigma == "hat" else False,  # the bound is for the unclipped network
+            "top": None if (settings["grid"] or "l")[0].isdigit() else model.schedule.T,  # and starts at T
+        },
+        model.schedule.T,
     )
     return likelihood_run.bound_request(model, plan, settings["last_sigma"], seed, _draws(settings))
 
 
-def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
+def _tokens(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     from ddim.evaluation import likelihood_run
 
     for name in ("last_sigma", "sigma", "probes", "dequantize"):
@@ -168,7 +170,7 @@ def _tokens(model: TokenModel, seed: int, settings: dict[str, Any]) -> Request:
     steps = settings["steps"]
     if steps is None and not (settings["grid"] or "")[:1].isdigit():
         steps = model.schedule.T
-    plan: Any = make_any_plan(model, steps, settings["grid"] or "linear", sampler, eta=eta)
+    plan: Any = make_plan(model, steps, settings["grid"] or "linear", sampler, {"eta": eta})
     if eta:
         warn(f"eta {eta:g}: this bound grows without limit as S grows; compare models with --sampler markov")
     return likelihood_run.token_request(model, plan, seed, _draws(settings))

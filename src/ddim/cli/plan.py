@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ddim.cli._emulation import compared, like_option, make_like
-from ddim.cli._options import grid_option, make_any_plan, noise_options, sampler_option, sharpness_options, steps_option
+from ddim.cli._options import grid_option, make_plan, noise_options, sampler_option, sharpness_options, steps_option
 from ddim.errors import DdimError
 
 
@@ -64,7 +64,7 @@ def command(
     table: Any
     like_settings: dict[str, Any] = {}
     if like is None:
-        table = make_any_plan(loaded, steps, grid, sampler, **settings, **sharp)
+        table = make_plan(loaded, steps, grid, sampler, {**settings, **sharp})
     else:
         others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
         table, like_settings = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})

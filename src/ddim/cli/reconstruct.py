@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ddim.evaluation.reconstruction import RoundTrip
-    from ddim.model.image import Model
+    from ddim.model.model import Model
     from ddim.sampling.inversion import Inversion
 
 SHOWN = 16

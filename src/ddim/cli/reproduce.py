@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ddim.evaluation import Extractor, Statistics
     from ddim.evaluation.fid_table import Measured
     from ddim.evaluation.report.budget import Amounts
-    from ddim.model.image import Model
+    from ddim.model.model import Model
 
 
 @click.command("reproduce")

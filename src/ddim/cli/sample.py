@@ -15,7 +15,7 @@ from ddim.cli._options import (
     grid_option,
     label_of,
     load_any,
-    make_any_plan,
+    make_plan,
     noise_options,
     output_file,
     read_plan,
@@ -27,7 +27,7 @@ from ddim.cli._progress import fill
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
-    from ddim.model.base import ModelBase
+    from ddim.model.model import Model
     from ddim.plan.base import BasePlan
     from ddim.sampling.guidance import Guidance
     from ddim.sampling.microbatch import Label
@@ -139,9 +139,9 @@ def command(
         if cfg_plus_plus is not None:  # the scale is defined for an unclipped ddim plan
             sampler = "ddim" if sampler == "auto" else sampler
             # With sigma, the plan's own rule for clipping applies: sigma hat clips or requires a choice.
-            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.SETTINGS
+            unclipped = clip_x0 is None and sigma is None and "clip_x0" in loaded.planner.SETTINGS
             settings["clip_x0"] = False if unclipped else clip_x0
-        plan = make_any_plan(loaded, steps, grid, sampler, **settings)
+        plan = make_plan(loaded, steps, grid, sampler, settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
     generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
     what = loaded.kind.noun
@@ -155,7 +155,7 @@ def command(
         click.echo(f"sheet: {sheet}")
 
 
-def _read_plan(model: ModelBase, path: Path, given: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
+def _read_plan(model: Model, path: Path, given: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
     """Read the plan of --plan; no option in `given` may have a value."""
     from dataclasses import replace
 

@@ -14,7 +14,7 @@ from ddim.cli._progress import progress_bar
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
-    from ddim.model.image import Model
+    from ddim.model.model import Model
 
 RECIPE = 3  # version of `ddim.tuning`: cached results of another version are not used
 

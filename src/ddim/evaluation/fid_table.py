@@ -25,9 +25,7 @@ from ddim.evaluation.features import Extractor
 from ddim.evaluation.moments import Moments
 from ddim.evaluation.sample_folder import generate
 from ddim.evaluation.statistics import Statistics
-from ddim.model.base import ModelBase
-from ddim.model.image import Model
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from ddim.plan.base import BasePlan
 from ddim.sampling.microbatch import Label, labels_of
 
@@ -101,7 +99,7 @@ def label(row: str) -> str:
 
 
 def cells(
-    model: Model | TokenModel,
+    model: Model,
     steps: Sequence[int],
     rows: Sequence[str],
     n: Counts,
@@ -138,18 +136,19 @@ def cells(
     return result
 
 
-def _plan(model: Model | TokenModel, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> BasePlan[Any]:
-    if row == "hat" and "sigma" not in model.SETTINGS:
-        raise DdimError("--eta hat", "is not a kernel of categories", "leave it out")
+def _plan(model: Model, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> BasePlan[Any]:
+    if row == "hat" and "sigma" not in model.planner.SETTINGS:
+        raise DdimError("--eta hat", "is not a sampler of discrete data", "leave it out")
     noise: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
     sampler: dict[str, Any] = {} if noise else {"sampler": row}
     if row == "auto":
-        return model.plan(steps, **sampler, **{key: value for key, value in settings.items() if key != "top"})
-    return model.plan(steps, grid, **noise, **sampler, **settings)
+        settings, grid = {key: value for key, value in settings.items() if key != "top"}, None
+    plan: BasePlan[Any] = model.plan(steps, grid, **noise, **sampler, **settings)
+    return plan
 
 
 def check(
-    model: Model | TokenModel,
+    model: Model,
     some: Sequence[TableCell],
     seed: int,
     name: str = "",
@@ -178,7 +177,7 @@ def check(
 
 
 def iter_fill(
-    model: Model | TokenModel,
+    model: Model,
     some: Sequence[TableCell],
     data: Statistics,
     extractor: Extractor,
@@ -266,7 +265,7 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
     return figures
 
 
-def seconds(model: ModelBase, cell: TableCell, gathered: FeatureStats, label: Label = None) -> tuple[float, int]:
+def seconds(model: Model, cell: TableCell, gathered: FeatureStats, label: Label = None) -> tuple[float, int]:
     """Mean seconds per sample, and the number of samples timed; times one micro-batch if none were.
 
     Args:

@@ -19,7 +19,7 @@ from ddim.evaluation.accumulate import CHUNK, FeatureStats, Make, iter_gather
 from ddim.evaluation.features import Extractor
 from ddim.evaluation.sample_folder import generate, identity, read_sheet
 from ddim.evaluation.statistics import Protocol, Statistics
-from ddim.model.base import ModelBase
+from ddim.model.model import Model
 from ddim.plan.base import BasePlan
 from ddim.process.rng import permutation
 from ddim.sampling.microbatch import Label, labels_of
@@ -73,7 +73,7 @@ def from_data(found: ImageSet) -> ImageSource:
 
 
 def from_model(
-    model: ModelBase,
+    model: Model,
     plan: BasePlan[Any],
     n: int,
     seed: int = 0,

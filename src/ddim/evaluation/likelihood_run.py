@@ -24,9 +24,7 @@ from ddim._io.temporary import remove_parts
 from ddim.errors import DdimError, either
 from ddim.evaluation.likelihood import bits, discrete_nats, log_density
 from ddim.evaluation.sample_folder import MANIFEST, identity, write_or_verify
-from ddim.model.base import ModelBase
-from ddim.model.image import Model
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 from ddim.objective import categorical_elbo, elbo
 from ddim.plan.base import BasePlan
 from ddim.plan.categorical import CategoricalPlan
@@ -61,7 +59,7 @@ class Block:
 
 
 def measure(
-    model: ModelBase, images: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
+    model: Model, images: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
 ) -> Iterator[list[Block]]:
     """Compute likelihoods in micro-batches into a folder, resuming from the results in it.
 
@@ -114,7 +112,7 @@ def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Bl
     return read_journal(path, parse)
 
 
-def _block(model: ModelBase, images: np.ndarray, first: int, request: Request) -> Block:
+def _block(model: Model, images: np.ndarray, first: int, request: Request) -> Block:
     """Results of one micro-batch, padded to its fixed size so that a sample's result does not depend on the others."""
     count, size = len(images), model.micro_batch
     indices = [first + min(i, count - 1) for i in range(size)]
@@ -137,9 +135,7 @@ def _block(model: ModelBase, images: np.ndarray, first: int, request: Request) -
     return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
 
 
-def _bound(
-    model: ModelBase, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]
-) -> list[Tensor]:
+def _bound(model: Model, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
     """Terms of the bound in nats, (N,) each, the prior term first; 0 for rows that are not in `rows`."""
     kind, plan, prior = model.kind, request.plan, model.kind.prior(request.plan, x0)
     each = [prior, *(torch.zeros_like(prior) for _ in plan.rows)]
@@ -149,7 +145,7 @@ def _bound(
     return each
 
 
-def _ode(model: ModelBase, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
+def _ode(model: Model, x0: Tensor, noise: Noise, request: Request) -> tuple[Tensor, Tensor]:
     probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(request.probes)])
     assert request.check is not None
     figures = []
@@ -160,7 +156,7 @@ def _ode(model: ModelBase, x0: Tensor, noise: Noise, request: Request) -> tuple[
     return figures[0], (figures[0] - figures[1]).abs()
 
 
-def _density(model: ModelBase, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
+def _density(model: Model, plan: Plan, probes: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: log_density(model.denoise, plan, x, probes)
 
 
@@ -268,7 +264,7 @@ def bound_request(model: Model, plan: Plan, last_sigma: float | None = None, see
     return Request("bound", plan, sigma, seed=seed, draws=draws)
 
 
-def token_request(model: TokenModel, plan: CategoricalPlan, seed: int = 0, draws: int = 0) -> Request:
+def token_request(model: Model, plan: CategoricalPlan, seed: int = 0, draws: int = 0) -> Request:
     """Request for the variational bound of a model of discrete data, see `ddim.objective.categorical_elbo`.
 
     Args:
@@ -340,7 +336,7 @@ def ode_request(
     return Request("ode", plan, last_sigma, check, probes, seed)
 
 
-def _check_model(model: ModelBase, seed: int) -> None:
+def _check_model(model: Model, seed: int) -> None:
     """Check the model and the seed before the output folder is created."""
     model.noise(1, seed)
     if model.config.needs_label:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim.data.pixels import to_float, to_uint8
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.sampling.inversion import Inversion
 from ddim.sampling.latents import reconstruction_error
 

@@ -31,9 +31,8 @@ from ddim._io.limits import check_samples
 from ddim._io.reading import of_kind, parse_json, read_bytes
 from ddim._io.temporary import remove_parts
 from ddim.errors import DdimError, either, warn
-from ddim.model.base import ModelBase
-from ddim.model.image import Model
 from ddim.model.modality import Modality, image_path
+from ddim.model.model import Model
 from ddim.model.plausible import refuse_implausible
 from ddim.plan.base import BasePlan, Hook, Hooked
 from ddim.plan.plan import Plan
@@ -86,7 +85,7 @@ class Edit:
 
 
 def generate(
-    model: ModelBase,
+    model: Model,
     plan: BasePlan[Any],
     folder: Path,
     n: int,
@@ -230,7 +229,7 @@ def _present(kind: Modality, folder: Path, indices: range) -> list[int]:
 
 
 def _fill(
-    model: ModelBase,
+    model: Model,
     folder: Path,
     what: dict[str, Any],
     describe: Callable[[int], dict[str, str]],
@@ -360,7 +359,7 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
     return earlier
 
 
-def identity(model: ModelBase, plan: BasePlan[Any], name: str) -> dict[str, Any]:
+def identity(model: Model, plan: BasePlan[Any], name: str) -> dict[str, Any]:
     """The manifest entries for a model, a plan and the software: what the samples depend on besides the seed."""
     versions = {"ddim": ddim.__version__, "torch": torch.__version__, "numpy": np.__version__}
     return {

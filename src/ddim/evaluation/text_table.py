@@ -19,7 +19,7 @@ from ddim.errors import DdimError
 from ddim.evaluation.fid_table import Progress, TableCell, label
 from ddim.evaluation.sample_folder import generate
 from ddim.evaluation.text_quality import GRAM, ORDER, Reference
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
 
 REAL = "real text"
 COLUMNS = {
@@ -30,7 +30,7 @@ COLUMNS = {
 
 
 def iter_fill(
-    model: TokenModel, some: Sequence[TableCell], folder: Path, seed: int, name: str
+    model: Model, some: Sequence[TableCell], folder: Path, seed: int, name: str
 ) -> Generator[Progress, None, None]:
     """Sample every cell into its own folder, resuming from existing samples.
 
@@ -58,7 +58,7 @@ def iter_fill(
                 yield Progress(cell, progress.done, nfe, resumed)
 
 
-def windows(text: str, model: TokenModel, n: int) -> list[str]:
+def windows(text: str, model: Model, n: int) -> list[str]:
     """Up to n windows of real text, each as long as a sample, evenly spaced and without overlap.
 
     Raises:
@@ -71,7 +71,7 @@ def windows(text: str, model: TokenModel, n: int) -> list[str]:
     return [policy.decode(apart[i]) for i in np.unique(np.linspace(0, len(apart) - 1, min(n, len(apart))).astype(int))]
 
 
-def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
+def read(model: Model, cell: TableCell, folder: Path) -> list[str]:
     """Read the samples of a cell.
 
     Raises:
@@ -86,7 +86,7 @@ def read(model: TokenModel, cell: TableCell, folder: Path) -> list[str]:
 
 
 def measure(
-    model: TokenModel, some: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
+    model: Model, some: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Metrics of the real text (first row) and of every cell.
 

@@ -22,6 +22,7 @@ from ddim.process.schedule import Schedule, from_betas
 from ddim.process.timesteps import DEFAULT, tau
 from ddim.process.timesteps import NAMED as GRIDS
 from ddim.samplers.registry import Planner
+from ddim.samplers.settings import SamplerSettings
 
 STAGES = {"heun": 2, "rk4": 4}
 """Network evaluations per step, for the samplers with more than one."""
@@ -192,7 +193,10 @@ class Settings(BaseModel):
 
     def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
         planner = Planner(self.schedule, self.predicts)
-        return planner.plan(steps, grid, self.eta, None, self.clip_x0, self.encode, steps, None, self.sampler)
+        settings = SamplerSettings(
+            steps=steps, grid=grid, eta=self.eta, clip_x0=self.clip_x0, encode=self.encode, sampler=self.sampler
+        )
+        return planner.plan(settings)
 
     def public(self) -> dict[str, Any]:
         """The settings under diffusers' names, for pipelines and for `from_config` of other schedulers.

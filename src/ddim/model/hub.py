@@ -265,21 +265,16 @@ class HubMixin:
             settings: dtype, compile, micro_batch: see `ddim.Model`.
 
         Raises:
-            DdimError: If it cannot be downloaded, is damaged, or is a model of another class.
+            DdimError: If it cannot be downloaded, is damaged.
         """
 
         fetched = {"revision": revision, "cache_dir": cache_dir, "token": token}
         folder = place(name, **fetched, local_files_only=local_files_only, force_download=force_download)
         config, network, notes = read(folder, name)
-        # Compare class names, because importing the classes here would be circular.
-        right, problem = ("TokenModel", "Model") if config.categorical else ("Model", "TokenModel")
-        if problem in {base.__name__ for base in cls.__mro__}:
-            kind = "categories" if config.categorical else "real-valued pictures"
-            raise DdimError(name, f"is a model of {kind}", f"load it with {right}.from_pretrained")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         constructor: Any = cls
-        model: M = constructor(network, config, device, **settings)
+        model: M = constructor(network, config, device=device, **settings)
         model.notes = notes
         return model
 

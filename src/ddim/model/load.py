@@ -11,17 +11,21 @@ from torch import nn
 from ddim.model import hub, importers
 from ddim.model.config import ModelConfig
 from ddim.model.devices import usable
-from ddim.model.image import Model
-from ddim.model.tokens import TokenModel
+from ddim.model.model import Model
+from ddim.names import DType
 from ddim.nn.base import Network
 
 
 def load(
     name: str | Path,
     device: torch.device | str | None = None,
+    *,
     hints: importers.CheckpointHints | None = None,
-    **settings: Any,
-) -> Model | TokenModel:
+    dtype: DType = "auto",
+    compile: bool = False,
+    micro_batch: int | None = None,
+    cuda_graphs: bool | None = None,
+) -> Model:
     """Load a bundled model, a model folder, a run, or another library's model. No code in it is ever executed.
 
     Args:
@@ -29,7 +33,10 @@ def load(
             `ddim.model.importers`), or the name of a model on the Hub, "org/name".
         device: The device to compute on; by default a GPU if there is one, else the CPU.
         hints: Metadata that a file of weights lacks, such as the size of the images.
-        settings: dtype, compile, micro_batch, cuda_graphs: see `Model`.
+        dtype: The network's compute precision, see `ddim.names.DType`.
+        compile: Whether to compile the network with torch.compile.
+        micro_batch: The number of samples per network evaluation, see `Model`.
+        cuda_graphs: Whether sampling replays CUDA graphs, see `Model`.
 
     Raises:
         DdimError: If there is no such model, it is damaged, or the device cannot be used.
@@ -38,14 +45,13 @@ def load(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     usable(device)
     config, network, notes = hub.read(hub.place(name), name, hints)
-    model = build_model(network, config, device, **settings)
+    settings: dict[str, Any] = {"micro_batch": micro_batch, "cuda_graphs": cuda_graphs}
+    model = build_model(network, config, device, dtype=dtype, compile=compile, **settings)
     model.notes = notes
     return model
 
 
-def build_model(
-    network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any
-) -> Model | TokenModel:
-    """A `Model` or `TokenModel` of a network and its configuration; the settings are those of `ModelBase`."""
+def build_model(network: nn.Module, config: ModelConfig, device: torch.device | str, **settings: Any) -> Model:
+    """A model of a network and its configuration; the settings are those of `Model`."""
     assert isinstance(network, Network)
-    return (TokenModel if config.categorical else Model)(network, config, device, **settings)
+    return Model(network, config, device=device, **settings)

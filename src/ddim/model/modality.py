@@ -202,7 +202,7 @@ class _Categories(Modality):
     @override
     def check_plan(self, plan: BasePlan[Any]) -> None:
         if not isinstance(plan, CategoricalPlan):
-            raise DdimError(f"plan {plan.name}", "is over real-valued data, not categories", "take TokenModel.plan's")
+            raise DdimError(f"plan {plan.name}", "is over real-valued data, not categories", "take Model.plan's")
         if plan.pi != self.alphabet.weights:
             problem = f"has {len(plan.pi)} categories, or another pi than the model, which has {self.alphabet.size}"
             raise DdimError(f"plan {plan.name}", problem, "make the plan for this model")

@@ -26,25 +26,28 @@ import torch
 from torch import Tensor, nn
 
 from ddim._io.arguments import floats, whole
-from ddim._io.limits import check_samples
 from ddim.errors import DdimError, warn
 from ddim.model.denoisers import MEANS, ExternalDenoiser, Output, Time, teller
 from ddim.model.devices import usable
+from ddim.model.runner import Runner
+from ddim.plan.base import BasePlan
 from ddim.plan.plan import Plan
 from ddim.plan.row import Row
 from ddim.process.parameterization import AnyDenoiser
 from ddim.process.rng import Noise
 from ddim.process.schedule import NAMED, Level, Schedule, from_betas
 from ddim.samplers.registry import Planner
-from ddim.sampling import inversion, loop, microbatch
-
-STEPS = 20
+from ddim.samplers.settings import STEPS, SamplerSettings
+from ddim.sampling import loop, microbatch
+from ddim.sampling.guidance import Guidance
 
 
 def wrap(
     module: Callable[..., Any],
     schedule: Schedule | str | Sequence[float] | np.ndarray | Tensor,
+    *,
     predicts: Output,
+    shape: Sequence[int] | None = None,
     time: Time | Callable[[Level], float] | None = None,
     data_at: Literal[0, 1] = 0,
     dtype: torch.dtype | None = None,
@@ -62,6 +65,7 @@ def wrap(
             its channels with a learned variance, which only sigma "learned" uses.
         schedule: The noise schedule, its name, or betas (T,).
         predicts: "eps", "x0" or "v"; "edm" for a denoiser of y = x / signal, "velocity" for eps - x_0 of flow matching.
+        shape: Shape of one sample, such as (C, H, W); it can be passed to `sample` instead.
         time: The time passed to the module: a name from the table above, or a function of the level. By default
             "index", but "sigma" for edm and "flow" for velocity.
         data_at: 1 for a velocity x_0 - eps, from a library in which time 1 is the data.
@@ -89,55 +93,41 @@ def wrap(
     size = microbatch.size_of(micro_batch, place)
     counts, sign, keywords = time_name in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
     arguments = (module, predicts, tell, dtype, place, time_dtype, counts, sign, keywords)
-    return Wrapped(*arguments, schedule=noise_schedule, error=error, micro_batch=size)
+    sizes = None if shape is None else tuple(whole(size, "shape", 1) for size in shape)
+    return Wrapped(*arguments, schedule=noise_schedule, shape=sizes, error=error, micro_batch=size)
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Wrapped(ExternalDenoiser):
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Wrapped(ExternalDenoiser, Runner):
     """A wrapped network, the result of `wrap`: a denoiser with plans, sampling, encoding and decoding.
 
     Args:
         schedule: The noise schedule.
+        shape: Shape of one sample; None if it is passed to `sample`.
         error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
         micro_batch: The number of samples per network evaluation; fixed, so that a sample's bits do not depend on
             other samples.
     """
 
     schedule: Schedule
+    shape: tuple[int, ...] | None = None
     error: Callable[[Level], float] | None = None
     micro_batch: int = 8
 
-    def plan(
-        self,
-        steps: int | None = None,
-        grid: str | Sequence[float] | None = None,
-        eta: float = 0.0,
-        sigma: Sequence[float] | str | None = None,
-        clip_x0: bool | None = None,
-        encode: bool = False,
-        default: int = STEPS,
-        top: int | None = None,
-        sampler: str = "ddim",
-    ) -> Plan:
-        """A plan for this network; the arguments are those of `ddim.Model.plan`.
+    def __repr__(self) -> str:
+        shape = "" if self.shape is None else f", shape={self.shape}"
+        return f"Wrapped({type(self.module).__name__}, predicts {self.predicts}, T={self.schedule.T}{shape})"
+
+    def plan_of(self, settings: SamplerSettings, default: int = STEPS) -> Plan:
+        """The plan of settings, see `Runner.plan`.
 
         Raises:
-            DdimError: As for `ddim.Model.plan`, or if the network cannot be evaluated at a level without signal.
+            DdimError: As for `Runner.plan`, or if the network cannot be evaluated at a level without signal.
         """
-        plan = self._planner.plan(steps, grid, eta, sigma, clip_x0, encode, default, top, sampler)
+        plan = self.planner.plan(settings, default)
         for row in plan.rows:
             self.check_signal(row.query)
         return plan
-
-    def inversion(
-        self, method: str = "ddim", steps: int | None = None, grid: str | Sequence[float] | None = None
-    ) -> inversion.Inversion:
-        """The plans of an inversion method; the arguments are those of `ddim.Model.inversion`.
-
-        Raises:
-            DdimError: As for `ddim.Model.inversion`.
-        """
-        return inversion.planned(self._planner, method, steps, grid)
 
     def trajectory(
         self, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, earlier: Sequence[Tensor] = ()
@@ -145,135 +135,45 @@ class Wrapped(ExternalDenoiser):
         """Run a plan step by step: `ddim.trajectory` with this network."""
         yield from loop.trajectory(self, plan, start, noise, earlier)
 
-    def sample(
-        self,
-        n: int,
-        shape: Sequence[int],
-        steps: int | None = None,
-        seed: int = 0,
-        start: int = 0,
-        plan: Plan | None = None,
-        through: Callable[[AnyDenoiser], AnyDenoiser] | None = None,
-        **settings: Any,
-    ) -> Tensor:
-        """Sample data. Sample i is a function of (network, plan, seed, start + i) and does not depend on n.
-
-        Args:
-            n: The number of samples; each conditioning tensor has n entries, or one.
-            shape: Shape of one sample, for example (C, H, W).
-            steps: S, the number of network evaluations; 20 by default.
-            seed: The run's seed.
-            start: The first sample's index.
-            plan: The plan to run, instead of steps and settings.
-            through: A function that wraps the denoiser, such as `partial(ddim.Hooked, hook=...)`, or
-                `lambda own: ddim.Guided(own, other, 3.0)`.
-            settings: The arguments of `Wrapped.plan`: sampler ("auto" by default, "ddim" with through), grid, eta,
-                sigma, clip_x0.
-
-        Returns:
-            float32, (n, *shape).
-
-        Raises:
-            DdimError: If an argument is out of range, or the plan does not fit this schedule.
-        """
-        microbatch.check_request(n, plan, settings or steps is not None)
-        check_samples(n, whole(start, "start", 0))
-        if settings.get("top") is not None:
-            raise DdimError("top", "goes with a picture to start from", "leave it out, or run `trajectory` from yours")
-        plan = plan or self.plan(steps, **{"sampler": "ddim" if through else "auto", **settings})
-        plan.check_schedule(self.schedule, to_clean=True)
-
-        def denoiser(places: Tensor | None) -> AnyDenoiser:
-            denoise = self if places is None else self.at(places, n)
-            return through(denoise) if through else denoise
-
-        def noise(indices: Sequence[int]) -> Noise:
-            return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
-
-        places = range(n) if self.conditioning else None
-        micro_batches = microbatch.sample_blocks(
-            denoiser, plan, noise, range(start, start + n), self.micro_batch, places
-        )
-        return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in micro_batches)])
-
-    def encode(
-        self,
-        x0: Tensor,
-        steps: int | None = None,
-        grid: str | Sequence[float] | None = None,
-        method: str = "ddim",
-    ) -> Tensor:
-        """Encode data to latents x_T, see `ddim.Model.encode`.
-
-        Args:
-            x0: float, (N, ...).
-            steps: S, the number of network evaluations of decoding; 50 by default with a named spacing.
-            grid: The name of a timestep spacing or an increasing list of timesteps; the method's default if None.
-            method: One of `ddim.names.METHODS`.
-
-        Returns:
-            float32, (N, ...); two states, (2, N, ...), for "reversible" and "lossless", float64 for "lossless".
-
-        Raises:
-            DdimError: If an argument is out of range, or a sample cannot be encoded.
-        """
-        x0 = floats(x0, "data to encode")
-        inverter = self.inversion(method, steps, grid)
-        if inverter.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
-            raise DdimError(method, f"cannot be solved in {self.dtype}, which is not smooth", "compute in float32")
-        if not (total := len(x0)):
-            return x0.new_empty((2, *x0.shape) if inverter.two_state else x0.shape)
-
-        def encode_part(part: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-            return inversion.encode(self.at(places, total), inverter, part, index=places)[:2]
-
-        states = (
-            x0.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32),
-            torch.arange(total),
-        )
-        encoded = [*microbatch.in_blocks(encode_part, states, self.micro_batch)]
-        latents, earlier = (torch.cat([part[which] for part in encoded]) for which in (0, 1))
-        return torch.stack([latents, earlier]) if inverter.two_state else latents
-
-    def decode(
-        self,
-        latents: Tensor,
-        steps: int | None = None,
-        grid: str | Sequence[float] | None = None,
-        method: str = "ddim",
-    ) -> Tensor:
-        """Decode latents to data, deterministically, see `ddim.Model.decode`.
-
-        Args:
-            latents: The result of `encode`.
-            steps: S, the number of network evaluations, as passed to `encode`; 50 by default with a named spacing.
-            grid: The name of a timestep spacing or an increasing list of timesteps, as passed to `encode`.
-            method: The method passed to `encode`.
-
-        Returns:
-            float32, (N, ...).
-
-        Raises:
-            DdimError: If an argument is out of range, or latents of one state are passed for a two-state method.
-        """
-        inverter, latents = self.inversion(method, steps, grid), floats(latents, "latents")
-        if inverter.two_state and len(latents) != 2:
-            raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
-        older, first = latents if inverter.two_state else (None, latents)
-        if not len(first):
-            return first.float()
-        current = first.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32)
-        previous = () if older is None else (older.to(current),)
-
-        def decode_part(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
-            return (loop.run(self.at(places, len(current)), inverter.resume_plan, state, earlier=earlier).float(),)
-
-        decoded = microbatch.in_blocks(decode_part, (torch.arange(len(current)), current, *previous), self.micro_batch)
-        return torch.cat([part for (part,) in decoded])
+    @property
+    def planner(self) -> Planner:
+        """Creates the plans of this network."""
+        return Planner(self.schedule, MEANS[self.predicts], self.error, learned=True)
 
     @property
-    def _planner(self) -> Planner:
-        return Planner(self.schedule, MEANS[self.predicts], self.error, learned=True)
+    def compute_dtype(self) -> torch.dtype | None:
+        """The dtype of the network's input."""
+        return self.dtype
+
+    def denoiser_of(
+        self, n: int, labels: Sequence[int] | None, guidance: Guidance | None
+    ) -> tuple[Callable[[Tensor], AnyDenoiser], bool]:
+        """The denoisers of a run of n samples, see `Runner.denoiser_of`.
+
+        Raises:
+            DdimError: If labels or guidance are passed.
+        """
+        if labels is not None:
+            raise DdimError("labels", "are not used by a wrapped network", "pass them by with_conditioning")
+        if guidance is not None:
+            raise DdimError("guidance", "needs the network's other conditioning", "pass through=, see ddim.Guided")
+        if not self.conditioning:
+            return lambda positions: self, False
+        return lambda positions: self.at(positions, n), True
+
+    def noise_of(self, indices: Sequence[int], seed: int, shape: Sequence[int]) -> Noise:
+        """The noise of the samples with these indices."""
+        return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
+
+    def check_plan(self, plan: BasePlan[Any], to_clean: bool = False) -> None:
+        """Check that a plan can be run with this network, see `Runner.check_plan`."""
+        if not isinstance(plan, Plan):
+            raise DdimError(f"plan {plan.name}", "is over discrete data", "use a plan of this network")
+        plan.check_schedule(self.schedule, to_clean)
+
+    def read(self, data: Tensor | np.ndarray) -> Tensor:
+        """Check data: float, (N, ...)."""
+        return floats(data, "data to encode", self.shape)
 
 
 def _check(predicts: str, data_at: int) -> None:

@@ -9,11 +9,13 @@ from ddim.samplers.multistep import adams_bashforth, deis, dpm_solver_pp, ipndm,
 from ddim.samplers.registry import ONE_EVALUATION, SAMPLERS, named, recommended
 from ddim.samplers.reversible import bdia, ddim_target, o_belm
 from ddim.samplers.runge_kutta import probability_flow, runge_kutta
+from ddim.samplers.settings import SamplerSettings
 
 __all__ = [
     "DISCRETE",
     "ONE_EVALUATION",
     "SAMPLERS",
+    "SamplerSettings",
     "adams_bashforth",
     "bdia",
     "ddim",

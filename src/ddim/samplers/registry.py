@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from ddim.errors import DdimError, either, warn
 from ddim.names import Predicts
+from ddim.plan.categorical import CategoricalPlan
 from ddim.plan.plan import Plan
 from ddim.process import timesteps
+from ddim.process.categorical import Alphabet
 from ddim.process.schedule import Level, Schedule, linear
 from ddim.process.start import default_steps, start_time
 from ddim.process.timesteps import DEFAULT
+from ddim.samplers.categorical import DISCRETE, discrete, discrete_markov
 from ddim.samplers.ddim import ddim
 from ddim.samplers.multistep import Coordinate, Quantity, adams_bashforth, deis, dpm_solver_pp, ipndm, unipc
 from ddim.samplers.runge_kutta import probability_flow, runge_kutta
+from ddim.samplers.settings import STEPS, SamplerSettings
 
 Levels = Sequence[Level]
 Maker = Callable[[Levels, Schedule, Level | None, str], Plan]
@@ -109,55 +114,96 @@ class Planner:
     learned: bool = False
     clipping: Callable[[], str] | None = None
 
-    def plan(
-        self,
-        steps: int | None,
-        grid: str | Sequence[float] | None,
-        eta: float,
-        sigma: Sequence[float] | str | None,
-        clip_x0: bool | None,
-        encode: bool,
-        default: int,
-        top: int | None,
-        sampler: str,
-    ) -> Plan:
-        """A plan; the arguments are those of `ddim.Model.plan`.
+    SETTINGS: ClassVar = frozenset({"steps", "grid", "eta", "sigma", "clip_x0", "encode", "top", "sampler"})
+    """The settings that these samplers have."""
 
-        An encoding plan clips only if `clip_x0` is true.
+    def plan(self, settings: SamplerSettings, default: int = STEPS) -> Plan:
+        """The plan of a user's settings. An encoding plan clips only if `clip_x0` is true.
+
+        Args:
+            settings: The settings.
+            default: The number of steps of a named spacing if `settings.steps` is None, at most the timesteps.
 
         Raises:
             DdimError: See `ddim.timesteps.tau` and `ddim.samplers.ddim`; or if the sampler does not support a setting.
         """
-        chosen = ""
+        settings.require(self.SETTINGS, "real-valued data")
+        steps, grid, sampler, clip_x0 = settings.steps, settings.grid, settings.sampler, settings.clip_x0
+        eta, chosen = settings.eta or 0.0, ""
         if sampler == "auto":
             sampler = "ddim"
             plain = clip_x0 is None or self.predicts == "eps" or self.clipping is not None
-            if grid is None and not eta and sigma is None and plain and not encode and top is None:
-                count = self._default(default) if steps is None else steps
-                sampler, grid = recommended(count, self.schedule, self.predicts)
+            if plain and settings.passed().keys() <= {"steps", "clip_x0"}:
+                sampler, grid = recommended(
+                    self.default_steps(default) if steps is None else steps, self.schedule, self.predicts
+                )
                 chosen = "auto: "
         grid = DEFAULT if grid is None else grid
         if steps is None and isinstance(grid, str):
-            steps = self._default(default)
-        if clip_x0 is None and not encode and self.clipping is not None and (why := self.clipping()):
+            steps = self.default_steps(default)
+        if clip_x0 is None and not settings.encode and self.clipping is not None and (why := self.clipping()):
             clip_x0 = True
             warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("clip_x0=False leaves it as predicted"))
-        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps, encode, top)
-        clean_as = self.schedule.level(1) if encode else None
+        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps, settings.encode, settings.top)
+        clean_as = self.schedule.level(1) if settings.encode else None
         about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
         if sampler == "ddim":
-            if sigma == "learned" and not self.learned:
-                raise DdimError("sigma learned", "this model's network does not say it", "use eta, hat or optimal")
-            return ddim(levels, eta, sigma, clip_x0, clean_as, about, self.error_at)
-        if eta or sigma is not None:
+            if settings.sigma == "learned" and not self.learned:
+                raise DdimError("sigma learned", "this model's network predicts none", "use eta, hat or optimal")
+            return ddim(levels, eta, settings.sigma, clip_x0, clean_as, about, self.error_at)
+        if eta or settings.sigma is not None:
             raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
         plan = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
         if plan.nfe != len(levels) - 1:
             warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.nfe} network evaluations")
         return plan
 
-    def _default(self, steps: int, above_first: bool = False) -> int:
+    def default_steps(self, steps: int, above_first: bool = False) -> int:
         """A default number of steps, bounded by the number of timesteps, or by one less with `above_first`."""
         bound = default_steps(steps, self.schedule, self.predicts)
         last = start_time(self.schedule, self.predicts)
         return max(1, min(bound, last - 1)) if above_first else bound
+
+
+@dataclass(frozen=True, slots=True)
+class CategoricalPlanner:
+    """Creates plans for one network of discrete data.
+
+    Args:
+        schedule: Its noise schedule.
+        alphabet: The alphabet of x_t and the distribution that noise is drawn from.
+    """
+
+    schedule: Schedule
+    alphabet: Alphabet
+    predicts: ClassVar[Predicts] = "x0"
+    SETTINGS: ClassVar = frozenset({"steps", "grid", "eta", "sampler", "temperature", "top_p"})
+    """The settings that these samplers have."""
+
+    def plan(self, settings: SamplerSettings, default: int = STEPS) -> CategoricalPlan:
+        """The plan of a user's settings; `default` is the number of steps if `settings.steps` is None.
+
+        Raises:
+            DdimError: If a setting is out of range, or is not one of these samplers.
+        """
+        settings.require(self.SETTINGS, "discrete data")
+        sampler = "ddim" if settings.sampler == "auto" else settings.sampler
+        if sampler not in DISCRETE:
+            names = ", ".join(DISCRETE)
+            raise DdimError(f"sampler {sampler!r}", "is not one of discrete data", f"choose one of {names}")
+        if sampler == "markov" and settings.eta:
+            raise DdimError("sampler markov", "has no eta", "leave eta out, or use ddim")
+        grid, steps = DEFAULT if settings.grid is None else settings.grid, settings.steps
+        if steps is None and isinstance(grid, str):
+            steps = self.default_steps(default)
+        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps)
+        about = f"{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        temperature = 1.0 if settings.temperature is None else settings.temperature
+        top_p = 1.0 if settings.top_p is None else settings.top_p
+        if sampler == "markov":
+            return discrete_markov(levels, self.alphabet, temperature, top_p, about)
+        return discrete(levels, self.alphabet, settings.eta or 0.0, temperature, top_p, about)
+
+    def default_steps(self, steps: int) -> int:
+        """A default number of steps, bounded by the number of timesteps."""
+        return default_steps(steps, self.schedule, self.predicts)

@@ -242,7 +242,7 @@ def planned(planner: Planner, method: str, steps: int | None, grid: str | Sequen
     """
     count = steps
     if steps is None and (grid is None or isinstance(grid, str)):
-        count = planner._default(INVERSION_STEPS, method == "fixed-point" and grid is None)
+        count = planner.default_steps(INVERSION_STEPS, method == "fixed-point" and grid is None)
     levels = timesteps.sampling_levels(planner.schedule, planner.predicts, DEFAULT if grid is None else grid, count)
     label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "own grid"
     if method == "fixed-point" and grid is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -144,25 +144,51 @@ def reconstruction_error(images: Tensor, again: Tensor) -> Tensor:
     return (images.double() - again.double()).div(2).square().flatten(1).mean(1)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class LatentsFile:
-    """The metadata of a latents file.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Latents:
+    """Latents of data, with what decoding them needs; a latents file holds the same.
 
     Args:
-        names: The source of each latent, (N,).
+        x: The latents x_T, (N, ...), float32 or float64.
         plan: The plan that decodes; if a latent consists of two states, the plan from the second state on.
-        model_sha256: The checksum of the model's weights.
+        earlier: If a latent consists of two states, the states one step before the latents, (N, ...).
         method: The inversion method, one of `ddim.names.METHODS`.
-        earlier: If a latent consists of two states, the states one step before the latents, (N, C, H, W).
-        conditions: The settings that change the last bits, see `ddim.model.base.ModelBase.conditions`.
+        names: The source of each latent, (N,), or none.
+        model_sha256: The checksum of the model's weights; empty if unknown.
+        conditions: The settings that change the last bits, see `ddim.Model.conditions`.
     """
 
-    names: tuple[str, ...]
+    x: Tensor
     plan: Plan
-    model_sha256: str
-    method: str = "ddim"
     earlier: Tensor | None = None
+    method: str = "ddim"
+    names: tuple[str, ...] = ()
+    model_sha256: str = ""
     conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        states = "" if self.earlier is None else ", 2 states each"
+        return f"Latents({tuple(self.x.shape)}, {self.method}, {self.plan.name}{states})"
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Latents:
+        """A selection of the latents, by a slice or by indices."""
+        if isinstance(index, int):
+            raise TypeError("select latents by a slice or a list of indices; `latents.x[i]` is one tensor")
+        selected = torch.arange(len(self))[index].tolist()
+        names = tuple(self.names[i] for i in selected) if self.names else ()
+        earlier = None if self.earlier is None else self.earlier[selected]
+        return replace(self, x=self.x[selected], earlier=earlier, names=names)
+
+    def states(self) -> tuple[Tensor, list[Tensor]]:
+        """The state that `plan` starts from, and the states before it, as `ddim.trajectory` takes them."""
+        return (self.x, []) if self.earlier is None else (self.earlier, [self.x])
+
+    def to(self, device: torch.device | str) -> Latents:
+        """The latents on a device."""
+        return replace(self, x=self.x.to(device), earlier=None if self.earlier is None else self.earlier.to(device))
 
     def other_conditions(self, now: Mapping[str, Any]) -> str:
         """How `now` differs from the conditions of the encoding, as text; "" if it does not."""
@@ -171,8 +197,8 @@ class LatentsFile:
         )
 
 
-def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
-    """Write latents, (N, C, H, W), float32 or float64, and the metadata for decoding to a safetensors file.
+def write_latents(path: Path, latents: Latents) -> None:
+    """Write latents to a safetensors file.
 
     Raises:
         DdimError: If the file cannot be written.
@@ -180,13 +206,13 @@ def write_latents(path: Path, latents: Tensor, file: LatentsFile) -> None:
     meta = {
         "format": "ddim-latents",
         "version": 2,
-        "names": list(file.names),
-        "plan": file.plan.to_json(),
-        "model_sha256": file.model_sha256,
-        "method": file.method,
-        "conditions": dict(file.conditions),
+        "names": list(latents.names) or [str(i) for i in range(len(latents))],
+        "plan": latents.plan.to_json(),
+        "model_sha256": latents.model_sha256,
+        "method": latents.method,
+        "conditions": dict(latents.conditions),
     }
-    states = {"latents": latents} | ({} if file.earlier is None else {"earlier": file.earlier})
+    states = {"latents": latents.x} | ({} if latents.earlier is None else {"earlier": latents.earlier})
     write_tensors(path, states, meta)
 
 
@@ -196,8 +222,8 @@ def _digest(states: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
-    """Read latents, (N, C, H, W), float32 or float64, and their metadata.
+def read_latents(path: Path) -> Latents:
+    """Read a latents file.
 
     A file of version 1 contains the encoding plan, always eq. (13) backwards; the matching decoding plan is returned.
 
@@ -219,7 +245,7 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
     earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, hint)
     states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
     sound = all(state.shape == latents.shape and torch.isfinite(state).all() for state in states)
-    if latents.ndim != 4 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
+    if latents.ndim < 2 or len(names) != len(latents) or not sound or len(plan.before) != len(states) - 1:
         raise DdimError(path, f"holds no usable latents ({list(latents.shape)})", "write it again with `ddim encode`")
     method = entry(meta, "method", str, path, "ddim", hint)
     sha256 = entry(meta, "model_sha256", str, path, "", hint)
@@ -228,4 +254,4 @@ def read_latents(path: Path) -> tuple[Tensor, LatentsFile]:
     if meta["version"] == 1:
         levels = [*(row.next for row in reversed(plan.rows)), plan.start]
         plan = samplers.ddim(levels, about=plan.about.removesuffix(", encode"))
-    return latents, LatentsFile(names, plan, sha256, method, states[1] if earlier is not None else None, conditions)
+    return Latents(latents, plan, states[1] if earlier is not None else None, method, names, sha256, conditions)

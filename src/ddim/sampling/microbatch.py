@@ -13,8 +13,7 @@ from ddim._io.arguments import whole
 from ddim._io.limits import MICRO_BATCH, check_samples
 from ddim.errors import DdimError
 from ddim.plan.base import BasePlan
-from ddim.plan.plan import Plan
-from ddim.process.parameterization import AnyDenoiser, Denoiser
+from ddim.process.parameterization import AnyDenoiser
 from ddim.process.rng import Noise
 from ddim.sampling.loop import run
 
@@ -80,12 +79,12 @@ def check_request(n: int, plan: Any, others: Any) -> None:
 
 
 def sample_blocks(
-    denoiser: Callable[[Tensor | None], AnyDenoiser],
+    denoiser: Callable[[Tensor], AnyDenoiser],
     plan: BasePlan[Any],
     noise: Callable[[Sequence[int]], Noise],
     indices: Sequence[int],
     size: int,
-    labels: Sequence[int] | None = None,
+    varies: bool = False,
     origin: Tensor | None = None,
     padded: bool = True,
     through: Callable[[AnyDenoiser, BasePlan[Any], Tensor, Noise], Tensor] = run,
@@ -93,12 +92,12 @@ def sample_blocks(
     """Draw samples in micro-batches of one size; the last one is padded with copies that are dropped.
 
     Args:
-        denoiser: Creates the denoiser of a micro-batch from its labels, int64 (size,), or None.
+        denoiser: Creates the denoiser of a micro-batch from its positions in `indices`, int64, (size,).
         plan: The plan.
         noise: Creates the `Noise` of a list of indices.
         indices: The samples' indices, (N,).
         size: Samples per micro-batch.
-        labels: One for each index, or None.
+        varies: Whether denoisers depend on the positions; if not, one is created for all micro-batches.
         origin: x_0 to start from, partly noised, instead of pure noise: (1, ...) for all or (N, ...).
         padded: Whether the last micro-batch is padded; not needed if bits do not depend on the micro-batch size.
         through: The function that runs a plan, such as `ddim.loop.run`, or replays a recorded run, see
@@ -107,43 +106,17 @@ def sample_blocks(
     Yields:
         (up to size, ...), in the order of `indices`.
     """
-    unlabelled = denoiser(None) if labels is None else None
+    constant = None if varies else denoiser(torch.arange(0))
     for first in range(0, len(indices), size):
         batch = range(first, min(first + size, len(indices)))
         places = [*batch, *[batch[-1]] * (size - len(batch) if padded else 0)]
         batch_noise = noise([indices[place] for place in places])
-        denoise = unlabelled or denoiser(
-            torch.tensor([labels[place] for place in places] if labels is not None else [])
-        )
+        denoise = constant or denoiser(torch.tensor(places))
         start = batch_noise.start()
         if origin is not None:
             x0 = origin if len(origin) == 1 else origin[places]
             start = x0.to(start) * plan.start.signal + start * plan.start.noise
         yield through(denoise, plan, start, batch_noise)[: len(batch)]
-
-
-def run_blocks(
-    denoise: Denoiser, plan: Plan, states: Tensor, size: int, earlier: Sequence[Tensor] = (), padded: bool = True
-) -> Iterator[Tensor]:
-    """Run a noiseless plan from initial states in micro-batches of one size; the last one is padded with copies.
-
-    Args:
-        denoise: The denoiser.
-        plan: The plan.
-        states: The first states, (N, ...).
-        size: Samples per micro-batch.
-        earlier: States older than the first, (N, ...) each, one for each level of `plan.before`.
-        padded: Whether the last micro-batch is padded, see `sample_blocks`.
-
-    Yields:
-        (up to size, ...).
-    """
-
-    def through(first: Tensor, *older: Tensor) -> tuple[Tensor, ...]:
-        return (run(denoise, plan, first, earlier=older),)
-
-    for (ends,) in in_blocks(through, (states, *earlier), size, padded):
-        yield ends
 
 
 def in_blocks(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.process.gaussian import diffuse
 from ddim.process.rng import Noise
 from ddim.process.schedule import Level, Schedule

@@ -16,7 +16,7 @@ from ddim._io.checksum import read_sealed_json, write_json
 from ddim._io.reading import entry
 from ddim.errors import DdimError, warn
 from ddim.evaluation.report.sections import WALK_STEPS, WALKED
-from ddim.model.image import Model
+from ddim.model.model import Model
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
 LEAST_SAMPLES, LEAST_PICTURES = 200, 50
@@ -48,7 +48,7 @@ class Amounts(BaseModel):
 
 def speed(model: Model, nfe: int = 5) -> float:
     """Network evaluations of single samples per second, timed on one micro-batch after a warm-up micro-batch."""
-    plan, size = model.plan(nfe), model.micro_batch
+    plan, size = model.plan(nfe, sampler="ddim"), model.micro_batch
     for first in (0, size):
         start_time = time.monotonic()
         for block in model.sample_blocks(plan, range(first, first + size)):

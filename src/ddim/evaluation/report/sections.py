@@ -19,7 +19,7 @@ from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError
 from ddim.evaluation.fid_table import Measured, label
 from ddim.evaluation.reconstruction import round_trips
-from ddim.model.image import Model
+from ddim.model.model import Model
 from ddim.sampling.latents import slerp_grid, slerp_path
 
 SHOWN = 12
@@ -53,7 +53,7 @@ def round_tripping(
     yield images_done
     with Appender(path) as file:
         for s in steps:
-            inverter = model.inversion("ddim", s, grid)
+            inverter = model.inversion("ddim", s, grid=grid)
             for first in range(0, count, size):
                 if (s, first) in done:
                     continue
@@ -105,7 +105,7 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
         for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
             yield done
             if finished.missing([path])[0]:
-                plan = model.plan(min(WALK_STEPS, model.schedule.T), grid)
+                plan = model.plan(min(WALK_STEPS, model.schedule.T), grid, sampler="ddim")
                 ends = model.noise(2 * ROWS + 4, seed).start()
                 if path == paths[0]:
                     latents = torch.cat([slerp_path(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])

@@ -19,7 +19,7 @@ from ddim.evaluation.features import Extractor
 from ddim.evaluation.fid_table import Measured, label
 from ddim.evaluation.report import figures
 from ddim.evaluation.statistics import Statistics
-from ddim.model.base import ModelBase
+from ddim.model.model import Model
 from ddim.sampling.microbatch import Label
 
 Times = Mapping[tuple[str, int], Mapping[str, Any]]
@@ -27,7 +27,7 @@ MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_
 
 
 def about(
-    model: ModelBase, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
+    model: Model, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
 ) -> dict[str, Any]:
     """Metadata of a table: model, data, extractor, seed, label, precision and version."""
     return {

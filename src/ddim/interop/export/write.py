@@ -22,9 +22,9 @@ from ddim._io.atomic import write_atomic
 from ddim.errors import DdimError
 from ddim.interop.export import onnx_file
 from ddim.interop.export.programs import Body, Frame, NetworkProgram, SamplerProgram, trace
-from ddim.model.base import ModelBase
 from ddim.model.config import to_json
 from ddim.model.denoisers import NetworkDenoiser
+from ddim.model.model import Model
 from ddim.nn.base import Network
 from ddim.plan.plan import Plan
 from ddim.sampling.loop import run
@@ -56,7 +56,7 @@ class Exported:
     difference: float | None
 
 
-def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = "") -> Exported:
+def export(model: Model, path: Path | str, plan: Plan | None = None, name: str = "") -> Exported:
     """Export a network, or a sampler, as a program in float32.
 
     Args:
@@ -78,7 +78,7 @@ def export(model: ModelBase, path: Path | str, plan: Plan | None = None, name: s
 
 
 def iter_export(
-    model: ModelBase, path: Path | str, plan: Plan | None = None, name: str = ""
+    model: Model, path: Path | str, plan: Plan | None = None, name: str = ""
 ) -> Generator[str, None, Exported]:
     """As `export`, with progress.
 
@@ -114,7 +114,7 @@ def iter_export(
     return Exported(path, len(data), facts, difference)
 
 
-def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, str]:
+def describe(model: Model, plan: Plan | None, name: str = "") -> dict[str, str]:
     """The metadata of a file, with which it can be used without this library."""
     config, shape = model.config, ", ".join(str(side) for side in model.shape)
     what, classes = "network" if plan is None else "sampler", config.network.classes
@@ -144,7 +144,7 @@ def describe(model: ModelBase, plan: Plan | None, name: str = "") -> dict[str, s
     return facts | io_ | {"alpha_bar": json.dumps([level.alpha_bar for level in levels])}
 
 
-def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
+def examples(model: Model, n: int, plan: Plan | None) -> dict[str, Tensor]:
     """Example inputs of a program by name, for n samples: noise of a fixed seed, different timesteps and labels."""
     x, classes = model.noise(n).start().cpu(), model.config.network.classes
     inputs = {"x": x, "t": torch.linspace(1, model.schedule.T, n)} if plan is None else {"x_T": x}
@@ -152,7 +152,7 @@ def examples(model: ModelBase, n: int, plan: Plan | None) -> dict[str, Tensor]:
     return inputs | ({"labels": (rows - 1 - torch.arange(n)) % rows} if classes else {})
 
 
-def _check_plan(model: ModelBase, plan: Plan) -> None:
+def _check_plan(model: Model, plan: Plan) -> None:
     what, hint = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
     if not isinstance(plan, Plan) or model.config.categorical:
         raise DdimError("sampler", "over categories draws in every step", "export the network")
@@ -217,7 +217,7 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
     return onnx_file.finish(onnx_file.join(network, frame, nfe, constants), facts, ddim.__version__)
 
 
-def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
+def _difference(model: Model, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
     """Largest absolute difference between a file's results and the model's; None if there is no runtime.
 
     Raises:
@@ -240,7 +240,7 @@ def _difference(model: ModelBase, network: Network, plan: Plan | None, path: Pat
     return worst
 
 
-def _expected(model: ModelBase, network: Network, plan: Plan | None, inputs: Mapping[str, Tensor]) -> Tensor:
+def _expected(model: Model, network: Network, plan: Plan | None, inputs: Mapping[str, Tensor]) -> Tensor:
     if plan is None:
         output: Tensor = NetworkProgram(network)(*inputs.values())
         return output
