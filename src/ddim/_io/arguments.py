@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import math
 import numbers
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from ddim.errors import DdimError, shorten
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 GUIDANCE = 10_000.0
 """The largest guidance scale."""
+
+
+def suggest_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a public function: an unknown keyword argument is refused with the nearest name.
+
+    Raises:
+        DdimError: By the decorated function, for a keyword that it does not have.
+    """
+    names = [*inspect.signature(function).parameters]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs.keys() - {*names}:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(n for n in names if n != 'self')}"
+            raise DdimError(f"{function.__name__}: argument {name}", "is unknown", hint)
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def whole(value: Any, name: str, least: int | None = None, most: int | None = None) -> int:

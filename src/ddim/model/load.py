@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddim._io.arguments import suggest_names
 from ddim.model import hub, importers
 from ddim.model.config import ModelConfig
 from ddim.model.devices import usable
@@ -16,6 +17,7 @@ from ddim.names import DType
 from ddim.nn.base import Network
 
 
+@suggest_names
 def load(
     name: str | Path,
     device: torch.device | str | None = None,

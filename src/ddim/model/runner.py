@@ -116,6 +116,7 @@ class Runner(ABC):
 
     # ---------------------------------------------------------------- plans
 
+    @arguments.suggest_names
     def plan(
         self,
         steps: int | None = None,
@@ -192,6 +193,7 @@ class Runner(ABC):
             steps = planner.default_steps(STEPS)
         return timesteps.sampling_levels(self.schedule, planner.predicts, grid, steps, encode, top)
 
+    @arguments.suggest_names
     def inversion(
         self, method: str = "ddim", steps: int | None = None, *, grid: str | Sequence[float] | None = None
     ) -> Inversion:
@@ -213,6 +215,7 @@ class Runner(ABC):
 
     # ---------------------------------------------------------------- sampling
 
+    @arguments.suggest_names
     def sample(
         self,
         n: int,
@@ -411,6 +414,7 @@ class Runner(ABC):
 
     # ---------------------------------------------------------------- latents
 
+    @arguments.suggest_names
     def encode(
         self,
         data: Tensor | np.ndarray,
@@ -477,6 +481,7 @@ class Runner(ABC):
         for latents, earlier, nfe in microbatch.in_blocks(encode, numbered, self.micro_batch):
             yield Encoded(latents, earlier if inverter.two_state else None, int(nfe[0]))
 
+    @arguments.suggest_names
     def decode(
         self,
         latents: Latents | Tensor,
@@ -519,6 +524,7 @@ class Runner(ABC):
 
     # ---------------------------------------------------------------- tuning
 
+    @arguments.suggest_names
     def tuning(
         self, nfe: int, *, solver: str = "fitted", calibration_samples: int = 128, seed: int = 0
     ) -> Iterator[tuning.Progress]:

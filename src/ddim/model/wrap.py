@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddim._io.arguments import floats, whole
+from ddim._io.arguments import floats, suggest_names, whole
 from ddim.errors import DdimError, warn
 from ddim.model.denoisers import MEANS, ExternalDenoiser, Output, Time, teller
 from ddim.model.devices import usable
@@ -42,6 +42,7 @@ from ddim.sampling import loop, microbatch
 from ddim.sampling.guidance import Guidance
 
 
+@suggest_names
 def wrap(
     module: Callable[..., Any],
     schedule: Schedule | str | Sequence[float] | np.ndarray | Tensor,
