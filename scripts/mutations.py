@@ -146,8 +146,8 @@ SLIPS = (
     Slip(
         "the outer bins of the discretised last step do not extend to infinity",
         "objective/elbo.py",
-        "torch.where(x0 > 1 - half, math.inf, (off + half) / sigma)",
-        "(off + half) / sigma",
+        "torch.where(x0 > 1 - half, math.inf, (difference + half) / sigma)",
+        "(difference + half) / sigma",
         "test_bound.py::test_the_discretised_last_term_is_a_distribution",
     ),
     Slip(
@@ -188,8 +188,8 @@ SLIPS = (
     Slip(
         "the draw of x_0 and that of the noise from one uniform number",
         "plan/categorical.py",
-        "torch.where(noisy, sample_categorical(fresh[..., 2], pi), made)",
-        "torch.where(noisy, sample_categorical(fresh[..., 1], pi), made)",
+        "torch.where(noisy, sample_categorical(fresh[..., 2], pi), kept_or_x0)",
+        "torch.where(noisy, sample_categorical(fresh[..., 1], pi), kept_or_x0)",
         "test_mixture.py::test_what_a_row_draws_has_the_kernels_distribution",
     ),
     Slip(
@@ -223,8 +223,8 @@ SLIPS = (
     Slip(
         "UniPC without its correction",
         "samplers/multistep.py",
-        "change = [keep * weight for weight in _correction(before, behind)]",
-        "change = [0.0 * weight for weight in _correction(before, behind)]",
+        "change = [keep * weight for weight in _correction(previous, previous_nodes)]",
+        "change = [0.0 * weight for weight in _correction(previous, previous_nodes)]",
         "test_multistep.py::test_unipc_in_one_state_is_unipc_in_two",
     ),
     Slip(

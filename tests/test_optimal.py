@@ -146,7 +146,7 @@ def test_a_model_takes_its_own_table_linearly_between_whole_times() -> None:
     levels = model.schedule.levels([*times[::-1], 0])
     expected = ddim(levels, 0.3, "optimal", error=lambda level: 1 - level.t / 100)
     assert [row.z for row in plan.rows] == pytest.approx([row.z for row in expected.rows], rel=1e-12)
-    assert plan.about == "own grid, S=6, sigma optimal, eta=0.3"
+    assert plan.about == "custom grid, S=6, sigma optimal, eta=0.3"
     assert model.plan(grid=times, sigma="optimal").about.endswith("eta=0")
     assert len({tuple(picture.flatten().tolist()) for picture in model.sample(3, plan=plan)}) == 3
 
