@@ -228,7 +228,7 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         "x.png": "is a folder",
         "text.png": "is not a picture of a kind read here",
         "empty.png": "is empty (0 bytes)",
-        "pipe.png": "is not a regular file",
+        "pipe.png": "is not a plain file",
         "gone.png": "no such file",
         "none.png": "no such file",
     }

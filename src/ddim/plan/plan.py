@@ -79,7 +79,7 @@ class Plan(BasePlan[Row]):
         if not (self.lattice == 0 or (0 < self.lattice <= 1 and math.frexp(self.lattice)[0] == 0.5)):
             raise DdimError("plan", f"has lattice {self.lattice}", "use 0, or a power of two such as 2**-32")
         if self.eps_kept and not self.clip_x0:
-            raise DdimError("plan", "has eps_kept without clip_x0", "set clip_x0, or unset eps_kept")
+            raise DdimError("plan", "has eps_kept, but x0 is not clipped", "set clip_x0, or unset eps_kept")
         for k, row in enumerate(self.rows):
             self.check_levels(k)
             where, states = self.where(k), k + 1 + len(self.before)
