@@ -1,4 +1,4 @@
-"""What a caller of the Python interface passes in: refused at the entry with a DdimError, never a foreign exception."""
+"""Invalid arguments of the Python API raise a DdimError, never an exception of another library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ METHODS = ("ddim", "fixed-point", "reversible", "lossless")
 
 
 class Zero(nn.Module):
-    """Predicts nothing, of any shape."""
+    """A network that predicts zeros of any shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def wrapped() -> Any:
 
 @pytest.mark.parametrize("name", BAD_TENSORS)
 @pytest.mark.parametrize("method", METHODS)
-def test_images_and_latents_that_are_none_are_refused(name: str, method: str, model: Any) -> None:
+def test_invalid_images_and_latents_are_errors(name: str, method: str, model: Any) -> None:
     value = BAD_TENSORS[name]
     with pytest.raises(DdimError):
         model.encode(value, steps=2, method=method)
@@ -69,7 +69,7 @@ def test_images_and_latents_that_are_none_are_refused(name: str, method: str, mo
 
 
 @pytest.mark.parametrize("name", ["nan", "inf", "list", "none", "meta", "complex", "int64"])
-def test_a_wrapped_network_refuses_them_too(name: str, wrapped: Any) -> None:
+def test_a_wrapped_network_validates_images_and_latents(name: str, wrapped: Any) -> None:
     with pytest.raises(DdimError):
         wrapped.encode(BAD_TENSORS[name], steps=2)
     with pytest.raises(DdimError):
@@ -77,21 +77,21 @@ def test_a_wrapped_network_refuses_them_too(name: str, wrapped: Any) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nothing_is_encoded_to_nothing_and_back(method: str, model: Any, wrapped: Any) -> None:
-    for one in (model, wrapped):
-        latents = one.encode(torch.zeros(0, *SHAPE), steps=2, method=method)
+def test_empty_batches_are_encoded_and_decoded(method: str, model: Any, wrapped: Any) -> None:
+    for runner in (model, wrapped):
+        latents = runner.encode(torch.zeros(0, *SHAPE), steps=2, method=method)
         assert latents.shape[-4:] == (0, *SHAPE)
-        assert one.decode(latents, steps=2, method=method).shape == (0, *SHAPE)
+        assert runner.decode(latents, steps=2, method=method).shape == (0, *SHAPE)
     assert model.sample(0, steps=2).shape == (0, *SHAPE)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf"), 1e30, "x", 1j, True, 10**400])
-def test_guidance_that_is_no_sane_number_is_refused(scale: Any, model: Any) -> None:
+def test_invalid_guidance_scale_is_an_error(scale: Any, model: Any) -> None:
     with pytest.raises(DdimError, match="guidance"):
         model.sample(1, steps=2, labels=1, guidance=scale)
 
 
-def test_guidance_of_a_level_that_is_not_finite_is_refused(model: Any) -> None:
+def test_guidance_function_must_return_a_finite_number(model: Any) -> None:
     with pytest.raises(DdimError, match="guidance"):
         model.sample(1, steps=2, labels=1, guidance=lambda level: float("nan"))
 
@@ -107,13 +107,13 @@ HOOKS: dict[str, Callable[[Tensor, Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", HOOKS)
-def test_what_a_hook_gives_is_checked(name: str, model: Any) -> None:
+def test_the_output_of_a_hook_is_validated(name: str, model: Any) -> None:
     with pytest.raises(DdimError, match="hook"):
         model.sample(2, steps=2, hook=HOOKS[name])
 
 
 @pytest.mark.parametrize(
-    "given",
+    "arguments",
     [
         {"n": 1.5},
         {"n": "2"},
@@ -135,16 +135,16 @@ def test_what_a_hook_gives_is_checked(name: str, model: Any) -> None:
     ],
     ids=str,
 )
-def test_counts_seeds_and_labels_are_whole_numbers(given: dict[str, Any], model: Any) -> None:
+def test_counts_seeds_and_labels_must_be_integers(arguments: dict[str, Any], model: Any) -> None:
     with pytest.raises(DdimError):
-        model.sample(**({"n": 2, "steps": 1} | given))
+        model.sample(**({"n": 2, "steps": 1} | arguments))
 
 
-def test_whole_numbers_of_numpy_and_torch_are_taken(model: Any) -> None:
-    plain = model.sample(2, steps=1, seed=3, start=1, labels=[0, 1])
+def test_integers_of_numpy_and_torch_are_accepted(model: Any) -> None:
+    expected = model.sample(2, steps=1, seed=3, start=1, labels=[0, 1])
     for labels in (np.array([0, 1]), torch.tensor([0, 1]), (np.int64(0), np.int32(1))):
-        again = model.sample(np.int64(2), steps=1, seed=np.uint8(3), start=np.int32(1), labels=labels)
-        assert torch.equal(plain, again)
+        actual = model.sample(np.int64(2), steps=1, seed=np.uint8(3), start=np.int32(1), labels=labels)
+        assert torch.equal(expected, actual)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_whole_numbers_of_numpy_and_torch_are_taken(model: Any) -> None:
     [[[0.1, 0.2], [0.1, 0.2]], 0.1, [], ["a"], [None], [0.1, float("nan")], [1j], np.zeros((0, 3))],
     ids=str,
 )
-def test_betas_are_a_list_of_numbers(betas: Any) -> None:
+def test_betas_must_be_a_list_of_numbers(betas: Any) -> None:
     with pytest.raises(DdimError):
         from_betas(betas)
     with pytest.raises(DdimError):
@@ -176,14 +176,14 @@ NAMES = ("x" * 5000, "a/" + "y" * 300, "x" * 5000 + "/y", "a\0b", "", 7, None)
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: str(name)[:9])
-def test_a_name_that_cannot_be_one_is_refused(name: Any) -> None:
+def test_invalid_model_name_is_an_error(name: Any) -> None:
     with pytest.raises(DdimError) as error:
         ddim.load(name)
     assert len(str(error.value)) < 1000
 
 
 @pytest.mark.parametrize("device", ["zzz", "meta", "cpu:x", "cuda:99", "", "mps", "x" * 5000], ids=lambda d: d[:9])
-def test_a_device_that_cannot_be_used_is_refused(device: str) -> None:
+def test_unusable_device_is_an_error(device: str) -> None:
     with pytest.raises(DdimError, match="device") as error:
         ddim.load("mnist", device=device)
     assert len(str(error.value)) < 800

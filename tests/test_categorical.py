@@ -1,4 +1,4 @@
-"""Everything by enumeration: a handful of categories and of times, no sampling."""
+"""Discrete diffusion by enumeration over few categories and timesteps, without sampling."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def uniform(K: int) -> Tensor:
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Level, Level, float, Tensor]:
-    """A step over any two times, t > s >= 0, a legal sigma and a random pi over 2 to 5 categories."""
+    """A step over any two timesteps, t > s >= 0, a valid sigma and a random pi over 2 to 5 categories."""
     schedule = draw(schedules)
     s = draw(st.integers(0, schedule.T - 1))
     t = draw(st.integers(s + 1, schedule.T))
     now, following = schedule.level(t), schedule.level(s)
-    part = draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]) | st.floats(0, 1))
+    fraction = draw(st.sampled_from([0.0, 0.3, 0.9, 1.0]) | st.floats(0, 1))
     pi = distributions(draw(st.integers(2, 5)), seed=draw(st.integers(0, 99)), sharp=2.0)
-    return now, following, part * sigma_largest(now, following), pi
+    return now, following, fraction * sigma_largest(now, following), pi
 
 
 def kernel(now: Level, following: Level, sigma: float, pi: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ def kernel(now: Level, following: Level, sigma: float, pi: Tensor) -> Tensor:
 
 def chain(now: Level, following: Level, pi: Tensor) -> Tensor:
     """q(x_t | x_s) of the Markov chain that keeps x_s with probability abar_t / abar_s: axes x_s, x_t."""
-    kept = now.alpha_bar / following.alpha_bar
-    return kept * torch.eye(len(pi), dtype=torch.float64) + (1 - kept) * pi
+    keep = now.alpha_bar / following.alpha_bar
+    return keep * torch.eye(len(pi), dtype=torch.float64) + (1 - keep) * pi
 
 
 def markov_posterior(now: Level, following: Level, pi: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ def markov_posterior(now: Level, following: Level, pi: Tensor) -> Tensor:
 
 
 @given(schedules, st.integers(2, 5))
-def test_the_marginal_is_a_chain_of_replacements(schedule: Schedule, K: int) -> None:
-    """Eq. (17): abar_t is the probability that x_0 was kept through t steps, each of which may redraw it from pi."""
+def test_the_marginal_is_that_of_the_forward_chain(schedule: Schedule, K: int) -> None:
+    """Eq. (17): abar_t is the probability that x_0 is unchanged after t steps, each of which may redraw it from pi."""
     pi = distributions(K, seed=K)
     ids = torch.arange(K)
     state = torch.eye(K, dtype=torch.float64)
@@ -75,8 +75,8 @@ def test_the_marginal_is_a_chain_of_replacements(schedule: Schedule, K: int) -> 
 
 
 @given(steps())
-def test_the_weights_are_a_mixture(step: tuple[Level, Level, float, Tensor]) -> None:
-    """Eq. (18): weights >= 0 that sum to 1, sigma of them on x_t; x_0 survives a step with abar_s in all."""
+def test_mixture_weights_are_a_distribution(step: tuple[Level, Level, float, Tensor]) -> None:
+    """Eq. (18): weights >= 0 that sum to 1, sigma of them on x_t; x_0 is unchanged with probability abar_s."""
     now, following, sigma, _ = step
     keep, to_x0, fresh = mixture_weights(now, following, sigma)
     assert min(keep, to_x0, fresh) >= 0
@@ -86,8 +86,8 @@ def test_the_weights_are_a_mixture(step: tuple[Level, Level, float, Tensor]) -> 
 
 
 @given(steps())
-def test_the_range_of_sigma(step: tuple[Level, Level, float, Tensor]) -> None:
-    """Eq. (18): up to (1 - abar_s) / (1 - abar_t), the smaller bound going down; just above, a weight is negative."""
+def test_sigma_above_the_largest_is_an_error(step: tuple[Level, Level, float, Tensor]) -> None:
+    """Eq. (18): up to (1 - abar_s) / (1 - abar_t), the smaller bound; just above it a weight is negative."""
     now, following, _, _ = step
     largest = sigma_largest(now, following)
     assert largest == pytest.approx((1 - following.alpha_bar) / (1 - now.alpha_bar), rel=1e-10)
@@ -101,31 +101,31 @@ def test_the_range_of_sigma(step: tuple[Level, Level, float, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
-def test_rounding_makes_no_weight_negative(name: str) -> None:
-    """Eq. (18): at the largest sigma, down and up, between any two of many times."""
+def test_weights_are_not_negative_by_rounding(name: str) -> None:
+    """Eq. (18): at the largest sigma, in both directions, between any two timesteps."""
     for following, now in itertools.combinations(SCHEDULES[name].levels(range(0, 1001, 25)), 2):
         assert min(mixture_weights(now, following, sigma_largest(now, following))) >= 0
         assert min(mixture_weights(following, now, sigma_largest(following, now))) >= 0
 
 
-def test_the_range_going_up() -> None:
-    """Eq. (18): to a noisier level the other bound, abar_s / abar_t, holds; there x_0 is not asked."""
+def test_range_of_sigma_to_a_noisier_level() -> None:
+    """Eq. (18): to a noisier level the other bound, abar_s / abar_t, applies, where the weight of x_0 is 0."""
     now, noisier, clean = SHORT.level(2), SHORT.level(5), SHORT.level(0)
     largest = sigma_largest(now, noisier)
     assert largest == noisier.alpha_bar / now.alpha_bar
     assert mixture_weights(now, noisier, largest)[1] == pytest.approx(0, abs=1e-16)
     with pytest.raises(ValueError, match="outside"):
         mixture_weights(now, noisier, largest * 1.001)
-    # From clean data x_t is x_0: sigma changes nothing.
+    # From clean data x_t is x_0: sigma has no effect.
     ids = torch.arange(3)
     for sigma in (0.0, 0.1, sigma_largest(clean, now)):
-        made = posterior(ids, ids, clean, now, sigma, uniform(3))
-        torch.testing.assert_close(made, marginal(ids, now, uniform(3)), rtol=0, atol=1e-15)
+        actual = posterior(ids, ids, clean, now, sigma, uniform(3))
+        torch.testing.assert_close(actual, marginal(ids, now, uniform(3)), rtol=0, atol=1e-15)
 
 
 @given(steps())
-def test_marginals_are_kept(step: tuple[Level, Level, float, Tensor]) -> None:
-    """Eq. (19): averaged over q(x_t | x_0) it is q(x_s | x_0), for every legal sigma, pi and pair of times."""
+def test_the_posterior_preserves_marginals(step: tuple[Level, Level, float, Tensor]) -> None:
+    """Eq. (19): averaged over q(x_t | x_0) it is q(x_s | x_0), for every valid sigma, pi and pair of timesteps."""
     now, following, sigma, pi = step
     ids = torch.arange(len(pi))
     q = kernel(now, following, sigma, pi)
@@ -148,18 +148,18 @@ def test_the_posterior_is_linear_in_x0(step: tuple[Level, Level, float, Tensor],
 
 
 @pytest.mark.parametrize(("t", "s"), [(6, 5), (2, 1), (6, 2), (5, 0)])
-def test_a_mask_and_the_largest_sigma_are_absorbing_diffusion(t: int, s: int) -> None:
+def test_a_mask_with_the_largest_sigma_is_absorbing_diffusion(t: int, s: int) -> None:
     """Eq. (19): with pi on one id it is the Markov posterior of D3PM's absorbing chain (Austin et al. 2021)."""
     now, following = SHORT.level(t), SHORT.level(s)
     mask = 3
     pi = torch.nn.functional.one_hot(torch.tensor(mask), 4).double()
     bayes = markov_posterior(now, following, pi)
-    ours = kernel(now, following, sigma_largest(now, following), pi)
+    actual = kernel(now, following, sigma_largest(now, following), pi)
     for x0 in range(3):
         for x_t in (x0, mask):  # no other x_t is possible
-            torch.testing.assert_close(ours[x0, x_t], bayes[x0, x_t], rtol=0, atol=1e-14)
+            torch.testing.assert_close(actual[x0, x_t], bayes[x0, x_t], rtol=0, atol=1e-14)
     assert bayes[0, 1].isnan().all()
-    if s:  # a smaller sigma masks again what had been uncovered (ReMDM)
+    if s:  # a smaller sigma remasks tokens (ReMDM)
         assert kernel(now, following, 0.5 * sigma_largest(now, following), pi)[0, 0, mask] > 0.01
 
 
@@ -179,7 +179,7 @@ def test_the_markov_chain_of_uniform_noise_is_not_in_the_family() -> None:
 
 
 @given(steps(), st.integers(0, 99))
-def test_the_divergence_and_its_bound(step: tuple[Level, Level, float, Tensor], seed: int) -> None:
+def test_kl_and_its_bound_by_the_cross_entropy(step: tuple[Level, Level, float, Tensor], seed: int) -> None:
     """Eqs. (20) and (21): the KL of two categoricals; at most (abar_s - sigma abar_t) times the cross-entropy."""
     now, following, sigma, pi = step
     K = len(pi)
@@ -199,7 +199,7 @@ def test_the_divergence_and_its_bound(step: tuple[Level, Level, float, Tensor], 
     assert kl(x_t, x0, perfect, now, following, sigma, pi).abs().max() == 0
 
 
-def test_the_divergence_where_probabilities_are_zero() -> None:
+def test_kl_with_zero_probabilities() -> None:
     """Eqs. (20) and (21): infinite only where p excludes what q allows; a gradient where both exclude it."""
     now, following = SHORT.level(3), SHORT.level(0)
     certain = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
@@ -211,8 +211,8 @@ def test_the_divergence_where_probabilities_are_zero() -> None:
 
 
 @pytest.mark.parametrize("times", [(1, 2, 3, 4, 5, 6), (2, 5, 6), (6,)])
-@pytest.mark.parametrize("part", [0.0, 0.7, 1.0])
-def test_the_objective_bounds_the_likelihood(times: tuple[int, ...], part: float) -> None:
+@pytest.mark.parametrize("fraction", [0.0, 0.7, 1.0])
+def test_the_objective_bounds_the_likelihood(times: tuple[int, ...], fraction: float) -> None:
     """Eqs. (20) and (21): their sum and the KL at the top are E_q[log q - log p] over all paths, and >= -log p(x_0)."""
     K, pi = 3, distributions(3, seed=5)
     levels = SHORT.levels((0, *times))
@@ -222,7 +222,7 @@ def test_the_objective_bounds_the_likelihood(times: tuple[int, ...], part: float
     bound = torch.xlogy(top, top / pi).sum(dim=-1)
     likelihood, p_steps, q_steps = pi, [], []
     for following, now in reversed(list(itertools.pairwise(levels))):
-        sigma = part * sigma_largest(now, following)
+        sigma = fraction * sigma_largest(now, following)
         value = kl(every[:, 1], every[:, 0], network[now][every[:, 1]], now, following, sigma, pi).view(K, K)
         bound = bound + (marginal(ids, now, pi) * value).sum(dim=-1)
         p_steps.append(posterior(ids, network[now], now, following, sigma, pi))
@@ -240,7 +240,7 @@ def test_the_objective_bounds_the_likelihood(times: tuple[int, ...], part: float
     torch.testing.assert_close(likelihood.sum(), torch.tensor(1.0, dtype=torch.float64))
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_mismatched_arguments_are_errors() -> None:
     now, following, ids = SHORT.level(3), SHORT.level(2), torch.arange(3)
     with pytest.raises(ValueError):
         marginal(ids, now)

@@ -109,7 +109,7 @@ def test_an_offset_leaves_diffusers_one_time_short_of_clean() -> None:
     """S = 600: its last time is 1, from which it steps by 1000 // 600 to its time 0, and ends there."""
     plan = emulate.plan("diffusers", LINEAR, 600, steps_offset=1)
     first = LINEAR.level(1)
-    assert plan.goes_to(599) == pytest.approx((first.signal, first.noise), rel=1e-12)
+    assert plan.mean_weights(599) == pytest.approx((first.signal, first.noise), rel=1e-12)
     x, noise = randn(*SHAPE), noises(1)
     agree(ours(plan, x, noise), diffusers_run(scheduler(600, steps_offset=1), x, noise, 0.0))
 
@@ -293,7 +293,7 @@ def test_diff_names_exactly_the_rows_that_are_wrong(
     first, *lines = found.splitlines()
     assert first.startswith("compared: ")
     assert first.endswith("with " + ours.split(": ")[0] + ", rows of one time")
-    clipped = "diffusers clips x0 and leaves eps as predicted, ddim clips x0 and derives eps again"
+    clipped = "diffusers clips x0 and leaves eps as predicted, ddim clips x0 and recomputes eps"
     if name.startswith("diffusers"):
         assert lines.pop(0) == f"clipping differs: {clipped}"
     count, *table = lines
@@ -355,16 +355,16 @@ def test_a_plan_compared_with_itself_does_not_differ() -> None:
     assert not clipping(plan, plan)
     row = replace(plan.rows[4], x0=(plan.rows[4].x0[0] + 1e-6,))
     [found] = differences(plan, replace(plan, rows=(*plan.rows[:4], row, *plan.rows[5:])))
-    assert (found.theirs, found.ours) == (4, 4)
+    assert (found.first, found.second) == (4, 4)
     assert found.x0 == pytest.approx(-1e-6, rel=1e-6)
     assert (found.eps, found.z) == (0, 0)
     start = Level(999.5, plan.start.log_snr)
     moved = replace(plan, rows=(replace(plan.rows[0], now=start), *plan.rows[1:]))
     [found] = differences(plan, moved)
-    assert (found.theirs, found.ours, found.x0, found.eps, found.z) == (0, 0, 0, 0, 0)
+    assert (found.first, found.second, found.x0, found.eps, found.z) == (0, 0, 0, 0, 0)
     shorter, longer = replace(plan, rows=plan.rows[:-1]), plan
-    assert [(one.theirs, one.ours) for one in differences(shorter, longer)] == [(None, 12)]
-    assert [(one.theirs, one.ours) for one in differences(longer, shorter)] == [(12, None)]
+    assert [(one.first, one.second) for one in differences(shorter, longer)] == [(None, 12)]
+    assert [(one.first, one.second) for one in differences(longer, shorter)] == [(12, None)]
 
 
 EMULATED: dict[str, tuple[str, int, dict[str, Any]]] = {

@@ -1,4 +1,4 @@
-"""One writer of files and folders: what is half-written has a name of its own, and only its owner's death frees it."""
+"""Atomic writes: incomplete files have temporary names and are removed only after their writer has ended."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TensorBoard, which takes most of the time of a short run."""
+    """Disable TensorBoard, which takes most of the time of a short run."""
     monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
 
 
-def leave(path: Path, role: str = "part", folder: bool = False) -> Path:
-    """What a process that is gone left of a file or folder."""
-    left = temporary_name(path, role)
+def leave_temporary(path: Path, role: str = "part", folder: bool = False) -> Path:
+    """The temporary file or folder left by a killed process."""
+    leftover = temporary_name(path, role)
     if folder:
-        left.mkdir()
-        (left / "inner").write_bytes(b"half")
+        leftover.mkdir()
+        (leftover / "inner").write_bytes(b"half")
     else:
-        left.write_bytes(b"half")
-    return left
+        leftover.write_bytes(b"half")
+    return leftover
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_a_process_left_is_removed_when_it_is_gone(folder: bool, tmp_path: Path) -> None:
-    left = leave(tmp_path / "a", folder=folder)
+def test_temporary_files_of_killed_processes_are_removed(folder: bool, tmp_path: Path) -> None:
+    leftover = leave_temporary(tmp_path / "a", folder=folder)
     assert unexpected_entries(tmp_path) == []
     remove_parts(tmp_path, "b")
-    assert left.exists()
+    assert leftover.exists()
     remove_parts(tmp_path)
-    assert not left.exists()
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_a_living_process_is_writing_is_left_alone(folder: bool, tmp_path: Path) -> None:
+def test_temporary_files_of_running_writers_are_not_removed(folder: bool, tmp_path: Path) -> None:
     part, handle = create(tmp_path / "a", folder)
     remove_parts(tmp_path)
     assert part.exists()
@@ -60,7 +60,7 @@ def test_what_a_living_process_is_writing_is_left_alone(folder: bool, tmp_path: 
     assert not part.exists()
 
 
-def test_another_process_is_seen_to_be_alive(tmp_path: Path) -> None:
+def test_temporary_files_of_another_running_process_are_not_removed(tmp_path: Path) -> None:
     code = "import sys, pathlib; from ddim._io.temporary import create\n"
     code += "print(create(pathlib.Path(sys.argv[1]))[0], flush=True); input()"
     with subprocess.Popen(
@@ -80,35 +80,35 @@ def test_another_process_is_seen_to_be_alive(tmp_path: Path) -> None:
     [".a.part", ".a.old", "a.part", ".a.123.old", ".a.x-01234567.part", ".a.1-0123456.part", ".a.12-0123456G.old"],
 )
 @pytest.mark.parametrize("folder", [False, True])
-def test_what_has_another_name_is_not_ours(name: str, folder: bool, tmp_path: Path) -> None:
+def test_files_with_other_names_are_not_removed(name: str, folder: bool, tmp_path: Path) -> None:
     (tmp_path / name).mkdir() if folder else (tmp_path / name).write_text("mine")
     assert unexpected_entries(tmp_path) == [name]
     remove_parts(tmp_path)
     assert (tmp_path / name).exists()
 
 
-def test_no_two_writers_share_a_name(tmp_path: Path) -> None:
+def test_temporary_names_are_unique(tmp_path: Path) -> None:
     assert len({temporary_name(tmp_path / "a", "part") for _ in range(100)}) == 100
 
 
 @pytest.mark.parametrize("command", ["convert", "convert to diffusers", "calibrate", "train"])
-def test_files_of_the_user_beside_the_place_stay(command: str, tmp_path: Path) -> None:
+def test_files_of_the_user_beside_the_output_are_not_removed(command: str, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
     write_pictures(tmp_path / "images", 1)
     for name in (".o.old", ".o.part", ".o.1.old"):
         (tmp_path / "D" / name).mkdir(parents=True)
         (tmp_path / "D" / name / "mine.txt").write_text(name)
     before = {path: path.read_bytes() for path in (tmp_path / "D").rglob("mine.txt")}
-    words: tuple[object, ...] = ("convert", tmp_path / "model")
+    arguments: tuple[object, ...] = ("convert", tmp_path / "model")
     if command == "convert to diffusers":
-        words += ("--to", "diffusers")
+        arguments += ("--to", "diffusers")
     elif command == "calibrate":
-        words = ("calibrate", tmp_path / "model", tmp_path / "images", "--times", 24, "--device", "cpu")
+        arguments = ("calibrate", tmp_path / "model", tmp_path / "images", "--times", 24, "--device", "cpu")
     if command == "train":
         go(tmp_path / "D/o", stop=1)
     else:
         for _ in range(2):
-            assert ddim(*words, "--out", tmp_path / "D/o") == 0
+            assert ddim(*arguments, "--out", tmp_path / "D/o") == 0
     assert {path: path.read_bytes() for path in before} == before
     assert {path.name for path in (tmp_path / "D").iterdir()} == {"o", ".o.old", ".o.part", ".o.1.old"}
 
@@ -116,43 +116,45 @@ def test_files_of_the_user_beside_the_place_stay(command: str, tmp_path: Path) -
 @pytest.mark.parametrize("inside", ["mine.txt", "unet/mine.txt", "scheduler/deep/mine.txt", ".mine.part"])
 def test_a_pipeline_with_a_file_of_the_user_is_not_replaced(inside: str, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model")
-    words = ("convert", tmp_path / "model", "--to", "diffusers", "--out", tmp_path / "o")
-    assert ddim(*words) == 0
+    arguments = ("convert", tmp_path / "model", "--to", "diffusers", "--out", tmp_path / "o")
+    assert ddim(*arguments) == 0
     (tmp_path / "o" / inside).parent.mkdir(exist_ok=True)
     (tmp_path / "o" / inside).write_text("mine")
-    assert ddim(*words) == 2
+    assert ddim(*arguments) == 2
     assert (tmp_path / "o" / inside).read_text() == "mine"
 
 
-@pytest.mark.parametrize("left", [".model.part", ".model.old", ".model.4711-0123abcd.part", ".model.4711-0123abcd.old"])
-def test_a_run_goes_on_where_a_kill_left_half_a_model(left: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "leftover", [".model.part", ".model.old", ".model.4711-0123abcd.part", ".model.4711-0123abcd.old"]
+)
+def test_resume_after_a_kill_that_left_an_incomplete_model(leftover: str, tmp_path: Path) -> None:
     go(tmp_path, stop=2)
-    (tmp_path / left).mkdir()
-    (tmp_path / left / "model.safetensors").write_bytes(b"half")
+    (tmp_path / leftover).mkdir()
+    (tmp_path / leftover / "model.safetensors").write_bytes(b"half")
     assert go(tmp_path)[-1].step == 12
-    assert not (tmp_path / left).exists()
+    assert not (tmp_path / leftover).exists()
 
 
-def test_a_folder_is_replaced_as_a_whole_or_not(tmp_path: Path) -> None:
-    """Killed anywhere, the old or the new one is found and read."""
+def test_a_folder_is_replaced_atomically(tmp_path: Path) -> None:
+    """After a kill at any point, the old or the new folder is read."""
     first, second = (tiny_model(seed=seed).fingerprint for seed in (0, 1))
     save_tiny(tmp_path / "whole")
     with faulty() as system:
         tiny_model(seed=1).save(tmp_path / "whole")
     seen = set()
     for at in range(1, system.count + 1):
-        place = tmp_path / str(at) / "model"
-        save_tiny(place)
+        folder = tmp_path / str(at) / "model"
+        save_tiny(folder)
         with faulty(at), pytest.raises(Killed):
-            tiny_model(seed=1).save(place)
-        seen.add(load_tiny(place).fingerprint)
-        tiny_model(seed=1).save(place)
-        assert load_tiny(place).fingerprint == second
-        assert [path.name for path in place.parent.iterdir()] == ["model"]
+            tiny_model(seed=1).save(folder)
+        seen.add(load_tiny(folder).fingerprint)
+        tiny_model(seed=1).save(folder)
+        assert load_tiny(folder).fingerprint == second
+        assert [path.name for path in folder.parent.iterdir()] == ["model"]
     assert seen == {first, second}
 
 
-def test_an_error_names_the_folder_and_not_the_half_written_one(tmp_path: Path) -> None:
+def test_an_error_names_the_folder_and_not_the_temporary_one(tmp_path: Path) -> None:
     with faulty(3, FULL), pytest.raises(DdimError) as caught, new_folder(tmp_path / "o") as part:
         write_atomic(part / "a", b"content")
     assert caught.value.subject == str(tmp_path / "o")
@@ -164,22 +166,22 @@ def _fail(path: Path) -> None:
     raise DdimError("x", "y", "z")
 
 
-@pytest.mark.parametrize("there", [False, True])
-def test_a_claim_that_came_to_nothing_is_undone(there: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_claimed_folder_is_removed_after_an_early_error(exists: bool, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "out"
-    if there:
+    if exists:
         folder.mkdir(parents=True)
     with pytest.raises(DdimError), claimed(folder, "a"):
         _fail(folder / "a")
-    assert folder.exists() is there
-    assert [*tmp_path.rglob("*")] == ([tmp_path / "deep", folder] if there else [])
+    assert folder.exists() is exists
+    assert [*tmp_path.rglob("*")] == ([tmp_path / "deep", folder] if exists else [])
 
 
-def test_a_claim_is_kept_where_it_is_of_use(tmp_path: Path) -> None:
+def test_a_claimed_folder_with_content_is_kept_after_an_error(tmp_path: Path) -> None:
     def fail(keep: bool, name: str) -> None:
-        with claimed(tmp_path / name, "a") as owned:
+        with claimed(tmp_path / name, "a") as claim:
             if keep:
-                owned.keep()
+                claim.keep()
             _fail(tmp_path / name / "a")
 
     with pytest.raises(DdimError):
@@ -195,7 +197,7 @@ def test_a_claim_is_kept_where_it_is_of_use(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("--start", 99999999999999999999999999),
         ("--device", "meta"),
@@ -204,18 +206,18 @@ def test_a_claim_is_kept_where_it_is_of_use(tmp_path: Path) -> None:
         ("-n", 0),
     ],
 )
-def test_a_refused_command_leaves_the_folder_unclaimed(
-    words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_command_with_an_error_creates_no_folder(
+    arguments: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny(tmp_path / "model")
-    plain = ("sample", tmp_path / "model", "--out", tmp_path / "out", "--steps", 2, "-n", 1)
-    assert ddim(*plain, *words) == 2
+    command = ("sample", tmp_path / "model", "--out", tmp_path / "out", "--steps", 2, "-n", 1)
+    assert ddim(*command, *arguments) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]) == 1
     assert not (tmp_path / "out").exists()
-    assert ddim(*plain, "--seed", 3, "--device", "cpu") == 0
+    assert ddim(*command, "--seed", 3, "--device", "cpu") == 0
 
 
-def test_samples_that_are_no_numbers_leave_the_folder_unclaimed(tmp_path: Path) -> None:
+def test_samples_that_are_not_finite_create_no_folder(tmp_path: Path) -> None:
     from ddim.evaluation.sample_folder import generate
 
     model = tiny_model()
@@ -226,14 +228,14 @@ def test_samples_that_are_no_numbers_leave_the_folder_unclaimed(tmp_path: Path) 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_training_that_diverges_at_once_leaves_the_folder_unclaimed(tmp_path: Path) -> None:
+def test_training_that_diverges_at_once_creates_no_folder(tmp_path: Path) -> None:
     with pytest.raises(DdimError, match=r"^step 2: "):
         go(tmp_path / "run", lr=1e30, clip_grad=1e30, warmup=0)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_a_copy_of_a_state_under_a_higher_number_is_ignored(keep: int, tmp_path: Path) -> None:
+def test_a_state_under_a_wrong_step_number_is_ignored(keep: int, tmp_path: Path) -> None:
     go(tmp_path / "whole", keep=keep)
     go(tmp_path / "run", stop=6, keep=keep)
     stale = tmp_path / "run/state/99999999.safetensors"
@@ -248,7 +250,7 @@ def test_a_copy_of_a_state_under_a_higher_number_is_ignored(keep: int, tmp_path:
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_states_none_of_which_is_whole_are_refused_and_the_hint_helps(tmp_path: Path) -> None:
+def test_only_damaged_states_are_an_error_with_a_working_hint(tmp_path: Path) -> None:
     import shutil
 
     go(tmp_path, stop=6)
@@ -265,26 +267,26 @@ def changes(tree: ast.AST) -> set[str]:
     """The calls in a file that change a file system."""
     methods = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "touch", "rename", "symlink_to", "hardlink_to"}
     functions = {"os.replace", "os.remove", "os.makedirs", "os.rename", "os.write", "os.unlink", "os.mkdir", "os.rmdir"}
-    found = set()
+    calls = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         name = ast.unparse(node.func)
         opens = name == "open" or name.endswith(".open")
-        words = [*node.args, *(word.value for word in node.keywords)]
-        mode = any(isinstance(word, ast.Constant) and {*str(word.value)} & {*"wax+"} for word in words)
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        mode = any(isinstance(value, ast.Constant) and {*str(value.value)} & {*"wax+"} for value in values)
         if (
             name in functions
             or name.startswith("shutil.")
             or name.rpartition(".")[2] in methods
             or (opens and mode and not name.startswith("Image"))
         ):
-            found.add(name)
-    return found
+            calls.add(name)
+    return calls
 
 
-def test_nothing_else_changes_the_file_system() -> None:
-    """But for the compiler's cache and the download of Inception's weights, which are no files of ours."""
+def test_only_the_io_package_changes_the_file_system() -> None:
+    """Except for the compiler's cache and the download of the Inception weights."""
     allowed = {"atomic.py", "temporary.py", "library.py", "inception.py"}
     for path in sorted((ROOT / "src/ddim").rglob("*.py")):
         if path.name not in allowed:

@@ -165,7 +165,7 @@ def test_the_scheduler_is_mapped(name: str, tmp_path: Path) -> None:
     assert {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[kind] == model.config.predicts
 
 
-@pytest.mark.filterwarnings("ignore:the grid given")
+@pytest.mark.filterwarnings("ignore:grid")
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_our_pictures_are_its_pictures(spacing: str, tmp_path: Path) -> None:
     """Where its grid is right, at float32."""

@@ -122,7 +122,7 @@ def test_a_network_that_says_none_is_refused(tmp_path: Path) -> None:
     plain = tiny_model(predicts="eps")
     with pytest.raises(DdimError, match=r"^sigma learned: "):
         plain.plan(grid=TIMES, sigma="learned", clip_x0=False)
-    with pytest.raises(DdimError, match=r"^plan ddpm\(own grid, S=5, sigma learned\): "):
+    with pytest.raises(DdimError, match=r"^plan ddpm\(custom grid, S=5, sigma learned\): "):
         plain.sample(1, plan=model_of().plan(grid=TIMES, sigma="learned", clip_x0=False))
     with pytest.raises(DdimError, match=r"^eta and sigma: "):
         model_of().plan(grid=TIMES, sigma="learned", eta=0.5, clip_x0=False)

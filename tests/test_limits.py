@@ -1,4 +1,4 @@
-"""The largest sizes: what is beyond them is refused before anything is allocated."""
+"""Upper limits: sizes beyond them are errors before anything is allocated."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ NETWORKS: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize("config", NETWORKS, ids=lambda config: f"{config.kind}")
-def test_the_estimate_of_parameters_is_near_the_number(config: Any) -> None:
-    number = sum(parameter.numel() for parameter in config.build().parameters())
-    assert 0.7 * number <= config.parameters <= 1.7 * number
+def test_the_estimated_number_of_parameters_is_close(config: Any) -> None:
+    count = sum(parameter.numel() for parameter in config.build().parameters())
+    assert 0.7 * count <= config.parameters <= 1.7 * count
 
 
-# A configuration, and values of it that are beyond what is accepted.
-BEYOND: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+# A configuration, and values of it beyond the limits.
+TOO_LARGE: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "T": (ScheduleConfig, {"T": 10**9}),
     "T of 30 digits": (ScheduleConfig, {"T": 10**30}),
     "batch": (TrainConfig, {"batch": 10**9}),
@@ -60,22 +60,22 @@ BEYOND: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BEYOND)
-def test_what_is_beyond_is_refused_at_once(name: str) -> None:
-    kind, values = BEYOND[name]
-    begun = time.monotonic()
+@pytest.mark.parametrize("name", TOO_LARGE)
+def test_configurations_beyond_the_limits_are_errors_at_once(name: str) -> None:
+    kind, values = TOO_LARGE[name]
+    started = time.monotonic()
     with pytest.raises(DdimError, match="file: "):
         build(kind, values, "file")  # type: ignore[type-var]
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("named", schedule.NAMED)
-def test_a_schedule_of_too_many_times_is_refused(named: str) -> None:
+@pytest.mark.parametrize("name", schedule.NAMED)
+def test_a_schedule_with_too_many_timesteps_is_an_error(name: str) -> None:
     with pytest.raises(DdimError, match="T = 1000000000000"):
-        schedule.NAMED[named](10**12)
+        schedule.NAMED[name](10**12)
 
 
-def test_a_batch_whose_first_layer_is_beyond_is_refused() -> None:
+def test_a_batch_with_a_too_large_first_layer_is_an_error() -> None:
     network = UNetConfig(height=4096, width=4096, attention=())
     with pytest.raises(DdimError, match="batch"):
         limits.check_batch(network, TrainConfig(batch=128))
@@ -84,7 +84,7 @@ def test_a_batch_whose_first_layer_is_beyond_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [
         "sample {0} -n 99999999999999999999 --out {1}",
         "sample {0} --start 99999999999999999999999999 --out {1}",
@@ -103,12 +103,12 @@ def test_a_batch_whose_first_layer_is_beyond_is_refused() -> None:
         "train digits --set network.channels=" + "9" * 5000 + " --out {1}",
     ],
 )
-def test_a_command_refuses_it_in_one_line_and_leaves_nothing(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_command_beyond_the_limits_prints_one_error_and_writes_nothing(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_model().save(tmp_path / "model")
     before = contents(tmp_path)
-    assert ddim(*words.format(tmp_path / "model", tmp_path / "out").split()) == 2
+    assert ddim(*command.format(tmp_path / "model", tmp_path / "out").split()) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
@@ -117,20 +117,20 @@ def test_a_command_refuses_it_in_one_line_and_leaves_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_billion_samples_begin_at_once_and_are_found_again(tmp_path: Path) -> None:
+def test_a_billion_samples_start_at_once_and_can_be_resumed(tmp_path: Path) -> None:
     model = tiny_model(micro_batch=4)
     plan = model.plan(2)
-    begun = time.monotonic()
+    started = time.monotonic()
     steps = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
-    made = [*itertools.islice(steps, 3)]
+    progress = [*itertools.islice(steps, 3)]
     steps.close()
-    assert time.monotonic() - begun < 10
-    assert [one.found for one in made] == [0, 0, 0]
-    assert made[-1].done == 8
-    again = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
-    assert next(again).found == 8
-    assert next(again).done == 12
-    again.close()
+    assert time.monotonic() - started < 10
+    assert [each.found for each in progress] == [0, 0, 0]
+    assert progress[-1].done == 8
+    resumed = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
+    assert next(resumed).found == 8
+    assert next(resumed).done == 12
+    resumed.close()
     [*generate(model, plan, tmp_path / "few", 12, start=7)]
     many, few = contents(tmp_path / "many"), contents(tmp_path / "few")
     assert {name: many[name] for name in few if name.endswith("png")} == {
@@ -139,10 +139,10 @@ def test_a_billion_samples_begin_at_once_and_are_found_again(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 3, 600])
-def test_parts_of_a_request_do_not_show_in_its_samples(
+def test_samples_do_not_depend_on_the_parts_of_a_request(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """More micro-batches than are looked up at a time, with gaps, held back for any number of samples."""
+    """More micro-batches than one part of a request, with missing samples, written in batches of any size."""
     model = tiny_model(micro_batch=4)
     plan = model.plan(1)
     [*generate(model, plan, tmp_path / "a", 30)]

@@ -1,4 +1,4 @@
-"""What is the multistep samplers' own; what any sampler must do is in test_samplers.py."""
+"""Tests specific to the multistep samplers; test_samplers.py has the tests of every sampler."""
 
 from __future__ import annotations
 
@@ -30,14 +30,16 @@ COORDINATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "log-snr": lambda angle: -2 * np.log(np.tan(angle)),
     "angle": lambda angle: angle,
 }
-some_levels = st.lists(st.floats(-6, 6), min_size=5, max_size=6, unique=True).map(
+random_levels = st.lists(st.floats(-6, 6), min_size=5, max_size=6, unique=True).map(
     lambda values: [Level(float(k), value) for k, value in enumerate(sorted(values))][::-1]
 )
-apart = some_levels.filter(lambda levels: min(a.log_snr - b.log_snr for a, b in itertools.pairwise(levels)) > 0.1)
+separated_levels = random_levels.filter(
+    lambda levels: min(a.log_snr - b.log_snr for a, b in itertools.pairwise(levels)) > 0.1
+)
 
 
 def integral(rate: Callable[[np.ndarray], np.ndarray], now: Level, end: Level) -> float:
-    """Of a rate per angle from one level to another, by Gauss's rule on 40 pieces."""
+    """The integral of a rate over the angle from one level to another, by Gauss's rule on 40 intervals."""
     u, weights = np.polynomial.legendre.leggauss(20)
     cuts = np.arctan(np.exp(-np.linspace(now.log_snr, end.log_snr, 41) / 2))
     half, middle = np.diff(cuts) / 2, (cuts[:-1] + cuts[1:]) / 2
@@ -47,7 +49,7 @@ def integral(rate: Callable[[np.ndarray], np.ndarray], now: Level, end: Level) -
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("coordinate", COORDINATES)
 @pytest.mark.parametrize("quantity", ["eps", "x0", "v"])
-@given(levels=apart, rising=st.booleans())
+@given(levels=separated_levels, rising=st.booleans())
 @settings(max_examples=10)
 def test_polynomials_are_integrated_exactly(
     quantity: str, coordinate: str, order: int, levels: list[Level], rising: bool
@@ -93,40 +95,42 @@ def test_deis_is_adams_bashforth_in_the_log_snr() -> None:
         assert deis(LEVELS, order, "ratio").rows == adams_bashforth(LEVELS, order, "eps").rows
 
 
-def even(top: float, bottom: float, steps: int) -> list[Level]:
+def evenly_spaced(top: float, bottom: float, steps: int) -> list[Level]:
     """Levels whose noise / signal falls by equal amounts."""
     return [Level(float(steps - k), -2 * math.log(v)) for k, v in enumerate(np.linspace(top, bottom, steps + 1))]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_ipndm_is_adams_bashforth_on_even_levels(order: int) -> None:
-    for levels in (even(5.0, 0.5, 10), even(0.5, 5.0, 10)):
+def test_ipndm_is_adams_bashforth_on_evenly_spaced_levels(order: int) -> None:
+    for levels in (evenly_spaced(5.0, 0.5, 10), evenly_spaced(0.5, 5.0, 10)):
         for row, other in zip(ipndm(levels, order).rows, adams_bashforth(levels, order).rows, strict=True):
             assert [*row.x, *row.x0, *row.eps] == pytest.approx([*other.x, *other.x0, *other.eps], abs=1e-11)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_ipndms_order_on_even_levels(order: int) -> None:
-    """Once its past is even; the steps before that are another sampler's, and short."""
+def test_the_order_of_ipndm_on_evenly_spaced_levels(order: int) -> None:
+    """After the first steps, which are short steps of another sampler."""
 
     def make(levels: Sequence[Level]) -> Plan:
         eased = adams_bashforth(eased_in(levels, LINEAR, parts=10), order)
         return replace(eased, rows=(*eased.rows[: 10 + order], *ipndm(levels, order).rows[order:])).check()
 
-    assert observed_order(make, even(3.0, 0.5, 160), even(3.0, 0.5, 320)) == pytest.approx(order, abs=0.15)
+    assert observed_order(make, evenly_spaced(3.0, 0.5, 160), evenly_spaced(3.0, 0.5, 320)) == pytest.approx(
+        order, abs=0.15
+    )
 
 
 @pytest.mark.parametrize("order", [3, 4])
 @pytest.mark.parametrize("quantity", ["eps", "x0"])
-def test_short_first_steps_are_what_a_high_order_needs(quantity: str, order: int) -> None:
-    """An Euler step where the path is bent leaves an error of its length squared for good."""
+def test_a_high_order_needs_short_first_steps(quantity: str, order: int) -> None:
+    """A long first Euler step has a second-order error that later steps do not reduce."""
     coarse, fine = (equal_ratios(LINEAR, steps, 600, 50)[::-1] for steps in (160, 320))
     make = partial(adams_bashforth, order=order, quantity=quantity)
     assert observed_order(make, coarse, fine) < order - 0.5
     assert observed_order(make, eased_in(coarse, LINEAR), eased_in(fine, LINEAR)) == pytest.approx(order, abs=0.15)
 
 
-# --- the papers' formulas, typed out
+# --- the formulas of the papers
 
 
 def log_ratio(level: Level) -> float:
@@ -135,11 +139,11 @@ def log_ratio(level: Level) -> float:
 
 
 def phi(k: int, z: float) -> float:
-    """phi_1 = (e^z - 1) / z, phi_{k+1} = (phi_k - 1 / k!) / z; summed, so that nothing cancels."""
+    """phi_1 = (e^z - 1) / z, phi_{k+1} = (phi_k - 1 / k!) / z; as a series, without cancellation."""
     return sum(z**n / math.factorial(n + k) for n in range(40))
 
 
-def test_two_steps_of_the_dpm_solver() -> None:
+def test_second_order_dpm_solver_pp_is_algorithm_2() -> None:
     """Algorithm 2 of Lu et al. 2022: D = (1 + 1 / 2r) x0 - x0_1 / 2r, x = noise'/noise x - signal' (e^-h - 1) D."""
     rows = dpm_solver_pp(LEVELS, 2).rows
     assert rows[0] == ddim(LEVELS).rows[0]
@@ -166,62 +170,64 @@ def three_step_row(rows: Sequence[Row], k: int, half: bool) -> Row:
     return replace(row, x=(row.next.noise / row.now.noise,), x0=tuple(map(float, weights)), eps=())
 
 
-def test_three_steps_of_the_dpm_solver() -> None:
+def test_third_order_dpm_solver_pp_is_the_formula_of_the_paper() -> None:
     rows = dpm_solver_pp(LEVELS, 3).rows
     for k in range(2, len(rows) - 1):
         expected = three_step_row(rows, k, half=False)
         assert [*rows[k].x, *rows[k].x0] == pytest.approx([*expected.x, *expected.x0], abs=1e-12)
 
 
-def test_half_of_the_second_difference_is_of_order_two() -> None:
+def test_half_of_the_second_difference_has_order_two() -> None:
     def original(levels: Sequence[Level]) -> Plan:
         plan = dpm_solver_pp(levels, 3)
-        typed = [three_step_row(plan.rows, k, half=True) for k in range(2, len(plan))]
-        return replace(plan, rows=(*plan.rows[:2], *typed)).check()
+        original_rows = [three_step_row(plan.rows, k, half=True) for k in range(2, len(plan))]
+        return replace(plan, rows=(*plan.rows[:2], *original_rows)).check()
 
     coarse, fine = (eased_in(equal_ratios(LINEAR, steps, 600, 50), LINEAR) for steps in (80, 160))
     assert observed_order(original, coarse, fine) == pytest.approx(2, abs=0.15)
     assert observed_order(partial(dpm_solver_pp, order=3), coarse, fine) == pytest.approx(3, abs=0.15)
 
 
-def unified(x: Tensor, before: Level, after: Level, known: Sequence[tuple[Level, Tensor]], corrects: bool) -> Tensor:
+def unified(
+    x: Tensor, before: Level, after: Level, predictions: Sequence[tuple[Level, Tensor]], corrects: bool
+) -> Tensor:
     """UniP or UniC of Zhao et al. 2023 for data prediction, B(h) = e^-h - 1: from x at `before` to `after`, with the
-    predictions known, the one at `before` first and, when correcting, the one at `after` last."""
+    predictions, the one at `before` first and, when correcting, the one at `after` last."""
     h = log_ratio(after) - log_ratio(before)
-    x0 = known[0][1]
+    x0 = predictions[0][1]
     out = after.noise / before.noise * x - after.signal * math.expm1(-h) * x0
-    ratios = np.array([(log_ratio(level) - log_ratio(before)) / h for level, _ in known[1:]])
+    ratios = np.array([(log_ratio(level) - log_ratio(before)) / h for level, _ in predictions[1:]])
     p = len(ratios)
     if not p:
         return out
     big = math.expm1(-h)
-    wanted = np.array([math.factorial(n) * -h * phi(n + 1, -h) / big for n in range(1, p + 1)])
+    moments = np.array([math.factorial(n) * -h * phi(n + 1, -h) / big for n in range(1, p + 1)])
     simple = p == 1  # the paper sets a_1 = 1/2 both in UniP-2 and in UniC-1, which keeps the order
-    a = [0.5] if simple else np.linalg.solve(np.vander(ratios, p, increasing=True).T, wanted)
+    a = [0.5] if simple else np.linalg.solve(np.vander(ratios, p, increasing=True).T, moments)
     assert not corrects or ratios[-1] == 1
-    for share, ratio, (_, other) in zip(a, ratios, known[1:], strict=True):
+    for share, ratio, (_, other) in zip(a, ratios, predictions[1:], strict=True):
         out = out - after.signal * big * float(share) * (other - x0) / float(ratio)
     return out
 
 
 def predict_and_correct(levels: Sequence[Level], order: int, x: Tensor) -> list[Tensor]:
-    """UniPC with both of its states: every predicted one, the last included."""
-    known: list[tuple[Level, Tensor]] = []
+    """The predicted states of UniPC, which carries a predicted and a corrected state."""
+    predictions: list[tuple[Level, Tensor]] = []
     predicted, corrected, states = x, x, []
     for k, (now, following) in enumerate(itertools.pairwise(levels)):
-        made = (now, MIXTURE.denoise(predicted, now).x0)
+        prediction = (now, MIXTURE.denoise(predicted, now).x0)
         if k:
-            corrected = unified(corrected, levels[k - 1], now, [*known[:order], made], corrects=True)
-        known.insert(0, made)
-        predicted = unified(corrected, now, following, known[:order], corrects=False)
+            corrected = unified(corrected, levels[k - 1], now, [*predictions[:order], prediction], corrects=True)
+        predictions.insert(0, prediction)
+        predicted = unified(corrected, now, following, predictions[:order], corrects=False)
         states.append(predicted)
     return states
 
 
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("direction", ["sampling", "encoding"])
-def test_unipc_in_one_state_is_unipc_in_two(order: int, direction: str) -> None:
-    """The corrected state is the predicted one plus weights of predictions, so that it need not be kept."""
+def test_unipc_with_one_state_is_unipc_with_two(order: int, direction: str) -> None:
+    """The corrected state is the predicted one plus weights of predictions, so it need not be stored."""
     levels = equal_ratios(LINEAR, 8) if direction == "sampling" else equal_ratios(LINEAR, 8)[::-1]
     x = MIXTURE.sample(4, seed=1) * levels[0].signal + randn(4, 3, seed=2) * levels[0].noise
     for step, expected in zip(
@@ -230,20 +236,20 @@ def test_unipc_in_one_state_is_unipc_in_two(order: int, direction: str) -> None:
         torch.testing.assert_close(step.x, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_unipcs_third_order_predictor_is_the_dpm_solvers() -> None:
+def test_the_third_order_predictor_of_unipc_is_that_of_dpm_solver_pp() -> None:
     x, past = randn(4), [randn(4, seed=1), randn(4, seed=2), randn(4, seed=3)]
     rows = dpm_solver_pp(LEVELS, 3).rows
     for k in range(2, len(rows) - 1):
-        known = [(earlier.now, x0) for earlier, x0 in zip(rows[k::-1], past, strict=False)]
-        expected = unified(x, rows[k].now, rows[k].next, known, corrects=False)
+        predictions = [(earlier.now, x0) for earlier, x0 in zip(rows[k::-1], past, strict=False)]
+        expected = unified(x, rows[k].now, rows[k].next, predictions, corrects=False)
         torch.testing.assert_close(apply(rows[k], [x], past, []), expected, rtol=1e-12, atol=1e-12)
 
 
-# --- ends and refusals
+# --- ends and errors
 
 
 @pytest.mark.parametrize(("coordinate", "first"), [("ratio", 1), ("log-snr", 1), ("angle", 2)])
-def test_predictions_where_the_coordinate_is_infinite_are_left_out(coordinate: str, first: int) -> None:
+def test_predictions_at_an_infinite_coordinate_are_omitted(coordinate: str, first: int) -> None:
     levels = levels_of(SCHEDULES["linear+zero-terminal-snr"], "linear", 6)
     for quantity in ("eps", "x0", "v"):
         plan = adams_bashforth(levels, 4, quantity, coordinate)  # type: ignore[arg-type]
@@ -252,15 +258,15 @@ def test_predictions_where_the_coordinate_is_infinite_are_left_out(coordinate: s
 
 
 @pytest.mark.parametrize("sampler", [adams_bashforth, deis, dpm_solver_pp, unipc, ipndm])
-def test_a_prediction_on_clean_data_is_not_extrapolated_from(sampler: Callable[..., Plan]) -> None:
-    """It was made at another level than its state's."""
+def test_a_prediction_on_clean_data_is_not_extrapolated(sampler: Callable[..., Plan]) -> None:
+    """The network was evaluated at another level than that of the state."""
     plan = sampler(LEVELS[::-1], 2, clean_as=LINEAR.level(1))
     assert [row.memory for row in plan.rows[:3]] == [1, 1, 2]
     assert plan.rows[0].query == LINEAR.level(1)
 
 
 @pytest.mark.parametrize(
-    ("make", "wrong"),
+    ("make", "message"),
     [
         (lambda: adams_bashforth(LEVELS, 5), r"^order 5: "),
         (lambda: adams_bashforth(LEVELS, 0), r"^order 0: "),
@@ -275,14 +281,14 @@ def test_a_prediction_on_clean_data_is_not_extrapolated_from(sampler: Callable[.
         (lambda: unipc([LEVELS[0], LEVELS[2], LEVELS[1]]), r"^level t = 562: "),
     ],
 )
-def test_what_is_not_legal_is_refused_in_one_line(make: Callable[[], Plan], wrong: str) -> None:
-    with pytest.raises(DdimError, match=wrong) as caught:
+def test_invalid_settings_are_errors_of_one_line(make: Callable[[], Plan], message: str) -> None:
+    with pytest.raises(DdimError, match=message) as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
 def test_close_levels_whose_coordinates_round_to_one_number() -> None:
-    """Near zero signal angles cannot tell levels apart that differ in log-SNR; they are not divided by."""
+    """Near zero signal, levels that differ in log-SNR can have equal angles, whose difference is not divided by."""
     levels = [Level(3.0, -72.0), Level(2.0, math.nextafter(-72.0, 0)), Level(1.0, 0.0), *falling(LINEAR, [])]
     assert levels[0].angle == levels[1].angle
     plan = adams_bashforth(levels, 3, "v")

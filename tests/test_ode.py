@@ -22,7 +22,7 @@ from ddim.sampling.loop import run, trajectory
 
 LINEAR = SCHEDULES["linear"]
 ZERO = SCHEDULES["linear+zero-terminal-snr"]
-WITH_SIGNAL = {name: made for name, made in SCHEDULES.items() if made.level(made.T).signal}
+WITH_SIGNAL = {name: schedule for name, schedule in SCHEDULES.items() if schedule.level(schedule.T).signal}
 SOLVERS: dict[str, Callable[[Sequence[Level]], Plan]] = {
     "eq. (13)": ddim,
     "eq. (15)": probability_flow,
@@ -32,7 +32,7 @@ SOLVERS: dict[str, Callable[[Sequence[Level]], Plan]] = {
 
 
 class Mixture:
-    """A mixture of Gaussians in two dimensions, with all that the tests ask of it written out."""
+    """A mixture of Gaussians in two dimensions, with its density, score and denoiser."""
 
     weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     means = torch.tensor([[-2.0, 1.0], [1.0, 0.5], [0.0, -3.0]], dtype=torch.float64)
@@ -44,37 +44,37 @@ class Mixture:
         return (self.weights.log() + self._parts(x, signal, variance)[0]).logsumexp(1)
 
     def score(self, x: Tensor, signal: float, variance: float) -> Tensor:
-        """Its gradient, (N, 2), by automatic differentiation."""
+        """The gradient of `log_density`, (N, 2), by automatic differentiation."""
         x = x.clone().requires_grad_()
         return torch.autograd.grad(self.log_density(x, signal, variance).sum(), x)[0]
 
     def denoise(self, x: Tensor, level: Level, /) -> Prediction:
-        """E[eps | x_t] by Bayes' rule: each component's, weighted by how likely it is."""
-        logs, pulls = self._parts(x, level.signal, level.variance)
-        likely = (self.weights.log() + logs).softmax(1)
-        eps = level.noise * (likely[:, :, None] * pulls).sum(1)
+        """E[eps | x_t] by Bayes' rule: that of each component, weighted by its posterior probability."""
+        logs, whitened = self._parts(x, level.signal, level.variance)
+        responsibilities = (self.weights.log() + logs).softmax(1)
+        eps = level.noise * (responsibilities[:, :, None] * whitened).sum(1)
         return Prediction(x0_from_eps(eps, x, level), eps)
 
     def _parts(self, x: Tensor, signal: float, variance: float) -> tuple[Tensor, Tensor]:
         spread = signal**2 * self.covariances + variance * torch.eye(2, dtype=torch.float64)
-        away = x[:, None] - signal * self.means
-        pulls = torch.linalg.solve(spread, away[..., None])[..., 0]
-        logs = -0.5 * (away * pulls).sum(2) - 0.5 * torch.logdet(spread) - math.log(2 * math.pi)
-        return logs, pulls
+        centred_x = x[:, None] - signal * self.means
+        whitened = torch.linalg.solve(spread, centred_x[..., None])[..., 0]
+        logs = -0.5 * (centred_x * whitened).sum(2) - 0.5 * torch.logdet(spread) - math.log(2 * math.pi)
+        return logs, whitened
 
 
 MIXTURE = Mixture()
 
 
 @pytest.mark.parametrize("direction", [1, -1])
-def test_eq_13_is_the_step_of_ddim(direction: int) -> None:
+def test_euler_is_the_step_of_ddim(direction: int) -> None:
     """Eq. (13): in xbar = x / sqrt(abar), the step is what every row of `ddim` does in x, sampling and encoding."""
     for name, schedule in WITH_SIGNAL.items():
         x, eps = randn(4, seed=1), randn(4, seed=2)
         for row in ddim(falling(schedule, [1, 40, 500, 1000])[::direction], clean_as=schedule.level(1)).rows:
             moved = apply(row, [x], [x0_from_eps(eps, x, row.now)], [eps])
-            ours = from_xbar(euler(to_xbar(x, row.now), eps, row.now, row.next), row.next)
-            torch.testing.assert_close(ours, moved, rtol=1e-11, atol=1e-11, msg=name)
+            actual = from_xbar(euler(to_xbar(x, row.now), eps, row.now, row.next), row.next)
+            torch.testing.assert_close(actual, moved, rtol=1e-11, atol=1e-11, msg=name)
 
 
 @given(st.floats(1, 1000))
@@ -84,11 +84,11 @@ def test_the_velocity_is_the_derivative_of_the_flow(t: float) -> None:
     step = 1e-4 * now.ratio
     ends = [Level(0, -2 * math.log(now.ratio + sign * step)) for sign in (1, -1)]
     up, down = (to_xbar(GAUSSIAN.flow(x, now, end), end) for end in ends)
-    ours = velocity(GAUSSIAN.denoise, to_xbar(x, now), now)
-    torch.testing.assert_close(ours, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
+    actual = velocity(GAUSSIAN.denoise, to_xbar(x, now), now)
+    torch.testing.assert_close(actual, (up - down) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-def test_xbar_and_back() -> None:
+def test_xbar_round_trip() -> None:
     x, level = randn(3, 4, seed=4), LINEAR.level(700)
     xbar = to_xbar(x, level)
     torch.testing.assert_close(xbar, x / math.sqrt(level.alpha_bar), rtol=1e-14, atol=0)
@@ -99,10 +99,10 @@ def test_xbar_and_back() -> None:
         to_xbar(x, ZERO.level(1000))
 
 
-def test_ddims_ode_is_the_probability_flow_of_the_ve_sde() -> None:
-    """Proposition 1: eps_theta d v / d t = -1/2 (d v^2 / d t) grad log p_t(xbar), p_t the data blurred with N(0, v^2).
+def test_the_ode_of_ddim_is_the_probability_flow_of_the_ve_sde() -> None:
+    """Proposition 1: eps_theta d v / d t = -1/2 (d v^2 / d t) grad log p_t(xbar), p_t the data plus N(0, v^2).
 
-    The left side knows conditional expectations at x = sqrt(abar) xbar only, the right side the density of xbar only.
+    The left side uses conditional expectations at x = sqrt(abar) xbar, the right side the density of xbar.
     abar = exp(-(a t + b t^2 / 2)), the VP-SDE's, so that both rates are automatic derivatives.
     """
     for time in torch.linspace(0.002, 1, 60, dtype=torch.float64):
@@ -112,13 +112,13 @@ def test_ddims_ode_is_the_probability_flow_of_the_ve_sde() -> None:
         dv_dt = torch.autograd.grad(v2.sqrt(), t)[0].item()
         level = Level(time.item(), -math.log(v2.item()))
         xbar = randn(40, 2, seed=5) * math.sqrt(4 + v2.item())
-        ours = velocity(MIXTURE.denoise, xbar, level) * dv_dt
+        actual = velocity(MIXTURE.denoise, xbar, level) * dv_dt
         flow = ve_velocity(MIXTURE.score(xbar, 1.0, v2.item()), dv2_dt)
-        torch.testing.assert_close(ours, flow, rtol=1e-10, atol=1e-10 * dv_dt)
+        torch.testing.assert_close(actual, flow, rtol=1e-10, atol=1e-10 * dv_dt)
 
 
 @given(st.floats(1, 1000), st.floats(0, 1000))
-def test_a_row_of_the_probability_flow(t: float, s: float) -> None:
+def test_probability_flow_is_eq_15(t: float, s: float) -> None:
     """Eq. (15): as the paper prints it, in abar, falling and rising."""
     if abs(t - s) < 1e-3:
         return
@@ -128,30 +128,30 @@ def test_a_row_of_the_probability_flow(t: float, s: float) -> None:
     a_t, a_s = now.alpha_bar, following.alpha_bar
     change = 0.5 * ((1 - a_s) / a_s - (1 - a_t) / a_t) * math.sqrt(a_t / (1 - a_t))
     expected = math.sqrt(a_s) * (x / math.sqrt(a_t) + change * eps)
-    # What the literal form loses: 1 - abar cancels near clean data.
+    # The tolerance is that of the printed form, where 1 - abar cancels near clean data.
     torch.testing.assert_close(apply(row, [x], [], [eps]), expected, rtol=1e-9, atol=1e-9)
     assert (row.z, row.sigma, row.at) == (0, 0, None)
 
 
-def test_eq_15_misses_a_straight_line_by_the_square_of_the_step() -> None:
-    """It is off by (v_s - v_t)^2 / (2 v_t) eps in xbar, so `Plan.straight` is False, and must be."""
+def test_eq_15_has_a_second_order_error_on_a_straight_line() -> None:
+    """It is off by (v_s - v_t)^2 / (2 v_t) eps in xbar, so `Plan.straight` is False and setting it is an error."""
     plan = probability_flow(levels_of(LINEAR, "linear", 10))
     assert not plan.straight
     for row in plan.rows:
-        reached = row.x[0] * row.now.noise + row.eps[0]
-        off = (row.next.ratio - row.now.ratio) ** 2 / (2 * row.now.ratio)
-        assert reached - row.next.noise == pytest.approx(row.next.signal * off, rel=1e-9)
+        noise = row.x[0] * row.now.noise + row.eps[0]
+        error = (row.next.ratio - row.now.ratio) ** 2 / (2 * row.now.ratio)
+        assert noise - row.next.noise == pytest.approx(row.next.signal * error, rel=1e-9)
     with pytest.raises(DdimError, match=r"^plan row 0 \(t = 1000 to 900\): "):
         replace(plan, straight=True).check()
 
 
 def centred(plan: Plan, x: Tensor) -> Tensor:
-    """xbar - mean at a plan's end, on Gaussian data: proportional to what it was at the start."""
+    """xbar - mean at a plan's end, on Gaussian data: proportional to its value at the start."""
     return to_xbar(run(GAUSSIAN.denoise, plan, x), plan.end) - GAUSSIAN.mean
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10, 20, 100])
-def test_the_two_euler_steps_differ_by_a_known_factor(steps: int) -> None:
+def test_the_two_euler_methods_differ_by_the_closed_form_factor(steps: int) -> None:
     """On data of variance c^2: (15) / (13) = prod(1 + (v - v')^2 / (2 (c^2 + v v'))), and the truth lies between.
 
     (13) multiplies xbar - mean by (c^2 + v v') / (c^2 + v^2) and (15) by (c^2 + (v^2 + v'^2) / 2) / (c^2 + v^2), the
@@ -172,7 +172,7 @@ def test_the_two_euler_steps_differ_by_a_known_factor(steps: int) -> None:
     assert (truth.abs() < by_15.abs()).all()
 
 
-def test_the_two_euler_steps_meet_as_one_over_s() -> None:
+def test_the_two_euler_methods_converge_to_each_other_as_one_over_s() -> None:
     gaps = []
     for steps in (100, 200, 400, 800):
         levels = equal_ratios(LINEAR, steps)
@@ -189,7 +189,7 @@ def test_the_two_euler_steps_meet_as_one_over_s() -> None:
 
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("direction", [1, -1])
-def test_runge_kutta_is_the_textbooks_method_in_xbar(order: int, direction: int) -> None:
+def test_runge_kutta_is_the_textbook_method_in_xbar(order: int, direction: int) -> None:
     levels = LINEAR.levels([1000, 700, 300, 50, 7])[::direction]
     x = randn(8, 2, seed=11) * 2
     xbar = to_xbar(x, levels[0])
@@ -216,7 +216,7 @@ def test_runge_kutta_is_the_textbooks_method_in_xbar(order: int, direction: int)
 @pytest.mark.parametrize("direction", [1, -1])
 @pytest.mark.parametrize("grid", GRIDS)
 def test_runge_kutta_is_exact_where_eps_is_constant(order: int, direction: int, grid: str) -> None:
-    """Every state, those of the stages too, lies on the straight line signal x_0 + noise eps."""
+    """Every state, also of the stages, lies on the straight line signal x_0 + noise eps."""
     x0, eps = randn(5, seed=12), randn(5, seed=13)
 
     def constant(x: Tensor, level: Level, /) -> Prediction:
@@ -234,32 +234,32 @@ def test_runge_kutta_is_exact_where_eps_is_constant(order: int, direction: int, 
 
 @pytest.mark.parametrize("order", [2, 4])
 @pytest.mark.parametrize("direction", [1, -1])
-def test_what_runge_kutta_asks_the_network(order: int, direction: int) -> None:
-    """Once per row, order times per step, halfway in v; never at t = 0, where the step is ddim's own."""
-    asked: list[Level] = []
+def test_the_levels_at_which_runge_kutta_evaluates_the_network(order: int, direction: int) -> None:
+    """Once per row, order times per step, halfway in v; never at t = 0, where the step is that of `ddim`."""
+    queried: list[Level] = []
 
     def spy(x: Tensor, level: Level, /) -> Prediction:
-        asked.append(level)
+        queried.append(level)
         return GAUSSIAN.denoise(x, level)
 
     levels = falling(LINEAR, [100, 400, 1000])[::direction]
     plan = runge_kutta(levels, LINEAR, order, clean_as=LINEAR.level(1))
     run(spy, plan, randn(2, 4))
-    assert asked == [row.query for row in plan.rows]
+    assert queried == [row.query for row in plan.rows]
     [single] = [row for row in plan.rows if 0 in (row.now.t, row.next.t)]
     assert single in ddim(levels, clean_as=LINEAR.level(1)).rows
-    stages = asked[:-1] if direction > 0 else asked[1:]
+    stages = queried[:-1] if direction > 0 else queried[1:]
     assert len(stages) == 2 * order
     steps = [(1000, 400), (400, 100)] if direction > 0 else [(100, 400), (400, 1000)]
     for k, (first, last) in enumerate(steps):
         v, w = LINEAR.level(first).ratio, LINEAR.level(last).ratio
         expected = [v, w] if order == 2 else [v, (v + w) / 2, (v + w) / 2, w]
         assert [level.ratio for level in stages[k * order : (k + 1) * order]] == pytest.approx(expected, rel=1e-12)
-    assert asked[0].t == (1000 if direction > 0 else 1)
+    assert queried[0].t == (1000 if direction > 0 else 1)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_middle_stage_has_the_time_that_the_schedule_gives_it(name: str) -> None:
+def test_a_middle_stage_is_on_the_schedule(name: str) -> None:
     schedule = SCHEDULES[name]
     levels = schedule.levels([*range(schedule.T - 1, 0, -7)])  # below pure noise
     for row in runge_kutta(levels, schedule).rows:
@@ -267,18 +267,18 @@ def test_a_middle_stage_has_the_time_that_the_schedule_gives_it(name: str) -> No
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_plans_survive_their_files(solver: str) -> None:
+def test_plans_round_trip_through_json(solver: str) -> None:
     plan = SOLVERS[solver](levels_of(LINEAR, "linear", 4))
-    again = Plan.from_json(plan.to_json())
-    assert again == plan
-    assert again.straight == (solver != "eq. (15)")
+    loaded = Plan.from_json(plan.to_json())
+    assert loaded == plan
+    assert loaded.straight == (solver != "eq. (15)")
     x = randn(2, 4, seed=14)
-    torch.testing.assert_close(run(GAUSSIAN.denoise, again, x), run(GAUSSIAN.denoise, plan, x), rtol=0, atol=0)
+    torch.testing.assert_close(run(GAUSSIAN.denoise, loaded, x), run(GAUSSIAN.denoise, plan, x), rtol=0, atol=0)
     assert ("not exact on straight lines" in str(plan).splitlines()[0]) != plan.straight
     plan.check_schedule(LINEAR, to_clean=True)
 
 
-def test_names_tell_the_settings() -> None:
+def test_plan_names_contain_the_settings() -> None:
     levels = falling(LINEAR, [500, 1000])
     assert probability_flow(levels, about="two").name == "probability-flow(two)"
     assert probability_flow(levels[1::-1]).name == "probability-flow(encode)"
@@ -286,25 +286,25 @@ def test_names_tell_the_settings() -> None:
     assert runge_kutta(levels[::-1], LINEAR, 2, about="two").name == "runge-kutta(two, order=2, encode)"
 
 
-def other(schedule: Schedule = SCHEDULES["cosine"]) -> Callable[[Sequence[Level]], Plan]:
+def runge_kutta_on(schedule: Schedule = SCHEDULES["cosine"]) -> Callable[[Sequence[Level]], Plan]:
     return lambda levels: runge_kutta(levels, schedule)
 
 
 @pytest.mark.parametrize(
-    ("make", "levels", "wrong"),
+    ("make", "levels", "message"),
     [
         (probability_flow, LINEAR.levels([0, 500, 1000]), r"^levels: .*\(15\)"),
         (probability_flow, ZERO.levels([1000, 500, 0]), r"^level t = 1000: .*\(15\)"),
         (probability_flow, ZERO.levels([500, 1000]), r"^level t = 1000: "),
-        (other(ZERO), ZERO.levels([1000, 500, 0]), r"^level t = 1000: .*\bRunge-Kutta\b"),
-        (other(ZERO), ZERO.levels([0, 500, 1000]), r"^level t = 1000: "),
+        (runge_kutta_on(ZERO), ZERO.levels([1000, 500, 0]), r"^level t = 1000: .*\bRunge-Kutta\b"),
+        (runge_kutta_on(ZERO), ZERO.levels([0, 500, 1000]), r"^level t = 1000: "),
         (probability_flow, LINEAR.levels([500]), r"^levels: "),
-        (other(LINEAR), LINEAR.levels([500, 700, 600]), r"^level t = 600: "),
+        (runge_kutta_on(LINEAR), LINEAR.levels([500, 700, 600]), r"^level t = 600: "),
         (probability_flow, LINEAR.levels([500, 500]), r"^level t = 500: "),
-        (other(), LINEAR.levels([500, 400]), r"^plan: "),
+        (runge_kutta_on(), LINEAR.levels([500, 400]), r"^plan: "),
         (lambda levels: runge_kutta(levels, LINEAR, 3), LINEAR.levels([500, 400]), r"^order 3: "),
     ],
 )
-def test_what_is_not_legal_is_refused(make: Callable, levels: tuple[Level, ...], wrong: str) -> None:
-    with pytest.raises(DdimError, match=wrong):
+def test_invalid_levels_and_orders_are_errors(make: Callable, levels: tuple[Level, ...], message: str) -> None:
+    with pytest.raises(DdimError, match=message):
         make(levels)

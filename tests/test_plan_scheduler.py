@@ -60,7 +60,6 @@ pytestmark = [
     pytest.mark.filterwarnings(f"ignore:{said}")
     for said in (
         "grid",
-        "the grid given",
         "sampler heun|sampler rk4",
         "Passing `image` as",
         "The configuration file of",

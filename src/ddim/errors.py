@@ -25,27 +25,27 @@ def shorten(text: str, most: int = 120) -> str:
     if len(text) <= most:
         return text
     note = f"... ({len(text):,} characters) ..."
-    left = most - len(note)
-    return text[: left - left // 3] + note + text[len(text) - left // 3 :]
+    shown = most - len(note)
+    return text[: shown - shown // 3] + note + text[len(text) - shown // 3 :]
 
 
 class Hint(str):
     """A hint with several alternatives; see `either`."""
 
-    ways: tuple[str, ...] = ()
+    alternatives: tuple[str, ...] = ()
 
 
-def either(*ways: str) -> Hint:
+def either(*alternatives: str) -> Hint:
     """A hint with several alternatives, which name arguments as in Python, `fit='stretch'`.
 
     The commands write an argument as their option, `--fit stretch`, and drop alternatives without such an option.
 
     Args:
-        ways: The alternatives, one action each.
+        alternatives: The alternatives, one action each.
     """
-    made = Hint(", or ".join(ways))
-    made.ways = ways
-    return made
+    hint = Hint(", or ".join(alternatives))
+    hint.alternatives = alternatives
+    return hint
 
 
 class DdimError(ValueError):
@@ -73,7 +73,7 @@ class DdimError(ValueError):
 
 
 class DdimWarning(UserWarning):
-    """A request was changed or partly left out, as the message explains.
+    """A request was changed or partly shown out, as the message explains.
 
     Args:
         message: What was changed, and why.
@@ -86,7 +86,7 @@ class DdimWarning(UserWarning):
 
 
 def warn(message: str, hint: str = "") -> None:
-    """Emit a `DdimWarning`: a request was changed or partly left out.
+    """Emit a `DdimWarning`: a request was changed or partly shown out.
 
     Args:
         message: What was changed, and why.

@@ -48,12 +48,12 @@ def whole(value: Any, name: str, least: int | None = None, most: int | None = No
         DdimError: If it is out of range or not an integer; floats such as 2.0 and bools are refused.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise DdimError(f"{name} {_shown(value)}", "is not a whole number", "give one such as 1")
+        raise DdimError(f"{name} {_repr(value)}", "is not an integer", "use one such as 1")
     number = int(value)
     if least is not None and number < least:
-        raise DdimError(f"{name} {_shown(number)}", f"is less than {least}", f"give {least} or more")
+        raise DdimError(f"{name} {_repr(number)}", f"is less than {least}", f"use {least} or more")
     if most is not None and number > most:
-        raise DdimError(f"{name} {_shown(number)}", f"is more than {most:,}", f"give {most:,} or less")
+        raise DdimError(f"{name} {_repr(number)}", f"is more than {most:,}", f"use {most:,} or less")
     return number
 
 
@@ -68,16 +68,16 @@ def finite(value: Any, name: str, most: float | None = None) -> float:
     Raises:
         DdimError: If it is not a finite real number, or too large.
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    real |= isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    is_real |= isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() and not value.is_meta
     try:
-        number = float(value) if real else math.nan
+        number = float(value) if is_real else math.nan
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        raise DdimError(f"{name} {_shown(value)}", "is not a finite number", "give a number such as 2")
+        raise DdimError(f"{name} {_repr(value)}", "is not a finite number", "use a number such as 2")
     if most is not None and abs(number) > most:
-        raise DdimError(f"{name} {number:g}", f"is beyond {most:g}", "give a number such as 2")
+        raise DdimError(f"{name} {number:g}", f"is beyond {most:g}", "use a number such as 2")
     return number
 
 
@@ -97,22 +97,22 @@ def floats(value: Any, name: str, shape: Sequence[int] | None = None) -> Tensor:
         value = _tensor(value, name)
     assert isinstance(value, Tensor)
     if value.is_meta:
-        raise DdimError(name, "are on the device meta, which holds no numbers", "give a tensor with numbers")
+        raise DdimError(name, "are on the meta device, which has no data", "pass a tensor with data")
     if not value.is_floating_point():
-        raise DdimError(name, f"are {value.dtype}", "give floats in [-1, 1], see ddim.pixels.to_float")
+        raise DdimError(name, f"are {value.dtype}", "pass floats in [-1, 1], see ddim.pixels.to_float")
     if shape is not None and tuple(value.shape[1:]) != tuple(shape):
-        problem = f"are {tuple(value.shape)}, the model's are {tuple(shape)} each"
-        raise DdimError(name, problem, "give (N, ...) of this model's shape")
+        problem = f"have shape {tuple(value.shape)}, each must be {tuple(shape)}"
+        raise DdimError(name, problem, "pass (N, ...) of that shape")
     if not torch.isfinite(value).all():
-        raise DdimError(name, "hold a number that is not finite", "find where it comes from")
+        raise DdimError(name, "have a number that is not finite", "remove NaN and infinity")
     return value
 
 
-def _shown(value: Any) -> str:
+def _repr(value: Any) -> str:
     try:
         return shorten(repr(value))
     except ValueError:  # an integer with more digits than Python converts to text
-        return "of very many digits"
+        return "of too many digits"
 
 
 def _tensor(value: Any, name: str) -> Tensor:
@@ -121,4 +121,4 @@ def _tensor(value: Any, name: str) -> Tensor:
             raise TypeError
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError):
-        raise DdimError(name, f"are of type {type(value).__name__}", "give a tensor or a numpy array") from None
+        raise DdimError(name, f"are of type {type(value).__name__}", "pass a tensor or a numpy array") from None

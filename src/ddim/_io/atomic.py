@@ -47,7 +47,7 @@ def write_atomic(path: Path, data: bytes, sync: bool = True) -> None:
         if part is not None:
             with contextlib.suppress(OSError):
                 os.unlink(part)
-        raise DdimError(path, f"cannot be written ({error.strerror})", "choose a place you may write to") from None
+        raise DdimError(path, f"cannot be written ({error.strerror})", "choose a writable path") from None
 
 
 class Appender(contextlib.AbstractContextManager["Appender"]):
@@ -82,7 +82,7 @@ class Appender(contextlib.AbstractContextManager["Appender"]):
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> DdimError:
-        return DdimError(self._path, f"cannot be written ({error.strerror})", "choose a place you may write to")
+        return DdimError(self._path, f"cannot be written ({error.strerror})", "choose a writable path")
 
 
 @contextlib.contextmanager
@@ -113,9 +113,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
         if part is not None:
             remove_tree(part)
         if isinstance(error, OSError):
-            raise DdimError(folder, f"cannot be put in place ({error.strerror})", "choose another place") from None
-        inside = error.subject.startswith(str(part))
-        raise (DdimError(folder, error.problem, error.hint) if inside else error) from None
+            raise DdimError(folder, f"cannot be written ({error.strerror})", "choose another path") from None
+        is_inside = error.subject.startswith(str(part))
+        raise (DdimError(folder, error.problem, error.hint) if is_inside else error) from None
 
 
 def _exchange(part: Path, folder: Path) -> None:
@@ -174,10 +174,10 @@ def make_folder(path: Path) -> Path:
         if not path.is_dir():
             raise FileExistsError
     except OSError as error:
-        why = error.strerror if not isinstance(error, FileExistsError) else "a file of that name is there"
-        raise DdimError(path, f"cannot be made a folder ({why})", "choose another place") from None
+        reason = error.strerror if not isinstance(error, FileExistsError) else "a file of that name exists"
+        raise DdimError(path, f"cannot be created ({reason})", "choose another path") from None
     if not os.access(path, os.W_OK | os.X_OK):
-        raise DdimError(path, "cannot be written to", "choose a folder you may write to")
+        raise DdimError(path, "is not writable", "choose a writable folder")
     return path
 
 
@@ -186,11 +186,11 @@ def _missing(path: Path) -> list[Path]:
     return [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
 
 
-def unexpected_entries(folder: Path, *ours: str) -> list[str]:
-    """Names in a folder other than `ours`, locks and temporary files; empty if the folder does not exist."""
+def unexpected_entries(folder: Path, *expected: str) -> list[str]:
+    """Names in a folder other than `expected`, locks and temporary files; empty if the folder does not exist."""
     if not folder.is_dir():
         return []
-    return sorted(entry.name for entry in os.scandir(folder) if entry.name not in ours and not is_leftover(entry))
+    return sorted(entry.name for entry in os.scandir(folder) if entry.name not in expected and not is_leftover(entry))
 
 
 @contextlib.contextmanager
@@ -204,9 +204,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise DdimError(
-                folder, f"cannot be written to ({error.strerror})", "choose a folder you may write to"
-            ) from None
+            raise DdimError(folder, f"is not writable ({error.strerror})", "choose a writable folder") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -237,22 +235,22 @@ class Claim:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
+def claimed(folder: Path, *expected: str) -> Iterator[Claim]:
     """Create and lock a folder while the context lasts; clean up after an early error.
 
     If the folder was new or empty and the context ends with an error before `Claim.keep` was called and while it holds
-    nothing else, the files named `ours` are removed, and the folder too if it was created, so that the corrected
+    nothing else, the files named in `expected` are removed, and the folder too if it was created, so that the corrected
     command can use it.
 
     Args:
         folder: The folder.
-        ours: Names that the context may write before it calls `Claim.keep`.
+        expected: Names that the context may write before it calls `Claim.keep`.
 
     Raises:
         DdimError: If it cannot be created, or another process has locked it.
     """
     missing, was_empty = _missing(folder), not unexpected_entries(folder)
-    locked = (folder / LOCK).exists()
+    was_locked = (folder / LOCK).exists()
     claim = Claim()
     try:
         make_folder(folder)
@@ -260,17 +258,17 @@ def claimed(folder: Path, *ours: str) -> Iterator[Claim]:
             try:
                 yield claim
             except Exception:
-                if unexpected_entries(folder, *ours):  # a first result was made before the error
+                if unexpected_entries(folder, *expected):  # a first result was written before the error
                     claim.keep()
                 if was_empty and not claim.kept:
-                    for name in ours if locked else (*ours, LOCK):
+                    for name in expected if was_locked else (*expected, LOCK):
                         remove_tree(folder / name)
                 raise
     except Exception:
         if was_empty and not claim.kept:
             with contextlib.suppress(OSError):
-                for each in missing:
-                    os.rmdir(each)
+                for path in missing:
+                    os.rmdir(path)
         raise
 
 

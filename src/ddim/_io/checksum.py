@@ -108,18 +108,18 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(re.sub(_SPACE + b"+", b"", data)).hexdigest()
 
 
-def write_json(path: Path, what: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object that is not empty, with its checksum, atomically.
 
     Raises:
         DdimError: If it cannot be written.
     """
-    write_atomic(path, seal(json.dumps(what, indent=1) + "\n"))
+    write_atomic(path, seal(json.dumps(content, indent=1) + "\n"))
 
 
-def tensors_metadata(what: Mapping[str, Any]) -> str:
+def tensors_metadata(content: Mapping[str, Any]) -> str:
     """JSON for the metadata of a safetensors file, with zeros where `seal_tensors` writes the checksum."""
-    return json.dumps({**what, KEY: _ZEROS})
+    return json.dumps({**content, KEY: _ZEROS})
 
 
 def seal_tensors(data: bytes) -> bytes:
@@ -131,23 +131,23 @@ def seal_tensors(data: bytes) -> bytes:
     return b"".join((view[:place], value, view[place + len(value) :]))
 
 
-def unseal_tensors(path: Path, what: dict[str, Any]) -> dict[str, Any]:
+def unseal_tensors(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Verify a safetensors file's checksum, and return the metadata without it.
 
     Args:
         path: The file.
-        what: The JSON of its metadata.
+        content: The JSON of its metadata.
 
     Raises:
         DdimError: If the checksum does not match.
     """
     hint = "copy it again, or write it again"
-    last = next(reversed(what), "")
-    value = what.get(last)
+    last = next(reversed(content), "")
+    value = content.get(last)
     if last != KEY:
-        if KEY in what or _nearly_key(last):
+        if KEY in content or _nearly_key(last):
             raise DdimError(path, PROBLEM, hint)
-        return what
+        return content
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         size = file.read(8)
@@ -158,12 +158,12 @@ def unseal_tensors(path: Path, what: dict[str, Any]) -> dict[str, Any]:
             digest.update(part)
     if digest.hexdigest() != value:
         raise DdimError(path, PROBLEM, hint)
-    return {key: each for key, each in what.items() if key != KEY}
+    return {key: each for key, each in content.items() if key != KEY}
 
 
-def journal_line(what: Mapping[str, Any]) -> bytes:
+def journal_line(content: Mapping[str, Any]) -> bytes:
     """Encode an object that is not empty as a line of a journal, with its checksum."""
-    text = json.dumps(what)
+    text = json.dumps(content)
     return f'{text[:-1]}, "{KEY}": "{_digest(text.encode())[:_SHORT]}"}}\n'.encode()
 
 
@@ -182,7 +182,7 @@ def read_line(text: str, sealed: bool) -> tuple[Any, bool]:
     if match is not None and match["key"] != KEY and not _nearly_key(match["key"]):
         match = None
     if not text.endswith("\n") or (match is None and sealed):
-        raise ValueError("it is torn or damaged")
+        raise ValueError("the line is damaged")
     if match is None:
         return parse_json(text, "a line"), False
     rest = text[: match.start()] + "}"
@@ -221,6 +221,6 @@ def read_journal(path: Path, parse: Callable[[Any, int], T | None]) -> list[T]:
         parsed.append(value)
     if len(parsed) < len(lines):
         dropped = len(lines) - len(parsed)
-        warn(f"{path}: line {len(parsed) + 1} is torn or damaged; {dropped} line(s) are dropped and made again")
+        warn(f"{path}: line {len(parsed) + 1} is damaged; {dropped} line(s) are dropped and recomputed")
         write_atomic(path, "".join(lines[: len(parsed)]).encode())
     return parsed

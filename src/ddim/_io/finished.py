@@ -25,50 +25,50 @@ class Finished(contextlib.AbstractContextManager["Finished"]):
 
     Args:
         folder: The folder.
-        earlier: Whether a version of this library without SHA256SUMS wrote files there.
-        sound: Decides from its content whether a file of such a version is complete.
+        unverified: Whether a version of this library without SHA256SUMS wrote files there.
+        is_complete: Decides from its content whether a file of such a version is complete.
 
     Warns:
         DdimWarning: If a line of SHA256SUMS is damaged; on exit, if files without a checksum were accepted.
     """
 
-    def __init__(self, folder: Path, earlier: bool = False, sound: Callable[[Path], bool] | None = None):
+    def __init__(self, folder: Path, unverified: bool = False, is_complete: Callable[[Path], bool] | None = None):
         self._folder, path = folder, folder / SUMS
-        self._sound = sound if earlier and not path.exists() else None
+        self._is_complete = is_complete if unverified and not path.exists() else None
         data = read_bytes(path, memory()) if path.exists() else b""
         entries = _LINE.findall(data)
         sums = {name: digest for digest, name in entries}  # the last line counts if a file was rewritten
-        torn = sum(67 + len(name) for _, name in entries) != len(data)
-        if torn:
-            warn(f"{path}: holds a line that is torn or damaged; what it was about is made again")
-        if torn or len(sums) < len(entries):
+        damaged = sum(67 + len(name) for _, name in entries) != len(data)
+        if damaged:
+            warn(f"{path}: has a damaged line; its file is written again")
+        if damaged or len(sums) < len(entries):
             write_atomic(path, b"".join(digest + b"  " + name + b"\n" for name, digest in sums.items()))
         self._sums = {name.decode("utf-8", "replace"): digest.decode() for name, digest in sums.items()}
         self._file = Appender(path)
-        self.taken = 0
+        self.accepted = 0
 
     def __exit__(self, *_: object) -> None:
         self._file.__exit__()
-        if self.taken:
-            warn(f"{self._folder}: {self.taken} file(s) of a version without checksums are taken as they are")
+        if self.accepted:
+            warn(f"{self._folder}: {self.accepted} file(s) of a version without checksums are accepted unverified")
 
     def missing(self, paths: Sequence[Path]) -> tuple[list[int], int]:
         """Indices of the files that must be written, and how many of them exist but are damaged."""
         missing, damaged = [], 0
-        for place, path in enumerate(paths):
+        for index, path in enumerate(paths):
             try:
                 check_file(path)
                 digest = sha256(path)
             except (DdimError, FileNotFoundError):
-                missing.append(place)
+                missing.append(index)
                 continue
             if self._sums.get(path.name) == digest:
                 continue
-            if self._sound is not None and self._sound(path):
+            if self._is_complete is not None and self._is_complete(path):
                 self._add([(path, digest)])
-                self.taken += 1
+                self.accepted += 1
                 continue
-            missing.append(place)
+            missing.append(index)
             damaged += 1
         return missing, damaged
 

@@ -82,12 +82,12 @@ def check_batch(network: Any, recipe: Any) -> None:
     Raises:
         DdimError: If the first layer's output has more than `ACTIVATIONS` values.
     """
-    part = recipe.batch // recipe.accumulate
+    micro_batch = recipe.batch // recipe.accumulate
     channels = getattr(network, "channels", None) or network.width
-    count = part * channels * math.prod(network.shape[-2:])
+    count = micro_batch * channels * math.prod(network.shape[-2:])
     if count > ACTIVATIONS:
-        problem = f"of {recipe.batch:,} in {recipe.accumulate} parts needs {count:,} numbers for its first layer alone"
-        raise DdimError("batch", problem, "lower the batch or the resolution, or accumulate it in more parts")
+        problem = f"of {recipe.batch:,} in {recipe.accumulate} parts needs {count:,} values in its first layer alone"
+        raise DdimError("batch", problem, "reduce the batch or resolution, or accumulate it in more parts")
 
 
 def check_samples(n: int, start: int = 0) -> None:
@@ -97,13 +97,13 @@ def check_samples(n: int, start: int = 0) -> None:
         DdimError: If n is more than `SAMPLES`, or start + n more than `INDEX`.
     """
     if n > SAMPLES:
-        raise DdimError(f"n {n}", f"is more than {SAMPLES:,}", "ask for fewer, several times, each with its own start")
+        raise DdimError(f"n {n}", f"is more than {SAMPLES:,}", "request fewer at a time, with different starts")
     if start + n > INDEX:
-        raise DdimError(f"start {start}", f"ends beyond sample {INDEX:,}", "begin at a lower index")
+        raise DdimError(f"start {start}", f"ends beyond sample {INDEX:,}", "use a lower start")
 
 
 def unet_parameters(
-    channels: Sequence[int], blocks: int, embedding: int, inside: int = 0, attended: Sequence[bool] = ()
+    channels: Sequence[int], blocks: int, embedding: int, image_channels: int = 0, attended: Sequence[bool] = ()
 ) -> int:
     """Estimate the number of parameters of a U-Net from its 3x3 convolutions, attention and time layers.
 
@@ -111,10 +111,10 @@ def unet_parameters(
         channels: Channels of each level.
         blocks: Residual blocks per level of the encoder; the decoder has one more.
         embedding: Width of the time embedding.
-        inside: Sum of the input and output channels.
+        image_channels: Sum of the input and output channels.
         attended: For each level, whether its blocks are followed by attention.
     """
-    total, now, skips, times = 9 * inside * channels[0] + embedding * embedding, channels[0], [channels[0]], 0
+    total, now, skips, times = 9 * image_channels * channels[0] + embedding * embedding, channels[0], [channels[0]], 0
     for level, width in enumerate(channels):
         for _ in range(blocks):
             total += 9 * (now * width + width * width) + (now * width if now != width else 0)

@@ -18,7 +18,7 @@ from ddim.errors import DdimError, shorten
 T = TypeVar("T")
 
 JSON_BYTES = 64 << 20
-"""The largest JSON file that is read: a schedule of a million betas takes about 20 MB."""
+"""The largest JSON file that is read: a schedule of a million betas takes status 20 MB."""
 TEXT_BYTES = 1 << 30
 """The largest text file that is read."""
 DEPTH = 64
@@ -53,10 +53,10 @@ def check_file(path: Path, most: int | None = None, hint: str = "check the path"
         DdimError: If it does not exist, is not a regular file, or is larger than `most`.
     """
     try:
-        about = os.stat(path)
+        status = os.stat(path)
     except (OSError, ValueError) as error:
-        raise _cannot(path, error, hint) from None
-    return _check(about, path, most)
+        raise _read_error(path, error, hint) from None
+    return _check(status, path, most)
 
 
 def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path") -> bytes:
@@ -73,13 +73,13 @@ def read_bytes(path: Path, most: int = JSON_BYTES, hint: str = "check the path")
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        raise _cannot(path, error, hint) from None
+        raise _read_error(path, error, hint) from None
     try:
         _check(os.fstat(handle), path, most)
         with os.fdopen(handle, "rb", closefd=False) as file:
             data = read_stream(file, most + 1)
     except OSError as error:
-        raise _cannot(path, error, hint) from None
+        raise _read_error(path, error, hint) from None
     finally:
         os.close(handle)
     if len(data) > most:
@@ -152,7 +152,7 @@ def parse_json(text: str | bytes, name: str | Path, hint: str = AGAIN) -> Any:
     except UnicodeDecodeError as error:
         raise DdimError(name, f"{_UNREADABLE}: byte {error.start} is not UTF-8 text", hint) from None
     except UnicodeEncodeError:
-        raise DdimError(name, "holds a string that is no Unicode text (a lone surrogate)", hint) from None
+        raise DdimError(name, "has a string that is not Unicode (a lone surrogate)", hint) from None
     except RecursionError:
         raise DdimError(name, f"is nested more than {DEPTH} deep", hint) from None
     except ValueError as error:
@@ -167,7 +167,7 @@ def of_kind(value: Any, kind: type[T] | tuple[type[T], ...], name: str | Path, h
         DdimError: If it has another type.
     """
     if not _is(value, kind):
-        raise DdimError(name, f"is {_article(value)}, not {_named(kind)}", hint)
+        raise DdimError(name, f"is {_describe(value)}, not {_type_names(kind)}", hint)
     return value  # type: ignore[no-any-return]
 
 
@@ -198,7 +198,7 @@ def entry(
         return default
     value = values[key]
     if not _is(value, kind):
-        raise DdimError(name, f"{key} is {_article(value)}, not {_named(kind)}", hint)
+        raise DdimError(name, f"{key} is {_describe(value)}, not {_type_names(kind)}", hint)
     return float(value) if kind is float else value  # type: ignore[return-value]
 
 
@@ -209,37 +209,37 @@ def list_of(values: Any, item: type[T], key: str, name: str | Path, hint: str = 
         DdimError: Naming the file, the field and the first item of another type.
     """
     if not isinstance(values, Sequence) or isinstance(values, str):
-        raise DdimError(name, f"{key} is {_article(values)}, not a list", hint)
-    for place, value in enumerate(values):
+        raise DdimError(name, f"{key} is {_describe(values)}, not a list", hint)
+    for index, value in enumerate(values):
         if not _is(value, item):
-            raise DdimError(name, f"{key}[{place}] is {_article(value)}, not {_named(item)}", hint)
+            raise DdimError(name, f"{key}[{index}] is {_describe(value)}, not {_type_names(item)}", hint)
     return list(values)
 
 
-def _check(about: os.stat_result, path: Path, most: int | None) -> int:
-    if not stat.S_ISREG(about.st_mode):
-        what = "a folder" if stat.S_ISDIR(about.st_mode) else "not a plain file"
-        raise DdimError(path, f"is {what}", "give the path of a file")
+def _check(status: os.stat_result, path: Path, most: int | None) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        actual = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise DdimError(path, f"is {actual}", "pass the path of a file")
     limit = memory() if most is None else most
-    if about.st_size > limit:
-        raise _too_large(path, about.st_size, limit)
-    return about.st_size
+    if status.st_size > limit:
+        raise _too_large(path, status.st_size, limit)
+    return status.st_size
 
 
-def _cannot(path: Path, error: OSError | ValueError, hint: str) -> DdimError:
+def _read_error(path: Path, error: OSError | ValueError, hint: str) -> DdimError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DdimError(path, "no such file", hint)
-    why = (isinstance(error, OSError) and error.strerror) or str(error)
-    return DdimError(path, f"cannot be read ({why})", "check the path, and whether it may be read")
+    reason = (isinstance(error, OSError) and error.strerror) or str(error)
+    return DdimError(path, f"cannot be read ({reason})", "check the path and its permissions")
 
 
 def _too_large(path: Path, size: int, most: int) -> DdimError:
-    return DdimError(path, f"has {size:,} bytes, more than the {most:,} that are read", "give the right file")
+    return DdimError(path, f"has {size:,} bytes, more than the limit of {most:,}", "check the path")
 
 
 def _whole(digits: str) -> int:
     if len(digits) > DIGITS:
-        raise ValueError(f"a whole number of {len(digits)} digits")
+        raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
 
 
@@ -247,8 +247,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} comes twice")
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"duplicate key {duplicate!r}")
     return value
 
 
@@ -258,8 +258,10 @@ def _check_depth(value: Any) -> None:
         depth += 1
         if depth > DEPTH:
             raise RecursionError
-        inside = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-        level = [inner for one in inside for inner in one if isinstance(inner, dict | list)]
+        children = (
+            each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)
+        )
+        level = [inner for values in children for inner in values if isinstance(inner, dict | list)]
 
 
 def _is(value: Any, kind: Any) -> bool:
@@ -273,16 +275,16 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kinds)
 
 
-_WORDS = {dict: "an object", list: "a list", str: "a string", int: "a whole number", float: "a finite number"}
-_WORDS |= {bool: "true or false", type(None): "null"}
+_TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", int: "an integer", float: "a finite number"}
+_TYPE_NAMES |= {bool: "true or false", type(None): "null"}
 
 
-def _named(kind: Any) -> str:
+def _type_names(kind: Any) -> str:
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return " or ".join(_WORDS[one] for one in kinds)
+    return " or ".join(_TYPE_NAMES[each] for each in kinds)
 
 
-def _article(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, dict | list):
-        return _WORDS[type(value)]
+        return _TYPE_NAMES[type(value)]
     return shorten(json.dumps(value), 60)

@@ -50,7 +50,7 @@ def create(path: Path, of_folder: bool = False) -> tuple[Path, int]:
 
 
 @contextlib.contextmanager
-def taken(path: Path) -> Iterator[None]:
+def lock_leftover(path: Path) -> Iterator[None]:
     """Lock a temporary file or folder of another process.
 
     Raises:
@@ -86,11 +86,11 @@ def remove_parts(folder: Path, name: str | None = None) -> None:
     for place in {each for _, each, role in temporaries(folder) if role == "old" and name in (None, each)}:
         old = interrupted(folder / place)
         if old is not None:
-            with contextlib.suppress(OSError), taken(old):
+            with contextlib.suppress(OSError), lock_leftover(old):
                 os.rename(old, folder / place)
     for path, each, _ in temporaries(folder):
         if name in (None, each):
-            with contextlib.suppress(OSError), taken(path):
+            with contextlib.suppress(OSError), lock_leftover(path):
                 remove_tree(path)
     if name is None and folder.is_dir():
         for entry in list(os.scandir(folder)):

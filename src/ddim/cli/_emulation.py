@@ -133,14 +133,14 @@ def _value(what: str, key: str, text: str, kind: type) -> Any:
 def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule) -> list[str]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "goes to", "x0", "eps", "z")]
     for difference in found:
-        our_row = None if difference.ours is None else ours.rows[difference.ours]
-        if difference.theirs is None:
+        our_row = None if difference.second is None else ours.rows[difference.second]
+        if difference.first is None:
             assert our_row is not None
             lines.append(
-                (str(difference.ours), f"{our_row.now.t:g}", f"{our_row.next.t:g}", f"only in {ours.sampler}", *"...")
+                (str(difference.second), f"{our_row.now.t:g}", f"{our_row.next.t:g}", f"only in {ours.sampler}", *"...")
             )
             continue
-        row, number = theirs.rows[difference.theirs], str(difference.theirs)
+        row, number = theirs.rows[difference.first], str(difference.first)
         if our_row is None:
             lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {theirs.sampler}", *"..."))
             continue
@@ -148,7 +148,7 @@ def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule
             f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}"
             for a, b in ((row.now, our_row.now), (row.next, our_row.next))
         ]
-        signal, _ = theirs.goes_to(difference.theirs)
+        signal, _ = theirs.mean_weights(difference.first)
         target_time = schedule.time_at_angle(math.acos(min(signal, 1.0)))
         lines.append(
             (

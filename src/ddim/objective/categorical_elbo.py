@@ -30,9 +30,9 @@ def check_bound(plan: CategoricalPlan) -> CategoricalPlan:
         DdimError: If it does not.
     """
     if plan.end.t != 0:
-        raise DdimError("plan", f"ends at t = {plan.end.t:g}", "the bound needs a plan that goes to t = 0")
+        raise DdimError("plan", f"ends at t = {plan.end.t:g}", "use a plan that ends at t = 0")
     if plan.hook is not None:
-        raise DdimError("plan", "has a temperature or top-p", "leave them out: the bound is the model's own")
+        raise DdimError("plan", "has a temperature or top-p", "remove them: they change the model")
     return plan
 
 

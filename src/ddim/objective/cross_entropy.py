@@ -31,7 +31,7 @@ def token_weights(schedule: Schedule, weight: Weight) -> np.ndarray:
         DdimError: If the weight is unknown.
     """
     if weight not in ("simple", "vlb"):
-        raise DdimError(f"loss weight {weight}", "is not one of categories", "choose simple or vlb")
+        raise DdimError(f"loss weight {weight}", "is not for discrete data", "choose simple or vlb")
     if weight == "simple":
         return np.ones(schedule.T)
     levels = schedule.levels(range(schedule.T + 1))

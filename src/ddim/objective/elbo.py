@@ -143,12 +143,12 @@ def last_term(x0: Tensor, mean: Tensor, sigma: float, bin_width: float | None = 
     """
     if not sigma > 0:
         raise ValueError(f"sigma = {sigma}: the last term needs sigma > 0")
-    off = x0.double() - mean.double()
+    difference = x0.double() - mean.double()
     if bin_width is None:
-        return -log_normal(off, 0.0, sigma)
+        return -log_normal(difference, 0.0, sigma)
     half = bin_width / 2
-    upper = torch.where(x0 > 1 - half, math.inf, (off + half) / sigma)
-    lower = torch.where(x0 < -1 + half, -math.inf, (off - half) / sigma)
+    upper = torch.where(x0 > 1 - half, math.inf, (difference + half) / sigma)
+    lower = torch.where(x0 < -1 + half, -math.inf, (difference - half) / sigma)
     return -log_interval(lower, upper).flatten(1).sum(1)
 
 
@@ -163,8 +163,8 @@ def log_interval(lower: Tensor, upper: Tensor) -> Tensor:
     flip = lower + upper > 0
     low, high = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
     top = torch.special.log_ndtr(high)
-    difference: Tensor = top + torch.log1p(-torch.exp(torch.special.log_ndtr(low) - top))
-    return difference
+    log_difference: Tensor = top + torch.log1p(-torch.exp(torch.special.log_ndtr(low) - top))
+    return log_difference
 
 
 def prior_term(x0: Tensor, top: Level) -> Tensor:
@@ -186,13 +186,13 @@ def check_bound(plan: Plan, last_sigma: float) -> Plan:
         DdimError: If a condition does not hold.
     """
     if plan.end.t != 0:
-        raise DdimError("plan", f"ends at t = {plan.end.t:g}", "the bound needs a plan that goes to t = 0")
+        raise DdimError("plan", f"ends at t = {plan.end.t:g}", "use a plan that ends at t = 0")
     for row in plan.rows:
         where = f"the step from t = {row.now.t:g} to {row.next.t:g}"
         if row.x or len(row.x0) != 1 or len(row.eps) != 1:
-            raise DdimError(where, "is not of the form of eq. (12)", "take a plan of samplers.ddim")
+            raise DdimError(where, "is not of the form of eq. (12)", "use a plan of samplers.ddim")
         if row.next.t > 0 and not (row.sigma > 0 and row.z > 0):
-            raise DdimError(where, "has sigma 0, so the bound is infinite", "take eta > 0, or the method ode")
+            raise DdimError(where, "has sigma 0, so the bound is infinite", "use eta > 0, or the method ode")
     check_last_sigma(last_sigma)
     return plan
 
@@ -204,7 +204,7 @@ def check_last_sigma(last_sigma: float) -> None:
         DdimError: If it is not.
     """
     if not 0 < last_sigma < math.inf:
-        raise DdimError(f"sigma_1 {last_sigma:g}", "is not a number > 0", "give the last step a standard deviation")
+        raise DdimError(f"sigma_1 {last_sigma:g}", "is not a number > 0", "use a positive standard deviation")
 
 
 def terms(

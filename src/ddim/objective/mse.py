@@ -157,7 +157,7 @@ class Objective:
         level = _Batch(signal.view(shape), noise.view(shape))
         output = network(diffuse(x0, eps, level), t).float()
         if output.shape != x0.shape:
-            problem = f"gives {tuple(output.shape)} for data of {tuple(x0.shape)}"
+            problem = f"returns {tuple(output.shape)} for data of {tuple(x0.shape)}"
             raise DdimError("network", problem, "train one without learned variance")
         target = {"eps": eps, "x0": x0}.get(self.predicts)
         error = output - (v_from_pair(x0, eps, level) if target is None else target)

@@ -136,12 +136,12 @@ class BasePlan(ABC, Generic[R]):
         """
         row = self.rows[k]
         if k and self.rows[k - 1].next != row.now:
-            raise DdimError(self.where(k), "does not start where the row before it ended", "mend the plan's levels")
+            raise DdimError(self.where(k), "does not start where the previous row ended", "fix the plan's levels")
         named = (row.now, row.next, row.query, *self.before)
         if min(level.t for level in named) < 0:
-            raise DdimError(self.where(k), "names a time before 0", "mend the plan's levels")
+            raise DdimError(self.where(k), "has a timestep below 0", "fix the plan's levels")
         if not all(math.isfinite(value) for level in named for value in (level.t, level.alpha_bar)):
-            raise DdimError(self.where(k), "holds a number that is not finite", "choose other times or another sampler")
+            raise DdimError(self.where(k), "has a number that is not finite", "use other timesteps or another sampler")
 
     def check_model(self: T, fingerprint: Callable[[], str]) -> T:
         """Check that the plan was made for a model, or for any model. Returns the plan.
@@ -157,7 +157,7 @@ class BasePlan(ABC, Generic[R]):
             raise DdimError(
                 f"plan {self.name}",
                 problem,
-                either("tune one for this model", "run it all the same with any_model=True"),
+                either("tune one for this model", "use any_model=True"),
             )
         return self
 
@@ -176,14 +176,14 @@ class BasePlan(ABC, Generic[R]):
         """
         if to_clean and (self.end.t != 0 or self.start.t == 0):
             problem = f"goes from t = {self.start.t:g} to {self.end.t:g}"
-            raise DdimError("plan", problem, "to sample it must end at t = 0")
+            raise DdimError("plan", problem, "use a plan that ends at t = 0")
         if to_clean and self.before:
             raise DdimError("plan", f"starts from the states at t = {self._starts()}", "run it with `ddim decode`")
         for level in {level for row in self.rows for level in (row.now, row.next, row.query)} | {*self.before}:
             expected = schedule.level(level.t).log_snr if 0 <= level.t <= schedule.T else math.nan
             if not (expected == level.log_snr or abs(expected - level.log_snr) < 1e-6):
-                problem = f"t = {level.t:g} has log-SNR {level.log_snr:.6g}, on the model's schedule {expected:.6g}"
-                raise DdimError("plan", problem, "make the plan for this model")
+                problem = f"has log-SNR {level.log_snr:.6g} at t = {level.t:g}, the model's schedule {expected:.6g}"
+                raise DdimError("plan", problem, "create a plan for this model")
         return self
 
     def levels(self) -> list[Level]:

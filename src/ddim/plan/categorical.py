@@ -93,13 +93,13 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
             DdimError: If a row fails, naming the first one and its error.
         """
         if not self.rows:
-            raise DdimError("plan", "holds no rows", "give at least one step")
+            raise DdimError("plan", "has no rows", "use at least one step")
         if not (0 < self.temperature < math.inf):
-            raise DdimError(f"temperature {self.temperature:g}", "is not a number > 0", "use 1, or less to be sharper")
+            raise DdimError(f"temperature {self.temperature:g}", "is not a number > 0", "use 1, or less to sharpen")
         if not 0 < self.top_p <= 1:
             raise DdimError(f"top-p {self.top_p:g}", "is outside 0..1", "use 1 to keep every category")
         if min(self.pi) < 0 or abs(math.fsum(self.pi) - 1) > TOLERANCE:
-            raise DdimError("plan", "has a pi that is no distribution", "give numbers >= 0 of sum 1")
+            raise DdimError("plan", "has a pi that is not a distribution", "use numbers >= 0 that sum to 1")
         for k, row in enumerate(self.rows):
             self.check_levels(k)
             weights = (row.keep, row.to_x0, row.fresh)
@@ -107,11 +107,13 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
                 values = ", ".join(f"{weight:.6g}" for weight in weights)
                 raise DdimError(self.where(k), f"has weights {values} outside 0..1", "choose a sigma within its range")
             if row.next.log_snr <= row.now.log_snr:
-                raise DdimError(self.where(k), "goes to a noisier level", "give levels that fall")
+                raise DdimError(self.where(k), "goes to a noisier level", "use falling levels")
             required = self._required_weights(row)
-            off = max(abs(weight - wanted) for weight, wanted in zip(weights, required, strict=True))
-            if off > TOLERANCE:
-                raise DdimError(self.where(k), f"is off by {off:.3g} from what keeps the marginals", "mend its weights")
+            error = max(abs(weight - value) for weight, value in zip(weights, required, strict=True))
+            if error > TOLERANCE:
+                raise DdimError(
+                    self.where(k), f"does not preserve the marginals (error {error:.3g})", "fix its weights"
+                )
         return self
 
     def _required_weights(self, row: CategoricalRow) -> tuple[float, float, float]:
@@ -149,21 +151,21 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
         assert fresh is not None
         if not torch.isfinite(predictions[0].x0.sum()):
             raise DdimError(
-                "samples", "are of a prediction that is not finite", either("train longer", "use dtype='float32'")
+                "samples", "come from a prediction that is not finite", either("train longer", "use dtype='float32'")
             )
         x, probabilities = states[0], predictions[0].x0
         pi = torch.tensor(self.pi, dtype=torch.float64, device=x.device)
-        which = fresh[..., 0]
+        component = fresh[..., 0]
         if self.kernel == "markov":
             # The mixture depends on whether x_0 equals x, so x_0 is sampled first.
             x0 = sample_categorical(fresh[..., 1], probabilities)
-            again = (x0 == x) & (which >= markov_fresh(row.now, row.next, pi[x]))
-            noisy = torch.where(x0 == x, ~again, which >= row.keep + row.to_x0)
-            made = torch.where(again | (which < row.keep) & (x0 != x), x, x0)
-            return torch.where(noisy, sample_categorical(fresh[..., 2], pi), made)
+            again = (x0 == x) & (component >= markov_fresh(row.now, row.next, pi[x]))
+            noisy = torch.where(x0 == x, ~again, component >= row.keep + row.to_x0)
+            kept_or_x0 = torch.where(again | (component < row.keep) & (x0 != x), x, x0)
+            return torch.where(noisy, sample_categorical(fresh[..., 2], pi), kept_or_x0)
         # Only the tokens that change are sampled, which saves time when `keep` is large.
-        moved = which >= row.keep
-        to_x0 = moved & (which < row.keep + row.to_x0) if row.fresh else moved
+        moved = component >= row.keep
+        to_x0 = moved & (component < row.keep + row.to_x0) if row.fresh else moved
         out = x.clone()
         out[to_x0] = sample_categorical(fresh[..., 1][to_x0], probabilities[to_x0])
         renewed = moved & ~to_x0
@@ -174,7 +176,7 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
     def from_json(text: str, name: str = "plan", checked: bool = True) -> CategoricalPlan:
         """A plan from its JSON, validated and checked; see `ddim.Plan.from_json`."""
         file = read_plan(text, name, MixtureFile)
-        levels = file.known()
+        levels = file.parsed_levels()
         try:
             rows = tuple(
                 CategoricalRow(**row.levels(levels), keep=row.keep, to_x0=row.to_x0, fresh=row.fresh)
@@ -182,7 +184,7 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
             )
             pi = _pi(file.categories, file.pi)
         except IndexError:
-            raise DdimError(name, "a row names a level or category that is not there", "write it again") from None
+            raise DdimError(name, "a row refers to a missing level or category", "write it again") from None
         settings = (file.kernel, file.temperature, file.top_p, file.about, file.made_for)
         plan = CategoricalPlan(file.sampler, rows, pi, *settings)
         return plan.check() if checked else plan
@@ -206,7 +208,7 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
         return {"keep": row.keep, "to_x0": row.to_x0, "fresh": row.fresh}
 
     def _title(self) -> str:
-        noise = "uniform noise" if len({*self.pi}) == 1 else "a mask" if max(self.pi) == 1 else "noise of a given pi"
+        noise = "uniform noise" if len({*self.pi}) == 1 else "a mask" if max(self.pi) == 1 else "custom noise"
         title = f"{self.name}: {self.nfe} network evaluations, {len(self.pi)} categories, {noise}"
         title += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
         return title + (f", top-p {self.top_p:g}" if self.top_p != 1 else "")

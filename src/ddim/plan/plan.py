@@ -75,45 +75,45 @@ class Plan(BasePlan[Row]):
             DdimError: If a row fails, naming the first one and its error.
         """
         if not self.rows:
-            raise DdimError("plan", "holds no rows", "give at least one step")
+            raise DdimError("plan", "has no rows", "use at least one step")
         if not (self.lattice == 0 or (0 < self.lattice <= 1 and math.frexp(self.lattice)[0] == 0.5)):
-            raise DdimError("plan", f"has lattice {self.lattice}", "give 0, or a power of two such as 2**-32")
+            raise DdimError("plan", f"has lattice {self.lattice}", "use 0, or a power of two such as 2**-32")
         if self.eps_kept and not self.clip_x0:
-            raise DdimError("plan", "keeps eps where x0 is clipped, and clips none", "say clip_x0, or not eps_kept")
+            raise DdimError("plan", "has eps_kept, but x0 is not clipped", "set clip_x0, or unset eps_kept")
         for k, row in enumerate(self.rows):
             self.check_levels(k)
             where, states = self.where(k), k + 1 + len(self.before)
             if len(row.x) > states or max(len(row.x0), len(row.eps)) > k + 1:
                 raise DdimError(
-                    where, f"looks back {row.memory - 1} states, there are {states - 1}", "shorten its weights"
+                    where, f"uses {row.memory - 1} past states, there are {states - 1}", "shorten its weights"
                 )
             numbers = (*row.x, *row.x0, *row.eps, row.z, row.sigma, row.z_high)
             if not all(math.isfinite(value) for value in numbers):
-                raise DdimError(where, "holds a number that is not finite", "choose other times or another sampler")
+                raise DdimError(where, "has a number that is not finite", "use other timesteps or another sampler")
             highest = 1.0 if self.emulates else row.next.variance
             if row.sigma < 0 or row.z < 0 or row.sigma**2 > highest * (1 + TOLERANCE):
                 limit = math.sqrt(highest)
                 raise DdimError(where, f"sigma = {row.sigma:.6g} is outside 0..{limit:.6g}", "lower eta or sigma")
             if row.z_high and not 0 < row.z <= row.z_high:
                 problem = f"adds noise from {row.z:.6g} to {row.z_high:.6g}"
-                raise DdimError(where, problem, "the lower bound must be above 0 and not above the upper")
+                raise DdimError(where, problem, "use bounds with 0 < lower <= upper")
             if self.keeps_marginals and row.z != row.sigma:
-                raise DdimError(where, f"adds noise {row.z:.6g}, its sigma is {row.sigma:.6g}", "make them equal")
+                raise DdimError(where, f"adds noise {row.z:.6g} at sigma {row.sigma:.6g}", "make them equal")
             self._check_line(k)
         return self
 
     def _check_line(self, k: int) -> None:
         of_x0, of_eps = self.line_error(k)
-        off = max(of_x0, of_eps) if self.straight else of_x0
+        error = max(of_x0, of_eps) if self.straight else of_x0
         problem, row = "on a straight line", self.rows[k]
         if self.emulates:
-            signal, noise = self.goes_to(k)
-            off = max(abs(signal**2 + noise**2 + row.sigma**2 - 1), -signal, -noise)
+            signal, noise = self.mean_weights(k)
+            error = max(abs(signal**2 + noise**2 + row.sigma**2 - 1), -signal, -noise)
             problem = "from a step to any level"
-        if off > TOLERANCE * row.size:
-            raise DdimError(self.where(k), f"is off by {off:.3g} {problem}", "mend its weights")
+        if error > TOLERANCE * row.size:
+            raise DdimError(self.where(k), f"is off by {error:.3g} {problem}", "fix its weights")
 
-    def goes_to(self, k: int) -> tuple[float, float]:
+    def mean_weights(self, k: int) -> tuple[float, float]:
         """The weights of x_0 and eps in the mean of row k's result on the states of a straight line, see `check`."""
         row, past = self.rows[k], [*(row.now for row in self.rows[k::-1]), *self.before]
         signal = sum(w * level.signal for w, level in zip(row.x, past, strict=False)) + sum(row.x0)
@@ -122,9 +122,9 @@ class Plan(BasePlan[Row]):
 
     def line_error(self, k: int) -> tuple[float, float]:
         """The errors of row k in the weights of x_0 and eps on a straight line, see `check`."""
-        row, (signal, noise) = self.rows[k], self.goes_to(k)
-        wanted = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
-        return abs(signal - row.next.signal), abs(noise - wanted)
+        row, (signal, noise) = self.rows[k], self.mean_weights(k)
+        expected = math.sqrt(max(row.next.variance - row.sigma**2, 0.0))
+        return abs(signal - row.next.signal), abs(noise - expected)
 
     @staticmethod
     def from_json(text: str, name: str = "plan", checked: bool = True) -> Plan:
@@ -139,7 +139,7 @@ class Plan(BasePlan[Row]):
             DdimError: If the text is not a plan of this version, or fails `check`.
         """
         file = read_plan(text, name, PlanFile)
-        levels = file.known()
+        levels = file.parsed_levels()
         try:
             rows = tuple(
                 Row(**row.levels(levels), x=row.x, x0=row.x0, eps=row.eps, z=row.z, sigma=row.sigma, z_high=row.z_high)
@@ -147,7 +147,7 @@ class Plan(BasePlan[Row]):
             )
             before = tuple(levels[place] for place in file.before)
         except IndexError:
-            raise DdimError(name, "a row names a level that is not there", "write it again") from None
+            raise DdimError(name, "a row refers to a missing level", "write it again") from None
         flags = (file.clip_x0, file.keeps_marginals, file.about, file.straight, before, file.lattice, file.made_for)
         plan = Plan(file.sampler, rows, *flags, file.emulates, file.eps_kept)
         return plan.check() if checked else plan

@@ -99,7 +99,7 @@ class Row(BaseRow):
         if not self.z_high:
             return fresh
         if prediction.variance_fraction is None:
-            raise ValueError("this plan takes its noise from the network, which does not say any")
+            raise ValueError("this plan needs a predicted variance, the network has none")
         return fresh * (self.z_high / self.z) ** prediction.variance_fraction
 
 

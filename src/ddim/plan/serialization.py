@@ -18,24 +18,24 @@ VERSION = 1
 
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-_Place = Annotated[int, Field(ge=0)]
-_Share = Annotated[float, Field(ge=0)]
+_Index = Annotated[int, Field(ge=0)]
+_Weight = Annotated[float, Field(ge=0)]
 
 
 class FileRow(BaseModel):
     """A row; its levels are indices into the file's list of levels."""
 
     model_config = _STRICT
-    now: _Place
-    next: _Place
-    at: _Place | None = None
+    now: _Index
+    next: _Index
+    at: _Index | None = None
 
-    def levels(self, known: Sequence[Level]) -> dict[str, Any]:
+    def levels(self, levels: Sequence[Level]) -> dict[str, Any]:
         """The row's levels by field name."""
         return {
-            "now": known[self.now],
-            "next": known[self.next],
-            "at": None if self.at is None else known[self.at],
+            "now": levels[self.now],
+            "next": levels[self.next],
+            "at": None if self.at is None else levels[self.at],
         }
 
 
@@ -50,7 +50,7 @@ class File(BaseModel):
     made_for: str = ""
     levels: Sequence[tuple[float, float | Literal["inf", "-inf"]]]
 
-    def known(self) -> list[Level]:
+    def parsed_levels(self) -> list[Level]:
         """The file's levels."""
         return [Level(t, float(log_snr)) for t, log_snr in self.levels]
 
@@ -72,7 +72,7 @@ class PlanFile(File):
     clip_x0: bool
     keeps_marginals: bool
     straight: bool = True
-    before: tuple[_Place, ...] = ()
+    before: tuple[_Index, ...] = ()
     lattice: float = 0.0
     emulates: str = ""
     eps_kept: bool = False
@@ -82,9 +82,9 @@ class PlanFile(File):
 class MixtureFileRow(FileRow):
     """A row over discrete data."""
 
-    keep: _Share = 0.0
-    to_x0: _Share = 0.0
-    fresh: _Share = 0.0
+    keep: _Weight = 0.0
+    to_x0: _Weight = 0.0
+    fresh: _Weight = 0.0
 
 
 class MixtureFile(File):
@@ -93,13 +93,13 @@ class MixtureFile(File):
     kind: Literal["categorical"]
     kernel: Literal["ddim", "markov"] = "ddim"
     categories: int = Field(ge=2)
-    pi: Literal["uniform"] | _Place | tuple[_Share, ...] = "uniform"
+    pi: Literal["uniform"] | _Index | tuple[_Weight, ...] = "uniform"
     temperature: float = 1.0
     top_p: float = 1.0
     rows: Sequence[MixtureFileRow]
 
 
-Kind = TypeVar("Kind", bound=File)
+FileType = TypeVar("FileType", bound=File)
 
 
 def json_float(value: float) -> Any:
@@ -107,7 +107,7 @@ def json_float(value: float) -> Any:
     return value if math.isfinite(value) else str(value)
 
 
-def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
+def read_plan(text: str, name: str, kind: type[FileType]) -> FileType:
     """Parse a plan file and validate its schema; `check` of the plan validates the numbers.
 
     Args:
@@ -123,16 +123,16 @@ def read_plan(text: str, name: str, kind: type[Kind]) -> Kind:
         raise DdimError(name, f"is a {type(text).__name__}, not the text of a plan", again)
     text = unseal(text.encode("utf-8", "surrogatepass"), name).decode("utf-8", "surrogatepass")
     body = of_kind(parse_json(text, name, again), dict, name, again)
-    wants = "kind" in kind.model_fields
-    if wants != ("kind" in body) and body.get("format") == FORMAT:
-        over, other = ("categories", "real-valued data") if wants else ("real-valued data", "categories")
-        raise DdimError(name, f"is a plan over {other}, the data are {over}", "make the plan for this model")
+    discrete = "kind" in kind.model_fields
+    if discrete != ("kind" in body) and body.get("format") == FORMAT:
+        data, other = ("discrete", "real-valued") if discrete else ("real-valued", "discrete")
+        raise DdimError(name, f"is a plan for {other} data, not {data} data", "create a plan for this model")
     try:
         file = kind.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise DdimError(name, f"is not a plan: {where}: {first['msg']}", again) from None
+        location = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise DdimError(name, f"is not a plan: {location}: {first['msg']}", again) from None
     if file.format != FORMAT or file.version != VERSION:
-        raise DdimError(name, f"is {file.format} version {file.version}", f"this ddim reads version {VERSION}")
+        raise DdimError(name, f"is {file.format} version {file.version}, not {FORMAT} version {VERSION}", again)
     return file

@@ -41,9 +41,9 @@ class Alphabet:
         if self.pi.ndim != 1 or not bool((self.pi >= 0).all()) or not abs(float(self.pi.sum()) - 1) < 1e-9:
             raise ValueError("pi is not a distribution over the categories")
         if self.mask is not None and float(self.pi[self.mask]) != 1:
-            raise ValueError("noise that is a mask draws nothing else")
+            raise ValueError("pi[mask] is not 1")
         if self.carry_over and self.mask is None:
-            raise ValueError("without a mask no token is known to be kept")
+            raise ValueError("carry_over needs a mask")
 
     @property
     def size(self) -> int:
@@ -213,7 +213,7 @@ def _noise(pi: Tensor | None, like: Tensor) -> Tensor:
             raise ValueError(f"pi is {tuple(pi.shape)}, expected one probability per category, (K,)")
         return pi.to(like.device, torch.float64)
     if not like.is_floating_point():
-        raise ValueError("ids alone do not say how many categories there are: give pi, or distributions")
+        raise ValueError("ids do not determine the number of categories: pass pi or distributions")
     return torch.full((like.shape[-1],), 1 / like.shape[-1], dtype=torch.float64, device=like.device)
 
 

@@ -159,7 +159,7 @@ def marginal_after(signal: float, variance: float, now: Level, next: Level, sigm
         ValueError: If sigma is out of range, or `now` is clean data, for which eq. (7) is undefined.
     """
     if now.variance == 0:
-        raise ValueError("eq. (7) needs noise at the level it starts from; t = 0 has none")
+        raise ValueError("eq. (7) is undefined at t = 0, which has no noise")
     of_x0, of_eps = posterior_weights(now, next, sigma)
     kappa = of_eps / now.noise
     return of_x0 + kappa * (signal - now.signal), kappa**2 * variance + sigma**2
@@ -167,4 +167,4 @@ def marginal_after(signal: float, variance: float, now: Level, next: Level, sigm
 
 def _check_noisier(now: Level, next: Level) -> None:
     if not next.log_snr < now.log_snr:
-        raise ValueError(f"t = {next.t:g} is not noisier than t = {now.t:g}: going forward, noise is added")
+        raise ValueError(f"t = {next.t:g} is not noisier than t = {now.t:g}, as a forward step needs")

@@ -47,8 +47,8 @@ class Inference:
     def __post_init__(self) -> None:
         _check_levels(self.levels, self.outside)
         if len(self.sigma) != len(self.levels) - 1:
-            problem = f"holds {len(self.sigma)} numbers for {len(self.levels)} levels"
-            raise DdimError("sigma", problem, "give one per pair of neighbours")
+            problem = f"has {len(self.sigma)} values for {len(self.levels)} levels"
+            raise DdimError("sigma", problem, "pass one per pair of neighbours")
         for value, level in zip(self.sigma, self.levels, strict=False):
             if not (value >= 0 and value**2 <= level.variance * (1 + 1e-12)):
                 problem = f"sigma = {value:.6g} is outside 0..{level.noise:.6g}"
@@ -162,14 +162,14 @@ def _log_marginal(x: Tensor, x0: Tensor, level: Level) -> Tensor:
 
 def _check_levels(levels: tuple[Level, ...], outside: tuple[Level, ...]) -> None:
     if not levels:
-        raise DdimError("levels", "are empty", "give at least one")
+        raise DdimError("levels", "are empty", "pass at least one")
     for level in (*levels, *outside):
         if not (level.t > 0 and level.variance > 0):
-            raise DdimError(f"level t = {level.t:g}", "is clean data", "give levels with t > 0: x_0 is known")
+            raise DdimError(f"level t = {level.t:g}", "is clean data", "pass levels with t > 0")
     for now, following in itertools.pairwise(levels):
         if not following.log_snr < now.log_snr:
-            raise DdimError(f"level t = {following.t:g}", "breaks the order", "give levels that rise")
+            raise DdimError(f"level t = {following.t:g}", "is out of order", "pass rising levels")
     times = [level.t for level in (*levels, *outside)]
     if len(set(times)) < len(times):
-        twice = next(t for t in times if times.count(t) > 1)
-        raise DdimError(f"level t = {twice:g}", "comes twice", "give each time once, in tau or outside")
+        duplicate = next(t for t in times if times.count(t) > 1)
+        raise DdimError(f"level t = {duplicate:g}", "is duplicated", "pass it once, in tau or outside")

@@ -102,12 +102,12 @@ def predict(output: Tensor, x: Tensor, level: Level, predicts: Predicts) -> Pred
     """
     if predicts == "eps":
         if level.signal == 0:
-            raise ValueError("eps says nothing about x0 at zero signal; use a network that predicts v or x0")
+            raise ValueError("eps does not determine x0 at zero signal; use a network that predicts v or x0")
         of_x0 = (x0_from_eps(0.0, 1.0, level), x0_from_eps(1.0, 0.0, level))
         return Prediction.of(LinearPrediction(x, output, of_x0, (0.0, 1.0)))
     if predicts == "x0":
         if level.noise == 0:
-            raise ValueError("x0 says nothing about eps at zero noise")
+            raise ValueError("x0 does not determine eps at zero noise")
         of_eps = (eps_from_x0(0.0, 1.0, level), eps_from_x0(1.0, 0.0, level))
         return Prediction.of(LinearPrediction(x, output, (0.0, 1.0), of_eps))
     if predicts == "v":
@@ -140,10 +140,10 @@ def v_from_pair(x0: Tensor, eps: Tensor, level: Scales) -> Tensor:
 def _check_hook(x0: Any, before: Tensor, level: Level) -> None:
     where = f"hook at t = {level.t:g}"
     if not isinstance(x0, Tensor) or x0.shape != before.shape:
-        gives = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
-        raise DdimError(where, f"gives {gives} of {tuple(before.shape)}", "return x_0, its shape kept")
+        actual = tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__
+        raise DdimError(where, f"returns {actual}, not {tuple(before.shape)}", "return x_0 in its shape")
     if not torch.isfinite(x0).all() and torch.isfinite(before).all():
-        raise DdimError(where, "gives a number that is not finite", "return finite numbers")
+        raise DdimError(where, "returns a number that is not finite", "return finite numbers")
 
 
 class LinearPrediction(NamedTuple):

@@ -115,9 +115,9 @@ class Noise:
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < _WORD:
-            raise DdimError(f"seed {self.seed}", "is no whole number in 0..2^64-1", "choose another seed")
+            raise DdimError(f"seed {self.seed}", "is not an integer in 0..2^64-1", "choose another seed")
         if any(not isinstance(index, numbers.Integral) or not 0 <= index < _WORD for index in self.indices):
-            raise DdimError("sample index", "is negative, too large or no whole number", "count samples from 0")
+            raise DdimError("sample index", "is negative, too large or not an integer", "count samples from 0")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -184,13 +184,13 @@ def _draws_on(device: torch.device) -> bool:
     if device.type != "cuda" or not device_noise.available():
         return False
     try:
-        got = device_noise.normal(device_noise.stream_keys(1, (2,), device), 3, (4096,)).cpu().numpy()[0]
+        generated = device_noise.normal(device_noise.stream_keys(1, (2,), device), 3, (4096,)).cpu().numpy()[0]
     except Exception as error:  # a compiler or a driver may raise anything
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         warn(f"random numbers are drawn on the host: triton fails on {device} ({reason})")
         return False
-    if not np.allclose(got, normal(1, 2, 3, (4096,)), rtol=1e-6, atol=0):
-        warn(f"random numbers are drawn on the host: triton's numbers on {device} are not numpy's")
+    if not np.allclose(generated, normal(1, 2, 3, (4096,)), rtol=1e-6, atol=0):
+        warn(f"random numbers are drawn on the host: triton's numbers on {device} differ from numpy's")
         return False
     return True
 

@@ -108,12 +108,14 @@ class Schedule:
     def __post_init__(self) -> None:
         table = np.array(self.log_snr, dtype=np.float64)
         if table.ndim != 1 or not len(table):
-            raise DdimError(f"schedule {self.name}", "holds no times", "give at least one")
+            raise DdimError(f"schedule {self.name}", "has no timesteps", "pass at least one")
         if np.isnan(table).any() or not np.isfinite(table[:-1]).all() or table[-1] == math.inf:
             raise DdimError(f"schedule {self.name}", "has a log-SNR that is not finite before T", "check its betas")
         if (np.diff(table) >= 0).any():
             at = int(np.argmax(np.diff(table) >= 0)) + 2
-            raise DdimError(f"schedule {self.name}", f"the log-SNR does not fall at t = {at}", "every beta must be > 0")
+            raise DdimError(
+                f"schedule {self.name}", f"has a log-SNR that does not fall at t = {at}", "every beta must be > 0"
+            )
         table.setflags(write=False)
         object.__setattr__(self, "log_snr", table)
         angles = np.array([0.0, *(Level(0.0, float(value)).angle for value in table)])
@@ -148,7 +150,7 @@ class Schedule:
             DdimError: If t is out of range or not a number.
         """
         if not 0 <= t <= self.T:
-            raise DdimError(f"time {t}", f"is outside 0..{self.T}", "choose a time of the schedule")
+            raise DdimError(f"time {t}", f"is outside 0..{self.T}", "choose a timestep in that range")
         below = math.floor(t)
         if t == below:
             return Level(float(t), math.inf if below == 0 else float(self.log_snr[below - 1]))
@@ -193,17 +195,17 @@ def from_betas(betas: Sequence[float] | np.ndarray, name: str = "betas") -> Sche
     try:
         beta = np.asarray(betas, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        raise DdimError(f"schedule {name}", "has betas that are no numbers", "give a list of T numbers") from None
+        raise DdimError(f"schedule {name}", "has betas that are not numbers", "pass a list of T numbers") from None
     if beta.ndim != 1:
-        raise DdimError(f"schedule {name}", f"has betas of the shape {beta.shape}", "give a list of T numbers")
+        raise DdimError(f"schedule {name}", f"has betas of shape {beta.shape}", "pass a list of T numbers")
     if beta.size > limits.TIMES:
-        raise DdimError(f"schedule {name}", f"holds more than {limits.TIMES:,} times", "give fewer betas")
-    good = (beta > 0) & (beta < 1)
+        raise DdimError(f"schedule {name}", f"has more than {limits.TIMES:,} timesteps", "pass fewer betas")
+    valid = (beta > 0) & (beta < 1)
     if beta.size:
-        good[-1] |= beta[-1] == 1
-    if not good.all():
-        at = int(np.argmin(good))
-        raise DdimError(f"schedule {name}", f"beta_{at + 1} = {beta[at]} is not in (0, 1)", "mend the list of betas")
+        valid[-1] |= beta[-1] == 1
+    if not valid.all():
+        at = int(np.argmin(valid))
+        raise DdimError(f"schedule {name}", f"has beta_{at + 1} = {beta[at]} outside (0, 1)", "fix the betas")
     with np.errstate(divide="ignore"):
         log_alpha_bar = np.cumsum(np.log1p(-beta))
     return Schedule(_log_snr_from_log_alpha_bar(log_alpha_bar), name)
@@ -246,7 +248,7 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     signal = np.sqrt(schedule.alpha_bar[1:])
     first, last = signal[0], signal[-1]
     if schedule.T < 2:
-        raise DdimError(f"schedule {schedule.name}", "has one time only", "zero terminal SNR needs two or more")
+        raise DdimError(f"schedule {schedule.name}", "has only one timestep", "use two or more")
     rescaled = (signal - last) * first / (first - last)
     with np.errstate(divide="ignore"):
         log_snr = _log_snr_from_log_alpha_bar(2 * np.log(rescaled))
@@ -264,9 +266,9 @@ NAMED = {
 
 def _length(T: int) -> int:
     if T < 1:
-        raise DdimError(f"schedule of T = {T}", "holds no times", "give T >= 1")
+        raise DdimError(f"schedule of T = {T}", "has no timesteps", "use T >= 1")
     if T > limits.TIMES:
-        raise DdimError(f"schedule of T = {T}", f"holds more than {limits.TIMES:,} times", "give a smaller T")
+        raise DdimError(f"schedule of T = {T}", f"has more than {limits.TIMES:,} timesteps", "use a smaller T")
     return T
 
 

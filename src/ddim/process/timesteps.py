@@ -60,28 +60,27 @@ def tau(
     if not isinstance(name, str):
         times = check(schedule, name)
         if steps is not None and steps != len(times):
-            raise DdimError(f"steps {steps}", f"are asked of a grid of {len(times)} times", "leave steps out")
-        label = "the grid given"
+            raise DdimError(f"steps {steps}", f"do not match a grid of {len(times)} timesteps", "omit steps")
+        label = "grid"
     else:
         if name not in NAMED:
             raise DdimError(f"grid {name!r}", "is unknown", f"choose one of {', '.join(NAMED)}")
         if not isinstance(steps, int | np.integer) or not 1 <= steps <= schedule.T:
-            raise DdimError(f"steps {steps}", f"is not a whole number in 1..{schedule.T}", "choose one in that range")
+            raise DdimError(f"steps {steps}", f"is not an integer in 1..{schedule.T}", "choose one in that range")
         if top is not None and not steps <= top <= schedule.T:
-            raise DdimError(f"top {top}", f"is outside {steps}..{schedule.T}", "choose a time of the schedule")
+            raise DdimError(f"top {top}", f"is outside {steps}..{schedule.T}", "choose a timestep in that range")
         label = f"grid {name}"
         raw = NAMED[name](schedule, steps, top or schedule.T)
         raw = raw if top is None else _ending_at(raw, top)
         times = [float(t) for t in sorted(set(raw)) if t >= 1]
         if len(times) != steps:
-            warn(
-                f"{label}: {steps} steps asked, its formula gives {len(times)} distinct times in 1..{top or schedule.T}"
-            )
+            limit = top or schedule.T
+            warn(f"{label}: {steps} steps requested, its formula gives {len(times)} distinct timesteps in 1..{limit}")
     if times[-1] != schedule.T and top is None:
         last = schedule.level(times[-1])
         warn(
             f"{label}: starts at t = {times[-1]:g}, not T = {schedule.T}; "
-            f"pure noise stands in for x at alpha_bar {last.alpha_bar:.2g}"
+            f"pure noise replaces x at alpha_bar {last.alpha_bar:.2g}"
         )
     return times
 
@@ -94,13 +93,13 @@ def check(schedule: Schedule, times: Sequence[float]) -> list[float]:
     """
     checked = [float(t) for t in times]
     if not checked:
-        raise DdimError("grid", "is empty", "give at least one time")
+        raise DdimError("grid", "is empty", "pass at least one timestep")
     for i, t in enumerate(checked):
         if not 0 < t <= schedule.T:
-            raise DdimError(f"grid entry {t:g}", f"is outside (0, {schedule.T}]", "use times of the schedule, 1..T")
+            raise DdimError(f"grid entry {t:g}", f"is outside (0, {schedule.T}]", "use timesteps in 1..T")
         if i and t <= checked[i - 1]:
             problem = "is a duplicate" if t == checked[i - 1] else f"comes after {checked[i - 1]:g}"
-            raise DdimError(f"grid entry {t:g}", problem, "list times in rising order, each once")
+            raise DdimError(f"grid entry {t:g}", problem, "list timesteps in rising order, each once")
     return checked
 
 
@@ -219,11 +218,11 @@ def sampling_levels(
         DdimWarning: See `ddim.timesteps.tau`; or if sampling starts below T because the network predicts eps.
     """
     if top is not None and not isinstance(grid, str):
-        raise DdimError(f"top {top}", "is given beside a list of times", "let the list end there")
+        raise DdimError(f"top {top}", "is given with a list of timesteps", "end the list there")
     if top is None and predicts == "eps" and isinstance(grid, str) and steps:
         top = max(start_time(schedule, predicts), min(steps, schedule.T))
         if top < schedule.T:
-            why = f"this network predicts eps, and noise / signal is {schedule.level(top).ratio:.3g} there"
-            warn(f"grid {grid}: starts at t = {top}, not T = {schedule.T}: {why}")
+            reason = f"this network predicts eps, and noise / signal is {schedule.level(top).ratio:.3g} there"
+            warn(f"grid {grid}: starts at t = {top}, not T = {schedule.T}: {reason}")
     times = [0.0, *tau(schedule, grid, steps, top)]
     return schedule.levels(times if encode else times[::-1])

@@ -78,18 +78,25 @@ def discrete_markov(
 
 
 def _plan(
-    name: str, kernel: Kernel, rows: list[CategoricalRow], alphabet: Alphabet, sharp: tuple[float, float], *about: str
+    name: str,
+    kernel: Kernel,
+    rows: list[CategoricalRow],
+    alphabet: Alphabet,
+    sharpening: tuple[float, float],
+    *about: str,
 ) -> CategoricalPlan:
-    words = [word for word in about if word]
-    words += [f"{what}={value:g}" for what, value in zip(("temperature", "top-p"), sharp, strict=True) if value != 1]
-    return CategoricalPlan(name, tuple(rows), alphabet.weights, kernel, *sharp, about=", ".join(words)).check()
+    settings = [part for part in about if part]
+    settings += [
+        f"{label}={value:g}" for label, value in zip(("temperature", "top-p"), sharpening, strict=True) if value != 1
+    ]
+    return CategoricalPlan(name, tuple(rows), alphabet.weights, kernel, *sharpening, about=", ".join(settings)).check()
 
 
 def _steps(levels: Sequence[Level]) -> list[tuple[Level, Level]]:
     steps = list(itertools.pairwise(levels))
     if not steps:
-        raise DdimError("levels", "hold no step", "give at least two levels")
+        raise DdimError("levels", "have no step", "pass at least two levels")
     for now, following in steps:
         if not following.log_snr > now.log_snr:
-            raise DdimError(f"level t = {following.t:g}", "is not cleaner than the one before", "give falling levels")
+            raise DdimError(f"level t = {following.t:g}", "is not cleaner than the one before", "pass falling levels")
     return steps

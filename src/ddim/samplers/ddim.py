@@ -16,7 +16,7 @@ from ddim.process.schedule import Level
 
 Error = Callable[[Level], float]
 
-LARGEST = 1e6
+LARGEST_ETA = 1e6
 """The largest eta accepted: beyond it sigma^2 can overflow before its range is checked."""
 
 
@@ -58,7 +58,7 @@ def ddim(
     steps = list(itertools.pairwise(levels))
     named = sigma if isinstance(sigma, str) else None
     rising = _rises(steps)
-    _refuse(eta, sigma, rising)
+    _check_settings(eta, sigma, rising)
     if rising:
         rows = [_rising(now, following, clean_as) for now, following in steps]
         return Plan("ddim", tuple(rows), bool(clip_x0), about=_join(about, "encode")).check()
@@ -66,8 +66,8 @@ def ddim(
     name, setting, mean_as = "ddim", f"eta={eta:g}", 1.0 if named in ("hat", "learned") else eta
     sigmas = [sigma_of_eta(*step, mean_as) if mean_as else 0.0 for step in steps]
     if sigma is not None and not named:
-        sigmas, setting = [float(value) for value in sigma], "sigma given"
-    added = _legal(sigmas, steps)
+        sigmas, setting = [float(value) for value in sigma], "custom sigma"
+    added = _check_sigmas(sigmas, steps)
     if named == "hat":
         name, setting, added = "ddpm", "sigma-hat", [sigma_hat(*step) for step in steps]
     elif named == "learned":
@@ -101,39 +101,39 @@ def sigma_optimal(now: Level, next: Level, error: float, sigma: float = 0.0) -> 
     """
     if not 0 <= error <= 1:
         problem = f"the error in eps is {error:.6g}, outside 0..1"
-        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "train longer, or leave out such times")
+        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "train longer, or omit such timesteps")
     if now.signal == 0:
-        problem = "there is no signal, so eps does not tell x_0"
-        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "start the grid at a lower time")
+        problem = "there is no signal, so eps does not determine x_0"
+        raise DdimError(f"sigma optimal at t = {now.t:g}", problem, "start the grid at a lower timestep")
     return math.hypot(sigma, weight_of_x0(now, next, sigma) * now.ratio * math.sqrt(error))
 
 
 def _rises(steps: list[tuple[Level, Level]]) -> bool:
     """Whether the levels rise; raises a DdimError unless they rise throughout or fall throughout."""
     if not steps:
-        raise DdimError("levels", "hold no step", "give at least two levels")
+        raise DdimError("levels", "have no step", "pass at least two levels")
     rising = steps[-1][1].log_snr < steps[0][0].log_snr
     for now, following in steps:
         if (following.log_snr < now.log_snr) != rising or following.log_snr == now.log_snr:
-            raise DdimError(f"level t = {following.t:g}", "breaks the order", "give levels that only fall or only rise")
+            raise DdimError(f"level t = {following.t:g}", "is out of order", "pass levels that only fall or only rise")
     return rising
 
 
-def _refuse(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> None:
+def _check_settings(eta: float, sigma: Sequence[float] | str | None, rising: bool) -> None:
     """Raise a DdimError for invalid or incompatible settings."""
-    if not 0 <= eta <= LARGEST:
-        raise DdimError(f"eta {eta}", f"is not a number in 0..{LARGEST:g}", "use 0 for DDIM, 1 for DDPM")
+    if not 0 <= eta <= LARGEST_ETA:
+        raise DdimError(f"eta {eta}", f"is not a number in 0..{LARGEST_ETA:g}", "use 0 for DDIM, 1 for DDPM")
     if isinstance(sigma, str) and sigma not in ("hat", "optimal", "learned"):
-        raise DdimError(f"sigma {sigma!r}", "is unknown", "give 'hat', 'optimal', 'learned' or one number per step")
+        raise DdimError(f"sigma {sigma!r}", "is unknown", "use 'hat', 'optimal', 'learned' or one number per step")
     if sigma is not None and eta and not (isinstance(sigma, str) and sigma == "optimal"):
-        raise DdimError("eta and sigma", "are both given", "give one of them")
+        raise DdimError("eta and sigma", "are both given", "use one of them")
     if rising and (eta or sigma is not None):
         raise DdimError("encoding", "cannot add noise", "use eta 0 with rising levels")
 
 
 def _optimal(steps: list[tuple[Level, Level]], sigmas: list[float], error: Error | None, at_end: bool) -> list[float]:
     if error is None:
-        raise DdimError("sigma 'optimal'", "is made of the network's error", "give `error`, or use Model.plan")
+        raise DdimError("sigma 'optimal'", "needs the network's error", "pass `error`, or use Model.plan")
     return [
         sigma_optimal(*step, error(step[0]), s) if step[1].t > 0 or at_end else 0.0
         for step, s in zip(steps, sigmas, strict=True)
@@ -152,9 +152,9 @@ def _rising(now: Level, following: Level, clean_as: Level | None) -> Row:
     return Row(now, following, x=(following.signal,), eps=(following.noise,), at=clean_as or following)
 
 
-def _legal(values: list[float], steps: list[tuple[Level, Level]]) -> list[float]:
+def _check_sigmas(values: list[float], steps: list[tuple[Level, Level]]) -> list[float]:
     if len(values) != len(steps):
-        raise DdimError("sigma", f"holds {len(values)} numbers for {len(steps)} steps", "give one per step")
+        raise DdimError("sigma", f"has {len(values)} values for {len(steps)} steps", "pass one per step")
     for value, (now, following) in zip(values, steps, strict=True):
         if not (value >= 0 and value**2 <= following.variance * (1 + 1e-12)):
             where = f"the step from t = {now.t:g} to {following.t:g}"

@@ -85,12 +85,12 @@ def adams_bashforth(
         DdimError: If the order, quantity or coordinate is unknown, there are no steps, or levels neither fall nor rise
             throughout.
     """
-    _known("order", order, (1, 2, 3, 4))
-    _known("quantity", quantity, tuple(NATURAL))
-    inside = coordinate or NATURAL[quantity]
-    _known("coordinate", inside, tuple(_COORDINATES))
-    rows = _rows(levels, order, quantity, inside, clean_as)
-    return _plan("adams-bashforth", rows, about, f"order={order}, {quantity} in {inside}")
+    _check_choice("order", order, (1, 2, 3, 4))
+    _check_choice("quantity", quantity, tuple(NATURAL))
+    coordinate = coordinate or NATURAL[quantity]
+    _check_choice("coordinate", coordinate, tuple(_COORDINATES))
+    rows = _rows(levels, order, quantity, coordinate, clean_as)
+    return _plan("adams-bashforth", rows, about, f"order={order}, {quantity} in {coordinate}")
 
 
 def deis(
@@ -129,7 +129,7 @@ def dpm_solver_pp(levels: Sequence[Level], order: int = 2, clean_as: Level | Non
         clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
-    _known("order", order, (2, 3))
+    _check_choice("order", order, (2, 3))
     rows = _rows(levels, order, "x0", "log-snr", clean_as, midpoint=True)
     return _plan("dpm++", rows, about, f"{order}M")
 
@@ -148,7 +148,7 @@ def unipc(levels: Sequence[Level], order: int = 3, clean_as: Level | None = None
         clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
-    _known("order", order, (2, 3))
+    _check_choice("order", order, (2, 3))
     rows: list[Row] = []
     steps = [*_steps(levels, order, "log-snr", clean_as)]
     for k, (row, nodes) in enumerate(steps):
@@ -157,8 +157,8 @@ def unipc(levels: Sequence[Level], order: int = 3, clean_as: Level | None = None
             continue
         keep = row.next.noise / row.now.noise
         weights = _weights(row, nodes, "x0", "log-snr", midpoint=True)["x0"]
-        before, behind = steps[k - 1] if k else (row, [])
-        change = [keep * weight for weight in _correction(before, behind)]
+        previous, previous_nodes = steps[k - 1] if k else (row, [])
+        change = [keep * weight for weight in _correction(previous, previous_nodes)]
         rows.append(Row(row.now, row.next, x=(keep,), x0=tuple(_add(weights, change))))
     return _plan("unipc", tuple(rows), about, f"order={order}")
 
@@ -175,7 +175,7 @@ def ipndm(levels: Sequence[Level], order: int = 4, clean_as: Level | None = None
         clean_as: As for `adams_bashforth`.
         about: Settings to add to the plan's name.
     """
-    _known("order", order, tuple(EVEN))
+    _check_choice("order", order, tuple(EVEN))
     rows = []
     for row, nodes in _steps(levels, order, "ratio", clean_as):
         if len(nodes) > 1:
@@ -296,6 +296,6 @@ def _plan(name: str, rows: tuple[Row, ...], about: str, setting: str) -> Plan:
     return Plan(name, rows, about=", ".join(part for part in (about, setting, encode) if part)).check()
 
 
-def _known(what: str, value: object, choices: tuple[object, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
-        raise DdimError(f"{what} {value!r}", "is unknown", f"choose one of {', '.join(map(str, choices))}")
+        raise DdimError(f"{name} {value!r}", "is unknown", f"choose one of {', '.join(map(str, choices))}")

@@ -22,7 +22,7 @@ from ddim.samplers.runge_kutta import probability_flow, runge_kutta
 from ddim.samplers.settings import STEPS, SamplerSettings
 
 Levels = Sequence[Level]
-Maker = Callable[[Levels, Schedule, Level | None, str], Plan]
+Factory = Callable[[Levels, Schedule, Level | None, str], Plan]
 
 INVERSION_STEPS = 50
 
@@ -45,19 +45,19 @@ def named(name: str, levels: Levels, schedule: Schedule, clean_as: Level | None 
     return SAMPLERS[name](levels, schedule, clean_as, about)
 
 
-def _adams(order: int, quantity: Quantity, coordinate: Coordinate | None = None) -> Maker:
+def _adams(order: int, quantity: Quantity, coordinate: Coordinate | None = None) -> Factory:
     return lambda levels, _, clean, about: adams_bashforth(levels, order, quantity, coordinate, clean, about)
 
 
-def _steps(make: Callable[..., Plan], order: int) -> Maker:
-    return lambda levels, _, clean, about: make(levels, order, clean_as=clean, about=about)
+def _steps(sampler: Callable[..., Plan], order: int) -> Factory:
+    return lambda levels, _, clean, about: sampler(levels, order, clean_as=clean, about=about)
 
 
-def _stages(order: int) -> Maker:
+def _stages(order: int) -> Factory:
     return lambda levels, schedule, clean, about: runge_kutta(levels, schedule, order, clean, about)
 
 
-SAMPLERS: dict[str, Maker] = {
+SAMPLERS: dict[str, Factory] = {
     "ddim": lambda levels, _, clean, about: ddim(levels, clean_as=clean, about=about),
     **{f"ab{order}": _adams(order, "eps") for order in (2, 3, 4)},
     **{f"ab{order}-v": _adams(order, "v") for order in (2, 3, 4)},
@@ -143,19 +143,19 @@ class Planner:
             steps = self.default_steps(default)
         if clip_x0 is None and not settings.encode and self.clipping is not None and (why := self.clipping()):
             clip_x0 = True
-            warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("clip_x0=False leaves it as predicted"))
+            warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("use clip_x0=False to disable it"))
         levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps, settings.encode, settings.top)
         clean_as = self.schedule.level(1) if settings.encode else None
-        about = f"{chosen}{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        about = f"{chosen}{grid if isinstance(grid, str) else 'custom grid'}, S={len(levels) - 1}"
         if sampler == "ddim":
             if settings.sigma == "learned" and not self.learned:
-                raise DdimError("sigma learned", "this model's network predicts none", "use eta, hat or optimal")
+                raise DdimError("sigma learned", "this network predicts no variance", "use eta, hat or optimal")
             return ddim(levels, eta, settings.sigma, clip_x0, clean_as, about, self.error_at)
         if eta or settings.sigma is not None:
-            raise DdimError(f"sampler {sampler}", "adds no noise", "leave eta and sigma out, or use ddim")
+            raise DdimError(f"sampler {sampler}", "adds no noise", "omit eta and sigma, or use ddim")
         plan = replace(named(sampler, levels, self.schedule, clean_as, about), clip_x0=bool(clip_x0))
         if plan.nfe != len(levels) - 1:
-            warn(f"sampler {sampler}: {len(levels) - 1} steps are {plan.nfe} network evaluations")
+            warn(f"sampler {sampler}: {len(levels) - 1} steps use {plan.nfe} network evaluations")
         return plan
 
     def default_steps(self, steps: int, above_first: bool = False) -> int:
@@ -197,7 +197,7 @@ class CategoricalPlanner:
         if steps is None and isinstance(grid, str):
             steps = self.default_steps(default)
         levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps)
-        about = f"{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        about = f"{grid if isinstance(grid, str) else 'custom grid'}, S={len(levels) - 1}"
         temperature = 1.0 if settings.temperature is None else settings.temperature
         top_p = 1.0 if settings.top_p is None else settings.top_p
         if sampler == "markov":

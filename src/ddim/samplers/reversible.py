@@ -43,9 +43,9 @@ def bdia(levels: Sequence[Level], gamma: float | None = None, lattice: float = 0
         gamma = 1.0 if lattice else BUDGET ** (1 / len(rows))
     gamma = float(gamma)
     if not 0 < gamma <= 1:
-        raise DdimError(f"gamma {gamma}", "is outside (0, 1]", "use 1, or leave it out")
+        raise DdimError(f"gamma {gamma}", "is outside (0, 1]", "use 1, or omit it")
     if lattice and gamma != 1:
-        raise DdimError(f"gamma {gamma}", "is not 1 beside a lattice, so states could not be had back", "use 1")
+        raise DdimError(f"gamma {gamma}", "is not 1 with a lattice, so it is not invertible", "use 1")
     for k, (p, i, n) in enumerate(zip(levels, levels[1:], levels[2:], strict=False), start=1):
         back = (n.signal - gamma * p.signal, n.noise - gamma * p.noise)
         rows[k] = Row(i, n, x=(0.0, gamma), x0=back[:1], eps=back[1:])
@@ -98,13 +98,13 @@ def ddim_target(levels: Sequence[Level], about: str = "") -> Plan:
         DdimError: If the levels do not rise.
     """
     if len(levels) < 2 or levels[-1].log_snr > levels[0].log_snr:
-        raise DdimError("levels", "do not rise", "give rising levels: this plan encodes")
+        raise DdimError("levels", "do not rise", "pass rising levels: this plan encodes")
     rows = []
     for row in ddim(levels).rows:
         stretch = row.next.signal / row.now.signal
         eps = row.next.noise - stretch * row.now.noise
         rows.append(Row(row.now, row.next, x=(stretch,), eps=(eps,), at=row.next))
-    name = ", ".join(part for part in (about, "encode, told the level ahead") if part)
+    name = ", ".join(part for part in (about, "encode, at the next level") if part)
     return Plan("ddim", tuple(rows), about=name).check()
 
 
@@ -112,6 +112,6 @@ def _falling(levels: Sequence[Level], sampler: str) -> Plan:
     """The plan of `ddim`, which validates the levels' order; raises a DdimError if they rise."""
     plan = ddim(levels)
     if plan.end.log_snr < plan.start.log_snr:
-        hint = "give falling levels, and go back with ddim.inversion.reverse"
-        raise DdimError(sampler, "is asked for rising levels", hint)
+        hint = "pass falling levels, and use ddim.inversion.reverse"
+        raise DdimError(sampler, "cannot use rising levels", hint)
     return plan

@@ -78,12 +78,12 @@ def runge_kutta(
     return plan.check().check_schedule(schedule)
 
 
-def _euler_rows(levels: Sequence[Level], what: str, clean_as: Level | None = None) -> tuple[Row, ...]:
+def _euler_rows(levels: Sequence[Level], method: str, clean_as: Level | None = None) -> tuple[Row, ...]:
     """The steps as rows of `ddim`, which validates the levels' order; raises a DdimError where v is infinite."""
     rows = ddim(levels, clean_as=clean_as).rows
     for level in levels:
         if math.isinf(level.ratio):
-            problem = f"has no signal: v = sqrt((1 - alpha_bar) / alpha_bar) of {what} is infinite there"
+            problem = f"has no signal: v = sqrt((1 - alpha_bar) / alpha_bar) of {method} is infinite there"
             raise DdimError(f"level t = {level.t:g}", problem, "start below it, or use ddim")
     return rows
 

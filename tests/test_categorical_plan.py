@@ -1,4 +1,4 @@
-"""Plans over categories: their rows are the kernels of Appendix A, and what they draw has that distribution."""
+"""Plans over discrete data: their rows are the kernels of Appendix A and sample from them."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from ddim.sampling.loop import trajectory
 
 SHORT = from_betas([0.1, 0.25, 0.3, 0.4, 0.6, 1.0], "short")
 LEVELS = SHORT.levels([6, 5, 2, 1, 0])
-GIVEN = Alphabet(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
-ALPHABETS = {"uniform": Alphabet.uniform(4), "mask": Alphabet.masked(3), "given": GIVEN}
+CUSTOM = Alphabet(torch.tensor([0.5, 0.2, 0.2, 0.1], dtype=torch.float64))
+ALPHABETS = {"uniform": Alphabet.uniform(4), "mask": Alphabet.masked(3), "custom": CUSTOM}
 every_alphabet = pytest.mark.parametrize("alphabet", ALPHABETS.values(), ids=ALPHABETS)
-MAKERS: dict[str, Callable[..., CategoricalPlan]] = {
+SAMPLERS: dict[str, Callable[..., CategoricalPlan]] = {
     "eta 0": samplers.discrete,
     "eta 0.3": lambda levels, alphabet: samplers.discrete(levels, alphabet, 0.3),
     "eta 1": lambda levels, alphabet: samplers.discrete(levels, alphabet, 1),
     "markov": samplers.discrete_markov,
 }
-every_kernel = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+every_kernel = pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
 
 
-def guesses(size: int, mask: int | None, seed: int = 0) -> Tensor:
+def predictions(size: int, mask: int | None, seed: int = 0) -> Tensor:
     """p(x_0 | x_t) for each x_t: (K, K); no x_0 is a mask."""
     logits = 2 * randn(size, size, seed=seed)
     if mask is not None:
@@ -57,17 +57,16 @@ def guesses(size: int, mask: int | None, seed: int = 0) -> Tensor:
 @every_alphabet
 @every_kernel
 @pytest.mark.parametrize("k", [0, 1, 2, 3])
-def test_what_a_row_draws_has_the_kernels_distribution(k: int, make: Any, alphabet: Alphabet) -> None:
-    """Each x_t is drawn for at 2^14 points that fill the cube of the three uniforms evenly (Sobol's): shares are the
-    probabilities."""
+def test_samples_of_a_row_have_the_distribution_of_its_kernel(k: int, make: Any, alphabet: Alphabet) -> None:
+    """For each x_t, the frequencies over 2^14 Sobol points of the three uniform numbers are the probabilities."""
     plan = make(LEVELS, alphabet)
     row, K = plan.rows[k], alphabet.size
-    predicted = guesses(K, alphabet.mask)
+    predicted = predictions(K, alphabet.mask)
     fresh = torch.quasirandom.SobolEngine(3).draw(2**14, dtype=torch.float64)
     for x_t in range(K):
         x = torch.full((len(fresh),), x_t)
-        said = TokenPrediction(predicted[x])
-        drawn = plan.advance(row, [x], [said], fresh)
+        prediction = TokenPrediction(predicted[x])
+        drawn = plan.advance(row, [x], [prediction], fresh)
         shares = torch.bincount(drawn, minlength=K) / len(fresh)
         here, probs = torch.tensor(x_t), predicted[x_t]
         if plan.kernel == "markov":
@@ -79,7 +78,7 @@ def test_what_a_row_draws_has_the_kernels_distribution(k: int, make: Any, alphab
 
 
 @st.composite
-def falls(draw: st.DrawFn) -> tuple[Level, Level, Tensor]:
+def falling_steps(draw: st.DrawFn) -> tuple[Level, Level, Tensor]:
     schedule = draw(st.sampled_from([SHORT, SCHEDULES["linear"], SCHEDULES["cosine"]]))
     s = draw(st.integers(0, schedule.T - 1))
     t = draw(st.integers(s + 1, schedule.T))
@@ -87,19 +86,19 @@ def falls(draw: st.DrawFn) -> tuple[Level, Level, Tensor]:
     return schedule.level(t), schedule.level(s), pi
 
 
-@given(falls())
-def test_the_markov_kernel_is_the_chains_reversal(step: tuple[Level, Level, Tensor]) -> None:
-    """By Bayes' rule over the chain that keeps a token with abar_t / abar_s, else draws it from pi."""
+@given(falling_steps())
+def test_the_markov_kernel_is_the_reversal_of_the_chain(step: tuple[Level, Level, Tensor]) -> None:
+    """By Bayes' rule on the chain that keeps a token with probability abar_t / abar_s, else redraws it from pi."""
     now, following, pi = step
-    K, kept = len(pi), now.alpha_bar / following.alpha_bar
+    K, keep = len(pi), now.alpha_bar / following.alpha_bar
     eye = torch.eye(K, dtype=torch.float64)
-    onward = kept * eye + (1 - kept) * pi  # x_s, x_t
+    forward = keep * eye + (1 - keep) * pi  # x_s, x_t
     before = following.alpha_bar * eye + following.variance * pi  # x_0, x_s
-    joint = before[:, None, :] * onward.T[None]  # x_0, x_t, x_s
+    joint = before[:, None, :] * forward.T[None]  # x_0, x_t, x_s
     bayes = joint / joint.sum(-1, keepdim=True)
     x0, x_t = torch.arange(K)[:, None].expand(K, K), torch.arange(K)[None].expand(K, K)
-    made = markov_posterior(x_t.flatten(), eye[x0.flatten()], now, following, pi).view(K, K, K)
-    torch.testing.assert_close(made, bayes, rtol=1e-9, atol=1e-12)
+    actual = markov_posterior(x_t.flatten(), eye[x0.flatten()], now, following, pi).view(K, K, K)
+    torch.testing.assert_close(actual, bayes, rtol=1e-9, atol=1e-12)
     # Averaged over the true q(x_0 | x_t) it takes q(x_t) to q(x_s).
     p0 = torch.softmax(randn(K, seed=3), 0)
     q_t = p0 @ (now.alpha_bar * eye + now.variance * pi)
@@ -108,11 +107,11 @@ def test_the_markov_kernel_is_the_chains_reversal(step: tuple[Level, Level, Tens
     torch.testing.assert_close(q_t @ moved, p0 @ before, rtol=0, atol=1e-12)
 
 
-@given(falls())
-def test_with_a_mask_the_chains_reversal_is_the_least_random_kernel(step: tuple[Level, Level, Tensor]) -> None:
+@given(falling_steps())
+def test_with_a_mask_the_markov_kernel_is_the_least_random_one(step: tuple[Level, Level, Tensor]) -> None:
     now, following, _ = step
     alphabet = Alphabet.masked(3)
-    predicted = guesses(4, 3, seed=1)
+    predicted = predictions(4, 3, seed=1)
     for x_t in range(4):
         if x_t < 3:  # a token that is not masked is x_0
             predicted[x_t] = torch.nn.functional.one_hot(torch.tensor(x_t), 4).double()
@@ -120,11 +119,11 @@ def test_with_a_mask_the_chains_reversal_is_the_least_random_kernel(step: tuple[
         largest = sigma_largest(now, following)
         least = posterior(here, predicted[x_t], now, following, largest, alphabet.pi)
         chain = markov_posterior(here, predicted[x_t], now, following, alphabet.pi)
-        torch.testing.assert_close(least, chain, rtol=0, atol=1e-13)
+        torch.testing.assert_close(least, chain, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("sigma_r", [0.0, 0.1, 0.25])
-def test_below_the_largest_sigma_a_mask_is_remdms_remasking(sigma_r: float) -> None:
+def test_a_mask_with_a_smaller_sigma_is_the_remasking_of_remdm(sigma_r: float) -> None:
     """Wang et al. (2025), eq. (4): an uncovered token is masked again with probability sigma_R; a mask becomes x_0 with
     (abar_s - (1 - sigma_R) abar_t) / (1 - abar_t)."""
     now, following = SHORT.level(4), SHORT.level(2)
@@ -157,19 +156,19 @@ def test_eta_scales_between_the_least_and_the_most_random_kernel(alphabet: Alpha
     )
 
 
-def test_the_network_is_asked_with_what_is_printed_and_its_answer_is_sharpened() -> None:
-    plan = samplers.discrete(LEVELS, GIVEN, 0.3, temperature=0.5, top_p=0.8)
+def test_the_network_gets_the_printed_levels_and_its_prediction_is_sharpened() -> None:
+    plan = samplers.discrete(LEVELS, CUSTOM, 0.3, temperature=0.5, top_p=0.8)
     seen: list[tuple[Tensor, Level]] = []
 
     def denoise(x: Tensor, level: Level, /) -> TokenPrediction:
         seen.append((x, level))
-        return TokenPrediction(guesses(4, None)[x])
+        return TokenPrediction(predictions(4, None)[x])
 
-    noise = TokenNoise(3, (0, 1), (5,), "cpu", GIVEN.pi)
+    noise = TokenNoise(3, (0, 1), (5,), "cpu", CUSTOM.pi)
     steps = list(trajectory(denoise, plan, noise))
     assert [level for _, level in seen] == [row.now for row in plan.rows]
     for step, (x, _) in zip(steps, seen, strict=True):
-        expected = sharpen(guesses(4, None)[x], 0.5, 0.8)
+        expected = sharpen(predictions(4, None)[x], 0.5, 0.8)
         assert torch.equal(step.x0, expected)
         assert (expected == 0).any()
     assert torch.equal(seen[0][0], noise.start())
@@ -177,23 +176,23 @@ def test_the_network_is_asked_with_what_is_printed_and_its_answer_is_sharpened()
 
 
 @given(st.floats(0.05, 5), st.floats(0.01, 1), st.integers(0, 99))
-def test_sharpening(temperature: float, top_p: float, seed: int) -> None:
-    """Powers of p, then the fewest likeliest categories whose share of it first reaches top-p; order is kept."""
+def test_sharpen_is_temperature_and_then_top_p(temperature: float, top_p: float, seed: int) -> None:
+    """Powers of p, then the fewest most likely categories whose cumulative probability reaches top-p; order is kept."""
     p = torch.softmax(3 * randn(6, seed=seed), 0)
-    made = sharpen(p, temperature, top_p)
-    assert float(made.sum()) == pytest.approx(1, abs=1e-12)
-    warm = p.double().pow(1 / temperature) / p.double().pow(1 / temperature).sum()
-    torch.testing.assert_close(sharpen(p, temperature), warm, rtol=1e-9, atol=1e-12)
-    order = warm.argsort(descending=True)
-    count = int((warm[order].cumsum(0) < top_p * (1 - 1e-12)).sum()) + 1
-    kept = order[: min(count, 6)]
-    assert {*made.nonzero()[:, 0].tolist()} == {*kept[warm[kept] > 0].tolist()}
-    torch.testing.assert_close(made[kept], warm[kept] / warm[kept].sum(), rtol=1e-9, atol=1e-12)
+    actual = sharpen(p, temperature, top_p)
+    assert float(actual.sum()) == pytest.approx(1, abs=1e-12)
+    tempered = p.double().pow(1 / temperature) / p.double().pow(1 / temperature).sum()
+    torch.testing.assert_close(sharpen(p, temperature), tempered, rtol=1e-9, atol=1e-12)
+    order = tempered.argsort(descending=True)
+    count = int((tempered[order].cumsum(0) < top_p * (1 - 1e-12)).sum()) + 1
+    keep = order[: min(count, 6)]
+    assert {*actual.nonzero()[:, 0].tolist()} == {*keep[tempered[keep] > 0].tolist()}
+    torch.testing.assert_close(actual[keep], tempered[keep] / tempered[keep].sum(), rtol=1e-9, atol=1e-12)
     assert torch.equal(sharpen(p, 1.0, 1.0), p)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 7)])
-def test_pick_is_the_inverse_of_the_distribution_function(shape: tuple[int, ...]) -> None:
+def test_sample_categorical_inverts_the_distribution_function(shape: tuple[int, ...]) -> None:
     p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=torch.float64)
     u = torch.tensor([0.0, 0.1, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64).expand(shape)
     expected = torch.tensor([1, 1, 1, 3, 3, 4, 4]).expand(shape)
@@ -203,7 +202,7 @@ def test_pick_is_the_inverse_of_the_distribution_function(shape: tuple[int, ...]
     assert sample_categorical(torch.tensor(1 - 2**-53, dtype=torch.float64), third) == 2
 
 
-PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
+PLAN = samplers.discrete(LEVELS, CUSTOM, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -219,24 +218,24 @@ PLAN = samplers.discrete(LEVELS, GIVEN, 0.3)
     ],
 )
 @pytest.mark.parametrize("kernel", ["ddim", "markov"])
-def test_check_finds_planted_slips(changes: dict[str, Any], kernel: str) -> None:
-    plan = PLAN if kernel == "ddim" else samplers.discrete_markov(LEVELS, GIVEN)
+def test_check_finds_planted_errors(changes: dict[str, Any], kernel: str) -> None:
+    plan = PLAN if kernel == "ddim" else samplers.discrete_markov(LEVELS, CUSTOM)
     rows = list(plan.rows)
     rows[1] = replace(rows[1], **changes)
     with pytest.raises(DdimError, match=r"^plan row 1 \(t ="):
         replace(plan, rows=tuple(rows)).check()
 
 
-def test_a_kernel_under_the_others_name_is_noticed() -> None:
+def test_check_finds_rows_of_another_kernel() -> None:
     with pytest.raises(DdimError, match=r"^plan row 1 \(t = 5 to 2\): "):
-        replace(samplers.discrete_markov(LEVELS, GIVEN), kernel="ddim").check()
+        replace(samplers.discrete_markov(LEVELS, CUSTOM), kernel="ddim").check()
     with pytest.raises(DdimError, match=r"^plan row 0 \(t = 6 to 5\): "):
         replace(PLAN, kernel="markov").check()
 
 
 @every_alphabet
 @every_kernel
-def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
+def test_json_and_printed_table(make: Any, alphabet: Alphabet) -> None:
     plan = replace(make(LEVELS, alphabet), temperature=0.7, made_for="abc")
     again = CategoricalPlan.from_json(plan.to_json())
     assert again == plan
@@ -251,7 +250,7 @@ def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "wrong"),
+    ("settings", "message"),
     [
         ({"eta": -0.1}, r"^eta -0\.1: .*\b0\.\.1\b"),
         ({"eta": 1.1}, r"^eta 1\.1: .*\b0\.\.1\b"),
@@ -264,13 +263,13 @@ def test_json_and_print(make: Any, alphabet: Alphabet) -> None:
         ({"levels": LEVELS[:1]}, r"^levels: "),
     ],
 )
-def test_what_is_not_legal_is_refused(settings: dict[str, Any], wrong: str) -> None:
-    with pytest.raises(DdimError, match=wrong):
-        samplers.discrete(**{"levels": LEVELS, "alphabet": GIVEN, **settings})
+def test_invalid_settings_are_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DdimError, match=message):
+        samplers.discrete(**{"levels": LEVELS, "alphabet": CUSTOM, **settings})
 
 
 @pytest.mark.parametrize(
-    "made",
+    "create",
     [
         lambda: Alphabet(torch.tensor([0.5, 0.6], dtype=torch.float64)),
         lambda: Alphabet(torch.tensor([1.5, -0.5], dtype=torch.float64)),
@@ -278,12 +277,12 @@ def test_what_is_not_legal_is_refused(settings: dict[str, Any], wrong: str) -> N
         lambda: Alphabet(Alphabet.uniform(3).pi, carry_over=True),
     ],
 )
-def test_an_alphabet_that_is_none_is_refused(made: Callable[[], Alphabet]) -> None:
+def test_an_invalid_alphabet_is_an_error(create: Callable[[], Alphabet]) -> None:
     with pytest.raises(ValueError):
-        made()
+        create()
 
 
-def test_a_row_alone() -> None:
+def test_properties_of_a_row() -> None:
     row = CategoricalRow(SHORT.level(3), SHORT.level(2), at=SHORT.level(4))
     assert (row.query.t, row.memory, row.draws) == (4, 1, True)
     assert zero_terminal_snr(SCHEDULES["cosine"]).level(1000).alpha_bar == 0

@@ -23,19 +23,19 @@ DIRECTIONS = ["backward", "forward"]
 
 
 @st.composite
-def families(draw: st.DrawFn, least: float = 0.0) -> Inference:
-    """Any member: 1 to 5 times in tau, up to 2 outside, every sigma from `least` to all of its level's noise."""
+def families(draw: st.DrawFn, smallest: float = 0.0) -> Inference:
+    """Any member: 1 to 5 timesteps in tau, up to 2 outside, every sigma from `smallest` to all of its level's noise."""
     schedule = SCHEDULES[draw(st.sampled_from(NAMES))]
     times = draw(st.lists(st.integers(1, 1000), min_size=3, max_size=7, unique=True))
     outside = draw(st.integers(0, 2))
     levels = schedule.levels(sorted(times[outside:]))
-    parts = draw(st.lists(st.floats(least, 1), min_size=len(levels) - 1, max_size=len(levels) - 1))
+    parts = draw(st.lists(st.floats(smallest, 1), min_size=len(levels) - 1, max_size=len(levels) - 1))
     sigma = tuple(part * level.noise for part, level in zip(parts, levels, strict=False))
     return Inference(levels, sigma, schedule.levels(times[:outside]))
 
 
 def covariance(family: Inference) -> Tensor:
-    """Cov(x_i, x_j | x_0) written down at once: noise_i noise_j times the correlations of the steps between them."""
+    """Cov(x_i, x_j | x_0) in closed form: noise_i noise_j times the correlations of the steps between them."""
     levels = (*family.levels, *family.outside)
     out = torch.diag(torch.tensor([level.variance for level in levels], dtype=torch.float64))
     for i, j in itertools.combinations(range(len(family.levels)), 2):
@@ -52,33 +52,33 @@ def signals(family: Inference) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Followed:
-    """A path as linear weights: of x_0 (places,), and of the draws (places, places)."""
+class LinearPath:
+    """A path as linear weights: of x_0 (count,), and of the draws (count, count)."""
 
     of_x0: Tensor
     of_draws: Tensor
 
 
-def follow(family: Inference, direction: str) -> Followed:
-    """Paths with basis vectors for x_0 and the draws: exact, without a sample."""
-    places = len(family.levels) + len(family.outside)
-    basis = torch.eye(places + 1, dtype=torch.float64)
-    asked = []
+def linear_path(family: Inference, direction: str) -> LinearPath:
+    """The weights of a path, from basis vectors for x_0 and the draws; exact, without sampling."""
+    count = len(family.levels) + len(family.outside)
+    basis = torch.eye(count + 1, dtype=torch.float64)
+    calls = []
 
     def draw(k: int) -> Tensor:
-        asked.append(k)
+        calls.append(k)
         return basis[k + 1]
 
     path = getattr(family, direction)(basis[0], draw)
-    assert sorted(asked) == list(range(places))
-    return Followed(path[:, 0], path[:, 1:])
+    assert sorted(calls) == list(range(count))
+    return LinearPath(path[:, 0], path[:, 1:])
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @given(family=families())
-def test_the_joint_distribution(direction: str, family: Inference) -> None:
-    """Eq. (6): both orders give the same joint Gaussian, with the marginals of Lemma 1 for every legal sigma."""
-    path = follow(family, direction)
+def test_both_directions_give_the_joint_distribution(direction: str, family: Inference) -> None:
+    """Eq. (6): both orders give the same joint Gaussian, with the marginals of Lemma 1 for every valid sigma."""
+    path = linear_path(family, direction)
     cov = path.of_draws @ path.of_draws.T
     torch.testing.assert_close(path.of_x0, signals(family), rtol=0, atol=1e-12)
     torch.testing.assert_close(cov.diagonal(), 1 - signals(family) ** 2, rtol=0, atol=1e-12)
@@ -86,10 +86,10 @@ def test_the_joint_distribution(direction: str, family: Inference) -> None:
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_without_sigma_one_draw_decides_the_path(direction: str) -> None:
+def test_without_sigma_one_draw_determines_the_path(direction: str) -> None:
     """Eq. (6): at eta = 0 all of tau lies on one straight line x_t = signal x_0 + noise eps; outside does not."""
     levels, outside = LINEAR.levels([1, 300, 700, 1000]), LINEAR.levels([500])
-    path = follow(Inference.of_eta(levels, 0.0, outside), direction)
+    path = linear_path(Inference.of_eta(levels, 0.0, outside), direction)
     first = 3 if direction == "backward" else 0
     expected = torch.zeros(5, 5, dtype=torch.float64)
     expected[:4, first] = torch.tensor([level.noise for level in levels], dtype=torch.float64)
@@ -100,7 +100,7 @@ def test_without_sigma_one_draw_decides_the_path(direction: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_eta_one_is_the_markov_chain(name: str, direction: str) -> None:
-    """Eq. (6): at eta = 1 it is the joint of eq. (3), here drawn step by step; at other eta it is not.
+    """Eq. (6): at eta = 1 it is the joint of eq. (3), here composed step by step; at other eta it is not.
 
     The misprint sqrt((1 - abar_t) / abar_s) in sigma would fail.
     """
@@ -111,21 +111,21 @@ def test_eta_one_is_the_markov_chain(name: str, direction: str) -> None:
         of_x, std = chain_weights(before, level)
         state = of_x * state + std * torch.eye(5, dtype=torch.float64)[i]
         chain[i], before = state, level
-    off = {
+    deviation = {
         eta: (covariance - chain @ chain.T).abs().max().item()
         for eta in (0.0, 0.5, 1.0)
-        for weights in [follow(Inference.of_eta(levels, eta), direction).of_draws]
+        for weights in [linear_path(Inference.of_eta(levels, eta), direction).of_draws]
         for covariance in [weights @ weights.T]
     }
-    assert off[1.0] < 1e-7  # at zero terminal SNR sigma is all of the noise, and its root is coarse
-    assert off[0.0] > off[0.5] > 0.05
+    assert deviation[1.0] < 1e-7  # at zero terminal SNR sigma is all of the noise, and its root is coarse
+    assert deviation[0.0] > deviation[0.5] > 0.05
     half, whole = (Inference.of_eta(levels, eta).sigma for eta in (0.5, 1.0))
     assert [2 * value for value in half] == list(whole)  # eta is on the standard deviation
 
 
-@given(families(least=0.05), st.integers(0, 1000))
-def test_the_density_of_a_path(family: Inference, seed: int) -> None:
-    """Eqs. (52) and (53): both factorisations are the density of the joint Gaussian, outside times included."""
+@given(families(smallest=0.05), st.integers(0, 1000))
+def test_log_prob_is_the_density_of_the_joint_gaussian(family: Inference, seed: int) -> None:
+    """Eqs. (52) and (53): both factorisations are the density of the joint Gaussian, with timesteps outside tau."""
     x0 = randn(3, 2, 2, seed=seed)
     draws = 2 * randn(len(family.levels) + len(family.outside), *x0.shape, seed=seed + 1)
     path = family.backward(x0, lambda k: draws[k])
@@ -138,21 +138,21 @@ def test_the_density_of_a_path(family: Inference, seed: int) -> None:
     torch.testing.assert_close(down, expected, rtol=1e-9, atol=1e-9)
 
 
-@given(families(least=0.05))
-def test_times_outside_tau_are_independent(family: Inference) -> None:
-    """Eqs. (52) and (53): given x_0 the joint is that of tau times one marginal (4) per time outside."""
+@given(families(smallest=0.05))
+def test_timesteps_outside_tau_are_independent(family: Inference) -> None:
+    """Eqs. (52) and (53): given x_0 the joint is that of tau times one marginal (4) per timestep outside."""
     x0 = randn(4, 3, seed=1)
-    inside, places = replace(family, outside=()), len(family.levels)
-    draws = randn(places + len(family.outside), *x0.shape, seed=2)
+    on_tau, count = replace(family, outside=()), len(family.levels)
+    draws = randn(count + len(family.outside), *x0.shape, seed=2)
     path = family.forward(x0, lambda k: draws[k])
     alone = [replace(family, levels=(level,), sigma=(), outside=()) for level in family.outside]
-    parts = [inside.log_prob(path[:places], x0)]
-    parts += [one.log_prob(path[places + i : places + i + 1], x0) for i, one in enumerate(alone)]
+    parts = [on_tau.log_prob(path[:count], x0)]
+    parts += [marginal.log_prob(path[count + i : count + i + 1], x0) for i, marginal in enumerate(alone)]
     torch.testing.assert_close(family.log_prob(path, x0), torch.stack(parts).sum(dim=0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_path_has_the_type_of_x0(direction: str) -> None:
+def test_a_path_has_the_dtype_of_x0(direction: str) -> None:
     family = Inference.of_eta(LINEAR.levels([10, 500]), 0.5, LINEAR.levels([3]))
     x0 = randn(2, 3, dtype=torch.float32)
     path = getattr(family, direction)(x0, lambda k: randn(2, 3, seed=k, dtype=torch.float32))
@@ -162,7 +162,7 @@ def test_a_path_has_the_type_of_x0(direction: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["log_prob", "log_prob_forward"])
-def test_where_there_is_no_density(method: str) -> None:
+def test_log_prob_without_a_density_is_an_error(method: str) -> None:
     levels, x0 = LINEAR.levels([10, 500, 900]), randn(2, 3)
     with pytest.raises(ValueError, match=r"\bsigma = 0\b"):
         getattr(Inference(levels, (0.02, 0.0)), method)(randn(3, 2, 3), x0)
@@ -175,7 +175,7 @@ CLEAN = LINEAR.level(0)
 
 
 @pytest.mark.parametrize(
-    ("levels", "sigma", "outside", "wrong"),
+    ("levels", "sigma", "outside", "message"),
     [
         ((), (), (), r"^levels: "),
         ((CLEAN, ONE), (0.0,), (), r"^level t = 0: "),
@@ -191,19 +191,19 @@ CLEAN = LINEAR.level(0)
         ((ONE, TWO, THREE), (0.1, 1.0), (), r"^level t = 200: .*\bsigma = 1\b"),
     ],
 )
-def test_what_is_not_legal_is_refused(levels: tuple, sigma: tuple, outside: tuple, wrong: str) -> None:
-    with pytest.raises(DdimError, match=wrong):
+def test_invalid_levels_and_sigmas_are_errors(levels: tuple, sigma: tuple, outside: tuple, message: str) -> None:
+    with pytest.raises(DdimError, match=message):
         Inference(levels, sigma, outside)
 
 
 @pytest.mark.parametrize(
-    ("levels", "eta", "wrong"),
+    ("levels", "eta", "message"),
     [
         ([TWO, ONE], 1.0, r"^level t = 100: "),
         ([CLEAN, ONE], 1.0, r"^level t = 0: "),
         ([ONE, TWO], 9.0, r"^level t = 100: "),
     ],
 )
-def test_of_eta_says_the_same(levels: list[Level], eta: float, wrong: str) -> None:
-    with pytest.raises(DdimError, match=wrong):
+def test_of_eta_validates_its_levels(levels: list[Level], eta: float, message: str) -> None:
+    with pytest.raises(DdimError, match=message):
         Inference.of_eta(levels, eta)
