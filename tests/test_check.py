@@ -58,7 +58,7 @@ def test_every_schedule_of_the_library(name: str) -> None:
     assert failed(check.schedule(SCHEDULES[name])) == ({PRIOR} if name == "scaled-linear" else set())
 
 
-PRIOR = "x_T beside N(0, I), bits/dim"
+PRIOR = "x_T against N(0, I), bits/dim"
 
 
 @pytest.mark.parametrize("betas", [[0.5, 1.0], [0.999, 0.999], [1.0]])
@@ -99,31 +99,31 @@ def forward_at(scale: float) -> Callable[..., tuple[float, float, float]]:
 @pytest.mark.parametrize(
     ("where", "name", "slip", "says"),
     [
-        (schedules, "forward_weights", forward_at(0.99), {"eta = 1 is a Markov chain, off by"}),
+        (schedules, "forward_weights", forward_at(0.99), {"eta = 1 is a Markov chain, error"}),
         (
             schedules,
             "chain_weights",
             lambda now, next: (1.0, gaussian.chain_weights(now, next)[1]),
-            {"eta = 1 is a Markov chain, off by"},
+            {"eta = 1 is a Markov chain, error"},
         ),
         (
             schedules,
             "marginal_after",
             lambda *a: (math.nan, math.nan) if a[2].t == 30 else gaussian.marginal_after(*a),
-            {"Lemma 1, marginals off by"},
+            {"Lemma 1, error of the marginals"},
         ),
         (
             schedules,
             "marginal_after",
             lambda *a: gaussian.marginal_after(a[0], a[1] + 1e-6, *a[2:]),
-            {"Lemma 1, marginals off by"},
+            {"Lemma 1, error of the marginals"},
         ),
-        (schedules.samplers, "ddim", wrong_sampler, {"S = T, eta = 1 is DDPM, off by", "order of DDIM"}),
+        (schedules.samplers, "ddim", wrong_sampler, {"S = T, eta = 1 is DDPM, error", "order of DDIM"}),
         (
             Schedule,
             "time_at_log_snr",
             lambda self, value: self.time_at_angle(Level(0.0, value).angle) * (1 + 1e-6),
-            {"time of a log-SNR, off by"},
+            {"time of a log-SNR, error"},
         ),
     ],
 )
@@ -143,13 +143,13 @@ def test_each_part_of_ddpm_counts(monkeypatch: pytest.MonkeyPatch, part: str) ->
         return spoilt(5, made, **{part: more}) if eta else made
 
     monkeypatch.setattr(schedules.samplers, "ddim", slipped)
-    assert failed(check.schedule(SHORT)) == {"S = T, eta = 1 is DDPM, off by"}
+    assert failed(check.schedule(SHORT)) == {"S = T, eta = 1 is DDPM, error"}
 
 
 def test_a_sigma_that_is_not_legal_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """eta = 1.2 is too much over long steps only; between neighbours it is legal, but no Markov chain."""
     monkeypatch.setattr(schedules, "sigma", lambda now, next: 1.2 * gaussian.sigma(now, next))
-    says = {"sigma^2 / (1 - abar) at eta = 1", "eta = 1 is a Markov chain, off by"}
+    says = {"sigma^2 / (1 - abar) at eta = 1", "eta = 1 is a Markov chain, error"}
     assert failed(check.schedule(LINEAR)) == says
 
 
@@ -203,11 +203,11 @@ def measured(findings: Iterable[Finding]) -> dict[str, Finding]:
 def test_what_is_left_out_is_said() -> None:
     order, error = "order of convergence", "error on exact Gaussian data"
     told = measured(check.plan(PLAN))
-    assert {told[order].measured, told[error].measured} == {"left out"}
+    assert {told[order].measured, told[error].measured} == {"skipped"}
     assert "adds noise" in told[order].note
     told = measured(check.plan(samplers.runge_kutta(LEVELS, LINEAR, 2)))
-    assert (told[order].measured, told[order].result) == ("left out", "info")
-    assert "plain DDIM on the same levels, 4 calls" in told[error].note
+    assert (told[order].measured, told[order].result) == ("skipped", "info")
+    assert "plain DDIM on the same levels, 4 NFE" in told[error].note
     for plain in (samplers.ddim(LEVELS), samplers.probability_flow(LEVELS)):
         assert measured(check.plan(plain))[order].result == "pass"
 
@@ -215,7 +215,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_sigma_hat_shows_its_excess_and_is_not_blamed() -> None:
     """It adds sigma-hat^2 - sigma^2 too much at each step but the last; the mean's factors carry that on."""
     plan = samplers.ddim(LEVELS, sigma="hat")
-    found = measured(check.plan(plan))["marginals, variance off by"]
+    found = measured(check.plan(plan))["marginals, error of the variance"]
     excess, most = 0.0, 0.0
     for row in plan.rows:
         kappa = row.eps[0] / row.now.noise
@@ -224,7 +224,7 @@ def test_sigma_hat_shows_its_excess_and_is_not_blamed() -> None:
     assert found.measured == pytest.approx(most, rel=1e-9)
     assert found.result == "info"
     assert not failed(check.plan(plan))
-    assert failed(check.plan(replace(plan, keeps_marginals=True))) == {"marginals, variance off by"}
+    assert failed(check.plan(replace(plan, keeps_marginals=True))) == {"marginals, error of the variance"}
 
 
 def spoilt(k: int, plan: Plan = PLAN, **changes: Any) -> Plan:
@@ -233,8 +233,8 @@ def spoilt(k: int, plan: Plan = PLAN, **changes: Any) -> Plan:
 
 
 OTHER = replace(LEVELS[1], log_snr=LEVELS[1].log_snr + 0.1)
-JOIN, X0, EPS = "rows that do not join", "straight line, x_0 off by", "straight line, eps off by"
-LEGAL, MEAN, VARIANCE = "sigma^2 / (1 - abar)", "marginals, mean off by", "marginals, variance off by"
+JOIN, X0, EPS = "disconnected rows", "straight line, error in x_0", "straight line, error in eps"
+LEGAL, MEAN, VARIANCE = "sigma^2 / (1 - abar)", "marginals, error of the mean", "marginals, error of the variance"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench import SCHEDULES, falling
 from ddim import check, exact, samplers
-from ddim.check.denoisers import quiet_walk
+from ddim.check.denoisers import quiet_levels
 from ddim.check.finding import Finding
 from ddim.errors import DdimError
 from ddim.model.config import Provenance
@@ -55,8 +55,8 @@ class Ideal(nn.Module):
 
 
 KINDS: tuple[Predicts, ...] = ("eps", "x0", "v")
-FOLLOWS, UNIT, PAIR = "error that follows x", "mean square of eps on noise", "x - (signal x_0 + noise eps)"
-TWICE, ALONE = "the same twice, off by", "alone and in a batch, off by"
+FOLLOWS, UNIT, PAIR = "error correlated with x", "mean square of eps on noise", "x - (signal x_0 + noise eps)"
+TWICE, ALONE = "repeated evaluation, difference", "alone and in a batch, difference"
 
 
 def network(module: Any, says: Predicts = "eps", on: Schedule = LINEAR, **settings: Any) -> set[str]:
@@ -75,7 +75,7 @@ def test_the_ideal_network_passes(kind: Predicts, name: str) -> None:
 def test_without_signal_at_T(kind: Predicts) -> None:
     made = SCHEDULES["linear+zero-terminal-snr"]
     assert not failed(check.network(Ideal(kind, made), made, kind, (4,)))
-    assert network(Ideal("eps", made), "eps", made) == {"signal at T, for a network of eps"}
+    assert network(Ideal("eps", made), "eps", made) == {"signal at T, for eps-prediction"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -118,7 +118,7 @@ class With(nn.Module):
 
 def untaught() -> With:
     """A network that was never trained at the times that come in with S = 20."""
-    coarse, fine = ({level.t for level in quiet_walk(LINEAR, "eps", steps)} for steps in (10, 20))
+    coarse, fine = ({level.t for level in quiet_levels(LINEAR, "eps", steps)} for steps in (10, 20))
     return With(lambda out, x, t: -out if float(t[0]) in fine - coarse else out)
 
 
@@ -128,8 +128,8 @@ def untaught() -> With:
         (lambda: With(lambda out, x, t: torch.zeros_like(out)), {UNIT, FOLLOWS}),
         (lambda: With(lambda out, x, t: -out), {FOLLOWS, "error in eps at t = 1000"}),
         (lambda: With(lambda out, x, t: out * 0.8), {UNIT, FOLLOWS}),
-        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"predictions not finite"}),
-        (lambda: With(lambda out, x, t: out / 0), {"samples, numbers not finite"}),
+        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"non-finite predictions"}),
+        (lambda: With(lambda out, x, t: out / 0), {"samples, non-finite numbers"}),
         (lambda: With(nn.BatchNorm1d(4, affine=False)), {ALONE}),
         (lambda: With(lambda out, x, t: out + 0.01 * x.mean(0)), {ALONE}),
         (lambda: With(nn.Dropout(0.05)), {TWICE}),
@@ -155,7 +155,7 @@ def test_a_network_in_evaluation_mode_is_another_matter() -> None:
 
 def test_samples_that_are_not_finite_end_it() -> None:
     *_, last = check.network(With(lambda out, x, t: out / 0), LINEAR, "eps", (4,))
-    assert (last.name, last.passed) == ("samples, numbers not finite", False)
+    assert (last.name, last.passed) == ("samples, non-finite numbers", False)
 
 
 def test_a_pair_that_is_not_consistent_is_seen() -> None:
@@ -177,7 +177,7 @@ def test_what_is_no_network_is_refused() -> None:
         with pytest.raises(DdimError, match=wrong):
             network(module)
     for x0 in (torch.zeros(3, 5), torch.zeros(0, 4)):
-        with pytest.raises(DdimError, match=r"^pictures: "):
+        with pytest.raises(DdimError, match=r"^images: "):
             network(Ideal("eps"), x0=x0)
 
 
@@ -219,7 +219,7 @@ def test_pictures_in_both_forms() -> None:
     pictures = stripes(20)
     both = [list(check.model(untrained(), some, quick=True)) for some in (pictures, torch.from_numpy(pictures))]
     assert both[0] == both[1]
-    with pytest.raises(DdimError, match=r"^pictures: .*\(20, 1, 4, 8\)"):
+    with pytest.raises(DdimError, match=r"^images: .*\(20, 1, 4, 8\)"):
         list(check.model(untrained(), pictures[:, :4]))
 
 
@@ -227,7 +227,7 @@ def test_bits_that_depend_on_the_neighbours_are_seen(monkeypatch: pytest.MonkeyP
     model = untrained()
     sample = model.sample
     monkeypatch.setattr(model, "sample", lambda n, **settings: sample(n, **settings) + 1e-6 * n)
-    assert failed(check.model(model, quick=True)) == {"sample 2 alone, numbers that differ"}
+    assert failed(check.model(model, quick=True)) == {"sample 2 alone, differing numbers"}
 
 
 # --- the command
@@ -261,7 +261,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("cosine", 0, "schedule cosine, T = 1000"),
         ("linear+zero-terminal-snr", 0, "schedule linear+zero-terminal-snr"),
-        ("scaled-linear", 1, "x_T beside N(0, I)"),
+        ("scaled-linear", 1, "x_T against N(0, I)"),
         ("{0}/betas.json", 0, "schedule betas, T = 3"),
         ("{0}/schedule.json", 1, "schedule linear, T = 100"),
         ("{0}/good.json", 0, "plan good.json"),
@@ -289,10 +289,10 @@ def test_the_same_as_json(place: Path, capsys: pytest.CaptureFixture) -> None:
     assert told["passed"] is False
     by_name = {one["name"]: one for one in told["findings"]}
     assert {name for name, one in by_name.items() if one["result"] == "FAIL"} == {
-        "straight line, x_0 off by",
-        "marginals, mean off by",
+        "straight line, error in x_0",
+        "marginals, error of the mean",
     }
-    assert by_name["straight line, x_0 off by"]["measured"] > 0.01
+    assert by_name["straight line, error in x_0"]["measured"] > 0.01
     assert ddim("check", place / "betas.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
 

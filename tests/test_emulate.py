@@ -289,7 +289,7 @@ def test_diff_names_exactly_the_rows_that_are_wrong(
     given = [] if eta is None else ["--eta", eta]
     theirs, ours, found = said(capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *given).split("\n\n")
     assert theirs == str(_emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
-    assert ours.startswith(f"ddim(the same times, S={steps}")
+    assert ours.startswith(f"ddim(the same timesteps, S={steps}")
     first, *lines = found.splitlines()
     assert first.startswith("compared: ")
     assert first.endswith("with " + ours.split(": ")[0] + ", rows of one time")
@@ -521,4 +521,4 @@ def test_commands_that_make_no_sense_are_refused_in_one_line(
 
 
 def test_what_is_listed_twice_is_the_same() -> None:
-    assert names.EMULATED == emulate.NAMES == tuple(emulate.WHOSE)
+    assert names.EMULATED == emulate.NAMES == tuple(emulate.LIBRARIES)

@@ -191,7 +191,7 @@ class ModelBase(HubMixin):
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
         """Check the number of samples, labels and plan of a request; return one label per sample, or None."""
         microbatch.check_request(n, plan, others)
-        return microbatch.one_each(labels, n)
+        return microbatch.per_sample_labels(labels, n)
 
     def sample_blocks(
         self,
@@ -237,7 +237,7 @@ class ModelBase(HubMixin):
 
         graphs = self.compute.graphs if through is None else None
         how = (self.micro_batch, labels, origin, not self.compute.batch_invariant, graphs.run if graphs else run)
-        yield from microbatch.sample_blocks(denoiser, plan, noise, indices, *how)
+        yield from microbatch.sample_micro_batches(denoiser, plan, noise, indices, *how)
 
     def run_blocks(
         self,
@@ -262,7 +262,7 @@ class ModelBase(HubMixin):
         """
         first, *older = self._fit(plan, [states, *earlier])
         denoise = through(self.denoise) if through else self.denoise
-        yield from microbatch.run_blocks(
+        yield from microbatch.run_micro_batches(
             denoise, plan, first, self.micro_batch, older, not self.compute.batch_invariant
         )
 
@@ -285,7 +285,7 @@ class ModelBase(HubMixin):
         [states] = self._fit(inverter.encode_plan or inverter.decode_plan, [images])
         numbered = (states, torch.arange(len(states)))
         encode = partial(inversion.encode, self.denoise, inverter)
-        for latents, earlier, nfe in microbatch.in_blocks(encode, numbered, self.micro_batch):
+        for latents, earlier, nfe in microbatch.map_micro_batches(encode, numbered, self.micro_batch):
             yield inversion.Encoded(latents, earlier if inverter.two_state else None, int(nfe[0]) if len(nfe) else 0)
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:

@@ -157,9 +157,9 @@ class Model(ModelBase):
         for step in tuning.iter_tuning(
             self.denoise, self.schedule, nfe, start, solver, self.micro_batch, self.config.predicts
         ):
-            if step.found is not None and step.found.tuned_wins:
-                plan = replace(step.found.plan, made_for=self.fingerprint)
-                step = replace(step, found=replace(step.found, plan=plan))
+            if step.result is not None and step.result.tuned_wins:
+                plan = replace(step.result.plan, made_for=self.fingerprint)
+                step = replace(step, result=replace(step.result, plan=plan))
             yield step
 
     def inversion(
@@ -176,7 +176,7 @@ class Model(ModelBase):
         Raises:
             DdimError: If the method is unknown, or for the reasons listed for `Model.levels`.
         """
-        return inversion.planned(self._planner, method, steps, grid)
+        return inversion.plan_inversion(self._planner, method, steps, grid)
 
     def encode(
         self,

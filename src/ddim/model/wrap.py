@@ -137,7 +137,7 @@ class Wrapped(ExternalDenoiser):
         Raises:
             DdimError: As for `ddim.Model.inversion`.
         """
-        return inversion.planned(self._planner, method, steps, grid)
+        return inversion.plan_inversion(self._planner, method, steps, grid)
 
     def trajectory(
         self, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, earlier: Sequence[Tensor] = ()
@@ -191,7 +191,7 @@ class Wrapped(ExternalDenoiser):
             return Noise(seed, tuple(indices), tuple(shape), self.device or "cpu")
 
         places = range(n) if self.conditioning else None
-        micro_batches = microbatch.sample_blocks(
+        micro_batches = microbatch.sample_micro_batches(
             denoiser, plan, noise, range(start, start + n), self.micro_batch, places
         )
         return torch.cat([torch.empty((0, *shape), device=self.device), *(block.float() for block in micro_batches)])
@@ -231,7 +231,7 @@ class Wrapped(ExternalDenoiser):
             x0.to(self.device, torch.float64 if inverter.decode_plan.lattice else torch.float32),
             torch.arange(total),
         )
-        encoded = [*microbatch.in_blocks(encode_part, states, self.micro_batch)]
+        encoded = [*microbatch.map_micro_batches(encode_part, states, self.micro_batch)]
         latents, earlier = (torch.cat([part[which] for part in encoded]) for which in (0, 1))
         return torch.stack([latents, earlier]) if inverter.two_state else latents
 
@@ -268,7 +268,8 @@ class Wrapped(ExternalDenoiser):
         def decode_part(places: Tensor, state: Tensor, *earlier: Tensor) -> tuple[Tensor, ...]:
             return (loop.run(self.at(places, len(current)), inverter.resume_plan, state, earlier=earlier).float(),)
 
-        decoded = microbatch.in_blocks(decode_part, (torch.arange(len(current)), current, *previous), self.micro_batch)
+        tensors = (torch.arange(len(current)), current, *previous)
+        decoded = microbatch.map_micro_batches(decode_part, tensors, self.micro_batch)
         return torch.cat([part for (part,) in decoded])
 
     @property
