@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddim._io.safetensors import read_tensors
-from ddim.cli._starting import begin_with
+from ddim.cli._starting import initial_weights
 from ddim.errors import DdimError, DdimWarning
 from ddim.interop import diffusers_export
 from ddim.model.importers import CheckpointHints, read
@@ -151,10 +151,10 @@ def test_weights_to_start_a_training_from(prefix: str, tmp_path: Path) -> None:
     plain = dict(new_network(config.network).state_dict())
     save_file(under(prefix, plain), tmp_path / "w.safetensors")
     if prefix == "_orig_mod.":
-        imported = begin_with(str(tmp_path / "w.safetensors"), config)[1]
+        imported = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
     else:
         with pytest.warns(DdimWarning):
-            imported = begin_with(str(tmp_path / "w.safetensors"), config)[1]
+            imported = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
     assert same(imported, plain)
 
 

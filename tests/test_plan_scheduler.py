@@ -501,7 +501,7 @@ class TestOtherPipelines:
             settings["latents"] = x = drawn()
         settings |= {"image_embeds": embeds[0], "negative_image_embeds": embeds[1]}
         images = pipe(num_inference_steps=S, **settings).images
-        guide = Guided(*(self.told(pipe, embed) for embed in embeds), SCALE)
+        guide = Guided(*(self.conditioned(pipe, embed) for embed in embeds), SCALE)
         close(images, run(guide, named("deis3", levels, SCALED), x))
 
     def test_dit_passes_two_copies_of_each_state(self) -> None:
@@ -545,7 +545,7 @@ class TestEncoding:
     @pytest.mark.parametrize("method", ["ddim", "ddim-target", "reversible", "lossless"])
     def test_encoding_equals_the_library(self, method: str) -> None:
         inverter = self.inversion(method, S)
-        up, _ = self.there_and_back(inverter)
+        up, _ = self.round_trip(inverter)
         now, before, _ = inversion.encode(denoiser(), inverter, IMAGES)
         close(up.states[0], now)
         if inverter.two_state:
@@ -555,7 +555,7 @@ class TestEncoding:
         """The error of DDIM falls with the steps, reversible is exact up to rounding, lossless bit-exact."""
 
         def error(method: str, steps: int) -> float:
-            _, down = self.there_and_back(self.inversion(method, steps))
+            _, down = self.round_trip(self.inversion(method, steps))
             return float((down.states[0] - IMAGES).abs().max())
 
         coarse, fine = error("ddim", 8), error("ddim", 24)
@@ -564,7 +564,7 @@ class TestEncoding:
         assert error("lossless", 10) <= inversion.LATTICE / 2
 
     def test_lattice_states_are_exact_inside(self) -> None:
-        up, down = self.there_and_back(self.inversion("lossless", S))
+        up, down = self.round_trip(self.inversion("lossless", S))
         for scheduler in (up, down):
             for state in scheduler.states:
                 assert state.dtype == torch.float64
