@@ -272,15 +272,15 @@ SLIPS = (
     Slip(
         "parallel sampling: a state after one that has not converged taken as converged",
         "sampling/parallel.py",
-        "done += [True, *still[1:], False].index(False)",
-        "done += max(1, sum(still))",
+        "done += [True, *converged[1:], False].index(False)",
+        "done += max(1, sum(converged))",
         "test_parallel.py::test_the_window_moves_past_the_first_states_that_stay_put_and_no_further",
     ),
     Slip(
         "parallel sampling: the network's x_0 cached instead of its output",
         "sampling/parallel.py",
-        'return predict(v_from_pair(made.x0, made.eps, level), x, level, "v")',
-        "return made",
+        'return predict(v_from_pair(prediction.x0, prediction.eps, level), x, level, "v")',
+        "return prediction",
         "test_parallel.py::test_the_error_is_about_the_tolerance_and_there_are_far_fewer_rounds_than_rows",
     ),
 )

@@ -1,4 +1,4 @@
-"""Checks of networks and models, and `ddim check`: what is right passes, what was planted wrong fails, and where."""
+"""Checks of networks and models, and the command `ddim check`: correct ones pass, planted bugs fail."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bench import SCHEDULES, falling
 from ddim import check, exact, samplers
-from ddim.check.denoisers import quiet_walk
+from ddim.check.denoisers import quiet_levels
 from ddim.check.finding import Finding
 from ddim.errors import DdimError
 from ddim.model.config import Provenance
@@ -32,15 +32,15 @@ DATA = exact.GaussianData(torch.tensor([0.0, 0.5, -0.3, 0.1]), torch.tensor([0.8
 
 
 def failed(findings: Iterable[Finding]) -> set[str]:
-    """What failed, and that nothing that failed or passed came without a limit."""
-    all_of_them = list(findings)
-    assert all(finding.limit for finding in all_of_them if finding.result != "info")
-    assert all(finding.passed for finding in all_of_them if not finding.limit)
-    return {finding.name for finding in all_of_them if not finding.passed}
+    """The names of the failed checks; asserts that every check that passes or fails has a limit."""
+    all_findings = list(findings)
+    assert all(finding.limit for finding in all_findings if finding.result != "info")
+    assert all(finding.passed for finding in all_findings if not finding.limit)
+    return {finding.name for finding in all_findings if not finding.passed}
 
 
 class Ideal(nn.Module):
-    """The network that every other one strives to be, for Gaussian data."""
+    """The ideal network for Gaussian data."""
 
     def __init__(self, kind: Predicts, on: Schedule = LINEAR) -> None:
         super().__init__()
@@ -55,44 +55,44 @@ class Ideal(nn.Module):
 
 
 KINDS: tuple[Predicts, ...] = ("eps", "x0", "v")
-FOLLOWS, UNIT, PAIR = "error that follows x", "mean square of eps on noise", "x - (signal x_0 + noise eps)"
-TWICE, ALONE = "the same twice, off by", "alone and in a batch, off by"
+FOLLOWS, UNIT, PAIR = "error correlated with x", "mean square of eps on noise", "x - (signal x_0 + noise eps)"
+TWICE, ALONE = "repeated evaluation, difference", "alone and in a batch, difference"
 
 
-def network(module: Any, says: Predicts = "eps", on: Schedule = LINEAR, **settings: Any) -> set[str]:
-    return failed(check.network(module, on, says, (4,), quick=True, **settings))
+def network(module: Any, predicts: Predicts = "eps", on: Schedule = LINEAR, **settings: Any) -> set[str]:
+    return failed(check.network(module, on, predicts, (4,), quick=True, **settings))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["linear", "cosine", "quadratic"])
-def test_the_ideal_network_passes(kind: Predicts, name: str) -> None:
-    made = SCHEDULES[name]
-    assert not failed(check.network(Ideal(kind, made), made, kind, (4,)))
-    assert not network(Ideal(kind, made), kind, made, x0=DATA.sample(600, seed=1))
+def test_ideal_network_passes(kind: Predicts, name: str) -> None:
+    schedule = SCHEDULES[name]
+    assert not failed(check.network(Ideal(kind, schedule), schedule, kind, (4,)))
+    assert not network(Ideal(kind, schedule), kind, schedule, x0=DATA.sample(600, seed=1))
 
 
 @pytest.mark.parametrize("kind", ["x0", "v"])
 def test_without_signal_at_T(kind: Predicts) -> None:
-    made = SCHEDULES["linear+zero-terminal-snr"]
-    assert not failed(check.network(Ideal(kind, made), made, kind, (4,)))
-    assert network(Ideal("eps", made), "eps", made) == {"signal at T, for a network of eps"}
+    schedule = SCHEDULES["linear+zero-terminal-snr"]
+    assert not failed(check.network(Ideal(kind, schedule), schedule, kind, (4,)))
+    assert network(Ideal("eps", schedule), "eps", schedule) == {"signal at T, for eps-prediction"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("says", KINDS)
-def test_an_output_taken_for_another_is_seen(kind: Predicts, says: Predicts) -> None:
-    for given in ({}, {"x0": DATA.sample(1024, seed=1)}):
-        assert (kind == says) == (not network(Ideal(kind), says, **given))
+@pytest.mark.parametrize("predicts", KINDS)
+def test_a_wrong_prediction_type_is_detected(kind: Predicts, predicts: Predicts) -> None:
+    for settings in ({}, {"x0": DATA.sample(1024, seed=1)}):
+        assert (kind == predicts) == (not network(Ideal(kind), predicts, **settings))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_schedule_is_seen(kind: Predicts) -> None:
+def test_a_wrong_schedule_is_detected(kind: Predicts) -> None:
     assert network(Ideal(kind, SCHEDULES["cosine"]), kind, LINEAR, x0=DATA.sample(1024, seed=1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_times_of_another_kind_are_seen(kind: Predicts) -> None:
-    """Times in 0..1 instead of 1..T; backwards; and a network that counts from 0, for which there is an offset."""
+def test_wrong_time_conventions_are_detected(kind: Predicts) -> None:
+    """Times in 0..1 instead of 1..T, reversed times, and times from 0, which `time_offset` corrects."""
     inner, x0 = Ideal(kind), DATA.sample(1024, seed=1)
     assert FOLLOWS in network(lambda x, t: inner(x, t / 1000), kind, x0=x0)
     assert FOLLOWS in network(lambda x, t: inner(x, 1001 - t), kind, x0=x0)
@@ -105,7 +105,7 @@ def test_times_of_another_kind_are_seen(kind: Predicts) -> None:
 
 
 class With(nn.Module):
-    """The ideal eps with something done to it."""
+    """The ideal eps, modified by a function or a layer."""
 
     def __init__(self, after: Callable[[Tensor, Tensor, Tensor], Tensor] | nn.Module) -> None:
         super().__init__()
@@ -116,50 +116,50 @@ class With(nn.Module):
         return self.after(out) if isinstance(self.after, nn.Module) else self.after(out, x, t)
 
 
-def untaught() -> With:
-    """A network that was never trained at the times that come in with S = 20."""
-    coarse, fine = ({level.t for level in quiet_walk(LINEAR, "eps", steps)} for steps in (10, 20))
+def partly_trained() -> With:
+    """A network that was not trained at the times that only S = 20 uses."""
+    coarse, fine = ({level.t for level in quiet_levels(LINEAR, "eps", steps)} for steps in (10, 20))
     return With(lambda out, x, t: -out if float(t[0]) in fine - coarse else out)
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "expected"),
     [
         (lambda: With(lambda out, x, t: torch.zeros_like(out)), {UNIT, FOLLOWS}),
         (lambda: With(lambda out, x, t: -out), {FOLLOWS, "error in eps at t = 1000"}),
         (lambda: With(lambda out, x, t: out * 0.8), {UNIT, FOLLOWS}),
-        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"predictions not finite"}),
-        (lambda: With(lambda out, x, t: out / 0), {"samples, numbers not finite"}),
+        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"non-finite predictions"}),
+        (lambda: With(lambda out, x, t: out / 0), {"samples, non-finite numbers"}),
         (lambda: With(nn.BatchNorm1d(4, affine=False)), {ALONE}),
         (lambda: With(lambda out, x, t: out + 0.01 * x.mean(0)), {ALONE}),
         (lambda: With(nn.Dropout(0.05)), {TWICE}),
-        (untaught, {"round trip, S = 20"}),
+        (partly_trained, {"round trip, S = 20"}),
     ],
 )
-def test_a_defect_of_a_network_is_seen(make: Callable[[], nn.Module], says: set[str]) -> None:
+def test_a_defect_of_a_network_is_detected(make: Callable[[], nn.Module], expected: set[str]) -> None:
     with torch.random.fork_rng():  # what dropout draws with
         torch.manual_seed(0)
-        assert says <= network(make())
+        assert expected <= network(make())
 
 
-def test_a_network_of_x0_may_be_coarse_where_there_is_hardly_any_noise() -> None:
-    """An error of 0.02 in x_0 is one of 2 in eps where the noise is 0.01."""
+def test_x0_prediction_may_be_inaccurate_at_low_noise() -> None:
+    """An error of 0.02 in x_0 is an error of 2 in eps where the noise is 0.01."""
     inner = Ideal("x0")
-    found = network(lambda x, t: inner(x, t) + 0.02 * torch.sin(40 * x), "x0", x0=DATA.sample(1024, seed=1))
-    assert not [name for name in found if name.startswith("error")]
+    failures = network(lambda x, t: inner(x, t) + 0.02 * torch.sin(40 * x), "x0", x0=DATA.sample(1024, seed=1))
+    assert not [name for name in failures if name.startswith("error")]
 
 
-def test_a_network_in_evaluation_mode_is_another_matter() -> None:
+def test_dropout_in_evaluation_mode_passes() -> None:
     assert not network(With(nn.Dropout(0.05)).eval())
 
 
-def test_samples_that_are_not_finite_end_it() -> None:
+def test_non_finite_samples_end_the_checks() -> None:
     *_, last = check.network(With(lambda out, x, t: out / 0), LINEAR, "eps", (4,))
-    assert (last.name, last.passed) == ("samples, numbers not finite", False)
+    assert (last.name, last.passed) == ("samples, non-finite numbers", False)
 
 
-def test_a_pair_that_is_not_consistent_is_seen() -> None:
-    """As where x_0 is clipped and eps is left as it was."""
+def test_an_inconsistent_pair_is_detected() -> None:
+    """For example if x_0 is clipped and eps is unchanged."""
 
     def clipped(x: Tensor, level: Level, /) -> Prediction:
         pair = DATA.denoise(x, level)
@@ -169,7 +169,7 @@ def test_a_pair_that_is_not_consistent_is_seen() -> None:
     assert not failed(check.denoiser(DATA.denoise, LINEAR, (4,)))
 
 
-def test_what_is_no_network_is_refused() -> None:
+def test_invalid_networks_and_data_are_errors() -> None:
     for module, wrong in (
         (lambda x, t: x[:, :2], r"^network: .*\(512, 4\)"),
         (lambda x, t: (x, t), r"^network: "),
@@ -177,11 +177,11 @@ def test_what_is_no_network_is_refused() -> None:
         with pytest.raises(DdimError, match=wrong):
             network(module)
     for x0 in (torch.zeros(3, 5), torch.zeros(0, 4)):
-        with pytest.raises(DdimError, match=r"^pictures: "):
+        with pytest.raises(DdimError, match=r"^images: "):
             network(Ideal("eps"), x0=x0)
 
 
-def test_nothing_global_is_drawn() -> None:
+def test_global_rng_state_is_unchanged() -> None:
     before = torch.get_rng_state()
     network(Ideal("eps"))
     assert torch.equal(torch.get_rng_state(), before)
@@ -191,21 +191,21 @@ def test_nothing_global_is_drawn() -> None:
 
 
 def untrained(**changes: Any) -> Model:
-    """v = 0 whatever comes in, as a network starts: for white data of unit size that is the ideal one."""
+    """v = 0 for every input, as in an untrained network: ideal for white data of unit variance."""
     config = tiny_model(**changes).config
     with torch.random.fork_rng():
         return Model(UNet(config.network), config, dtype="float32")
 
 
-def test_a_model_that_is_ideal() -> None:
+def test_an_ideal_model_passes() -> None:
     assert not failed(check.model(untrained(), quick=True))
 
 
-def test_a_model_with_random_weights_is_seen() -> None:
+def test_a_model_with_random_weights_fails() -> None:
     assert FOLLOWS in failed(check.model(tiny_model(), quick=True))
 
 
-def test_a_model_that_needs_labels_is_given_one() -> None:
+def test_a_model_that_needs_labels_is_evaluated_with_one() -> None:
     plain = untrained(classes=3)
     origin = Provenance(training=recipe(label_drop=0))
     model = Model(plain.network, plain.config.model_copy(update={"provenance": origin}), dtype="float32")
@@ -215,26 +215,26 @@ def test_a_model_that_needs_labels_is_given_one() -> None:
     assert not failed(check.model(plain, quick=True))
 
 
-def test_pictures_in_both_forms() -> None:
-    pictures = stripes(20)
-    both = [list(check.model(untrained(), some, quick=True)) for some in (pictures, torch.from_numpy(pictures))]
+def test_images_as_array_and_as_tensor() -> None:
+    images = stripes(20)
+    both = [list(check.model(untrained(), array, quick=True)) for array in (images, torch.from_numpy(images))]
     assert both[0] == both[1]
-    with pytest.raises(DdimError, match=r"^pictures: .*\(20, 1, 4, 8\)"):
-        list(check.model(untrained(), pictures[:, :4]))
+    with pytest.raises(DdimError, match=r"^images: .*\(20, 1, 4, 8\)"):
+        list(check.model(untrained(), images[:, :4]))
 
 
-def test_bits_that_depend_on_the_neighbours_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_dependent_bits_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = untrained()
     sample = model.sample
     monkeypatch.setattr(model, "sample", lambda n, **settings: sample(n, **settings) + 1e-6 * n)
-    assert failed(check.model(model, quick=True)) == {"sample 2 alone, numbers that differ"}
+    assert failed(check.model(model, quick=True)) == {"sample 2 alone, differing numbers"}
 
 
 # --- the command
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("check")
     untrained().save(root / "good")
     save_tiny(root / "bad")
@@ -257,11 +257,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "expected"),
     [
         ("cosine", 0, "schedule cosine, T = 1000"),
         ("linear+zero-terminal-snr", 0, "schedule linear+zero-terminal-snr"),
-        ("scaled-linear", 1, "x_T beside N(0, I)"),
+        ("scaled-linear", 1, "x_T against N(0, I)"),
         ("{0}/betas.json", 0, "schedule betas, T = 3"),
         ("{0}/schedule.json", 1, "schedule linear, T = 100"),
         ("{0}/good.json", 0, "plan good.json"),
@@ -275,25 +275,25 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("{0}/good --quick --data {0}/pictures/1.png", 1, "on 1.png, 1 picture(s)"),
     ],
 )
-def test_the_command(place: Path, capsys: pytest.CaptureFixture, words: str, code: int, told: str) -> None:
-    assert ddim("check", *words.format(place).split()) == code
+def test_the_command(root_folder: Path, capsys: pytest.CaptureFixture, words: str, code: int, expected: str) -> None:
+    assert ddim("check", *words.format(root_folder).split()) == code
     out = capsys.readouterr().out
-    assert told in out
+    assert expected in out
     assert ("FAIL " in out.replace("0 FAIL", "")) == bool(code)
     assert out.splitlines()[-1].count("FAIL") == 1
 
 
-def test_the_same_as_json(place: Path, capsys: pytest.CaptureFixture) -> None:
-    assert ddim("check", place / "wrong.json", "--json") == 1
-    told = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
-    assert told["passed"] is False
-    by_name = {one["name"]: one for one in told["findings"]}
-    assert {name for name, one in by_name.items() if one["result"] == "FAIL"} == {
-        "straight line, x_0 off by",
-        "marginals, mean off by",
+def test_json_output(root_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert ddim("check", root_folder / "wrong.json", "--json") == 1
+    output = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert output["passed"] is False
+    by_name = {finding["name"]: finding for finding in output["findings"]}
+    assert {name for name, finding in by_name.items() if finding["result"] == "FAIL"} == {
+        "straight line, error in x_0",
+        "marginals, error of the mean",
     }
-    assert by_name["straight line, x_0 off by"]["measured"] > 0.01
-    assert ddim("check", place / "betas.json", "--json") == 0
+    assert by_name["straight line, error in x_0"]["measured"] > 0.01
+    assert ddim("check", root_folder / "betas.json", "--json") == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
 
 
@@ -325,11 +325,13 @@ def test_the_same_as_json(place: Path, capsys: pytest.CaptureFixture) -> None:
         ("{0}/good --device bogus", "--device bogus"),
     ],
 )
-def test_bad_input_is_one_line(place: Path, capsys: pytest.CaptureFixture, words: str, wrong: str) -> None:
-    assert ddim("check", *words.format(place).split()) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    [line] = told.err.splitlines()
+def test_bad_input_is_a_one_line_error(
+    root_folder: Path, capsys: pytest.CaptureFixture, words: str, wrong: str
+) -> None:
+    assert ddim("check", *words.format(root_folder).split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    [line] = output.err.splitlines()
     assert line.startswith("error: ")
     assert wrong in line
 

@@ -1,4 +1,4 @@
-"""What other codes do, row by row: held to diffusers' own scheduler, and to the other two's formulas typed out."""
+"""Emulation of other libraries, compared with diffusers' scheduler and with the formulas of the other two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SPACINGS = ("leading", "trailing", "linspace")
 
 
 class Fixed:
-    """Noise that was drawn before, one tensor per row."""
+    """Fixed noise, one tensor per row."""
 
     def __init__(self, rows: list[Tensor]):
         self.rows = rows
@@ -45,11 +45,11 @@ class Fixed:
 
 
 def network(x: Tensor, t: float) -> Tensor:
-    """Any smooth network, in times counted from 0; not small, so that clipping matters."""
+    """A smooth network with times from 0, whose outputs are large enough for clipping to matter."""
     return torch.tanh(x.roll(1, -1)) * 1.2 + math.cos(t / 100) * 0.3
 
 
-def ours(plan: Plan, x: Tensor, noise: list[Tensor], predicts: Any = "eps") -> list[Tensor]:
+def states_of(plan: Plan, x: Tensor, noise: list[Tensor], predicts: Any = "eps") -> list[Tensor]:
     def denoise(x: Tensor, level: Level, /) -> Prediction:
         return predict(network(x, level.t - 1), x, level, predicts)
 
@@ -62,27 +62,27 @@ def noises(count: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
 
 
 def scheduler(steps: int, spacing: str = "leading", **settings: Any) -> Any:
-    """diffusers' own, its float32 table replaced by our float64 one, so that what differs is the formula."""
-    made = DDIMScheduler(timestep_spacing=spacing, **settings)
-    made.alphas_cumprod = torch.from_numpy(LINEAR.alpha_bar[1:])
-    first = made.alphas_cumprod[0]
-    made.final_alpha_cumprod = torch.ones_like(first) if made.config.set_alpha_to_one else first
-    made.set_timesteps(steps)
-    return made
+    """diffusers' scheduler with a float64 table, so that only the formulas are compared."""
+    result = DDIMScheduler(timestep_spacing=spacing, **settings)
+    result.alphas_cumprod = torch.from_numpy(LINEAR.alpha_bar[1:])
+    first = result.alphas_cumprod[0]
+    result.final_alpha_cumprod = torch.ones_like(first) if result.config.set_alpha_to_one else first
+    result.set_timesteps(steps)
+    return result
 
 
-def diffusers_run(made: Any, x: Tensor, noise: list[Tensor], eta: float, **settings: Any) -> list[Tensor]:
+def diffusers_run(scheduler_: Any, x: Tensor, noise: list[Tensor], eta: float, **settings: Any) -> list[Tensor]:
     states = []
-    for k, t in enumerate(made.timesteps.tolist()):
+    for k, t in enumerate(scheduler_.timesteps.tolist()):
         drawn = {"variance_noise": noise[k]} if eta else {}
-        x = made.step(network(x, t), t, x, eta=eta, **drawn, **settings).prev_sample
+        x = scheduler_.step(network(x, t), t, x, eta=eta, **drawn, **settings).prev_sample
         states.append(x)
     return states
 
 
-def agree(mine: list[Tensor], other: list[Tensor]) -> None:
-    assert len(mine) == len(other)
-    for a, b in zip(mine, other, strict=True):
+def agree(actual: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
@@ -98,63 +98,61 @@ DIFFUSERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("steps", [7, 10, 13, 50])
 @pytest.mark.parametrize("settings", DIFFUSERS.values(), ids=DIFFUSERS)
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_every_state_is_that_of_diffusers(spacing: Any, settings: dict[str, Any], steps: int, eta: float) -> None:
-    """Runs of a network: the same state after every row, in float64."""
+def test_states_equal_diffusers(spacing: Any, settings: dict[str, Any], steps: int, eta: float) -> None:
+    """The states after every row are equal in float64."""
     plan = emulate.plan("diffusers", LINEAR, steps, spacing=spacing, eta=eta, **settings)
     x, noise = randn(*SHAPE), noises(steps)
-    agree(ours(plan, x, noise), diffusers_run(scheduler(steps, spacing, **settings), x, noise, eta))
+    agree(states_of(plan, x, noise), diffusers_run(scheduler(steps, spacing, **settings), x, noise, eta))
 
 
-def test_an_offset_leaves_diffusers_one_time_short_of_clean() -> None:
-    """S = 600: its last time is 1, from which it steps by 1000 // 600 to its time 0, and ends there."""
+def test_steps_offset_ends_diffusers_above_clean_data() -> None:
+    """S = 600: its last timestep is 1, from which it steps by 1000 // 600 to timestep 0, where it ends."""
     plan = emulate.plan("diffusers", LINEAR, 600, steps_offset=1)
     first = LINEAR.level(1)
     assert plan.mean_weights(599) == pytest.approx((first.signal, first.noise), rel=1e-12)
     x, noise = randn(*SHAPE), noises(1)
-    agree(ours(plan, x, noise), diffusers_run(scheduler(600, steps_offset=1), x, noise, 0.0))
+    agree(states_of(plan, x, noise), diffusers_run(scheduler(600, steps_offset=1), x, noise, 0.0))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("predicts", ["x0", "v"])
-def test_of_a_network_that_predicts_something_else_diffusers_keeps_the_eps_that_was_meant(
-    predicts: str, eta: float
-) -> None:
+def test_diffusers_keeps_the_unclipped_eps_for_x0_and_v_prediction(predicts: str, eta: float) -> None:
     plan = emulate.plan("diffusers", LINEAR, 13, spacing="trailing", eta=eta)
     kind = {"x0": "sample", "v": "v_prediction"}[predicts]
     x, noise = randn(*SHAPE), noises(13)
-    made = scheduler(13, "trailing", prediction_type=kind)
-    agree(ours(plan, x, noise, predicts), diffusers_run(made, x, noise, eta))
+    scheduler_ = scheduler(13, "trailing", prediction_type=kind)
+    agree(states_of(plan, x, noise, predicts), diffusers_run(scheduler_, x, noise, eta))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_diffusers_with_eps_derived_again(eta: float) -> None:
+def test_diffusers_with_use_clipped_model_output(eta: float) -> None:
     plan = emulate.plan("diffusers", LINEAR, 13, use_clipped_model_output=True, eta=eta)
     assert plan.clip_x0
     assert not plan.eps_kept
     x, noise = randn(*SHAPE), noises(13)
-    agree(ours(plan, x, noise), diffusers_run(scheduler(13), x, noise, eta, use_clipped_model_output=True))
+    agree(states_of(plan, x, noise), diffusers_run(scheduler(13), x, noise, eta, use_clipped_model_output=True))
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_diffusers_with_its_own_table(spacing: Any, clip: bool, eta: float) -> None:
-    """Nothing of ours inside: one step from every time, float32, to 1e-5 of the size of its terms."""
-    made = DDIMScheduler(timestep_spacing=spacing, clip_sample=clip)
-    made.set_timesteps(13)
+def test_diffusers_with_its_float32_table(spacing: Any, clip: bool, eta: float) -> None:
+    """One float32 step of the unmodified scheduler from every timestep, to 1e-5 of the size of its terms."""
+    scheduler_ = DDIMScheduler(timestep_spacing=spacing, clip_sample=clip)
+    scheduler_.set_timesteps(13)
     plan = emulate.plan("diffusers", LINEAR, 13, spacing=spacing, clip_sample=clip, eta=eta)
-    assert [row.now.t - 1 for row in plan.rows] == made.timesteps.tolist()
+    assert [row.now.t - 1 for row in plan.rows] == scheduler_.timesteps.tolist()
     for k, row in enumerate(plan.rows):
         t = int(row.now.t) - 1
         x, z = randn(*SHAPE, seed=t, dtype=torch.float32), randn(*SHAPE, seed=t + 1, dtype=torch.float32)
         alone = replace(plan, rows=plan.rows[k : k + 1])
-        [mine] = ours(alone, x, [z])
-        other = made.step(network(x, t), t, x, eta=eta, variance_noise=z if eta else None).prev_sample
-        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-5 if clip else 1e-5 / row.now.signal)
+        [actual] = states_of(alone, x, [z])
+        other = scheduler_.step(network(x, t), t, x, eta=eta, variance_noise=z if eta else None).prev_sample
+        torch.testing.assert_close(actual, other, rtol=1e-5, atol=1e-5 if clip else 1e-5 / row.now.signal)
 
 
 def authors_run(sequence: list[int], x: Tensor, noise: list[Tensor], eta: float) -> list[Tensor]:
-    """The authors' generalized_steps in our words: a table with 1 before its first entry, the sequence backwards."""
+    """A reimplementation of the authors' generalized_steps: the table starts with 1, the sequence is reversed."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     table = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
     states = []
@@ -170,7 +168,7 @@ def authors_run(sequence: list[int], x: Tensor, noise: list[Tensor], eta: float)
 
 
 def authors_noisy_run(sequence: list[int], x: Tensor, noise: list[Tensor]) -> list[Tensor]:
-    """The authors' ddpm_steps: the posterior's mean of a clipped x_0, beta as the variance, none at their time 0."""
+    """A reimplementation of the authors' ddpm_steps: posterior mean with clipped x_0, variance beta, 0 at time 0."""
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     table = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas).cumprod(0)])
     states = []
@@ -196,31 +194,31 @@ OFFICIAL = [("uniform", 7), ("uniform", 10), ("uniform", 30), ("quad", 10), ("qu
 @pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 @pytest.mark.parametrize(("skip_type", "steps"), OFFICIAL)
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, None])
-def test_every_state_is_that_of_the_authors_code(skip_type: str, steps: int, eta: float | None) -> None:
+def test_states_equal_the_authors_code(skip_type: str, steps: int, eta: float | None) -> None:
     settings = {"sample_type": "ddpm_noisy"} if eta is None else {"eta": eta}
     plan = emulate.plan("official", LINEAR, steps, skip_type=skip_type, **settings)
     times = sequence(skip_type, steps)
     x, noise = randn(*SHAPE), noises(len(times))
     other = authors_noisy_run(times, x, noise) if eta is None else authors_run(times, x, noise, eta)
-    agree(ours(plan, x, noise), other)
+    agree(states_of(plan, x, noise), other)
 
 
-def test_the_authors_code_makes_more_steps_where_s_does_not_divide_t() -> None:
+def test_the_authors_code_runs_more_steps_if_s_does_not_divide_t() -> None:
     with pytest.warns(DdimWarning, match=r"\b31\b"):
         plan = emulate.plan("official", LINEAR, 30)
     assert plan.nfe == 31
     assert [emulate.plan("official", LINEAR, steps).nfe for steps in (10, 50)] == [10, 50]
 
 
-def openai_run(kept: list[int], x: Tensor, noise: list[Tensor], eta: float, clip: bool) -> list[Tensor]:
-    """ddim_sample in our words, over a process of fewer betas that has the alpha_bar of the times kept."""
+def openai_run(selected: list[int], x: Tensor, noise: list[Tensor], eta: float, clip: bool) -> list[Tensor]:
+    """A reimplementation of ddim_sample, over respaced betas with the alpha_bar of the selected times."""
     alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    betas = [1 - alpha_bar[t] / before for t, before in zip(kept, [1.0, *alpha_bar[kept[:-1]]], strict=True)]
+    betas = [1 - alpha_bar[t] / before for t, before in zip(selected, [1.0, *alpha_bar[selected[:-1]]], strict=True)]
     table = np.cumprod(1 - np.array(betas))
     states = []
-    for k, i in enumerate(range(len(kept) - 1, -1, -1)):
+    for k, i in enumerate(range(len(selected) - 1, -1, -1)):
         a, a_prev = float(table[i]), float(table[i - 1]) if i else 1.0
-        x0 = math.sqrt(1 / a) * x - math.sqrt(1 / a - 1) * network(x, kept[i])
+        x0 = math.sqrt(1 / a) * x - math.sqrt(1 / a - 1) * network(x, selected[i])
         x0 = x0.clamp(-1, 1) if clip else x0
         eps = (math.sqrt(1 / a) * x - x0) / math.sqrt(1 / a - 1)
         sigma = eta * math.sqrt((1 - a_prev) / (1 - a)) * math.sqrt(1 - a / a_prev)
@@ -233,7 +231,7 @@ def openai_run(kept: list[int], x: Tensor, noise: list[Tensor], eta: float, clip
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("clip", [True, False])
 @pytest.mark.parametrize(
-    ("respacing", "kept"),
+    ("respacing", "selected"),
     [
         ("ddim", [*range(0, 1000, 100)]),
         ("ddim", [*range(0, 1000, 77)]),  # 13 entries: 77 is the first stride that has so many
@@ -241,11 +239,11 @@ def openai_run(kept: list[int], x: Tensor, noise: list[Tensor], eta: float, clip
         ("fractional", [0]),
     ],
 )
-def test_every_state_is_that_of_openais_code(respacing: str, kept: list[int], clip: bool, eta: float) -> None:
-    plan = emulate.plan("openai", LINEAR, len(kept), respacing=respacing, clip_denoised=clip, eta=eta)
-    assert [row.now.t - 1 for row in plan.rows[::-1]] == kept
-    x, noise = randn(*SHAPE), noises(len(kept))
-    agree(ours(plan, x, noise), openai_run(kept, x, noise, eta, clip))
+def test_states_equal_openais_code(respacing: str, selected: list[int], clip: bool, eta: float) -> None:
+    plan = emulate.plan("openai", LINEAR, len(selected), respacing=respacing, clip_denoised=clip, eta=eta)
+    assert [row.now.t - 1 for row in plan.rows[::-1]] == selected
+    x, noise = randn(*SHAPE), noises(len(selected))
+    agree(states_of(plan, x, noise), openai_run(selected, x, noise, eta, clip))
 
 
 def test_openais_integer_strides() -> None:
@@ -276,23 +274,25 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("emulate") / "model")
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def output_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert ddim(*words) == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("eta", [None, 0.5])
 @pytest.mark.parametrize(("name", "steps"), WRONG, ids=lambda value: str(value))
-def test_diff_names_exactly_the_rows_that_are_wrong(
+def test_diff_lists_exactly_the_differing_rows(
     name: str, steps: int, eta: float | None, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = [] if eta is None else ["--eta", eta]
-    theirs, ours, found = said(capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *given).split("\n\n")
-    assert theirs == str(_emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
-    assert ours.startswith(f"ddim(the same times, S={steps}")
-    first, *lines = found.splitlines()
+    options = [] if eta is None else ["--eta", eta]
+    emulated, reference, diff = output_of(
+        capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *options
+    ).split("\n\n")
+    assert emulated == str(_emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
+    assert reference.startswith(f"ddim(the same timesteps, S={steps}")
+    first, *lines = diff.splitlines()
     assert first.startswith("compared: ")
-    assert first.endswith("with " + ours.split(": ")[0] + ", rows of one time")
+    assert first.endswith("with " + reference.split(": ")[0] + ", rows of one time")
     clipped = "diffusers clips x0 and leaves eps as predicted, ddim clips x0 and recomputes eps"
     if name.startswith("diffusers"):
         assert lines.pop(0) == f"clipping differs: {clipped}"
@@ -305,16 +305,18 @@ def test_diff_names_exactly_the_rows_that_are_wrong(
     spacing = name.partition("spacing=")[2] or "leading"
     settings: dict[str, Any] = {"set_alpha_to_one": "to_one=false" not in name, "steps_offset": int("offset" in name)}
     times = scheduler(steps, spacing, **settings).timesteps.tolist()
-    goes = [t - 1000 // steps for t in times]
-    goes = [t if t >= 0 else -1 if settings["set_alpha_to_one"] else 0 for t in goes]
-    assert numbers == [k for k, following in enumerate([*times[1:], -1]) if goes[k] != following]
+    targets = [t - 1000 // steps for t in times]
+    targets = [t if t >= 0 else -1 if settings["set_alpha_to_one"] else 0 for t in targets]
+    assert numbers == [k for k, following in enumerate([*times[1:], -1]) if targets[k] != following]
     for line, k in zip(table[1:], numbers, strict=True):
-        assert [float(cell) for cell in line.split()[1:4]] == [times[k] + 1, [*times[1:], -1][k] + 1, goes[k] + 1]
+        assert [float(cell) for cell in line.split()[1:4]] == [times[k] + 1, [*times[1:], -1][k] + 1, targets[k] + 1]
 
 
-def test_diff_says_by_how_much(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = said(capsys, "plan", tiny, "--like", "diffusers:spacing=linspace", "--steps", 10, "--diff", "--eta", 1)
-    first = told.splitlines()[-9].split()
+def test_diff_prints_the_differences_of_weights(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = output_of(
+        capsys, "plan", tiny, "--like", "diffusers:spacing=linspace", "--steps", 10, "--diff", "--eta", 1
+    )
+    first = output.splitlines()[-9].split()
     now, meant, went = (LINEAR.level(t) for t in (1000, 889, 900))
     [right], [wrong] = (samplers.ddim([now, level], eta=1.0).rows for level in (meant, went))
     off = [wrong.x0[0] - right.x0[0], wrong.eps[0] - right.eps[0], wrong.z - right.z]
@@ -322,49 +324,49 @@ def test_diff_says_by_how_much(tiny: Path, capsys: pytest.CaptureFixture[str]) -
     assert [float(cell) for cell in first[4:]] == pytest.approx(off, abs=6e-7)
 
 
-def test_diff_tells_of_times_that_are_called_twice(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = said(capsys, "plan", tiny, "--like", "official:skip_type=quad", "--steps", 100, "--diff")
+def test_diff_lists_repeated_timesteps(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = output_of(capsys, "plan", tiny, "--like", "official:skip_type=quad", "--steps", 100, "--diff")
     times = sequence("quad", 100)
     twice = [k for k, (a, b) in enumerate(itertools.pairwise(times[::-1])) if a == b]
     assert len(twice) == 4
-    count, _, *lines = told.split("compared: ")[1].splitlines()[1:]
+    count, _, *lines = output.split("compared: ")[1].splitlines()[1:]
     assert count.startswith("rows that differ: 4 of 100")
     assert [int(line.split()[0]) for line in lines] == twice
     assert all("only in official" in line for line in lines)
 
 
 @pytest.mark.parametrize("grid", ["linear", "trailing", "200,500,1000"])
-def test_diff_against_a_grid_of_ones_own(grid: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_against_a_custom_grid(grid: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--like", "openai:respacing=fractional", "--grid", grid, "--diff")
     several = ("--steps", 5) if grid[0].isalpha() else ()
-    theirs, ours, found = said(capsys, "plan", tiny, *words, *several).split("\n\n")
+    emulated, reference, diff = output_of(capsys, "plan", tiny, *words, *several).split("\n\n")
     times: Any = grid if several else [float(t) for t in grid.split(",")]
     expected = load(tiny, "cpu").plan(5 if several else None, times, clip_x0=True)
-    assert ours == str(expected)
-    first, count, _, *lines = found.splitlines()
+    assert reference == str(expected)
+    first, count, _, *lines = diff.splitlines()
     assert first.endswith(f"with {expected.name}, row after row")
-    rows = max(len(expected), len(theirs.splitlines()) - 2)
+    rows = max(len(expected), len(emulated.splitlines()) - 2)
     assert f"of {rows}, openai less ddim" in count
     assert len(lines) == int(count.split()[3])
     assert sum("only in openai" in line for line in lines) == rows - len(expected)
 
 
-def test_a_plan_compared_with_itself_does_not_differ() -> None:
+def test_differences_of_plans() -> None:
     plan = emulate.plan("diffusers", LINEAR, 13, spacing="trailing", eta=0.5)
     assert not differences(plan, plan)
     assert not clipping(plan, plan)
     row = replace(plan.rows[4], x0=(plan.rows[4].x0[0] + 1e-6,))
-    [found] = differences(plan, replace(plan, rows=(*plan.rows[:4], row, *plan.rows[5:])))
-    assert (found.first, found.second) == (4, 4)
-    assert found.x0 == pytest.approx(-1e-6, rel=1e-6)
-    assert (found.eps, found.z) == (0, 0)
+    [difference] = differences(plan, replace(plan, rows=(*plan.rows[:4], row, *plan.rows[5:])))
+    assert (difference.first, difference.second) == (4, 4)
+    assert difference.x0 == pytest.approx(-1e-6, rel=1e-6)
+    assert (difference.eps, difference.z) == (0, 0)
     start = Level(999.5, plan.start.log_snr)
     moved = replace(plan, rows=(replace(plan.rows[0], now=start), *plan.rows[1:]))
-    [found] = differences(plan, moved)
-    assert (found.first, found.second, found.x0, found.eps, found.z) == (0, 0, 0, 0, 0)
+    [difference] = differences(plan, moved)
+    assert (difference.first, difference.second, difference.x0, difference.eps, difference.z) == (0, 0, 0, 0, 0)
     shorter, longer = replace(plan, rows=plan.rows[:-1]), plan
-    assert [(one.first, one.second) for one in differences(shorter, longer)] == [(None, 12)]
-    assert [(one.first, one.second) for one in differences(longer, shorter)] == [(12, None)]
+    assert [(difference_.first, difference_.second) for difference_ in differences(shorter, longer)] == [(None, 12)]
+    assert [(difference_.first, difference_.second) for difference_ in differences(longer, shorter)] == [(12, None)]
 
 
 EMULATED: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -379,7 +381,7 @@ every_emulation = pytest.mark.parametrize(("name", "steps", "settings"), EMULATE
 
 
 @every_emulation
-def test_files_keep_whose_arithmetic_it_is(name: str, steps: int, settings: dict[str, Any]) -> None:
+def test_emulated_plans_survive_serialization(name: str, steps: int, settings: dict[str, Any]) -> None:
     plan = emulate.plan(name, LINEAR, steps, **settings)
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.check_schedule(LINEAR, to_clean=True) is plan
@@ -392,10 +394,10 @@ def test_files_keep_whose_arithmetic_it_is(name: str, steps: int, settings: dict
 
 
 @every_emulation
-def test_check_still_finds_what_no_code_would_do(name: str, steps: int, settings: dict[str, Any]) -> None:
+def test_check_rejects_invalid_rows_of_emulated_plans(name: str, steps: int, settings: dict[str, Any]) -> None:
     plan = emulate.plan(name, LINEAR, steps, **settings)
     row = plan.rows[2]
-    spoilt = {
+    changes = {
         "does not start where": {"now": plan.rows[0].now},
         "not finite": {"x0": (math.nan,)},
         "sigma = -0.1": {"sigma": -0.1},
@@ -404,8 +406,8 @@ def test_check_still_finds_what_no_code_would_do(name: str, steps: int, settings
         "off by": {"eps": (-row.eps[0],)},
     }
     if plan.keeps_marginals:
-        spoilt["adds noise"] = {"z": row.z + 1e-3}
-    for change in spoilt.values():
+        changes["adds noise"] = {"z": row.z + 1e-3}
+    for change in changes.values():
         with pytest.raises(DdimError, match=r"^plan row 2 \(t ="):
             replace(plan, rows=(*plan.rows[:2], replace(row, **change), *plan.rows[3:])).check()
 
@@ -413,7 +415,7 @@ def test_check_still_finds_what_no_code_would_do(name: str, steps: int, settings
 @pytest.mark.parametrize(
     ("spacing", "steps", "first"), [("linspace", 10, 0), ("trailing", 13, 0), ("leading", 10, None)]
 )
-def test_only_as_an_emulation_does_a_wrong_step_pass(spacing: str, steps: int, first: int | None) -> None:
+def test_only_emulations_may_step_to_another_level(spacing: str, steps: int, first: int | None) -> None:
     plan = replace(emulate.plan("diffusers", LINEAR, steps, spacing=spacing), emulates="")
     if first is None:
         assert plan.check() is plan
@@ -422,13 +424,13 @@ def test_only_as_an_emulation_does_a_wrong_step_pass(spacing: str, steps: int, f
         plan.check()
 
 
-def test_a_hook_that_keeps_eps_changes_x0_alone() -> None:
+def test_a_hook_with_eps_kept_changes_only_x0() -> None:
     x, level = randn(*SHAPE), LINEAR.level(700)
     plain = predict(network(x, 699), x, level, "eps")
-    kept = Hooked(lambda *_: plain, lambda x0, _: x0.clamp(-1, 1), eps_kept=True)(x, level)
-    assert torch.equal(kept.x0, plain.x0.clamp(-1, 1))
-    assert torch.equal(kept.eps, plain.eps)
-    assert not torch.equal(plain.x0, kept.x0)
+    hooked = Hooked(lambda *_: plain, lambda x0, _: x0.clamp(-1, 1), eps_kept=True)(x, level)
+    assert torch.equal(hooked.x0, plain.x0.clamp(-1, 1))
+    assert torch.equal(hooked.eps, plain.eps)
+    assert not torch.equal(plain.x0, hooked.x0)
     with pytest.raises(DdimError, match=r"^plan: .*\bx0\b"):
         replace(samplers.ddim(LINEAR.levels([1000, 500, 0])), eps_kept=True).check()
 
@@ -452,26 +454,26 @@ def test_a_hook_that_keeps_eps_changes_x0_alone() -> None:
         ("diffusers", 61, {"spacing": "trailing"}, r"^diffusers trailing, S = 61: .*\b0\.\.999\b"),
     ],
 )
-def test_what_cannot_be_emulated_is_refused(name: str, steps: Any, settings: dict[str, Any], wrong: str) -> None:
+def test_invalid_emulations_are_errors(name: str, steps: Any, settings: dict[str, Any], wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong) as caught:
         emulate.plan(name, LINEAR, steps, **settings)
     assert "\n" not in str(caught.value)
 
 
-def test_diffusers_itself_asks_for_times_that_are_not_there() -> None:
+def test_diffusers_itself_indexes_outside_its_table() -> None:
     assert scheduler(1000, steps_offset=1).timesteps.max() == 1000
     assert scheduler(61, "trailing").timesteps.min() == -1
 
 
-def test_sampling_like_another_code_is_sampling_its_plan(
+def test_sample_like_equals_sampling_the_emulated_plan(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--like", "diffusers:spacing=linspace,clip_sample=true", "--steps", 3, "--eta", 0.5)
-    (tmp_path / "plan.json").write_text(said(capsys, "plan", tiny, *words, "--json"))
-    told = said(capsys, "sample", tiny, "-n", 2, *words, "--out", tmp_path / "named")
-    assert told.startswith("2 pictures, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
-    said(capsys, "sample", tiny, "-n", 2, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
-    said(capsys, "sample", tiny, "-n", 2, *words[:-2], "--out", tmp_path / "other")
+    (tmp_path / "plan.json").write_text(output_of(capsys, "plan", tiny, *words, "--json"))
+    output = output_of(capsys, "sample", tiny, "-n", 2, *words, "--out", tmp_path / "named")
+    assert output.startswith("2 pictures, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
+    output_of(capsys, "sample", tiny, "-n", 2, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
+    output_of(capsys, "sample", tiny, "-n", 2, *words[:-2], "--out", tmp_path / "other")
     named, file, other = (contents(tmp_path / name) for name in ("named", "file", "other"))
     assert named == file
     assert named["000000.png"] != other["000000.png"]
@@ -504,21 +506,21 @@ def test_sampling_like_another_code_is_sampling_its_plan(
         ("plan TEXT --like diffusers", "--like"),
     ],
 )
-def test_commands_that_make_no_sense_are_refused_in_one_line(
+def test_conflicting_options_are_one_line_errors(
     words: str, wrong: str, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "TEXT" in words:
         save_tiny(tmp_path / "text", kind="text")
-    places = {"MODEL": tiny, "OUT": tmp_path / "out", "TEXT": tmp_path / "text"}
-    for name, place in places.items():
-        words = words.replace(name, str(place))
+    paths = {"MODEL": tiny, "OUT": tmp_path / "out", "TEXT": tmp_path / "text"}
+    for name, path in paths.items():
+        words = words.replace(name, str(path))
     assert ddim(*words.split()) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("error: ")
-    assert wrong in told.err
-    assert not told.out
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1
+    assert output.err.startswith("error: ")
+    assert wrong in output.err
+    assert not output.out
 
 
-def test_what_is_listed_twice_is_the_same() -> None:
-    assert names.EMULATED == emulate.NAMES == tuple(emulate.WHOSE)
+def test_names_of_emulations_agree() -> None:
+    assert names.EMULATED == emulate.NAMES == tuple(emulate.LIBRARIES)

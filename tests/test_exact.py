@@ -78,7 +78,7 @@ def test_the_pair_is_consistent_and_eps_is_the_score(data: Any) -> None:
 
 
 @every_data
-def test_clean_data_is_left_as_it_is(data: Any) -> None:
+def test_clean_data_is_unchanged(data: Any) -> None:
     x = states(data, CLEAN)
     pair = data.denoise(x, CLEAN)
     close(pair.x0, x, 1e-12)
@@ -86,7 +86,7 @@ def test_clean_data_is_left_as_it_is(data: Any) -> None:
 
 
 @every_smooth
-def test_no_signal_tells_nothing(data: Any) -> None:
+def test_without_signal_the_prediction_is_the_prior_mean(data: Any) -> None:
     x = states(data, NOTHING)
     pair = data.denoise(x, NOTHING)
     mean = data.mean if data is GAUSSIAN else data.weights @ data.means
@@ -120,9 +120,9 @@ def test_a_mixture_of_one_is_a_gaussian() -> None:
     )
     for mixture, level in itertools.product((one, three), LEVELS):
         x = states(GAUSSIAN, level)
-        ours, theirs = mixture.denoise(x, level), GAUSSIAN.denoise(x, level)
-        close(ours.x0, theirs.x0)
-        close(ours.eps, theirs.eps)
+        actual, expected = mixture.denoise(x, level), GAUSSIAN.denoise(x, level)
+        close(actual.x0, expected.x0)
+        close(actual.eps, expected.eps)
         close(mixture.score(x, level), GAUSSIAN.score(x, level))
         close(mixture.log_density(x, level), GAUSSIAN.log_density(x, level))
 
@@ -144,9 +144,9 @@ def test_a_mixture_of_points_is_the_data_set() -> None:
     for level in NOISY[1:]:
         x = states(thin, level)
         data = EmpiricalData(points)
-        ours, theirs = data.denoise(x, level), thin.denoise(x, level)
-        close(ours.x0, theirs.x0, 1e-9)
-        close(ours.eps, theirs.eps, 1e-9)
+        actual, expected = data.denoise(x, level), thin.denoise(x, level)
+        close(actual.x0, expected.x0, 1e-9)
+        close(actual.eps, expected.eps, 1e-9)
         close(data.log_density(x, level), thin.log_density(x, level), 1e-9)
 
 
@@ -215,12 +215,12 @@ ENDS = [(LINEAR.level(1000), CLEAN), (CLEAN, LINEAR.level(1000)), (LINEAR.level(
 
 @every_smooth
 @pytest.mark.parametrize(("now", "following"), [*ENDS, (NOTHING, CLEAN)])
-def test_the_flow_carries_the_density_of_the_data_along(data: Any, now: Level, following: Level) -> None:
+def test_the_flow_transports_the_density(data: Any, now: Level, following: Level) -> None:
     """The ODE has the marginals of the diffusion: log q_now(x) = log q_next(flow(x)) + log |det d flow / dx|."""
     x = states(data, now, 7)[1:]
 
-    def flow(given: Tensor) -> Tensor:
-        return data.flow(given, now, following) if data is GAUSSIAN else data.reference(given, now, following, 60)
+    def flow(state: Tensor) -> Tensor:
+        return data.flow(state, now, following) if data is GAUSSIAN else data.reference(state, now, following, 60)
 
     volume = torch.linalg.slogdet(jacobians(flow, x)).logabsdet
     tolerance = 1e-10 if data is GAUSSIAN else 1e-4
@@ -263,10 +263,10 @@ def test_ddim_converges_to_the_reference() -> None:
     assert [math.log2(a / b) for a, b in itertools.pairwise(errors)] == pytest.approx([1, 1], abs=0.15)
 
 
-def test_the_density_of_the_model_that_the_flow_makes() -> None:
+def test_flow_log_density() -> None:
     for now, top in itertools.product(LEVELS, (LINEAR.level(1000), LINEAR.level(300), NOTHING)):
         x = states(GAUSSIAN, now)
-        volume = torch.linalg.slogdet(jacobians(lambda given, a=now, b=top: GAUSSIAN.flow(given, a, b), x)).logabsdet
+        volume = torch.linalg.slogdet(jacobians(lambda state, a=now, b=top: GAUSSIAN.flow(state, a, b), x)).logabsdet
         prior = torch.distributions.Normal(0.0, 1.0).log_prob(GAUSSIAN.flow(x, now, top)).sum(-1)
         close(GAUSSIAN.flow_log_density(x, now, top), prior + volume)
         if top is NOTHING:  # where N(0, I) is the truth
@@ -296,7 +296,7 @@ def test_samples_have_the_moments_of_the_data(data: Any) -> None:
         data.sample(1, seed=-1)
 
 
-def test_samples_lie_along_the_axes_of_a_covariance() -> None:
+def test_samples_follow_the_axes_of_a_covariance() -> None:
     covariance = torch.tensor([[2.0, 1.4, -0.3], [1.4, 1.1, 0.0], [-0.3, 0.0, 0.5]], dtype=torch.float64)
     drawn = MixtureData(torch.ones(1), torch.ones(1, 3), covariance[None]).sample(4000, seed=5) - 1
     products = drawn[:, :, None] * drawn[:, None]
@@ -326,9 +326,9 @@ def test_the_least_error_of_a_mixture_by_quadrature() -> None:
     x, step = line(-12, 12)
     for level in NOISY:
         density = data.log_density(x, level).exp()
-        known = float((density * data.denoise(x, level).eps[:, 0] ** 2).sum() * step)
+        explained = float((density * data.denoise(x, level).eps[:, 0] ** 2).sum() * step)
         # eps^2 has variance 2, and its error no more than about that.
-        assert data.error(level, 5000, seed=1) == pytest.approx(1 - known, abs=5 * math.sqrt(2 / 5000))
+        assert data.error(level, 5000, seed=1) == pytest.approx(1 - explained, abs=5 * math.sqrt(2 / 5000))
     again = [data.error(LINEAR.level(300), 100, seed) for seed in (1, 1, 2)]
     assert again[0] == again[1] != again[2]
 
@@ -344,7 +344,7 @@ def test_a_sample_does_not_depend_on_its_batch(data: Any) -> None:
 
 
 @every_data
-def test_single_precision_comes_back_in_single_precision(data: Any) -> None:
+def test_dtype_is_preserved(data: Any) -> None:
     level = LINEAR.level(400)
     x = states(data, level).float()
     pair, wide = data.denoise(x, level), data.denoise(x.double(), level)
@@ -360,8 +360,8 @@ def test_the_denoiser_can_be_differentiated_both_ways(data: Any) -> None:
     x = states(data, level, 4)
     along = randn(*x.shape, seed=10)
 
-    def eps(given: Tensor) -> Tensor:
-        return data.denoise(given, level).eps
+    def eps(state: Tensor) -> Tensor:
+        return data.denoise(state, level).eps
 
     forward = torch.func.jvp(eps, (x,), (along,))[1]
     backward = torch.func.vjp(eps, x)[1](along)[0]  # the Jacobian is a Hessian, so that both are the same
@@ -396,12 +396,12 @@ THIRD = torch.full((3,), 1 / 3, dtype=torch.float64)
         (lambda: POINTS.score(randn(1, 2, 3), CLEAN), r"^a finite data set: .*\bt = 0\b"),
     ],
 )
-def test_what_is_no_such_data_is_refused(make: Callable[[], Any], wrong: str) -> None:
+def test_invalid_data_is_an_error(make: Callable[[], Any], wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong):
         make()
 
 
 @every_data
-def test_states_of_another_size_are_refused(data: Any) -> None:
+def test_states_of_another_size_are_errors(data: Any) -> None:
     with pytest.raises(ValueError, match="shape"):
         data.denoise(randn(5, 1), LINEAR.level(5))

@@ -59,14 +59,14 @@ def enumerate_all(data: Any, level: Level, length: int) -> tuple[Tensor, Tensor,
     for row, x0 in enumerate(every.tolist()):
         for column, xt in enumerate(every.tolist()):
             for clean, noised in zip(x0, xt, strict=True):
-                kept = level.alpha_bar if clean == noised else 0.0
-                noising[row, column] *= kept + (1 - level.alpha_bar) * float(data.pi[noised])
+                unchanged = level.alpha_bar if clean == noised else 0.0
+                noising[row, column] *= unchanged + (1 - level.alpha_bar) * float(data.pi[noised])
     return every, prior, noising
 
 
 @every_data
 @pytest.mark.parametrize("length", [1, 3])
-def test_posterior_and_probabilities_are_those_of_full_enumeration(data: Any, length: int) -> None:
+def test_posterior_and_probabilities_equal_full_enumeration(data: Any, length: int) -> None:
     for level in LEVELS:
         every, prior, noising = enumerate_all(data, level, length)
         joint = prior[:, None] * noising
@@ -156,6 +156,6 @@ def test_samples_have_the_frequencies_of_the_data(data: Any) -> None:
         ),
     ],
 )
-def test_what_is_no_such_data_is_refused(make: Callable[[], Any], wrong: str) -> None:
+def test_invalid_data_is_an_error(make: Callable[[], Any], wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong):
         make()

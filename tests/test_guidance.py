@@ -29,12 +29,12 @@ def plan_of(schedule: str, eta: float, steps: int = 12) -> Plan:
 
 
 def written_out(on: Denoiser, off: Denoiser, plan: Plan, lam: float, x: Tensor, noise: Noise | None) -> Tensor:
-    """CFG++ (Chung et al. 2024, algorithm 2) with eq. (12)'s noise: x_0 from the guided prediction, eps without."""
+    """CFG++ (Chung et al. 2024, algorithm 2) with the noise of eq. (12): x_0 guided, eps unguided."""
     for k, row in enumerate(plan.rows):
         with_label, without = on(x, row.now), off(x, row.now)
         x0 = without.x0 + lam * (with_label.x0 - without.x0)
-        kept = math.sqrt(max(row.next.variance - row.sigma**2, 0))
-        x = row.next.signal * x0 + kept * without.eps
+        direction = math.sqrt(max(row.next.variance - row.sigma**2, 0))
+        x = row.next.signal * x0 + direction * without.eps
         if row.z and noise is not None:
             x = x + row.z * noise.row(k).double()
     return x
@@ -85,15 +85,15 @@ def test_lambda_is_between_0_and_1(lam: float) -> None:
         cfg_plus_plus(plan_of("linear", 0.0), lam)
 
 
-def test_other_plans_are_refused() -> None:
-    made = SCHEDULES["linear"]
-    levels = levels_of(made, "equal-angle", 6)
-    for plan in (samplers.ddim(levels, sigma="hat"), samplers.runge_kutta(levels, made, 2)):
+def test_unsupported_plans_are_errors() -> None:
+    schedule = SCHEDULES["linear"]
+    levels = levels_of(schedule, "equal-angle", 6)
+    for plan in (samplers.ddim(levels, sigma="hat"), samplers.runge_kutta(levels, schedule, 2)):
         with pytest.raises(DdimError, match=r"^plan"):
             cfg_plus_plus(plan, 0.6)
     scale = cfg_plus_plus(samplers.ddim(levels), 0.6)
     with pytest.raises(DdimError, match=r"^t = 501: "):
-        scale(made.level(501))
+        scale(schedule.level(501))
 
 
 def test_a_scale_may_be_a_function_of_the_level() -> None:
@@ -127,5 +127,5 @@ def test_a_model_takes_a_function_as_its_scale() -> None:
     plan = model.plan(4)
     by_level = model.sample(3, plan=plan, labels=2, guidance=lambda level: 2.5)
     assert torch.equal(by_level, model.sample(3, plan=plan, labels=2, guidance=2.5))
-    made = model.sample(3, plan=plan, labels=2, guidance=cfg_plus_plus(plan, 0.6))
-    assert not torch.allclose(made, by_level, atol=1e-3)
+    guided_samples = model.sample(3, plan=plan, labels=2, guidance=cfg_plus_plus(plan, 0.6))
+    assert not torch.allclose(guided_samples, by_level, atol=1e-3)

@@ -1,4 +1,4 @@
-"""Hooks on x_0: consistent pairs, thresholds, and agreement with what is known."""
+"""Hooks on x_0: consistent pairs, thresholds, and consistency with measurements."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def test_clipped_is_a_hook() -> None:
     assert torch.equal(one.eps, other.eps)
 
 
-def test_a_hook_is_told_the_level() -> None:
-    told: list[Level] = []
+def test_a_hook_receives_the_level() -> None:
+    levels: list[Level] = []
 
     def hook(x0: Tensor, level: Level) -> Tensor:
-        told.append(level)
+        levels.append(level)
         return x0
 
     plan = samplers.ddim(levels_of(SCHEDULES["linear"], "equal-angle", 5))
     end = run(Hooked(GAUSSIAN.denoise, hook), plan, randn(3, 4))
-    assert told == [row.now for row in plan.rows]
+    assert levels == [row.now for row in plan.rows]
     torch.testing.assert_close(end, run(GAUSSIAN.denoise, plan, randn(3, 4)), rtol=1e-10, atol=1e-10)
 
 
@@ -87,7 +87,7 @@ def test_dynamic_thresholding() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_a_right_inverse_and_its_projection(operator: Operator, dtype: torch.dtype) -> None:
-    """A A^+ = I; what A^+ A leaves of x is invisible to A."""
+    """A A^+ = I, and A (I - A^+ A) x = 0."""
     x, atol = randn(4, *SHAPE, dtype=dtype), 1e-12 if dtype == torch.float64 else 1e-6
     y = operator.apply(x)
     assert operator.pinv(y).shape == x.shape
@@ -98,63 +98,63 @@ def test_a_right_inverse_and_its_projection(operator: Operator, dtype: torch.dty
 
 
 @pytest.mark.parametrize("name", ["mask", "mean of 2x2", "mean of 4x4", "grey"])
-def test_the_least_change(name: str) -> None:
-    """The Moore-Penrose inverse: what is known and what is left over are at right angles."""
+def test_pseudo_inverses_make_the_smallest_change(name: str) -> None:
+    """For the Moore-Penrose inverse, the measured part and the rest are orthogonal."""
     x, other, operator = randn(4, *SHAPE, seed=1), randn(4, *SHAPE, seed=2), OPERATORS[name]
-    known, rest = operator.pinv(operator.apply(x)), other - operator.pinv(operator.apply(other))
-    assert float((known * rest).sum(dim=(1, 2, 3)).abs().max()) < 1e-10
+    measured, rest = operator.pinv(operator.apply(x)), other - operator.pinv(operator.apply(other))
+    assert float((measured * rest).sum(dim=(1, 2, 3)).abs().max()) < 1e-10
 
 
-def test_luma_leaves_differences_of_colours_alone() -> None:
+def test_luma_preserves_differences_of_colours() -> None:
     x, y = randn(2, *SHAPE, seed=1), randn(2, 1, 8, 8, seed=2)
-    made = consistent(Grey(LUMA), y)(x, LEVEL)
-    torch.testing.assert_close(made[:, 0] - made[:, 1], x[:, 0] - x[:, 1], rtol=0, atol=1e-12)
+    samples = consistent(Grey(LUMA), y)(x, LEVEL)
+    torch.testing.assert_close(samples[:, 0] - samples[:, 1], x[:, 0] - x[:, 1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
-def test_the_end_agrees_with_what_is_known(operator: Operator, eta: float) -> None:
-    """DDNM, in float32: the last row to clean data is x_0 itself, so A x = y whatever the network says."""
+def test_samples_satisfy_the_measurements(operator: Operator, eta: float) -> None:
+    """DDNM, in float32: the last row to clean data is x_0 itself, so A x = y for any network."""
     model = tiny_model(in_channels=3)
     y = operator.apply(randn(1, *SHAPE, seed=4, dtype=torch.float32).clamp(-1, 1))
-    made = model.sample(3, steps=6, eta=eta, hook=consistent(operator, y))
-    assert made.dtype == torch.float32
-    torch.testing.assert_close(operator.apply(made), y.expand(3, *y.shape[1:]), rtol=0, atol=1e-6)
-    assert not torch.allclose(made[0], made[1], atol=0.1)
+    samples = model.sample(3, steps=6, eta=eta, hook=consistent(operator, y))
+    assert samples.dtype == torch.float32
+    torch.testing.assert_close(operator.apply(samples), y.expand(3, *y.shape[1:]), rtol=0, atol=1e-6)
+    assert not torch.allclose(samples[0], samples[1], atol=0.1)
 
 
-def test_rounds_of_clipping_end_within_the_range_of_pictures() -> None:
+def test_alternating_projections_reach_the_range_of_images() -> None:
     """Projections by turns onto two convex sets that meet: never further from any picture in both, here the one that y
     was measured of; and what sticks out of [-1, 1] dies away."""
-    picture, x0 = randn(4, *SHAPE, seed=5).clamp(-1, 1), 3 * randn(4, *SHAPE, seed=6)
+    image, x0 = randn(4, *SHAPE, seed=5).clamp(-1, 1), 3 * randn(4, *SHAPE, seed=6)
     for operator in (MeanPool(4), Grey(), Mask(PART)):
-        y, far, out = operator.apply(picture), [], []
+        y, far, out = operator.apply(image), [], []
         for rounds in (0, 1, 2, 5, 20, 100):
-            made = consistent(operator, y, rounds)(x0, LEVEL)
-            torch.testing.assert_close(operator.apply(made), y, rtol=0, atol=1e-12)
-            far.append(float((made - picture).norm()))
-            out.append(float((made.abs() - 1).clamp_min(0).max()))
+            samples = consistent(operator, y, rounds)(x0, LEVEL)
+            torch.testing.assert_close(operator.apply(samples), y, rtol=0, atol=1e-12)
+            far.append(float((samples - image).norm()))
+            out.append(float((samples.abs() - 1).clamp_min(0).max()))
         assert all(after <= before + 1e-12 for before, after in itertools.pairwise(far))
         assert out[-1] < 0.01 * out[0]
 
 
-def test_known_numbers_keep_their_bits() -> None:
+def test_measured_values_are_bit_exact() -> None:
     y = randn(1, int(PART.sum()), seed=4, dtype=torch.float32)
     model, hook = tiny_model(in_channels=3), consistent(Mask(PART), y)
     plan = model.plan(4)
-    for way in (hook, eps_kept(hook, plan)):
-        assert torch.equal(model.sample(2, plan=plan, hook=way)[:, PART], y.expand(2, -1))
+    for variant in (hook, eps_kept(hook, plan)):
+        assert torch.equal(model.sample(2, plan=plan, hook=variant)[:, PART], y.expand(2, -1))
 
 
-def test_each_sample_may_have_its_own_known_part() -> None:
+def test_measurements_may_differ_between_samples() -> None:
     operator, plan = OPERATORS["mask"], tiny_model(in_channels=3).plan(4)
     y = operator.apply(randn(3, *SHAPE, dtype=torch.float32))
-    made = run(Hooked(tiny_model(in_channels=3).denoise, consistent(operator, y)), plan, Noise(0, (0, 1, 2), SHAPE))
-    assert torch.equal(operator.apply(made), y)
+    samples = run(Hooked(tiny_model(in_channels=3).denoise, consistent(operator, y)), plan, Noise(0, (0, 1, 2), SHAPE))
+    assert torch.equal(operator.apply(samples), y)
 
 
-def test_without_noise_known_numbers_go_straight_to_their_place() -> None:
-    """eta = 0: what is known moves along signal y + noise z with one z, as noisy as the denoiser is told."""
+def test_without_noise_measured_values_follow_a_straight_line() -> None:
+    """eta = 0: measured values are signal y + noise z with a fixed z, at the denoiser's noise level."""
     plan, y = samplers.ddim(levels_of(SCHEDULES["linear"], "equal-angle", 7)), torch.tensor([[0.3, -0.2]]).double()
     operator, x = Mask(torch.tensor([True, False, False, True])), randn(5, 4)
     z = (operator.apply(x) - plan.start.signal * y) / plan.start.noise
@@ -165,51 +165,51 @@ def test_without_noise_known_numbers_go_straight_to_their_place() -> None:
 
 
 class Silence:
-    """Noise that is 0: of a linear denoiser the run is then the mean over the noise."""
+    """Zero noise: with a linear denoiser the run is then the mean over the noise."""
 
     def row(self, k: int) -> Tensor:
         return torch.zeros(1)
 
 
-def filled(correlation: float, y: float, eta: float, steps: int, kept: bool = False) -> float:
-    """The mean, over all noise, of the coordinate that is filled in beside y; both of variance 1."""
+def filled(correlation: float, y: float, eta: float, steps: int, keep_eps: bool = False) -> float:
+    """The mean over the noise of the coordinate that is inpainted beside y; both have variance 1."""
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]])[None]
     data = MixtureData(torch.ones(1), torch.zeros(1, 2), covariance)
     plan = samplers.ddim(levels_of(SCHEDULES["linear"], "equal-angle", steps), eta=eta)
     hook = consistent(Mask(torch.tensor([True, False])), torch.tensor([[y]]).double())
     start = torch.tensor([[plan.start.signal * y, 0.0]]).double()
-    end = run(Hooked(data.denoise, eps_kept(hook, plan) if kept else hook), plan, start, Silence())  # type: ignore[arg-type]
+    end = run(Hooked(data.denoise, eps_kept(hook, plan) if keep_eps else hook), plan, start, Silence())  # type: ignore[arg-type]
     assert float(end[0, 0]) == pytest.approx(y, abs=1e-15)
     return float(end[0, 1])
 
 
 @pytest.mark.parametrize("correlation", [0.95, 0.5, -0.9])
 @pytest.mark.parametrize("eta", [0.0, 0.85, 1.0])
-def test_what_is_filled_in_leans_towards_the_conditional_mean(eta: float, correlation: float) -> None:
+def test_inpainted_values_move_towards_the_conditional_mean(eta: float, correlation: float) -> None:
     """With an exact denoiser the mean of the filled coordinate is linear in y, with a slope strictly between the
     prior's, 0, and the conditional mean's, the correlation; nearer to that where eps is kept."""
-    slope, near = filled(correlation, 1.0, eta, 30), filled(correlation, 1.0, eta, 30, kept=True)
+    slope, near = filled(correlation, 1.0, eta, 30), filled(correlation, 1.0, eta, 30, keep_eps=True)
     assert filled(correlation, -2.0, eta, 30) == pytest.approx(-2 * slope, rel=1e-9)
     assert 0 < slope / correlation < near / correlation < 1
 
 
-@pytest.mark.parametrize("kept", [False, True])
-def test_more_fresh_noise_comes_nearer_to_the_conditional_mean(kept: bool) -> None:
-    slopes = [filled(0.9, 1.0, eta, 30, kept) for eta in (0.0, 0.5, 1.0)]
+@pytest.mark.parametrize("keep_eps", [False, True])
+def test_more_noise_approaches_the_conditional_mean(keep_eps: bool) -> None:
+    slopes = [filled(0.9, 1.0, eta, 30, keep_eps) for eta in (0.0, 0.5, 1.0)]
     assert all(less < more < 0.9 for less, more in itertools.pairwise(slopes))
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_with_eps_kept_more_steps_approach_the_conditional_mean(eta: float) -> None:
-    """And with eps derived again they approach something else."""
-    gaps = [1 - filled(0.9, 1.0, eta, steps, kept=True) / 0.9 for steps in (25, 100, 400)]
+    """With eps recomputed they approach another value."""
+    gaps = [1 - filled(0.9, 1.0, eta, steps, keep_eps=True) / 0.9 for steps in (25, 100, 400)]
     assert all(after < 0.7 * before for before, after in itertools.pairwise(gaps))
     derived = [1 - filled(0.9, 1.0, eta, steps) / 0.9 for steps in (100, 400)]
     assert derived[1] > 0.9 * derived[0] > 3 * gaps[2]
 
 
 def test_with_eps_kept_the_spread_approaches_the_conditional_spread() -> None:
-    """eta = 0: the end is linear in the start, so that two starts tell the variance over all of them."""
+    """eta = 0: the end is linear in the start, so the variance follows from two starts."""
     correlation, y, gaps = 0.9, 0.7, []
     data = MixtureData(torch.ones(1), torch.zeros(1, 2), torch.tensor([[1.0, correlation], [correlation, 1.0]])[None])
     for steps in (25, 100, 400):
@@ -224,27 +224,27 @@ def test_with_eps_kept_the_spread_approaches_the_conditional_spread() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("schedule", ["linear", "cosine+zero-terminal-snr"])
 def test_keeping_eps_is_a_longer_change_of_the_pair(schedule: str, eta: float) -> None:
-    """The identity of `ddim.guidance.eps_kept`, against rows typed out with the hook's x_0 and the network's eps."""
+    """The identity of `ddim.guidance.eps_kept`, compared with explicit rows of the hook's x_0 and the network's eps."""
     plan = samplers.ddim(levels_of(SCHEDULES[schedule], "equal-angle", 9), eta=eta)
     hook, noise = HOOKS["consistent"], Noise(0, (0, 1, 2), (4,))
     start = x = noise.start().double()
     for k, row in enumerate(plan.rows):
         raw = MIXED.denoise(x, row.now)
         x = row.x0[0] * hook(raw.x0, row.now) + row.eps[0] * raw.eps + row.z * noise.row(k).double()
-    made = run(Hooked(MIXED.denoise, eps_kept(hook, plan)), plan, start, noise)
-    torch.testing.assert_close(made, x, rtol=1e-11, atol=1e-11)
+    samples = run(Hooked(MIXED.denoise, eps_kept(hook, plan)), plan, start, noise)
+    torch.testing.assert_close(samples, x, rtol=1e-11, atol=1e-11)
 
 
-def test_what_is_independent_of_the_known_part_is_drawn_as_ever() -> None:
-    """Coordinates that tell nothing of each other: here the filled part has the exact distribution."""
+def test_values_independent_of_the_measurements_keep_their_distribution() -> None:
+    """For independent coordinates the inpainted part has the exact distribution."""
     plan = samplers.ddim(levels_of(SCHEDULES["linear"], "equal-angle", 9))
     mask, x = torch.tensor([True, False, False, True]), randn(5, 4)
     hooked = Hooked(GAUSSIAN.denoise, consistent(Mask(mask), torch.tensor([[0.3, -0.2]])))
-    made = run(hooked, plan, x)
-    torch.testing.assert_close(made[:, ~mask], run(GAUSSIAN.denoise, plan, x)[:, ~mask], rtol=1e-10, atol=1e-10)
+    samples = run(hooked, plan, x)
+    torch.testing.assert_close(samples[:, ~mask], run(GAUSSIAN.denoise, plan, x)[:, ~mask], rtol=1e-10, atol=1e-10)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_invalid_hooks_are_errors() -> None:
     x = randn(2, *SHAPE)
     for wrong in (
         lambda: clip(1, -1),

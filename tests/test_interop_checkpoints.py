@@ -1,4 +1,4 @@
-"""Checkpoints of the DDIM authors' and OpenAI's codes, held against plain networks with their names and arithmetic."""
+"""Checkpoints of the DDIM authors' and OpenAI's libraries, compared with networks of their names and arithmetic."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def saved(folder: Path, state: Any, name: str = "model.pt") -> Path:
 
 
 def differ(path: Path, hints: CheckpointHints, network: nn.Module, times: Tensor = TIMES) -> float:
-    """By how much our network of a file and theirs differ, relatively; theirs is told `times`, ours t = 1 and 778."""
+    """The relative difference of the imported network at t = 1 and 778 from the original one at `times`."""
     model = load(path, "cpu", hints=hints, dtype="float32")
     x = randn(2, *model.shape, dtype=torch.float32)
     with torch.no_grad():
-        ours, theirs = model.network(x, TIMES + 1.0), network(x, times)
-    assert theirs.std() > 0.01
-    return float((ours - theirs).norm() / theirs.norm())
+        actual, expected = model.network(x, TIMES + 1.0), network(x, times)
+    assert expected.std() > 0.01
+    return float((actual - expected).norm() / expected.norm())
 
 
 def renamed(network: nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -71,20 +71,24 @@ def test_a_network_of_the_authors_code_computes_the_same(name: str, tmp_path: Pa
     assert differ(path, CheckpointHints(size=(16, 8)), network) < 1e-5
 
 
-def test_what_is_read_off_the_authors_network(tmp_path: Path) -> None:
-    made = read(
+def test_configuration_of_the_authors_network(tmp_path: Path) -> None:
+    imported = read(
         saved(tmp_path, official(levels=(1, 2, 2), blocks=2, at=(0, 2)).state_dict()), CheckpointHints(size=SIZE)
     )
-    network = made.config.network
+    network = imported.config.network
     assert (network.channels, network.multipliers, network.blocks, network.attention) == (32, (1, 2, 2), 2, (16, 4))
-    assert made.config.schedule.build().T == 1000
-    assert made.config.schedule.build().alpha_bar[1] == pytest.approx(1 - 1e-4, rel=1e-12)
-    assert (made.config.predicts, made.config.origin.format, made.config.data.shape) == ("eps", "official", (16, 16, 3))
-    assert [note for note in made.notes if note.startswith("schedule:") and "assumed" in note]
-    assert [note for note in made.notes if note.startswith("predicts: eps (assumed")]
+    assert imported.config.schedule.build().T == 1000
+    assert imported.config.schedule.build().alpha_bar[1] == pytest.approx(1 - 1e-4, rel=1e-12)
+    assert (imported.config.predicts, imported.config.origin.format, imported.config.data.shape) == (
+        "eps",
+        "official",
+        (16, 16, 3),
+    )
+    assert [note for note in imported.notes if note.startswith("schedule:") and "assumed" in note]
+    assert [note for note in imported.notes if note.startswith("predicts: eps (assumed")]
 
 
-def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_average_of_a_training_file_is_the_default(tmp_path: Path) -> None:
     trained, averaged = official(1), official(2)
     optimizer = {"state": {0: {"step": 3, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 2e-4, "params": [0]}]}
     states = [renamed(trained, "module."), optimizer, 7, 1000]
@@ -100,11 +104,11 @@ def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path:
     assert [note for note in read(alone, CheckpointHints(size=SIZE)).notes if "the only ones" in note]
 
 
-def test_the_authors_quad_is_not_our_quadratic(tmp_path: Path) -> None:
-    made = read(saved(tmp_path, official().state_dict()), CheckpointHints(size=SIZE, schedule="quad", T=500))
+def test_the_authors_quad_schedule(tmp_path: Path) -> None:
+    imported = read(saved(tmp_path, official().state_dict()), CheckpointHints(size=SIZE, schedule="quad", T=500))
     betas = np.linspace(1e-4**0.5, 0.02**0.5, 500) ** 2
-    assert np.allclose(made.config.schedule.build().alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-9)
-    assert not [note for note in made.notes if note.startswith("schedule:") and "assumed" in note]
+    assert np.allclose(imported.config.schedule.build().alpha_bar[1:], np.cumprod(1 - betas), rtol=1e-9)
+    assert not [note for note in imported.notes if note.startswith("schedule:") and "assumed" in note]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -120,8 +124,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def hints_of(options: dict[str, Any], **changes: Any) -> CheckpointHints:
-    told = {key: options[key] for key in ("heads", "head_channels") if key in options}
-    return CheckpointHints(size=SIZE, **(told | {"attention": options.get("order")} | changes))
+    hints = {key: options[key] for key in ("heads", "head_channels") if key in options}
+    return CheckpointHints(size=SIZE, **(hints | {"attention": options.get("order")} | changes))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -154,7 +158,7 @@ def test_times_are_rescaled_as_improved_diffusion_does(tmp_path: Path) -> None:
     assert [note for note in read(of_plain, hints).notes if "1000/4000" in note and "assumed" in note]
 
 
-def test_openais_linear_betas_shrink_with_their_number_and_its_cosine_is_ours(tmp_path: Path) -> None:
+def test_openais_linear_and_cosine_betas(tmp_path: Path) -> None:
     path = saved(tmp_path, openai(heads=1).state_dict())
     linear = read(path, CheckpointHints(size=SIZE, heads=1, T=4000)).config.schedule.build().alpha_bar
     assert np.allclose(linear[1:], np.cumprod(1 - np.linspace(0.25e-4, 0.005, 4000)), rtol=1e-9)
@@ -164,13 +168,13 @@ def test_openais_linear_betas_shrink_with_their_number_and_its_cosine_is_ours(tm
     assert np.allclose(cosine[1:], np.cumprod(1 - betas), rtol=1e-9)
 
 
-def test_weights_in_half_precision_come_back_in_single(tmp_path: Path) -> None:
+def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     network = copy.deepcopy(openai(heads=1)).half()
     path = saved(tmp_path, network.state_dict())
     assert differ(path, CheckpointHints(size=SIZE, heads=1), network.float()) < 1e-5
-    made = read(path, CheckpointHints(size=SIZE, heads=1))
-    assert {tensor.dtype for tensor in made.weights.values()} == {torch.float32}
-    assert [note for note in made.notes if "stored as float16" in note]
+    imported = read(path, CheckpointHints(size=SIZE, heads=1))
+    assert {tensor.dtype for tensor in imported.weights.values()} == {torch.float32}
+    assert [note for note in imported.notes if "stored as float16" in note]
 
 
 def test_every_form_of_file_gives_the_same_model(tmp_path: Path) -> None:
@@ -188,17 +192,17 @@ def test_every_form_of_file_gives_the_same_model(tmp_path: Path) -> None:
         assert all(torch.equal(other.weights[key], tensor) for key, tensor in first.weights.items())
 
 
-def test_a_foreign_model_samples_and_is_saved_as_ours(tmp_path: Path) -> None:
+def test_an_imported_model_samples_and_can_be_saved(tmp_path: Path) -> None:
     path = saved(tmp_path, openai(heads=2, learned=True).state_dict())
     model = load(path, "cpu", hints=CheckpointHints(size=SIZE, heads=2), dtype="float32")
     assert isinstance(model, Model)
-    pictures = model.sample(2, grid=[100, 400, 1000], seed=1, sigma="learned", sampler="ddim", clip_x0=False)
-    assert pictures.shape == (2, 3, 16, 16)
-    assert torch.isfinite(pictures).all()
+    images = model.sample(2, grid=[100, 400, 1000], seed=1, sigma="learned", sampler="ddim", clip_x0=False)
+    assert images.shape == (2, 3, 16, 16)
+    assert torch.isfinite(images).all()
     model.save(tmp_path / "ours")
     again = load(tmp_path / "ours", "cpu", dtype="float32")
     assert torch.equal(
-        again.sample(2, grid=[100, 400, 1000], seed=1, sigma="learned", sampler="ddim", clip_x0=False), pictures
+        again.sample(2, grid=[100, 400, 1000], seed=1, sigma="learned", sampler="ddim", clip_x0=False), images
     )
     assert again.config.origin == model.config.origin
 
@@ -299,14 +303,14 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_unsupported_networks_are_one_line_errors(name: str, tmp_path: Path) -> None:
     state, hints, words = REFUSED[name]
     with pytest.raises(DdimError, match=words) as error:
         read(saved(tmp_path, state()), CheckpointHints(**({"size": SIZE} | hints)))
     assert "\n" not in str(error.value)
 
 
-def test_a_code_may_be_named(tmp_path: Path) -> None:
+def test_a_library_may_be_named(tmp_path: Path) -> None:
     path = saved(tmp_path, official().state_dict())
     assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "code: official, as told"
     with pytest.raises(DdimError, match=r"model\.pt: .*\binput_blocks\.0\.0\.weight\b"):

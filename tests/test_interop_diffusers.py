@@ -1,4 +1,4 @@
-"""Diffusers' pipeline folders, read and written: held against diffusers itself on random weights."""
+"""Import and export of diffusers pipeline folders, compared with diffusers on random weights."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ SMALL |= {"up_block_types": ("AttnUpBlock2D", "UpBlock2D"), "layers_per_block": 
 def unet(seed: int = 0, **config: Any) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = UNet2DModel(**({"layers_per_block": 2} | config)).eval()
-        for module in made.modules():
+        network = UNet2DModel(**({"layers_per_block": 2} | config)).eval()
+        for module in network.modules():
             if isinstance(module, nn.GroupNorm):  # else scale 1 and shift 0 would hide a mix-up
                 nn.init.normal_(module.weight, 1.0, 0.3)
                 nn.init.normal_(module.bias, 0.0, 0.3)
-    return made
+    return network
 
 
 def save(folder: Path, network: UNet2DModel, **scheduler: Any) -> Path:
@@ -66,9 +66,9 @@ def save(folder: Path, network: UNet2DModel, **scheduler: Any) -> Path:
     return folder
 
 
-def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    assert theirs.std() > 0.01
-    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.01
+    assert float((actual - expected).norm() / expected.norm()) < 1e-5
 
 
 def compare(folder: Path, network: UNet2DModel, side: int, count: int = 2) -> None:
@@ -87,7 +87,7 @@ def test_same_output_in_each_configuration(name: str, tmp_path: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", CONFIGS)
 def test_same_output_at_full_size(name: str, tmp_path: Path) -> None:
-    """The networks as they are, of 36 and 114 M parameters; the large ones at 64x64, as they are convolutional."""
+    """The full networks with 36 and 114 M parameters; the large ones at 64x64, because they are convolutional."""
     large = {"sample_size": 256, "block_out_channels": (128, 128, 256, 256, 512, 512)}
     full = {"block_out_channels": (128, 256, 256, 256)} if name == "ddpm-cifar10-32" else large
     network = unet(**(CONFIGS[name] | full))
@@ -95,7 +95,7 @@ def test_same_output_at_full_size(name: str, tmp_path: Path) -> None:
 
 
 def flat_and_old(folder: Path, network: UNet2DModel) -> None:
-    """As the first repositories are: everything in one folder, a pickle, attention under its first names."""
+    """The format of the first repositories: one folder, a pickle, and the old names of attention."""
     save(folder, network)
     state = network.state_dict()
     renames = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
@@ -119,7 +119,7 @@ def test_an_old_configuration_lacks_keys(tmp_path: Path) -> None:
     network = unet(**TRAINED)
     folder = save(tmp_path / "model", network)
     config = json.loads((folder / "unet/config.json").read_text())
-    kept = (
+    keys = (
         "_class_name",
         "sample_size",
         "block_out_channels",
@@ -127,7 +127,7 @@ def test_an_old_configuration_lacks_keys(tmp_path: Path) -> None:
         "up_block_types",
         "layers_per_block",
     )
-    (folder / "unet/config.json").write_text(json.dumps({key: config[key] for key in kept}))
+    (folder / "unet/config.json").write_text(json.dumps({key: config[key] for key in keys}))
     compare(folder, network, 64)
 
 
@@ -157,18 +157,18 @@ def test_the_scheduler_is_mapped(name: str, tmp_path: Path) -> None:
     settings = {"clip_sample": False, "timestep_spacing": "trailing", **SCHEDULERS[name]}
     folder = save(tmp_path / "model", unet(**SMALL), **settings)
     model = load(folder, "cpu")
-    theirs = DDPMScheduler(**settings)
-    np.testing.assert_allclose(model.schedule.alpha_bar[1:], theirs.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7)
+    scheduler_ = DDPMScheduler(**settings)
+    np.testing.assert_allclose(model.schedule.alpha_bar[1:], scheduler_.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-7)
     assert model.config.origin is not None
     assert model.config.origin.settings["clip_sample"] is False
     kind = settings.get("prediction_type", "epsilon")
     assert {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}[kind] == model.config.predicts
 
 
-@pytest.mark.filterwarnings("ignore:grid")
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-def test_our_pictures_are_its_pictures(spacing: str, tmp_path: Path) -> None:
-    """Where its grid is right, at float32."""
+def test_samples_equal_diffusers(spacing: str, tmp_path: Path) -> None:
+    """For timesteps that diffusers places correctly, in float32."""
     scheduler = DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
     network = unet(**SMALL)
     DDIMPipeline(network, scheduler).save_pretrained(tmp_path / "model")
@@ -179,42 +179,44 @@ def test_our_pictures_are_its_pictures(spacing: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t).sample, t, x).prev_sample
-    ours = model.sample(2, seed=3, sampler="ddim", grid=[int(t) + 1 for t in reversed(scheduler.timesteps)])
-    assert float((ours - x).abs().max()) < 1e-4 * float(x.abs().max())
+    converted = model.sample(2, seed=3, sampler="ddim", grid=[int(t) + 1 for t in reversed(scheduler.timesteps)])
+    assert float((converted - x).abs().max()) < 1e-4 * float(x.abs().max())
 
 
 # And back.
 
 
-def test_there_and_back(tmp_path: Path) -> None:
+def test_import_and_export_round_trip(tmp_path: Path) -> None:
     network = unet(**(SMALL | {"attention_head_dim": 16}))
     there = save(tmp_path / "there", network, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
-    assert ddim("convert", there, "--out", tmp_path / "ours") == 0
-    assert ddim("convert", tmp_path / "ours", "--to", "diffusers", "--out", tmp_path / "back") == 0
+    assert ddim("convert", there, "--out", tmp_path / "converted") == 0
+    assert ddim("convert", tmp_path / "converted", "--to", "diffusers", "--out", tmp_path / "back") == 0
     again = UNet2DModel.from_pretrained(tmp_path / "back" / "unet")
     assert again.state_dict().keys() == network.state_dict().keys()
     assert all(torch.equal(value, network.state_dict()[key]) for key, value in again.state_dict().items())
     config = json.loads((tmp_path / "back/scheduler/scheduler_config.json").read_text())
-    wanted = {"beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
-    assert {key: config[key] for key in wanted} == wanted
+    expected = {"beta_schedule": "scaled_linear", "clip_sample": False, "steps_offset": 1}
+    assert {key: config[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("schedule", [{"name": "cosine"}, {"name": "linear", "T": 300}, {"name": "quadratic", "T": 50}])
-def test_their_pipeline_gives_our_pictures(schedule: dict[str, Any], tmp_path: Path) -> None:
+def test_an_exported_pipeline_gives_the_same_images(schedule: dict[str, Any], tmp_path: Path) -> None:
     shape = {"in_channels": 3, "channels": 32, "groups": 8, "multipliers": (1, 2)}
     config = tiny_config(predicts="v", schedule=schedule, **shape)
     model = Model(new_network(config.network), config, "cpu", "float32")
-    model.save(tmp_path / "ours")
-    assert ddim("convert", tmp_path / "ours", "--to", "diffusers", "--out", tmp_path / "theirs") == 0
-    pipeline = DDIMPipeline.from_pretrained(tmp_path / "theirs")
+    model.save(tmp_path / "converted")
+    assert ddim("convert", tmp_path / "converted", "--to", "diffusers", "--out", tmp_path / "exported") == 0
+    pipeline = DDIMPipeline.from_pretrained(tmp_path / "exported")
     pipeline.set_progress_bar_config(disable=True)
-    theirs = pipeline(1, torch.Generator().manual_seed(5), num_inference_steps=5, output_type="pt").images
+    exported = pipeline(1, torch.Generator().manual_seed(5), num_inference_steps=5, output_type="pt").images
     start = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     *_, last = model.run_blocks(model.plan(5, "leading"), start)
-    torch.testing.assert_close((last / 2 + 0.5).clamp(0, 1), theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close((last / 2 + 0.5).clamp(0, 1), exported, atol=1e-4, rtol=0)
 
 
-def test_what_no_unet2d_is_stays_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_that_unet2d_cannot_represent_are_not_exported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for place, (changes, word) in enumerate(
         [({"patch": 2}, "out"), ({"classes": 3}, "labels"), ({"scale_shift": True}, "out")]
     ):
@@ -223,11 +225,11 @@ def test_what_no_unet2d_is_stays_ours(tmp_path: Path, capsys: pytest.CaptureFixt
         assert word in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert ddim("convert", "tinyshakespeare", "--to", "diffusers", "--out", tmp_path / "out") == 2
-    assert "categories" in capsys.readouterr().err
+    assert "discrete data" in capsys.readouterr().err
 
 
-def test_a_foreign_place_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = save_tiny(tmp_path / "ours")
+def test_a_folder_with_other_content_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_tiny(tmp_path / "converted")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious/thesis.txt").write_text("years")
     assert ddim("convert", folder, "--to", "diffusers", "--out", tmp_path / "precious") == 2
@@ -252,22 +254,22 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("key", REFUSED)
-def test_a_network_we_cannot_be_is_refused(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_networks_are_errors(key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save(tmp_path / "model", unet(**SMALL))
     path = folder / "unet/config.json"
     changed = {"in_channels": {"out_channels": 4}}.get(key, {})
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: REFUSED[key]} | changed))
     assert ddim("convert", folder, "--out", tmp_path / "out") == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     "change", [{"prediction_type": "flow"}, {"beta_schedule": "laplace"}, {"num_train_timesteps": 0}]
 )
-def test_a_scheduler_we_do_not_know_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
+def test_unsupported_schedulers_are_errors(change: dict[str, Any], tmp_path: Path) -> None:
     folder = save(tmp_path / "model", unet(**SMALL))
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -310,34 +312,34 @@ def test_a_pickle_never_runs_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_convert_says_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_convert_prints_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save(tmp_path / "model", unet(**SMALL))
     assert ddim("convert", folder, "--out", tmp_path / "out", "--dtype", "bfloat16") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("U-Net, 32 channels", "linear betas, 0.0001 to 0.02", "predicts: eps", "clip_sample True", "float32"):
-        assert word in said
+        assert word in output
     config, weights = checkpoint.read(tmp_path / "out")
     assert isinstance(config.network, UNetConfig)
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert ddim("sample", tmp_path / "out", "-n", 1, "--steps", 2, "--out", tmp_path / "samples") == 0
 
 
-def test_hints_are_refused_where_the_source_says_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ours, theirs = save_tiny(tmp_path / "ours"), save(tmp_path / "theirs", unet(**SMALL))
+def test_hints_that_the_source_determines_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    converted, exported = save_tiny(tmp_path / "converted"), save(tmp_path / "exported", unet(**SMALL))
     for words in (
-        [ours, "--size", 32],
-        [ours, "--from", "openai"],
-        [theirs, "--predicts", "v"],
-        [theirs, "--from", "openai"],
+        [converted, "--size", 32],
+        [converted, "--from", "openai"],
+        [exported, "--predicts", "v"],
+        [exported, "--from", "openai"],
     ):
         assert ddim("convert", *words, "--out", tmp_path / "out") == 2
         assert capsys.readouterr().err.count("\n") == 1
-    assert ddim("convert", theirs, "--size", "big", "--out", tmp_path / "out") == 2
+    assert ddim("convert", exported, "--size", "big", "--out", tmp_path / "out") == 2
 
 
 @pytest.mark.parametrize("settings", [{"clip_sample": False, "timestep_spacing": "linspace"}, {"steps_offset": 1}])
-def test_like_diffusers_is_what_its_own_scheduler_does(settings: dict[str, Any], tmp_path: Path) -> None:
-    """The folder's scheduler, slips and all, from the shell: the pixels of its own steps."""
+def test_like_diffusers_equals_its_scheduler(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The command reproduces the pixels of the folder's scheduler, including its bugs."""
     from PIL import Image
 
     scheduler, network = DDIMScheduler(**settings), unet(**SMALL)
@@ -350,19 +352,19 @@ def test_like_diffusers_is_what_its_own_scheduler_does(settings: dict[str, Any],
     with torch.no_grad():
         for t in scheduler.timesteps:
             x = scheduler.step(network(x, t).sample, t, x).prev_sample
-    wanted = ((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
-    assert np.abs(np.asarray(Image.open(out / "000000.png")) - wanted).max() < 0.6
+    expected = ((x[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()
+    assert np.abs(np.asarray(Image.open(out / "000000.png")) - expected).max() < 0.6
 
 
-def test_the_other_commands_take_such_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands_accept_a_diffusers_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save(tmp_path / "model", unet(**SMALL))
     assert ddim("info", folder) == 0
-    said = capsys.readouterr().out
-    assert "linear betas" in said
-    assert load(folder, "cpu").fingerprint in said
-    pictures = tmp_path / "pictures"
-    assert ddim("sample", folder, "-n", 2, "--steps", 2, "--out", pictures) == 0
-    assert ddim("calibrate", folder, pictures, "--times", 24, "--out", tmp_path / "calibrated") == 0
+    output = capsys.readouterr().out
+    assert "linear betas" in output
+    assert load(folder, "cpu").fingerprint in output
+    images = tmp_path / "images"
+    assert ddim("sample", folder, "-n", 2, "--steps", 2, "--out", images) == 0
+    assert ddim("calibrate", folder, images, "--times", 24, "--out", tmp_path / "calibrated") == 0
     config, weights = checkpoint.read(tmp_path / "calibrated")
     assert config.error is not None
     assert all(torch.equal(value, weights[key]) for key, value in importers.read(folder).weights.items())

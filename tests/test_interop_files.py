@@ -1,4 +1,4 @@
-"""Files of weights from anywhere: whatever they hold, nothing in them runs, and one line says what is wrong."""
+"""Untrusted weight files: their contents never run, and errors have one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddim.model.importers import CheckpointHints, read
 
 
 class Trap:
-    """A pickle that, where it is executed, writes a file."""
+    """A pickle that writes a file when it is executed."""
 
     def __init__(self, place: Path):
         self.place = place
@@ -60,7 +60,7 @@ TRAPS |= {f"pickle, protocol {protocol}": plain(protocol) for protocol in (0, 2,
 
 
 @pytest.mark.parametrize("name", TRAPS)
-def test_a_file_that_would_run_code_is_refused_and_does_not(name: str, tmp_path: Path) -> None:
+def test_a_file_that_would_run_code_is_an_error_and_does_not_run(name: str, tmp_path: Path) -> None:
     path, place = tmp_path / "model.pt", tmp_path / "ran"
     TRAPS[name](Trap(place), path)
     with pytest.raises(DdimError, match=r"model\.pt: .*\bcode\b") as error:
@@ -69,7 +69,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(name: str, tmp_path:
     assert not place.exists()
 
 
-def test_the_trap_is_one(tmp_path: Path) -> None:
+def test_the_trap_runs_when_unpickled(tmp_path: Path) -> None:
     zipped(Trap(tmp_path / "ran"), tmp_path / "model.pt")
     torch.load(tmp_path / "model.pt", weights_only=False)
     assert (tmp_path / "ran").read_text() == "executed"
@@ -99,7 +99,7 @@ BROKEN: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_damaged_file_is_one_line(name: str, suffix: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_a_one_line_error(name: str, suffix: str, tmp_path: Path) -> None:
     from ddim.model.importers import detect
 
     path = tmp_path / f"model{suffix}"

@@ -1,6 +1,6 @@
-"""Checkpoints of denoising-diffusion-pytorch, held against a plain network with its names and arithmetic.
+"""Checkpoints of denoising-diffusion-pytorch, compared with a plain network of its names and arithmetic.
 
-The plain network itself was held against the package's own (2.3.4): all its names, and a relative difference of 3e-6.
+The plain network was compared with the package (2.3.4): the names are equal, the relative difference is 3e-6.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def saved(folder: Path, state: Any) -> Path:
     return folder / "model-1.pt"
 
 
-def differ(path: Path, hints: CheckpointHints, theirs: nn.Module) -> float:
+def differ(path: Path, hints: CheckpointHints, original: nn.Module) -> float:
     model = load(path, "cpu", hints=hints, dtype="float32")
     x = randn(2, *model.shape, dtype=torch.float32)
     with torch.no_grad():
-        ours, other = model.network(x, TIMES + 1.0), theirs(x, TIMES)
+        actual, other = model.network(x, TIMES + 1.0), original(x, TIMES)
     assert other.std() > 0.01
-    return float((ours - other).norm() / other.norm())
+    return float((actual - other).norm() / other.norm())
 
 
 def sigmoid_betas(T: int) -> np.ndarray:
-    """Their default schedule: alpha_bar falls along a logistic curve from -3 to 3."""
+    """The default schedule: alpha_bar falls along a logistic curve from -3 to 3."""
     u = np.linspace(0, 1, T + 1)
     curve = 1 / (1 + np.exp(-(6 * u - 3)))
     alpha_bar = (curve[-1] - curve) / (curve[-1] - curve[0])
@@ -90,7 +90,7 @@ def prefixed(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def training(trained: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Any]:
-    """What the Trainer writes."""
+    """The file that its Trainer writes."""
     ema = {"initted": torch.tensor(True), "step": torch.tensor(7)}
     ema |= prefixed("online_model.", trained) | prefixed("ema_model.", averaged)
     adam = {"state": {0: {"step": torch.tensor(7.0), "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-4}]}
@@ -99,10 +99,10 @@ def training(trained: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[st
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_network_computes_the_same(name: str, tmp_path: Path) -> None:
-    theirs = network(**OPTIONS[name])
-    path = saved(tmp_path, theirs.state_dict())
-    assert differ(path, TOLD, theirs) < 1e-5
-    assert differ(path, CheckpointHints(size=(8, 16), predicts="v", schedule="cosine"), theirs) < 1e-5
+    original = network(**OPTIONS[name])
+    path = saved(tmp_path, original.state_dict())
+    assert differ(path, TOLD, original) < 1e-5
+    assert differ(path, CheckpointHints(size=(8, 16), predicts="v", schedule="cosine"), original) < 1e-5
 
 
 def test_the_network_in_half_precision_and_one_condition_for_all(tmp_path: Path) -> None:
@@ -111,26 +111,24 @@ def test_the_network_in_half_precision_and_one_condition_for_all(tmp_path: Path)
     with torch.no_grad():
         each = model.network(x, t.expand(3))
         assert torch.allclose(model.network.body(model.network.enter(x), model.network.condition(t)), each, atol=1e-5)
-        made = model.denoise(x, model.schedule.level(5)).eps
+        imported = model.denoise(x, model.schedule.level(5)).eps
         low = load(tmp_path / "model-1.pt", "cpu", hints=TOLD, dtype="bfloat16").denoise(x, model.schedule.level(5)).eps
-    assert float((low - made).norm() / made.norm()) < 0.05
-    assert not torch.equal(low, made)
+    assert float((low - imported).norm() / imported.norm()) < 0.05
+    assert not torch.equal(low, imported)
 
 
 @pytest.mark.parametrize("predicts", OBJECTIVES)
 @pytest.mark.parametrize("capped", [False, True])
 @pytest.mark.parametrize("schedule", BETAS)
-def test_schedule_and_objective_are_read_off_the_tables(
-    schedule: str, capped: bool, predicts: str, tmp_path: Path
-) -> None:
+def test_schedule_and_objective_from_the_tables(schedule: str, capped: bool, predicts: str, tmp_path: Path) -> None:
     betas = BETAS[schedule](100)
-    made = read(saved(tmp_path, diffusion(network(), betas, predicts, capped)), CheckpointHints(size=SIZE))
-    assert made.config.predicts == predicts
-    assert np.allclose(made.config.schedule.build().alpha_bar[1:-1], np.cumprod(1 - betas)[:-1], rtol=1e-6)
-    assert made.config.schedule.name == (schedule if schedule != "sigmoid" else "betas")
+    imported = read(saved(tmp_path, diffusion(network(), betas, predicts, capped)), CheckpointHints(size=SIZE))
+    assert imported.config.predicts == predicts
+    assert np.allclose(imported.config.schedule.build().alpha_bar[1:-1], np.cumprod(1 - betas)[:-1], rtol=1e-6)
+    assert imported.config.schedule.name == (schedule if schedule != "sigmoid" else "betas")
 
 
-def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path: Path) -> None:
+def test_the_average_of_a_training_file_is_the_default(tmp_path: Path) -> None:
     betas = sigmoid_betas(100)
     trained, averaged = diffusion(network(1), betas), diffusion(network(2), betas)
     path = saved(tmp_path, training(trained, averaged))
@@ -147,34 +145,34 @@ def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path:
     assert differ(saved(tmp_path, prefixed("module.", trained)), CheckpointHints(size=SIZE), network(1)) < 1e-5
 
 
-def test_the_sigmoid_of_a_network_alone_is_that_codes(tmp_path: Path) -> None:
+def test_the_sigmoid_schedule_is_that_of_the_library(tmp_path: Path) -> None:
     path = saved(tmp_path, network().state_dict())
-    made = read(path, CheckpointHints(size=SIZE, predicts="v", schedule="sigmoid", T=100))
-    assert np.allclose(made.config.schedule.build().alpha_bar[1:], np.cumprod(1 - sigmoid_betas(100)), rtol=1e-9)
+    imported = read(path, CheckpointHints(size=SIZE, predicts="v", schedule="sigmoid", T=100))
+    assert np.allclose(imported.config.schedule.build().alpha_bar[1:], np.cumprod(1 - sigmoid_betas(100)), rtol=1e-9)
     linear = read(path, CheckpointHints(size=SIZE, predicts="v", schedule="linear", T=250)).config.schedule.build()
     assert np.allclose(linear.alpha_bar[1:], np.cumprod(1 - BETAS["linear"](250)), rtol=1e-9)
 
 
-def test_a_model_samples_is_saved_as_ours_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_samples_and_is_saved_and_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = saved(tmp_path, diffusion(network(), sigmoid_betas(100)))
     model = load(path, "cpu", hints=CheckpointHints(size=SIZE), dtype="float32")
     assert isinstance(model, Model)
-    pictures = model.sample(3, 4, seed=2)
-    assert pictures.shape == (3, 3, 8, 8)
-    assert torch.isfinite(pictures).all()
-    assert ddim("convert", path, "--size", 8, "--out", tmp_path / "ours") == 0
+    images = model.sample(3, 4, seed=2)
+    assert images.shape == (3, 3, 8, 8)
+    assert torch.isfinite(images).all()
+    assert ddim("convert", path, "--size", 8, "--out", tmp_path / "actual") == 0
     assert "predicts: v (pred_v" in capsys.readouterr().out
-    again = load(tmp_path / "ours", "cpu", dtype="float32")
-    assert torch.equal(again.sample(3, 4, seed=2), pictures)
-    assert ddim("info", tmp_path / "ours") == 0
+    again = load(tmp_path / "actual", "cpu", dtype="float32")
+    assert torch.equal(again.sample(3, 4, seed=2), images)
+    assert ddim("info", tmp_path / "actual") == 0
     assert "denoising-diffusion-pytorch" in capsys.readouterr().out
 
 
 def test_a_batch_does_not_matter() -> None:
-    made = new_network(LucidrainsConfig(height=8, width=8, channels=16, first=16, multipliers=(1, 1, 1, 1)))
+    imported = new_network(LucidrainsConfig(height=8, width=8, channels=16, first=16, multipliers=(1, 1, 1, 1)))
     x, t = randn(3, 3, 8, 8, dtype=torch.float32), torch.tensor([1.0, 40.0, 900.0])
     with torch.no_grad():
-        assert torch.allclose(made(x, t)[1:2], made(x[1:2], t[1:2]), atol=1e-5)
+        assert torch.allclose(imported(x, t)[1:2], imported(x[1:2], t[1:2]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_a_batch_does_not_matter() -> None:
         ({"multipliers": (), "full": (), "heads": (), "head_channels": (), "memories": ()}, "."),
     ],
 )
-def test_a_configuration_that_makes_no_network_is_refused(values: dict[str, Any], words: str) -> None:
+def test_invalid_configurations_are_errors(values: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LucidrainsConfig(**values)
 
@@ -229,9 +227,9 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+def test_unsupported_networks_are_one_line_errors(name: str, tmp_path: Path) -> None:
     state, hints, words = REFUSED[name]
-    told = {"size": SIZE, "predicts": "v", "schedule": "cosine"} | hints
+    values = {"size": SIZE, "predicts": "v", "schedule": "cosine"} | hints
     with pytest.raises(DdimError, match=words) as error:
-        read(saved(tmp_path, state()), CheckpointHints(**told))
+        read(saved(tmp_path, state()), CheckpointHints(**values))
     assert "\n" not in str(error.value)

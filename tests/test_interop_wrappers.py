@@ -1,4 +1,4 @@
-"""Weights saved with their wrappers' names: every reader of files takes them, or says what it found."""
+"""Weights saved with the names of wrappers: every reader of files accepts them or names the problem."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddim._io.safetensors import read_tensors
-from ddim.cli._starting import begin_with
+from ddim.cli._starting import initial_weights
 from ddim.errors import DdimError, DdimWarning
 from ddim.interop import diffusers_export
 from ddim.model.importers import CheckpointHints, read
@@ -43,11 +43,11 @@ def same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def weights(folder: Path, state: Any, code: str = "official", **told: Any) -> State:
-    """Our weights of what a file holds."""
+def weights(folder: Path, state: Any, code: str = "official", **options: Any) -> State:
+    """The imported weights of a saved state."""
     torch.save(state, folder / "model.pt")
     hints = CODES[code][1]
-    return read(folder / "model.pt", CheckpointHints(**{**hints.__dict__, **told})).weights
+    return read(folder / "model.pt", CheckpointHints(**{**hints.__dict__, **options})).weights
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -59,7 +59,7 @@ def test_a_wrapped_network_is_the_network(code: str, prefix: str, tmp_path: Path
 
 @pytest.mark.parametrize("average", AVERAGES)
 @pytest.mark.parametrize("trained", ["", "model.", "online_model.", "module._orig_mod."])
-def test_the_average_is_told_from_the_trained(average: str, trained: str, tmp_path: Path) -> None:
+def test_average_and_trained_weights_are_distinguished(average: str, trained: str, tmp_path: Path) -> None:
     one, other = network("official", 1), network("official", 2)
     both = under(trained, one) | under(average, other) | {"step": torch.tensor(3)} if trained else {}
     both = both or under(average, other) | one
@@ -67,7 +67,7 @@ def test_the_average_is_told_from_the_trained(average: str, trained: str, tmp_pa
     assert same(weights(tmp_path, both, ema=False), weights(tmp_path, one))
 
 
-def test_parts_compiled_one_by_one(tmp_path: Path) -> None:
+def test_separately_compiled_parts(tmp_path: Path) -> None:
     plain = network("official", 1)
     compiled = {key.replace(".block.0.", ".block.0._orig_mod."): tensor for key, tensor in plain.items()}
     assert compiled.keys() != plain.keys()
@@ -119,13 +119,13 @@ def test_averages_whose_names_lost_their_dots(tmp_path: Path) -> None:
     assert same(weights(tmp_path, file, "openai", ema=False), weights(tmp_path, one, "openai"))
 
 
-def test_several_of_a_kind_are_refused_by_name(tmp_path: Path) -> None:
+def test_several_averages_are_an_error(tmp_path: Path) -> None:
     file = {"ema_0.999": network("official", 1), "ema_0.9999": network("official", 2)}
     with pytest.raises(DdimError, match=r"ema_0\.9999"):
         weights(tmp_path, file)
 
 
-def test_what_stands_beside_the_network_is_told(tmp_path: Path) -> None:
+def test_tensors_outside_the_network_are_noted(tmp_path: Path) -> None:
     weights(tmp_path, under("model.", network("official", 1)) | {"loss.weight": torch.ones(2)})
     assert any("loss.weight" in note for note in read(tmp_path / "model.pt", OFFICIAL).notes)
 
@@ -140,24 +140,24 @@ def test_a_diffusers_folder(prefix: str, binary: bool, tmp_path: Path) -> None:
     state = under(prefix, read_tensors(file)[0])
     file.unlink()
     torch.save(state, file.with_suffix(".bin")) if binary else save_file(state, file)
-    made = read(tmp_path / "f")
-    assert same(made.weights, before)
-    assert any(prefix.split(".")[0] in note for note in made.notes) or "_orig_mod" in prefix
+    imported = read(tmp_path / "f")
+    assert same(imported.weights, before)
+    assert any(prefix.split(".")[0] in note for note in imported.notes) or "_orig_mod" in prefix
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "ema_model."])
-def test_weights_that_a_training_begins_with(prefix: str, tmp_path: Path) -> None:
+def test_weights_to_start_a_training_from(prefix: str, tmp_path: Path) -> None:
     config = tiny_config()
     plain = dict(new_network(config.network).state_dict())
     save_file(under(prefix, plain), tmp_path / "w.safetensors")
     if prefix == "_orig_mod.":
-        made = begin_with(str(tmp_path / "w.safetensors"), config)[1]
+        imported = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
     else:
         with pytest.warns(DdimWarning):
-            made = begin_with(str(tmp_path / "w.safetensors"), config)[1]
-    assert same(made, plain)
+            imported = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
+    assert same(imported, plain)
 
 
-def test_names_of_no_known_network_are_said(tmp_path: Path) -> None:
+def test_unknown_tensor_names_are_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(DdimError, match=r"encoder\.first"):
         weights(tmp_path, {"_orig_mod.encoder.first": torch.ones(2)})

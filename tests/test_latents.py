@@ -1,4 +1,4 @@
-"""Latents: slerp on spheres, walks and sheets, the way there and back, and the file that keeps them."""
+"""Latents: slerp, paths and grids of latents, reconstruction, and the latents file."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def test_one_weight_is_that_latent() -> None:
 
 
 @pytest.mark.parametrize("a", [0.0, 0.2, 0.5, 0.9, 1.0])
-def test_of_two_at_right_angles_and_of_one_length_a_blend_is_slerp(a: float) -> None:
+def test_a_blend_of_orthogonal_latents_of_equal_length_is_slerp(a: float) -> None:
     z = 3 * torch.linalg.qr(gaussian(9, 2)).Q.T
-    made = blend(z, [math.cos(a * math.pi / 2), math.sin(a * math.pi / 2)])
-    torch.testing.assert_close(made, slerp(z[:1], z[1:], a)[0], rtol=1e-12, atol=1e-12)
+    blended = blend(z, [math.cos(a * math.pi / 2), math.sin(a * math.pi / 2)])
+    torch.testing.assert_close(blended, slerp(z[:1], z[1:], a)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("weights", [[0, 0], [1], [1, 2, 3], [[1, 0], [0, 0]], [1, math.nan], [math.inf, 1], 1.0, []])
-def test_weights_that_make_no_blend_are_refused(weights: Any) -> None:
+def test_invalid_weights_are_errors(weights: Any) -> None:
     with pytest.raises(DdimError, match="weights"):
         blend(gaussian(2, 4), weights)
 
@@ -109,7 +109,7 @@ def pair(name: str, d: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [1, 2, 7, 64])
 @pytest.mark.parametrize("name", HARD)
-def test_the_ends_are_exact_and_all_between_is_finite(name: str, d: int, dtype: torch.dtype) -> None:
+def test_slerp_is_exact_at_the_ends_and_finite_between(name: str, d: int, dtype: torch.dtype) -> None:
     z0, z1 = pair(name, d, dtype)
     assert torch.equal(slerp(z0, z1, 0.0), z0)
     assert torch.equal(slerp(z0, z1, 1.0), z1)
@@ -122,7 +122,7 @@ def test_the_ends_are_exact_and_all_between_is_finite(name: str, d: int, dtype: 
 
 @pytest.mark.parametrize("d", [2, 7, 64])
 @pytest.mark.parametrize("name", HARD)
-def test_there_are_no_jumps_along_a_walk(name: str, d: int) -> None:
+def test_slerp_paths_are_continuous(name: str, d: int) -> None:
     z0, z1 = pair(name, d)
     frames = 201
     between = slerp_path(z0[0], z1[0], frames)
@@ -132,7 +132,7 @@ def test_there_are_no_jumps_along_a_walk(name: str, d: int) -> None:
 
 
 @pytest.mark.parametrize("d", [2, 3, 64])
-def test_directions_that_come_together_approach_the_straight_line(d: int) -> None:
+def test_slerp_of_close_directions_approaches_linear_interpolation(d: int) -> None:
     z0, other = gaussian(1, d, seed=3), gaussian(1, d, seed=4)
     for turn in (1e-3, 1e-5, 1e-7, 1e-9):
         z1 = z0 + turn * other
@@ -141,20 +141,20 @@ def test_directions_that_come_together_approach_the_straight_line(d: int) -> Non
 
 
 @hypothesis.given(seed=st.integers(0, 10**6), a=st.floats(0, 1), d=st.integers(2, 20))
-def test_unit_vectors_stay_unit_vectors(seed: int, a: float, d: int) -> None:
+def test_slerp_of_unit_vectors_has_unit_length(seed: int, a: float, d: int) -> None:
     z = torch.nn.functional.normalize(gaussian(3, d, seed=seed), dim=1)
     for z1 in (z[1:2], -z[:1], z[:1]):
         assert float(slerp(z[:1], z1, a).norm()) == pytest.approx(1, abs=1e-10)
 
 
 @hypothesis.given(seed=st.integers(0, 10**6), a=st.floats(0, 1))
-def test_walked_backwards_it_is_the_same_way(seed: int, a: float) -> None:
+def test_slerp_is_symmetric(seed: int, a: float) -> None:
     z = gaussian(2, 5, seed=seed)
     torch.testing.assert_close(slerp(z[:1], z[1:], a), slerp(z[1:], z[:1], 1 - a), rtol=1e-9, atol=1e-9)
 
 
-def test_every_sample_has_its_own_angle() -> None:
-    """A batch is not one long vector."""
+def test_slerp_is_computed_per_sample() -> None:
+    """The angle is computed per sample, not over the batch."""
     z0, z1 = gaussian(4, 1, 3, 3, seed=5), gaussian(4, 1, 3, 3, seed=6)
     at = torch.tensor([0.1, 0.4, 0.5, 0.9], dtype=torch.float64)
     together = slerp(z0, z1, at)
@@ -162,17 +162,17 @@ def test_every_sample_has_its_own_angle() -> None:
         torch.testing.assert_close(together[i : i + 1], slerp(z0[i : i + 1], z1[i : i + 1], float(at[i])))
 
 
-def test_a_walk_holds_both_ends_and_even_angles() -> None:
+def test_slerp_path_has_both_ends_and_equal_angles() -> None:
     z = torch.nn.functional.normalize(gaussian(2, 12, seed=7), dim=1)
-    way = slerp_path(z[0], z[1], 9)
-    assert way.shape == (9, 12)
-    assert torch.equal(way[0], z[0])
-    assert torch.equal(way[-1], z[1])
-    cosines = (way[1:] * way[:-1]).sum(1)
+    path = slerp_path(z[0], z[1], 9)
+    assert path.shape == (9, 12)
+    assert torch.equal(path[0], z[0])
+    assert torch.equal(path[-1], z[1])
+    cosines = (path[1:] * path[:-1]).sum(1)
     torch.testing.assert_close(cosines, cosines[:1].expand(8), rtol=1e-12, atol=1e-12)
 
 
-def test_a_sheet_holds_its_four_corners_and_walks_at_its_edges() -> None:
+def test_slerp_grid_has_the_corners_and_slerp_paths_at_its_edges() -> None:
     corners = gaussian(4, 1, 4, 4, seed=8)
     page = slerp_grid(corners, 3, 5).view(3, 5, 1, 4, 4)
     for (row, column), corner in zip(((0, 0), (0, -1), (-1, 0), (-1, -1)), corners, strict=True):
@@ -190,7 +190,7 @@ def exact(x: Tensor, level: Level) -> Prediction:
     return Prediction(x0, eps)
 
 
-def test_the_way_there_and_back_gets_better_with_every_step() -> None:
+def test_reconstruction_error_falls_with_the_number_of_steps() -> None:
     """The error falls with S, as 1 / S or faster, on data whose best predictor is known."""
     schedule, data = linear(), 0.5 + 0.3 * gaussian(64, 4, seed=9)
     errors = []
@@ -204,7 +204,7 @@ def test_the_way_there_and_back_gets_better_with_every_step() -> None:
     assert errors[-1] < 1e-2 * errors[0]
 
 
-def test_a_model_gets_its_pictures_back_better_with_more_steps() -> None:
+def test_a_model_reconstructs_better_with_more_steps() -> None:
     model = tiny_model()
     images = to_float(stripes(3))
     errors = [
@@ -225,7 +225,7 @@ def plan() -> Plan:
     return tiny_model().plan(5)
 
 
-def test_a_latents_file_keeps_everything(tmp_path: Path) -> None:
+def test_latents_file_round_trip(tmp_path: Path) -> None:
     latents = gaussian(3, 1, 8, 8, dtype=torch.float32)
     write_latents(tmp_path / "z.safetensors", latents, LatentsFile(("a", "b", "ü"), plan(), "abc"))
     again, file = read_latents(tmp_path / "z.safetensors")
@@ -253,21 +253,21 @@ GOOD: dict[str, Any] = {"format": "ddim-latents", "version": 2, "names": ["a", "
         ({"latents": torch.zeros(2, 1, 8, 8)}, {**GOOD, "names": None}),
     ],
 )
-def test_other_files_are_refused(tensors: dict[str, Tensor], meta: dict[str, Any], tmp_path: Path) -> None:
+def test_other_files_are_errors(tensors: dict[str, Tensor], meta: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "z.safetensors"
     write_tensors(path, tensors, {"plan": plan().to_json(), **meta} if meta else meta)
     with pytest.raises(DdimError, match=r"z\.safetensors"):
         read_latents(path)
 
 
-def test_a_file_without_its_plan_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_its_plan_is_an_error(tmp_path: Path) -> None:
     write_tensors(tmp_path / "z.safetensors", {"latents": torch.zeros(2, 1, 8, 8)}, GOOD)
     with pytest.raises(DdimError, match=r"z\.safetensors"):
         read_latents(tmp_path / "z.safetensors")
 
 
 @pytest.mark.parametrize("data", [b"", b"text", np.zeros(100).tobytes()])
-def test_what_is_no_safetensors_file_is_refused(data: bytes, tmp_path: Path) -> None:
+def test_invalid_safetensors_files_are_errors(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "z.safetensors"
     path.write_bytes(data)
     for read in (read_tensors, read_latents):
@@ -277,7 +277,7 @@ def test_what_is_no_safetensors_file_is_refused(data: bytes, tmp_path: Path) -> 
         read_latents(tmp_path / "nowhere")
 
 
-def test_latents_that_were_changed_on_disk_are_refused(tmp_path: Path) -> None:
+def test_latents_changed_on_disk_are_errors(tmp_path: Path) -> None:
     plan = tiny_model().plan(2)
     path = tmp_path / "latents.safetensors"
     write_latents(path, torch.ones(2, 1, 8, 8), LatentsFile(("a", "b"), plan, "0" * 64))

@@ -50,7 +50,7 @@ def test_a_run_is_equation_12_row_by_row(eta: float) -> None:
 
 
 @every_kind
-def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Callable[..., BasePlan[Any]]) -> None:
+def test_steps_are_yielded_lazily_one_per_row(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan, asked = sampler(LEVELS), []
     denoise, noise = surroundings(plan)
 
@@ -60,19 +60,19 @@ def test_one_step_is_yielded_per_row_and_none_before_it_is_asked_for(sampler: Ca
 
     walk = trajectory(spy, plan, noise)
     assert asked == []
-    kept: list[Step] = []
+    yielded: list[Step] = []
     for k, step in enumerate(walk):
         assert (step.index, step.row) == (k, plan.rows[k])
         assert len(asked) == k + 1
-        kept.append(step)
+        yielded.append(step)
     assert asked == [row.query for row in plan.rows]
     # The steps are values: none is overwritten by a later one.
-    assert [step.x.tolist() for step in kept] == [s.x.tolist() for s in trajectory(denoise, plan, noise)]
-    assert torch.equal(run(denoise, plan, noise), kept[-1].x)
+    assert [step.x.tolist() for step in yielded] == [s.x.tolist() for s in trajectory(denoise, plan, noise)]
+    assert torch.equal(run(denoise, plan, noise), yielded[-1].x)
 
 
 @pytest.mark.parametrize("clip", [False, True])
-def test_clipping_derives_eps_again(clip: bool) -> None:
+def test_clipping_recomputes_eps(clip: bool) -> None:
     plan = ddim(LEVELS, eta=0.5, clip_x0=clip)
     state, reached_beyond = 3 * NOISE.start().double(), False
     for step in trajectory(GAUSSIAN.denoise, plan, state, NOISE):
@@ -87,7 +87,7 @@ def test_clipping_derives_eps_again(clip: bool) -> None:
 
 @every_sampler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_states_dtype_is_kept(sampler: Callable[..., Plan], dtype: torch.dtype) -> None:
+def test_the_dtype_of_states_is_preserved(sampler: Callable[..., Plan], dtype: torch.dtype) -> None:
     def denoise(x: Tensor, level: Level, /) -> Prediction:
         return predict(x * 0.1, x, level, "eps")
 
@@ -96,7 +96,7 @@ def test_the_states_dtype_is_kept(sampler: Callable[..., Plan], dtype: torch.dty
 
 
 @every_kind
-def test_a_start_is_not_changed(sampler: Callable[..., BasePlan[Any]]) -> None:
+def test_the_start_is_not_modified(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     start = noise.start()
@@ -117,7 +117,7 @@ def test_tokens_stay_ids_and_none_is_left_a_mask(sampler: Callable[..., Categori
 
 
 @every_kind
-def test_global_generators_are_left_alone(sampler: Callable[..., BasePlan[Any]]) -> None:
+def test_global_generators_are_unchanged(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     before = torch.get_rng_state(), repr((np.random.get_state(), random.getstate()))  # noqa: NPY002
@@ -128,14 +128,14 @@ def test_global_generators_are_left_alone(sampler: Callable[..., BasePlan[Any]])
 
 
 @every_drawing
-def test_a_stochastic_plan_without_noise_is_refused(sampler: Callable[..., BasePlan[Any]]) -> None:
+def test_a_stochastic_plan_without_noise_is_an_error(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     denoise, noise = surroundings(plan)
     with pytest.raises(ValueError):
         next(trajectory(denoise, plan, noise.start()))
 
 
-def test_a_plan_that_draws_nothing_needs_no_noise() -> None:
+def test_a_deterministic_plan_needs_no_noise() -> None:
     assert next(trajectory(GAUSSIAN.denoise, ddim(LEVELS), randn(3, 4))).index == 0
 
 
@@ -177,7 +177,7 @@ def test_a_sample_does_not_depend_on_its_batch(sampler: Callable[..., BasePlan[A
 
 
 @pytest.mark.parametrize("sampler", [SAMPLERS["eta 0"], DISCRETE["eta 0.3, uniform"]], ids=["pictures", "tokens"])
-def test_no_gradients_are_kept(sampler: Callable[..., BasePlan[Any]]) -> None:
+def test_no_gradients_are_recorded(sampler: Callable[..., BasePlan[Any]]) -> None:
     plan = sampler(LEVELS)
     weight = torch.ones(4 if isinstance(plan, Plan) else 3, dtype=torch.float64, requires_grad=True)
 

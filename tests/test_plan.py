@@ -25,14 +25,14 @@ every_kind = pytest.mark.parametrize("sampler", ALL_SAMPLERS.values(), ids=ALL_S
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
 
-def spoilt(k: int, **changes: Any) -> Plan:
-    """`PLAN` with something else in row k."""
+def altered(k: int, **changes: Any) -> Plan:
+    """`PLAN` with changes in row k."""
     return replace(PLAN, rows=tuple(replace(row, **changes) if i == k else row for i, row in enumerate(PLAN.rows)))
 
 
 @every_kind
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_json_gives_the_same_plan_back_to_the_last_bit(sampler: Callable[..., Any], schedule: str) -> None:
+def test_json_round_trip_is_bit_exact(sampler: Callable[..., Any], schedule: str) -> None:
     plan = sampler(levels_of(SCHEDULES[schedule], "equal-angle", 7))
     assert plan.end.log_snr == math.inf
     text = plan.to_json()
@@ -41,7 +41,7 @@ def test_json_gives_the_same_plan_back_to_the_last_bit(sampler: Callable[..., An
     json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
 
 
-def test_an_encoding_plan_keeps_the_level_it_tells_the_network() -> None:
+def test_an_encoding_plan_stores_the_level_of_its_evaluation() -> None:
     plan = ddim(LEVELS[::-1], clean_as=SCHEDULES["linear"].level(1))
     again = Plan.from_json(plan.to_json())
     assert again == plan
@@ -74,7 +74,7 @@ COMMON: list[tuple[Callable[[Any], Any], str]] = [
     (lambda body: body["rows"].reverse(), r"^plan row 1 \(t = 400 to 100\): "),
 ]
 SPOILT: list[tuple[BasePlan[Any], Callable[[Any], Any], str]] = [
-    *((plan, spoil, wrong) for plan in (PLAN, TOKENS) for spoil, wrong in COMMON),
+    *((plan, change_, wrong) for plan in (PLAN, TOKENS) for change_, wrong in COMMON),
     (PLAN, change(["rows", 1, "x0"], "much"), r"^my\.json: .*\brows\.1\.x0\b"),
     (PLAN, change(["rows", 2, "sigma"], -0.1), r"^plan row 2 \(t = 400 to 100\): .*\bsigma = -0\.1\b"),
     (
@@ -104,10 +104,10 @@ SPOILT: list[tuple[BasePlan[Any], Callable[[Any], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("plan", "spoil", "wrong"), SPOILT)
-def test_files_that_are_no_plans_are_refused_in_one_line(plan: Any, spoil: Callable[[Any], Any], wrong: str) -> None:
+@pytest.mark.parametrize(("plan", "change_", "wrong"), SPOILT)
+def test_invalid_plan_files_are_one_line_errors(plan: Any, change_: Callable[[Any], Any], wrong: str) -> None:
     body = json.loads(plan.to_json())
-    spoil(body)
+    change_(body)
     with pytest.raises(DdimError, match=wrong) as caught:
         type(plan).from_json(json.dumps(body), name="my.json")
     assert "\n" not in str(caught.value)
@@ -115,14 +115,14 @@ def test_files_that_are_no_plans_are_refused_in_one_line(plan: Any, spoil: Calla
 
 @pytest.mark.parametrize("kind", [Plan, CategoricalPlan])
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"plan"'])
-def test_texts_that_are_no_plans_are_refused_by_name(text: str, kind: Any) -> None:
+def test_invalid_plan_texts_are_errors_with_the_name(text: str, kind: Any) -> None:
     with pytest.raises(DdimError, match=r"^my\.json: ") as caught:
         kind.from_json(text, name="my.json")
     assert "\n" not in str(caught.value)
 
 
 def nudged(row: Any, straight: bool) -> Iterator[dict[str, Any]]:
-    """Changes of a row: each weight of at least a hundredth becomes a millionth larger."""
+    """Changes of a row: each weight of at least 0.01 is increased by a relative 1e-6."""
     if isinstance(row, CategoricalRow):
         weights = {kind: getattr(row, kind) for kind in ("keep", "to_x0", "fresh")}
         yield from ({kind: weight * (1 + 1e-6)} for kind, weight in weights.items() if weight >= 0.01)
@@ -134,7 +134,7 @@ def nudged(row: Any, straight: bool) -> Iterator[dict[str, Any]]:
 
 
 @every_kind
-def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[..., Any]) -> None:
+def test_check_detects_relative_errors_of_1e_6_in_every_weight(sampler: Callable[..., Any]) -> None:
     plan = sampler(LEVELS)
     assert plan.check() is plan
     for k, row in enumerate(plan.rows):
@@ -149,31 +149,31 @@ def test_check_finds_every_weight_that_is_a_millionth_off(sampler: Callable[...,
 @pytest.mark.parametrize(
     ("plan", "wrong"),
     [
-        (spoilt(1, next=LEVELS[1]), r"^plan row 1 \(t = 700 to 700\): "),
-        (spoilt(1, now=LEVELS[0]), r"^plan row 1 \(t = 1000 to 400\): "),
-        (spoilt(1, sigma=LEVELS[2].noise * 1.01), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(1, sigma=-1e-3), r"^plan row 1 \(t = 700 to 400\): .*\bsigma = -0\.001\b"),
-        (spoilt(1, z=PLAN.rows[1].z * (1 + 1e-6)), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(1, z=0.0), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(3, z=0.1, sigma=0.1), r"^plan row 3 \(t = 100 to 0\): .*\b0\.\.0\b"),
-        (spoilt(1, x0=(math.nan,)), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(1, eps=(math.inf,)), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(1, z=math.nan), r"^plan row 1 \(t = 700 to 400\): "),
-        (spoilt(0, now=Level(1000, math.nan)), r"^plan row 0 \(t = 1000 to 700\): "),
-        (spoilt(0, x0=(PLAN.rows[0].x0[0], 0.0)), r"^plan row 0 \(t = 1000 to 700\): "),
+        (altered(1, next=LEVELS[1]), r"^plan row 1 \(t = 700 to 700\): "),
+        (altered(1, now=LEVELS[0]), r"^plan row 1 \(t = 1000 to 400\): "),
+        (altered(1, sigma=LEVELS[2].noise * 1.01), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(1, sigma=-1e-3), r"^plan row 1 \(t = 700 to 400\): .*\bsigma = -0\.001\b"),
+        (altered(1, z=PLAN.rows[1].z * (1 + 1e-6)), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(1, z=0.0), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(3, z=0.1, sigma=0.1), r"^plan row 3 \(t = 100 to 0\): .*\b0\.\.0\b"),
+        (altered(1, x0=(math.nan,)), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(1, eps=(math.inf,)), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(1, z=math.nan), r"^plan row 1 \(t = 700 to 400\): "),
+        (altered(0, now=Level(1000, math.nan)), r"^plan row 0 \(t = 1000 to 700\): "),
+        (altered(0, x0=(PLAN.rows[0].x0[0], 0.0)), r"^plan row 0 \(t = 1000 to 700\): "),
         (replace(PLAN, rows=()), r"^plan: "),
         (replace(PLAN, rows=PLAN.rows[::-1]), r"^plan row 1 \(t = 400 to 100\): "),
         (replace(PLAN, rows=(Row(LEVELS[0], LEVELS[1]),)), r"^plan row 0 \(t = 1000 to 700\): "),
     ],
 )
-def test_check_finds_planted_slips(plan: Plan, wrong: str) -> None:
+def test_check_detects_planted_bugs(plan: Plan, wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong):
         plan.check()
 
 
-def test_a_plan_that_is_not_straight_must_still_keep_the_signal() -> None:
-    bent = replace(spoilt(1, eps=(0.9,)), straight=False)
-    assert bent.check() is bent
+def test_a_plan_that_is_not_straight_must_preserve_the_signal() -> None:
+    curved = replace(altered(1, eps=(0.9,)), straight=False)
+    assert curved.check() is curved
     for changes, wrong in (
         ({"x0": (PLAN.rows[1].x0[0] * (1 + 1e-6),)}, r"^plan row 1 \(t = 700 to 400\): "),
         ({"eps": (math.nan,)}, r"^plan row 1 \(t = 700 to 400\): "),
@@ -181,22 +181,22 @@ def test_a_plan_that_is_not_straight_must_still_keep_the_signal() -> None:
         ({"z": 0.0}, r"^plan row 1 \(t = 700 to 400\): "),
     ):
         with pytest.raises(DdimError, match=wrong):
-            replace(spoilt(1, **changes), straight=False).check()
+            replace(altered(1, **changes), straight=False).check()
 
 
-def test_only_a_plan_that_is_not_straight_says_so_in_its_file() -> None:
-    """So files written before there was the word are read, and compare equal to those written now."""
+def test_straight_is_stored_only_if_false() -> None:
+    """So older files without the key are read, and compare equal to new ones."""
     assert "straight" not in json.loads(PLAN.to_json())
     assert Plan.from_json(PLAN.to_json()).straight
-    bent = replace(spoilt(1, eps=(0.9,)), straight=False)
-    assert json.loads(bent.to_json())["straight"] is False
-    assert Plan.from_json(bent.to_json()) == bent
-    told = json.loads(PLAN.to_json()) | {"straight": True}
-    assert Plan.from_json(json.dumps(told)) == PLAN
+    curved = replace(altered(1, eps=(0.9,)), straight=False)
+    assert json.loads(curved.to_json())["straight"] is False
+    assert Plan.from_json(curved.to_json()) == curved
+    file = json.loads(PLAN.to_json()) | {"straight": True}
+    assert Plan.from_json(json.dumps(file)) == PLAN
 
 
 def test_a_row_may_stay_at_its_level() -> None:
-    """As the stages of a Runge-Kutta method do: two network evaluations at one level."""
+    """Like the stages of a Runge-Kutta method: two network evaluations at one level."""
     first, last = LEVELS[1], LEVELS[2]
     length = last.signal * (last.ratio - first.ratio)
     euler = Row(first, last, x=(last.signal / first.signal,), eps=(length,))
@@ -208,13 +208,13 @@ def test_a_row_may_stay_at_its_level() -> None:
         replace(plan, rows=(euler, replace(heun, eps=(length / 2, 0.0)))).check()
 
 
-def test_only_a_plan_that_says_so_may_add_more_than_its_sigma() -> None:
-    rows = spoilt(1, z=0.9).rows
+def test_only_plans_without_the_marginals_may_add_more_noise_than_sigma() -> None:
+    rows = altered(1, z=0.9).rows
     assert replace(PLAN, rows=rows, keeps_marginals=False).check()
 
 
 @every_sampler
-def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
+def test_the_printed_table_is_the_plan(sampler: Callable[..., Plan]) -> None:
     plan = sampler(levels_of(SCHEDULES["linear"], "equal-angle", 5))
     title, head, *lines = str(plan).splitlines()
     assert plan.name in title
@@ -230,7 +230,7 @@ def test_what_is_printed_is_what_is_run(sampler: Callable[..., Plan]) -> None:
         assert printed == pytest.approx([*run, row.z] if row.z else run, abs=5e-7)
 
 
-def test_what_a_plan_tells_of_itself() -> None:
+def test_properties_of_a_plan() -> None:
     assert (PLAN.start, PLAN.end) == (LEVELS[0], LEVELS[-1])
     assert (len(PLAN), PLAN.nfe, PLAN.memory) == (4, 4, 1)
     assert PLAN.stochastic

@@ -1,4 +1,4 @@
-"""Plans as schedulers inside diffusers' real pipelines, on tiny random networks: out comes what our own loop makes."""
+"""Plans as schedulers in diffusers' pipelines with tiny random networks equal the sampling loop."""
 
 from __future__ import annotations
 
@@ -55,15 +55,11 @@ LINEAR = SCHEDULES["linear"]
 SCALED = SCHEDULES["scaled-linear"]
 SHAPE = (2, 1, 8, 8)
 S = 5
-# Grids that start below T, and steps of several calls, say so; the tests that are about it look.
+# Timesteps that start below T and steps with several evaluations warn; other tests cover the warnings.
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore:{said}")
-    for said in (
-        "grid",
-        "sampler heun|sampler rk4",
-        "Passing `image` as",
-        "The configuration file of",
-    )
+    pytest.mark.filterwarnings("ignore::ddim.DdimWarning"),
+    pytest.mark.filterwarnings("ignore:Passing `image` as"),
+    pytest.mark.filterwarnings("ignore:The configuration file of"),
 ]
 
 
@@ -71,44 +67,44 @@ def close(a: Any, b: Any, within: float = 1e-5) -> None:
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=within, atol=within)
 
 
-def awake(make: Any, seed: int = 0, **config: Any) -> Any:
-    """A network with random weights, the norms' too."""
+def randomised(make: Any, seed: int = 0, **config: Any) -> Any:
+    """A network with random weights, including its norms."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = make(**config).eval().requires_grad_(False)
-        for module in made.modules():
+        network = make(**config).eval().requires_grad_(False)
+        for module in network.modules():
             if isinstance(module, nn.GroupNorm):
                 nn.init.normal_(module.weight, 1.0, 0.3)
                 nn.init.normal_(module.bias, 0.0, 0.3)
-    return made
+    return network
 
 
-class Sane(UNet2DModel):
-    """A U-Net beside the ideal network of Gaussian data of spread 0.3, so that pictures are not all black and white."""
+class NearIdealUNet(UNet2DModel):
+    """A U-Net near the ideal network of Gaussian data of std 0.3, so that images are not saturated."""
 
     predicts = "eps"
 
     def forward(self, sample: Tensor, timestep: Any, **settings: Any) -> Any:
-        made = super().forward(sample, timestep, **settings)
+        result = super().forward(sample, timestep, **settings)
         level = LINEAR.level(float(timestep) + 1)
         x0 = 0.09 * level.signal / (0.09 * level.alpha_bar + level.variance) * sample
         eps = (sample - level.signal * x0) / level.noise
         ideal = {"x0": x0, "eps": eps, "v": v_from_pair(x0, eps, level)}[self.predicts]
-        made.sample = made.sample * 0.2 + ideal.repeat(1, made.sample.shape[1] // sample.shape[1], 1, 1)
-        return made
+        result.sample = result.sample * 0.2 + ideal.repeat(1, result.sample.shape[1] // sample.shape[1], 1, 1)
+        return result
 
 
 @cache
-def unet(predicts: str = "eps", out_channels: int = 1) -> Sane:
+def unet(predicts: str = "eps", out_channels: int = 1) -> NearIdealUNet:
     blocks = {"down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D")}
     shape = {"sample_size": 8, "in_channels": 1, "out_channels": out_channels, "layers_per_block": 1}
-    made = awake(Sane, block_out_channels=(8, 16), norm_num_groups=4, **shape, **blocks)
-    made.predicts = predicts
-    return made
+    network = randomised(NearIdealUNet, block_out_channels=(8, 16), norm_num_groups=4, **shape, **blocks)
+    network.predicts = predicts
+    return network
 
 
 def denoiser(predicts: Any = "eps") -> Denoiser:
-    """The U-Net as a denoiser, by hand."""
+    """The U-Net as a denoiser, without the library's adapter."""
 
     def denoise(x: Tensor, level: Level, /) -> Prediction:
         output = unet(predicts)(x.float(), torch.tensor(level.t - 1, dtype=torch.float32)).sample
@@ -118,24 +114,24 @@ def denoiser(predicts: Any = "eps") -> Denoiser:
 
 
 def pipeline(scheduler: Any = None, predicts: str = "eps") -> DDIMPipeline:
-    made = DDIMPipeline(unet(predicts), DDIMScheduler(clip_sample=False))
-    made.set_progress_bar_config(disable=True)
-    made.scheduler = scheduler or made.scheduler
-    return made
+    pipe = DDIMPipeline(unet(predicts), DDIMScheduler(clip_sample=False))
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = scheduler or pipe.scheduler
+    return pipe
 
 
-def picture(pipe: Any, seed: int = 1, steps: int = S, **settings: Any) -> Tensor:
+def sample_images(pipe: Any, seed: int = 1, steps: int = S, **settings: Any) -> Tensor:
     drawn = torch.Generator().manual_seed(seed)
     return pipe(batch_size=2, generator=drawn, num_inference_steps=steps, output_type="pt", **settings).images
 
 
 def start(seed: int = 1) -> Tensor:
-    """What the pipeline draws first."""
+    """The initial noise of the pipeline."""
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
 def shown(x: Tensor) -> Tensor:
-    """As the pipeline shows a state."""
+    """A state as the pipeline's output."""
     return (x / 2 + 0.5).clamp(0, 1)
 
 
@@ -162,70 +158,70 @@ def by_hand(scheduler: PlanScheduler, x: Tensor, steps: int, net: Any = None) ->
 
 class TestDDIMPipeline:
     @pytest.mark.parametrize("eta", [0.0, 1.0])
-    def test_ddim_is_their_ddim(self, eta: float) -> None:
+    def test_ddim_equals_diffusers(self, eta: float) -> None:
         """With clip_sample False and set_alpha_to_one True, S dividing T."""
-        theirs = picture(pipeline(), steps=10, eta=eta)
-        own = picture(pipeline(PlanScheduler.from_scheduler(pipeline().scheduler, eta=eta)), steps=10)
-        close(own, theirs)
+        expected = sample_images(pipeline(), steps=10, eta=eta)
+        actual = sample_images(pipeline(PlanScheduler.from_scheduler(pipeline().scheduler, eta=eta)), steps=10)
+        close(actual, expected)
         times = [level.t for level in levels_of(LINEAR, "leading", 10)[-2::-1]]
-        close(picture(pipeline(PlanScheduler(LINEAR, grid=times, eta=eta)), steps=10), theirs)
-        assert theirs.std() > 0.05
+        close(sample_images(pipeline(PlanScheduler(LINEAR, grid=times, eta=eta)), steps=10), expected)
+        assert expected.std() > 0.05
 
     def test_clipped(self) -> None:
-        """With eps derived again, as ours, and, by a plan that says so, left alone as theirs is by default."""
-        made = DDIMScheduler(clip_sample=True)
-        right = picture(pipeline(made), steps=10, use_clipped_model_output=True)
-        ours = pipeline(PlanScheduler.from_scheduler(made))
-        close(picture(ours, steps=10), right)
-        close(picture(ours, steps=10, use_clipped_model_output=True), right)
-        kept = replace(ddim(levels_of(LINEAR, "leading", 10), clip_x0=True), eps_kept=True)
-        theirs = picture(pipeline(made), steps=10)
-        close(picture(pipeline(PlanScheduler(LINEAR, plan=kept)), steps=10), theirs)
-        assert (right - theirs).abs().max() > 1e-3
+        """With eps recomputed, and with a plan that leaves eps unchanged, which is diffusers' default."""
+        theirs = DDIMScheduler(clip_sample=True)
+        expected = sample_images(pipeline(theirs), steps=10, use_clipped_model_output=True)
+        ours = pipeline(PlanScheduler.from_scheduler(theirs))
+        close(sample_images(ours, steps=10), expected)
+        close(sample_images(ours, steps=10, use_clipped_model_output=True), expected)
+        plan = replace(ddim(levels_of(LINEAR, "leading", 10), clip_x0=True), eps_kept=True)
+        unclipped_eps = sample_images(pipeline(theirs), steps=10)
+        close(sample_images(pipeline(PlanScheduler(LINEAR, plan=plan)), steps=10), unclipped_eps)
+        assert (expected - unclipped_eps).abs().max() > 1e-3
 
     @pytest.mark.parametrize(
         ("sampler", "predicts"),
         [*((name, "eps") for name in SAMPLERS), ("unipc3", "x0"), ("unipc3", "v"), ("heun", "v")],
     )
-    def test_every_sampler_is_our_loop(self, sampler: str, predicts: Any) -> None:
+    def test_every_sampler_equals_the_sampling_loop(self, sampler: str, predicts: Any) -> None:
         plan = named(sampler, sampling_levels(LINEAR, predicts, "log-snr", S), LINEAR)
-        made = PlanScheduler(LINEAR, sampler, "log-snr", predicts=predicts)
-        close(picture(pipeline(made, predicts)), shown(run(denoiser(predicts), plan, start())))
-        assert made.step_index == len(plan) == len(made.timesteps)
-        assert made.num_inference_steps == S
+        scheduler = PlanScheduler(LINEAR, sampler, "log-snr", predicts=predicts)
+        close(sample_images(pipeline(scheduler, predicts)), shown(run(denoiser(predicts), plan, start())))
+        assert scheduler.step_index == len(plan) == len(scheduler.timesteps)
+        assert scheduler.num_inference_steps == S
 
-    def test_noise_is_the_generators(self) -> None:
+    def test_noise_comes_from_the_generator(self) -> None:
         plan = ddim(sampling_levels(LINEAR, "eps", "log-snr", S), eta=0.7)
-        made = PlanScheduler(LINEAR, grid="log-snr", eta=0.7)
-        wanted = shown(run(denoiser(), plan, start(), Drawn()))
+        scheduler = PlanScheduler(LINEAR, grid="log-snr", eta=0.7)
+        expected = shown(run(denoiser(), plan, start(), Drawn()))
         before = torch.get_rng_state()
-        close(picture(pipeline(made)), wanted)
-        close(picture(pipeline(made), eta=0.7), wanted)
-        close(picture(pipeline(PlanScheduler(LINEAR, plan=plan))), wanted)
+        close(sample_images(pipeline(scheduler)), expected)
+        close(sample_images(pipeline(scheduler), eta=0.7), expected)
+        close(sample_images(pipeline(PlanScheduler(LINEAR, plan=plan))), expected)
         assert torch.equal(torch.get_rng_state(), before)
 
-    def test_noise_given(self) -> None:
-        made = PlanScheduler(LINEAR, eta=1.0)
-        made.set_timesteps(S)
+    def test_variance_noise(self) -> None:
+        scheduler = PlanScheduler(LINEAR, eta=1.0)
+        scheduler.set_timesteps(S)
         [x, output, z] = [randn(*SHAPE, seed=k) for k in range(3)]
-        row = made.plan.rows[0]
-        there = made.step(output, made.timesteps[0], x, variance_noise=z).prev_sample
-        made.set_timesteps(S)
-        close(there - made.step(output, made.timesteps[0], x, variance_noise=0 * z).prev_sample, row.z * z)
+        row = scheduler.plan.rows[0]
+        there = scheduler.step(output, scheduler.timesteps[0], x, variance_noise=z).prev_sample
+        scheduler.set_timesteps(S)
+        close(there - scheduler.step(output, scheduler.timesteps[0], x, variance_noise=0 * z).prev_sample, row.z * z)
 
     def test_zero_terminal_snr(self) -> None:
-        made = SCHEDULES["linear+zero-terminal-snr"]
-        plan = ddim(levels_of(made, "trailing", S))
-        scheduler = PlanScheduler(made, grid="trailing", predicts="v")
-        close(picture(pipeline(scheduler, "v")), shown(run(denoiser("v"), plan, start())))
-        eps = PlanScheduler(made, grid="trailing")
+        schedule = SCHEDULES["linear+zero-terminal-snr"]
+        plan = ddim(levels_of(schedule, "trailing", S))
+        scheduler = PlanScheduler(schedule, grid="trailing", predicts="v")
+        close(sample_images(pipeline(scheduler, "v")), shown(run(denoiser("v"), plan, start())))
+        eps = PlanScheduler(schedule, grid="trailing")
         eps.set_timesteps(S)
-        assert eps.plan.start == sampling_levels(made, "eps", "trailing", S)[0] != made.level(made.T)
+        assert eps.plan.start == sampling_levels(schedule, "eps", "trailing", S)[0] != schedule.level(schedule.T)
         with pytest.raises(DdimError, match=r"^plan row 0 \(t = 1000 to 500\): "):
-            PlanScheduler(made, grid=[1, 500, 1000]).set_timesteps(3)
+            PlanScheduler(schedule, grid=[1, 500, 1000]).set_timesteps(3)
 
     def test_tuned_plan_from_a_file(self, tmp_path: Path) -> None:
-        """Times that are not whole, weights of one's own, times told that are not the state's, and a maker's name."""
+        """Fractional times, custom weights, evaluation times other than the state's, and a model's checksum."""
         times = [1000, 700.25, 333.5, 12.75]
         base = samplers.adams_bashforth(falling(LINEAR, times[::-1]), order=3)
         rows = list(base.rows)
@@ -235,39 +231,39 @@ class TestDDIMPipeline:
         path = tmp_path / "tuned.json"
         path.write_text(plan.to_json())
         with pytest.warns(DdimWarning, match=r"\b000000000000\b"):
-            made = PlanScheduler(LINEAR, plan=Plan.from_json(path.read_text(), str(path)))
-        assert made.timesteps.dtype == torch.float32
-        close(made.timesteps, torch.tensor([999, 699.25, 299, 11.75]))
-        close(picture(pipeline(made), steps=4), shown(run(denoiser(), plan, start())))
+            scheduler = PlanScheduler(LINEAR, plan=Plan.from_json(path.read_text(), str(path)))
+        assert scheduler.timesteps.dtype == torch.float32
+        close(scheduler.timesteps, torch.tensor([999, 699.25, 299, 11.75]))
+        close(sample_images(pipeline(scheduler), steps=4), shown(run(denoiser(), plan, start())))
 
     def test_learned_variance(self) -> None:
-        """The network's second half says the noise, as our own hub reads it."""
+        """The second half of the network's output is the variance."""
         levels = levels_of(LINEAR, "log-snr", S)
         plan = ddim(levels, sigma="learned")
-        made = PlanScheduler(LINEAR, plan=plan)
-        states = by_hand_noisy(made, start(), unet("eps", 2))
+        scheduler = PlanScheduler(LINEAR, plan=plan)
+        states = by_hand_noisy(scheduler, start(), unet("eps", 2))
 
         def denoise(x: Tensor, level: Level, /) -> Prediction:
-            mean, said = unet("eps", 2)(x, level.t - 1).sample.chunk(2, dim=1)
-            made = predict(mean, x, level, "eps")
-            return Prediction(made.x0, made.eps, (said + 1) / 2)
+            mean, message = unet("eps", 2)(x, level.t - 1).sample.chunk(2, dim=1)
+            scheduler = predict(mean, x, level, "eps")
+            return Prediction(scheduler.x0, scheduler.eps, (message + 1) / 2)
 
         close(states[-1], run(denoise, plan, start(), Drawn()))
-        made.set_timesteps(S)
+        scheduler.set_timesteps(S)
         with pytest.raises(DdimError, match=r"^plan ddpm\(sigma learned\): "):
-            made.step(start(), made.timesteps[0], start())
+            scheduler.step(start(), scheduler.timesteps[0], start())
 
 
-def by_hand_noisy(made: PlanScheduler, x: Tensor, net: Any) -> list[Tensor]:
-    made.set_timesteps(len(made.plan))
+def by_hand_noisy(scheduler: PlanScheduler, x: Tensor, net: Any) -> list[Tensor]:
+    scheduler.set_timesteps(len(scheduler.plan))
     drawn, states = Drawn().generator, [x]
-    for t in made.timesteps:
-        states.append(made.step(net(states[-1], t).sample, t, states[-1], generator=drawn, return_dict=False)[0])
+    for t in scheduler.timesteps:
+        states.append(scheduler.step(net(states[-1], t).sample, t, states[-1], generator=drawn, return_dict=False)[0])
     return states
 
 
 class Stub(types.ModuleType):
-    """In the place of transformers, whose classes these pipelines only name: embeddings are handed in."""
+    """A replacement of transformers, whose classes these pipelines only name: embeddings are passed in."""
 
     __path__: Sequence[str] = ()
 
@@ -305,12 +301,12 @@ def conditional(**config: Any) -> UNet2DConditionModel:
     shape |= {"sample_size": 8, "in_channels": 4, "out_channels": 4, "cross_attention_dim": 8}
     blocks = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}
     blocks |= {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    return awake(UNet2DConditionModel, **(shape | blocks | config))
+    return randomised(UNet2DConditionModel, **(shape | blocks | config))
 
 
 @cache
 def autoencoder(kind: Any = AutoencoderKL) -> Any:
-    return awake(
+    return randomised(
         kind,
         block_out_channels=(8, 8),
         norm_num_groups=4,
@@ -327,7 +323,7 @@ SCALE = 3.0
 def guided(scale: float = SCALE) -> Denoiser:
     """Classifier-free guidance by hand, of a network that predicts v."""
 
-    def told(words: Tensor) -> Denoiser:
+    def conditioned(words: Tensor) -> Denoiser:
         def denoise(x: Tensor, level: Level, /) -> Prediction:
             t = torch.tensor(level.t - 1, dtype=torch.float32)
             output = conditional()(x, t, encoder_hidden_states=words.expand(len(x), -1, -1)).sample
@@ -335,15 +331,15 @@ def guided(scale: float = SCALE) -> Denoiser:
 
         return denoise
 
-    return Guided(told(WORDS), told(NOTHING), scale)
+    return Guided(conditioned(WORDS), conditioned(NOTHING), scale)
 
 
 def texts(name: str, scheduler: Any) -> Any:
     parts = {"vae": autoencoder(), "unet": conditional(), "scheduler": scheduler}
     parts |= dict.fromkeys(("text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
-    made = stable_diffusion(name)(**parts, requires_safety_checker=False)
-    made.set_progress_bar_config(disable=True)
-    return made
+    pipe = stable_diffusion(name)(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def latents(pipe: Any, seed: int = 1, kind: str = "latent", **settings: Any) -> Tensor:
@@ -361,17 +357,17 @@ def drawn(seed: int = 1) -> Tensor:
 
 class TestStableDiffusion:
     @pytest.mark.parametrize("sampler", ["ddim", "unipc3", "heun"])
-    def test_guided_by_text(self, sampler: str) -> None:
+    def test_classifier_free_guidance(self, sampler: str) -> None:
         plan = named(sampler, levels_of(SCALED, "log-snr", S), SCALED)
         pipe = texts("StableDiffusionPipeline", PlanScheduler(SCALED, sampler, "log-snr", predicts="v"))
         close(latents(pipe, num_inference_steps=S), run(guided(), plan, drawn()))
 
-    def test_pictures_and_prompt(self) -> None:
+    def test_decoded_images(self) -> None:
         pipe = texts("StableDiffusionPipeline", PlanScheduler(SCALED, predicts="v"))
-        made = latents(pipe, num_inference_steps=S) / autoencoder().config.scaling_factor
-        close(latents(pipe, kind="pt", num_inference_steps=S), shown(autoencoder().decode(made).sample))
+        latent = latents(pipe, num_inference_steps=S) / autoencoder().config.scaling_factor
+        close(latents(pipe, kind="pt", num_inference_steps=S), shown(autoencoder().decode(latent).sample))
 
-    def test_the_same_as_their_ddim(self) -> None:
+    def test_equals_diffusers_ddim(self) -> None:
         theirs = DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
@@ -381,24 +377,24 @@ class TestStableDiffusion:
             prediction_type="v_prediction",
         )
         ours = PlanScheduler.from_scheduler(theirs)
-        made = [latents(texts("StableDiffusionPipeline", each), num_inference_steps=10) for each in (theirs, ours)]
-        close(*made, within=1e-4)  # their float32 table of alpha_bar is off by as much
+        results = [latents(texts("StableDiffusionPipeline", each), num_inference_steps=10) for each in (theirs, ours)]
+        close(*results, within=1e-4)  # their float32 table of alpha_bar is off by as much
 
-    def test_making_a_pipeline_changes_nothing(self) -> None:
-        """It rewrites configurations that it takes for outdated ones."""
-        made = PlanScheduler(SCALED, predicts="v", clip_x0=True)
+    def test_creating_a_pipeline_changes_nothing(self) -> None:
+        """The pipeline rewrites configurations that look outdated."""
+        scheduler = PlanScheduler(SCALED, predicts="v", clip_x0=True)
         plan = ddim(levels_of(SCALED, "equal-angle", S), clip_x0=True)
-        pipe = texts("StableDiffusionPipeline", made)
+        pipe = texts("StableDiffusionPipeline", scheduler)
         close(latents(pipe, num_inference_steps=S), run(guided(), plan, drawn()))
 
-    def test_half_precision_outside_float32_inside(self) -> None:
-        """The network sees states in bfloat16, and what rows look back on is kept in float32."""
-        made = PlanScheduler(SCALED, "ab3", "log-snr", predicts="v")
-        made.set_timesteps(S)
+    def test_states_are_float32_inside_a_half_precision_loop(self) -> None:
+        """The network gets states in bfloat16; the history of rows is stored in float32."""
+        scheduler = PlanScheduler(SCALED, "ab3", "log-snr", predicts="v")
+        scheduler.set_timesteps(S)
         x = drawn().bfloat16()
-        for t in made.timesteps:
+        for t in scheduler.timesteps:
             output = conditional()(x.float(), t, encoder_hidden_states=WORDS).sample.bfloat16()
-            x = made.step(output, t, x).prev_sample
+            x = scheduler.step(output, t, x).prev_sample
             assert x.dtype == torch.bfloat16
 
         def denoise(x: Tensor, level: Level, /) -> Prediction:
@@ -406,27 +402,27 @@ class TestStableDiffusion:
             return predict(output.bfloat16().float(), x, level, "v")
 
         plan = named("ab3", levels_of(SCALED, "log-snr", S), SCALED)
-        close(made.states[0], run(denoise, plan, drawn().bfloat16().float()))
-        assert torch.equal(made.states[0].bfloat16(), x)
+        close(scheduler.states[0], run(denoise, plan, drawn().bfloat16().float()))
+        assert torch.equal(scheduler.states[0].bfloat16(), x)
 
 
 class TestImageToImage:
     @pytest.mark.parametrize(("sampler", "strength"), [*((name, 0.5) for name in SAMPLERS), ("heun", 1.0)])
-    def test_a_plan_is_made_over_the_levels_that_are_left(self, sampler: str, strength: float) -> None:
+    def test_a_plan_over_the_remaining_levels(self, sampler: str, strength: float) -> None:
         levels = levels_of(SCALED, "log-snr", 6)[6 - int(6 * strength) :]
         plan = named(sampler, levels, SCALED)
         x = diffuse(randn(*LATENT, seed=2, dtype=torch.float32), drawn(), levels[0])
         scheduler = PlanScheduler(SCALED, sampler, "log-snr", predicts="v")
         pipe = texts("StableDiffusionImg2ImgPipeline", scheduler)
         image = randn(*LATENT, seed=2, dtype=torch.float32)
-        made = latents(pipe, image=image, strength=strength, num_inference_steps=6)
-        close(made, run(guided(), plan, x))
+        latent = latents(pipe, image=image, strength=strength, num_inference_steps=6)
+        close(latent, run(guided(), plan, x))
         assert scheduler.plan.rows == plan.rows
         assert scheduler.begin_index == (6 - int(6 * strength)) * scheduler.order
         assert scheduler.step_index == len(scheduler.timesteps)
 
-    def test_of_a_fixed_plan(self) -> None:
-        """One step, one state: it begins anywhere. Looking back on what never was: one error."""
+    def test_fixed_plans(self) -> None:
+        """A one-step plan starts anywhere; a plan that needs earlier rows is an error."""
         levels = levels_of(SCALED, "log-snr", 8)
         image = randn(*LATENT, seed=2, dtype=torch.float32)
         settings = {"image": image, "strength": 0.5, "num_inference_steps": 8}
@@ -438,50 +434,50 @@ class TestImageToImage:
             with pytest.raises(DdimError, match=r"^plan row 4 \(t = 134 to 32\): "):
                 latents(pipe, **settings)
 
-    def test_later_timesteps_without_a_word(self) -> None:
+    def test_later_timesteps_without_begin_index(self) -> None:
         """Some pipelines slice the timesteps and set no index."""
         plan = named("unipc3", sampling_levels(LINEAR, "eps", "log-snr", S)[2:], LINEAR)
-        made = PlanScheduler(LINEAR, "unipc3", "log-snr")
-        made.set_timesteps(S)
+        scheduler = PlanScheduler(LINEAR, "unipc3", "log-snr")
+        scheduler.set_timesteps(S)
         x = start()
-        for t in made.timesteps[2:]:
-            x = made.step(unet()(x, t).sample, t, x).prev_sample
+        for t in scheduler.timesteps[2:]:
+            x = scheduler.step(unet()(x, t).sample, t, x).prev_sample
         close(x, run(denoiser(), plan, start()))
-        assert made.begin_index is None
-        assert made.step_index == S
+        assert scheduler.begin_index is None
+        assert scheduler.step_index == S
 
-    def test_not_in_the_middle_of_a_step(self) -> None:
-        made = PlanScheduler(LINEAR, "rk4", "log-snr")
-        made.set_timesteps(S)
-        for row in range(len(made.timesteps)):
+    def test_starting_within_a_step_is_an_error(self) -> None:
+        scheduler = PlanScheduler(LINEAR, "rk4", "log-snr")
+        scheduler.set_timesteps(S)
+        for row in range(len(scheduler.timesteps)):
             with contextlib.nullcontext() if row % 4 == 0 else pytest.raises(DdimError, match=r"^plan row"):
-                made.set_begin_index(row)
+                scheduler.set_begin_index(row)
 
-    def test_noise_of_our_schedule(self) -> None:
-        made = PlanScheduler(LINEAR)
+    def test_add_noise(self) -> None:
+        scheduler = PlanScheduler(LINEAR)
         x0, eps = randn(3, 1, 8, 8), randn(3, 1, 8, 8, seed=1)
         times = [0.0, 499.5, 999.0]
-        x = made.add_noise(x0, eps, torch.tensor(times))
+        x = scheduler.add_noise(x0, eps, torch.tensor(times))
         for k, t in enumerate(times):
             close(x[k], diffuse(x0[k], eps[k], LINEAR.level(t + 1)), within=1e-12)
-            close(made.add_noise(x0, eps, torch.tensor([t]))[k], x[k], within=1e-12)
+            close(scheduler.add_noise(x0, eps, torch.tensor([t]))[k], x[k], within=1e-12)
         theirs = DDIMScheduler().add_noise(x0, eps, torch.tensor([0, 499, 999]))
-        close(made.add_noise(x0, eps, torch.tensor([0, 499, 999])), theirs, within=1e-4)
+        close(scheduler.add_noise(x0, eps, torch.tensor([0, 499, 999])), theirs, within=1e-4)
 
 
 class TestOtherPipelines:
-    """Real pipelines with habits of their own."""
+    """Pipelines that use schedulers in other ways."""
 
     def kandinsky(self, kind: str, scheduler: Any) -> Any:
         config = {"out_channels": 8, "addition_embed_type": "image", "encoder_hid_dim_type": "image_proj"}
         net = conditional(**config, encoder_hid_dim=8)
         home = importlib.import_module(f"diffusers.pipelines.kandinsky2_2.pipeline_kandinsky2_2{kind}")
         name = {"": "KandinskyV22Pipeline", "_img2img": "KandinskyV22Img2ImgPipeline"}[kind]
-        made = getattr(home, name)(unet=net, scheduler=scheduler, movq=autoencoder(VQModel))
-        made.set_progress_bar_config(disable=True)
-        return made
+        pipe = getattr(home, name)(unet=net, scheduler=scheduler, movq=autoencoder(VQModel))
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
 
-    def told(self, pipe: Any, embed: Tensor) -> Denoiser:
+    def conditioned(self, pipe: Any, embed: Tensor) -> Denoiser:
         def denoise(x: Tensor, level: Level, /) -> Prediction:
             known = {"encoder_hidden_states": None, "added_cond_kwargs": {"image_embeds": embed}}
             output = pipe.unet(x, torch.tensor(level.t - 1, dtype=torch.float32), **known).sample
@@ -491,7 +487,7 @@ class TestOtherPipelines:
 
     @pytest.mark.parametrize("kind", ["", "_img2img"])
     def test_kandinsky(self, kind: str) -> None:
-        """It cuts the variance off itself, and from image to image begins at a later timestep without a word."""
+        """It drops the variance itself, and image-to-image starts at a later timestep without an index."""
         embeds = [randn(1, 8, seed=k, dtype=torch.float32) for k in (4, 5)]
         pipe = self.kandinsky(kind, PlanScheduler(SCALED, "deis3", "log-snr", predicts="v"))
         settings: dict[str, Any] = {"height": 16, "width": 16, "output_type": "latent", "guidance_scale": SCALE}
@@ -505,20 +501,20 @@ class TestOtherPipelines:
             settings["latents"] = x = drawn()
         settings |= {"image_embeds": embeds[0], "negative_image_embeds": embeds[1]}
         images = pipe(num_inference_steps=S, **settings).images
-        guide = Guided(*(self.told(pipe, embed) for embed in embeds), SCALE)
+        guide = Guided(*(self.conditioned(pipe, embed) for embed in embeds), SCALE)
         close(images, run(guide, named("deis3", levels, SCALED), x))
 
-    def test_dit_carries_each_picture_twice(self) -> None:
-        """With guidance it hands in two copies of each state and drops one of the two results."""
+    def test_dit_passes_two_copies_of_each_state(self) -> None:
+        """With guidance it passes two copies of each state and drops one of the results."""
         shape: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 1, "sample_size": 4}
-        net = awake(DiTTransformer2DModel, in_channels=4, out_channels=8, norm_num_groups=4, **shape)
-        made = PlanScheduler(SCALED, "ab2", "log-snr", predicts="v")
-        pipe = DiTPipeline(net, autoencoder(), made)
+        net = randomised(DiTTransformer2DModel, in_channels=4, out_channels=8, norm_num_groups=4, **shape)
+        scheduler = PlanScheduler(SCALED, "ab2", "log-snr", predicts="v")
+        pipe = DiTPipeline(net, autoencoder(), scheduler)
         pipe.set_progress_bar_config(disable=True)
         seed = torch.Generator().manual_seed(1)
         images = pipe([7], SCALE, seed, num_inference_steps=S, output_type="pt").images
 
-        def told(label: int) -> Denoiser:
+        def conditioned(label: int) -> Denoiser:
             def denoise(x: Tensor, level: Level, /) -> Prediction:
                 output = net(x, timestep=torch.tensor([level.t - 1]), class_labels=torch.tensor([label])).sample
                 return predict(output[:, :4], x, level, "v")
@@ -527,40 +523,40 @@ class TestOtherPipelines:
 
         x = torch.randn((1, 4, 4, 4), generator=torch.Generator().manual_seed(1))
         plan = named("ab2", levels_of(SCALED, "log-snr", S), SCALED)
-        latent = run(Guided(told(7), told(1000), SCALE), plan, x) / autoencoder().config.scaling_factor
+        latent = run(Guided(conditioned(7), conditioned(1000), SCALE), plan, x) / autoencoder().config.scaling_factor
         close(images, shown(autoencoder().decode(latent).sample))
 
 
-PICTURES = (0.3 * randn(*SHAPE, seed=7, dtype=torch.float32)).clamp(-1, 1)
+IMAGES = (0.3 * randn(*SHAPE, seed=7, dtype=torch.float32)).clamp(-1, 1)
 
 
 class TestEncoding:
     def inversion(self, method: str, steps: int) -> inversion.Inversion:
         return inversion.make_inversion(method, levels_of(LINEAR, "equal-angle", steps), LINEAR.level(1))
 
-    def there_and_back(self, way: inversion.Inversion) -> tuple[PlanScheduler, PlanScheduler]:
-        up, down = (PlanScheduler(LINEAR, plan=plan) for plan in (way.encode_plan, way.resume_plan))
-        *_, before, latent = by_hand(up, PICTURES, len(up.plan))
-        if way.two_state:
+    def round_trip(self, inverter: inversion.Inversion) -> tuple[PlanScheduler, PlanScheduler]:
+        up, down = (PlanScheduler(LINEAR, plan=plan) for plan in (inverter.encode_plan, inverter.resume_plan))
+        *_, before, latent = by_hand(up, IMAGES, len(up.plan))
+        if inverter.two_state:
             down.set_states(up.states[1::-1])
-        by_hand(down, before if way.two_state else latent, len(down.plan))
+        by_hand(down, before if inverter.two_state else latent, len(down.plan))
         return up, down
 
     @pytest.mark.parametrize("method", ["ddim", "ddim-target", "reversible", "lossless"])
-    def test_up_is_our_encoding(self, method: str) -> None:
-        way = self.inversion(method, S)
-        up, _ = self.there_and_back(way)
-        now, before, _ = inversion.encode(denoiser(), way, PICTURES)
+    def test_encoding_equals_the_library(self, method: str) -> None:
+        inverter = self.inversion(method, S)
+        up, _ = self.round_trip(inverter)
+        now, before, _ = inversion.encode(denoiser(), inverter, IMAGES)
         close(up.states[0], now)
-        if way.two_state:
+        if inverter.two_state:
             close(up.states[1], before)
 
-    def test_what_comes_back(self) -> None:
-        """DDIM returns nearly, and nearer with more steps; reversible up to rounding; lossless every bit."""
+    def test_reconstruction_error(self) -> None:
+        """The error of DDIM falls with the steps, reversible is exact up to rounding, lossless bit-exact."""
 
         def error(method: str, steps: int) -> float:
-            _, down = self.there_and_back(self.inversion(method, steps))
-            return float((down.states[0] - PICTURES).abs().max())
+            _, down = self.round_trip(self.inversion(method, steps))
+            return float((down.states[0] - IMAGES).abs().max())
 
         coarse, fine = error("ddim", 8), error("ddim", 24)
         assert 1e-3 < fine < coarse / 2
@@ -568,107 +564,116 @@ class TestEncoding:
         assert error("lossless", 10) <= inversion.LATTICE / 2
 
     def test_lattice_states_are_exact_inside(self) -> None:
-        up, down = self.there_and_back(self.inversion("lossless", S))
-        for made in (up, down):
-            for state in made.states:
+        up, down = self.round_trip(self.inversion("lossless", S))
+        for scheduler in (up, down):
+            for state in scheduler.states:
                 assert state.dtype == torch.float64
                 assert torch.equal(state / inversion.LATTICE, (state / inversion.LATTICE).round())
         assert not torch.equal(up.states[0].float().double(), up.states[0])
-        assert torch.equal(down.states[0], on_lattice(PICTURES.double(), inversion.LATTICE))
+        assert torch.equal(down.states[0], on_lattice(IMAGES.double(), inversion.LATTICE))
 
-    def test_a_lattice_state_must_not_be_changed(self) -> None:
-        made = PlanScheduler(LINEAR, plan=self.inversion("lossless", S).decode_plan)
-        made.set_timesteps(S)
-        x = made.step(start(), made.timesteps[0], start()).prev_sample
+    def test_changing_a_lattice_state_is_an_error(self) -> None:
+        scheduler = PlanScheduler(LINEAR, plan=self.inversion("lossless", S).decode_plan)
+        scheduler.set_timesteps(S)
+        x = scheduler.step(start(), scheduler.timesteps[0], start()).prev_sample
         with pytest.raises(DdimError, match=r"^sample: "):
-            made.step(start(), made.timesteps[1], x + 1e-3)
+            scheduler.step(start(), scheduler.timesteps[1], x + 1e-3)
 
     def test_by_name(self) -> None:
         levels = sampling_levels(LINEAR, "eps", "log-snr", S, encode=True)
-        made = PlanScheduler(LINEAR, "ab2", "log-snr", encode=True)
-        states = by_hand(made, PICTURES, S)
-        close(states[-1], run(denoiser(), named("ab2", levels, LINEAR, LINEAR.level(1)), PICTURES))
-        assert made.timesteps[0] == 0
+        scheduler = PlanScheduler(LINEAR, "ab2", "log-snr", encode=True)
+        states = by_hand(scheduler, IMAGES, S)
+        close(states[-1], run(denoiser(), named("ab2", levels, LINEAR, LINEAR.level(1)), IMAGES))
+        assert scheduler.timesteps[0] == 0
 
-    def test_two_states_must_be_given(self) -> None:
-        made = PlanScheduler(LINEAR, plan=self.inversion("reversible", S).resume_plan)
+    def test_a_plan_from_two_states_needs_both(self) -> None:
+        scheduler = PlanScheduler(LINEAR, plan=self.inversion("reversible", S).resume_plan)
         with pytest.raises(DdimError, match=r"^plan bdia\(S=5, gamma=0\.3981\): "):
-            made.step(start(), made.timesteps[0], start())
-        made.set_states([start(2), start(3)])
+            scheduler.step(start(), scheduler.timesteps[0], start())
+        scheduler.set_states([start(2), start(3)])
         with pytest.raises(DdimError, match=r"^sample: "):
-            made.step(start(), made.timesteps[0], start())
-        made.set_states([start(), start(3)])
-        made.step(start(), made.timesteps[0], start())
-        made.set_timesteps(S - 1)
+            scheduler.step(start(), scheduler.timesteps[0], start())
+        scheduler.set_states([start(), start(3)])
+        scheduler.step(start(), scheduler.timesteps[0], start())
+        scheduler.set_timesteps(S - 1)
         with pytest.raises(DdimError, match=r"^plan bdia\(S=5, gamma=0\.3981\): "):  # they serve one run
-            made.step(start(), made.timesteps[0], start())
+            scheduler.step(start(), scheduler.timesteps[0], start())
 
 
 class TestLoops:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_a_state_may_be_changed_between_steps(self, dtype: torch.dtype) -> None:
-        """As inpainting does: the run goes on from the state that is handed in."""
+        """Like inpainting: the run continues from the state that is passed in."""
 
         def denoise(x: Tensor, level: Level, /) -> Prediction:
             return predict(unet()(x.to(dtype).float(), level.t - 1).sample, x, level, "eps")
 
-        made = PlanScheduler(LINEAR, grid="log-snr")
-        made.set_timesteps(S)
+        scheduler = PlanScheduler(LINEAR, grid="log-snr")
+        scheduler.set_timesteps(S)
         x = changed = start().to(dtype)
-        for k, t in enumerate(made.timesteps):
-            x = made.step(unet()(x.float(), t).sample, t, x).prev_sample
+        for k, t in enumerate(scheduler.timesteps):
+            x = scheduler.step(unet()(x.float(), t).sample, t, x).prev_sample
             if k == 2:
                 x = changed = x * 0.9 + 0.1
-        close(made.states[0], run(denoise, ddim(sampling_levels(LINEAR, "eps", "log-snr", S)[3:]), changed.float()))
+        close(
+            scheduler.states[0], run(denoise, ddim(sampling_levels(LINEAR, "eps", "log-snr", S)[3:]), changed.float())
+        )
 
-    def test_buffers_may_be_used_again(self) -> None:
-        """A compiled network writes its outputs to one place, and a loop may keep its state in one."""
-        made = PlanScheduler(LINEAR, "ab3", "log-snr")
-        made.set_timesteps(S)
+    def test_reused_buffers(self) -> None:
+        """A compiled network may reuse one output buffer, and a loop one state buffer."""
+        scheduler = PlanScheduler(LINEAR, "ab3", "log-snr")
+        scheduler.set_timesteps(S)
         x, output = start(), start()
-        for t in made.timesteps:
+        for t in scheduler.timesteps:
             output.copy_(unet()(x, t).sample)
-            x.copy_(made.step(output, t, x).prev_sample)
+            x.copy_(scheduler.step(output, t, x).prev_sample)
         close(x, run(denoiser(), named("ab3", sampling_levels(LINEAR, "eps", "log-snr", S), LINEAR), start()))
 
-    def test_given_times(self) -> None:
-        made = PlanScheduler(LINEAR, "ab2")
-        made.set_timesteps(timesteps=[999, 500, 120, 3])
-        assert made.timesteps.tolist() == [999, 500, 120, 3]
-        assert made.plan.rows == samplers.adams_bashforth(LINEAR.levels([1000, 501, 121, 4, 0]), order=2).rows
+    def test_custom_timesteps(self) -> None:
+        scheduler = PlanScheduler(LINEAR, "ab2")
+        scheduler.set_timesteps(timesteps=[999, 500, 120, 3])
+        assert scheduler.timesteps.tolist() == [999, 500, 120, 3]
+        assert scheduler.plan.rows == samplers.adams_bashforth(LINEAR.levels([1000, 501, 121, 4, 0]), order=2).rows
 
-    def test_its_own_grid(self) -> None:
-        made = PlanScheduler(LINEAR, grid=[10, 100.5, 1000])
-        made.set_timesteps(3)
-        assert made.timesteps.tolist() == [999, 99.5, 9]
+    def test_custom_grid(self) -> None:
+        scheduler = PlanScheduler(LINEAR, grid=[10, 100.5, 1000])
+        scheduler.set_timesteps(3)
+        assert scheduler.timesteps.tolist() == [999, 99.5, 9]
         with pytest.raises(DdimError, match=r"^steps 4: "):
-            made.set_timesteps(4)
+            scheduler.set_timesteps(4)
 
-    def test_a_copy_runs_by_itself(self) -> None:
-        made = PlanScheduler(LINEAR, "ab2", "log-snr")
-        made.set_timesteps(S)
-        made.step(start(), made.timesteps[0], start())
-        other = copy.deepcopy(made)
-        made.step(start(2), made.timesteps[1], start())
-        assert (made.step_index, other.step_index) == (2, 1)
-        assert torch.equal(other.step(start(2), made.timesteps[1], start()).prev_sample, made.states[0])
+    def test_a_copy_runs_independently(self) -> None:
+        scheduler = PlanScheduler(LINEAR, "ab2", "log-snr")
+        scheduler.set_timesteps(S)
+        scheduler.step(start(), scheduler.timesteps[0], start())
+        other = copy.deepcopy(scheduler)
+        scheduler.step(start(2), scheduler.timesteps[1], start())
+        assert (scheduler.step_index, other.step_index) == (2, 1)
+        assert torch.equal(other.step(start(2), scheduler.timesteps[1], start()).prev_sample, scheduler.states[0])
 
-    def test_what_pipelines_read(self) -> None:
-        made = PlanScheduler(LINEAR, "heun", "log-snr", predicts="v")
+    def test_attributes_that_pipelines_use(self) -> None:
+        scheduler = PlanScheduler(LINEAR, "heun", "log-snr", predicts="v")
         theirs = DDIMScheduler(prediction_type="v_prediction")
-        assert (made.order, made.init_noise_sigma, len(made), made.step_index) == (2, 1.0, 1000, None)
+        assert (scheduler.order, scheduler.init_noise_sigma, len(scheduler), scheduler.step_index) == (
+            2,
+            1.0,
+            1000,
+            None,
+        )
         for key in ("num_train_timesteps", "prediction_type", "set_alpha_to_one"):
-            assert made.config[key] == theirs.config[key]
-        torch.testing.assert_close(made.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
-        made.set_timesteps(S)
-        assert made.num_inference_steps == S
-        assert made.timesteps.dtype == torch.int64
-        assert made.scale_model_input(PICTURES, made.timesteps[0]) is PICTURES
-        said = made.step(PICTURES, made.timesteps[0], PICTURES)
-        close(said.pred_original_sample, predict(PICTURES, PICTURES, made.plan.start, "v").x0)
-        made.set_timesteps(S)
-        assert torch.equal(made.step(PICTURES, made.timesteps[0], PICTURES, return_dict=False)[0], said.prev_sample)
-        assert str(made) == "PlanScheduler(sampler heun, log-snr, predicts v, schedule linear, T = 1000)"
+            assert scheduler.config[key] == theirs.config[key]
+        torch.testing.assert_close(scheduler.alphas_cumprod, theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+        scheduler.set_timesteps(S)
+        assert scheduler.num_inference_steps == S
+        assert scheduler.timesteps.dtype == torch.int64
+        assert scheduler.scale_model_input(IMAGES, scheduler.timesteps[0]) is IMAGES
+        result = scheduler.step(IMAGES, scheduler.timesteps[0], IMAGES)
+        close(result.pred_original_sample, predict(IMAGES, IMAGES, scheduler.plan.start, "v").x0)
+        scheduler.set_timesteps(S)
+        assert torch.equal(
+            scheduler.step(IMAGES, scheduler.timesteps[0], IMAGES, return_dict=False)[0], result.prev_sample
+        )
+        assert str(scheduler) == "PlanScheduler(sampler heun, log-snr, predicts v, schedule linear, T = 1000)"
 
 
 class TestConfigurations:
@@ -682,17 +687,17 @@ class TestConfigurations:
         ],
     )
     def test_saved_and_loaded(self, settings: Any, tmp_path: Path) -> None:
-        made = PlanScheduler(LINEAR, **settings)
-        made.save_pretrained(tmp_path)
+        scheduler = PlanScheduler(LINEAR, **settings)
+        scheduler.save_pretrained(tmp_path)
         text = (tmp_path / "scheduler_config.json").read_text()
         json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
         again = PlanScheduler.from_pretrained(tmp_path)
         assert again.schedule == LINEAR
-        for each in (made, again):
+        for each in (scheduler, again):
             each.set_timesteps(3)
-        assert again.plan == made.plan
-        assert torch.equal(again.timesteps, made.timesteps)
-        assert again.settings == made.settings
+        assert again.plan == scheduler.plan
+        assert torch.equal(again.timesteps, scheduler.timesteps)
+        assert again.settings == scheduler.settings
 
     def test_zero_terminal_snr_is_saved(self, tmp_path: Path) -> None:
         zero = SCHEDULES["linear+zero-terminal-snr"]
@@ -701,7 +706,7 @@ class TestConfigurations:
         assert PlanScheduler.from_pretrained(tmp_path).schedule == zero
 
     def test_a_whole_pipeline(self, tmp_path: Path) -> None:
-        net = awake(
+        net = randomised(
             UNet2DModel,
             sample_size=8,
             in_channels=1,
@@ -717,22 +722,22 @@ class TestConfigurations:
         assert isinstance(again.scheduler, PlanScheduler)
         for each in (pipe, again):
             each.set_progress_bar_config(disable=True)
-        assert torch.equal(picture(again), picture(pipe))
+        assert torch.equal(sample_images(again), sample_images(pipe))
 
-    def test_another_class_made_of_it(self) -> None:
-        """`DDIMPipeline` does so: with our betas and prediction, and the way back."""
-        made = PlanScheduler(SCALED, "unipc3", "trailing", predicts="v", clip_x0=True)
-        theirs = DDIMPipeline(unet(), made).scheduler
+    def test_conversion_to_another_scheduler_class(self) -> None:
+        """`DDIMPipeline` does this: betas and prediction type are equal, and it converts back."""
+        scheduler = PlanScheduler(SCALED, "unipc3", "trailing", predicts="v", clip_x0=True)
+        theirs = DDIMPipeline(unet(), scheduler).scheduler
         assert type(theirs) is DDIMScheduler
         np.testing.assert_allclose(theirs.alphas_cumprod, SCALED.alpha_bar[1:], rtol=1e-3)
-        wanted = {"prediction_type": "v_prediction", "clip_sample": True, "timestep_spacing": "trailing"}
-        assert {key: theirs.config[key] for key in wanted} == wanted
-        assert PlanScheduler.from_config(theirs.config).settings == made.settings
+        expected = {"prediction_type": "v_prediction", "clip_sample": True, "timestep_spacing": "trailing"}
+        assert {key: theirs.config[key] for key in expected} == expected
+        assert PlanScheduler.from_config(theirs.config).settings == scheduler.settings
         assert PlanScheduler.from_config(theirs.config, sampler="heun").order == 2
 
     @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
     @pytest.mark.parametrize("offset", [0, 1])
-    def test_times_of_another(self, spacing: Any, offset: int) -> None:
+    def test_timesteps_of_a_converted_scheduler(self, spacing: Any, offset: int) -> None:
         theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset, clip_sample=False)
         for ours in (PlanScheduler.from_scheduler(theirs), PlanScheduler.from_config(theirs.config)):
             ours.set_timesteps(10)
@@ -741,7 +746,7 @@ class TestConfigurations:
             assert ours.schedule == LINEAR
 
     @pytest.mark.parametrize(
-        ("theirs", "said"),
+        ("theirs", "expected_notes"),
         [
             (DDIMScheduler(), ["linear betas, 0.0001 to 0.02, T = 1000", "eps", "clipped", "leading", "sampler: heun"]),
             (DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="sample"), ["cosine betas", "x0"]),
@@ -749,25 +754,25 @@ class TestConfigurations:
             (UniPCMultistepScheduler(trained_betas=[0.1, 0.2, 0.3], num_train_timesteps=3), ["betas", "T = 3"]),
         ],
     )
-    def test_what_was_mapped_is_told(self, theirs: Any, said: list[str]) -> None:
-        made = PlanScheduler.from_scheduler(theirs, sampler="heun")
-        np.testing.assert_allclose(made.schedule.alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
-        text = "; ".join(made.notes)
-        assert all(part in text for part in said), text
-        assert made.settings.predicts == {"epsilon": "eps", "sample": "x0"}[theirs.config.prediction_type]
+    def test_notes_of_mapped_settings(self, theirs: Any, expected_notes: list[str]) -> None:
+        scheduler = PlanScheduler.from_scheduler(theirs, sampler="heun")
+        np.testing.assert_allclose(scheduler.schedule.alpha_bar[1:], theirs.alphas_cumprod, rtol=1e-3, atol=1e-6)
+        text = "; ".join(scheduler.notes)
+        assert all(part in text for part in expected_notes), text
+        assert scheduler.settings.predicts == {"epsilon": "eps", "sample": "x0"}[theirs.config.prediction_type]
 
-    def test_a_table_that_is_not_the_configurations(self) -> None:
+    def test_a_table_that_differs_from_the_configuration(self) -> None:
         theirs = DDIMScheduler()
         theirs.alphas_cumprod = torch.tensor(SCHEDULES["cosine"].alpha_bar[1:])
-        made = PlanScheduler.from_scheduler(theirs)
-        np.testing.assert_allclose(made.schedule.log_snr, SCHEDULES["cosine"].log_snr, rtol=1e-9, atol=1e-9)
-        assert "its table" in made.notes[0]
+        scheduler = PlanScheduler.from_scheduler(theirs)
+        np.testing.assert_allclose(scheduler.schedule.log_snr, SCHEDULES["cosine"].log_snr, rtol=1e-9, atol=1e-9)
+        assert "its table" in scheduler.notes[0]
 
-    def test_where_theirs_does_not_end_at_clean_data(self) -> None:
+    def test_a_scheduler_that_does_not_end_at_clean_data_warns(self) -> None:
         with pytest.warns(DdimWarning, match=r"\bt = 1\b"):
             PlanScheduler.from_scheduler(DDIMScheduler(set_alpha_to_one=False))
 
-    def test_a_plan_for_another(self) -> None:
+    def test_a_plan_for_another_schedule_is_an_error(self) -> None:
         plan = named("unipc3", levels_of(SCALED, "log-snr", S), SCALED)
         theirs = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         assert PlanScheduler.from_scheduler(theirs, plan=plan).plan == plan
@@ -775,10 +780,10 @@ class TestConfigurations:
             PlanScheduler.from_scheduler(DDIMScheduler(), plan=plan)
 
 
-def stepped(made: PlanScheduler, *times: int, **settings: Any) -> None:
-    made.set_timesteps(S)
+def stepped(scheduler: PlanScheduler, *times: int, **settings: Any) -> None:
+    scheduler.set_timesteps(S)
     for k in times:
-        made.step(start(), made.timesteps[k], start(), **settings)
+        scheduler.step(start(), scheduler.timesteps[k], start(), **settings)
 
 
 PLAN = ddim(levels_of(LINEAR, "log-snr", S))
@@ -841,19 +846,19 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_errors_are_one_line(name: str) -> None:
-    wrong, said = WRONG[name]
-    with pytest.raises(DdimError, match=said) as error:
+def test_errors_have_one_line(name: str) -> None:
+    wrong, pattern = WRONG[name]
+    with pytest.raises(DdimError, match=pattern) as error:
         wrong()
     assert "\n" not in str(error.value)
 
 
-def test_a_changed_shape_is_noticed() -> None:
-    made = PlanScheduler(LINEAR)
-    made.set_timesteps(S)
-    made.step(start(), made.timesteps[0], start())
+def test_a_changed_shape_is_an_error() -> None:
+    scheduler = PlanScheduler(LINEAR)
+    scheduler.set_timesteps(S)
+    scheduler.step(start(), scheduler.timesteps[0], start())
     with pytest.raises(DdimError, match=r"^sample: .*\b2x1x8x8\b"):
-        made.step(start()[:1], made.timesteps[1], start()[:1])
+        scheduler.step(start()[:1], scheduler.timesteps[1], start()[:1])
 
 
 def test_without_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:

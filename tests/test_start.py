@@ -65,7 +65,7 @@ class TestStart:
         for sampler in samplers.SAMPLERS:
             assert auto(made, "eps", 4, sampler=sampler, grid="linear").start.t == start
         for method in METHODS:
-            found = inversion.planned(Planner(made, "eps"), method, 10, None)
+            found = inversion.plan_inversion(Planner(made, "eps"), method, 10, None)
             assert found.decode_plan.start.t == start
             assert found.encode_plan is None or found.encode_plan.end.t == start
         for predicts in ("v", "x0"):
@@ -142,7 +142,7 @@ class TestSteps:
             warnings.simplefilter("ignore", DdimWarning)
             assert auto(made, predicts).nfe == default_steps(20, made, predicts)
             for method in METHODS if T > 2 else METHODS[:2]:
-                found = inversion.planned(Planner(made, predicts), method, None, None)
+                found = inversion.plan_inversion(Planner(made, predicts), method, None, None)
                 assert found.decode_plan.start.t == start_time(made, predicts)
 
     @pytest.mark.parametrize("predicts", ["eps", "v"])

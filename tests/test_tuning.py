@@ -54,7 +54,7 @@ def test_what_was_asked_before_is_not_asked_again() -> None:
 
 def test_a_memo_forgets_the_oldest() -> None:
     counted = Counted()
-    memo = CachedDenoiser(counted, size=4, keep=0)
+    memo = CachedDenoiser(counted, size=4, cache_bytes=0)
     x = randn(4, 3)
     for t in (300, 200, 300):
         memo(x, LINEAR.level(t))
@@ -137,8 +137,8 @@ def found(calls: int = 5, solver: str = "fitted", seed: int = 5) -> Tuned:
         assert 0 <= step.done <= step.total
         last = step
     assert last is not None
-    assert last.found is not None
-    return last.found
+    assert last.result is not None
+    return last.result
 
 
 @pytest.mark.parametrize("solver", ["fitted", "ipndm4", "ddim"])
@@ -196,9 +196,9 @@ def test_nothing_is_fitted_to_the_held_out_half() -> None:
     results = []
     for given in (calibration_samples, other):
         *_, last = iter_tuning(MIXTURE.denoise, LINEAR, 6, given, "fitted", 128)
-        assert last.found is not None
-        assert last.found.tuned_wins
-        results.append(last.found)
+        assert last.result is not None
+        assert last.result.tuned_wins
+        results.append(last.result)
     assert results[0].plan == results[1].plan
     assert results[0].error != results[1].error
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim import samplers
-from ddim.check.finding import Finding, at_most, between, largest, left_out
+from ddim.check.finding import Finding, at_most, between, largest, skipped
 from ddim.errors import DdimError, DdimWarning
 from ddim.names import Predicts
 from ddim.process import timesteps
@@ -26,7 +26,7 @@ from ddim.sampling.loop import run
 NUMBERS = 4096  # fewest values that a statistic is computed from
 TIMES, QUICK_TIMES = 8, 4
 STEPS, QUICK_STEPS = (10, 20, 50), (5, 10, 20)
-OWN_STEPS = 20
+SAMPLE_STEPS = 20
 NOISE_FOR_X0 = 0.1
 
 
@@ -50,7 +50,7 @@ class _Context:
 
     def sampling_levels(self, steps: int, encode: bool = False) -> tuple[Level, ...]:
         """The levels of equal-angle timesteps, as for sampling with this prediction type."""
-        return quiet_walk(self.schedule, self.predicts, steps, encode)
+        return quiet_levels(self.schedule, self.predicts, steps, encode)
 
     def run(self, x: Tensor, levels: Sequence[Level]) -> Tensor:
         """Run DDIM at eta = 0 over these levels."""
@@ -69,7 +69,7 @@ class _Context:
         return [level for level in levels if level.signal > 0 and level.noise > least] or [*levels]
 
 
-def quiet_walk(schedule: Schedule, predicts: Predicts, steps: int, encode: bool = False) -> tuple[Level, ...]:
+def quiet_levels(schedule: Schedule, predicts: Predicts, steps: int, encode: bool = False) -> tuple[Level, ...]:
     """The levels of equal-angle timesteps, without the warning that eps-prediction starts below T."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DdimWarning)
@@ -115,7 +115,7 @@ def denoiser(
     """
     if x0 is not None and (not len(x0) or x0.shape[1:] != tuple(shape)):
         problem = f"are {tuple(x0.shape)}, one sample is {tuple(shape)}"
-        raise DdimError("pictures", problem, "give one or more of that shape")
+        raise DdimError("images", problem, "pass one or more of that shape")
     dimensions = math.prod(shape)
     count = max(4 if quick else 8, math.ceil(NUMBERS / (2 if quick else 1) / dimensions))
     if x0 is not None:  # repeat few or small images, each copy with independent noise
@@ -124,14 +124,14 @@ def denoiser(
     noise, batch = Noise(0, tuple(range(count)), tuple(shape)), max(8, math.ceil(NUMBERS / dimensions))
     context = _Context(denoise, schedule, predicts, noise, quick, batch, device)
     if predicts == "eps" and schedule.level(schedule.T).signal == 0:
-        why = "eps says nothing of x_0 where there is no signal: use v or x_0"
-        yield Finding("signal at T, for a network of eps", 0.0, "> 0", False, why)
+        why = "eps does not determine x_0 without signal: use v or x_0"
+        yield Finding("signal at T, for eps-prediction", 0.0, "> 0", False, why)
     if x0 is None:
-        steps = min(OWN_STEPS, schedule.T)
+        steps = min(SAMPLE_STEPS, schedule.T)
         x0 = context.run(noise.start(), context.sampling_levels(steps))
         broken = int((~x0.isfinite()).sum())
-        note = f"{count} of its own, S = {steps}, root mean square {float(x0.square().mean().sqrt()):.3g}"
-        yield at_most("samples, numbers not finite", broken, 0, note)
+        note = f"{count} drawn from it, S = {steps}, root mean square {float(x0.square().mean().sqrt()):.3g}"
+        yield at_most("samples, non-finite numbers", broken, 0, note)
         if broken:
             return
     x0 = x0.to("cpu", torch.float32)
@@ -163,21 +163,21 @@ def _denoising(context: _Context, x0: Tensor) -> Iterator[Finding]:
             )
         slopes.append(float((left * x).mean() / x.square().mean()))
         pairs.append(float((x - diffuse(prediction.x0, prediction.eps, level)).norm() / x.norm()))
-        note = f"that of predicting 0 is 1; signal {level.signal:.3g}"
+        note = f"predicting 0 has error 1; signal {level.signal:.3g}"
         yield at_most(f"error in eps at t = {level.t:g}", error, 1 + chance, note)
-    yield at_most("predictions not finite", broken, 0, f"at {len(levels)} times")
+    yield at_most("non-finite predictions", broken, 0, f"at {len(levels)} times")
     worst = levels[int(np.argmax(np.abs(slopes)))]
-    cause = "another output, schedule or times, or too little training"
-    note = f"slope of that in {output} on x, t = {worst.t:g}; if not: {cause}"
-    yield at_most("error that follows x", largest(map(abs, slopes)), 0.1 + chance, note)
-    yield at_most("x - (signal x_0 + noise eps)", largest(pairs), 1e-5, "beside x: the predicted pair is consistent")
+    cause = "another prediction type, schedule or times, or too little training"
+    note = f"slope of the error in {output} on x, t = {worst.t:g}; else: {cause}"
+    yield at_most("error correlated with x", largest(map(abs, slopes)), 0.1 + chance, note)
+    yield at_most("x - (signal x_0 + noise eps)", largest(pairs), 1e-5, "relative to x: a consistent pair")
 
 
 def _unit_variance(context: _Context) -> Finding:
     top = context.schedule.level(context.schedule.T)
     name = "mean square of eps on noise"
     if top.signal == 0 and context.predicts == "eps":
-        return left_out(name, "there is no signal at T")
+        return skipped(name, "there is no signal at T")
     count = math.ceil(NUMBERS / math.prod(context.noise.shape))
     eps = context.predict(replace(context.noise, indices=tuple(range(count))).start(), top).eps
     return between(name, float(eps.double().square().mean()), 0.8, 1.2, "at T, where x is noise")
@@ -189,10 +189,10 @@ def _batch_invariance(context: _Context, x0: Tensor, rounding: float) -> Iterato
     level, noise = context.schedule.level(t), replace(context.noise, indices=(0, 1, 2))
     x = diffuse(x0[[k % len(x0) for k in range(3)]], noise.row(t - 1), level)
     together, again = context.predict(x, level, 3).eps, context.predict(x, level, 3).eps
-    note = f"largest difference in eps, t = {t}; if not:"
+    note = f"largest difference in eps, t = {t}; else:"
     off = float((together - again).abs().max())
-    yield at_most("the same twice, off by", off, rounding, f"{note} dropout")
-    name = "alone and in a batch, off by"
+    yield at_most("repeated evaluation, difference", off, rounding, f"{note} dropout")
+    name = "alone and in a batch, difference"
     try:
         alone = context.predict(x, level, 1).eps
     except DdimError:
@@ -200,7 +200,7 @@ def _batch_invariance(context: _Context, x0: Tensor, rounding: float) -> Iterato
     except (RuntimeError, ValueError) as error:
         yield Finding(
             name,
-            "refused",
+            "error",
             f"<= {rounding:g}",
             False,
             f"one sample alone: {(str(error) or type(error).__name__).splitlines()[0]}",
@@ -214,16 +214,16 @@ def _round_trips(context: _Context, x0: Tensor) -> Iterator[Finding]:
     """Check that the error of encoding and decoding falls with the number of steps, down to float32 rounding."""
     counts = [steps for steps in (QUICK_STEPS if context.quick else STEPS) if steps <= context.schedule.T]
     if len(counts) < 2:
-        yield left_out("round trip", f"the schedule has {context.schedule.T} times only")
+        yield skipped("round trip", f"the schedule has {context.schedule.T} times only")
         return
     images, before = x0[: 2 if context.quick and x0[0].numel() > 256 else 4], math.inf
     for steps in counts:
         latents = context.run(images, context.sampling_levels(steps, encode=True))
         error = float(reconstruction_error(images, context.run(latents, context.sampling_levels(steps))).mean())
-        name, note = f"round trip, S = {steps}", "mean square, pictures in [0, 1]"
+        name, note = f"round trip, S = {steps}", "mean square, images in [0, 1]"
         if math.isinf(before):
             yield Finding(name, error, "finite", math.isfinite(error), note)
         else:
             limit = max(before, 1e-9)
-            yield Finding(name, error, f"< {limit:.3g}", error < limit, f"{note}; less than with fewer steps")
+            yield Finding(name, error, f"< {limit:.3g}", error < limit, f"{note}; lower than with fewer steps")
         before = error

@@ -45,9 +45,9 @@ def info(name: str, measured: float | str, note: str = "") -> Finding:
     return Finding(name, measured, "", True, note)
 
 
-def left_out(name: str, why: str) -> Finding:
+def skipped(name: str, why: str) -> Finding:
     """A check that does not apply."""
-    return Finding(name, "left out", "", True, why)
+    return Finding(name, "skipped", "", True, why)
 
 
 def at_most(name: str, measured: float, limit: float, note: str = "") -> Finding:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ddim import samplers
-from ddim.check.denoisers import denoiser, quiet_walk
+from ddim.check.denoisers import denoiser, quiet_levels
 from ddim.check.finding import Finding, at_most, info
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError
@@ -52,8 +52,8 @@ def network(
     def denoise(x: Tensor, level: Level, /) -> Prediction:
         output = module(x, torch.full((len(x),), level.t + time_offset, device=x.device))
         if not isinstance(output, Tensor) or output.shape != x.shape:
-            kind = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-            raise DdimError("network", f"returns {kind} for x of {tuple(x.shape)}", "return a tensor of x's shape")
+            returned = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
+            raise DdimError("network", f"returns {returned} for x of {tuple(x.shape)}", "return a tensor of x's shape")
         return predict(output.to(x.dtype), x, level, predicts)
 
     yield from denoiser(denoise, schedule, shape, predicts, x0, quick, device)
@@ -81,16 +81,16 @@ def model(model: Model, images: Tensor | np.ndarray | None = None, quick: bool =
     always = model.config.needs_label
     denoise = model.denoiser(torch.tensor([0])) if always else model.denoise
     if always:
-        yield info("label", "0", "the model was never trained without one")
+        yield info("label", "0", "the model was not trained without labels")
     rounding = None if model.dtype == torch.float32 else 0.1
     config = model.config
     yield from denoiser(denoise, model.schedule, model.shape, config.predicts, x0, quick, model.device, rounding)
-    yield _neighbours(model, 0 if always else None)
+    yield _bit_invariance(model, 0 if always else None)
 
 
-def _neighbours(model: Model, label: int | None) -> Finding:
-    plan = samplers.ddim(quiet_walk(model.schedule, model.config.predicts, min(3, model.schedule.T)))
+def _bit_invariance(model: Model, label: int | None) -> Finding:
+    plan = samplers.ddim(quiet_levels(model.schedule, model.config.predicts, min(3, model.schedule.T)))
     together = model.sample(3, plan=plan, labels=label)
     alone = model.sample(1, plan=plan, labels=label, start=2)
     off = int((together[2:] != alone).sum())
-    return at_most("sample 2 alone, numbers that differ", off, 0, "from those of sample 2 of three, to the last bit")
+    return at_most("sample 2 alone, differing numbers", off, 0, "from sample 2 of three, bit for bit")

@@ -11,13 +11,13 @@ import numpy as np
 
 from ddim import samplers
 from ddim.check.convergence import gaussian_error, order, refined
-from ddim.check.finding import Finding, at_most, between, info, largest, left_out
+from ddim.check.finding import Finding, at_most, between, info, largest, skipped
 from ddim.errors import DdimError
 from ddim.plan.plan import TOLERANCE, Plan
 from ddim.plan.row import Row
 from ddim.process.schedule import Level, Schedule
 
-CALLS = 100
+NFE = 100
 
 
 def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
@@ -31,15 +31,15 @@ def plan(plan: Plan, schedule: Schedule | None = None) -> Iterator[Finding]:
         One finding per check; only the first one if there are no rows.
     """
     if not plan.rows:
-        yield Finding("network evaluations", 0.0, ">= 1", False, "the plan holds no rows")
+        yield Finding("network evaluations", 0.0, ">= 1", False, "the plan has no rows")
         return
     yield info("network evaluations", str(plan.nfe), plan.name)
-    yield _joined(plan)
+    yield _connected(plan)
     if schedule is not None:
         yield _on_schedule(plan, schedule)
     yield _end(plan)
     yield from _straight(plan)
-    yield _legal(plan)
+    yield _sigma_range(plan)
     yield from _marginals(plan)
     yield from _flow(plan)
 
@@ -54,7 +54,7 @@ def _largest(plan: Plan, off: list[float]) -> str:
     return f"largest in row {at} ({_where(plan.rows[at])})" if off[at] else "in every row"
 
 
-def _joined(plan: Plan) -> Finding:
+def _connected(plan: Plan) -> Finding:
     broken = [
         f"row {k} ({_where(row)})"
         for k, row in enumerate(plan.rows)
@@ -63,7 +63,7 @@ def _joined(plan: Plan) -> Finding:
         or (k and plan.rows[k - 1].next != row.now)
     ]
     note = f"first {broken[0]}" if broken else "each row starts where the last one ended"
-    return at_most("rows that do not join", len(broken), 0, note)
+    return at_most("disconnected rows", len(broken), 0, note)
 
 
 def _on_schedule(plan: Plan, schedule: Schedule) -> Finding:
@@ -79,11 +79,11 @@ def _falling(plan: Plan) -> bool:
 
 
 def _end(plan: Plan) -> Finding:
-    goes = f"from t = {plan.start.t:g}, alpha_bar {plan.start.alpha_bar:.3g}, to {plan.end.alpha_bar:.3g}"
+    levels = f"from t = {plan.start.t:g}, alpha_bar {plan.start.alpha_bar:.3g}, to {plan.end.alpha_bar:.3g}"
     if _falling(plan):
         clean = plan.end.t == 0 and plan.end.variance == 0
-        return Finding("ends at", f"t = {plan.end.t:g}", "t = 0", clean, goes)
-    return info("ends at", f"t = {plan.end.t:g}", f"{goes}; it encodes")
+        return Finding("ends at", f"t = {plan.end.t:g}", "t = 0", clean, levels)
+    return info("ends at", f"t = {plan.end.t:g}", f"{levels}; it encodes")
 
 
 def _straight(plan: Plan) -> Iterator[Finding]:
@@ -91,14 +91,14 @@ def _straight(plan: Plan) -> Iterator[Finding]:
     errors = [[off / row.size for off in plan.line_error(k)] for k, row in enumerate(plan.rows)]
     parts = [list(column) for column in zip(*errors, strict=True)]
     for name, off in zip(("x_0", "eps"), parts, strict=True):
-        title = f"straight line, {name} off by"
+        title = f"straight line, error in {name}"
         if name == "eps" and not plan.straight:
-            yield info(title, largest(off), f"{_largest(plan, off)}; right for small steps only")
+            yield info(title, largest(off), f"{_largest(plan, off)}; correct for small steps only")
         else:
             yield at_most(title, largest(off), TOLERANCE, _largest(plan, off))
 
 
-def _legal(plan: Plan) -> Finding:
+def _sigma_range(plan: Plan) -> Finding:
     """Check that sigma^2 is within 0..1 - abar_next, and so 0 if the next level is clean."""
     parts, name = [], "sigma^2 / (1 - abar)"
     for row in plan.rows:
@@ -135,37 +135,37 @@ def _marginals(plan: Plan) -> Iterator[Finding]:
         sizes.append(max(sizes[-1], row.size))  # the rounding error of a large row stays in later states
         mean.append(abs(after[0] - row.next.signal) / sizes[-1])
         off.append(abs(float(after[1:] @ after[1:]) - row.next.variance))
-    yield at_most("marginals, mean off by", largest(mean), TOLERANCE, "Lemma 1, with the true x_0 as the prediction")
+    yield at_most("marginals, error of the mean", largest(mean), TOLERANCE, "Lemma 1, with the true x_0 as prediction")
     if plan.keeps_marginals and plan.straight:
         off = [value / size for value, size in zip(off, sizes[1:], strict=True)]
-        yield at_most("marginals, variance off by", largest(off), TOLERANCE, _largest(plan, off))
+        yield at_most("marginals, error of the variance", largest(off), TOLERANCE, _largest(plan, off))
     else:
-        why = "its noise is not the sigma of its mean" if plan.straight else "right for small steps only"
-        yield info("marginals, variance off by", largest(off), f"{_largest(plan, off)}; {why}")
+        why = "its noise has another sigma than its mean" if plan.straight else "correct for small steps only"
+        yield info("marginals, error of the variance", largest(off), f"{_largest(plan, off)}; {why}")
 
 
 def _flow(plan: Plan) -> Iterator[Finding]:
     """Measure the distance from the exact ODE solution on Gaussian data, and the order of convergence."""
     names = "error on exact Gaussian data", "order of convergence"
     if plan.stochastic:
-        yield from (left_out(name, "the plan adds noise: no single path to follow") for name in names)
+        yield from (skipped(name, "the plan adds noise, so there is no single path") for name in names)
         return
-    yield info(names[0], gaussian_error(plan), _beside(plan))
+    yield info(names[0], gaussian_error(plan), _compared(plan))
     rebuilt = _rebuilt(plan)
     if rebuilt is None:
-        yield left_out(names[1], "this sampler cannot be made again with more steps from its table alone")
+        yield skipped(names[1], "this sampler cannot be rebuilt with more steps from its table")
         return
     levels, make = rebuilt
-    parts = max(1, math.ceil(CALLS / plan.nfe))
+    parts = max(1, math.ceil(NFE / plan.nfe))
     measured = order(make, refined(levels, parts * 2), refined(levels, parts * 4))
-    note = f"S = {plan.nfe * parts * 2} to {plan.nfe * parts * 4}, its own steps cut into equal rotations"
+    note = f"S = {plan.nfe * parts * 2} to {plan.nfe * parts * 4}, its steps split into equal rotations"
     if plan.straight:
         yield between(names[1], measured, 0.85, 1.15, note)
     else:  # the long first steps are not in the asymptotic regime yet
         yield Finding(names[1], measured, ">= 0.85", measured >= 0.85, note)
 
 
-def _beside(plan: Plan) -> str:
+def _compared(plan: Plan) -> str:
     """A note with the error of plain DDIM on the same levels."""
     visited = {level.log_snr: level for row in plan.rows for level in (row.now, row.next)}
     levels = [visited[key] for key in sorted(visited, reverse=not _falling(plan))]
@@ -175,7 +175,7 @@ def _beside(plan: Plan) -> str:
         return "root mean square"
     if plain.nfe == plan.nfe and all(_same(*pair) for pair in zip(plan.rows, plain.rows, strict=True)):
         return "root mean square; the rows are those of plain DDIM"
-    return f"root mean square; plain DDIM on the same levels, {plain.nfe} calls: {gaussian_error(plain):.3g}"
+    return f"root mean square; plain DDIM on the same levels, {plain.nfe} NFE: {gaussian_error(plain):.3g}"
 
 
 def _rebuilt(plan: Plan) -> tuple[list[Level], Callable[[Sequence[Level]], Plan]] | None:

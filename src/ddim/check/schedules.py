@@ -11,7 +11,7 @@ import torch
 
 from ddim import samplers
 from ddim.check.convergence import order
-from ddim.check.finding import Finding, at_most, between, info, largest, left_out
+from ddim.check.finding import Finding, at_most, between, info, largest, skipped
 from ddim.objective.elbo import prior_term
 from ddim.process.gaussian import chain_weights, forward_weights, marginal_after, sigma
 from ddim.process.schedule import Level, Schedule
@@ -36,8 +36,8 @@ def schedule(schedule: Schedule) -> Iterator[Finding]:
         return
     levels = schedule.levels(range(schedule.T + 1))
     yield _prior(levels[-1])
-    yield info("noise at t = 1, std", levels[1].noise, f"half an 8-bit bin is {HALF_BIN:.3g}")
-    yield _legal(levels)
+    yield info("noise at t = 1, std", levels[1].noise, f"half of an 8-bit bin is {HALF_BIN:.3g}")
+    yield _sigma_range(levels)
     yield _bayes(levels)
     yield _lemma(levels)
     yield _ddpm(levels)
@@ -46,9 +46,9 @@ def schedule(schedule: Schedule) -> Iterator[Finding]:
 
 
 def _falls(schedule: Schedule) -> Finding:
-    name, table = "log-SNR falls, least step", schedule.log_snr
+    name, table = "log-SNR falls, smallest step", schedule.log_snr
     if len(table) < 2:
-        return left_out(name, "there is one time only")
+        return skipped(name, "there is only one time")
     falls = table[:-1] - table[1:]
     at = int(np.argmin(falls))
     fall = float(falls[at])
@@ -63,11 +63,11 @@ def _prior(top: Level) -> Finding:
     """
     bits = float(prior_term(torch.ones(1, 1), top)) / math.log(2)
     note = f"KL for data of power 1; alpha_bar_T = {top.alpha_bar:.3g}"
-    note += "" if bits <= PRIOR else "; zero_terminal_snr makes it 0"
-    return at_most("x_T beside N(0, I), bits/dim", bits, PRIOR, note)
+    note += "" if bits <= PRIOR else "; 0 with zero_terminal_snr"
+    return at_most("x_T against N(0, I), bits/dim", bits, PRIOR, note)
 
 
-def _legal(levels: tuple[Level, ...]) -> Finding:
+def _sigma_range(levels: tuple[Level, ...]) -> Finding:
     """Check sigma^2 <= 1 - abar_next at eta = 1, for adjacent times and for sub-sequences."""
     name = "sigma^2 / (1 - abar) at eta = 1"
     parts = {}
@@ -75,7 +75,7 @@ def _legal(levels: tuple[Level, ...]) -> Finding:
         for now, following in itertools.pairwise(levels[:0:-stride]):
             parts[now.t, following.t] = sigma(now, following) ** 2 / following.variance
     if not parts:
-        return left_out(name, "there is one time only")
+        return skipped(name, "there is only one time")
     (now_t, next_t), worst = max(parts.items(), key=lambda pair: pair[1])
     return Finding(name, worst, "<= 1", worst <= 1 + 1e-12, f"eq. (16); largest from t = {now_t:g} to {next_t:g}")
 
@@ -91,7 +91,7 @@ def _bayes(levels: tuple[Level, ...]) -> Finding:
         chain_x, chain_std = chain_weights(now, following)
         off += [abs(of_x0), abs(of_x - chain_x), abs(std - chain_std)]
     note = "eq. (8) has the weights of eq. (3), and none on x_0"
-    return at_most("eta = 1 is a Markov chain, off by", largest(off), 1e-7, note)
+    return at_most("eta = 1 is a Markov chain, error", largest(off), 1e-7, note)
 
 
 def _lemma(levels: tuple[Level, ...]) -> Finding:
@@ -102,8 +102,8 @@ def _lemma(levels: tuple[Level, ...]) -> Finding:
         now, following = levels[k], levels[k - 1]
         signal, variance = marginal_after(signal, variance, now, following, float(draws[k]) * following.noise)
         off += [abs(signal - following.signal), abs(variance - following.variance)]
-    note = f"its induction over {len(levels) - 1} steps, each with some legal sigma"
-    return at_most("Lemma 1, marginals off by", largest(off), 1e-9, note)
+    note = f"induction over {len(levels) - 1} steps, each with a valid sigma"
+    return at_most("Lemma 1, error of the marginals", largest(off), 1e-9, note)
 
 
 def _ddpm(levels: tuple[Level, ...]) -> Finding:
@@ -122,13 +122,13 @@ def _ddpm(levels: tuple[Level, ...]) -> Finding:
         off.append(abs(row.eps[0] - of_xt * math.sqrt(t.variance)))
         off.append(abs(row.z**2 - variance))
     note = "posterior mean and variance from betas (Ho et al. 2020)"
-    return at_most("S = T, eta = 1 is DDPM, off by", largest(off), 1e-9, note)
+    return at_most("S = T, eta = 1 is DDPM, error", largest(off), 1e-9, note)
 
 
 def _inverse(schedule: Schedule) -> Finding:
     times = [k / 2 for k in range(1, 2 * schedule.T + 1)]
     off = largest(abs(schedule.time_at_log_snr(schedule.level(t).log_snr) - t) for t in times)
-    return at_most("time of a log-SNR, off by", off, 1e-6, "level(t) and back, at whole and half times")
+    return at_most("time of a log-SNR, error", off, 1e-6, "level(t) and back, at whole and half times")
 
 
 def _order(schedule: Schedule) -> Finding:

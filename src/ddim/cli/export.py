@@ -95,7 +95,7 @@ def command(
 
 
 def _print_summary(made: Exported) -> None:
-    facts = made.facts
+    facts = made.metadata
     name = f"sampler {facts['plan_name']}" if facts["what"] == "sampler" else "network"
     click.echo(f"{made.path}: {name}, {made.size / 1e6:.1f} MB")
     click.echo(f"input: {facts['input']}")

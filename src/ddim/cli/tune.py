@@ -103,7 +103,7 @@ def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
             if task is None:
                 task = tasks[step.stage] = bar.add_task(step.stage, total=step.total, rate="")
             bar.update(task, completed=step.done)
-            result = step.found or result
+            result = step.result or result
     assert result is not None
     return {
         "plan": json.loads(result.plan.to_json()),

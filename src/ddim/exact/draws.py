@@ -29,12 +29,12 @@ def uniforms(n: int, seed: int, length: int, row: int = DATA) -> Tensor:
     return u
 
 
-def distribution(name: str, given: Tensor | None, size: int | None) -> Tensor:
+def distribution(name: str, probabilities: Tensor | None, size: int | None) -> Tensor:
     """Validate the probabilities of a discrete distribution.
 
     Args:
         name: Its name in error messages.
-        given: (K,), >= 0, of sum 1 up to float32 rounding, which is normalised away; uniform if None.
+        probabilities: (K,), >= 0, of sum 1 up to float32 rounding, which is normalised away; uniform if None.
         size: K, or None for any size.
 
     Returns:
@@ -43,13 +43,13 @@ def distribution(name: str, given: Tensor | None, size: int | None) -> Tensor:
     Raises:
         DdimError: If it is not a distribution, or not of that size.
     """
-    if given is None:
+    if probabilities is None:
         assert size is not None
         return torch.full((size,), 1 / size, dtype=torch.float64)
-    vector = torch.as_tensor(given).double()
+    vector = torch.as_tensor(probabilities).double()
     if vector.ndim != 1 or not len(vector) or (size is not None and len(vector) != size):
-        wanted = "(K,)" if size is None else f"({size},)"
-        raise DdimError(f"{name} of shape {tuple(vector.shape)}", "does not fit", f"give {wanted}")
+        expected = "(K,)" if size is None else f"({size},)"
+        raise DdimError(f"{name} of shape {tuple(vector.shape)}", "is not valid", f"pass {expected}")
     if not bool((vector >= 0).all()) or not abs(float(vector.sum()) - 1) <= 1e-5:
-        raise DdimError(name, "is no distribution", "give numbers >= 0 of sum 1")
+        raise DdimError(name, "is not a distribution", "use numbers >= 0 of sum 1")
     return vector / vector.sum()

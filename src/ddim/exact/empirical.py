@@ -38,10 +38,10 @@ class EmpiricalData:
 
     def __post_init__(self) -> None:
         if self.data.ndim < 2 or not self.data.numel():
-            raise DdimError(f"data of shape {tuple(self.data.shape)}", "holds no points", "give (M, *shape)")
+            raise DdimError(f"data of shape {tuple(self.data.shape)}", "has no points", "pass (M, *shape)")
         flat = self.data.flatten(1).double()
         if not flat.isfinite().all():
-            raise DdimError("data", "is not all finite", "mend the numbers")
+            raise DdimError("data", "is not all finite", "fix the numbers")
         # Distances are computed from inner products, which lose fewer digits when the data is centred.
         object.__setattr__(self, "centre", flat.mean(0))
         object.__setattr__(self, "points", flat - flat.mean(0))
@@ -109,4 +109,4 @@ class EmpiricalData:
 
     def _has_density(self, level: Level) -> None:
         if level.variance == 0:
-            raise DdimError("a finite data set", "has no density at t = 0", "ask at a noisier level")
+            raise DdimError("a finite data set", "has no density at t = 0", "use a noisier level")

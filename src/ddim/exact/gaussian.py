@@ -38,9 +38,9 @@ class GaussianData:
         mean, variance = torch.as_tensor(self.mean).double(), torch.as_tensor(self.variance).double()
         if mean.ndim != 1 or not len(mean) or mean.shape != variance.shape:
             shapes = f"have shapes {tuple(mean.shape)} and {tuple(variance.shape)}"
-            raise DdimError("mean and variance", shapes, "give two vectors of one length")
+            raise DdimError("mean and variance", shapes, "pass two vectors of one length")
         if not (mean.isfinite().all() and variance.isfinite().all() and (variance > 0).all()):
-            raise DdimError("mean and variance", "are not finite with variance > 0", "mend the numbers")
+            raise DdimError("mean and variance", "are not finite with variance > 0", "fix the numbers")
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "variance", variance)
 

@@ -45,16 +45,16 @@ class MixtureData:
         means, covariances = torch.as_tensor(self.means).double(), torch.as_tensor(self.covariances).double()
         if means.ndim != 2 or not means.numel() or (*means.shape, means.shape[1]) != covariances.shape:
             shapes = f"have shapes {tuple(means.shape)} and {tuple(covariances.shape)}"
-            raise DdimError("means and covariances", shapes, "give (K, D) and (K, D, D)")
+            raise DdimError("means and covariances", shapes, "pass (K, D) and (K, D, D)")
         if not (means.isfinite().all() and covariances.isfinite().all()):
-            raise DdimError("means and covariances", "are not all finite", "mend the numbers")
+            raise DdimError("means and covariances", "are not all finite", "fix the numbers")
         if (covariances - covariances.mT).abs().max() > 1e-6 * covariances.abs().max():
-            raise DdimError("covariances", "are not symmetric", "give (C + C^T) / 2")
+            raise DdimError("covariances", "are not symmetric", "use (C + C^T) / 2")
         weights = distribution("weights", self.weights, len(means))
         covariances = (covariances + covariances.mT) / 2
         along, axes = torch.linalg.eigh(covariances)
         if not (along > 0).all():
-            raise DdimError("covariances", "are not positive definite", "add something to their diagonals")
+            raise DdimError("covariances", "are not positive definite", "add a constant to the diagonals")
         tensors = {"weights": weights, "means": means, "covariances": covariances, "axes": axes, "along": along}
         for name, tensor in tensors.items():
             object.__setattr__(self, name, tensor)
@@ -127,8 +127,8 @@ class MixtureData:
         """
         x0 = self.sample(n, seed)
         eps = normals(n, seed, tuple(x0.shape[1:]), NOISE).to(x0.device)
-        guess = self.denoise(diffuse(x0, eps, level), level).eps
-        return float(((eps - guess) ** 2).mean())
+        predicted = self.denoise(diffuse(x0, eps, level), level).eps
+        return float(((eps - predicted) ** 2).mean())
 
     def sample(self, n: int, seed: int) -> Tensor:
         """Clean data: float64, (n, D); sample i is a function of (seed, i)."""

@@ -91,7 +91,7 @@ class MarkovTokens:
         object.__setattr__(self, "initial", initial)
         rows = torch.as_tensor(self.transition)
         if rows.shape != (size, size):
-            raise DdimError(f"transition of shape {tuple(rows.shape)}", f"does not fit K = {size}", "give (K, K)")
+            raise DdimError(f"transition of shape {tuple(rows.shape)}", f"does not fit K = {size}", "pass (K, K)")
         distributions = [distribution(f"transition row {j}", row, size) for j, row in enumerate(rows)]
         object.__setattr__(self, "transition", torch.stack(distributions))
         object.__setattr__(self, "pi", distribution("pi", self.pi, size))
@@ -154,13 +154,13 @@ def _likelihood(x: Tensor, level: Level, pi: Tensor | None) -> Tensor:
 
 def _ids(x: Tensor, size: int) -> Tensor:
     if x.ndim != 2 or not x.shape[1] or x.is_floating_point():
-        raise DdimError(f"tokens of shape {tuple(x.shape)} and {x.dtype}", "are no sequences", "give int64 (N, L)")
+        raise DdimError(f"tokens of shape {tuple(x.shape)} and {x.dtype}", "are not sequences", "pass int64 (N, L)")
     if x.numel() and not (int(x.min()) >= 0 and int(x.max()) < size):
-        raise DdimError(f"tokens {int(x.min())}..{int(x.max())}", f"are outside 0..{size - 1}", "mend the ids")
+        raise DdimError(f"tokens {int(x.min())}..{int(x.max())}", f"are outside 0..{size - 1}", "fix the ids")
     return x.long()
 
 
 def _possible(posterior: Tensor) -> Tensor:
     if posterior.isnan().any():
-        raise DdimError("tokens x_t", "have probability 0 at this level", "give sequences the data and pi can make")
+        raise DdimError("tokens x_t", "have probability 0 at this level", "pass sequences that the data and pi allow")
     return posterior

@@ -40,7 +40,7 @@ def write(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor]) -> l
     """
     network = describe(config, folder)
     if _has_unexpected_content(folder):
-        raise DdimError(folder, "holds something that is not a diffusers pipeline", "choose another folder")
+        raise DdimError(folder, "has content that is not a diffusers pipeline", "choose another folder")
     assert isinstance(config.network, UNetConfig)
     scheduler = scheduler_config(config)
     tensors = {key: t.to(torch.float32) for key, t in from_native(weights, config.network, NAMES).items()}
@@ -65,7 +65,7 @@ def _has_unexpected_content(folder: Path) -> bool:
         return True
     inner = {"unet": [Path(UNET).name, Path(WEIGHTS).name], "scheduler": [Path(SCHEDULER).name]}
     other = unexpected_entries(folder, INDEX, *inner) or any(
-        unexpected_entries(folder / name, *ours) for name, ours in inner.items()
+        unexpected_entries(folder / name, *files) for name, files in inner.items()
     )
     return bool(other) or any((folder / name).is_dir() for name in (INDEX, UNET, WEIGHTS, SCHEDULER))
 
@@ -83,7 +83,7 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
     c = config.network
     problem = None
     if not isinstance(c, UNetConfig) or c.categories:
-        problem = "is over categories"
+        problem = "is for discrete data"
     else:
         for applies, reason in (
             (c.patch > 1, f"takes patches of {c.patch}x{c.patch} pixels"),
@@ -92,11 +92,14 @@ def describe(config: ModelConfig, folder: Path) -> dict[str, Any]:
             (c.resample == "block", "changes resolution in residual blocks"),
             (c.time_scale != 1, "rescales time"),
             (c.learned_variance, "has learned variance"),
-            (c.heads > 1 and len({c.channels * m for m in c.multipliers}) > 1, "has a number of heads, not their size"),
+            (
+                c.heads > 1 and len({c.channels * m for m in c.multipliers}) > 1,
+                "fixes the number of heads, not their size",
+            ),
         ):
             problem = problem or (reason if applies else None)
     if problem or not isinstance(c, UNetConfig):
-        raise DdimError(folder, f"the model {problem}, which no UNet2DModel does", "keep it as a ddim model")
+        raise DdimError(folder, f"the model {problem}, which UNet2DModel does not support", "use it as a ddim model")
     sides = [c.height >> level for level in range(len(c.multipliers))]
     down = ["AttnDownBlock2D" if side in c.attention else "DownBlock2D" for side in sides]
     head = c.head_channels or (c.channels * c.multipliers[0] // c.heads if c.heads > 1 else None)
@@ -127,7 +130,7 @@ def scheduler_config(config: ModelConfig) -> dict[str, Any]:
     Settings of a model imported from diffusers (clipping, spacing, offset) are restored.
     """
     s = config.schedule
-    name = {ours: theirs for theirs, ours in BETAS.items()}.get(s.name)
+    name = {ddim_name: name for name, ddim_name in BETAS.items()}.get(s.name)
     plain = s.model_copy(update={"zero_terminal_snr": False})  # diffusers rescales the betas itself
     betas = None if name else [float(beta) for beta in plain.build().betas]
     imported = config.origin.settings if config.origin and config.origin.format == "diffusers" else {}

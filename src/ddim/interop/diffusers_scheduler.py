@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddim.errors import DdimError
-from ddim.interop.scheduler_settings import Settings, log_snr_of, read_other
+from ddim.interop.scheduler_settings import Settings, convert_config, log_snr_of
 from ddim.interop.scheduler_state import RunState
 from ddim.model import config as configs
 from ddim.names import Predicts
@@ -32,8 +32,8 @@ try:
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
     from diffusers.utils.torch_utils import randn_tensor
 except ImportError as _error:
-    _wrong = f"needs diffusers, which cannot be imported ({str(_error).splitlines()[0]})"
-    raise DdimError("PlanScheduler", _wrong, "pip install 'ddim[interop]'") from None
+    _problem = f"needs diffusers, which cannot be imported ({str(_error).splitlines()[0]})"
+    raise DdimError("PlanScheduler", _problem, "pip install 'ddim[interop]'") from None
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -81,7 +81,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ):
         if not isinstance(schedule, Schedule) or not (plan is None or isinstance(plan, Plan)):
             kind = type(schedule if not isinstance(schedule, Schedule) else plan).__name__
-            problem = f"is given a {kind} where a schedule or a plan over real-valued data belongs"
+            problem = f"got a {kind} instead of a schedule or a plan over real-valued data"
             raise DdimError("PlanScheduler", problem, "see ddim.schedule and ddim.Plan, or use from_scheduler")
         values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "sampler": sampler}
         values |= {"grid": grid, "eta": eta, "predicts": predicts, "clip_x0": clip_x0, "encode": encode}
@@ -94,8 +94,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.final_alpha_cumprod = torch.tensor(1.0)
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.schedule.T - 1, -1, -1)
-        self._course: RunState | None = None
-        self._given: list[Tensor] | None = None
+        self._run_state: RunState | None = None
+        self._initial_states: list[Tensor] | None = None
         self.register_to_config(**settings.public())  # type: ignore[no-untyped-call]
         if settings.fixed is not None:
             self.set_timesteps(len(settings.fixed))
@@ -138,10 +138,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         table = getattr(other, "alphas_cumprod", None)
         if table is None or not hasattr(other, "config"):
-            problem = "has no table of alpha_bar, so it is of another kind of noise"
-            raise DdimError(type(other).__name__, problem, "leave the pipeline its scheduler")
+            problem = "has no table of alpha_bar, so it is another noise process"
+            raise DdimError(type(other).__name__, problem, "keep the pipeline's scheduler")
         chosen = {"sampler": sampler, "grid": grid, "eta": eta, "clip_x0": clip_x0, "encode": encode, "plan": plan}
-        return cls._of(*read_other(other.config, table.double().cpu().numpy(), type(other).__name__, chosen))
+        return cls._of(*convert_config(other.config, table.double().cpu().numpy(), type(other).__name__, chosen))
 
     @override
     @classmethod
@@ -163,7 +163,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             changed = {"as_spaced": False} if "grid" in kwargs else {}
             scheduler = cls._of({**stored, **changed, **kwargs})
         else:
-            scheduler = cls._of(*read_other(config, None, str(config.get("_class_name", "the configuration")), kwargs))
+            name = str(config.get("_class_name", "the configuration"))
+            scheduler = cls._of(*convert_config(config, None, name, kwargs))
         return (scheduler, {}) if return_unused_kwargs else scheduler
 
     def __repr__(self) -> str:
@@ -180,12 +181,12 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def begin_index(self) -> int | None:
         """The row set by `set_begin_index`."""
-        return self._course.begin if self._course else None
+        return self._run_state.begin if self._run_state else None
 
     @property
     def step_index(self) -> int | None:
         """The next row to run; None before the first step."""
-        return self._course.index if self._course else None
+        return self._run_state.index if self._run_state else None
 
     @property
     def plan(self) -> Plan:
@@ -211,7 +212,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             states: Newest first, (N, ...) each: the initial sample, in any dtype, and one older state for each level of
                 `plan.before`. They are used for one run, whether set before or after `set_timesteps`.
         """
-        self._given = list(states)
+        self._initial_states = list(states)
 
     def set_timesteps(
         self,
@@ -230,11 +231,11 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             DdimError: If a fixed plan has another number of steps; see `ddim.timesteps.tau` and the samplers.
         """
         plan = self.settings.plan_of(num_inference_steps, timesteps)
-        times = (course := RunState(self.settings, plan)).times
+        times = (run_state := RunState(self.settings, plan)).times
         whole = all(t == int(t) for t in times)
         self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
         self.num_inference_steps = len(self.settings.starts(plan))
-        self._course = course
+        self._run_state = run_state
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start the run at a row, as image-to-image pipelines do.
@@ -251,9 +252,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._current().begin_at(int(begin_index))
 
     def _current(self) -> RunState:
-        if self._course is None:
-            raise DdimError("PlanScheduler", "has no steps yet", "call set_timesteps first")
-        return self._course
+        if self._run_state is None:
+            raise DdimError("PlanScheduler", "has no timesteps", "call set_timesteps first")
+        return self._run_state
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the sample unchanged."""
@@ -289,15 +290,15 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             DdimError: If a step is out of order or after the last, or an argument contradicts the plan.
         """
-        self.settings.refuse(eta, use_clipped_model_output, self.plan)
+        self.settings.check_step(eta, use_clipped_model_output, self.plan)
         run = self._current().at(float(timestep))
         begins = not run.states
-        run.enter(sample, self._given if begins else None)
+        run.enter(sample, self._initial_states if begins else None)
         fresh = variance_noise
         if run.row.draws and fresh is None:
             fresh = randn_tensor(sample.shape, generator, sample.device, model_output.dtype)
         state, prediction = run.leave(model_output, fresh)
-        self._given = None if begins else self._given
+        self._initial_states = None if begins else self._initial_states
         output = state.to(sample.dtype), prediction.x0.to(sample.dtype)
         return DDIMSchedulerOutput(*output) if return_dict else output
 

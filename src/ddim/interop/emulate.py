@@ -28,7 +28,7 @@ from ddim.plan.row import Row
 from ddim.process import gaussian, timesteps
 from ddim.process.schedule import Level, Schedule
 
-WHOSE = {"diffusers": "diffusers", "official": "the authors' code", "openai": "openai's code"}
+LIBRARIES = {"diffusers": "diffusers", "official": "the authors' code", "openai": "openai's code"}
 Spacing = Literal["leading", "trailing", "linspace"]
 SkipType = Literal["uniform", "quad"]
 SampleType = Literal["generalized", "ddpm_noisy"]
@@ -57,10 +57,10 @@ def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
     choices = defaults(name)
     for key in settings:
         if key not in choices:
-            raise DdimError(f"{name} {key}", "is not one of its settings", f"choose from {', '.join(choices)}")
+            raise DdimError(f"{name} {key}", "is not a setting", f"choose from {', '.join(choices)}")
     result = PRESETS[name](schedule, steps, **settings)
     if result.nfe != steps:
-        warn(f"{name}: {steps} steps asked, it makes {result.nfe}")
+        warn(f"{name}: {steps} steps requested, it runs {result.nfe}")
     return result
 
 
@@ -108,7 +108,7 @@ def diffusers(
     times = sorted((t + shift for t in timesteps.NAMED[spacing](schedule, steps, schedule.T)), reverse=True)
     outside = [t for t in times if not 1 <= t <= schedule.T]
     if outside:
-        problem = f"asks for its time {outside[0] - 1} of 0..{schedule.T - 1}"
+        problem = f"uses timestep {outside[0] - 1}, outside 0..{schedule.T - 1}"
         raise DdimError(f"diffusers {spacing}, S = {steps}", problem, "choose another S, or steps_offset 0")
     final, stride = schedule.level(0 if set_alpha_to_one else 1), schedule.T // steps
     rows = [
@@ -118,7 +118,7 @@ def diffusers(
     about = [spacing, f"S={steps}", f"eta={eta:g}"]
     about += [f"offset {shift}"] if shift else []
     about += [] if set_alpha_to_one else ["to alpha_0"]
-    return _checked_plan("diffusers", rows, clip_sample, about, kept=clip_sample and not use_clipped_model_output)
+    return _checked_plan("diffusers", rows, clip_sample, about, eps_kept=clip_sample and not use_clipped_model_output)
 
 
 def official(
@@ -147,7 +147,7 @@ def official(
     _whole("official", steps, schedule.T)
     noisy = sample_type == "ddpm_noisy"
     if noisy and eta:
-        raise DdimError("official ddpm_noisy", "has no eta", "leave eta out, or use generalized")
+        raise DdimError("official ddpm_noisy", "has no eta", "remove eta, or use generalized")
     name = {"uniform": "official-linear", "quad": "official-quadratic"}[skip_type]
     times = sorted(timesteps.NAMED[name](schedule, steps, schedule.T), reverse=True)
     rows = []
@@ -209,20 +209,20 @@ PRESETS: dict[str, Callable[..., Plan]] = {"diffusers": diffusers, "official": o
 NAMES = tuple(PRESETS)
 
 
-def reference_plan(theirs: Plan, eta: float = 0.0, sigma: str | None = None) -> Plan:
+def reference_plan(emulated: Plan, eta: float = 0.0, sigma: str | None = None) -> Plan:
     """This package's DDIM at the timesteps of another library's plan, to compare the two.
 
     Args:
-        theirs: A plan from `plan`.
+        emulated: A plan from `plan`.
         eta: Its eta.
         sigma: "hat" if it uses sigma-hat.
 
     Returns:
-        A checked plan with each timestep once; it clips x_0 if theirs does, and derives eps from the clipped x_0.
+        A checked plan with each timestep once; it clips x_0 if that plan does, and derives eps from the clipped x_0.
     """
-    visited = {row.now.t: row.now for row in theirs.rows}
-    levels = [*sorted(visited.values(), key=lambda level: level.log_snr), theirs.end]
-    return samplers.ddim(levels, eta, sigma, theirs.clip_x0, about=f"the same times, S={len(levels) - 1}")
+    visited = {row.now.t: row.now for row in emulated.rows}
+    levels = [*sorted(visited.values(), key=lambda level: level.log_snr), emulated.end]
+    return samplers.ddim(levels, eta, sigma, emulated.clip_x0, about=f"the same timesteps, S={len(levels) - 1}")
 
 
 def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None = None) -> Row:
@@ -238,9 +238,9 @@ def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None =
 
 
 def _checked_plan(
-    name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, kept: bool = False
+    name: str, rows: list[Row], clip: bool, about: list[str], hat: bool = False, eps_kept: bool = False
 ) -> Plan:
-    result = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=WHOSE[name], eps_kept=kept)
+    result = Plan(name, tuple(rows), clip, not hat, ", ".join(about), emulates=LIBRARIES[name], eps_kept=eps_kept)
     return result.check()
 
 

@@ -62,13 +62,13 @@ class Settings(BaseModel):
         return plan.to_json() if isinstance(plan, Plan) else plan
 
     @model_validator(mode="after")
-    def _agree(self) -> Settings:
+    def _validate(self) -> Settings:
         changed = [name for name in _CHOICES if getattr(self, name) != type(self).model_fields[name].default]
         if self.plan is not None and changed:
-            raise ValueError(f"a plan is given, and {', '.join(changed)}, which a plan has of its own")
-        for name, value, known in (("sampler", self.sampler, samplers.SAMPLERS), ("grid", self.grid, GRIDS)):
-            if isinstance(value, str) and value not in known:
-                raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+            raise ValueError(f"a plan is passed together with {', '.join(changed)}, which it determines")
+        for name, value, names in (("sampler", self.sampler, samplers.SAMPLERS), ("grid", self.grid, GRIDS)):
+            if isinstance(value, str) and value not in names:
+                raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(names)}")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"sampler {self.sampler} adds no noise, eta is {self.eta:g}")
         try:
@@ -93,9 +93,7 @@ class Settings(BaseModel):
             return None
         plan = Plan.from_json(self.plan).check_schedule(self.schedule)
         if plan.made_for:
-            warn(
-                f"plan {plan.name}: was made for model {plan.made_for[:12]}..., which a pipeline's network cannot show"
-            )
+            warn(f"plan {plan.name}: was made for model {plan.made_for[:12]}..., not compared with the pipeline's")
         return plan
 
     def __str__(self) -> str:
@@ -118,53 +116,53 @@ class Settings(BaseModel):
                 eps network where there is no signal; see `ddim.samplers.registry.Planner.plan`.
         """
         if self.fixed is None:
-            plan = self._make(steps, timesteps)
+            plan = self._build(steps, timesteps)
         else:
             plan = self.fixed
             if timesteps is not None or steps != len(plan):
-                problem = f"has {len(plan)} steps of its own, {steps if timesteps is None else 'other times'} asked"
-                raise DdimError(f"plan {plan.name}", problem, f"say num_inference_steps={len(plan)}")
+                problem = f"has {len(plan)} fixed steps, {steps if timesteps is None else 'other times'} requested"
+                raise DdimError(f"plan {plan.name}", problem, f"use num_inference_steps={len(plan)}")
         for k, row in enumerate(plan.rows):
             if row.query.t < 1:
-                problem = f"asks the network at t = {row.query.t:g}, diffusers' timestep {row.query.t - 1:g}"
-                raise DdimError(plan.where(k), problem, "use times of 1 or more")
+                problem = f"evaluates the network at t = {row.query.t:g}, diffusers' timestep {row.query.t - 1:g}"
+                raise DdimError(plan.where(k), problem, "use times >= 1")
             if row.query.signal == 0 and self.predicts == "eps":
-                problem = "asks for eps where there is no signal, which says nothing of x0"
-                raise DdimError(plan.where(k), problem, "start the grid below, or use a network that predicts v")
+                problem = "evaluates eps without signal, where it does not determine x0"
+                raise DdimError(plan.where(k), problem, "start at a lower timestep, or use a network that predicts v")
         return plan
 
-    def _make(self, steps: int | None, timesteps: Sequence[float] | None) -> Plan:
+    def _build(self, steps: int | None, timesteps: Sequence[float] | None) -> Plan:
         grid = self.grid
         if timesteps is not None:
             grid, steps = tuple(float(t) + 1 for t in timesteps)[::-1], len(timesteps)
         elif steps is None:
-            raise DdimError("set_timesteps", "is given no number of steps", "say num_inference_steps")
+            raise DdimError("set_timesteps", "has no number of steps", "pass num_inference_steps")
         elif self.offset or (self.as_spaced and isinstance(grid, str)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DdimWarning)  # the shifted timesteps are checked below
                 grid = tuple(t + self.offset for t in tau(self.schedule, grid, steps))
             steps = len(grid)
-        return self._over(grid, steps)
+        return self._plan_on(grid, steps)
 
-    def refuse(self, eta: float, clipped: bool | None, plan: Plan) -> None:
+    def check_step(self, eta: float, clipped: bool | None, plan: Plan) -> None:
         """Check the arguments that a pipeline passes to `step` against the plan.
 
         Raises:
             DdimError: If eta is neither 0 nor the settings' eta, or the plan treats eps differently when clipping.
         """
         if eta and (eta != self.eta or self.fixed):
-            reason = "a fixed plan's noise is its own" if self.fixed else f"the scheduler's is {self.eta:g}"
-            raise DdimError(f"eta {eta:g}", f"is passed to step, {reason}", "set it where the scheduler is made")
+            reason = "a fixed plan has its own noise" if self.fixed else f"the scheduler's is {self.eta:g}"
+            raise DdimError(f"eta {eta:g}", f"is passed to step, {reason}", "set it when the scheduler is created")
         if plan.clip_x0 and clipped is plan.eps_kept:
             behaviour = "leaves eps as predicted" if plan.eps_kept else "derives eps again from the clipped x0"
             problem = f"is passed to step, the plan {behaviour}"
-            raise DdimError(f"use_clipped_model_output {clipped}", problem, "leave it out")
+            raise DdimError(f"use_clipped_model_output {clipped}", problem, "remove it")
 
     def starts(self, plan: Plan) -> list[int]:
         """The indices of the rows that begin a step of a plan."""
         return [k for k, row in enumerate(plan.rows) if self.order == 1 or row.memory == 1]
 
-    def rest(self, plan: Plan, row: int) -> Plan:
+    def remaining(self, plan: Plan, row: int) -> Plan:
         """The plan of a run that starts at a row, without the states of earlier rows.
 
         A sampler's plan is rebuilt over the remaining levels. Of a fixed plan, and of one that encodes, the remaining
@@ -178,20 +176,20 @@ class Settings(BaseModel):
         starts = self.starts(plan)
         if row not in starts:
             problem = "is in the middle of a step"
-            raise DdimError(plan.where(row), problem, f"begin at a whole step: one of the rows {_first_few(starts)}")
+            raise DdimError(plan.where(row), problem, f"start at one of the rows {_first_few(starts)}")
         if self.plan is None and not self.encode:
             times = tuple(plan.rows[k].now.t for k in reversed(starts) if k >= row)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DdimWarning)  # it starts below T on purpose
-                return self._over(times, len(times))
+                return self._plan_on(times, len(times))
         for available, later in enumerate(plan.rows[row:], start=1):
             if later.memory > available:
-                problem = f"looks back on steps before row {row}, where this run begins"
-                hint = "begin at row 0, or give PlanScheduler a sampler's name, whose plan is made anew"
+                problem = f"uses steps before row {row}, where this run starts"
+                hint = "start at row 0, or pass a sampler's name to PlanScheduler, whose plan is rebuilt"
                 raise DdimError(plan.where(row + available - 1), problem, hint)
         return replace(plan, rows=plan.rows[row:], before=())
 
-    def _over(self, grid: str | tuple[float, ...], steps: int) -> Plan:
+    def _plan_on(self, grid: str | tuple[float, ...], steps: int) -> Plan:
         planner = Planner(self.schedule, self.predicts)
         settings = SamplerSettings(
             steps=steps, grid=grid, eta=self.eta, clip_x0=self.clip_x0, encode=self.encode, sampler=self.sampler
@@ -224,7 +222,7 @@ def log_snr_of(schedule: Schedule) -> tuple[Any, ...]:
     return tuple(json_float(float(value)) for value in schedule.log_snr)
 
 
-def read_other(
+def convert_config(
     config: Mapping[str, Any], table: np.ndarray | None, what: str, chosen: Mapping[str, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Convert another scheduler's configuration to values of `Settings`.
@@ -246,25 +244,25 @@ def read_other(
     """
     by_sampler = chosen.get("plan") is None
     if config.get("thresholding"):
-        raise DdimError(what, "has thresholding, which no plan has", "set it to False")
+        raise DdimError(what, "has thresholding, which plans do not support", "set it to False")
     if config.get("use_flow_sigmas") or not {"beta_schedule", "trained_betas"} & config.keys():
-        raise DdimError(what, "names no betas, so it is of another kind of noise", "leave the pipeline its scheduler")
+        raise DdimError(what, "has no betas, so it is another noise process", "keep the pipeline's scheduler")
     schedule, predicts, notes = _schedule_of(config, table, what)
     values: dict[str, Any] = {"log_snr": log_snr_of(schedule), "schedule_name": schedule.name, "predicts": predicts}
     if by_sampler and chosen.get("clip_x0") is None and config.get("clip_sample"):
         if config.get("clip_sample_range", 1.0) != 1:
             problem = f"clips to {config['clip_sample_range']:g}, plans to 1"
-            raise DdimError(f"{what}: clip_sample_range", problem, "say clip_x0=True or clip_x0=False")
+            raise DdimError(f"{what}: clip_sample_range", problem, "pass clip_x0=True or clip_x0=False")
         values["clip_x0"] = True
         notes.append("clip_sample: x0 clipped to [-1, 1], eps derived again from it")
     elif config.get("clip_sample"):
-        notes.append("clip_sample: not taken; as was asked")
+        notes.append("clip_sample: not used, as requested")
     if by_sampler and chosen.get("grid") is None:
         values |= _grid(config, what, notes)
     if not config.get("set_alpha_to_one", True) or config.get("final_sigmas_type", "zero") != "zero":
         notes.append("last step: to clean data, not to t = 1")
         warn(f"{what}: its last step ends at t = 1; plans end at clean data, t = 0")
-    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if by_sampler else "sampler: the plan given")
+    notes.append(f"sampler: {chosen.get('sampler') or 'ddim'}" if by_sampler else "sampler: the fixed plan")
     return values | {key: value for key, value in chosen.items() if value is not None}, tuple(notes)
 
 
@@ -290,15 +288,15 @@ def _grid(config: Mapping[str, Any], what: str, notes: list[str]) -> dict[str, A
     """The values of `Settings` for a configuration's timestep spacing."""
     for name in _SIGMAS:
         if config.get(name):
-            raise DdimError(f"{what}: {name}", "is a grid that is not among ours", "give a grid, such as 'log-snr'")
+            raise DdimError(f"{what}: {name}", "is an unsupported grid", "pass a grid such as 'log-snr'")
     spacing = config.get("timestep_spacing")
     if spacing not in SPACINGS:
-        notes.append(f"grid: {DEFAULT}, as it names none")
+        notes.append(f"grid: {DEFAULT}, as it has none")
         return {}
     offset = config.get("steps_offset", 0) if spacing == "leading" else 0
     notes.append(f"timestep_spacing: grid {spacing}" + (f", each time {offset} later" if offset else ""))
     return {"grid": spacing, "offset": offset, "as_spaced": True}
 
 
-def _first_few(places: Sequence[int]) -> str:
-    return ", ".join(str(place) for place in places[:8]) + (", ..." if len(places) > 8 else "")
+def _first_few(rows: Sequence[int]) -> str:
+    return ", ".join(str(row) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")

@@ -48,19 +48,19 @@ class Stepper:
             raise DdimError(f"plan {self.plan.name}", problem, "call set_timesteps before a new run")
         return self.plan.rows[self.done]
 
-    def enter(self, sample: Tensor, given: Sequence[Tensor] | None = None) -> None:
+    def enter(self, sample: Tensor, initial: Sequence[Tensor] | None = None) -> None:
         """Take over the loop's current state.
 
         Args:
             sample: The state, (N, ...).
-            given: Before the first row, the initial states, newest first; None for the sample alone.
+            initial: Before the first row, the initial states, newest first; None for the sample alone.
 
         Raises:
             DdimError: If states are missing, or the sample has another shape or, on a lattice, other values than the
                 state.
         """
         if not self.states:
-            self._begin(sample, given)
+            self._start(sample, initial)
             return
         inner = self.states[0]
         if sample.shape != inner.shape:
@@ -70,18 +70,18 @@ class Stepper:
             self.states[0] = sample.clone()  # a loop may reuse one buffer
         elif not torch.equal(inner.to(sample.dtype), sample):
             if self.plan.lattice:
-                problem = "is not what the row before made, and this plan's states are exact"
-                raise DdimError("sample", problem, "hand it back unchanged, or use a plan without a lattice")
+                problem = "is not the last row's result, and this plan's states are exact"
+                raise DdimError("sample", problem, "pass it back unchanged, or use a plan without a lattice")
             self.states[0] = sample.to(inner.dtype)
 
-    def _begin(self, sample: Tensor, given: Sequence[Tensor] | None) -> None:
+    def _start(self, sample: Tensor, initial: Sequence[Tensor] | None) -> None:
         before = self.plan.before
-        states = [sample] if given is None else list(given)
+        states = [sample] if initial is None else list(initial)
         if len(states) != 1 + len(before):
-            problem = f"starts from {1 + len(before)} states, {len(states)} are given"
-            raise DdimError(f"plan {self.plan.name}", problem, "call set_states with as many, newest first")
+            problem = f"starts from {1 + len(before)} states, not {len(states)}"
+            raise DdimError(f"plan {self.plan.name}", problem, "pass as many to set_states, newest first")
         if any(state.shape != sample.shape for state in states) or not torch.equal(states[0].to(sample), sample):
-            problem = "is not the newest of the states given"
+            problem = "is not the newest of the initial states"
             raise DdimError("sample", problem, "start the loop from the first of them")
         wide = torch.promote_types(sample.dtype, torch.float32)
         exact = [s.to(sample.device, torch.promote_types(s.dtype, wide), copy=True) for s in states]
@@ -105,10 +105,10 @@ class Stepper:
         double = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
         if output.shape not in (x.shape, double):
             problem = f"is {_shape(output)}, the sample {_shape(x)}"
-            raise DdimError("model_output", problem, "give the network's output at this sample")
+            raise DdimError("model_output", problem, "pass the network's output at this sample")
         if row.z_high and output.shape != double:
-            problem = "takes its noise from the network, which does not say any"
-            raise DdimError(f"plan {self.plan.name}", problem, "use a plan with eta, or hand on the network's variance")
+            problem = "takes its variance from the network, which predicts none"
+            raise DdimError(f"plan {self.plan.name}", problem, "use a plan with eta, or pass on the network's variance")
         raw = output.clone()  # later rows may use it, and a compiled network may overwrite it
         prediction = as_planned(lambda x, level: self._hub(raw, x, level), self.plan)(x, row.query)
         self.predictions.appendleft(prediction)
@@ -135,9 +135,9 @@ class RunState:
         """Start a run at a row, without the states of earlier rows.
 
         Raises:
-            DdimError: See `Settings.rest`.
+            DdimError: See `Settings.remaining`.
         """
-        self.first, self.run = row, Stepper(self.settings.rest(self.whole, row), self.settings.predicts)
+        self.first, self.run = row, Stepper(self.settings.remaining(self.whole, row), self.settings.predicts)
 
     def begin_at(self, row: int) -> None:
         """Start a run at a row that a pipeline set itself.
@@ -147,7 +147,7 @@ class RunState:
         """
         if not 0 <= row < len(self.times):
             problem = f"is outside 0..{len(self.times) - 1}"
-            raise DdimError(f"begin index {row}", problem, "use more steps or more strength")
+            raise DdimError(f"begin index {row}", problem, "use more steps or a higher strength")
         self.go_to(row)
         self.begin = row
 
@@ -167,9 +167,9 @@ class RunState:
         if not self.run.states and self.begin is None:
             starts = self.settings.starts(self.whole)
             self.go_to(next((row for row in starts if _same(self.times[row], timestep)), 0))
-        wanted = self.run.row.query.t - 1
-        if not _same(wanted, timestep):
-            problem = f"is not that of step {self.first + self.run.done}, {wanted:g}"
+        expected = self.run.row.query.t - 1
+        if not _same(expected, timestep):
+            problem = f"is not that of step {self.first + self.run.done}, {expected:g}"
             raise DdimError(
                 f"timestep {timestep:g}", problem, "call set_timesteps, then step in the order of timesteps"
             )

@@ -211,7 +211,7 @@ class Runner(ABC):
         planner = self.planner
         if not isinstance(planner, Planner):
             raise DdimError("inversion", "is not defined for discrete data", "use a model of real-valued data")
-        return inversions.planned(planner, method, steps, grid)
+        return inversions.plan_inversion(planner, method, steps, grid)
 
     # ---------------------------------------------------------------- sampling
 
@@ -304,7 +304,7 @@ class Runner(ABC):
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
         """Check the number of samples, labels and plan of a request; return one label per sample, or None."""
         microbatch.check_request(n, plan, others)
-        return microbatch.one_each(labels, n)
+        return microbatch.per_sample_labels(labels, n)
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
         """The shape of one sample, from the argument or the network's own."""
@@ -369,7 +369,7 @@ class Runner(ABC):
         def noise(indices: Sequence[int]) -> Noise:
             return self.noise_of(indices, seed, sizes)
 
-        yield from microbatch.sample_blocks(
+        yield from microbatch.sample_micro_batches(
             denoiser, plan, noise, indices, self.micro_batch, varies, origin, self.padded, self.run_of(through)
         )
 
@@ -398,7 +398,7 @@ class Runner(ABC):
             return (run(through(denoise) if through else denoise, plan, state, earlier=older),)
 
         tensors = (torch.arange(len(first)), first, *older)
-        for (ends,) in microbatch.in_blocks(part, tensors, self.micro_batch, self.padded):
+        for (ends,) in microbatch.map_micro_batches(part, tensors, self.micro_batch, self.padded):
             yield ends
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
@@ -478,7 +478,7 @@ class Runner(ABC):
             return inversions.encode(at(positions), inverter, part, index=positions)
 
         numbered = (states, torch.arange(len(states)))
-        for latents, earlier, nfe in microbatch.in_blocks(encode, numbered, self.micro_batch):
+        for latents, earlier, nfe in microbatch.map_micro_batches(encode, numbered, self.micro_batch):
             yield Encoded(latents, earlier if inverter.two_state else None, int(nfe[0]))
 
     @arguments.suggest_names

@@ -30,24 +30,24 @@ class CachedDenoiser:
     Args:
         denoiser: The denoiser.
         size: Samples per batch.
-        keep: Size of the cache in bytes; the least recently used predictions are evicted first.
+        cache_bytes: Size of the cache in bytes; the least recently used predictions are evicted first.
     """
 
-    def __init__(self, denoiser: Denoiser, size: int, keep: int = 2**29):
-        self.denoiser, self.size, self.keep = denoiser, size, keep
-        self.known: OrderedDict[tuple[float, float, bytes], Prediction] = OrderedDict()
+    def __init__(self, denoiser: Denoiser, size: int, cache_bytes: int = 2**29):
+        self.denoiser, self.size, self.cache_bytes = denoiser, size, cache_bytes
+        self.cache: OrderedDict[tuple[float, float, bytes], Prediction] = OrderedDict()
 
     def __call__(self, x: Tensor, level: Level, /) -> Prediction:
         """The prediction, computed or from the cache."""
         key = (level.t, level.log_snr, hashlib.blake2b(x.cpu().numpy().tobytes(), digest_size=16).digest())
-        if key not in self.known:
+        if key not in self.cache:
             parts = [self.denoiser(part, level) for part in torch.split(x, self.size)]
             pair = (torch.cat([part.x0 for part in parts]), torch.cat([part.eps for part in parts]))
-            self.known[key] = Prediction(*pair)
-        self.known.move_to_end(key)
-        while len(self.known) > 1 and len(self.known) * 2 * x.nbytes > self.keep:
-            self.known.popitem(last=False)
-        return self.known[key]
+            self.cache[key] = Prediction(*pair)
+        self.cache.move_to_end(key)
+        while len(self.cache) > 1 and len(self.cache) * 2 * x.nbytes > self.cache_bytes:
+            self.cache.popitem(last=False)
+        return self.cache[key]
 
 
 class ReferenceSolution:
@@ -106,7 +106,7 @@ class ReferenceSolution:
 
 
 def fitted(
-    denoise: Denoiser, levels: Sequence[Level], start: Tensor, wanted: Callable[[Level], Tensor], memory: int = MEMORY
+    denoise: Denoiser, levels: Sequence[Level], start: Tensor, target: Callable[[Level], Tensor], memory: int = MEMORY
 ) -> Plan:
     """A plan whose weights are fitted by least squares to target states.
 
@@ -118,7 +118,7 @@ def fitted(
         denoise: The denoiser; evaluated once per row.
         levels: S + 1 falling levels.
         start: The first state of the samples, (N, ...).
-        wanted: The target state (N, ...) at each level.
+        target: The target state (N, ...) at each level.
         memory: Predictions that a row combines.
 
     Returns:
@@ -134,11 +134,11 @@ def fitted(
 
         steps = [*trajectory(replay, Plan("fitted", (*rows, base)), start)]
         predictions.append(Prediction(steps[-1].x0, steps[-1].eps))
-        rows.append(_fit(base, steps[::-1][:memory], wanted(base.next)))
+        rows.append(_fit(base, steps[::-1][:memory], target(base.next)))
     return Plan("fitted", tuple(rows)).check()
 
 
-def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
+def _fit(base: Row, steps: Sequence[Step[Row]], target: Tensor) -> Row:
     """The row with fitted weights on older predictions; `steps` is newest first and starts with the unfitted row."""
     newest, older = steps[0], steps[1:]
     columns = [step.eps - newest.eps for step in older] + [step.x0 - newest.x0 for step in older]
@@ -147,8 +147,8 @@ def _fit(base: Row, steps: Sequence[Step[Row]], wanted: Tensor) -> Row:
     side = torch.stack([column.flatten().double() for column in columns], 1)
     size = side.norm(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
     normal = (side / size).T @ (side / size) + RIDGE * torch.eye(len(columns), dtype=torch.float64, device=side.device)
-    target = (wanted - newest.x).flatten().double()
-    weights = (torch.linalg.solve(normal, (side / size).T @ target) / size).tolist()
+    remainder = (target - newest.x).flatten().double()
+    weights = (torch.linalg.solve(normal, (side / size).T @ remainder) / size).tolist()
     of_eps, of_x0 = weights[: len(older)], weights[len(older) :]
     x0 = (base.x0[0] - math.fsum(of_x0), *of_x0)
     return replace(base, x0=x0, eps=(base.eps[0] - math.fsum(of_eps), *of_eps))

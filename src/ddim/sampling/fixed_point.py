@@ -78,7 +78,7 @@ def invert_rows(
             numbers = torch.arange(len(y)) if index is None else index.cpu()
             names = sorted(set(numbers[failed.cpu()].tolist()))
             where = f"samples {', '.join(map(str, names))}: plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
-            problem = f"is not solved after {nfe} calls: residual {float(residual.max()):.2g}, not {tolerance:.2g}"
+            problem = f"is not solved after {nfe} NFE: residual {float(residual.max()):.2g}, not {tolerance:.2g}"
             raise DdimError(where, problem, "use more steps, or method reversible")
         yield InvertedRow(k, row, x, nfe, residual)
         y, solved = x, [(row.query.angle, v), *solved[:1]]
@@ -88,10 +88,10 @@ def _one_step(plan: Plan) -> None:
     for k, row in enumerate(plan.rows):
         where = f"plan row {k} (t = {row.now.t:g} to {row.next.t:g})"
         if plan.clip_x0 or row.z or row.sigma or row.memory > 1:
-            raise DdimError(where, "cannot be solved: it clips, adds noise or looks back", "use plain DDIM, eta = 0")
+            raise DdimError(where, "cannot be solved: it clips, adds noise or is multistep", "use plain DDIM, eta = 0")
         if row.next.variance == 0:
-            problem = "cannot be solved: it keeps nothing of x but the predicted x_0"
-            raise DdimError(where, problem, "let the plan end at t = 1")
+            problem = "cannot be solved: it keeps only the predicted x_0 of x"
+            raise DdimError(where, problem, "use a plan that ends at t = 1")
 
 
 def _in_x_and_v(row: Row) -> tuple[float, float]:

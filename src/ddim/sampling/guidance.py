@@ -42,8 +42,8 @@ def eps_kept(plan: Plan) -> Callable[[Level], float]:
     scales: dict[Level, float] = {}
     for k, row in enumerate(plan.rows):
         if any(row.x) or row.memory > 1 or plan.clip_x0:
-            why = "it clips x0" if plan.clip_x0 else "it weighs states or older predictions"
-            problem = f"leaves no eps to be kept: {why}"
+            why = "it clips x0" if plan.clip_x0 else "it uses states or older predictions"
+            problem = f"has no eps that could stay unchanged: {why}"
             raise DdimError(f"plan {plan.name}", problem, "use a DDIM plan without clipping")
         scale = _scale(row)
         if not math.isclose(scales.setdefault(row.query, scale), scale, rel_tol=1e-12):
@@ -52,7 +52,7 @@ def eps_kept(plan: Plan) -> Callable[[Level], float]:
 
     def at(level: Level) -> float:
         if level not in scales:
-            raise DdimError(f"t = {level.t:g}", f"is not a level of {name}", "make the scale for the plan that is run")
+            raise DdimError(f"t = {level.t:g}", f"is not a level of {name}", "use the scale of the plan that is run")
         return scales[level]
 
     return at
@@ -72,7 +72,7 @@ def cfg_plus_plus(plan: Plan, lam: float) -> Callable[[Level], float]:
         DdimError: If lam is outside 0..1, or the plan is not one that `eps_kept` accepts.
     """
     if not 0 <= lam <= 1:
-        raise DdimError(f"CFG++ of {lam:g}", "is outside 0..1", "give a number such as 0.6")
+        raise DdimError(f"CFG++ of {lam:g}", "is outside 0..1", "use a number such as 0.6")
     scale = eps_kept(plan)
     return lambda level: lam * scale(level)
 
@@ -82,7 +82,7 @@ def _scale(row: Row) -> float:
     rest = moved - sum(row.eps) * row.query.signal
     scale = moved / rest if rest else math.nan
     if not math.isfinite(scale):
-        raise DdimError(f"row from t = {row.now.t:g}", "stays where it is", "use a plan whose steps go somewhere")
+        raise DdimError(f"row from t = {row.now.t:g}", "has no effect", "use a plan whose steps change the level")
     return scale
 
 
@@ -105,5 +105,5 @@ class Guided:
         on, off = self.conditional(x, level), self.unconditional(x, level)
         scale = self.scale(level) if callable(self.scale) else self.scale
         if not math.isfinite(scale):
-            raise DdimError(f"guidance {scale}", f"at t = {level.t:g} is not a finite number", "give one such as 2")
+            raise DdimError(f"guidance {scale}", f"at t = {level.t:g} is not a finite number", "use one such as 2")
         return off.lerp(on, scale)

@@ -75,7 +75,7 @@ def make_inversion(method: str, levels: Sequence[Level], first: Level, about: st
     if method == "fixed-point":
         above = [level for level in levels if level.t > first.t]
         if len(above) < len(levels) - 1 and levels[-1].t < first.t:
-            warn(f"fixed-point: {len(above)} steps end at t = {first.t:g}, where the picture stands in for x")
+            warn(f"fixed-point: {len(above)} steps end at t = {first.t:g}, where the image is used as x")
         return Inversion(method, samplers.ddim([*above, first], about=_about(about, len(above))), None)
     name = _about(about, len(levels) - 1)
     if method in ("ddim", "ddim-target"):
@@ -124,7 +124,7 @@ def drop_first(plan: Plan) -> Plan:
         DdimError: If the plan has one row only.
     """
     if len(plan) < 2:
-        raise DdimError("plan", "holds one row, and two states need two", "use 2 steps or more")
+        raise DdimError("plan", "has one row, and two states need two", "use 2 steps or more")
     return replace(plan, rows=plan.rows[1:], before=(plan.start,))
 
 
@@ -148,12 +148,12 @@ def reverse(plan: Plan) -> Plan:
     skipped = 0 if plan.before else 1
     two_state = plan if plan.before else drop_first(plan)
     if len(two_state.before) != 1:
-        raise DdimError("plan", f"starts from {1 + len(plan.before)} states", "give one that starts from 1 or 2")
+        raise DdimError("plan", f"starts from {1 + len(plan.before)} states", "use one that starts from 1 or 2")
     for k, row in enumerate(two_state.rows):
         valid = len(row.x) == 2 and row.x[1] != 0 and max(len(row.x0), len(row.eps)) <= 1 and row.z == row.sigma == 0
         if not valid:
             where = f"plan row {k + skipped} (t = {row.now.t:g} to {row.next.t:g})"
-            problem = "cannot be gone back: it needs the weights of two states, of one prediction, and no noise"
+            problem = "cannot be inverted: it must weigh two states and one prediction, without noise"
             raise DdimError(
                 where, problem, "use a two-step plan, such as samplers.bdia, or ddim.sampling.fixed_point.invert_rows"
             )
@@ -200,13 +200,13 @@ class Encoded:
 
 
 def encode(
-    denoise: Denoiser, way: Inversion, images: Tensor, index: Tensor | None = None
+    denoise: Denoiser, inversion: Inversion, images: Tensor, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encode images to latents.
 
     Args:
         denoise: The denoiser.
-        way: The inversion method with its plans.
+        inversion: The inversion method with its plans.
         images: Images, (N, ...).
         index: The images' numbers in error messages, int64, (N,).
 
@@ -218,15 +218,16 @@ def encode(
         DdimError: If a row cannot be solved, or a state is too large for its lattice.
     """
     before, now, nfe = images, images, 0
-    if way.encode_plan is None:
-        for solved in invert_rows(denoise, way.decode_plan, images, index=index):
+    if inversion.encode_plan is None:
+        for solved in invert_rows(denoise, inversion.decode_plan, images, index=index):
             before, now, nfe = now, solved.x.to(images.dtype), nfe + solved.nfe
     else:
-        for step in trajectory(denoise, way.encode_plan, images):
+        for step in trajectory(denoise, inversion.encode_plan, images):
             before, now, nfe = now, step.x, nfe + 1
-            if way.encode_plan.lattice and not (now.abs() <= LARGEST).all():
-                problem = f"makes a state larger than {LARGEST:g}, whose sums would be rounded"
-                raise DdimError(f"{way.method}: plan row {step.index}", problem, "use more steps, or method reversible")
+            if inversion.encode_plan.lattice and not (now.abs() <= LARGEST).all():
+                problem = f"yields a state above {LARGEST:g}, whose sums would be rounded"
+                where = f"{inversion.method}: plan row {step.index}"
+                raise DdimError(where, problem, "use more steps, or method reversible")
     return now, before, torch.full((len(images),), nfe)
 
 
@@ -234,7 +235,7 @@ def _about(grid: str, steps: int) -> str:
     return ", ".join(part for part in (grid, f"S={steps}") if part)
 
 
-def planned(planner: Planner, method: str, steps: int | None, grid: str | Sequence[float] | None) -> Inversion:
+def plan_inversion(planner: Planner, method: str, steps: int | None, grid: str | Sequence[float] | None) -> Inversion:
     """The plans of an inversion method, with the arguments of `ddim.Model.inversion`.
 
     Raises:

@@ -39,7 +39,7 @@ def slerp(z0: Tensor, z1: Tensor, a: float | Tensor) -> Tensor:
     """
     z0, z1 = floats(z0, "latents"), floats(z1, "latents")
     if z0.shape != z1.shape:
-        raise DdimError("latents", f"are {tuple(z0.shape)} and {tuple(z1.shape)}", "give two of one shape")
+        raise DdimError("latents", f"are {tuple(z0.shape)} and {tuple(z1.shape)}", "pass two of one shape")
     shape, dtype = z0.shape, z0.dtype
     p, q = z0.reshape(len(z0), -1).double(), z1.reshape(len(z1), -1).double()
     at = torch.as_tensor(a, dtype=torch.float64, device=p.device).expand(len(p))[:, None]
@@ -118,13 +118,13 @@ def blend(latents: Tensor, weights: Tensor | Sequence[float] | Sequence[Sequence
             finite or all 0.
     """
     if not len(floats(latents, "latents")):
-        raise DdimError("latents", "to blend are none", "give at least one")
+        raise DdimError("latents", "to blend are missing", "pass at least one")
     w = torch.as_tensor(weights, dtype=torch.float64, device=latents.device)
     if w.ndim not in (1, 2) or w.shape[-1] != len(latents):
-        raise DdimError("weights", f"are {tuple(w.shape)} for {len(latents)} latents", "give one for each latent")
+        raise DdimError("weights", f"are {tuple(w.shape)} for {len(latents)} latents", "pass one for each latent")
     largest = w.abs().amax(-1, keepdim=True) if w.numel() else w
     if not (torch.isfinite(w).all() and (largest > 0).all()):
-        raise DdimError("weights", "are all 0, or not finite", "give each blend a weight that is not 0")
+        raise DdimError("weights", "are all 0, or not finite", "pass a weight that is not 0 for each blend")
     w = w / largest
     total = torch.tensordot(w / w.norm(dim=-1, keepdim=True), latents.double(), 1)
     result: Tensor = total.to(latents.dtype)
@@ -234,13 +234,13 @@ def read_latents(path: Path) -> Latents:
     if meta.get("format") != "ddim-latents" or "latents" not in tensors or not {"names", "plan"} <= meta.keys():
         raise DdimError(path, "is not a latents file", "write one with `ddim encode`")
     if meta.get("version") not in (1, 2):
-        raise DdimError(path, f"is a latents file of version {meta.get('version')}", "this ddim reads versions 1 and 2")
+        raise DdimError(path, f"is a latents file of version {meta.get('version')}", "ddim reads versions 1 and 2")
     if meta.get("sha256") not in (None, _digest(tensors)):
-        raise DdimError(path, "is damaged: its latents are not those that were written", "encode again")
+        raise DdimError(path, "is damaged: its latents have another checksum", "encode again")
     hint = "write it again with `ddim encode`"
     latents, names = tensors["latents"], tuple(list_of(meta["names"], str, "names", path, hint))
     if latents.dtype not in (torch.float32, torch.float64):
-        raise DdimError(path, f"holds latents that are {latents.dtype}, not float32 or float64", hint)
+        raise DdimError(path, f"has latents in {latents.dtype}, not float32 or float64", hint)
     plan = Plan.from_json(entry(meta, "plan", str, path, hint=hint), str(path))
     earlier, conditions = tensors.get("earlier"), entry(meta, "conditions", dict, path, {}, hint)
     states = [latents] if earlier is None else [latents, earlier.to(latents.dtype)]
@@ -250,7 +250,7 @@ def read_latents(path: Path) -> Latents:
     method = entry(meta, "method", str, path, "ddim", hint)
     sha256 = entry(meta, "model_sha256", str, path, "", hint)
     if plan.stochastic:
-        raise DdimError(path, "holds a plan that adds noise", "write it again with `ddim encode`")
+        raise DdimError(path, "has a plan that adds noise", "write it again with `ddim encode`")
     if meta["version"] == 1:
         levels = [*(row.next for row in reversed(plan.rows)), plan.start]
         plan = samplers.ddim(levels, about=plan.about.removesuffix(", encode"))

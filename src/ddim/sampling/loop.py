@@ -74,9 +74,9 @@ def trajectory(
         noise = noise or start
         start = start.start()
     if plan.stochastic and noise is None:
-        raise ValueError("this plan adds noise: give `noise`, or a `Noise` as the start")
+        raise ValueError("this plan adds noise: pass `noise`, or a `Noise` as the start")
     if len(earlier) != len(plan.before):
-        raise ValueError(f"this plan starts from {1 + len(plan.before)} states, {1 + len(earlier)} were given")
+        raise ValueError(f"this plan starts from {1 + len(plan.before)} states, not {1 + len(earlier)}")
     denoise = as_planned(denoise, plan)
     initial = plan.begin([start, *earlier])
     states: deque[Tensor] = deque(initial, maxlen=max(plan.memory, len(initial)))

@@ -21,16 +21,16 @@ Label = int | Literal["each"] | None
 """One label for all samples, "each" for the labels in turn, or None."""
 
 
-def size_of(given: int | None, device: torch.device | None) -> int:
-    """The micro-batch size: `given`, or by default 8 on a CPU and 64 on a GPU.
+def size_of(micro_batch: int | None, device: torch.device | None) -> int:
+    """The micro-batch size: `micro_batch`, or by default 8 on a CPU and 64 on a GPU.
 
     Raises:
         DdimError: If it is less than 1, or more than `ddim._io.limits.MICRO_BATCH` (limited because the last
             micro-batch is padded to this size).
     """
-    if given is None:
+    if micro_batch is None:
         return 8 if device is None or device.type == "cpu" else 64
-    return whole(given, "micro-batch", 1, MICRO_BATCH)
+    return whole(micro_batch, "micro-batch", 1, MICRO_BATCH)
 
 
 def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] | None:
@@ -46,12 +46,12 @@ def labels_of(label: Label, indices: Sequence[int], classes: int) -> list[int] |
     """
     if label == "each":
         if not classes:
-            raise DdimError("label each", "this model was trained without labels", "leave it out")
+            raise DdimError("label each", "this model was trained without labels", "remove it")
         return [index % classes for index in indices]
     return None if label is None else [label] * len(indices)
 
 
-def one_each(labels: Any, n: int) -> list[int] | None:
+def per_sample_labels(labels: Any, n: int) -> list[int] | None:
     """The labels of n samples, from one label for all, one label per sample, or None.
 
     Raises:
@@ -63,22 +63,22 @@ def one_each(labels: Any, n: int) -> list[int] | None:
     if not isinstance(values, Sequence) or isinstance(values, str):
         return [whole(values, "label")] * n
     if len(values) != n:
-        raise DdimError("labels", f"are {len(values)} for {n} samples", "give one, or one each")
+        raise DdimError("labels", f"are {len(values)} for {n} samples", "pass one, or one per sample")
     return [whole(label, "label") for label in values]
 
 
-def check_request(n: int, plan: Any, others: Any) -> None:
+def check_request(n: int, plan: Any, settings: Any) -> None:
     """Validate the number of samples, and that a plan is not combined with settings.
 
     Raises:
         DdimError: If n is not an integer or out of range, or a plan is passed together with sampling settings.
     """
     check_samples(whole(n, "n", 0))
-    if plan is not None and others:
-        raise DdimError("plan", "is given beside steps or settings", "give one or the other")
+    if plan is not None and settings:
+        raise DdimError("plan", "is passed with steps or settings", "pass one or the other")
 
 
-def sample_blocks(
+def sample_micro_batches(
     denoiser: Callable[[Tensor], AnyDenoiser],
     plan: BasePlan[Any],
     noise: Callable[[Sequence[int]], Noise],
@@ -119,7 +119,7 @@ def sample_blocks(
         yield through(denoise, plan, start, batch_noise)[: len(batch)]
 
 
-def in_blocks(
+def map_micro_batches(
     function: Callable[..., tuple[Tensor, ...]], tensors: Sequence[Tensor], size: int, padded: bool = True
 ) -> Iterator[tuple[Tensor, ...]]:
     """Apply a function to tensors, (N, ...) each, in micro-batches of one size; the last one is padded with copies.
@@ -128,7 +128,7 @@ def in_blocks(
         function: Maps tensors (size, ...), one for each of `tensors`, to tensors (size, ...).
         tensors: The inputs.
         size: Samples per micro-batch.
-        padded: Whether the last micro-batch is padded, see `sample_blocks`.
+        padded: Whether the last micro-batch is padded, see `sample_micro_batches`.
 
     Yields:
         The outputs of each micro-batch, (up to size, ...) each, without the copies.

@@ -24,7 +24,7 @@ from ddim.process.rng import Noise
 from ddim.process.schedule import Level
 from ddim.sampling.guidance import Guided
 
-Held = Callable[[Tensor, Level], Any]
+FrozenDenoiser = Callable[[Tensor, Level], Any]
 """A denoiser that reuses the network's output at one state for nearby states."""
 
 
@@ -32,7 +32,7 @@ Held = Callable[[Tensor, Level], Any]
 class BatchDenoiser(Protocol):
     """A denoiser that evaluates many states at once, such as `ddim.model.denoisers.NetworkDenoiser`."""
 
-    def evaluate_many(self, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Held]:
+    def evaluate_many(self, states: Sequence[Tensor], levels: Sequence[Level]) -> list[FrozenDenoiser]:
         """One network evaluation at many states (N, ...), each at its level; a reusing denoiser for each of them."""
         ...
 
@@ -54,7 +54,7 @@ class Round:
     x: Tensor
 
 
-def evaluate_many(denoise: AnyDenoiser, states: Sequence[Tensor], levels: Sequence[Level]) -> list[Held]:
+def evaluate_many(denoise: AnyDenoiser, states: Sequence[Tensor], levels: Sequence[Level]) -> list[FrozenDenoiser]:
     """Evaluate a denoiser at many states (N, ...) and levels, for reuse at nearby states.
 
     A `BatchDenoiser` is evaluated once on all states and its raw network output cached; any other denoiser is called
@@ -68,8 +68,8 @@ def evaluate_many(denoise: AnyDenoiser, states: Sequence[Tensor], levels: Sequen
     return [partial(_from_v, denoise(x, level)) for x, level in zip(states, levels, strict=True)]
 
 
-def _from_v(made: Prediction, x: Tensor, level: Level) -> Prediction:
-    return predict(v_from_pair(made.x0, made.eps, level), x, level, "v")
+def _from_v(prediction: Prediction, x: Tensor, level: Level) -> Prediction:
+    return predict(v_from_pair(prediction.x0, prediction.eps, level), x, level, "v")
 
 
 def rounds(
@@ -106,7 +106,7 @@ def rounds(
         noise = noise or start
         start = start.start()
     if plan.stochastic and noise is None:
-        raise ValueError("this plan adds noise: give `noise`, or a `Noise` as the start")
+        raise ValueError("this plan adds noise: pass `noise`, or a `Noise` as the start")
     path = _Path(denoise, plan, start, noise)
     done, index = 0, 0
     while done < len(plan):
@@ -114,11 +114,11 @@ def rounds(
         grad_enabled = torch.is_grad_enabled()
         torch.set_grad_enabled(False)  # not around the `yield`, where it would affect the caller
         try:
-            still = (path.improve(batch) <= tolerance).tolist()
+            converged = (path.improve(batch) <= tolerance).tolist()
         finally:
             torch.set_grad_enabled(grad_enabled)
         # The first state has converged whatever its change: it was computed from a state that had converged before.
-        done += [True, *still[1:], False].index(False)
+        done += [True, *converged[1:], False].index(False)
         index += 1
         yield Round(index, done, len(batch), path.states[done])
 
@@ -157,17 +157,17 @@ class _Path:
         return self.drawn[k]
 
 
-def run(denoise: AnyDenoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, **how: Any) -> Tensor:
+def run(denoise: AnyDenoiser, plan: Plan, start: Tensor | Noise, noise: Noise | None = None, **options: Any) -> Tensor:
     """The last state of `rounds`, (N, ...), with the same arguments and errors."""
-    *_, last = rounds(denoise, plan, start, noise, **how)
+    *_, last = rounds(denoise, plan, start, noise, **options)
     return last.x
 
 
 def _check(plan: Plan, window: int | None, tolerance: float) -> None:
     if not isinstance(plan, Plan) or plan.before or plan.lattice:
-        problem = "starts from two states, or is over categories"
-        raise DdimError(f"plan {plan.name}", problem, "run it one row after the other, with ddim.loop.run")
+        problem = "starts from two states, or is for discrete data"
+        raise DdimError(f"plan {plan.name}", problem, "run it row by row, with ddim.loop.run")
     if window is not None and window < 1:
-        raise DdimError(f"window {window}", "is not a whole number >= 1", "give 1 or more")
+        raise DdimError(f"window {window}", "is not a whole number >= 1", "use 1 or more")
     if not 0 <= tolerance < float("inf"):
-        raise DdimError(f"tolerance {tolerance}", "is not a number >= 0", "give one, such as 0.001")
+        raise DdimError(f"tolerance {tolerance}", "is not a number >= 0", "use one such as 0.001")

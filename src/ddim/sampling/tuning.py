@@ -35,7 +35,7 @@ from ddim.samplers import ONE_EVALUATION, named, recommended
 from ddim.sampling.fitting import CachedDenoiser, ReferenceSolution, fitted, rms
 from ddim.sampling.loop import run
 
-GRIDS = ("equal-angle", "quadratic", "log-snr", "linear")
+SPACINGS = ("equal-angle", "quadratic", "log-snr", "linear")
 CHEAPEST = "dynamic programming"
 SCREEN = 8  # calibration samples for the first evaluation of every sampler with every spacing
 SHORT = 12  # number of untuned plans that are then evaluated on all samples that are not held out
@@ -70,21 +70,21 @@ class Progress:
         stage: The name of the current stage.
         done: Parts done in this stage.
         total: Approximate number of parts in this stage.
-        found: The result, in the last record only.
+        result: The result, in the last record only.
     """
 
     stage: str
     done: int
     total: int
-    found: Tuned | None = None
+    result: Tuned | None = None
 
 
-def jump_cost(teacher: ReferenceSolution) -> np.ndarray:
+def jump_cost(reference: ReferenceSolution) -> np.ndarray:
     """Entry (i, j), i < j: the RMS error of one DDIM step from state i of the reference solution to its state j."""
-    levels, states = teacher.levels, teacher.states
+    levels, states = reference.levels, reference.states
     cost = np.full((len(levels), len(levels)), math.inf)
     for i, j in itertools.combinations(range(len(levels)), 2):
-        step = teacher.steps[i]
+        step = reference.steps[i]
         end = step.x0 * levels[j].signal + step.eps * levels[j].noise
         cost[i, j] = rms(end, states[j])
     return cost
@@ -119,7 +119,7 @@ class _Candidate:
     plan: Plan
     error: float
 
-    def renamed(self, calibration_samples: int) -> Plan:
+    def labelled(self, calibration_samples: int) -> Plan:
         """The plan, labelled as tuned."""
         return replace(self.plan, sampler="tuned", about=f"{self.solver}, {self.about}, {calibration_samples} samples")
 
@@ -162,7 +162,7 @@ def iter_tuning(
     for reference, start, path in zip(
         references, (calibration_samples[:half], calibration_samples[half:]), (True, False), strict=True
     ):
-        for _ in reference.solve(CachedDenoiser(denoise, size, keep=0), start, path):
+        for _ in reference.solve(CachedDenoiser(denoise, size, cache_bytes=0), start, path):
             done += 1
             yield Progress("reference", done, total)
     reference, held_out = references
@@ -174,24 +174,24 @@ def iter_tuning(
     for name, times in grids.items():
         for sampler in ONE_EVALUATION:
             (tuned if times is cheapest else untuned).append(evaluator.attempt(sampler, name, times, SCREEN))
-            yield Progress("samplers x grids", len(untuned) + len(tuned), len(grids) * len(ONE_EVALUATION))
+            yield Progress("samplers x timesteps", len(untuned) + len(tuned), len(grids) * len(ONE_EVALUATION))
     untuned, tuned = evaluator.best(untuned, SHORT)[:BEST], evaluator.best(tuned, 2)[:1]
     sampler, name = recommended(nfe, schedule, predicts)
     untuned.append(evaluator.attempt(sampler, name, grids.get(name) or timesteps.tau(schedule, name, nfe, top)))
     starts = [evaluator.attempt(solver, name, times) for name, times in grids.items()]
     best = min(starts, key=lambda candidate: candidate.error)
     for done, total, best in _search(evaluator, best):  # noqa: B007, B020
-        yield Progress("times", done, total)
+        yield Progress("timesteps", done, total)
     results = []
     for index, candidate in enumerate((best, *tuned, *untuned)):
-        error = rms(run(CachedDenoiser(denoise, size, keep=0), candidate.plan, held_out.start), held_out.end)
+        error = rms(run(CachedDenoiser(denoise, size, cache_bytes=0), candidate.plan, held_out.start), held_out.end)
         results.append(
-            (error, index, candidate.renamed(len(calibration_samples)) if index <= len(tuned) else candidate.plan)
+            (error, index, candidate.labelled(len(calibration_samples)) if index <= len(tuned) else candidate.plan)
         )
-        yield Progress("held out", index + 1, 1 + len(tuned) + len(untuned))
+        yield Progress("held-out samples", index + 1, 1 + len(tuned) + len(untuned))
     best_result, best_untuned = min(results), min(results[1 + len(tuned) :])
     result = Tuned(best_result[2], best_result[0], best_untuned[2], best_untuned[0], best_result[1] <= len(tuned))
-    yield Progress("held out", len(results), len(results), result)
+    yield Progress("held-out samples", len(results), len(results), result)
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,9 +257,9 @@ def _change_time(schedule: Schedule, levels: Sequence[Level], index: int, by: fl
 
 
 def _grids(schedule: Schedule, nfe: int, top: int) -> dict[str, Sequence[float]]:
-    """Rising times by the name of their spacing, for those of `GRIDS` that have `nfe` times and start at `top`."""
+    """Rising times by the name of their spacing, for those of `SPACINGS` that have `nfe` times and start at `top`."""
     grids: dict[str, Sequence[float]] = {}
-    for name in GRIDS:
+    for name in SPACINGS:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DdimWarning)
             times = timesteps.tau(schedule, name, nfe, top)
@@ -271,9 +271,7 @@ def _grids(schedule: Schedule, nfe: int, top: int) -> dict[str, Sequence[float]]
 def _check(schedule: Schedule, nfe: int, calibration_samples: Tensor, solver: str, top: int) -> None:
     most = min(top, len(ReferenceSolution(schedule, top=top).plan)) // 2
     if not 2 <= nfe <= most:
-        raise DdimError(
-            f"nfe {nfe}", f"is outside 2..{most}", "choose a number of network evaluations that needs tuning"
-        )
+        raise DdimError(f"nfe {nfe}", f"is outside 2..{most}", "choose a number in that range")
     if len(calibration_samples) < 4 or len(calibration_samples) % 2:
         raise DdimError(
             f"{len(calibration_samples)} calibration samples", "must be an even number of at least 4", "use 128 or more"

@@ -41,7 +41,7 @@ def clip(low: float = -1.0, high: float = 1.0) -> Hook:
         DdimError: If low is not below high.
     """
     if not low < high:
-        raise DdimError(f"clip to [{low:g}, {high:g}]", "is an empty range", "give a low end below the high one")
+        raise DdimError(f"clip to [{low:g}, {high:g}]", "is an empty range", "use low < high")
     return lambda x0, _: x0.clamp(low, high)
 
 
@@ -57,7 +57,7 @@ def threshold(quantile: float = 0.995) -> Hook:
         DdimError: If the quantile is outside 0..1.
     """
     if not 0 <= quantile <= 1:
-        raise DdimError(f"quantile {quantile:g}", "is outside 0..1", "give a number such as 0.995")
+        raise DdimError(f"quantile {quantile:g}", "is outside 0..1", "use a number such as 0.995")
 
     def hook(x0: Tensor, _: Level) -> Tensor:
         # One sample at a time: torch.quantile accepts at most 2^24 numbers.
@@ -91,7 +91,7 @@ def consistent(operator: Operator, y: Tensor, rounds: int = 0) -> Hook:
     def hook(x0: Tensor, level: Level) -> Tensor:
         if len(y) not in (1, len(x0)):
             problem = f"are {len(y)} for a batch of {len(x0)}"
-            raise DdimError("known data", problem, "give one for all samples; a model samples in micro-batches")
+            raise DdimError("measurements", problem, "pass one for all samples; a model samples in micro-batches")
         particular = operator.pinv(y.to(x0))
         for _ in range(rounds):
             x0 = (particular + (x0 - operator.pinv(operator.apply(x0)))).clamp(-1, 1)
@@ -133,7 +133,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.mask.dtype != torch.bool:
-            raise DdimError("mask", f"is {self.mask.dtype}, not bool", "write mask > 0.5, for instance")
+            raise DdimError("mask", f"is {self.mask.dtype}, not bool", "use mask > 0.5, for instance")
 
     def apply(self, x: Tensor, /) -> Tensor:
         """(N, ...) to (N, K), where K is the number of measured values.
@@ -143,7 +143,7 @@ class Mask:
         """
         if x.shape[1:] != self.mask.shape:
             problem = f"is {tuple(self.mask.shape)}, a sample is {tuple(x.shape[1:])}"
-            raise DdimError("mask", problem, "give one of a sample's shape")
+            raise DdimError("mask", problem, "pass one of a sample's shape")
         return x[:, self.mask.to(x.device)]
 
     def pinv(self, y: Tensor, /) -> Tensor:
@@ -168,7 +168,7 @@ class MeanPool:
 
     def __post_init__(self) -> None:
         if self.k < 1:
-            raise DdimError(f"pooling by {self.k}", "is not a whole number >= 1", "give a number such as 4")
+            raise DdimError(f"pooling by {self.k}", "is not a whole number >= 1", "use a number such as 4")
 
     def apply(self, x: Tensor, /) -> Tensor:
         """(N, C, H, W) to (N, C, H / k, W / k).
@@ -178,7 +178,7 @@ class MeanPool:
         """
         if x.shape[-2] % self.k or x.shape[-1] % self.k:
             problem = f"does not divide {x.shape[-2]}x{x.shape[-1]} pixels"
-            raise DdimError(f"pooling by {self.k}", problem, "give a factor of both sides")
+            raise DdimError(f"pooling by {self.k}", problem, "use a factor of both sides")
         return torch.nn.functional.avg_pool2d(x, self.k)
 
     def pinv(self, y: Tensor, /) -> Tensor:
@@ -204,7 +204,7 @@ class Grey:
 
     def __post_init__(self) -> None:
         if not math.isclose(sum(self.weights), 1, abs_tol=1e-9):
-            raise DdimError(f"grey weights {self.weights}", f"have the sum {sum(self.weights):g}", "make it 1")
+            raise DdimError(f"grey weights {self.weights}", f"have the sum {sum(self.weights):g}", "use a sum of 1")
 
     def apply(self, x: Tensor, /) -> Tensor:
         """(N, C, H, W) to (N, 1, H, W).
@@ -213,8 +213,8 @@ class Grey:
             DdimError: If the numbers of channels and weights differ.
         """
         if x.shape[1] != len(self.weights):
-            problem = f"weighs {len(self.weights)} channels, there are {x.shape[1]}"
-            raise DdimError("grey", problem, "use a colour model, or give other weights")
+            problem = f"has {len(self.weights)} weights for {x.shape[1]} channels"
+            raise DdimError("grey", problem, "use a model of colour images, or other weights")
         return (x * x.new_tensor(self.weights)[:, None, None]).sum(1, keepdim=True)
 
     def pinv(self, y: Tensor, /) -> Tensor:

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 BATCH = "N"
 DOMAIN, FUNCTION = "ddim", "Network"
-OF_WEIGHTS = "network."
+WEIGHTS_PREFIX = "network."
 LIMIT = 2**31 - 1  # bytes of one protobuf
 
 
-def need_onnx() -> None:
+def require_onnx() -> None:
     """Check that the libraries for writing ONNX are installed.
 
     Raises:
@@ -75,8 +75,8 @@ def join(
     """
     from onnx import helper, numpy_helper
 
-    weights = [tensor for tensor in body.graph.initializer if tensor.name.startswith(OF_WEIGHTS)]
-    others = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(OF_WEIGHTS)]
+    weights = [tensor for tensor in body.graph.initializer if tensor.name.startswith(WEIGHTS_PREFIX)]
+    others = [tensor for tensor in body.graph.initializer if not tensor.name.startswith(WEIGHTS_PREFIX)]
     names = [tensor.name for tensor in weights]
     inner = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in others]
     network = helper.make_function(
@@ -103,12 +103,12 @@ def join(
     return model
 
 
-def finish(model: onnx.ModelProto, facts: Mapping[str, str], version: str) -> bytes:
+def finish(model: onnx.ModelProto, metadata: Mapping[str, str], version: str) -> bytes:
     """Add metadata to an ONNX model, and serialise it.
 
     Args:
         model: The model.
-        facts: The metadata.
+        metadata: The metadata.
         version: The version of this library.
 
     Raises:
@@ -117,9 +117,9 @@ def finish(model: onnx.ModelProto, facts: Mapping[str, str], version: str) -> by
     from onnx import helper
 
     model.producer_name, model.producer_version = "ddim", version
-    helper.set_model_props(model, dict(facts))
+    helper.set_model_props(model, dict(metadata))
     if model.ByteSize() > LIMIT:
-        raise DdimError("ONNX", f"holds at most 2 GB, this model has {model.ByteSize() / 1e9:.1f}", "write a .pt2")
+        raise DdimError("ONNX", f"allows at most 2 GB, this model has {model.ByteSize() / 1e9:.1f}", "export a .pt2")
     return bytes(model.SerializeToString())
 
 
@@ -137,6 +137,6 @@ def run_onnx(data: bytes, inputs: Sequence[Mapping[str, np.ndarray]]) -> list[np
 
 def _sorted(nodes: Sequence[onnx.NodeProto]) -> list[onnx.NodeProto]:
     """Nodes in topological order."""
-    makers = {name: place for place, node in enumerate(nodes) for name in node.output}
-    needs = {place: {makers[name] for name in node.input if name in makers} for place, node in enumerate(nodes)}
-    return [nodes[place] for place in graphlib.TopologicalSorter(needs).static_order()]
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output}
+    needs = {index: {producers[name] for name in node.input if name in producers} for index, node in enumerate(nodes)}
+    return [nodes[index] for index in graphlib.TopologicalSorter(needs).static_order()]

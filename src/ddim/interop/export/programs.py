@@ -38,7 +38,7 @@ class SamplerProgram(nn.Module):
         self.network, self.hub, self.plan = network, hub, plan
         self.times = list(dict.fromkeys(row.query.t for row in plan.rows))
         with torch.no_grad():
-            self.known = [network.condition(torch.tensor([t], dtype=torch.float32)) for t in self.times]
+            self.unlabelled_conditions = [network.condition(torch.tensor([t], dtype=torch.float32)) for t in self.times]
 
     @override
     def forward(self, x_T: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class SamplerProgram(nn.Module):
     def conditions(self, labels: Tensor | None) -> list[Tensor]:
         """The network's conditions, which depend on time and labels only, for each of `times`."""
         if labels is None:
-            return self.known
+            return self.unlabelled_conditions
         return [self.network.condition(torch.full_like(labels, t, dtype=torch.float32), labels) for t in self.times]
 
     def through(self, body: Any, x_T: Tensor, conditions: list[Tensor]) -> Tensor:
@@ -120,4 +120,4 @@ def trace(
     except Exception as error:  # of many types, none of which a user could act on
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         problem = f"cannot be traced by torch {torch.__version__} ({reason})"
-        raise DdimError(what, problem, "try another version of torch") from error
+        raise DdimError(what, problem, "use another version of torch") from error

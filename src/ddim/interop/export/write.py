@@ -30,7 +30,7 @@ from ddim.plan.plan import Plan
 from ddim.sampling.loop import run
 
 SUFFIXES = (".onnx", ".pt2")
-FACTS = "ddim.json"
+METADATA_FILE = "ddim.json"
 """The extra file of a .pt2 with its metadata."""
 SIZES = (2, 5)
 """The batch sizes at which a file is compared with the model."""
@@ -46,13 +46,13 @@ class Exported:
     Args:
         path: The path.
         size: The size in bytes.
-        facts: The metadata.
+        metadata: The metadata.
         difference: The largest absolute difference from the model's results; None if no runtime is installed.
     """
 
     path: Path
     size: int
-    facts: Mapping[str, str]
+    metadata: Mapping[str, str]
     difference: float | None
 
 
@@ -90,28 +90,28 @@ def iter_export(
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise DdimError(path, "is of no known form", f"name a file {' or '.join('*' + each for each in SUFFIXES)}")
+        raise DdimError(path, "has no supported suffix", f"use {' or '.join('*' + each for each in SUFFIXES)}")
     if path.suffix == ".onnx":
-        onnx_file.need_onnx()
+        onnx_file.require_onnx()
     if plan is not None:
         _check_plan(model, plan)
-    facts = describe(model, plan, name)
+    metadata = describe(model, plan, name)
     network = copy.deepcopy(model.network).cpu()
     program: NetworkProgram | SamplerProgram = NetworkProgram(network)
     if plan is not None:
         program = SamplerProgram(network, model.kind.hub, plan)
-    yield f"tracing the {facts['what']}"
+    yield f"tracing the {metadata['what']}"
     with _quiet():
         inputs, strict = examples(model, 2, plan), model.config.categorical is not None
         if path.suffix == ".onnx" and isinstance(program, SamplerProgram):
-            data = _sampler_onnx(program, inputs, facts)
+            data = _sampler_onnx(program, inputs, metadata)
         else:
-            traced = trace(program, (*inputs.values(),), facts["what"], strict=strict)
-            data = _pt2(traced, facts) if path.suffix == ".pt2" else _network_onnx(traced, list(inputs), facts)
-    yield "checking it"
+            traced = trace(program, (*inputs.values(),), metadata["what"], strict=strict)
+            data = _pt2(traced, metadata) if path.suffix == ".pt2" else _network_onnx(traced, list(inputs), metadata)
+    yield "comparing it with the model"
     difference = _difference(model, network, plan, path, data)
     write_atomic(path, data)
-    return Exported(path, len(data), facts, difference)
+    return Exported(path, len(data), metadata, difference)
 
 
 def describe(model: Model, plan: Plan | None, name: str = "") -> dict[str, str]:
@@ -121,7 +121,7 @@ def describe(model: Model, plan: Plan | None, name: str = "") -> dict[str, str]:
     predicts = "logits" if config.categorical else config.predicts
     x = f"{'int64' if config.categorical else 'float32'} (N, {shape})"
     labels = f"; labels int64 (N,), 0..{classes - 1}, or {classes} for none" if classes else ""
-    facts = {
+    metadata = {
         "format": "ddim-export",
         "version": "1",
         "what": what,
@@ -137,11 +137,11 @@ def describe(model: Model, plan: Plan | None, name: str = "") -> dict[str, str]:
     }
     if plan is not None:
         io_ = {"input": f"x_T {x}, standard normal{labels}", "output": f"x_0 {x}", "noise": _NOISE}
-        return facts | io_ | {"plan": plan.to_json(), "plan_name": plan.name}
+        return metadata | io_ | {"plan": plan.to_json(), "plan_name": plan.name}
     levels = [model.schedule.level(t) for t in range(1, model.schedule.T + 1)]
     out = f"float32 (N, {shape}, {config.categorical.size})" if config.categorical else x
     io_ = {"input": f"x {x}; t float32 (N,), 1..{model.schedule.T}{labels}", "output": f"{predicts} {out}"}
-    return facts | io_ | {"alpha_bar": json.dumps([level.alpha_bar for level in levels])}
+    return metadata | io_ | {"alpha_bar": json.dumps([level.alpha_bar for level in levels])}
 
 
 def examples(model: Model, n: int, plan: Plan | None) -> dict[str, Tensor]:
@@ -153,9 +153,9 @@ def examples(model: Model, n: int, plan: Plan | None) -> dict[str, Tensor]:
 
 
 def _check_plan(model: Model, plan: Plan) -> None:
-    what, hint = f"plan {plan.name}", "export a plan without noise, such as ddim's with eta 0"
+    what, hint = f"plan {plan.name}", "export a plan without noise, such as ddim with eta 0"
     if not isinstance(plan, Plan) or model.config.categorical:
-        raise DdimError("sampler", "over categories draws in every step", "export the network")
+        raise DdimError("sampler", "draws in every step over discrete data", "export the network")
     model.check_plan(plan, to_clean=True)
     if plan.stochastic:
         raise DdimError(what, "adds noise, which a program cannot draw", hint)
@@ -177,23 +177,23 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _pt2(program: ExportedProgram, facts: Mapping[str, str]) -> bytes:
+def _pt2(program: ExportedProgram, metadata: Mapping[str, str]) -> bytes:
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             for key in node.meta.keys() - {"val"}:  # the rest includes paths of this machine
                 del node.meta[key]
     program.example_inputs = None  # they would be stored as a pickle
     out = io.BytesIO()
-    torch.export.save(program, out, extra_files={FACTS: json.dumps(facts)})
+    torch.export.save(program, out, extra_files={METADATA_FILE: json.dumps(metadata)})
     return out.getvalue()
 
 
-def _network_onnx(program: ExportedProgram, inputs: list[str], facts: Mapping[str, str]) -> bytes:
-    model = onnx_file.translate(program, inputs, [facts["predicts"]])
-    return onnx_file.finish(model, facts, ddim.__version__)
+def _network_onnx(program: ExportedProgram, inputs: list[str], metadata: Mapping[str, str]) -> bytes:
+    model = onnx_file.translate(program, inputs, [metadata["predicts"]])
+    return onnx_file.finish(model, metadata, ddim.__version__)
 
 
-def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: Mapping[str, str]) -> bytes:
+def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """A sampler as ONNX; the network is traced once, whatever the number of steps."""
     x_T, labels = inputs["x_T"], inputs.get("labels")
     names = {t: f"condition.{place}" for place, t in enumerate(program.times)}
@@ -214,7 +214,7 @@ def _sampler_onnx(program: SamplerProgram, inputs: Mapping[str, Tensor], facts: 
         traced = trace(Frame(program), (x_T, outputs, labels), "sampler")
         frame = onnx_file.translate(traced, ["x_T", *body_outputs, "labels"], ["x_0", *body_inputs, *names.values()])
         constants = {}
-    return onnx_file.finish(onnx_file.join(network, frame, nfe, constants), facts, ddim.__version__)
+    return onnx_file.finish(onnx_file.join(network, frame, nfe, constants), metadata, ddim.__version__)
 
 
 def _difference(model: Model, network: Network, plan: Plan | None, path: Path, data: bytes) -> float | None:
@@ -233,10 +233,10 @@ def _difference(model: Model, network: Network, plan: Plan | None, path: Path, d
             loaded = torch.export.load(io.BytesIO(data)).module()
             results = [loaded(*each.values()).numpy() for each in inputs]
         expected = [_expected(model, network, plan, each).numpy() for each in inputs]
-    worst = max(float(np.abs(one - two).max()) for one, two in zip(results, expected, strict=True))
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(results, expected, strict=True))
     scale = max(1.0, *(float(np.abs(each).max()) for each in expected))
     if not worst <= TOLERANCE * scale:
-        raise DdimError(path, f"would differ from the model by {worst:.2g}, and is not written", "try another torch")
+        raise DdimError(path, f"differs from the model by {worst:.2g} and was not written", "use another torch")
     return worst
 
 
