@@ -211,7 +211,7 @@ SLIPS = (
         "process/parameterization.py",
         "logits = logits.masked_fill(ids == alphabet.mask, -math.inf)",
         "logits = logits.masked_fill(ids == -1, -math.inf)",
-        "test_tokens.py::test_no_x0_is_a_mask_and_what_is_not_masked_may_be_carried_over",
+        "test_tokens.py::test_x0_is_never_a_mask_and_unmasked_tokens_may_be_carried_over",
     ),
     Slip(
         "x_0 integrated over noise / signal, which is for eps",
@@ -274,7 +274,7 @@ SLIPS = (
         "sampling/parallel.py",
         "done += [True, *still[1:], False].index(False)",
         "done += max(1, sum(still))",
-        "test_parallel.py::test_the_window_moves_past_the_first_states_that_stay_put_and_no_further",
+        "test_parallel.py::test_the_window_moves_past_the_leading_converged_states_only",
     ),
     Slip(
         "parallel sampling: the network's x_0 cached instead of its output",
