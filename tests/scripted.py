@@ -1,4 +1,4 @@
-"""A bit generator for numpy whose 32-bit words are dictated, to see what numpy's ziggurat makes of them."""
+"""A numpy bit generator that returns prescribed 32-bit words, to test numpy's ziggurat algorithm."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 NEXT32 = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p)
 NEXT64 = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)
 NEXT_DOUBLE = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_void_p)
-ACCEPTED = 255 | 1 << 9  # accepted at once, whatever the tables
+ACCEPTED = 255 | 1 << 9  # accepted at once, whatever the ziggurat tables are
 
 
 class _BitGenerator(ctypes.Structure):
@@ -26,7 +26,7 @@ class _BitGenerator(ctypes.Structure):
 
 
 class Scripted:
-    """Gives the words of a list, then words that are accepted at once."""
+    """Returns prescribed words, then words that are accepted at once."""
 
     def __init__(self) -> None:
         self.words: tuple[int, ...] = ()
@@ -44,6 +44,6 @@ class Scripted:
         return self.words[self.used - 1] if self.used <= len(self.words) else ACCEPTED
 
     def normal(self, *words: int) -> tuple[np.float32, int]:
-        """The normal number that these words become, and how many words it took."""
+        """The normal number computed from these words, and the number of words used."""
         self.words, self.used = words, 0
         return self._generator.standard_normal(dtype=np.float32), self.used

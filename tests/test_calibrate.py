@@ -22,7 +22,7 @@ from ddim.model.load import load
 from ddim.process import rng
 from ddim.process.schedule import linear, zero_terminal_snr
 from ddim.train import error_table as calibration
-from ddim.train.error_table import Measured, choose_times, complete, error_table
+from ddim.train.error_table import TimestepMSE, choose_timesteps, error_table, interpolate
 from models import contents, ddim, load_tiny, save_tiny, stripes, tiny_model, write_pictures
 
 
@@ -33,7 +33,7 @@ def scalar(variance: float) -> GaussianData:
 @given(T=st.integers(1, 300), count=st.integers(24, 400), dark=st.booleans())
 def test_the_times_are_few_rising_and_reach_both_ends(T: int, count: int, dark: bool) -> None:
     schedule = zero_terminal_snr(linear(T)) if dark and T > 1 else linear(T)
-    times = choose_times(schedule, count)
+    times = choose_timesteps(schedule, count)
     assert times == sorted(set(times))
     assert times[0] >= 1
     assert times[-1] == T
@@ -46,8 +46,8 @@ def test_the_times_are_few_rising_and_reach_both_ends(T: int, count: int, dark: 
 def test_a_hundred_times_tell_the_rest_to_3_percent(variance: float, name: str) -> None:
     schedule = SCHEDULES[name]
     truth = np.array([scalar(variance).error(schedule.level(t)) for t in range(1, 1001)])
-    times = choose_times(schedule, 100)
-    table = complete(times, truth[np.array(times) - 1], 1000)
+    times = choose_timesteps(schedule, 100)
+    table = interpolate(times, truth[np.array(times) - 1], 1000)
     lit = truth > 0
     assert np.abs(np.array(table)[lit] / truth[lit] - 1).max() < 0.03
 
@@ -55,13 +55,13 @@ def test_a_hundred_times_tell_the_rest_to_3_percent(variance: float, name: str) 
 @pytest.mark.parametrize("count", [23, 0, -3])
 def test_too_few_times_are_refused(count: int) -> None:
     with pytest.raises(DdimError, match=f"times {count}: "):
-        choose_times(linear(50), count)
-    assert choose_times(linear(5), 5) == [1, 2, 3, 4, 5]
+        choose_timesteps(linear(50), count)
+    assert choose_timesteps(linear(5), 5) == [1, 2, 3, 4, 5]
 
 
 def test_between_the_times_the_table_is_straight_and_beyond_them_level() -> None:
-    assert complete([2, 4, 7], [0.9, 0.5, 0.2], 8) == (0.9, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.2)
-    assert complete([1, 2], [0.123456789, 1.23456789e-5], 2) == (0.12346, 1.2346e-05)
+    assert interpolate([2, 4, 7], [0.9, 0.5, 0.2], 8) == (0.9, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.2)
+    assert interpolate([1, 2], [0.123456789, 1.23456789e-5], 2) == (0.12346, 1.2346e-05)
 
 
 def gaussian(data: GaussianData, micro_batch: int = 50) -> Any:
@@ -156,9 +156,9 @@ def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: 
     assert sorted(after) == ["config.json", "model.safetensors"]
     assert after["model.safetensors"] == before["model.safetensors"]
     model = load_tiny(place / "out")
-    times = choose_times(model.schedule, 24)
+    times = choose_timesteps(model.schedule, 24)
     found = list(error_table(model, stripes(6)[:5], times, 3))
-    assert model.config.error == pytest.approx(complete(times, [one.error for one in found], 1000), rel=1e-4)
+    assert model.config.error == pytest.approx(interpolate(times, [one.error for one in found], 1000), rel=1e-4)
     assert model.config.provenance.error_from == "calibrate pictures (train), 5 pictures"
     old, new = json.loads(before["config.json"]), json.loads(after["config.json"])
     del (
@@ -202,7 +202,7 @@ def test_a_model_may_be_calibrated_in_its_place_and_again(place: Path) -> None:
 def test_stopped_it_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, before = calibration.error_table, contents(place)
 
-    def interrupted(*words: Any) -> Iterator[Measured]:
+    def interrupted(*words: Any) -> Iterator[TimestepMSE]:
         for one in real(*words):
             if one.t == 4:
                 raise KeyboardInterrupt

@@ -252,7 +252,7 @@ def test_a_plan_a_model_latents_and_statistics_of_the_version_before_are_read(be
 def test_a_run_of_the_version_before_goes_on(before: Path, recwarn: pytest.WarningsRecorder) -> None:
     steps = [report.step for report in run.train(before / "run", text_run(), tiny_set("text"), "cpu")]
     assert steps == [4, 5, 6]
-    assert all("goes on with" in str(warning.message) for warning in recwarn)  # of another torch, perhaps
+    assert all("threads" in str(warning.message) for warning in recwarn)  # of another torch, perhaps
     assert [json.loads(line)["step"] for line in (before / "run/metrics.jsonl").read_text().splitlines()] == [3, 6]
     assert load(before / "run", "cpu").config.provenance.steps == 6
 

@@ -56,7 +56,7 @@ def test_no_step_waits_for_the_gpu(place: str, compiled: bool, no_waiting: Any) 
 
 
 def test_unasked_small_data_lie_on_the_gpu() -> None:
-    assert trainer().feed.held is not None
+    assert trainer().loader.resident is not None
 
 
 def test_wherever_the_data_lie_the_steps_are_the_same() -> None:

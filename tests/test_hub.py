@@ -100,7 +100,7 @@ def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
     rows, count = table(text), sum(p.numel() for p in model.network.parameters())
     assert rows["network"] == str(config.network)
     assert rows["parameters"] == f"{count:,}, stored as float32, {4 * count / 1e6:.1f} MB"
-    assert rows["pictures"] == "8x8, grey"
+    assert rows["images"] == "8x8, grey"
     assert rows["labels"] == "3 classes"
     assert rows["predicts"] == "v"
     assert rows["schedule"].startswith("linear, T = 1000, log-SNR 9.21 at t = 1 to -10.12 at T")

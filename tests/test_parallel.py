@@ -1,4 +1,4 @@
-"""Run in parallel over time a plan comes to where it comes to one row after the other."""
+"""Parallel sampling over time gives the result of the sequential loop."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ NOISE = Draws(3, (0, 1, 2, 3), (2,))
 
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_after_k_rounds_the_first_k_states_are_those_of_the_loop(name: str, window: int | None) -> None:
+def test_after_k_rounds_the_first_k_states_equal_those_of_the_loop(name: str, window: int | None) -> None:
     plan = SAMPLERS[name](LEVELS)
-    exactly = [START, *(step.x for step in trajectory(DATA.denoise, plan, START, NOISE))]
+    expected_states = [START, *(step.x for step in trajectory(DATA.denoise, plan, START, NOISE))]
     seen = 0
-    for made in parallel.rounds(DATA.denoise, plan, START, NOISE, window, tolerance=0):
+    for result in parallel.rounds(DATA.denoise, plan, START, NOISE, window, tolerance=0):
         seen += 1
-        assert made.index == seen
-        assert made.done >= seen
-        scale = 1 + exactly[made.done].abs().max()
-        torch.testing.assert_close(made.x, exactly[made.done], rtol=0, atol=float(1e-9 * scale))
-    assert made.done == len(plan) >= seen
+        assert result.index == seen
+        assert result.done >= seen
+        scale = 1 + expected_states[result.done].abs().max()
+        torch.testing.assert_close(result.x, expected_states[result.done], rtol=0, atol=float(1e-9 * scale))
+    assert result.done == len(plan) >= seen
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -59,10 +59,10 @@ def test_the_error_is_about_the_tolerance_and_there_are_far_fewer_rounds_than_ro
     expected = run(DATA.denoise, plan, START, NOISE)
     count = []
     for tolerance in (1e-2, 1e-3, 1e-4):
-        *made, last = parallel.rounds(DATA.denoise, plan, START, NOISE, tolerance=tolerance)
+        *results, last = parallel.rounds(DATA.denoise, plan, START, NOISE, tolerance=tolerance)
         error = (last.x - expected).square().mean(1).sqrt().max()
         assert error < 10 * tolerance
-        count.append(len(made) + 1)
+        count.append(len(results) + 1)
     assert count == sorted(count)
     assert count[1] < len(plan) / 2
 
@@ -70,21 +70,21 @@ def test_the_error_is_about_the_tolerance_and_there_are_far_fewer_rounds_than_ro
 @given(window=st.integers(1, 12), tolerance=st.floats(0, 0.5))
 def test_there_are_never_more_rounds_than_rows(window: int, tolerance: float) -> None:
     plan = samplers.ddim(LEVELS)
-    made = [*parallel.rounds(DATA.denoise, plan, START, window=window, tolerance=tolerance)]
-    assert len(made) <= len(plan)
-    assert [one.done for one in made] == sorted(one.done for one in made)
-    assert made[-1].done == len(plan)
-    assert all(one.nfe <= window for one in made)
+    results = [*parallel.rounds(DATA.denoise, plan, START, window=window, tolerance=tolerance)]
+    assert len(results) <= len(plan)
+    assert [item.done for item in results] == sorted(item.done for item in results)
+    assert results[-1].done == len(plan)
+    assert all(item.nfe <= window for item in results)
 
 
-def test_a_window_of_one_is_the_loop_itself() -> None:
+def test_a_window_of_one_equals_the_loop() -> None:
     plan = samplers.unipc(LEVELS, order=2)
-    made = parallel.run(DATA.denoise, plan, START, window=1)
-    torch.testing.assert_close(made, run(DATA.denoise, plan, START), rtol=1e-12, atol=1e-12)
+    results = parallel.run(DATA.denoise, plan, START, window=1)
+    torch.testing.assert_close(results, run(DATA.denoise, plan, START), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", ["plain", "labels", "guided", "clipped", "learned"])
-def test_a_network_is_called_once_a_round_and_says_the_same(case: str) -> None:
+def test_the_network_is_evaluated_once_per_round_with_the_same_result(case: str) -> None:
     model = tiny_model(classes=0 if case in ("plain", "clipped", "learned") else 3, learned_variance=case == "learned")
     plan = model.plan(8, eta=0.5, clip_x0=case == "clipped")
     if case == "learned":
@@ -104,42 +104,42 @@ def test_a_network_is_called_once_a_round_and_says_the_same(case: str) -> None:
     assert calls[0] == 3 * 8
 
 
-def test_gradients_stay_as_the_caller_has_them() -> None:
+def test_the_gradient_mode_of_the_caller_is_unchanged() -> None:
     steps = parallel.rounds(DATA.denoise, samplers.ddim(LEVELS), START)
     next(steps)
     assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("settings", "message"),
     [
         ({"window": 0}, r"^window 0: "),
         ({"tolerance": -1.0}, r"^tolerance -1\.0: "),
         ({"tolerance": math.nan}, "tolerance nan"),
     ],
 )
-def test_what_is_out_of_range_is_refused(how: dict[str, Any], said: str) -> None:
-    with pytest.raises(DdimError, match=said):
-        next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS), START, **how))
+def test_arguments_out_of_range_are_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(DdimError, match=message):
+        next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS), START, **settings))
 
 
 @pytest.mark.parametrize("method", ["reversible", "lossless"])
-def test_a_plan_that_starts_from_two_states_is_refused(method: str) -> None:
+def test_a_plan_with_two_initial_states_is_an_error(method: str) -> None:
     plan = tiny_model().inversion(method, 5).resume_plan
     with pytest.raises(DdimError, match=r"^plan bdia\(equal-angle, S=5,"):
         next(parallel.rounds(DATA.denoise, plan, START))
 
 
-def test_noise_must_be_given() -> None:
+def test_a_stochastic_plan_requires_noise() -> None:
     with pytest.raises(ValueError):
         next(parallel.rounds(DATA.denoise, samplers.ddim(LEVELS, eta=1.0), START))
 
 
-def test_the_window_moves_past_the_first_states_that_stay_put_and_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_window_moves_past_the_leading_converged_states_only(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = samplers.ddim(LEVELS)
     moved = [[9.0, 0.0, 9.0, 0.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0, 0.0, 0.0]]
-    told = iter(moved)
-    monkeypatch.setattr(parallel._Path, "improve", lambda self, some: torch.tensor(next(told)[: len(some)]))
-    made = [*parallel.rounds(DATA.denoise, plan, START, window=6)]
-    assert [one.done for one in made] == [2, 3, 9]
-    assert [one.nfe for one in made] == [6, 6, 6]
+    values = iter(moved)
+    monkeypatch.setattr(parallel._Path, "improve", lambda self, some: torch.tensor(next(values)[: len(some)]))
+    results = [*parallel.rounds(DATA.denoise, plan, START, window=6)]
+    assert [item.done for item in results] == [2, 3, 9]
+    assert [item.nfe for item in results] == [6, 6, 6]

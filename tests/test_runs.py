@@ -1,4 +1,4 @@
-"""A training run may be stopped at any moment in any way; the same command goes on and ends with the same bits."""
+"""A training run that is interrupted in any way and resumed ends with the same bits."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ddim.train.run_config import RunConfig
 from ddim.train.trainer import Trainer
 from models import KINDS, LENGTH, LETTERS, contents, ddim, process, recipe, tiny_config, tiny_set, write_pictures
 
-WORDS = ("--preset", "digits", "--steps", 60, "--batch", 16, "--checkpoint-every", 7, "--preview-every", 0)
-WORDS += ("--log-every", 5, "--device", "cpu")
+OPTIONS = ("--preset", "digits", "--steps", 60, "--batch", 16, "--checkpoint-every", 7, "--preview-every", 0)
+OPTIONS += ("--log-every", 5, "--device", "cpu")
 
 
 def config(classes: int = 0, T: int = 1000, kind: str = "pictures", **changes: Any) -> RunConfig:
@@ -40,16 +40,16 @@ def config(classes: int = 0, T: int = 1000, kind: str = "pictures", **changes: A
 
 
 def go(folder: Path, stop: int = 0, classes: int = 0, kind: str = "pictures", **changes: Any) -> list[runs.Report]:
-    """Run to the end, or until step `stop` is made."""
-    at = [0]
+    """Train to the end, or until step `stop` is done."""
+    updates = [0]
 
-    def asked() -> bool:
-        at[0] += 1
-        return stop > 0 and first + at[0] == stop
+    def stop_requested() -> bool:
+        updates[0] += 1
+        return stop > 0 and first + updates[0] == stop
 
     reports, first = [], 0
     run, data = config(classes, kind=kind, **changes), tiny_set(kind, classes > 0)
-    for report in runs.train(folder, run, data, "cpu", "ddim train", asked):
+    for report in runs.train(folder, run, data, "cpu", "ddim train", stop_requested):
         if not reports:
             first = report.step
         reports.append(report)
@@ -61,40 +61,40 @@ def newest(folder: Path) -> Path:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without the one thing that two runs do not share."""
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("seconds", "checksum")} for line in found]
+    """The metrics, without the values that differ between runs."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("seconds", "checksum")} for line in records]
 
 
-def assert_same_run(one: Path, other: Path) -> None:
-    assert newest(one).name == newest(other).name
-    first, second = read_tensors(newest(one))[0], read_tensors(newest(other))[0]
+def assert_same_run(run: Path, other: Path) -> None:
+    assert newest(run).name == newest(other).name
+    first, second = read_tensors(newest(run))[0], read_tensors(newest(other))[0]
     assert first.keys() == second.keys()
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
     assert {key.split(".")[0] for key in first} == {"network", "ema", "optimizer", "step", "errors"}
-    assert lines(one) == lines(other)
-    assert load(one, "cpu").config.error == load(other, "cpu").config.error
-    for key, value in load(one, "cpu").network.state_dict().items():
+    assert lines(run) == lines(other)
+    assert load(run, "cpu").config.error == load(other, "cpu").config.error
+    for key, value in load(run, "cpu").network.state_dict().items():
         assert torch.equal(load(other, "cpu").network.state_dict()[key], value), key
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Undisturbed runs, each made once."""
-    made: dict[str, Path] = {}
+    """Uninterrupted runs, each trained once."""
+    folders: dict[str, Path] = {}
 
-    def find(**changes: Any) -> Path:
+    def train_once(**changes: Any) -> Path:
         key = repr(changes)
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("whole")
-            go(made[key], **changes)
-        return made[key]
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp("whole")
+            go(folders[key], **changes)
+        return folders[key]
 
-    return find
+    return train_once
 
 
 @pytest.mark.parametrize("kind", ["pictures", "levels", "text"])
-def test_a_run_writes_all_it_promises(kind: str, tmp_path: Path) -> None:
+def test_a_run_writes_all_documented_files(kind: str, tmp_path: Path) -> None:
     reports = go(tmp_path / "run", kind=kind, preview_every=6)
     assert [report.step for report in reports] == list(range(13))
     assert reports[0].event == "started"
@@ -117,17 +117,17 @@ def test_a_run_writes_all_it_promises(kind: str, tmp_path: Path) -> None:
     assert RunConfig.model_validate_json(unseal(files["run.json"], "run.json")) == config(kind=kind, preview_every=6)
 
 
-def test_tensorboard_can_read_the_events(tmp_path: Path) -> None:
+def test_tensorboard_reads_the_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     go(tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert {"loss", "lr", "grad_norm"} <= set(events.Tags()["scalars"])
-    told = [(event.step, event.value) for event in events.Scalars("loss")]
-    assert told == [(line["step"], pytest.approx(line["loss"])) for line in lines(tmp_path)]
+    logged = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert logged == [(line["step"], pytest.approx(line["loss"])) for line in lines(tmp_path)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(kind: str, tmp_path: Path) -> None:
+def test_the_model_is_the_ema_network_with_provenance(kind: str, tmp_path: Path) -> None:
     go(tmp_path, kind=kind)
     model = load(tmp_path, "cpu")
     state, _ = read_tensors(newest(tmp_path))
@@ -141,22 +141,22 @@ def test_the_model_is_the_averaged_network_and_says_where_it_comes_from(kind: st
 
 
 @pytest.mark.parametrize("kind", ["pictures", "masked text"])
-def test_the_model_is_given_the_errors_of_its_training(kind: str, tmp_path: Path) -> None:
-    """At every time that was drawn the mean the state holds, and between those times a straight line."""
+def test_the_model_contains_the_error_table_of_its_training(kind: str, tmp_path: Path) -> None:
+    """The mean in the state at every timestep that was drawn, and linear interpolation between them."""
     go(tmp_path, kind=kind, T=40, ema=0.5)
     config = load(tmp_path, "cpu").config
     state, _ = read_tensors(newest(tmp_path))
-    known = state["errors.counts"] > 1e-12
-    assert 4 < known.sum() < 40
-    means = (state["errors.sums"] / state["errors.counts"])[known]
-    expected = np.interp(range(40), known.nonzero()[:, 0], means)
+    drawn = state["errors.counts"] > 1e-12
+    assert 4 < drawn.sum() < 40
+    means = (state["errors.sums"] / state["errors.counts"])[drawn]
+    expected = np.interp(range(40), drawn.nonzero()[:, 0], means)
     assert config.error is not None
     assert len(config.error) == 40
     np.testing.assert_allclose(config.error, expected, rtol=1e-4)
     assert config.provenance.error_from == "training"
 
 
-def test_errors_known_at_too_few_times_are_not_told(tmp_path: Path) -> None:
+def test_an_error_table_with_too_few_timesteps_is_not_written(tmp_path: Path) -> None:
     go(tmp_path)
     state, _ = read_tensors(newest(tmp_path))
     assert 0 < (state["errors.counts"] > 0).sum() < 100
@@ -164,7 +164,7 @@ def test_errors_known_at_too_few_times_are_not_told(tmp_path: Path) -> None:
     assert (config.error, config.provenance.error_from) == (None, "")
 
 
-def test_a_run_of_an_older_version_goes_on_and_says_that_it_had_no_table(tmp_path: Path) -> None:
+def test_a_run_of_an_older_version_without_error_table_is_resumed_with_a_warning(tmp_path: Path) -> None:
     go(tmp_path, stop=6)
     tensors, meta = read_tensors(newest(tmp_path))
     write_tensors(newest(tmp_path), {k: v for k, v in tensors.items() if not k.startswith("errors.")}, meta)
@@ -172,7 +172,7 @@ def test_a_run_of_an_older_version_goes_on_and_says_that_it_had_no_table(tmp_pat
         assert go(tmp_path)[-1].step == 12
 
 
-def test_the_metrics_are_means_over_the_steps_between(tmp_path: Path) -> None:
+def test_metrics_are_means_over_the_logging_interval(tmp_path: Path) -> None:
     go(tmp_path / "fine", log_every=1)
     go(tmp_path / "coarse", log_every=6)
     fine = [line["loss"] for line in lines(tmp_path / "fine")]
@@ -203,7 +203,7 @@ ALL: dict[str, Any] = {"classes": 3, "flip": True, "decay": "cosine", "accumulat
         ((3, 4), {"kind": "masked text", "decay": "cosine", "accumulate": 2, "keep": 1}),
     ],
 )
-def test_stopped_and_gone_on_with_it_is_the_same_run(
+def test_resume_is_bit_exact(
     stops: tuple[int, ...], changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
     for stop in stops:
@@ -218,28 +218,28 @@ def test_stopped_and_gone_on_with_it_is_the_same_run(
     ("after", "changes"),
     [(1, {}), (4, {}), (6, {}), (11, {}), (6, {"kind": "text", "T": 40})],
 )
-def test_broken_off_between_checkpoints_it_is_the_same_run(
+def test_resume_after_an_interruption_between_checkpoints_is_bit_exact(
     after: int, changes: dict[str, Any], tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
-    """As a kill would: nothing is saved at the moment it ends, and the last line may be cut."""
+    """Like a kill: nothing is saved at that moment, and the last metrics line may be cut."""
     data = tiny_set(changes.get("kind", "pictures"))
-    steps = runs.train(tmp_path / "broken", config(**changes), data, "cpu")
+    steps = runs.train(tmp_path / "interrupted", config(**changes), data, "cpu")
     for report in steps:
         if report.step == after:
             break
     steps.close()
-    with open(tmp_path / "broken/metrics.jsonl", "a", encoding="utf-8") as file:
+    with open(tmp_path / "interrupted/metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"step": 12, "los')
-    (tmp_path / "broken/state/.00000012.safetensors.1.part").write_bytes(b"half a state")
+    (tmp_path / "interrupted/state/.00000012.safetensors.1.part").write_bytes(b"half a state")
     with pytest.warns(DdimWarning, match=r"\b1\b"):
-        again = go(tmp_path / "broken", **changes)
+        again = go(tmp_path / "interrupted", **changes)
     assert again[0].step == after // 4 * 4
-    assert_same_run(tmp_path / "broken", whole(**changes))
-    assert not list((tmp_path / "broken").rglob("*.part"))
+    assert_same_run(tmp_path / "interrupted", whole(**changes))
+    assert not list((tmp_path / "interrupted").rglob("*.part"))
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
-def test_a_finished_run_started_again_changes_nothing(kind: str, tmp_path: Path) -> None:
+def test_starting_a_finished_run_again_changes_nothing(kind: str, tmp_path: Path) -> None:
     go(tmp_path, kind=kind, preview_every=12)
     before = contents(tmp_path)
     (report,) = go(tmp_path, kind=kind, preview_every=12)
@@ -248,7 +248,7 @@ def test_a_finished_run_started_again_changes_nothing(kind: str, tmp_path: Path)
     assert after == {name: before[name] for name in after}
 
 
-def test_a_model_that_is_gone_is_written_again(tmp_path: Path) -> None:
+def test_a_deleted_model_is_written_again(tmp_path: Path) -> None:
     go(tmp_path)
     before = load(tmp_path, "cpu").network.state_dict()
     for path in (tmp_path / "model").iterdir():
@@ -258,15 +258,15 @@ def test_a_model_that_is_gone_is_written_again(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[key]) for key, value in load(tmp_path, "cpu").network.state_dict().items())
 
 
-def test_killed_after_the_state_and_before_the_model_it_writes_the_model(
+def test_a_run_killed_between_state_and_model_writes_the_model_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
+    def kill(*_: object) -> None:
         if newest(tmp_path).stem == "00000012":
             raise KeyboardInterrupt
 
     real = runs.checkpoint.write
-    monkeypatch.setattr(runs.checkpoint, "write", lambda *words: killed() or real(*words))
+    monkeypatch.setattr(runs.checkpoint, "write", lambda *arguments: kill() or real(*arguments))
     with pytest.raises(KeyboardInterrupt):
         go(tmp_path)
     assert load(tmp_path, "cpu").config.provenance.steps < 12
@@ -275,27 +275,27 @@ def test_killed_after_the_state_and_before_the_model_it_writes_the_model(
     assert load(tmp_path, "cpu").config.provenance.steps == 12
 
 
-def test_killed_in_the_first_write_the_folder_can_still_be_used(tmp_path: Path) -> None:
+def test_a_folder_of_a_run_killed_in_its_first_write_can_be_used(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.json.4711.part").write_text('{"half')
     go(tmp_path, stop=1)
     assert not list(tmp_path.glob(".*.part"))
 
 
-def test_how_often_is_saved_and_logged_may_change(tmp_path: Path, whole: Callable[..., Path]) -> None:
+def test_checkpoint_and_logging_intervals_may_change(tmp_path: Path, whole: Callable[..., Path]) -> None:
     go(tmp_path, stop=5)
     go(tmp_path, keep=7, checkpoint_every=2)
     assert_same_run(tmp_path, whole())
 
 
-@pytest.mark.parametrize(("kind", "wrong"), [("levels", r"^stripes: "), ("text", r"^words\.txt: ")])
-def test_a_label_beyond_the_classes_is_refused(kind: str, wrong: str, tmp_path: Path) -> None:
-    few = config(classes=2, kind=kind)
-    with pytest.raises(DdimError, match=wrong):
-        next(runs.train(tmp_path, few, tiny_set(kind, labelled=True), "cpu"))
+@pytest.mark.parametrize(("kind", "message"), [("levels", r"^stripes: "), ("text", r"^words\.txt: ")])
+def test_a_label_beyond_the_classes_is_an_error(kind: str, message: str, tmp_path: Path) -> None:
+    too_few = config(classes=2, kind=kind)
+    with pytest.raises(DdimError, match=message):
+        next(runs.train(tmp_path, too_few, tiny_set(kind, labelled=True), "cpu"))
 
 
-def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
+def test_more_steps_resume_the_run_with_a_warning(tmp_path: Path) -> None:
     go(tmp_path)
     with pytest.warns(DdimWarning, match=r"\b15\b"):
         reports = go(tmp_path, steps=15)
@@ -303,7 +303,7 @@ def test_more_steps_go_on_and_say_so(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [3, 6, 9, 12, 15]
 
 
-def test_fewer_steps_than_are_made_are_refused(tmp_path: Path) -> None:
+def test_fewer_steps_than_trained_are_an_error(tmp_path: Path) -> None:
     go(tmp_path)
     before = contents(tmp_path)
     with pytest.raises(DdimError, match=r"\b10\b"):
@@ -312,7 +312,7 @@ def test_fewer_steps_than_are_made_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "named"),
+    ("kind", "changes", "message"),
     [
         ("pictures", {"lr": 1e-3}, "train.lr 0.002, not 0.001"),
         ("pictures", {"seed": 1}, "train.seed"),
@@ -327,24 +327,24 @@ def test_fewer_steps_than_are_made_are_refused(tmp_path: Path) -> None:
         ("text", {"kind": "masked text"}, "model.schedule.zero_terminal_snr"),
     ],
 )
-def test_another_recipe_is_refused_and_the_key_named(
-    kind: str, changes: dict[str, Any], named: str, tmp_path: Path
+def test_another_configuration_is_an_error_that_names_the_key(
+    kind: str, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     go(tmp_path, stop=2, kind=kind)
     before = contents(tmp_path)
-    with pytest.raises(DdimError, match=named):
+    with pytest.raises(DdimError, match=message):
         go(tmp_path, **{"kind": kind, **changes})
     assert contents(tmp_path) == before
 
 
-def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
+def test_a_folder_with_other_files_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(DdimError):
         go(tmp_path)
-    assert contents(tmp_path) == {"notes.txt": b"mine"}
+    assert contents(tmp_path) == {"notes.txt": b"notes"}
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+def test_a_folder_in_use_is_an_error(tmp_path: Path) -> None:
     first = runs.train(tmp_path, config(), tiny_set(), "cpu")
     next(first)
     with pytest.raises(DdimError):
@@ -356,11 +356,11 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "kind"),
     [
-        *((damage, "pictures") for damage in ("cut", "empty", "text", "foreign", "strange")),
+        *((damage, "pictures") for damage in ("cut", "empty", "text", "foreign", "unrelated")),
         ("foreign", "text"),
     ],
 )
-def test_a_damaged_state_is_named_and_without_it_the_one_before_serves(
+def test_a_damaged_state_is_reported_and_the_previous_one_is_used(
     damage: str, kind: str, tmp_path: Path, whole: Callable[..., Path]
 ) -> None:
     go(tmp_path / "run", stop=9, kind=kind)
@@ -370,34 +370,34 @@ def test_a_damaged_state_is_named_and_without_it_the_one_before_serves(
         other: dict[str, Any] = {"classes": 3} if kind == "pictures" else {"kind": "masked text"}
         go(tmp_path / "other", stop=9, **other)
         data = newest(tmp_path / "other").read_bytes()
-    elif damage == "strange":
+    elif damage == "unrelated":
         data = (tmp_path / "run/model/model.safetensors").read_bytes()
     path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"a text"}.get(damage, data))
     with pytest.warns(DdimWarning) as caught:
         assert go(tmp_path / "run", kind=kind)[0].step == 8
     assert all(len(str(warning.message).splitlines()) == 1 for warning in caught)
-    assert {each.stem for each in (tmp_path / "run/state").iterdir()} == {f"{step:08d}" for step in (4, 8, 9, 12)}
+    assert {state.stem for state in (tmp_path / "run/state").iterdir()} == {f"{step:08d}" for step in (4, 8, 9, 12)}
     path.unlink()
     assert_same_run(tmp_path / "run", whole(kind=kind))
 
 
-def test_a_damaged_run_file_is_named(tmp_path: Path) -> None:
+def test_a_damaged_run_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     go(tmp_path, stop=2)
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(DdimError, match=r"run\.json: "):
         go(tmp_path)
 
 
-def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint_to_go_on_from(
+def test_after_a_non_finite_loss_the_run_resumes_from_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Callable[..., Path]
 ) -> None:
     real = Trainer._loss
 
-    def diverge(self: Trainer, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def diverging_loss(self: Trainer, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         loss, errors = real(self, *args)
         return loss * (torch.nan if self.step == 6 else 1.0), errors
 
-    monkeypatch.setattr(Trainer, "_loss", diverge)
+    monkeypatch.setattr(Trainer, "_loss", diverging_loss)
     with pytest.raises(DdimError, match=r"^step 7: "):
         go(tmp_path / "run")
     assert newest(tmp_path / "run").stem == "00000004"
@@ -421,7 +421,7 @@ PRESETS = {
         ("words.txt", 7, signal.SIGTERM),
     ],
 )
-def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
+def test_a_signal_saves_the_current_step_and_prints_how_to_resume(
     data: str,
     step: int,
     number: signal.Signals,
@@ -433,68 +433,69 @@ def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
     (tmp_path / "words.txt").write_text("a bad bed on a dead end ado " * 9, encoding="utf-8")
     real = Trainer.updates
 
-    def interrupted(self: Trainer) -> Iterator[Any]:
+    def updates_with_signal(self: Trainer) -> Iterator[Any]:
         for update in real(self):
             if update.step == step:
                 signal.raise_signal(number)
             yield update
 
-    monkeypatch.setattr(Trainer, "updates", interrupted)
-    words = ("train", tmp_path / data, *PRESETS[data], "--steps", 9, "--batch", 4, "--device", "cpu")
-    words += ("--preview-every", 0, "--out", tmp_path / "run")
+    monkeypatch.setattr(Trainer, "updates", updates_with_signal)
+    command = ("train", tmp_path / data, *PRESETS[data], "--steps", 9, "--batch", 4, "--device", "cpu")
+    command += ("--preview-every", 0, "--out", tmp_path / "run")
     handler = signal.getsignal(number)
-    assert ddim(*words) == 128 + number
+    assert ddim(*command) == 128 + number
     assert signal.getsignal(number) == handler
     assert [path.stem for path in (tmp_path / "run/state").iterdir()] == [f"{step:08d}"]
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
-    assert told == [f"stopped at step {step} of 9; run the same command to go on"]
+    stopped = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
+    assert len(stopped) == 1
+    assert stopped[0].startswith(f"stopped at step {step} of 9; ")
     monkeypatch.undo()
-    assert ddim(*words) == 0
-    told = capsys.readouterr()
-    assert f"resumed at step {step}" in told.err
-    assert told.out.startswith(f"done: 9 steps, 36 {'images' if data == 'pictures' else 'sequences'} seen")
-    assert ddim(*words) == 0
+    assert ddim(*command) == 0
+    output = capsys.readouterr()
+    assert f"resumed at step {step}" in output.err
+    assert output.out.startswith(f"done: 9 steps, 36 {'images' if data == 'pictures' else 'sequences'} seen")
+    assert ddim(*command) == 0
     assert capsys.readouterr().out.startswith("nothing left to do: 9 steps")
 
 
-def disturbed(data: object, folder: Path, moment: int, number: signal.Signals) -> int:
-    """Run `ddim train` as a real process until `moment` lines of metrics are there, then send it a signal."""
-    command, env = process("train", data, *WORDS, "--out", folder)
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None
+def interrupted_process(data: object, folder: Path, moment: int, number: signal.Signals) -> int:
+    """Run `ddim train` in a process, send it a signal after `moment` lines of metrics, and return its exit code."""
+    command, env = process("train", data, *OPTIONS, "--out", folder)
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
         deadline = time.monotonic() + 150
         metrics = folder / "metrics.jsonl"
-        while running.poll() is None:
+        while child.poll() is None:
             assert time.monotonic() < deadline
             if metrics.exists() and metrics.read_bytes().count(b"\n") >= moment:
                 with pytest.raises(DdimError, match="run: "), lock(folder):
                     pass
-                running.send_signal(number)
+                child.send_signal(number)
                 break
-            select.select([running.stdout], [], [], 0.003)
-        running.communicate()
-    return running.returncode
+            select.select([child.stdout], [], [], 0.003)
+        child.communicate()
+    return child.returncode
 
 
-def test_killed_twice_it_is_the_same_run(tmp_path: Path) -> None:
+def test_resume_after_two_kills_is_bit_exact(tmp_path: Path) -> None:
     """Real processes, ended by SIGKILL between checkpoints."""
     write_pictures(tmp_path / "pictures", 40)
-    assert disturbed(tmp_path / "pictures", tmp_path / "run", 3, signal.SIGKILL) == -signal.SIGKILL
-    assert disturbed(tmp_path / "pictures", tmp_path / "run", 8, signal.SIGKILL) == -signal.SIGKILL
+    assert interrupted_process(tmp_path / "pictures", tmp_path / "run", 3, signal.SIGKILL) == -signal.SIGKILL
+    assert interrupted_process(tmp_path / "pictures", tmp_path / "run", 8, signal.SIGKILL) == -signal.SIGKILL
     for folder in ("run", "whole"):
-        assert ddim("train", tmp_path / "pictures", *WORDS, "--out", tmp_path / folder) == 0
+        assert ddim("train", tmp_path / "pictures", *OPTIONS, "--out", tmp_path / folder) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(5, 61, 5))
 
 
 @pytest.mark.heavy
-def test_killed_at_five_random_moments_it_is_the_same_run(tmp_path: Path) -> None:
-    """On the digits; ended by SIGTERM once more at last."""
+def test_resume_after_five_random_kills_is_bit_exact(tmp_path: Path) -> None:
+    """On the digits; the last interruption is a SIGTERM."""
     moments = sorted(random.Random(3).sample(range(1, 11), 5))
     for moment in moments:
-        assert disturbed("digits", tmp_path / "run", moment, signal.SIGKILL) == -signal.SIGKILL
-    assert disturbed("digits", tmp_path / "run", 11, signal.SIGTERM) == 128 + signal.SIGTERM
+        assert interrupted_process("digits", tmp_path / "run", moment, signal.SIGKILL) == -signal.SIGKILL
+    assert interrupted_process("digits", tmp_path / "run", 11, signal.SIGTERM) == 128 + signal.SIGTERM
     assert int(read_tensors(newest(tmp_path / "run"))[0]["step"]) >= 55
     for folder in ("run", "whole"):
-        assert ddim("train", "digits", *WORDS, "--out", tmp_path / folder) == 0
+        assert ddim("train", "digits", *OPTIONS, "--out", tmp_path / folder) == 0
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -68,7 +68,7 @@ def test_every_row_is_exact_on_straight_lines(sampler: Sampler, grid: str) -> No
 
 @every_sampler
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_marginals_are_kept(sampler: Sampler, name: str) -> None:
+def test_marginals_are_preserved(sampler: Sampler, name: str) -> None:
     """Lemma 1: with the true x_0 as prediction, x_t | x_0 is N(signal x_0, 1 - abar_t) at every level, whatever sigma.
 
     Each state is followed as its weights on x_0, x_T's noise and the noise of every row.
@@ -77,14 +77,14 @@ def test_marginals_are_kept(sampler: Sampler, name: str) -> None:
     size = 1 + max(abs(weight) for row in plan.rows for weight in (*row.x, *row.x0, *row.eps))
     basis = np.eye(len(plan) + 2)
     states, predicted = [plan.start.signal * basis[0] + plan.start.noise * basis[1]], []
-    kept = []
+    preserved = []
     for k, row in enumerate(plan.rows):
         predicted.insert(0, torch.from_numpy((states[0] - row.now.signal * basis[0]) / row.now.noise))
         mean = apply(row, [torch.from_numpy(s) for s in states], [torch.from_numpy(basis[0])] * (k + 1), predicted)
         states.insert(0, mean.numpy() + row.z * basis[k + 2])
         assert states[0][0] == pytest.approx(row.next.signal, abs=1e-12 * size)
-        kept.append(abs((states[0][1:] ** 2).sum() - row.next.variance) < 1e-12 * size)
-    assert all(kept) == (plan.keeps_marginals and plan.straight)
+        preserved.append(abs((states[0][1:] ** 2).sum() - row.next.variance) < 1e-12 * size)
+    assert all(preserved) == (plan.keeps_marginals and plan.straight)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -128,7 +128,7 @@ def test_sigma_hat() -> None:
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
-def test_a_vector_of_sigmas_is_taken_as_it_is(kind: Callable) -> None:
+def test_a_vector_of_sigmas_is_used_unchanged(kind: Callable) -> None:
     levels = levels_of(LINEAR, "linear", 4)
     values = [0.1, 0.25, 0.125, 0.0]
     plan = ddim(levels, sigma=kind(values))
@@ -145,9 +145,9 @@ def test_ddim_is_euler_in_xbar(direction: str) -> None:
         abar, abar_next = row.now.alpha_bar, row.next.alpha_bar
         v, v_next = root((1 - abar) / abar), root((1 - abar_next) / abar_next)
         x0 = x / math.sqrt(abar) - v * eps
-        moved = apply(row, [x], [x0], [eps])
+        result = apply(row, [x], [x0], [eps])
         expected = math.sqrt(abar_next) * (x / math.sqrt(abar) + (v_next - v) * eps)
-        torch.testing.assert_close(moved, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(result, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_ddim_on_gaussian_data_is_the_product_of_its_factors() -> None:
@@ -187,16 +187,16 @@ def orders(name: str, grids: list[tuple[Level, ...]], direction: str) -> list[fl
 
 
 STRAIGHT = {name: make for name, make in DETERMINISTIC.items() if make(falling(LINEAR, [500, 1000])).straight}
-# Those that can be told at which level to ask the network for clean data.
-TOLD = {name: make for name, make in STRAIGHT.items() if "clean_as" in inspect.signature(make).parameters}
-LEGAL_TIMES = st.lists(
+# Those with an argument for the level at which the network is evaluated on clean data.
+WITH_CLEAN_AS = {name: make for name, make in STRAIGHT.items() if "clean_as" in inspect.signature(make).parameters}
+VALID_TIMES = st.lists(
     st.floats(0.01, 1000) | st.integers(1, 1_000_000).map(lambda k: k / 1000), min_size=1, max_size=8, unique=True
 ).filter(lambda times: np.diff(sorted({0, 1000, *times})).min() > 1e-3 - 1e-9)
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
-@given(schedule=st.sampled_from([*SCHEDULES]), times=LEGAL_TIMES, rising=st.booleans())
-def test_any_times_give_a_plan(name: str, schedule: str, times: list[float], rising: bool) -> None:
+@given(schedule=st.sampled_from([*SCHEDULES]), times=VALID_TIMES, rising=st.booleans())
+def test_any_valid_timesteps_give_a_plan(name: str, schedule: str, times: list[float], rising: bool) -> None:
     """A thousandth of a step beside one of a thousand steps: weights are finite, and rows exact on straight lines."""
     levels = falling(SCHEDULES[schedule], sorted(times))
     if name == "eq. (15)" and rising:  # it divides by the noise it starts from
@@ -208,7 +208,7 @@ def test_any_times_give_a_plan(name: str, schedule: str, times: list[float], ris
 
 @pytest.mark.parametrize("name", STRAIGHT)
 @pytest.mark.parametrize("direction", ["sampling", "encoding"])
-def test_a_row_that_looks_at_the_newest_state_only_is_ddims(name: str, direction: str) -> None:
+def test_a_row_without_history_equals_ddim(name: str, direction: str) -> None:
     """With x = signal x_0 + noise eps put in, its weights of x_0 and eps are those of eq. (12): order 1 is DDIM."""
     levels = levels_of(LINEAR, "equal-angle", 5)
     plan = STRAIGHT[name](levels if direction == "sampling" else levels[::-1])
@@ -222,7 +222,7 @@ def test_a_row_that_looks_at_the_newest_state_only_is_ddims(name: str, direction
 
 
 @pytest.mark.parametrize("name", STRAIGHT)
-def test_encoding_is_undone_by_decoding_where_eps_is_constant(name: str) -> None:
+def test_decoding_inverts_encoding_if_eps_is_constant(name: str) -> None:
     """Eq. (13) run backwards: on a straight line Euler, and all that extrapolates from it, is exact both ways."""
     levels = levels_of(LINEAR, "equal-angle", 10)
     eps = randn(2, 3, seed=6)
@@ -241,22 +241,22 @@ def test_encoding_is_undone_by_decoding_where_eps_is_constant(name: str) -> None
     torch.testing.assert_close(run(constant, decode, encoded), x, rtol=0, atol=10 * rounding)
 
 
-@pytest.mark.parametrize("name", TOLD)
-def test_encoding_asks_the_network_at_a_time_it_knows(name: str) -> None:
+@pytest.mark.parametrize("name", WITH_CLEAN_AS)
+def test_encoding_evaluates_the_network_at_a_trained_timestep(name: str) -> None:
     levels = levels_of(LINEAR, "equal-angle", 10)[::-1]
-    asked = []
+    evaluated = []
 
     def spy(x: Tensor, level: Level, /) -> Prediction:
-        asked.append(level.t)
+        evaluated.append(level.t)
         return GAUSSIAN.denoise(x, level)
 
-    plan = TOLD[name](levels, clean_as=LINEAR.level(1))
+    plan = WITH_CLEAN_AS[name](levels, clean_as=LINEAR.level(1))
     run(spy, plan, randn(2, 4))
-    assert asked == [1.0, *[row.now.t for row in plan.rows[1:]]]
+    assert evaluated == [1.0, *[row.now.t for row in plan.rows[1:]]]
     assert Plan.from_json(plan.to_json()) == plan
-    asked.clear()
-    run(spy, TOLD[name](levels), randn(2, 4))
-    assert asked == [levels[1].t, *[row.now.t for row in plan.rows[1:]]]
+    evaluated.clear()
+    run(spy, WITH_CLEAN_AS[name](levels), randn(2, 4))
+    assert evaluated == [levels[1].t, *[row.now.t for row in plan.rows[1:]]]
 
 
 @every_sampler
@@ -299,6 +299,6 @@ LEVELS = levels_of(LINEAR, "linear", 4)
         ([], {}, r"^levels: "),
     ],
 )
-def test_what_is_not_legal_is_refused(levels: list[Level], settings: dict, wrong: str) -> None:
+def test_invalid_arguments_are_errors(levels: list[Level], settings: dict, wrong: str) -> None:
     with pytest.raises(DdimError, match=wrong):
         ddim(levels, **settings)

@@ -26,12 +26,12 @@ every_noise = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @every_noise
 @pytest.mark.parametrize("draw", ["start", "row 0", "row 9"])
 def test_a_sample_does_not_depend_on_its_batch(draw: str, make: Callable[..., Noise]) -> None:
-    def drawn(indices: tuple[int, ...]) -> torch.Tensor:
+    def draw_noise(indices: tuple[int, ...]) -> torch.Tensor:
         noise = make(seed=3, indices=indices, shape=SHAPE)
         return noise.start() if draw == "start" else noise.row(int(draw.split()[1]))
 
     order = tuple(np.random.default_rng(0).permutation(64).tolist())
-    together = drawn(tuple(range(64)))
+    together = draw_noise(tuple(range(64)))
     if make is Noise:
         assert (together.shape, together.dtype) == ((64, *SHAPE), torch.float32)
     elif draw == "start":
@@ -39,33 +39,35 @@ def test_a_sample_does_not_depend_on_its_batch(draw: str, make: Callable[..., No
     else:
         assert (together.shape, together.dtype) == ((64, *SHAPE, 3), torch.float64)
     assert len({sample.numpy().tobytes() for sample in together}) == 64
-    assert torch.equal(torch.cat([drawn((i,)) for i in range(64)]), together)
-    assert torch.equal(torch.cat([drawn(tuple(range(i, min(i + 7, 64)))) for i in range(0, 64, 7)]), together)
-    assert torch.equal(drawn(order), together[list(order)])
+    assert torch.equal(torch.cat([draw_noise((i,)) for i in range(64)]), together)
+    assert torch.equal(torch.cat([draw_noise(tuple(range(i, min(i + 7, 64)))) for i in range(0, 64, 7)]), together)
+    assert torch.equal(draw_noise(order), together[list(order)])
 
 
-def test_noise_draws_what_normal_draws() -> None:
+def test_noise_equals_the_normal_function() -> None:
     noise = Noise(5, (2, 9), SHAPE)
-    for place, index in enumerate((2, 9)):
-        assert np.array_equal(noise.start()[place].numpy(), rng.normal(5, index, 0, SHAPE))
-        assert np.array_equal(noise.row(4)[place].numpy(), rng.normal(5, index, 5, SHAPE))
+    for position, index in enumerate((2, 9)):
+        assert np.array_equal(noise.start()[position].numpy(), rng.normal(5, index, 0, SHAPE))
+        assert np.array_equal(noise.row(4)[position].numpy(), rng.normal(5, index, 5, SHAPE))
 
 
-def test_tokens_draw_uniform_numbers_of_the_same_streams() -> None:
-    """Three for each token; x_T is drawn from pi by the first."""
+def test_token_noise_uses_uniform_numbers_of_the_same_streams() -> None:
+    """Three per token; x_T is drawn from pi with the first."""
     noise = MAKERS["tokens"](5, (2, 9), SHAPE)
-    for draw, got in ((0, noise.start()), (5, noise.row(4))):
-        for place, index in enumerate((2, 9)):
+    for draw, values in ((0, noise.start()), (5, noise.row(4))):
+        for position, index in enumerate((2, 9)):
             philox = np.random.Philox(key=np.array([5, index], np.uint64), counter=np.array([0, 0, 0, draw], np.uint64))
             expected = np.random.Generator(philox).random((*SHAPE, 3))
             if draw:
-                assert np.array_equal(got[place].numpy(), expected)
+                assert np.array_equal(values[position].numpy(), expected)
             else:
-                assert np.array_equal(got[place].numpy(), np.searchsorted([0.2, 0.7], expected[..., 0], side="right"))
+                assert np.array_equal(
+                    values[position].numpy(), np.searchsorted([0.2, 0.7], expected[..., 0], side="right")
+                )
 
 
 @every_noise
-def test_every_draw_of_a_sample_is_another(make: Callable[..., Noise]) -> None:
+def test_draws_of_a_sample_are_different(make: Callable[..., Noise]) -> None:
     noise = make(0, (3,), SHAPE)
     rows = [noise.row(k) for k in range(4)]
     assert len({row.numpy().tobytes() for row in rows}) == 4
@@ -73,7 +75,7 @@ def test_every_draw_of_a_sample_is_another(make: Callable[..., Noise]) -> None:
         noise.row(-1)
 
 
-def test_every_key_has_numbers_of_its_own() -> None:
+def test_every_key_has_different_numbers() -> None:
     values = [0, 1, 2, 2**32, 2**32 + 1, 2**63, 2**64 - 2]
     keys = list(itertools.product(values, values, [0, 1, 2, 1000]))
     draws = {rng.normal(*key, (4,)).tobytes() for key in keys}
@@ -85,8 +87,8 @@ def test_seeds_that_agree_in_their_low_32_bits_differ() -> None:
     assert not np.array_equal(rng.normal(near, 0, 0, (8,)), rng.normal(far, 0, 0, (8,)))
 
 
-def test_why_not_torch_generators() -> None:
-    """The contrast: on a CPU torch keeps 32 bits of a seed, and a draw depends on the shape asked for."""
+def test_torch_generators_are_not_sufficient() -> None:
+    """On a CPU torch uses only 32 bits of a seed, and a draw depends on the requested shape."""
 
     def draw(seed: int, *shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -96,7 +98,7 @@ def test_why_not_torch_generators() -> None:
 
 
 @every_noise
-def test_global_generators_are_left_alone(make: Callable[..., Noise]) -> None:
+def test_global_generators_are_not_used(make: Callable[..., Noise]) -> None:
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     noise = make(0, (0, 1), SHAPE)
     noise.start(), noise.row(3)
@@ -107,9 +109,9 @@ def test_global_generators_are_left_alone(make: Callable[..., Noise]) -> None:
 
 
 def test_the_stream_is_philox_with_this_layout() -> None:
-    """Key (seed, index), the draw in the counter's top word; and numpy's normals are those of this golden hash.
+    """Key (seed, index), the draw in the counter's top word; and numpy's normal numbers have this golden hash.
 
-    The hash is that of numpy 2.4's bytes. If it fails and the first assertion holds, numpy has changed its stream:
+    The hash was computed with numpy 2.4. If it fails and the first assertion holds, numpy has changed its stream:
     all published samples change with it, and the release notes must say so.
     """
     philox = np.random.Philox(key=np.array([7, 3], np.uint64), counter=np.array([0, 0, 0, 2], np.uint64))
@@ -149,13 +151,13 @@ def test_training_generators_are_functions_of_their_whole_key() -> None:
 
 
 @every_noise
-def test_a_noise_is_as_long_as_its_batch(make: Callable[..., Noise]) -> None:
+def test_the_length_of_a_noise_is_its_batch_size(make: Callable[..., Noise]) -> None:
     assert len(make(0, (4, 5), SHAPE)) == 2
     assert make(0, (), SHAPE).start().shape == (0, *SHAPE)
 
 
 @every_noise
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (2**64, 0), (0, -1), (0, 2**64)])
-def test_keys_out_of_range_are_refused(seed: int, index: int, make: Callable[..., Noise]) -> None:
+def test_keys_out_of_range_are_errors(seed: int, index: int, make: Callable[..., Noise]) -> None:
     with pytest.raises(DdimError):
         make(seed, (index,), SHAPE)

@@ -38,15 +38,15 @@ NOISY = {name: make for name, make in SCHEDULES.items() if make.level(make.T).ra
 
 def auto(made: Schedule, predicts: Any, steps: int | None = None, **settings: Any) -> Plan:
     """The plan that `sample` runs."""
-    given = {"grid": None, "eta": 0.0, "sigma": None, "clip_x0": None, "encode": False, "default": 20, "top": None}
-    return Planner(made, predicts).plan(steps, **(given | {"sampler": "auto"} | settings))
+    defaults = {"grid": None, "eta": 0.0, "sigma": None, "clip_x0": None, "encode": False, "default": 20, "top": None}
+    return Planner(made, predicts).plan(steps, **(defaults | {"sampler": "auto"} | settings))
 
 
 class TestStart:
     @QUIET
     @pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
     @pytest.mark.parametrize("grid", GRIDS)
-    def test_spacings_of_eps_start_at_a_signal_to_noise_ratio(self, made: Schedule, grid: str) -> None:
+    def test_spacings_for_eps_start_at_a_signal_to_noise_ratio(self, made: Schedule, grid: str) -> None:
         """It is the nearest whole time to the ratio, or T where there is less noise; a list of times stays as it is."""
         ratios = [made.level(t).ratio for t in range(1, made.T + 1)]
         nearest = 1 + min(range(made.T), key=lambda k: abs(math.log(ratios[k] / RATIO)) if ratios[k] < 1e9 else 1e9)
@@ -59,7 +59,7 @@ class TestStart:
 
     @QUIET
     @pytest.mark.parametrize("made", SCHEDULES.values(), ids=SCHEDULES.keys())
-    def test_every_way_to_a_plan_starts_there(self, made: Schedule) -> None:
+    def test_every_kind_of_plan_starts_at_the_start_time(self, made: Schedule) -> None:
         start = start_time(made, "eps")
         assert auto(made, "eps", 10).start.t == start
         for sampler in samplers.SAMPLERS:
@@ -72,7 +72,7 @@ class TestStart:
             assert auto(made, predicts, 10).start.t == made.T
 
     @QUIET
-    def test_no_fewer_times_than_steps(self) -> None:
+    def test_there_are_at_least_as_many_timesteps_as_steps(self) -> None:
         """More steps than there are times up to the start begin further up."""
         made = SCHEDULES["cosine"]
         for grid in ("linear", "equal-angle", "log-snr", "angle-log-snr"):
@@ -102,7 +102,7 @@ class TestStart:
     @QUIET
     @pytest.mark.parametrize("predicts", ["eps", "v"])
     @pytest.mark.parametrize("name", ["linear", "scaled-linear", "cosine", "sigmoid"])
-    def test_a_rare_mode_keeps_its_share(self, name: str, predicts: Any) -> None:
+    def test_a_rare_mode_keeps_its_probability(self, name: str, predicts: Any) -> None:
         """An exact network of data of which 1 in 10 is bright: within three standard errors of 10 %, at few steps."""
         means = 0.3 * torch.tensor([[1.0], [-1.0]]).double().expand(2, 16)
         data = exact.MixtureData(torch.tensor([0.1, 0.9]), means, 0.01 * torch.eye(16).double().expand(2, 16, 16))
@@ -184,7 +184,7 @@ def of_diffusers(predicts: str = "eps", **settings: Any) -> Model:
 class TestClipping:
     @QUIET
     @pytest.mark.parametrize("sampler", ["auto", "ddim", "unipc3"])
-    def test_networks_of_eps_are_clipped_and_no_clip_undoes_that_alone(self, sampler: str) -> None:
+    def test_eps_networks_are_clipped_and_no_clip_changes_only_that(self, sampler: str) -> None:
         model = tiny_model(predicts="eps")
         clipped, plain = model.plan(8, sampler=sampler), model.plan(8, sampler=sampler, clip_x0=False)
         assert clipped.clip_x0
@@ -211,7 +211,7 @@ class TestClipping:
         ("settings", "clips"),
         [({"clip_sample": True}, True), ({"clip_sample": False}, False), ({}, True), ({"scheduler": "PNDM"}, False)],
     )
-    def test_a_diffusers_folder_clips_as_its_scheduler_did(
+    def test_a_diffusers_folder_clips_like_its_scheduler(
         self, settings: dict[str, Any], clips: bool, predicts: str
     ) -> None:
         model = of_diffusers(predicts, **settings)
@@ -220,7 +220,7 @@ class TestClipping:
 
     @QUIET
     @pytest.mark.parametrize("settings", [{"thresholding": True}, {"clip_sample": True, "clip_sample_range": 2.0}])
-    def test_what_no_plan_does_is_refused_until_told(self, settings: dict[str, Any]) -> None:
+    def test_unsupported_scheduler_settings_are_errors_until_clip_x0_is_set(self, settings: dict[str, Any]) -> None:
         model = of_diffusers(**settings)
         with pytest.raises(DdimError, match="clip_x0") as caught:
             model.plan(5)
@@ -230,14 +230,14 @@ class TestClipping:
         assert not model.plan(5, encode=True).clip_x0
 
     @pytest.mark.parametrize("words", [(), ("--no-clip",), ("--grid", "quadratic"), ("--steps", 6, "--eta", 1)])
-    def test_what_is_printed_is_what_is_run(
+    def test_the_printed_plan_is_the_one_that_runs(
         self, words: tuple[Any, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         model = save_tiny(tmp_path / "model", predicts="eps", schedule={"name": "cosine"})
         assert ddim("plan", model, *words, "--json") == 0
-        told = capsys.readouterr()
-        assert ("--no-clip" in told.err) == ("--no-clip" not in words)
-        plan = Plan.from_json(told.out)
+        output = capsys.readouterr()
+        assert ("--no-clip" in output.err) == ("--no-clip" not in words)
+        plan = Plan.from_json(output.out)
         assert plan.clip_x0 == ("--no-clip" not in words)
         assert ddim("sample", model, *words, "-n", 1, "--force", "--out", tmp_path / "out") == 0
         assert json.loads((tmp_path / "out/manifest.json").read_text())["plan"] == json.loads(plan.to_json())
@@ -254,7 +254,9 @@ def wrecked(folder: Path) -> Path:
 
 
 class TestPlausible:
-    def test_refused_before_anything_is_written(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_implausible_samples_are_an_error_before_anything_is_written(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         model, image = wrecked(tmp_path / "model"), write_pictures(tmp_path / "images", 1)[0]
         plain = ("--steps", 3, "--precision", "float32")
         assert ddim("encode", model, image, "--out", tmp_path / "z.safetensors", *plain) == 0
@@ -277,7 +279,7 @@ class TestPlausible:
             assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("note: samples")]) == 1
         assert len([*(tmp_path / "samples").glob("*.png")]) == 3
 
-    def test_a_run_with_images_keeps_them(self, tmp_path: Path) -> None:
+    def test_a_rejected_run_keeps_existing_images(self, tmp_path: Path) -> None:
         model = wrecked(tmp_path / "model")
         words = ("sample", model, "--steps", 3, "--out", tmp_path / "out")
         assert ddim(*words, "-n", 2, "--force") == 0
@@ -285,7 +287,7 @@ class TestPlausible:
         assert ddim(*words, "-n", 4) == 2
         assert {**contents(tmp_path / "out"), "manifest.json": b""} == {**before, "manifest.json": b""}
 
-    def test_what_is_plausible(self) -> None:
+    def test_plausibility_of_samples(self) -> None:
         """Images of the recorded spread, blank ones too, are; far values, or noise of another spread, are not."""
         plain = tiny_config()
         known = plain.model_copy(update={"statistics": DataStatistics(mean=-0.2, std=0.5)})

@@ -1,4 +1,4 @@
-"""The bound of categories by enumeration, and the sampler with the ideal predictor, exactly."""
+"""The bound for discrete data by enumeration, and the sampler with the ideal predictor, exactly."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def kernel(plan: CategoricalPlan, x_t: Tensor, x0: Tensor, k: int) -> Tensor:
 @every_kernel
 def test_the_terms_are_the_expected_log_ratio_on_paths(make: Any, times: tuple[int, ...], noise: str) -> None:
     """Averaged over x_t the terms are E_q[log q(x_{1:T} | x_0) - log p_theta(x_{0:T})], for any sub-sequence of times
-    (Appendix C of categories), and at least -log p_theta(x_0)."""
+    (Appendix C, discrete data), and at least -log p_theta(x_0)."""
     alphabet = Alphabet.uniform(3) if noise == "uniform" else Alphabet.masked(2, carry_over=True)
     K, data = alphabet.size, [0, 1]
     levels = (SHORT if noise == "uniform" else MASKED).levels(times)
@@ -86,7 +86,7 @@ def test_the_terms_are_the_expected_log_ratio_on_paths(make: Any, times: tuple[i
         for row in plan.rows:
             chances = marginal(ids, row.now, alphabet.pi)[x0]
             for x_t in [x for x in range(K) if chances[x] > 0]:
-                # The draws that lead to this x_t: kept, or replaced by it.
+                # Uniform numbers that lead to this x_t: x_0 kept, or replaced by x_t.
                 low = float(alphabet.pi[:x_t].sum())
                 kept = x_t == x0 and row.now.alpha_bar > 0
                 fresh = torch.tensor([[[0.0 if kept else 1 - 1e-12, low + float(alphabet.pi[x_t]) / 2]]])
@@ -116,7 +116,9 @@ def test_terms_add_up_over_tokens_and_rows() -> None:
 
 
 @pytest.mark.parametrize("steps", [5, 50, 500])
-def test_the_chains_bound_is_the_entropy_with_the_ideal_predictor_and_a_fixed_eta_is_not(steps: int) -> None:
+def test_the_bound_of_the_markov_chain_with_the_ideal_predictor_is_the_entropy_unlike_that_of_a_fixed_eta(
+    steps: int,
+) -> None:
     """One token, the true p(x_0 | x_t): the Markov mixture's bound is H for every S; J at a fixed eta grows with S."""
     p0 = torch.tensor([0.55, 0.25, 0.15, 0.05], dtype=torch.float64)
     entropy = float(-(p0 * p0.log()).sum())
@@ -139,22 +141,22 @@ def test_the_chains_bound_is_the_entropy_with_the_ideal_predictor_and_a_fixed_et
                 total += float((joint[x0] * each).sum())
         return total
 
-    chain = bound(samplers.discrete_markov(levels, alphabet))
-    assert chain == pytest.approx(entropy, rel=1e-9)
-    least, some = bound(samplers.discrete(levels, alphabet)), bound(samplers.discrete(levels, alphabet, 0.1))
-    assert entropy < least < 1.5 * entropy
-    assert entropy < some
+    markov = bound(samplers.discrete_markov(levels, alphabet))
+    assert markov == pytest.approx(entropy, rel=1e-9)
+    smallest, fixed = bound(samplers.discrete(levels, alphabet)), bound(samplers.discrete(levels, alphabet, 0.1))
+    assert entropy < smallest < 1.5 * entropy
+    assert entropy < fixed
     if steps == 500:
-        assert some > 3 * least
+        assert fixed > 3 * smallest
 
 
 @pytest.mark.parametrize("noise", ["uniform", "mask"])
 @pytest.mark.parametrize("kernel_name", ["eta 0", "eta 1/S", "markov"])
-def test_with_the_ideal_predictor_samples_become_the_data_as_steps_are_added(kernel_name: str, noise: str) -> None:
+def test_with_the_ideal_predictor_samples_converge_to_the_data(kernel_name: str, noise: str) -> None:
     """All 81 or 256 sequences enumerated: the distance falls by half when the steps double; first order."""
     alphabet = Alphabet.uniform(3) if noise == "uniform" else Alphabet.masked(3)
     data = CONVERGENCE["chain"](alphabet)
-    made, found = zero_terminal_snr(SCHEDULES["cosine"]), []
+    made, distances = zero_terminal_snr(SCHEDULES["cosine"]), []
     for steps in (8, 16, 32):
         levels = timesteps.sampling_levels(made, "x0", "equal-angle", steps)
         if kernel_name == "markov":
@@ -163,23 +165,23 @@ def test_with_the_ideal_predictor_samples_become_the_data_as_steps_are_added(ker
             plan = samplers.discrete(levels, alphabet, 0.0 if kernel_name == "eta 0" else 1 / steps)
         _, mass = CONVERGENCE["output"](plan, data)
         assert float(mass.sum()) == pytest.approx(1, abs=1e-9)
-        found.append(CONVERGENCE["distance"](plan, data))
-    assert found[0] < 0.12
-    for coarse, fine in itertools.pairwise(found):
+        distances.append(CONVERGENCE["distance"](plan, data))
+    assert distances[0] < 0.12
+    for coarse, fine in itertools.pairwise(distances):
         assert 0.42 < fine / coarse < 0.58
 
 
-def test_at_a_fixed_eta_they_do_not() -> None:
-    """Each step draws a fixed share of all tokens anew, at once and each on its own: doubling S does not halve it."""
+def test_with_a_fixed_eta_samples_do_not_converge_to_the_data() -> None:
+    """Each step redraws a fixed fraction of all tokens at once, independently: doubling S does not halve it."""
     alphabet, made = Alphabet.uniform(3), zero_terminal_snr(SCHEDULES["cosine"])
     data = CONVERGENCE["chain"](alphabet)
-    found = [
+    distances = [
         CONVERGENCE["distance"](
             samplers.discrete(timesteps.sampling_levels(made, "x0", "equal-angle", steps), alphabet, 1.0), data
         )
         for steps in (16, 32)
     ]
-    assert found[1] / found[0] > 0.7
+    assert distances[1] / distances[0] > 0.7
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,6 @@ def test_a_sharpened_plan_has_no_bound(change: dict[str, float]) -> None:
         categorical_elbo.check_bound(plan)
 
 
-def test_a_plan_that_does_not_go_to_clean_data_has_no_bound() -> None:
+def test_a_plan_that_does_not_end_at_clean_data_has_no_bound() -> None:
     with pytest.raises(DdimError, match=r"^plan: .*\bt = 1\b"):
         categorical_elbo.check_bound(samplers.discrete(SHORT.levels((6, 1)), Alphabet.uniform(3)))

@@ -1,4 +1,4 @@
-"""What logits say, the cross-entropy, and the networks over categories."""
+"""Logits, the cross-entropy, and the networks for discrete data."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def test_logits_without_a_mask_are_a_softmax() -> None:
 
 
 @pytest.mark.parametrize("carry_over", [False, True])
-def test_no_x0_is_a_mask_and_what_is_not_masked_may_be_carried_over(carry_over: bool) -> None:
+def test_x0_is_never_a_mask_and_unmasked_tokens_may_be_carried_over(carry_over: bool) -> None:
     x, logits = torch.tensor([[0, 2, 3, 3]]), randn(1, 4, 4)
     p = log_probabilities(logits, x, Alphabet.masked(3, carry_over)).exp()
     torch.testing.assert_close(p.sum(-1), torch.ones(1, 4).double())
     assert (p[..., 3] == 0).all()
     torch.testing.assert_close(p[0, 2:, :3], logits[0, 2:, :3].softmax(-1))
-    known = torch.nn.functional.one_hot(x[0, :2], 4).double()
-    assert torch.equal(p[0, :2], known) == carry_over
+    carried = torch.nn.functional.one_hot(x[0, :2], 4).double()
+    assert torch.equal(p[0, :2], carried) == carry_over
 
 
 def test_half_precision_logits_are_normalised_in_float32() -> None:
@@ -49,15 +49,15 @@ def test_guidance_is_a_product_of_powers() -> None:
     off, on = TokenPrediction(randn(6, 5, seed=1).softmax(-1)), TokenPrediction(randn(6, 5, seed=2).softmax(-1))
     torch.testing.assert_close(off.lerp(on, 0.0).x0, off.x0)
     torch.testing.assert_close(off.lerp(on, 1.0).x0, on.x0)
-    made = off.x0.pow(-1) * on.x0.pow(2)
-    torch.testing.assert_close(off.lerp(on, 2.0).x0, made / made.sum(-1, keepdim=True))
+    product = off.x0.pow(-1) * on.x0.pow(2)
+    torch.testing.assert_close(off.lerp(on, 2.0).x0, product / product.sum(-1, keepdim=True))
     excluded = TokenPrediction(torch.tensor([[0.5, 0.5, 0.0]], dtype=torch.float64))
     assert excluded.lerp(excluded, 3.0).x0.tolist() == [[0.5, 0.5, 0.0]]
 
 
 @pytest.mark.parametrize("noise", ["uniform", "mask"])
 def test_the_loss_is_the_cross_entropy_at_a_draw_of_eq_17(noise: str) -> None:
-    """Against the same written out, token by token; the shares of kept and replaced tokens are those of eq. (17)."""
+    """Compared with a token-by-token computation; the fractions of kept and replaced tokens are those of eq. (17)."""
     alphabet = Alphabet.uniform(4) if noise == "uniform" else MASKED
     loss = CrossEntropy(COSINE, alphabet)
     generator = torch.Generator().manual_seed(3)
@@ -88,7 +88,7 @@ def test_the_loss_is_the_cross_entropy_at_a_draw_of_eq_17(noise: str) -> None:
     assert torch.equal(loss.eps_mse(error, t), error)
 
 
-def test_the_vlb_weight_bounds_the_divergence_and_is_it_for_a_mask() -> None:
+def test_the_vlb_weight_bounds_the_divergence_and_equals_it_for_a_mask() -> None:
     """T (abar_{t-1} - abar_t) / (1 - abar_t) times -log p(x_0) against eq. (21) at the largest sigma."""
     weights = token_weights(COSINE, "vlb")
     for t in (1, 300, 1000):
@@ -119,14 +119,14 @@ def tiny(**changes: int) -> Transformer:
     return network.eval()
 
 
-def test_a_new_transformer_says_that_all_tokens_are_alike() -> None:
+def test_a_new_transformer_predicts_equal_probabilities() -> None:
     network = TransformerConfig(categories=5, length=9, width=16, depth=2, heads=2).build()
     logits = network(torch.arange(9)[None] % 5, torch.tensor([3.0]))
     assert logits.shape == (1, 9, 5)
     assert not logits.any()
 
 
-def test_the_transformer_looks_at_every_token_and_knows_its_place() -> None:
+def test_the_transformer_depends_on_every_token_and_its_position() -> None:
     network, t = tiny(), torch.tensor([500.0])
     x = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3]])
     plain = network(x, t)
@@ -140,7 +140,7 @@ def test_the_transformer_looks_at_every_token_and_knows_its_place() -> None:
     torch.testing.assert_close(network(x, t, None), network.body(x, network.condition(t)))
 
 
-def test_rotary_products_depend_on_the_distance_of_places_alone() -> None:
+def test_rotary_products_depend_only_on_the_distance_of_positions() -> None:
     q, k = (randn(1, 1, 1, 8, seed=seed).expand(1, 1, 12, 8) for seed in (1, 2))
     products = (rotate(q.float()) @ rotate(k.float()).mT)[0, 0]
     for distance in range(-11, 12):
@@ -149,27 +149,27 @@ def test_rotary_products_depend_on_the_distance_of_places_alone() -> None:
     assert products.diagonal(0)[0] != pytest.approx(float(products.diagonal(3)[0]), abs=1e-3)
 
 
-def test_labels_reach_the_transformer_and_none_is_one_more() -> None:
+def test_labels_change_the_transformer_output_and_no_label_is_an_extra_class() -> None:
     network, x, t = tiny(classes=3), torch.zeros(1, 9).long(), torch.tensor([10.0])
-    said = [network(x, t, torch.tensor([label])) for label in range(4)]
-    assert all(not torch.allclose(said[0], other, atol=1e-6) for other in said[1:])
-    assert torch.equal(network(x, t), said[3])
+    outputs = [network(x, t, torch.tensor([label])) for label in range(4)]
+    assert all(not torch.allclose(outputs[0], other, atol=1e-6) for other in outputs[1:])
+    assert torch.equal(network(x, t), outputs[3])
 
 
-def test_cast_in_half_the_time_layers_stay() -> None:
+def test_casting_to_bfloat16_keeps_the_time_layers_in_float32() -> None:
     network = tiny().cast_body(torch.bfloat16)
-    kept = {*network.time.parameters(), *network.time_to_blocks.parameters()}
+    float32_parameters = {*network.time.parameters(), *network.time_to_blocks.parameters()}
     for parameter in network.parameters():
-        assert parameter.dtype == (torch.float32 if parameter in kept else torch.bfloat16)
+        assert parameter.dtype == (torch.float32 if parameter in float32_parameters else torch.bfloat16)
 
 
-def test_a_transformer_that_does_not_divide_is_refused() -> None:
+def test_a_width_not_divisible_by_the_heads_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"\b16\b"):
         TransformerConfig(width=16, heads=3)
 
 
-def test_the_unet_over_levels() -> None:
-    """Ids in, logits of each channel's levels out; each id is looked at, in its own channel."""
+def test_the_categorical_unet_maps_ids_to_logits_per_channel() -> None:
+    """Ids in, logits of each channel's levels out; the logits depend on each id in its channel."""
     shape = {"in_channels": 2, "height": 8, "width": 8, "channels": 16, "groups": 4, "multipliers": (1, 2)}
     config = UNetConfig(**shape, blocks=1, attention=(4,), dropout=0.0, categories=3)  # type: ignore[arg-type]
     with torch.random.fork_rng():
@@ -191,7 +191,7 @@ def test_the_unet_over_levels() -> None:
 
 
 @pytest.mark.parametrize("levels", [2, 4, 7, 256])
-def test_levels_are_equal_ranges_and_come_back_as_themselves(levels: int) -> None:
+def test_quantisation_levels_are_equal_ranges_and_round_trip(levels: int) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     ids = quantize(values, levels)
     assert ids.shape == (1, 1, 16, 16)

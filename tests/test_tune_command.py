@@ -1,4 +1,4 @@
-"""`ddim tune`, `--sampler` and plans that are for one model."""
+"""`ddim tune`, `--sampler`, and plans that belong to one model."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tuned_plan_is_written_cached_and_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune = ("tune", place / "model", "--calls", 3, *SMALL)
     assert ddim(*tune, "--out", place / "plan.json") == 0
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     plan = Plan.from_json((place / "plan.json").read_text())
     assert plan.nfe == 3
-    assert f"{plan.name}, 3 network evaluations" in said.out
+    assert f"{plan.name}, 3 network evaluations" in output.out
     assert ddim(*tune, "--out", place / "again.json") == 0
     assert "tuned before" in capsys.readouterr().err
     assert (place / "again.json").read_bytes() == (place / "plan.json").read_bytes()
-    assert ddim(*tune, "--out", place / "anew.json", "--fresh") == 0
+    assert ddim(*tune, "--out", place / "fresh.json", "--fresh") == 0
     assert "tuned before" not in capsys.readouterr().err
-    assert (place / "anew.json").read_bytes() == (place / "plan.json").read_bytes()
+    assert (place / "fresh.json").read_bytes() == (place / "plan.json").read_bytes()
     sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
     assert len(contents(place / "samples")) == 4  # with the manifest and the list of checksums
 
 
-def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_cached_plan_is_tuned_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tune = ("tune", place / "model", "--calls", 2, *SMALL, "--out", place / "plan.json")
     assert ddim(*tune) == 0
-    [kept] = (place / "cache").rglob("*.json")
+    [cached] = (place / "cache").rglob("*.json")
     first = (place / "plan.json").read_bytes()
-    kept.write_text(kept.read_text()[:100])
+    cached.write_text(cached.read_text()[:100])
     capsys.readouterr()
     assert ddim(*tune) == 0
     assert "tuned before" not in capsys.readouterr().err
     assert (place / "plan.json").read_bytes() == first
 
 
-def test_without_a_home_nothing_is_kept(
+def test_without_a_home_folder_nothing_is_cached(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_home() -> Path:
@@ -69,10 +69,10 @@ def test_without_a_home_nothing_is_kept(
     assert "tuned before" not in capsys.readouterr().err
 
 
-def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_of_another_model_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     body = json.loads(tiny_model().plan(3).to_json())
-    own = load_tiny(place / "model").fingerprint
-    (place / "plan.json").write_text(json.dumps({**body, "made_for": own}))
+    fingerprint = load_tiny(place / "model").fingerprint
+    (place / "plan.json").write_text(json.dumps({**body, "made_for": fingerprint}))
     sample = ("--plan", place / "plan.json", "-n", 1, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "a") == 0
     capsys.readouterr()
@@ -91,7 +91,7 @@ def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.
         (("--calls", 5, "--seed", -1), "--seed -1: is outside"),
     ],
 )
-def test_what_cannot_be_tuned_is_one_line(
+def test_invalid_tuning_options_are_one_line_errors(
     place: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...], wrong: str
 ) -> None:
     assert ddim("tune", place / "model", *words, "--device", "cpu", "--out", place / "plan.json") == 2
@@ -101,18 +101,18 @@ def test_what_cannot_be_tuned_is_one_line(
     assert not (place / "plan.json").exists()
 
 
-def test_the_commands_know_every_sampler() -> None:
+def test_the_list_of_sampler_names_is_complete() -> None:
     assert tuple(NAMED) == SAMPLER_NAMES
 
 
 @pytest.mark.parametrize("name", SAMPLER_NAMES)
-def test_every_sampler_makes_pictures(place: Path, name: str) -> None:
+def test_every_sampler_samples_images(place: Path, name: str) -> None:
     words = ("-n", 1, "--steps", 3, "--sampler", name, "--device", "cpu", "--force")  # the network is a random one
     assert ddim("sample", place / "model", *words, "--out", place / "out") == 0
     assert json.loads((place / "out" / "manifest.json").read_text())["plan_name"]
 
 
-def test_auto_is_what_is_recommended_and_says_so() -> None:
+def test_auto_uses_the_recommended_sampler_and_is_named_auto() -> None:
     model = tiny_model()
     for steps in (5, 10, 40):
         sampler, grid = recommended(steps, model.schedule, model.config.predicts)
@@ -126,17 +126,17 @@ def test_auto_is_what_is_recommended_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("words", [("--eta", 0.5), ("--sigma", "hat")])
-def test_noise_goes_with_ddim_alone(place: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]) -> None:
+def test_noise_options_require_ddim(place: Path, capsys: pytest.CaptureFixture[str], words: tuple[object, ...]) -> None:
     assert ddim("sample", place / "model", "--sampler", "unipc3", *words, "--out", place / "out") == 2
     assert "sampler unipc3: " in capsys.readouterr().err
 
 
-def test_an_unknown_sampler_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_sampler_is_a_one_line_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ddim("sample", place / "model", "--sampler", "euler", "--out", place / "out") == 2
     assert capsys.readouterr().err.startswith("error: sampler 'euler': is unknown; choose one of ddim, ab2")
 
 
-def test_a_cache_that_cannot_be_written_costs_no_plan(
+def test_a_cache_that_cannot_be_written_does_not_prevent_tuning(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (place / "file").write_text("not a folder")
@@ -146,14 +146,14 @@ def test_a_cache_that_cannot_be_written_costs_no_plan(
     assert Plan.from_json((place / "plan.json").read_text()).nfe == 2
 
 
-def test_samplers_of_several_calls_a_step_say_so() -> None:
+def test_samplers_with_several_evaluations_per_step_warn() -> None:
     with pytest.warns(DdimWarning, match=r"\b9\b"):
         assert tiny_model().plan(5, sampler="heun").nfe == 9
 
 
-def test_a_plan_that_starts_from_two_states_is_not_sampled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    way = load_tiny(place / "model").inversion("reversible", 4)
-    (place / "plan.json").write_text(way.resume_plan.to_json())
+def test_a_plan_with_two_initial_states_cannot_be_sampled(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inversion = load_tiny(place / "model").inversion("reversible", 4)
+    (place / "plan.json").write_text(inversion.resume_plan.to_json())
     words = ("sample", place / "model", "--plan", place / "plan.json", "-n", 1, "--device", "cpu")
     assert ddim(*words, "--out", place / "out") == 2
     assert "plan: " in capsys.readouterr().err
@@ -161,7 +161,7 @@ def test_a_plan_that_starts_from_two_states_is_not_sampled(place: Path, capsys: 
     assert ddim("check", place / "plan.json") == 0
 
 
-def test_what_a_picture_to_start_from_must_be() -> None:
+def test_an_invalid_origin_is_an_error() -> None:
     model = tiny_model()
     for origin in (torch.zeros(3, 1, 8, 8), torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 8, 8, dtype=torch.uint8)):
         with pytest.raises(DdimError, match="origin: "):

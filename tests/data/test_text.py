@@ -1,4 +1,4 @@
-"""Text as windows of tokens."""
+"""Text datasets: windows of tokens."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_text_comes_back_from_its_ids(file: Path) -> None:
-    found = load_text(file, TextPolicy(length=16))
-    assert found.policy.characters == "".join(sorted(set(TEXT)))
-    assert found.policy.decode(found.ids) == TEXT[: len(found.ids)]
-    assert found.ids.dtype == np.int64
-    assert found.policy.categories == len(set(TEXT))
-    assert found.policy.decode([0, found.policy.categories]).endswith("\N{WHITE SQUARE}")
+def test_decoding_ids_restores_the_text(file: Path) -> None:
+    dataset = load_text(file, TextPolicy(length=16))
+    assert dataset.policy.characters == "".join(sorted(set(TEXT)))
+    assert dataset.policy.decode(dataset.ids) == TEXT[: len(dataset.ids)]
+    assert dataset.ids.dtype == np.int64
+    assert dataset.policy.categories == len(set(TEXT))
+    assert dataset.policy.decode([0, dataset.policy.categories]).endswith("\N{WHITE SQUARE}")
 
 
 def test_the_splits_are_the_text_and_share_one_vocabulary(file: Path) -> None:
@@ -35,11 +35,11 @@ def test_the_splits_are_the_text_and_share_one_vocabulary(file: Path) -> None:
     assert "".join(parts) == TEXT == read_text(file, None)
     assert len(parts[0]) == round(0.9 * len(TEXT))
     sets = [load_text(file, TextPolicy(length=16), split) for split in SHARES]
-    assert len({found.policy.characters for found in sets}) == 1
-    assert len({found.fingerprint() for found in sets}) == 3
+    assert len({dataset.policy.characters for dataset in sets}) == 1
+    assert len({dataset.fingerprint() for dataset in sets}) == 3
 
 
-def test_a_folder_may_hold_one_file_or_one_for_each_split(file: Path, tmp_path: Path) -> None:
+def test_a_folder_may_have_one_file_or_one_per_split(file: Path, tmp_path: Path) -> None:
     assert read_text(file.parent, "test") == read_text(file, "test")
     named = tmp_path / "named"
     named.mkdir()
@@ -54,35 +54,37 @@ def test_a_folder_may_hold_one_file_or_one_for_each_split(file: Path, tmp_path: 
         read_text(file.parent, "train")
 
 
-def test_windows(file: Path) -> None:
-    found = load_text(file, TextPolicy(length=16), limit=100)
-    assert len(found.ids) == 100
-    assert len(found) == 85
-    batch = found.batch([0, 84, 7])
+def test_batches_are_windows_of_the_ids(file: Path) -> None:
+    dataset = load_text(file, TextPolicy(length=16), limit=100)
+    assert len(dataset.ids) == 100
+    assert len(dataset) == 85
+    batch = dataset.batch([0, 84, 7])
     assert batch.shape == (3, 16)
     for window, first in zip(batch, (0, 84, 7), strict=True):
-        assert (window == found.ids[first : first + 16]).all()
-    assert (found.apart().flatten() == found.ids[:96]).all()
+        assert (window == dataset.ids[first : first + 16]).all()
+    assert (dataset.non_overlapping().flatten() == dataset.ids[:96]).all()
     batch[:] = -1
-    assert (found.ids >= 0).all()
+    assert (dataset.ids >= 0).all()
 
 
 @pytest.mark.parametrize("change", ["text", "policy", "name", "split"])
-def test_the_fingerprint_tells_sets_apart(change: str, file: Path) -> None:
-    found = load_text(file, TextPolicy(length=16))
-    ids = found.ids.copy()
-    ids[5] = (ids[5] + 1) % found.policy.categories
+def test_the_fingerprint_differs_between_datasets(change: str, file: Path) -> None:
+    dataset = load_text(file, TextPolicy(length=16))
+    ids = dataset.ids.copy()
+    ids[5] = (ids[5] + 1) % dataset.policy.categories
     other = {
-        "text": TextSet(found.name, found.split, found.policy, ids),
-        "policy": TextSet(found.name, found.split, found.policy.model_copy(update={"length": 8}), found.ids),
-        "name": TextSet("other", found.split, found.policy, found.ids),
-        "split": TextSet(found.name, "test", found.policy, found.ids),
+        "text": TextSet(dataset.name, dataset.split, dataset.policy, ids),
+        "policy": TextSet(dataset.name, dataset.split, dataset.policy.model_copy(update={"length": 8}), dataset.ids),
+        "name": TextSet("other", dataset.split, dataset.policy, dataset.ids),
+        "split": TextSet(dataset.name, "test", dataset.policy, dataset.ids),
     }[change]
-    assert other.fingerprint() != found.fingerprint()
-    assert TextSet(found.name, found.split, found.policy, found.ids.copy()).fingerprint() == found.fingerprint()
+    assert other.fingerprint() != dataset.fingerprint()
+    assert (
+        TextSet(dataset.name, dataset.split, dataset.policy, dataset.ids.copy()).fingerprint() == dataset.fingerprint()
+    )
 
 
-def test_what_is_wrong_is_said_in_one_line(file: Path, tmp_path: Path) -> None:
+def test_invalid_text_data_are_errors_that_name_the_problem(file: Path, tmp_path: Path) -> None:
     policy = TextPolicy(length=8, characters="abc")
     with pytest.raises(DdimError, match=r"^hamlet\.txt: .*'T'"):
         load_text(file, policy)
@@ -104,18 +106,18 @@ def test_what_is_wrong_is_said_in_one_line(file: Path, tmp_path: Path) -> None:
             TextPolicy(length=8, **wrong)  # type: ignore[arg-type]
 
 
-def test_a_tokenizer_of_the_tokenizers_library(file: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_file_encodes_as_the_library_does(file: Path, tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.Tokenizer(tokenizers.models.BPE())
-    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    made.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
-    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
     policy = TextPolicy(length=8, tokenizer=read_tokenizer(tmp_path / "tokenizer.json"))
-    assert policy.categories == made.get_vocab_size()
+    assert policy.categories == tokenizer.get_vocab_size()
     ids = policy.encode(TEXT)
-    assert ids.tolist() == made.encode(TEXT).ids
+    assert ids.tolist() == tokenizer.encode(TEXT).ids
     assert len(ids) < len(TEXT) / 2
     assert policy.decode(ids) == TEXT
     assert json.loads(policy.model_dump_json())["tokenizer"] == policy.tokenizer

@@ -83,7 +83,7 @@ def read_items(
     if len(data) > 1:
         raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
     text = load_text(data[0], policy, split or "train")
-    items = text.apart()
+    items = text.non_overlapping()
     if (left := len(text.ids) - items.size) and limit is None:
         warn(f"{text.name}: the last {left} tokens, less than a sequence, are left out")
     names = [f"{text.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]

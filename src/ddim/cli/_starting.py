@@ -39,11 +39,11 @@ def classes_of(data: str, images: ImageSet | TextSet) -> int:
         DdimError: If it has no labels.
     """
     from ddim.data import ImageSet
-    from ddim.data.labels import complaint
+    from ddim.data.labels import missing_labels
 
     if images.labels is None:
         columns = images.label_columns if isinstance(images, ImageSet) else ()
-        raise DdimError(data, *complaint(columns, "say --no-labels, or sort the pictures into one folder per label"))
+        raise DdimError(data, *missing_labels(columns, "use --no-labels, or sort the images into one folder per label"))
     return len(images.classes) if images.classes else int(images.labels.max()) + 1
 
 

@@ -63,21 +63,21 @@ def command(
       ddim sample mnist-calibrated --sigma optimal --steps 10 --out samples
     """
     from ddim._io.atomic import make_folder
-    from ddim.data.labels import complaint
+    from ddim.data.labels import missing_labels
     from ddim.model.checkpoint import check_same_model, copy, write
     from ddim.model.hub import place
-    from ddim.train.error_table import choose_times, complete, error_table
+    from ddim.train.error_table import choose_timesteps, error_table, interpolate
 
     if limit < 1:
         raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more")
     loaded = load_model(model, device, "float32", False)
     config = loaded.config
-    times = choose_times(loaded.schedule, count)
+    times = choose_timesteps(loaded.schedule, count)
     check_same_model(out, config.sha256)
     dataset = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
     labels = dataset.labels if config.network.classes else None
     if config.network.classes and labels is None:
-        problem, hint = complaint(dataset.label_columns, "give labelled pictures")
+        problem, hint = missing_labels(dataset.label_columns, "give labelled pictures")
         if config.needs_label:
             raise DdimError(data, f"{problem}, and this model was never trained without", hint)
         warn(f"{data}: {problem}: the error is measured without", hint)
@@ -90,7 +90,7 @@ def command(
             measured.append(measurement)
             bar.advance(task, len(dataset))
             bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
-    error = complete(times, [measurement.error for measurement in measured], loaded.schedule.T)
+    error = interpolate(times, [measurement.error for measurement in measured], loaded.schedule.T)
     description = f"calibrate {dataset.name} ({dataset.split}), {len(dataset)} pictures"
     origin = config.provenance.model_copy(update={"error_from": description})
     with Stopper():  # a first Ctrl-C does not interrupt writing

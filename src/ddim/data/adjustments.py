@@ -10,7 +10,7 @@ from PIL import Image
 from ddim.data.policy import ImagePolicy
 from ddim.errors import either, warn
 
-DEEP = 65535
+MAX_16_BIT = 65535
 _MIXED = {"colour reduced to grey", "grey spread to RGB"}  # reported only if it applies to some images and not to all
 _SHOWN = 3
 
@@ -26,7 +26,7 @@ class Extent:
     """
 
     count: int = 0
-    lowest: int = DEEP
+    lowest: int = MAX_16_BIT
     largest: int = 0
 
     def add(self, other: Extent) -> None:
@@ -61,7 +61,7 @@ class Report:
         self.cut.update(other.cut)
         self.resized.update(other.resized)
 
-    def see(self, image: Image.Image) -> None:
+    def add_image(self, image: Image.Image) -> None:
         """Add the values of an 8-bit image."""
         ends = image.getextrema()
         pairs = ends if isinstance(ends[0], tuple) else (ends,)
@@ -79,34 +79,34 @@ class Report:
         Warns:
             DdimWarning: If anything was converted.
         """
-        parts = [f"{n} {what}" for what, n in sorted(self.notes.items()) if what not in _MIXED or n < total or alone]
-        both = (self.deep, DEEP), (self.plain, 255)
-        parts += [self._range(extent, top) for extent, top in both if dark(extent, top)]
+        parts = [f"{n} {note}" for note, n in sorted(self.notes.items()) if note not in _MIXED or n < total or alone]
+        extents = (self.deep, MAX_16_BIT), (self.plain, 255)
+        parts += [self._range(extent, top) for extent, top in extents if is_dark(extent, top)]
         shape, hint = f"{policy.width}x{policy.height}", ""
         if self.cut:
             lost = sum(share * n for share, n in self.cut.items()) / self.cut.total()
-            most = f", {max(self.cut):.0%} of one at most" if len(self.cut) > 1 else ""
-            parts.append(f"{self.cut.total()} cropped to the shape of {shape}: {lost:.0%} of each is cut off{most}")
-            hint = either("to keep all of each, use fit='stretch'", "to refuse other sizes, use fit='exact'")
+            most = f", at most {max(self.cut):.0%}" if len(self.cut) > 1 else ""
+            parts.append(f"{self.cut.total()} cropped to the shape of {shape}: {lost:.0%} of each is lost{most}")
+            hint = either("to keep whole images, use fit='stretch'", "to reject other sizes, use fit='exact'")
         if self.resized:
             sizes = ", ".join(f"{wide}x{high}" for wide, high in sorted(self.resized)[:_SHOWN])
             more = f" and {len(self.resized) - _SHOWN} other sizes" if len(self.resized) > _SHOWN else ""
             parts.append(f"{self.resized.total()} resized to {shape} from {sizes}{more}")
         if parts:
-            warn(f"{where}: of {total} pictures {', '.join(parts)}", hint)
+            warn(f"{where}: of {total} images {', '.join(parts)}", hint)
 
     @staticmethod
     def _range(extent: Extent, top: int) -> str:
         share, step = (extent.largest - extent.lowest) / top, top // 255
         levels = (extent.largest + step // 2) // step - (extent.lowest + step // 2) // step + 1
-        effect = f": they become {levels} of 256 grey levels" if top == DEEP else ""
+        effect = f": they become {levels} of 256 grey levels" if top == MAX_16_BIT else ""
         problem = (
             f"{extent.count} use values {extent.lowest} to {extent.largest} of 0 to {top} ({share:.1%} of the range)"
         )
-        return f"{problem}{effect}, dark or flat; scale the values up before, if that is not meant"
+        return f"{problem}{effect}, low contrast; rescale the values if this is not intended"
 
 
-def dark(extent: Extent, top: int) -> bool:
+def is_dark(extent: Extent, top: int) -> bool:
     """Whether images use so small a part of the range of values that this is probably a mistake.
 
     For 16 bits, less than half of the range, which leaves at most 128 of 256 levels. For 8 bits, where photographs
@@ -114,4 +114,4 @@ def dark(extent: Extent, top: int) -> bool:
     """
     if not extent.count:
         return False
-    return extent.largest - extent.lowest < top / 2 if top == DEEP else extent.largest < top / 4
+    return extent.largest - extent.lowest < top / 2 if top == MAX_16_BIT else extent.largest < top / 4

@@ -38,8 +38,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-_ANOTHER = "replace or remove it"
-_HALVED = "16-bit reduced to 8 bits"
+_REPLACE = "replace or remove it"
+_REDUCED = "16-bit reduced to 8 bits"
 
 
 def read_bytes(source: Source, name: str) -> bytes:
@@ -61,13 +61,15 @@ def read_bytes(source: Source, name: str) -> bytes:
     else:
         try:
             if isinstance(source, (str, Path)):
-                about = os.stat(source)
-                kind = about.st_mode
-                if not stat.S_ISREG(kind):
-                    what = "a folder" if stat.S_ISDIR(kind) else "not a plain file"
-                    raise DdimError(name, f"is {what}, not a picture", "give the path of a picture file")
-                if about.st_size > IMAGE_BYTES:
-                    raise DdimError(name, f"has {about.st_size:,} bytes, no picture", "give the path of a picture file")
+                info = os.stat(source)
+                mode = info.st_mode
+                if not stat.S_ISREG(mode):
+                    type_name = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+                    raise DdimError(name, f"is {type_name}, not an image", "pass the path of an image file")
+                if info.st_size > IMAGE_BYTES:
+                    raise DdimError(
+                        name, f"has {info.st_size:,} bytes, too large for an image", "pass the path of an image file"
+                    )
                 source = Path(source).read_bytes()
             data = source if isinstance(source, bytes) else read_stream(source, IMAGE_BYTES + 1)
         except DdimError:
@@ -75,19 +77,19 @@ def read_bytes(source: Source, name: str) -> bytes:
         except FileNotFoundError:
             raise DdimError(name, "no such file", "check the path") from None
         except PermissionError:
-            raise DdimError(name, "may not be read", "allow it to be read (chmod u+r)") from None
+            raise DdimError(name, "permission denied", "make it readable (chmod u+r)") from None
         except (OSError, ValueError) as error:
             raise DdimError(name, f"cannot be read ({_short(error)})", "check the path and the disk") from None
     if len(data) > IMAGE_BYTES:
         raise DdimError(name, f"has more than {IMAGE_BYTES:,} bytes", "shrink it or remove it")
     if not data:
-        raise DdimError(name, "is empty (0 bytes)", _ANOTHER)
+        raise DdimError(name, "is empty (0 bytes)", _REPLACE)
     return data
 
 
 @contextlib.contextmanager
 def decoded(
-    source: Source, name: str, matte: int, told: Report | None = None
+    source: Source, name: str, matte: int, report: Report | None = None
 ) -> Iterator[tuple[Image.Image, set[str]]]:
     """Decode an image, upright and opaque, in its original size; use it while the context lasts.
 
@@ -98,7 +100,7 @@ def decoded(
         source: A path, the bytes of a file, or a binary file open for reading.
         name: Its name in an error.
         matte: Grey level 0..255 behind transparent pixels.
-        told: Collects the range of its values.
+        report: Collects the range of its values.
 
     Yields:
         An image of mode L or RGB, and the conversions, such as "CMYK converted to RGB".
@@ -106,66 +108,66 @@ def decoded(
     Raises:
         DdimError: If it cannot be read or decoded, or has more than `ddim._io.limits.PIXELS` pixels.
     """
-    image = _opened(read_bytes(source, name), name)
-    with _ROOM.taken(image.width * image.height):
-        yield _loaded(image, name, matte, told or Report())
+    image = _open(read_bytes(source, name), name)
+    with _BUDGET.reserve(image.width * image.height):
+        yield _load(image, name, matte, report or Report())
 
 
-def decode(source: Source, name: str, matte: int, told: Report | None = None) -> tuple[Image.Image, set[str]]:
+def decode(source: Source, name: str, matte: int, report: Report | None = None) -> tuple[Image.Image, set[str]]:
     """As `decoded`, but returns the image and the conversions."""
-    with decoded(source, name, matte, told) as result:
+    with decoded(source, name, matte, report) as result:
         return result
 
 
-def _opened(data: bytes, name: str) -> Image.Image:
+def _open(data: bytes, name: str) -> Image.Image:
     """Open an image, reading the header only, and check its size."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(io.BytesIO(data), formats=_formats())
     except UnidentifiedImageError:
-        raise DdimError(name, "is not a picture of a kind read here", "use PNG or JPEG, or remove it") from None
+        raise DdimError(name, "is not an image of a supported format", "use PNG or JPEG, or remove it") from None
     except Image.DecompressionBombError:
         raise DdimError(name, f"has too many pixels, more than {limits.PIXELS:,}", "shrink it or remove it") from None
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+        raise DdimError(name, f"is damaged or truncated ({_short(error)})", _REPLACE) from None
     if image.width * image.height > limits.PIXELS:
         problem = f"is {image.width}x{image.height}, too many pixels: more than {limits.PIXELS:,}"
         raise DdimError(name, problem, "shrink it or remove it")
     return image
 
 
-def _loaded(image: Image.Image, name: str, matte: int, told: Report) -> tuple[Image.Image, set[str]]:
+def _load(image: Image.Image, name: str, matte: int, report: Report) -> tuple[Image.Image, set[str]]:
     """Decode an opened image, make it upright and opaque, and list the conversions."""
     try:
         notes = set[str]()
         if image.format != "MPO" and getattr(image, "is_animated", False):
-            notes.add("animated or of several pages, the first taken")
+            notes.add("animated or multi-page, first frame used")
         if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())):
-            notes.add(_HALVED)  # Pillow reduces 16-bit colour to the high bytes
+            notes.add(_REDUCED)  # Pillow reduces 16-bit colour to the high bytes
         image.load()
         image = _upright(image, notes)
         if image.mode.startswith("I"):
-            return _from_16_bits(image, name, matte, notes, told), notes
+            return _from_16_bits(image, name, matte, notes, report), notes
         image = _plain(image, name, matte, notes)
-        told.see(image)
+        report.add_image(image)
         return image, notes
     except DdimError:
         raise
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on a damaged file
-        raise DdimError(name, f"is damaged or cut short ({_short(error)})", _ANOTHER) from None
+        raise DdimError(name, f"is damaged or truncated ({_short(error)})", _REPLACE) from None
 
 
-class _Room:
+class _PixelBudget:
     """A budget of `ddim._io.limits.PIXELS` pixels for images being decoded; a decoder waits until its image fits."""
 
     def __init__(self) -> None:
         self._free, self._changed = limits.PIXELS, threading.Condition()
 
     @contextlib.contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
         """Reserve a number of pixels while the context lasts."""
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
@@ -178,14 +180,14 @@ class _Room:
                 self._changed.notify_all()
 
 
-_ROOM = _Room()
+_BUDGET = _PixelBudget()
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
     """The formats in FORMATS that the installed Pillow supports."""
     Image.init()
-    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
@@ -204,17 +206,17 @@ def _upright(image: Image.Image, notes: set[str]) -> Image.Image:
 def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.Image:
     """Convert any mode to L or RGB, with transparent parts over the matte."""
     if image.mode == "F":
-        raise DdimError(name, "holds floating-point pixels, whose range is unknown", "save it with 8 or 16 bits")
+        raise DdimError(name, "has floating-point pixels of unknown range", "save it with 8 or 16 bits")
     grey = image.mode in _GREY_MODES
     if image.has_transparency_data:
-        full = image.convert("RGBA")
-        alpha = full.getchannel("A")
-        image = full.convert("RGB")
+        rgba = image.convert("RGBA")
+        alpha = rgba.getchannel("A")
+        image = rgba.convert("RGB")
         if alpha.getextrema() != (255, 255):
-            notes.add(f"transparent, put on matte {matte}")
-            ground = Image.new("RGB", full.size, (matte, matte, matte))
-            ground.paste(image, mask=alpha)
-            image = ground
+            notes.add(f"transparent, composited over matte {matte}")
+            background = Image.new("RGB", rgba.size, (matte, matte, matte))
+            background.paste(image, mask=alpha)
+            image = background
         return image.getchannel(0) if grey else image
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         notes.add(f"{image.mode} converted to RGB")
@@ -222,16 +224,16 @@ def _plain(image: Image.Image, name: str, matte: int, notes: set[str]) -> Image.
     return image if image.mode == wanted else image.convert(wanted)
 
 
-def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], told: Report) -> Image.Image:
+def _from_16_bits(image: Image.Image, name: str, matte: int, notes: set[str], report: Report) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
-        raise DdimError(name, "holds whole numbers beyond 16 bits", "save it with 8 or 16 bits")
-    notes.add(_HALVED)
-    told.deep.add(Extent(1, int(values.min()), int(values.max())))
+        raise DdimError(name, "has integers beyond 16 bits", "save it with 8 or 16 bits")
+    notes.add(_REDUCED)
+    report.deep.add(Extent(1, int(values.min()), int(values.max())))
     grey = (values + 128) // 257
     transparent = image.info.get("transparency")
     if isinstance(transparent, int) and (values == transparent).any():
-        notes.add(f"transparent, put on matte {matte}")
+        notes.add(f"transparent, composited over matte {matte}")
         grey[values == transparent] = matte
     return Image.fromarray(grey.astype(np.uint8))
 

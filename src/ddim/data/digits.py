@@ -9,7 +9,7 @@ from PIL import Image
 
 from ddim.data.adjustments import Report
 from ddim.data.decode import Source
-from ddim.data.image import to_grid
+from ddim.data.image import preprocess
 from ddim.data.image_set import ImageSet
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
@@ -50,10 +50,10 @@ def load_digits(policy: ImagePolicy | None = None, split: str = "train", limit: 
         DdimError: If there is no such split, or scikit-learn is not installed.
     """
     items, labels = _read(split, limit)
-    grid, adjusted = policy or _NATURAL, Report()
-    pixels = np.stack([to_grid(Image.fromarray(digit), grid, "digits", adjusted) for digit in items.small])
-    adjusted.warn("digits", len(items), grid)
-    return _pack("digits", items, pixels, labels, grid)
+    target, adjusted = policy or _NATURAL, Report()
+    pixels = np.stack([preprocess(Image.fromarray(digit), target, "digits", adjusted) for digit in items.small])
+    adjusted.warn("digits", len(items), target)
+    return _pack("digits", items, pixels, labels, target)
 
 
 def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
@@ -73,7 +73,7 @@ def digits_as_mnist(split: str = "train", limit: int | None = None) -> ImageSet:
     """
     items, labels = _read(split, limit)
     inner = ImagePolicy(height=20, width=20, channels=1, filter="bicubic")
-    pixels = np.stack([to_grid(Image.fromarray(digit), inner, "digits") for digit in items.small])
+    pixels = np.stack([preprocess(Image.fromarray(digit), inner, "digits") for digit in items.small])
     pixels = np.clip((pixels.astype(np.int16) - 128) * 3 + 128, 0, 255).astype(np.uint8)
     pixels = np.pad(pixels, ((0, 0), (4, 4), (4, 4), (0, 0)))
     return _pack("digits-as-mnist", items, pixels, labels, ImagePolicy(height=28, width=28, channels=1))
@@ -93,5 +93,5 @@ def _read(split: str, limit: int | None) -> tuple[_Digits, np.ndarray]:
     return _Digits(small[part][:limit], split), labels[part][:limit].astype(np.int64)
 
 
-def _pack(name: str, items: _Digits, pixels: np.ndarray, labels: np.ndarray, grid: ImagePolicy) -> ImageSet:
-    return ImageSet(name, items.split, grid, items, pixels, labels, tuple("0123456789"))
+def _pack(name: str, items: _Digits, pixels: np.ndarray, labels: np.ndarray, policy: ImagePolicy) -> ImageSet:
+    return ImageSet(name, items.split, policy, items, pixels, labels, tuple("0123456789"))

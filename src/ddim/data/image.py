@@ -73,7 +73,7 @@ def read_image(
     with decoded(source, name, policy.matte, conversions) as (image, notes):
         if image.mode != _MODES[policy.channels]:
             notes.add("colour reduced to grey" if policy.channels == 1 else "grey spread to RGB")
-        pixels = to_grid(image, policy, name, conversions)
+        pixels = preprocess(image, policy, name, conversions)
     conversions.notes.update(notes)
     if adjusted is not None:
         adjusted.add(conversions)
@@ -130,38 +130,38 @@ def list_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     """
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "no such folder"
-        raise DdimError(printable(folder), problem, "give the path of a folder of pictures")
+        raise DdimError(printable(folder), problem, "pass the path of an image folder")
     paths = [path for path in _walk(folder) if path.suffix.lower() in suffixes]
     return sorted(paths, key=lambda path: path.relative_to(folder).as_posix())
 
 
 def label_of(source: Source, name: str | None = None) -> str:
-    """An image's name in a message: `name`, otherwise its path, otherwise "a picture"."""
+    """An image's name in a message: `name`, otherwise its path, otherwise "an image"."""
     if name is None:
         path = source if isinstance(source, (str, Path)) else getattr(source, "name", None)
-        name = str(path) if isinstance(path, (str, Path)) else "a picture"
+        name = str(path) if isinstance(path, (str, Path)) else "an image"
     return printable(name)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder that are not hidden, in no particular order."""
 
-    def refuse(error: OSError) -> None:
-        raise DdimError(printable(error.filename), "may not be read", "allow it to be read (chmod u+rx)")
+    def raise_error(error: OSError) -> None:
+        raise DdimError(printable(error.filename), "permission denied", "make it readable (chmod u+rx)")
 
     seen = {os.path.realpath(folder)}
-    for here, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=raise_error, followlinks=True):
         unvisited = []
         for name in sorted(folders):
-            real = os.path.realpath(os.path.join(here, name))
+            real = os.path.realpath(os.path.join(parent, name))
             if not name.startswith(".") and real not in seen:
                 seen.add(real)
                 unvisited.append(name)
         folders[:] = unvisited
-        yield from (Path(here, name) for name in files if not name.startswith("."))
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
 
 
-def to_grid(image: Image.Image, policy: ImagePolicy, name: str, adjusted: Report | None = None) -> np.ndarray:
+def preprocess(image: Image.Image, policy: ImagePolicy, name: str, adjusted: Report | None = None) -> np.ndarray:
     """Preprocess an upright, opaque image: convert its channels, cut out the box, then fit it to the resolution.
 
     Args:
@@ -181,11 +181,11 @@ def to_grid(image: Image.Image, policy: ImagePolicy, name: str, adjusted: Report
     wide, high = image.size
     left, upper, right, lower = policy.box or (0, 0, wide, high)
     if right > wide or lower > high:
-        raise MisfitError(name, f"is {wide}x{high} and does not hold the box {policy.box}", "change the box")
+        raise MisfitError(name, f"is {wide}x{high} too small for the box {policy.box}", "change the box")
     wide, high = right - left, lower - upper
     size = (policy.width, policy.height)
     if policy.fit == "exact" and (wide, high) != size:
-        hint = either("bring them all to one size first", "use fit='crop'", "use fit='stretch'")
+        hint = either("resize all images to one size first", "use fit='crop'", "use fit='stretch'")
         raise MisfitError(name, f"is {wide}x{high}, not {size[0]}x{size[1]} (width x height)", hint)
     adjusted = adjusted or Report()
     if (wide, high) != size:

@@ -57,7 +57,7 @@ class ImageSet:
 
     def __repr__(self) -> str:
         height, width, channels = self.policy.shape
-        return f"ImageSet({self.name!r}, {self.split!r}: {len(self)} pictures {height}x{width}x{channels})"
+        return f"ImageSet({self.name!r}, {self.split!r}: {len(self)} images {height}x{width}x{channels})"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The images at the indices, in their order; an index may occur more than once.
@@ -76,14 +76,14 @@ class ImageSet:
         if order.size == 0:
             order = order.astype(np.int64)
         if order.ndim != 1 or order.dtype.kind not in "iu":
-            raise IndexError(f"indices must be whole numbers of shape (B,), not {order.dtype} {order.shape}")
+            raise IndexError(f"indices must be integers of shape (B,), not {order.dtype} {order.shape}")
         outside = (order < 0) | (order >= len(self))
         if outside.any():
-            raise IndexError(f"picture {order[outside][0]} of {len(self)} does not exist (0..{len(self) - 1})")
+            raise IndexError(f"image {order[outside][0]} is outside 0..{len(self) - 1}")
         if self._pixels is None:
             return decode_batch(self._items, order, self.policy, self.name)
-        picked: np.ndarray = self._pixels[order]
-        return picked
+        images: np.ndarray = self._pixels[order]
+        return images
 
     def slices(self, size: int) -> Iterator[np.ndarray]:
         """Iterate over all images in order, in batches of `size`.
@@ -119,8 +119,8 @@ class ImageSet:
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
-            about = (self.name, self.split, len(self), self.classes, self.policy.model_dump_json())
-            digest.update(repr(about).encode("utf-8", "backslashreplace"))
+            identity = (self.name, self.split, len(self), self.classes, self.policy.model_dump_json())
+            digest.update(repr(identity).encode("utf-8", "backslashreplace"))
             if self.labels is not None:
                 digest.update(self.labels.astype("<i8").tobytes())
             for index in np.unique(np.linspace(0, len(self) - 1, _SAMPLED).astype(np.int64)).tolist():

@@ -10,7 +10,7 @@ import numpy as np
 from ddim.errors import DdimError, printable
 
 DEFAULT = "label"
-_MOST = 12  # columns named in a message
+_SHOWN = 12  # columns named in a message
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class Labels:
     classes: tuple[str, ...] | None = None
     columns: tuple[str, ...] = ()
 
-    def of(self, some: np.ndarray) -> Labels:
+    def subset(self, indices: np.ndarray) -> Labels:
         """The labels of the images at the indices."""
-        return self if self.numbers is None else replace(self, numbers=self.numbers[some])
+        return self if self.numbers is None else replace(self, numbers=self.numbers[indices])
 
 
 def read_column(datasets: Any, data: Any, images: str, name: str | None, where: str) -> Labels:
@@ -49,31 +49,31 @@ def read_column(datasets: Any, data: Any, images: str, name: str | None, where: 
     Raises:
         DdimError: If there is no such column, or it does not hold labels; the message lists possible columns.
     """
-    candidates = [key for key, kind in data.features.items() if key != images and _could(datasets, kind)]
+    candidates = [key for key, kind in data.features.items() if key != images and _can_be_labels(datasets, kind)]
     columns = tuple(printable(key) for key in candidates if key != (name or DEFAULT))
     if name is None and DEFAULT not in data.features:
         return Labels(columns=columns)
     column = name or DEFAULT
-    alternatives = f"there are {', '.join(columns[:_MOST])}" if columns else "there is no other that could be"
+    alternatives = f"possible columns: {', '.join(columns[:_SHOWN])}" if columns else "no other column is possible"
     if column not in data.features or column == images:
-        problem = "is no column of labels" if column in data.features else "is no column"
-        raise DdimError(f"label_column={name!r}", f"{problem} of {where}; {alternatives}", "name one that is")
+        problem = "is not a label column" if column in data.features else "is not a column"
+        raise DdimError(f"label_column={name!r}", f"{problem} of {where}; {alternatives}", "name another column")
     kind, values = data.features[column], data.data.column(column).to_pylist()
     if values and all(isinstance(value, str) for value in values):
         classes = tuple(sorted(set(values)))
-        number = {word: index for index, word in enumerate(classes)}
-        return Labels(np.array([number[word] for word in values], np.int64), classes, columns)
+        index_of = {word: index for index, word in enumerate(classes)}
+        return Labels(np.array([index_of[word] for word in values], np.int64), classes, columns)
     if not all(type(value) is int and 0 <= value < 2**31 for value in values):
         if name is None:
             return Labels(columns=columns)
-        bad = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
-        problem = f"holds {printable(repr(bad))[:40]} in {where}, labels are whole numbers from 0 or words in every row"
+        wrong = next(value for value in values if not (type(value) is int and 0 <= value < 2**31))
+        problem = f"contains {printable(repr(wrong))[:40]} in {where}, not an integer from 0 or a string"
         raise DdimError(f"label_column={name!r}", f"{problem}; {alternatives}", "name another column")
     names = tuple(kind.names) if isinstance(kind, datasets.ClassLabel) else None
     return Labels(np.array(values, np.int64), names, columns)
 
 
-def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
+def missing_labels(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
     """The problem and hint of an error for a dataset without labels that needs them.
 
     Args:
@@ -82,12 +82,12 @@ def complaint(columns: tuple[str, ...], otherwise: str) -> tuple[str, str]:
     """
     if not columns:
         return "has no labels", otherwise
-    more = f" and {len(columns) - _MOST} more" if len(columns) > _MOST else ""
-    problem = f"has no labels in a column {DEFAULT}; the columns that could be labels are {', '.join(columns[:_MOST])}"
-    return problem + more, f"name the one that is meant, such as label_column={columns[0]!r}"
+    more = f" and {len(columns) - _SHOWN} more" if len(columns) > _SHOWN else ""
+    problem = f"has no labels in a column {DEFAULT}; possible label columns: {', '.join(columns[:_SHOWN])}"
+    return problem + more, f"name one of them, such as label_column={columns[0]!r}"
 
 
-def _could(datasets: Any, kind: Any) -> bool:
+def _can_be_labels(datasets: Any, kind: Any) -> bool:
     """Whether a column's type is one that labels can have."""
     if isinstance(kind, datasets.ClassLabel):
         return True

@@ -58,7 +58,7 @@ class Files:
 
 
 @dataclass(frozen=True, eq=False)
-class Picked:
+class Subset:
     """A subset of the images of other items, in the order of the indices `order`."""
 
     items: Items
@@ -81,16 +81,16 @@ class DecodeReport:
     """The result of decoding images once.
 
     Attributes:
-        pixels: uint8, (N, H, W, C), undefined for invalid images; None if pixels were not kept.
+        pixels: uint8, (N, H, W, C), undefined for invalid images; None if pixels are not stored.
         bad: The error of each invalid image, by its index, in order.
         adjusted: The conversions of all images.
-        whole: Whether all images were tried.
+        complete: Whether all images were tried.
     """
 
     pixels: np.ndarray | None = None
     bad: dict[int, DdimError] = field(default_factory=dict)
     adjusted: Report = field(default_factory=Report)
-    whole: bool = True
+    complete: bool = True
 
 
 def workers() -> int:
@@ -99,8 +99,8 @@ def workers() -> int:
     return min(8, cores)
 
 
-def gather(
-    items: Items, policy: ImagePolicy, keep: bool, patience: int | None = None
+def decode_all(
+    items: Items, policy: ImagePolicy, keep: bool, max_bad: int | None = None
 ) -> Generator[tuple[int, int], None, DecodeReport]:
     """Decode all images in parallel, in chunks.
 
@@ -108,7 +108,7 @@ def gather(
         items: The encoded images.
         policy: The preprocessing.
         keep: Whether to keep the pixels.
-        patience: Stop after more than this number of invalid images; None to try all.
+        max_bad: Stop after more than this number of invalid images; None to try all.
 
     Yields:
         The number of images done, and the total.
@@ -137,8 +137,8 @@ def gather(
             report.bad.update(bad)
             report.adjusted.add(adjusted)
             yield min((step + 1) * CHUNK, count), count
-            if patience is not None and len(report.bad) > patience:
-                report.whole = (step + 1) * CHUNK >= count
+            if max_bad is not None and len(report.bad) > max_bad:
+                report.complete = (step + 1) * CHUNK >= count
                 break
     finally:
         pool.shutdown(cancel_futures=True)
@@ -177,7 +177,7 @@ def scan(folder: Path | str, policy: ImagePolicy | None = None) -> list[tuple[st
 
     Args:
         folder: The folder.
-        policy: If not None, images that it refuses are listed too.
+        policy: If not None, images that it rejects are listed too.
 
     Returns:
         Path below the folder and reason of each invalid image, in order; empty if all are valid.
@@ -195,7 +195,7 @@ def iter_scan(
 
     Args:
         folder: The folder.
-        policy: If not None, images that it refuses are listed too.
+        policy: If not None, images that it rejects are listed too.
 
     Yields:
         The number of images done, and the total.
@@ -208,7 +208,7 @@ def iter_scan(
     """
     items = Files(Path(folder), list_images(folder))
     any_size = ImagePolicy(height=1, width=1, channels=3, fit="stretch", filter="box")
-    report = yield from gather(items, policy or any_size, keep=False)
+    report = yield from decode_all(items, policy or any_size, keep=False)
     return [(items.name(index), error.problem) for index, error in report.bad.items()]
 
 
@@ -222,28 +222,28 @@ def drain(steps: Generator[Any, None, T]) -> T:
             return result
 
 
-def complaint(where: str, total: int, bad: dict[int, DdimError], whole: bool = True) -> DdimError:
+def unreadable_error(where: str, total: int, bad: dict[int, DdimError], complete: bool = True) -> DdimError:
     """The error for the invalid images of a dataset.
 
     Args:
         where: The dataset's name.
         total: Number of its images.
         bad: The error of each invalid image.
-        whole: Whether all images were tried.
+        complete: Whether all images were tried.
 
     Returns:
         The error to raise: names and reasons of the first invalid images, the number of the others, and a hint.
     """
-    least = "" if whole else "at least "
+    least = "" if complete else "at least "
     misfits = [error for error in bad.values() if isinstance(error, MisfitError)]
     if misfits:
-        problem = f"{least}{len(misfits)} of {total} pictures do not fit the grid: {named(misfits)}"
+        problem = f"{least}{len(misfits)} of {total} images do not fit the resolution: {list_errors(misfits)}"
         return MisfitError(where, problem, misfits[0].hint)
-    problem = f"{least}{len(bad)} of {total} pictures cannot be read: {named(list(bad.values()))}"
-    return DdimError(where, problem, either("remove them", "leave them out with skip_unreadable=True"))
+    problem = f"{least}{len(bad)} of {total} images cannot be read: {list_errors(list(bad.values()))}"
+    return DdimError(where, problem, either("remove them", "skip them with skip_unreadable=True"))
 
 
-def named(bad: Sequence[DdimError]) -> str:
+def list_errors(bad: Sequence[DdimError]) -> str:
     """The names and reasons of the first invalid images, and the number of the others."""
     shown = ", ".join(f"{error.subject} {error.problem}" for error in bad[:_SHOWN])
     return shown + (f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else "")

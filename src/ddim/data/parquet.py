@@ -16,9 +16,9 @@ from ddim.data.decode import Source
 from ddim.data.labels import Labels, read_column
 from ddim.errors import DdimError, printable
 
-_PATIENCE = 5.0
-_NO_ROWS = "has no rows", "give a data set with pictures"
-_REPLACE = "fetch it again or remove it"
+_TIMEOUT = 5.0
+_NO_ROWS = "has no rows", "use a dataset with images"
+_REPLACE = "download it again or remove it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,10 +59,10 @@ class Rows:
         if cell.get("path"):
             path = Path(cell["path"]).resolve()
             if not any(path.is_relative_to(root) for root in self.roots):
-                problem = f"holds no picture but names the file {printable(cell['path'])}, which is not opened"
-                raise DdimError(self.name(index), problem, "store the pictures themselves in the table")
+                problem = f"has no image but names the file {printable(cell['path'])}, which is not opened"
+                raise DdimError(self.name(index), problem, "store encoded images in the table")
             return path
-        raise DdimError(self.name(index), "holds no picture", "remove the row")
+        raise DdimError(self.name(index), "has no image", "remove the row")
 
     def name(self, index: int) -> str:
         """The split and row of image `index`."""
@@ -142,10 +142,10 @@ def read_hub(name: str, split: str, label_column: str | None = None) -> Table:
             data = datasets.load_dataset(name, split=split)
     except Exception as error:  # exceptions of the library, the hub client, Arrow and the network
         if offline:
-            problem = "is no file or folder here, and the hub cannot be reached to look for it there"
+            problem = "is not a local file or folder, and the hub cannot be reached"
             raise DdimError(name, problem, "check the path or the network") from None
         raise DdimError(
-            name, f"cannot be had from the hub ({_reason(error)})", "check the name and the split"
+            name, f"is not available from the hub ({_reason(error)})", "check the name and the split"
         ) from None
     finally:
         datasets.config.HF_HUB_OFFLINE = before
@@ -168,12 +168,12 @@ def _offline(name: str) -> bool:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
-        huggingface_hub.HfApi().dataset_info(name, timeout=_PATIENCE)
+        huggingface_hub.HfApi().dataset_info(name, timeout=_TIMEOUT)
     except OfflineModeIsEnabled:
         return True
     except (HfHubHTTPError, huggingface_hub.errors.HFValidationError) as error:
-        problem = f"is no file or folder here, and the hub does not give it ({_reason(error)})"
-        raise DdimError(name, problem, "check the name, or log in if the data set is private") from None
+        problem = f"is not a local file or folder, and not available from the hub ({_reason(error)})"
+        raise DdimError(name, problem, "check the name, or log in if the dataset is private") from None
     except Exception:  # the HTTP library's exceptions without a network depend on its version
         return True
     return False
@@ -189,13 +189,13 @@ def _table(
     columns += [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
     if not columns:
         problem = f"has no image column (it has {printable(', '.join(features) or 'none')})"
-        raise DdimError(where, problem, "name the column of pictures image or img")
+        raise DdimError(where, problem, "name the image column image or img")
     try:
         with _quiet(datasets):
             cast = data.select_columns([columns[0]]).cast_column(columns[0], datasets.Image(decode=False))
     except Exception as error:  # Arrow's casts raise several exception types
-        problem = f"column {columns[0]} does not hold pictures ({_reason(error)})"
-        raise DdimError(where, problem, "store encoded pictures in it") from None
+        problem = f"column {columns[0]} does not contain images ({_reason(error)})"
+        raise DdimError(where, problem, "store encoded images in it") from None
     labels = read_column(datasets, data, columns[0], label_column, where)
     return Rows(cast.data.column(columns[0]), printable(split), roots), labels
 
@@ -233,8 +233,8 @@ def _check_shards(files: Sequence[Path]) -> int:
             raise DdimError(printable(path), f"cannot be read as parquet ({_reason(error)})", _REPLACE) from None
         columns, rows = columns or names, rows + metadata.num_rows
         if names != columns:
-            problem = f"has the columns {', '.join(names)}, and {files[0].name} has {', '.join(columns)}"
-            raise DdimError(printable(path), printable(problem), "give one data set at a time")
+            problem = f"has the columns {', '.join(names)}, but {files[0].name} has {', '.join(columns)}"
+            raise DdimError(printable(path), printable(problem), "pass one dataset at a time")
     return rows
 
 

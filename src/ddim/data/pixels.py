@@ -29,7 +29,7 @@ def to_float(images: np.ndarray | Tensor) -> Tensor:
     """
     tensor = torch.as_tensor(images)
     if tensor.dtype != torch.uint8 or tensor.ndim != 4:
-        raise TypeError(f"pictures must be uint8 (N, H, W, C), not {tensor.dtype} {tuple(tensor.shape)}")
+        raise TypeError(f"images must be uint8 (N, H, W, C), not {tensor.dtype} {tuple(tensor.shape)}")
     return tensor.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
 
 

@@ -25,7 +25,7 @@ class ImagePolicy(BaseModel):
         box: Left, upper, right, lower edge in pixels of a crop before resizing; for instance (10, 25, 80, 95), the
             usual face crop of CelebA at 89x109.
         fit: "crop" resizes the largest centred part with the target's aspect ratio, "stretch" resizes without keeping
-            the aspect ratio, "exact" refuses an image of another size.
+            the aspect ratio, "exact" rejects an image of another size.
         filter: The resampling filter; all of them antialias when downsampling.
         matte: Grey level 0..255 behind transparent pixels.
     """
@@ -43,7 +43,7 @@ class ImagePolicy(BaseModel):
     @model_validator(mode="after")
     def _box_is_not_empty(self) -> ImagePolicy:
         if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
-            raise ValueError(f"box {self.box} is empty; give (left, upper, right, lower) in pixels")
+            raise ValueError(f"box {self.box} is empty; use (left, upper, right, lower) in pixels")
         limits.check_pixels(self.height, self.width)
         return self
 
@@ -56,7 +56,7 @@ class ImagePolicy(BaseModel):
         """A description for people: label to text."""
         box = f", box {list(self.box)}" if self.box else ""
         return {
-            "pictures": f"{self.height}x{self.width}, {'grey' if self.channels == 1 else 'colour'}",
+            "images": f"{self.height}x{self.width}, {'grey' if self.channels == 1 else 'colour'}",
             "data policy": f"fit {self.fit}, filter {self.filter}, matte {self.matte}{box}",
         }
 

@@ -12,17 +12,26 @@ from ddim.data.digits import load_digits
 from ddim.data.image import MisfitError, list_files, list_images, natural_policy
 from ddim.data.image_set import ImageSet
 from ddim.data.labels import Labels
-from ddim.data.parallel_decode import DecodeReport, Files, Items, Picked, complaint, drain, gather, named
+from ddim.data.parallel_decode import (
+    DecodeReport,
+    Files,
+    Items,
+    Subset,
+    decode_all,
+    drain,
+    list_errors,
+    unreadable_error,
+)
 from ddim.data.parquet import Rows, read_hub, read_parquet
 from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError, printable, warn
 
-HOLD = 2 << 30  # maximum bytes of pixels in memory; a larger dataset is decoded batch by batch
-PATIENCE = 1000  # decoding stops after more than this number of unreadable images
+MAX_BYTES = 2 << 30  # maximum bytes of pixels in memory; a larger dataset is decoded batch by batch
+MAX_UNREADABLE = 1000  # decoding stops after more than this number of unreadable images
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_Found = tuple[Items, Labels]
+_Table = tuple[Items, Labels]
 
 
 def load(
@@ -96,9 +105,9 @@ def iter_load(
         DdimError: As `load`.
     """
     if limit is not None and limit < 1:
-        raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
+        raise DdimError("limit", f"is {limit}", "use an integer from 1, or None")
     if source == "digits":
-        _no_columns("digits", label_column)
+        _check_no_column("digits", label_column)
         return load_digits(policy, split, limit)
     path = Path(source).expanduser().absolute()
     where = printable(source)
@@ -110,54 +119,54 @@ def iter_load(
         items, labels = read_hub(source, split, label_column)
     else:
         raise DdimError(where, "no such file or folder", "check the path, or give owner/name for the hub")
-    items, labels = _full(items, labels, where, skip_unreadable)
+    items, labels = _skip_empty_rows(items, labels, where, skip_unreadable)
     if limit is not None and limit < len(items):
-        items = Picked(items, np.arange(limit))
-        labels = labels.of(np.arange(limit))
+        items = Subset(items, np.arange(limit))
+        labels = labels.subset(np.arange(limit))
     preprocessing = policy or _first_policy(items, where)
-    keep = len(items) * preprocessing.height * preprocessing.width * preprocessing.channels <= HOLD
-    report = yield from gather(items, preprocessing, keep, None if skip_unreadable else PATIENCE)
+    keep = len(items) * preprocessing.height * preprocessing.width * preprocessing.channels <= MAX_BYTES
+    report = yield from decode_all(items, preprocessing, keep, None if skip_unreadable else MAX_UNREADABLE)
     pixels = report.pixels
     if report.bad:
-        items, good = _without(items, report, where, skip_unreadable)
-        pixels = None if pixels is None else pixels[good]
-        labels = labels.of(good)
+        items, valid = _skip_unreadable(items, report, where, skip_unreadable)
+        pixels = None if pixels is None else pixels[valid]
+        labels = labels.subset(valid)
     report.adjusted.warn(where, len(items), preprocessing)
     return ImageSet(name, split, preprocessing, items, pixels, labels.numbers, labels.classes, labels.columns)
 
 
-def _local(path: Path, where: str, split: str, label_column: str | None) -> _Found:
+def _local(path: Path, where: str, split: str, label_column: str | None) -> _Table:
     if path.is_dir():
         shards, images = list_files(path, frozenset({".parquet"})), list_images(path)
         if shards and images:
-            problem = "holds both parquet files and pictures"
-            raise DdimError(where, problem, "give a folder or a parquet file inside it")
+            problem = "contains both parquet files and images"
+            raise DdimError(where, problem, "pass a folder or a parquet file inside it")
         if images:
-            _no_columns(where, label_column)
+            _check_no_column(where, label_column)
             return _folder(path, where, split)
         if not shards:
-            raise DdimError(where, "holds no pictures", "give a folder of PNG or JPEG files or of parquet files")
+            raise DdimError(where, "contains no images", "pass a folder of PNG, JPEG or parquet files")
     elif path.suffix.lower() == ".parquet":
         shards = [path]
     else:
-        raise DdimError(where, "is neither a folder nor a parquet file", "give the folder that holds the pictures")
+        raise DdimError(where, "is neither a folder nor a parquet file", "pass the folder of the images")
     by_split = dict[str, list[Path]]()
     for shard in shards:
         by_split.setdefault(_split_of(shard, path), []).append(shard)
-    _need(where, split, list(by_split))
+    _check_split(where, split, list(by_split))
     return read_parquet(by_split[split], where, split, label_column)
 
 
-def _folder(path: Path, where: str, split: str) -> _Found:
-    inside = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if {"train", "test"} & set(inside) and set(inside) <= set(SPLITS):
-        _need(where, split, inside)
+def _folder(path: Path, where: str, split: str) -> _Table:
+    folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if {"train", "test"} & set(folders) and set(folders) <= set(SPLITS):
+        _check_split(where, split, folders)
         path = path / split
     else:
-        _need(where, split, ["train"])
+        _check_split(where, split, ["train"])
     paths = list_images(path)
     if not paths:
-        raise DdimError(f"{where}/{split}", "holds no pictures", "put PNG or JPEG files in it")
+        raise DdimError(f"{where}/{split}", "contains no images", "put PNG or JPEG files in it")
     parents = [image.relative_to(path).parts[:-1] for image in paths]
     if not all(len(parts) == 1 for parts in parents):
         return Files(path, paths), Labels()
@@ -175,28 +184,28 @@ def _split_of(shard: Path, root: Path) -> str:
     return next((part for part in reversed(inside) if part in SPLITS), "train")
 
 
-def _need(where: str, split: str, there: list[str]) -> None:
-    if split not in there:
-        raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(sorted(there))}")
+def _check_split(where: str, split: str, splits: list[str]) -> None:
+    if split not in splits:
+        raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(sorted(splits))}")
 
 
-def _no_columns(where: str, label_column: str | None) -> None:
+def _check_no_column(where: str, label_column: str | None) -> None:
     if label_column is not None:
-        problem = f"has no columns: {where} is no table"
-        raise DdimError(f"label_column={label_column!r}", problem, "leave it out")
+        problem = f"cannot be used: {where} is not a table"
+        raise DdimError(f"label_column={label_column!r}", problem, "remove it")
 
 
-def _full(items: Items, labels: Labels, where: str, skip: bool) -> _Found:
+def _skip_empty_rows(items: Items, labels: Labels, where: str, skip: bool) -> _Table:
     """Leave out the rows of a table without an image, if there are many; raises unless they may be skipped."""
     empty = items.empty() if isinstance(items, Rows) else np.empty(0, np.int64)
-    if len(empty) <= PATIENCE:
+    if len(empty) <= MAX_UNREADABLE:
         return items, labels  # a few are reported by name when they are decoded
-    problem = f"{len(empty)} of {len(items)} rows hold no picture, the first of them {items.name(int(empty[0]))}"
+    problem = f"{len(empty)} of {len(items)} rows have no image, first {items.name(int(empty[0]))}"
     if not skip or len(empty) == len(items):
-        raise DdimError(where, problem, "fetch it again, or store encoded pictures in it")
-    warn(f"{where}: left out: {problem}")
-    good = np.setdiff1d(np.arange(len(items)), empty)
-    return Picked(items, good), labels.of(good)
+        raise DdimError(where, problem, "download it again, or store encoded images in it")
+    warn(f"{where}: skipped: {problem}")
+    valid = np.setdiff1d(np.arange(len(items)), empty)
+    return Subset(items, valid), labels.subset(valid)
 
 
 def _first_policy(items: Items, where: str) -> ImagePolicy:
@@ -207,19 +216,19 @@ def _first_policy(items: Items, where: str) -> ImagePolicy:
             return natural_policy(items.source(index), items.name(index))
         except DdimError as error:
             bad[index] = error
-        if len(bad) > PATIENCE:
+        if len(bad) > MAX_UNREADABLE:
             break
-    raise DdimError(where, f"no picture can be read: {named(list(bad.values()))}", "give sound PNG or JPEG files")
+    raise DdimError(where, f"no image can be read: {list_errors(list(bad.values()))}", "use valid PNG or JPEG files")
 
 
-def _without(items: Items, found: DecodeReport, where: str, skip: bool) -> tuple[Items, np.ndarray]:
+def _skip_unreadable(items: Items, report: DecodeReport, where: str, skip: bool) -> tuple[Items, np.ndarray]:
     """Leave out the invalid images, with a warning, or raise: the other items and their indices."""
-    bad = found.bad
+    bad = report.bad
     if not skip or any(isinstance(error, MisfitError) for error in bad.values()):
-        raise complaint(where, len(items), bad, found.whole)
+        raise unreadable_error(where, len(items), bad, report.complete)
     if len(bad) == len(items):
-        problem = f"no picture can be read: {named(list(bad.values()))}"
-        raise DdimError(where, problem, "give sound PNG or JPEG files")
-    warn(f"{where}: {len(bad)} of {len(items)} pictures left out: {named(list(bad.values()))}")
-    good = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
-    return Picked(items, good), good
+        problem = f"no image can be read: {list_errors(list(bad.values()))}"
+        raise DdimError(where, problem, "use valid PNG or JPEG files")
+    warn(f"{where}: {len(bad)} of {len(items)} images skipped: {list_errors(list(bad.values()))}")
+    valid = np.setdiff1d(np.arange(len(items)), np.fromiter(bad, np.int64))
+    return Subset(items, valid), valid

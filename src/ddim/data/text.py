@@ -39,9 +39,9 @@ class TextPolicy(BaseModel):
     @model_validator(mode="after")
     def _one_vocabulary(self) -> TextPolicy:
         if self.characters and self.tokenizer:
-            raise ValueError("characters and tokenizer are both given")
+            raise ValueError("characters and tokenizer are both set")
         if len(set(self.characters)) < len(self.characters):
-            raise ValueError("a character is in the vocabulary twice")
+            raise ValueError("the vocabulary has a duplicate character")
         return self
 
     @property
@@ -77,12 +77,12 @@ class TextPolicy(BaseModel):
         points = np.frombuffer(text.encode("utf-32-le"), "<u4")
         vocabulary = np.array([ord(character) for character in self.characters], np.uint32)
         order = np.argsort(vocabulary)
-        places = np.minimum(np.searchsorted(vocabulary[order], points), len(vocabulary) - 1)
-        ids = order[places]
-        if len(points) and (problem := vocabulary[ids] != points).any():
-            at = int(np.argmax(problem))
+        positions = np.minimum(np.searchsorted(vocabulary[order], points), len(vocabulary) - 1)
+        ids = order[positions]
+        if len(points) and (unknown := vocabulary[ids] != points).any():
+            at = int(np.argmax(unknown))
             line = text.count("\n", 0, at) + 1
-            raise DdimError(name, f"line {line} holds {text[at]!r}, which the vocabulary lacks", "replace it")
+            raise DdimError(name, f"line {line} has {text[at]!r}, which is not in the vocabulary", "replace it")
         return ids.astype(np.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -123,21 +123,21 @@ class TextSet:
     def __init__(self, name: str, split: str, policy: TextPolicy, ids: np.ndarray):
         self.name, self.split, self.policy, self.ids = name, split, policy, ids
         if len(ids) < policy.length:
-            problem = f"{split} holds {len(ids)} tokens, a sequence {policy.length}"
-            raise DdimError(name, problem, "give more text, or a shorter length")
+            problem = f"{split} has {len(ids)} tokens, fewer than the length {policy.length}"
+            raise DdimError(name, problem, "use more text or a shorter length")
         self._windows = np.lib.stride_tricks.sliding_window_view(ids, policy.length)
 
     def __len__(self) -> int:
         return len(self._windows)
 
     def __repr__(self) -> str:
-        return f"TextSet({self.name!r}, {self.split!r}: {len(self.ids)} tokens of {self.policy.categories} kinds)"
+        return f"TextSet({self.name!r}, {self.split!r}: {len(self.ids)} tokens, vocabulary {self.policy.categories})"
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The windows that begin at the token indices: int64, (B, L); a copy."""
         return np.array(self._windows[np.asarray(indices, np.int64)])
 
-    def apart(self) -> np.ndarray:
+    def non_overlapping(self) -> np.ndarray:
         """The non-overlapping windows, from the first token on: int64, (number of tokens // L, L)."""
         return np.array(self._windows[:: self.policy.length])
 
@@ -161,14 +161,14 @@ def read_text(source: str | Path, split: str | None = "train") -> str:
     path, where = Path(source).expanduser(), printable(source)
     if path.is_dir():
         files = sorted(path.glob("*.txt"))
-        named = {file.stem: file for file in files if file.stem in SHARES}
-        if named and split is not None:
-            if split not in named:
-                raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(named)}")
-            return _read(named[split])
+        by_split = {file.stem: file for file in files if file.stem in SHARES}
+        if by_split and split is not None:
+            if split not in by_split:
+                raise DdimError(where, f"has no split {split!r}", f"use one of {', '.join(by_split)}")
+            return _read(by_split[split])
         if len(files) != 1:
-            problem = f"holds {len(files)} text files"
-            raise DdimError(where, problem, "give one file, or name them train.txt, validation.txt and test.txt")
+            problem = f"has {len(files)} text files"
+            raise DdimError(where, problem, "keep one, or name them train.txt, validation.txt and test.txt")
         path = files[0]
     if not path.exists():
         raise DdimError(where, "no such file or folder", "check the path")
@@ -194,7 +194,7 @@ def load_text(source: str | Path, policy: TextPolicy, split: str = "train", limi
         DdimError: As `read_text`, or if a character is not in the vocabulary, or the text is shorter than a window.
     """
     if limit is not None and limit < 1:
-        raise DdimError("limit", f"is {limit}", "give a whole number of at least 1, or none")
+        raise DdimError("limit", f"is {limit}", "use an integer from 1, or None")
     if not policy.categories:
         policy = policy.model_copy(update={"characters": characters(source)})
     name = Path(source).resolve().name
@@ -209,8 +209,8 @@ def characters(source: str | Path) -> str:
         DdimError: As `read_text`.
     """
     path = Path(source).expanduser()
-    named = [file for file in sorted(path.glob("*.txt")) if file.stem in SHARES] if path.is_dir() else []
-    return "".join(sorted({*("".join(map(_read, named)) if named else read_text(source, None))}))
+    files = [file for file in sorted(path.glob("*.txt")) if file.stem in SHARES] if path.is_dir() else []
+    return "".join(sorted({*("".join(map(_read, files)) if files else read_text(source, None))}))
 
 
 def is_text(source: str | Path) -> bool:
@@ -228,7 +228,7 @@ def read_tokenizer(path: Path) -> str:
         DdimError: If there is no such file, or it is not a tokenizer.
     """
     text = reading.read_text(path, reading.JSON_BYTES)
-    reading.of_kind(reading.parse_json(text, path), dict, path, "give the JSON file of a tokenizer")
+    reading.of_kind(reading.parse_json(text, path), dict, path, "pass the JSON file of a tokenizer")
     _tokenizer(text)
     return text
 
@@ -246,4 +246,4 @@ def _tokenizer(text: str) -> Any:
     try:
         return Tokenizer.from_str(text)
     except Exception as error:
-        raise DdimError("tokenizer", f"cannot be read ({error})", "give the JSON file of a tokenizer") from None
+        raise DdimError("tokenizer", f"cannot be read ({error})", "pass the JSON file of a tokenizer") from None

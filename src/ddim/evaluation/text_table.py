@@ -65,7 +65,7 @@ def windows(text: str, model: Model, n: int) -> list[str]:
         DdimError: If the text holds fewer than two windows.
     """
     policy = cast(TextPolicy, model.config.data)
-    apart = TextSet("real text", "validation", policy, policy.encode(text)).apart()
+    apart = TextSet("real text", "validation", policy, policy.encode(text)).non_overlapping()
     if len(apart) < 2:
         raise DdimError("real text", f"holds one window of {policy.length} tokens", "give a longer text")
     return [policy.decode(apart[i]) for i in np.unique(np.linspace(0, len(apart) - 1, min(n, len(apart))).astype(int))]

@@ -27,7 +27,7 @@ class BatchLoader:
         seed: Seed of the data order.
         labels: int64, (count,), or None.
         device: Device of the batches.
-        place: Where the dataset is stored, see `ddim.model.config.TrainConfig`.
+        storage: Where the dataset is stored, see `ddim.model.config.TrainConfig`.
 
     Raises:
         DdimError: If the dataset is to be stored on the device and does not fit.
@@ -41,17 +41,17 @@ class BatchLoader:
         seed: int,
         labels: np.ndarray | None = None,
         device: torch.device | str = "cpu",
-        place: Residency = "auto",
+        storage: Residency = "auto",
     ):
         self.images, self.count, self.size, self.seed = images, count, batch, seed
         self.device = torch.device(device)
         self.labels = None if labels is None else torch.from_numpy(labels)
         self._orders: dict[int, np.ndarray] = {}
-        self.held = self._load_all() if self._resident(place) else None
+        self.resident = self._load_all() if self._fits(storage) else None
 
-    def _resident(self, place: Residency) -> bool:
-        if place != "auto" or self.device.type != "cuda":
-            return place == "device"
+    def _fits(self, storage: Residency) -> bool:
+        if storage != "auto" or self.device.type != "cuda":
+            return storage == "device"
         free, _ = torch.cuda.mem_get_info(self.device)
         return self.images(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
 
@@ -62,7 +62,7 @@ class BatchLoader:
             data = torch.empty((self.count, *first.shape[1:]), dtype=torch.as_tensor(first).dtype, device=self.device)
         except torch.OutOfMemoryError:
             size = f"{self.count * first.nbytes / 2**20:.0f} MiB"
-            raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "say host") from None
+            raise DdimError("train.data_on", f"{size} do not fit on {self.device}", "use host") from None
         for start in range(0, self.count, SLICE):
             indices = np.arange(start, min(start + SLICE, self.count))
             data[start : start + len(indices)] = torch.as_tensor(self.images(indices)).to(self.device)
@@ -71,35 +71,35 @@ class BatchLoader:
 
     def indices(self, step: int) -> np.ndarray:
         """The sample indices of a step: int64, (batch,)."""
-        places = np.arange(step * self.size, (step + 1) * self.size)
-        epochs = places // self.count
-        for old in [epoch for epoch in self._orders if epoch < epochs[0]]:
-            del self._orders[old]
+        positions = np.arange(step * self.size, (step + 1) * self.size)
+        epochs = positions // self.count
+        for finished in [epoch for epoch in self._orders if epoch < epochs[0]]:
+            del self._orders[finished]
         parts = []
         for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
             if epoch not in self._orders:
                 self._orders[epoch] = rng.permutation(self.seed, epoch, self.count)
-            parts.append(self._orders[epoch][(places % self.count)[epochs == epoch]])
+            parts.append(self._orders[epoch][(positions % self.count)[epochs == epoch]])
         return np.concatenate(parts)
 
     def batches(self, step: int) -> Generator[tuple[Tensor, Tensor | None]]:
         """An endless iterator over the data and labels of each step, starting at `step`; on the device."""
-        if self.held is not None:
+        if self.resident is not None:
             while True:
-                yield self._pick(step)
+                yield self._gather(step)
                 step += 1
         with ThreadPoolExecutor(1) as reader:
-            ahead: Future[tuple[Tensor, Tensor | None]] = reader.submit(self._read, step)
+            pending: Future[tuple[Tensor, Tensor | None]] = reader.submit(self._read, step)
             while True:
                 step += 1
-                data, labels = ahead.result()
-                ahead = reader.submit(self._read, step)
+                data, labels = pending.result()
+                pending = reader.submit(self._read, step)
                 yield self._to_device(data), None if labels is None else self._to_device(labels)
 
-    def _pick(self, step: int) -> tuple[Tensor, Tensor | None]:
-        assert self.held is not None
+    def _gather(self, step: int) -> tuple[Tensor, Tensor | None]:
+        assert self.resident is not None
         indices = self._to_device(torch.from_numpy(self.indices(step)))
-        return self.held[indices], None if self.labels is None else self.labels[indices]
+        return self.resident[indices], None if self.labels is None else self.labels[indices]
 
     def _read(self, step: int) -> tuple[Tensor, Tensor | None]:
         indices = self.indices(step)

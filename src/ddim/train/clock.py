@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 
-UNKNOWN = 0.02  # fraction of the budget reserved until the duration of the final work has been measured
-SPARE = 1.5  # safety factor on the longest measured duration
-END = 2.0  # seconds reserved for the process to exit; at most 5 % of the budget
+UNMEASURED = 0.02  # fraction of the budget reserved until the duration of the final work has been measured
+SAFETY_FACTOR = 1.5  # safety factor on the longest measured duration
+EXIT_TIME = 2.0  # seconds reserved for the process to exit; at most 5 % of the budget
 
 
 class Clock:
@@ -16,7 +16,7 @@ class Clock:
 
     Args:
         seconds: The budget; None for no limit, in which case `share` stays 0.
-        began: Start time of this process's use of the budget, from `time.monotonic`; default: now.
+        started: Start time of this process's use of the budget, from `time.monotonic`; default: now.
         ending: Names of the tasks that make up the final work.
 
     Attributes:
@@ -24,29 +24,29 @@ class Clock:
         longest: The longest duration of each task so far, in seconds.
     """
 
-    def __init__(self, seconds: float | None, began: float | None = None, ending: Sequence[str] = ("save",)):
+    def __init__(self, seconds: float | None, started: float | None = None, ending: Sequence[str] = ("save",)):
         self.seconds, self.before, self.ending = seconds, 0.0, ending
-        self.began = time.monotonic() if began is None else began
+        self.started = time.monotonic() if started is None else started
         self.longest: dict[str, float] = {}
 
     @property
     def used(self) -> float:
         """Seconds used by this process and the earlier ones."""
-        return self.before + time.monotonic() - self.began
+        return self.before + time.monotonic() - self.started
 
     @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def timed(self, task: str) -> Iterator[None]:
         """Measure the duration of a task that is also part of the final work."""
         start = time.monotonic()
         yield
-        self.longest[what] = max(self.longest.get(what, 0.0), time.monotonic() - start)
+        self.longest[task] = max(self.longest.get(task, 0.0), time.monotonic() - start)
 
     @property
     def share(self) -> float:
         """Fraction of the training time used: 0 at the start, 1 when the final work must start."""
         if self.seconds is None:
             return 0.0
-        kept = SPARE * sum(self.longest.values()) + min(END, 0.05 * self.seconds)
+        reserved = SAFETY_FACTOR * sum(self.longest.values()) + min(EXIT_TIME, 0.05 * self.seconds)
         if not self.longest.keys() >= {*self.ending}:
-            kept += UNKNOWN * self.seconds
-        return min(self.used / max(self.seconds - kept, 1e-9), 1.0)
+            reserved += UNMEASURED * self.seconds
+        return min(self.used / max(self.seconds - reserved, 1e-9), 1.0)

@@ -22,12 +22,12 @@ from ddim.process.rng import Noise
 from ddim.process.schedule import Level, Schedule
 
 DENSE = 10
-FEWEST = 24
+MIN_TIMESTEPS = 24
 DIGITS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class TimestepMSE:
     """The error at one timestep.
 
     Args:
@@ -41,7 +41,7 @@ class Measured:
     standard_error: float
 
 
-def choose_times(schedule: Schedule, count: int) -> list[int]:
+def choose_timesteps(schedule: Schedule, count: int) -> list[int]:
     """At most `count` timesteps at which to measure: 1..10, T, and the rest evenly spaced in log-SNR.
 
     All of 1..T if T <= `count`. The table is interpolated linearly in t between them; with 100 of 1000 timesteps the
@@ -56,8 +56,8 @@ def choose_times(schedule: Schedule, count: int) -> list[int]:
     """
     if count >= schedule.T:
         return list(range(1, schedule.T + 1))
-    if count < FEWEST:
-        raise DdimError(f"times {count}", "is too few to interpolate between", f"give {FEWEST} or more")
+    if count < MIN_TIMESTEPS:
+        raise DdimError(f"times {count}", "is too few to interpolate", f"use {MIN_TIMESTEPS} or more")
     finite = schedule.log_snr[np.isfinite(schedule.log_snr)]
     even = np.linspace(finite[0], finite[-1], count - DENSE)
     nearest = 1 + np.abs(finite[:, None] - even).argmin(0)
@@ -70,7 +70,7 @@ def error_table(
     times: Sequence[int],
     seed: int = 0,
     labels: Sequence[int] | np.ndarray | None = None,
-) -> Iterator[Measured]:
+) -> Iterator[TimestepMSE]:
     """Measure the error at each timestep over all images, with one noise sample per image and timestep.
 
     The noise of image i at timestep t is a function of (seed, i, t).
@@ -83,22 +83,22 @@ def error_table(
         labels: Labels of the images, (N,), to measure the conditional model.
 
     Yields:
-        One `Measured` per timestep, in the order of `times`.
+        One `TimestepMSE` per timestep, in the order of `times`.
 
     Raises:
         DdimError: If there are no images, their shape is not the model's, or the labels do not fit the model.
     """
     x0 = to_float(images) if images.dtype in (np.uint8, torch.uint8) else torch.as_tensor(images)
     if not len(x0) or x0.shape[1:] != model.shape:
-        problem = f"are {tuple(x0.shape)}, the model's are {model.shape}"
-        raise DdimError("pictures", problem, "give one or more of the model's shape")
+        problem = f"have shape {tuple(x0.shape)}, not (N, *{model.shape})"
+        raise DdimError("images", problem, "pass at least one image of the model's shape")
     label_tensor = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64)
     for t in times:
         level = model.schedule.level(t)
         parts = [_errors(model, x0, first, level, seed, label_tensor) for first in range(0, len(x0), model.micro_batch)]
         errors = torch.cat(parts)
         spread = float(errors.std()) / math.sqrt(len(errors)) if len(errors) > 1 else math.nan
-        yield Measured(t, float(errors.mean()), spread)
+        yield TimestepMSE(t, float(errors.mean()), spread)
 
 
 @torch.no_grad()
@@ -112,7 +112,7 @@ def _errors(model: Model, x0: Tensor, first: int, level: Level, seed: int, label
     return (predicted - eps).square().flatten(1).mean(1).cpu().double()
 
 
-def complete(times: Sequence[int] | np.ndarray, errors: Sequence[float] | np.ndarray, T: int) -> tuple[float, ...]:
+def interpolate(times: Sequence[int] | np.ndarray, errors: Sequence[float] | np.ndarray, T: int) -> tuple[float, ...]:
     """The error at t = 1..T, rounded to 5 significant digits: linear interpolation in t, constant extrapolation.
 
     Args:

@@ -30,7 +30,7 @@ class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def tell(self, step: int, values: dict[str, float], **more: Any) -> None:
+    def log(self, step: int, values: dict[str, float], **more: Any) -> None:
         """Write one line of metrics; `values` are also written to TensorBoard, `more` are not."""
         self._file.write(journal_line({"step": step, **values, **more}))
         for name, value in values.items():
@@ -41,12 +41,12 @@ class MetricsLogger(contextlib.AbstractContextManager["MetricsLogger"]):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            warn("tensorboard is not installed: metrics go to metrics.jsonl only")
+            warn("tensorboard is not installed; metrics are written to metrics.jsonl only")
             return None
         try:
             writer: Any = SummaryWriter(str(folder), purge_step=step + 1)
         except OSError as error:
-            raise DdimError(folder, f"cannot be written ({error.strerror or error})", "make room there") from None
+            raise DdimError(folder, f"cannot be written ({error.strerror or error})", "free space there") from None
         self._closing.callback(writer.close)
         return writer
 
@@ -55,19 +55,19 @@ def _cut(path: Path, step: int) -> None:
     """Drop the lines of later steps; lines that are torn or damaged are dropped with a warning."""
     if not path.exists():
         return
-    lines, damaged, sealed = [], 0, False
+    lines, damaged, checksummed = [], 0, False
     data = read_bytes(path, TEXT_BYTES)
     for line in data.decode("utf-8", errors="surrogateescape").splitlines(keepends=True):
         try:
-            record, sealed = read_line(line, sealed)
+            record, checksummed = read_line(line, checksummed)
             if not all(isinstance(value, int | float) for value in record.values()):
-                raise ValueError("it holds something that is not a number")
+                raise ValueError("a value is not a number")
             if entry(record, "step", int, path) <= step:
                 lines.append(line)
         except (ValueError, TypeError, AttributeError):
             damaged += 1
     if damaged:
-        warn(f"{path}: {damaged} line(s) are torn or damaged, and are dropped")
+        warn(f"{path}: {damaged} torn or damaged line(s) are dropped")
     text = "".join(lines).encode()
     if text != data:
         write_atomic(path, text)

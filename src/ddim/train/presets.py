@@ -73,7 +73,7 @@ _LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,),
 
 PRESETS: dict[str, Preset] = {
     "digits": _preset(
-        "scikit-learn's 8x8 digits; a minute or two on two cores, for trying things out",
+        "scikit-learn's 8x8 digits; for quick experiments, one or two minutes on two cores",
         8,
         1,
         {"channels": 32, "multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0, "groups": 16},
@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
         {**_SMALL_TRAIN, "steps": 6500, "flip": True, "checkpoint_every": 500, "preview_every": 1000},
     ),
     "mnist-4level": _preset(
-        "MNIST 28x28 in four grey levels, categorical; the network of mnist, not trained yet",
+        "MNIST 28x28 in four grey levels, discrete data; the network of mnist, not trained yet",
         28,
         1,
         {**_SMALL, "categories": 4},
@@ -115,7 +115,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "tinyshakespeare": Preset.model_validate(
         {
-            "about": "text by characters, 2.6 M parameters, for a megabyte of it; the bundled model",
+            "about": "character-level text, 2.6 M parameters, for about a megabyte; the bundled model",
             "data": {"length": 256},
             "network": {"kind": "transformer", "length": 256},
             "categorical": {"categories": 2},
@@ -144,7 +144,7 @@ PRESETS: dict[str, Preset] = {
         {**_V},
     ),
     "cifar10-fast": _preset(
-        "CIFAR-10 in half an hour of one big GPU, with labels: 19.1 M parameters; give --budget 25min",
+        "CIFAR-10 with labels, 19.1 M parameters, half an hour on a large GPU; use --budget 25min",
         32,
         3,
         {"channels": 96, "multipliers": (1, 2, 2), "blocks": 3, "head_channels": 48, "dropout": 0.05},
@@ -174,7 +174,7 @@ PRESETS: dict[str, Preset] = {
         predicts="eps",
     ),
     "celeba64": _preset(
-        "CelebA 64x64 from the aligned 178x218 pictures, the authors' code's 128x128 crop; for a GPU",
+        "CelebA 64x64 from the aligned 178x218 images, the authors' code's 128x128 crop; for a GPU",
         64,
         3,
         {"multipliers": (1, 2, 2, 2, 4)},
@@ -182,7 +182,7 @@ PRESETS: dict[str, Preset] = {
         data={"box": (25, 57, 153, 185)},
     ),
     "celeba64-10k": _preset(
-        "CelebA 64x64 from the 89x109 pictures of the 10k set, a 70x70 crop; for a GPU",
+        "CelebA 64x64 from the 89x109 images of the 10k set, a 70x70 crop; for a GPU",
         64,
         3,
         {"multipliers": (1, 2, 2, 2, 4)},
@@ -203,5 +203,5 @@ def preset(name: str) -> Preset:
         DdimError: If there is none.
     """
     if name not in PRESETS:
-        raise DdimError(f"preset {name!r}", "is unknown", f"choose one of {', '.join(PRESETS)}")
+        raise DdimError(f"preset {name!r}", "is unknown", f"use one of {', '.join(PRESETS)}")
     return PRESETS[name]

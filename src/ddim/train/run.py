@@ -1,6 +1,6 @@
 """A resumable training run: checkpoints, metrics, previews and the model, all written atomically.
 
-RUN/run.json                     the run's configuration; training with a different one is refused
+RUN/run.json                     the run's configuration; training with a different one is an error
 RUN/state/00000500.safetensors   everything the next step depends on; the last few are kept
 RUN/metrics.jsonl                one line every `log_every` steps; TensorBoard events beside it
 RUN/previews/00000500.png        samples of the averaged weights
@@ -35,16 +35,16 @@ from ddim.plan.base import BasePlan
 from ddim.process import rng
 from ddim.train import states
 from ddim.train.clock import Clock
-from ddim.train.error_table import complete
+from ddim.train.error_table import interpolate
 from ddim.train.logger import MetricsLogger
 from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
 from ddim.train.trainer import Trainer, not_finite
 
 PREVIEWS = 36
-GUESSED = 0.01  # fraction of the budget that must be used before the run's length is estimated
-_FIRST = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
-KNOWN = 0.1  # fraction of the timesteps that must have an error estimate for the model's error table to be written
+MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
+_PARTIAL = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
+MIN_COVERAGE = 0.1  # fraction of the timesteps with an error estimate that the model's error table needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def train(
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
-    began: float | None = None,
+    started: float | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -88,7 +88,7 @@ def train(
         command: The command, for the model's provenance.
         stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
         weights: Initial weights of a new run, if `config.init_from` names a model.
-        began: Start time of the budget, from `time.monotonic`; default: now.
+        started: Start time of the budget, from `time.monotonic`; default: now.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -98,24 +98,24 @@ def train(
     """
     check_data(config, images)
     check_run_dir(folder)
-    with claimed(folder, *_FIRST) as owned:
+    with claimed(folder, *_PARTIAL) as claim:
         for part in (folder, folder / "previews"):
             remove_parts(part)
         checkpoint.remove_earlier_parts(folder / "model")
         write_or_verify(folder, config)
-        clock = Clock(config.train.budget, began, ("save", "preview") if config.train.preview_every else ("save",))
-        loop = _Loop(folder, config, images, torch.device(device), command, weights, clock)
+        clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
+        loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
-                    owned.keep()
+                    claim.keep()
                 yield report
         finally:  # a step may fail between its checkpoint and its report
             if loop.saved > 0 or loop.logged:
-                owned.keep()
+                claim.keep()
 
 
-class _Loop:
+class _TrainingLoop:
     def __init__(
         self,
         folder: Path,
@@ -133,8 +133,8 @@ class _Loop:
         if weights is not None:
             checkpoint.fill(self.network, weights, "weights")
         self.network = self.network.to(device)
-        self.device, self.kind = device, modality_of(model)
-        self.objective = self.kind.loss(recipe.gamma, device, recipe.times)
+        self.device, self.modality = device, modality_of(model)
+        self.objective = self.modality.loss(recipe.gamma, device, recipe.times)
         classes = model.network.classes
         self.trainer = Trainer(
             self.network,
@@ -144,7 +144,7 @@ class _Loop:
             recipe,
             images.labels if classes else None,
             classes,
-            self.kind.read,
+            self.modality.read,
             config.init_from.steps if config.init_from else 0,
         )
         self.share, self.ended = clock.share, False
@@ -152,18 +152,18 @@ class _Loop:
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved, self.logged = -1, False
-        self.refused: set[Path] = set()
+        self.rejected: set[Path] = set()
         self.preview_plan: BasePlan[Any] | None = None
-        self.statistics = None if model.categorical else statistics_of(images, self.kind.read)
+        self.statistics = None if model.categorical else statistics_of(images, self.modality.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
         status, exported = self._resume(), self._exported()
         yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
         if self.share >= 1 and not self.ended:
-            problem = f"is used up ({self.clock.used:.0f} s) before a step is made"
-            note = f", to let the learning rate fall from step {trainer.step}, whose model is there" if exported else ""
-            raise DdimError(f"budget of {recipe.budget:g} s", problem, f"give more time{note}")
+            problem = f"is used up ({self.clock.used:.0f} s) before the first step"
+            note = f", to decay the learning rate from step {trainer.step}, whose model exists" if exported else ""
+            raise DdimError(f"budget of {recipe.budget:g} s", problem, f"use a larger budget{note}")
         if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
@@ -175,8 +175,8 @@ class _Loop:
                 self.waiting.append((update.step, update.loss, update.grad_norm))
                 events = []
                 last = trainer.over
-                halt = stop()
-                due = update.step % recipe.checkpoint_every == 0 or last or halt
+                stopping = stop()
+                due = update.step % recipe.checkpoint_every == 0 or last or stopping
                 if update.step % recipe.log_every == 0:
                     self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
@@ -190,7 +190,7 @@ class _Loop:
                         events.append(f"preview {self._preview()}")
                 now = time.monotonic()
                 yield self._report(", ".join(events))
-                if halt:
+                if stopping:
                     return
 
     def _report(self, event: str = "") -> Report:
@@ -201,8 +201,8 @@ class _Loop:
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
         steps, start_step = self.config.train.steps, self.trainer.start_step
-        guess = start_step + (self.trainer.step - start_step) / self.share if self.share > GUESSED else math.inf
-        estimate = min(guess, math.inf if steps is None else steps)
+        estimate = start_step + (self.trainer.step - start_step) / self.share if self.share > MIN_SHARE else math.inf
+        estimate = min(estimate, math.inf if steps is None else steps)
         return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
     def _images_seen(self) -> int:
@@ -224,7 +224,7 @@ class _Loop:
         self._check_losses()
         self.last = self.total / self.count
         values = {"loss": self.last, "grad_norm": self.norm, "lr": lr}
-        self.metrics.tell(step, values, images_seen=self._images_seen(), seconds=round(self.seconds, 3))
+        self.metrics.log(step, values, images_seen=self._images_seen(), seconds=round(self.seconds, 3))
         self.total, self.count, self.logged = 0.0, 0, True
 
     def _resume(self) -> str:
@@ -237,22 +237,22 @@ class _Loop:
             self.total, self.seconds = (entry(meta, key, float, folder) for key in ("total", "seconds"))
             self.count = entry(meta, "count", int, folder)
             self.clock.before = entry(meta, "used", float, folder, self.seconds)
-            took = entry(meta, "took", dict, folder, {})
-            self.clock.longest = {key: entry(took, key, float, folder) for key in took}
+            durations = entry(meta, "took", dict, folder, {})
+            self.clock.longest = {key: entry(durations, key, float, folder) for key in durations}
             self.ended = meta.get("over") == run_length(self.config.train)
             self.share = 1.0 if self.ended else self.clock.share
             restored.update(meta)
 
-        self.refused = states.resume(self.folder, load)
+        self.rejected = states.resume(self.folder, load)
         if not restored:
             return "started"
         self.saved = self.trainer.step
-        states.prune(self.folder, self.saved, self.config.train.keep, self.refused)  # a kill may have come before it
+        states.prune(self.folder, self.saved, self.config.train.keep, self.rejected)  # a kill may have come before it
         if self._exported() != self.trainer.step:
             self._export()
-        was, now = restored.get("software"), self._software()
-        if was != now:
-            warn(f"{self.folder}: was trained with {was}, goes on with {now}; bits may differ")
+        before, now = restored.get("software"), self._software()
+        if before != now:
+            warn(f"{self.folder}: was trained with {before} and is resumed with {now}; bits may differ")
         return f"resumed at step {self.trainer.step}"
 
     def _save(self, over: bool) -> None:
@@ -262,9 +262,9 @@ class _Loop:
         meta: dict[str, Any] = {"total": self.total, "count": self.count, "seconds": self.seconds}
         meta |= {"software": self._software(), "used": self.clock.used, "took": self.clock.longest}
         meta |= {"over": run_length(self.config.train)} if over else {}
-        self.refused.discard(states.write(self.folder, step, self.trainer.state(), meta))
+        self.rejected.discard(states.write(self.folder, step, self.trainer.state(), meta))
         self.saved = step
-        states.prune(self.folder, step, self.config.train.keep, self.refused)
+        states.prune(self.folder, step, self.config.train.keep, self.rejected)
         self._export()
 
     def _software(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class _Loop:
         step, recipe = self.trainer.step, self.config.train
         times, errors = self.trainer.errors.means()
         T = self.objective.schedule.T
-        error = complete(times, errors, T) if len(times) >= KNOWN * T else None
+        error = interpolate(times, errors, T) if len(times) >= MIN_COVERAGE * T else None
         provenance = Provenance(
             data=self.images.name,
             split=self.config.split,
@@ -309,10 +309,10 @@ class _Loop:
         model = build_model(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
             self.preview_plan = model.plan()
-        blocks = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
-        samples = [sample for block in blocks for sample in self.kind.render(block)]
+        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
+        samples = [sample for batch in batches for sample in self.modality.render(batch)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
-        return self.kind.preview(path, samples).name
+        return self.modality.preview(path, samples).name
 
     def _preview_due(self, missing: bool = False) -> bool:
         step, every = self.trainer.step, self.config.train.preview_every

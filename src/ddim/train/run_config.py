@@ -1,4 +1,4 @@
-"""Configuration of a training run; a run directory is refused if its configuration differs."""
+"""Configuration of a training run; a run directory with another one is an error."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from ddim._io.atomic import unexpected_entries, write_atomic
 from ddim._io.checksum import read_sealed, seal
 from ddim.data.image_set import ImageSet
-from ddim.data.labels import complaint
+from ddim.data.labels import missing_labels
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, warn
 from ddim.model.config import ModelConfig, TrainConfig, parse, to_json
-from ddim.train.states import steps_made
+from ddim.train.states import last_step
 
 RUN = "run.json"
-RHYTHM = ("checkpoint_every", "keep", "preview_every", "log_every")
+INTERVALS = ("checkpoint_every", "keep", "preview_every", "log_every")
 LENGTH = ("steps", "budget")
 
 
@@ -70,15 +70,15 @@ def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
     classes = config.model.network.classes
     if classes and data.labels is None:
         columns = data.label_columns if isinstance(data, ImageSet) else ()
-        raise DdimError(config.data, *complaint(columns, "train without classes, or use labelled data"))
+        raise DdimError(config.data, *missing_labels(columns, "train without classes, or use labelled data"))
     if classes and data.labels is not None and int(data.labels.max()) >= classes:
-        problem = f"has the label {int(data.labels.max())}, the network {classes} classes"
-        raise DdimError(config.data, problem, "give the network a class for every label")
+        problem = f"has the label {int(data.labels.max())}, but the network has {classes} classes"
+        raise DdimError(config.data, problem, "use at least as many classes as labels")
     if config.init_from and config.train.steps is not None and config.train.steps <= config.init_from.steps:
-        problem = f"are no more than the {config.init_from.steps} behind the model it begins with"
-        raise DdimError(f"{config.train.steps} steps", problem, "ask for more: they are counted on")
+        problem = f"are not more than the {config.init_from.steps} of the initial model"
+        raise DdimError(f"{config.train.steps} steps", problem, "use more steps: counting continues")
     if config.train.flip and len(config.model.network.shape) == 1:
-        raise DdimError("train.flip", "is about pictures, the data are text", "set it to false")
+        raise DdimError("train.flip", "is for images, but the data are text", "set it to false")
 
 
 def check_run_dir(folder: Path) -> None:
@@ -88,9 +88,9 @@ def check_run_dir(folder: Path) -> None:
         DdimError: If it is anything else.
     """
     if folder.exists() and not folder.is_dir():
-        raise DdimError(folder, "is a file", "choose an empty or new folder")
+        raise DdimError(folder, "is a file", "use an empty or new folder")
     if unexpected_entries(folder) and not (folder / RUN).exists():
-        raise DdimError(folder, "holds something that is not a run", "choose an empty or new folder")
+        raise DdimError(folder, "contains files that are not a run", "use an empty or new folder")
 
 
 def write_or_verify(folder: Path, config: RunConfig) -> None:
@@ -110,19 +110,19 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     old = parse(RunConfig, read_sealed(path), path)
     if old == config:
         return
-    changeable = {name: getattr(old.train, name) for name in (*LENGTH, *RHYTHM)}
-    same = config.model_copy(update={"train": config.train.model_copy(update=changeable)})
-    if same != old:
-        key, was, now = first_difference(old.model_dump(), same.model_dump())
-        problem = f"holds a run with {key} {was!r}, not {now!r}"
-        raise DdimError(folder, problem, "choose another folder or the same settings")
+    changeable = {name: getattr(old.train, name) for name in (*LENGTH, *INTERVALS)}
+    comparable = config.model_copy(update={"train": config.train.model_copy(update=changeable)})
+    if comparable != old:
+        key, before, now = first_difference(old.model_dump(), comparable.model_dump())
+        problem = f"contains a run with {key} {before!r}, not {now!r}"
+        raise DdimError(folder, problem, "use another folder or the same settings")
     if length(old.train) != length(config.train):
-        steps_done = steps_made(folder)
+        steps_done = last_step(folder)
         if config.train.steps is not None and config.train.steps < steps_done:
-            problem = f"has made {steps_done} steps, more than {config.train.steps}"
-            raise DdimError(folder, problem, "ask for as many or more, or choose another folder")
-        decay = "" if config.train.decay == "none" else "; the learning rate falls at the new end"
-        warn(f"{folder}: was a run of {length(old.train)}, goes on to {length(config.train)}{decay}")
+            problem = f"has trained {steps_done} steps, more than {config.train.steps}"
+            raise DdimError(folder, problem, "use at least as many steps, or another folder")
+        decay = "" if config.train.decay == "none" else "; the learning rate decays to the new end"
+        warn(f"{folder}: was a run of {length(old.train)} and is resumed to {length(config.train)}{decay}")
     write_atomic(path, text)
 
 

@@ -53,27 +53,27 @@ def resume(run: Path, load: Callable[[dict[str, Tensor], dict[str, Any]], None])
     Warns:
         DdimWarning: For each newer file that could not be loaded.
     """
-    refused: dict[Path, str] = {}
+    rejected: dict[Path, str] = {}
     for step, path in reversed(_listed(run)):
         try:
             tensors, meta = read_tensors(path)
             if not meta["step"] == int(tensors["step"]) == step:
-                raise ValueError(f"it holds the state of step {meta['step']}")
+                raise ValueError(f"it has the state of step {meta['step']}")
             load(tensors, meta)
         except (DdimError, KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            refused[path] = error.problem if isinstance(error, DdimError) else (str(error).splitlines() or ["?"])[0]
+            rejected[path] = error.problem if isinstance(error, DdimError) else (str(error).splitlines() or ["?"])[0]
             continue
-        for other, why in refused.items():
-            warn(f"{other}: is not a state of this run ({why}); the run resumes from the state before it, step {step}")
-        return {*refused}
-    if refused:
-        path, why = next(iter(refused.items()))
-        problem = f"is not a state of this run ({why}), and there is none before it"
+        for newer, reason in rejected.items():
+            warn(f"{newer}: is not a state of this run ({reason}); resuming from the previous state, step {step}")
+        return {*rejected}
+    if rejected:
+        path, reason = next(iter(rejected.items()))
+        problem = f"is not a state of this run ({reason}), and there is no earlier one"
         raise DdimError(path, problem, f"remove the folder {path.parent} to train from the beginning")
     return set()
 
 
-def steps_made(run: Path) -> int:
+def last_step(run: Path) -> int:
     """The step of the newest state whose file name and metadata agree; 0 if there is none."""
     for step, path in reversed(_listed(run)):
         with contextlib.suppress(OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError):
@@ -84,19 +84,19 @@ def steps_made(run: Path) -> int:
     return 0
 
 
-def prune(run: Path, step: int, keep: int, refused: set[Path]) -> None:
+def prune(run: Path, step: int, keep: int, rejected: set[Path]) -> None:
     """Remove all but the newest `keep` states up to a step.
 
     Args:
         run: The run directory.
         step: Step of the newest state; files with a later step in their name are not removed.
         keep: Number of states to keep.
-        refused: Files that could not be loaded; they do not count towards `keep`.
+        rejected: Files that could not be loaded; they do not count towards `keep`.
     """
-    earlier = [path for number, path in _listed(run) if number <= step]
-    counted = [path for path in earlier if path not in refused]
+    states = [path for number, path in _listed(run) if number <= step]
+    counted = [path for path in states if path not in rejected]
     if len(counted) > keep:
-        for path in earlier[: earlier.index(counted[-keep])]:
+        for path in states[: states.index(counted[-keep])]:
             remove_file(path)
 
 

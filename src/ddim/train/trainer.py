@@ -54,7 +54,7 @@ class TimestepError:
         device: The training device; only `means` synchronises with it.
     """
 
-    FORGOTTEN = 1e-12
+    MIN_WEIGHT = 1e-12
 
     def __init__(self, T: int, device: torch.device):
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -68,7 +68,7 @@ class TimestepError:
     def means(self) -> tuple[np.ndarray, np.ndarray]:
         """The timesteps with an estimate, int64, (K,), increasing, and the mean error at each, float64, (K,)."""
         sums, counts = self.sums.cpu().double().numpy(), self.counts.cpu().double().numpy()
-        (indices,) = np.nonzero(counts > self.FORGOTTEN)
+        (indices,) = np.nonzero(counts > self.MIN_WEIGHT)
         return indices + 1, sums[indices] / counts[indices]
 
 
@@ -110,7 +110,7 @@ class Trainer:
         if recipe.layout == "channels-last" or (recipe.layout == "auto" and self.device.type == "cuda"):
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
-        self.feed = BatchLoader(images, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
+        self.loader = BatchLoader(images, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
         self.ema = EMA(network, recipe.ema, recipe.ema_half_life)
         self.forward: Callable[..., Tensor] = network
         if recipe.compile:
@@ -152,7 +152,7 @@ class Trainer:
             DdimError: On a CPU, if the loss or gradient is not finite; the update of that step is not applied. On a
                 GPU the caller must check the losses before saving anything, and raise `not_finite`.
         """
-        with contextlib.closing(self.feed.batches(self.step)) as batches:
+        with contextlib.closing(self.loader.batches(self.step)) as batches:
             while not self.over:
                 yield self._update(*next(batches))
 
@@ -206,8 +206,8 @@ class Trainer:
         """Everything the next step depends on, as named tensors."""
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         tensors |= {f"ema.{key}": value for key, value in self.ema.module.state_dict().items()}
-        for place, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{place}.{key}": value for key, value in moments.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in moments.items()}
         tensors |= {"errors.sums": self.errors.sums, "errors.counts": self.errors.counts}
         return {**tensors, "step": torch.tensor(self.step)}
 
@@ -218,15 +218,15 @@ class Trainer:
             KeyError, RuntimeError, ValueError: If it belongs to another network, or is incomplete.
         """
 
-        def part(prefix: str) -> dict[str, Tensor]:
+        def select(prefix: str) -> dict[str, Tensor]:
             return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
-        self.network.load_state_dict(part("network."))
-        self.ema.module.load_state_dict(part("ema."))
+        self.network.load_state_dict(select("network."))
+        self.ema.module.load_state_dict(select("ema."))
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer.").items():
-            place, name = key.split(".", 1)
-            moments.setdefault(int(place), {})[name] = value
+        for key, value in select("optimizer.").items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
         self._check_moments(moments)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
@@ -235,26 +235,26 @@ class Trainer:
                 if value.shape == parameter.shape:
                     values[name] = torch.empty_like(parameter).copy_(value)
         self.step = int(tensors["step"])
-        if table := part("errors."):
+        if table := select("errors."):
             self.errors.sums.copy_(table["sums"])
             self.errors.counts.copy_(table["counts"])
         else:
-            warn(f"the state of step {self.step} holds no table of errors; one is begun here")
+            warn(f"the state of step {self.step} has no error table; a new one is started")
 
     def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Raise ValueError for an optimiser state that would fail at the first step."""
         parameters = list(self.network.parameters())
         if moments and sorted(moments) != list(range(len(parameters))):
-            raise ValueError("its optimiser has other parameters than the network")
-        for place, values in moments.items():
-            shapes = {"step": torch.Size(()), "exp_avg": parameters[place].shape, "exp_avg_sq": parameters[place].shape}
+            raise ValueError("the optimiser and the network have different parameters")
+        for index, values in moments.items():
+            shapes = {"step": torch.Size(()), "exp_avg": parameters[index].shape, "exp_avg_sq": parameters[index].shape}
             if {name: value.shape for name, value in values.items()} != shapes:
-                raise ValueError(f"the optimiser's moments of parameter {place} are not step, exp_avg and exp_avg_sq")
+                raise ValueError(f"the optimiser state of parameter {index} is not step, exp_avg and exp_avg_sq")
 
 
 def not_finite(step: int) -> DdimError:
     """The error for a loss or gradient that is not finite."""
-    hints = "begin anew in another folder with a lower learning rate", "there with precision='float32'"
+    hints = "restart in another folder with a lower learning rate", "use precision='float32' there"
     hint = either(*hints)  # the recipe of a started run cannot change
     return DdimError(f"step {step}", "the loss or its gradient is not finite", hint)
 

@@ -9,33 +9,33 @@ import pytest
 from ddim.data import ImagePolicy, digits_as_mnist, load
 from ddim.errors import DdimError
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.DdimWarning")  # meant here
+pytestmark = pytest.mark.filterwarnings("ignore:.* (cropped|resized) to:ddim.DdimWarning")  # expected here
 
 
-def test_the_digits_are_scikit_learns() -> None:
-    known = pytest.importorskip("sklearn.datasets").load_digits()
+def test_digits_equal_those_of_scikit_learn() -> None:
+    original = pytest.importorskip("sklearn.datasets").load_digits()
     train, test = load("digits"), load("digits", split="test")
     assert (len(train), len(test), train.policy.shape) == (1500, 297, (8, 8, 1))
     both = np.concatenate([train.batch(range(1500)), test.batch(range(297))])[..., 0]
-    assert np.array_equal(np.rint(both * (16 / 255)), known.images)
+    assert np.array_equal(np.rint(both * (16 / 255)), original.images)
     assert (both.min(), both.max()) == (0, 255)
-    assert np.array_equal(np.concatenate([train.labels, test.labels]), known.target)
+    assert np.array_equal(np.concatenate([train.labels, test.labels]), original.target)
     assert train.classes == tuple("0123456789")
     assert len(load("digits", limit=7)) == len(load("digits", limit=7).labels) == 7
     with pytest.raises(DdimError, match=r"^digits: "):
         load("digits", split="validation")
 
 
-def test_the_digits_on_another_grid_keep_their_look() -> None:
+def test_digits_at_another_resolution_correlate_with_the_original() -> None:
     pytest.importorskip("sklearn")
     small = load("digits").batch(range(200)).astype(float)
     large = load("digits", ImagePolicy(height=32, width=32, channels=3)).batch(range(200))
     assert large.shape == (200, 32, 32, 3)
-    blocks = large[..., 0].reshape(200, 8, 4, 8, 4).mean(axis=(2, 4))
-    assert np.corrcoef(blocks.ravel(), small.ravel())[0, 1] > 0.98
+    pooled = large[..., 0].reshape(200, 8, 4, 8, 4).mean(axis=(2, 4))
+    assert np.corrcoef(pooled.ravel(), small.ravel())[0, 1] > 0.98
 
 
-def test_the_digits_in_the_look_of_mnist_lie_on_a_black_border() -> None:
+def test_digits_as_mnist_have_a_black_border() -> None:
     pytest.importorskip("sklearn")
     images = digits_as_mnist()
     pixels = images.batch(range(len(images)))
@@ -51,7 +51,9 @@ def test_the_digits_in_the_look_of_mnist_lie_on_a_black_border() -> None:
     ("name", "means", "shape"),
     [("mnist", [0.1307], (28, 28, 1)), ("fashion_mnist", [0.2860], (28, 28, 1))],
 )
-def test_the_published_means(library: Any, shared: Path, name: str, means: list[float], shape: tuple[int, ...]) -> None:
+def test_pixel_means_equal_the_published_ones(
+    library: Any, shared: Path, name: str, means: list[float], shape: tuple[int, ...]
+) -> None:
     images = load(shared / name)
     assert (len(images), images.policy.shape, len(images.classes)) == (60000, shape, 10)
     assert np.bincount(images.labels).min() > 5000
@@ -59,7 +61,7 @@ def test_the_published_means(library: Any, shared: Path, name: str, means: list[
     assert np.allclose(total / (60000 * 28 * 28 * 255), means, atol=1e-4)
 
 
-def test_cifar10_and_celeba(library: Any, shared: Path) -> None:
+def test_cifar10_and_celeba_load(library: Any, shared: Path) -> None:
     cifar = load(shared / "cifar10", split="test")
     assert (len(cifar), cifar.policy.shape, cifar.classes[0]) == (10000, (32, 32, 3), "airplane")
     faces = ImagePolicy(height=64, width=64, channels=3, box=(10, 25, 80, 95))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from picture_kit import exact, picture, save
+from image_kit import exact, random_image, save
 from PIL import Image, ImageChops
 from pydantic import ValidationError
 
@@ -29,7 +29,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return out.getvalue()
 
 
-def refused(source: object, policy: ImagePolicy | None = None, name: str | None = None) -> str:
+def error_of(source: object, policy: ImagePolicy | None = None, name: str | None = None) -> str:
     with pytest.raises(DdimError) as caught:
         open_image(source, policy or exact(4, 4, 3), name)
     message = str(caught.value)
@@ -37,7 +37,7 @@ def refused(source: object, policy: ImagePolicy | None = None, name: str | None 
     return message
 
 
-# What EXIF orientation k means: where row 0 and column 0 of the stored picture belong on the upright one.
+# From an upright image to the stored one, for each EXIF orientation.
 STORED = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -52,8 +52,8 @@ STORED = {
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_every_orientation_is_turned_upright(orientation: int, kind: str) -> None:
-    upright = picture(1, 4, 7)
+def test_every_exif_orientation_is_applied(orientation: int, kind: str) -> None:
+    upright = random_image(1, 4, 7)
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
@@ -61,10 +61,10 @@ def test_every_orientation_is_turned_upright(orientation: int, kind: str) -> Non
     assert np.array_equal(open_image(data, exact(4, 7, 3)), upright)
 
 
-def test_the_table_of_orientations_agrees_with_pillow() -> None:
+def test_the_orientation_table_agrees_with_pillow() -> None:
     from PIL import ImageOps
 
-    upright = picture(1, 4, 7)
+    upright = random_image(1, 4, 7)
     for orientation, stored in STORED.items():
         image = Image.fromarray(np.ascontiguousarray(stored(upright)))
         image.getexif()[0x0112] = orientation
@@ -72,8 +72,8 @@ def test_the_table_of_orientations_agrees_with_pillow() -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65535])
-def test_a_senseless_orientation_changes_nothing(orientation: object) -> None:
-    pixels = picture(2, 4, 7)
+def test_an_invalid_orientation_is_ignored(orientation: object) -> None:
+    pixels = random_image(2, 4, 7)
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(open_image(encoded(Image.fromarray(pixels), exif=exif), exact(4, 7, 3)), pixels)
@@ -88,7 +88,7 @@ def test_alpha_is_composited_exactly(colour: int, alpha: int, matte: int) -> Non
     assert (open_image(encoded(image), exact(2, 2, 3, matte=matte))[..., 0] == expected).all()
 
 
-def test_colour_under_full_transparency_does_not_bleed_into_a_smaller_picture() -> None:
+def test_transparent_colour_does_not_bleed_when_downsampling() -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = (255, 0, 0, 0)
     small = open_image(encoded(Image.fromarray(pixels)), ImagePolicy(height=2, width=2, channels=3, matte=9))
@@ -101,13 +101,13 @@ def test_a_palette_keeps_its_colours_and_its_transparency() -> None:
     image.putdata([0, 1, 2])
     plain = open_image(encoded(image), exact(1, 3, 3))
     assert plain.tolist() == [[[10, 20, 30], [200, 100, 50], [1, 2, 3]]]
-    holed = open_image(encoded(image, transparency=1), exact(1, 3, 3, matte=77))
-    assert holed.tolist() == [[[10, 20, 30], [77, 77, 77], [1, 2, 3]]]
+    transparent = open_image(encoded(image, transparency=1), exact(1, 3, 3, matte=77))
+    assert transparent.tolist() == [[[10, 20, 30], [77, 77, 77], [1, 2, 3]]]
     half = open_image(encoded(image, transparency=bytes([255, 255, 0])), exact(1, 3, 3, matte=5))
     assert half.tolist() == [[[10, 20, 30], [200, 100, 50], [5, 5, 5]]]
 
 
-def test_16_bits_are_scaled_and_not_cut() -> None:
+def test_16_bit_values_are_scaled_not_truncated() -> None:
     values = np.array([[0, 1, 128, 129, 257, 32896, 65407, 65535]], np.uint16)
     expected = [[0, 0, 0, 1, 1, 128, 255, 255]]  # 65407 = 254.5 * 257 rounded up
     expected[0][6] = int(65407 / 257 + 0.5)
@@ -118,14 +118,14 @@ def test_16_bits_are_scaled_and_not_cut() -> None:
     assert open_image(encoded(wide, "TIFF"), exact(1, 8, 1))[..., 0].tolist() == expected
 
 
-def test_whole_numbers_beyond_16_bits_and_floats_are_refused() -> None:
+def test_integers_beyond_16_bits_and_floats_are_errors() -> None:
     big = Image.fromarray(np.full((4, 4), 70000, np.int32))
-    assert "a picture: " in refused(encoded(big, "TIFF"))
+    assert "an image: " in error_of(encoded(big, "TIFF"))
     floats = Image.fromarray(np.full((4, 4), 0.5, np.float32))
-    assert "f.tif: " in refused(encoded(floats, "TIFF"), name="f.tif")
+    assert "f.tif: " in error_of(encoded(floats, "TIFF"), name="f.tif")
 
 
-def test_16_bit_colour_is_told() -> None:
+def test_reduction_of_16_bit_colour_is_reported() -> None:
     rows = b"".join(b"\0" + np.full((4, 3), 32896, ">u2").tobytes() for _ in range(4))
     chunk = lambda kind, data: (  # noqa: E731
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -146,8 +146,8 @@ def test_cmyk_white_is_white_and_ink_is_dark(kind: str) -> None:
     assert (open_image(encoded(black, kind), exact(4, 4, 3)) <= 1).all()
 
 
-def test_one_bit_and_grey_and_colour_agree() -> None:
-    bits = (picture(3, 5, 9, 1) > 127).squeeze()
+def test_one_bit_grey_and_colour_images_agree() -> None:
+    bits = (random_image(3, 5, 9, 1) > 127).squeeze()
     grey = np.where(bits, 255, 0).astype(np.uint8)
     as_grey = open_image(encoded(Image.fromarray(bits)), exact(5, 9, 1))
     assert np.array_equal(as_grey[..., 0], grey)
@@ -156,15 +156,15 @@ def test_one_bit_and_grey_and_colour_agree() -> None:
     assert np.array_equal(open_image(encoded(Image.fromarray(as_rgb)), exact(5, 9, 1)), as_grey)
 
 
-def test_a_path_bytes_and_an_open_file_give_the_same(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", picture(4))
+def test_a_path_bytes_and_an_open_file_give_the_same_image(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", random_image(4))
     with path.open("rb") as file:
         results = [open_image(s, exact(6, 6, 3)) for s in (path, str(path), path.read_bytes(), file)]
-    assert all(np.array_equal(result, picture(4)) for result in results)
+    assert all(np.array_equal(result, random_image(4)) for result in results)
 
 
 def test_box_then_centre_crop() -> None:
-    pixels = picture(5, 10, 16)
+    pixels = random_image(5, 10, 16)
     data = encoded(Image.fromarray(pixels))
     assert np.array_equal(open_image(data, exact(4, 5, 3, box=(2, 3, 7, 7))), pixels[3:7, 2:7])
     square = ImagePolicy(height=10, width=10, channels=3)
@@ -176,23 +176,23 @@ def test_box_then_centre_crop() -> None:
 @pytest.mark.parametrize("fit", ["crop", "stretch"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 50), (50, 3), (7, 5)])
 @pytest.mark.parametrize("resampling", ["lanczos", "bicubic", "box", "bilinear"])
-def test_a_flat_picture_stays_flat_at_every_size(fit: str, size: tuple[int, int], resampling: str) -> None:
+def test_a_constant_image_stays_constant_at_every_size(fit: str, size: tuple[int, int], resampling: str) -> None:
     data = encoded(Image.new("RGB", (size[1], size[0]), (7, 99, 200)))
     policy = ImagePolicy(height=9, width=4, channels=3, fit=fit, filter=resampling)
     assert np.unique(open_image(data, policy).reshape(-1, 3), axis=0).tolist() == [[7, 99, 200]]
 
 
-def test_shrinking_by_the_box_filter_is_the_mean() -> None:
-    pixels = picture(6, 8, 8, 1)
+def test_downsampling_with_the_box_filter_is_the_mean() -> None:
+    pixels = random_image(6, 8, 8, 1)
     policy = ImagePolicy(height=2, width=2, channels=1, filter="box")
     means = pixels.reshape(2, 4, 2, 4).mean(axis=(1, 3))
     assert np.abs(open_image(encoded(Image.fromarray(pixels.squeeze())), policy)[..., 0] - means).max() < 1
 
 
-def test_a_picture_that_the_policy_refuses() -> None:
-    data = encoded(Image.fromarray(picture(7, 5, 8)))
-    assert "d.png: " in refused(data, name="d.png")
-    assert "a picture: " in refused(data, exact(4, 4, 3, box=(6, 0, 10, 4)))
+def test_an_image_that_does_not_fit_the_policy_is_an_error() -> None:
+    data = encoded(Image.fromarray(random_image(7, 5, 8)))
+    assert "d.png: " in error_of(data, name="d.png")
+    assert "an image: " in error_of(data, exact(4, 4, 3, box=(6, 0, 10, 4)))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_picture_that_the_policy_refuses() -> None:
         {"colour": True},
     ],
 )
-def test_a_senseless_policy_is_refused(wrong: dict[str, object]) -> None:
+def test_an_invalid_policy_is_an_error(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         ImagePolicy(**{"height": 4, "width": 4, "channels": 3, **wrong})
 
@@ -218,49 +218,49 @@ def test_a_policy_survives_json() -> None:
     assert policy.shape == (4, 5, 3)
 
 
-def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_errors(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
-    (tmp_path / "text.png").write_text("hello, I am a letter")
+    (tmp_path / "text.png").write_text("hello")
     (tmp_path / "empty.png").touch()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
     expected = {
         "x.png": "is a folder",
-        "text.png": "is not a picture of a kind read here",
+        "text.png": "is not an image of a supported format",
         "empty.png": "is empty (0 bytes)",
-        "pipe.png": "is not a plain file",
+        "pipe.png": "is not a regular file",
         "gone.png": "no such file",
         "none.png": "no such file",
     }
-    for name, wrong in expected.items():
-        assert refused(tmp_path / name).startswith(f"{tmp_path / name}: {wrong}")
-    assert r"a\nb.png: " in refused(tmp_path / "a\nb.png")
+    for name, problem in expected.items():
+        assert error_of(tmp_path / name).startswith(f"{tmp_path / name}: {problem}")
+    assert r"a\nb.png: " in error_of(tmp_path / "a\nb.png")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", picture(1))
+def test_a_file_without_read_permission_is_an_error(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", random_image(1))
     path.chmod(0)
-    assert "may not be read" in refused(path)
+    assert "permission denied" in error_of(path)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"])
-def test_a_truncated_file_is_refused_wherever_it_is_cut(kind: str) -> None:
-    data = encoded(Image.fromarray(picture(8, 64, 64)), kind)
+def test_a_truncated_file_is_an_error_at_any_length(kind: str) -> None:
+    data = encoded(Image.fromarray(random_image(8, 64, 64)), kind)
     policy = exact(64, 64, 3)
     open_image(data, policy)
     for part in (0.02, 0.3, 0.6, 0.9):
-        refused(data[: int(len(data) * part)], policy)
+        error_of(data[: int(len(data) * part)], policy)
 
 
 @pytest.mark.filterwarnings("ignore:::PIL")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA"])
-def test_damaged_files_give_a_picture_or_one_line(kind: str) -> None:
+def test_damaged_files_give_an_image_or_a_one_line_error(kind: str) -> None:
     random = np.random.default_rng(0)
-    sound = np.frombuffer(encoded(Image.fromarray(picture(9, 16, 16)), kind), np.uint8)
+    valid = np.frombuffer(encoded(Image.fromarray(random_image(9, 16, 16)), kind), np.uint8)
     lines = []
     for _ in range(60):
-        data = sound.copy()
+        data = valid.copy()
         data[random.integers(0, min(len(data), 200), 4)] = random.integers(0, 256, 4)
         try:
             assert open_image(data.tobytes(), ImagePolicy(height=8, width=8, channels=3)).shape == (8, 8, 3)
@@ -269,45 +269,45 @@ def test_damaged_files_give_a_picture_or_one_line(kind: str) -> None:
     assert all(len(line.splitlines()) == 1 for line in lines)
 
 
-def test_a_decompression_bomb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(Image.new("L", (100, 100)))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    assert "a picture: " in refused(data)
+    assert "an image: " in error_of(data)
 
 
 def test_postscript_is_not_run() -> None:
-    assert "a picture: " in refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
+    assert "an image: " in error_of(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_told() -> None:
+def test_the_first_frame_of_an_animation_is_used_and_reported() -> None:
     frames = [Image.new("RGB", (4, 4), (0, 0, 255)), Image.new("RGB", (4, 4), (255, 0, 0))]
     assert ImageChops.difference(*frames).getbbox() is not None
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     pixels, notes = read_image(data, exact(4, 4, 3))
     assert (pixels == (0, 0, 255)).all()
-    assert notes == {"animated or of several pages, the first taken"}
+    assert notes == {"animated or multi-page, first frame used"}
 
 
-def test_list_pictures_is_sorted_recursive_and_leaves_hidden_files(tmp_path: Path) -> None:
+def test_list_images_is_sorted_recursive_and_skips_hidden_files(tmp_path: Path) -> None:
     names = ["b.png", "a/z.JPG", "a/b/c.webp", "a.png", "B.png"]
     for name in [*names, ".hidden.png", ".cache/x.png", "note.txt", "a/._b.png"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "dir.png").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path)
-    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
-    assert found == sorted(names)
+    listed = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)]
+    assert listed == sorted(names)
 
 
-def test_listing_what_is_no_folder(tmp_path: Path) -> None:
+def test_listing_a_path_that_is_not_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DdimError, match="nowhere: "):
         list_images(tmp_path / "nowhere")
     with pytest.raises(DdimError, match=r"a\.png: "):
-        list_images(save(tmp_path / "a.png", picture(1)))
+        list_images(save(tmp_path / "a.png", random_image(1)))
 
 
-def test_an_image_beyond_the_limit_is_refused_from_its_header(tmp_path: Path) -> None:
-    """13,300 x 13,300 pixels in 20 KB: nothing of them is decoded."""
+def test_an_image_beyond_the_limit_is_rejected_by_its_header(tmp_path: Path) -> None:
+    """13,300 x 13,300 pixels in 20 KB: none of them are decoded."""
     rows = zlib.compressobj(9)
     body = b"".join(rows.compress(bytes(1 + 13_300 * 4)) for _ in range(50)) + rows.flush()
     head = struct.pack(">IIBBBBB", 13_300, 13_300, 8, 6, 0, 0, 0)
@@ -315,31 +315,31 @@ def test_an_image_beyond_the_limit_is_refused_from_its_header(tmp_path: Path) ->
     chunks = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in parts]
     (tmp_path / "large.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     tracemalloc.start()
-    told = refused(tmp_path / "large.png")
+    message = error_of(tmp_path / "large.png")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "large.png: " in told
+    assert "large.png: " in message
     assert peak < 20 << 20
 
 
 def test_threads_decode_no_more_pixels_at_once_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    most = 10_000
+    limit = 10_000
     seen = list[int]()
-    room = decode._Room()
-    room._free = most
-    monkeypatch.setattr(decode, "_ROOM", room)
-    monkeypatch.setattr(limits, "PIXELS", most)
-    before = decode._loaded
+    budget = decode._PixelBudget()
+    budget._free = limit
+    monkeypatch.setattr(decode, "_BUDGET", budget)
+    monkeypatch.setattr(limits, "PIXELS", limit)
+    before = decode._load
 
-    def loaded(image: Image.Image, name: str, matte: int, told: Any) -> Any:
-        seen.append(most - room._free)
-        return before(image, name, matte, told)
+    def loaded(image: Image.Image, name: str, matte: int, report: Any) -> Any:
+        seen.append(limit - budget._free)
+        return before(image, name, matte, report)
 
-    monkeypatch.setattr(decode, "_loaded", loaded)
+    monkeypatch.setattr(decode, "_load", loaded)
     data = [encoded(Image.new("L", (size, size), size)) for size in (10, 60, 99, 100, 70, 80) * 5]
     with ThreadPoolExecutor(6) as pool:
-        made = [*pool.map(lambda one: read_image(one, ImagePolicy(height=2, width=2, channels=1))[0], data)]
-    assert [int(one[0, 0, 0]) for one in made] == [10, 60, 99, 100, 70, 80] * 5
+        images = [*pool.map(lambda item: read_image(item, ImagePolicy(height=2, width=2, channels=1))[0], data)]
+    assert [int(image[0, 0, 0]) for image in images] == [10, 60, 99, 100, 70, 80] * 5
     assert len(seen) == 30
-    assert max(seen) <= most
-    assert room._free == most
+    assert max(seen) <= limit
+    assert budget._free == limit
