@@ -18,7 +18,7 @@ from PIL import Image
 from ddim._io.atomic import lock
 from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
-from ddim.evaluation.sample_folder import Made, generate, read_sheet
+from ddim.evaluation.sample_folder import SampleProgress, generate, read_sheet
 from ddim.model.base import ModelBase
 from ddim.model.image import Model
 from ddim.model.modality import image_path
@@ -102,11 +102,14 @@ def test_the_files_hold_what_sample_gives(model: AnyModel, tmp_path: Path) -> No
 @every_kind
 def test_reports_start_before_the_first_sample_and_end_with_the_last(model: AnyModel, tmp_path: Path) -> None:
     steps = generate(model, model.plan(2), tmp_path, 7, batch=3)
-    assert next(steps) == Made(0, 7, 0)
+    assert next(steps) == SampleProgress(0, 7, 0)
     assert samples(tmp_path) == {}
-    assert list(steps) == [Made(4, 7, 0), Made(7, 7, 0)]  # micro-batches of 4
-    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(7, 9, 7), Made(9, 9, 7)]
-    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(9, 9, 9)]
+    assert list(steps) == [SampleProgress(4, 7, 0), SampleProgress(7, 7, 0)]  # micro-batches of 4
+    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [
+        SampleProgress(7, 9, 7),
+        SampleProgress(9, 9, 7),
+    ]
+    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [SampleProgress(9, 9, 9)]
 
 
 @every_plan

@@ -125,10 +125,10 @@ def test_a_billion_samples_begin_at_once_and_are_found_again(tmp_path: Path) -> 
     made = [*itertools.islice(steps, 3)]
     steps.close()
     assert time.monotonic() - begun < 10
-    assert [one.found for one in made] == [0, 0, 0]
+    assert [one.existing for one in made] == [0, 0, 0]
     assert made[-1].done == 8
     again = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
-    assert next(again).found == 8
+    assert next(again).existing == 8
     assert next(again).done == 12
     again.close()
     [*generate(model, plan, tmp_path / "few", 12, start=7)]
