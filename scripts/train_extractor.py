@@ -35,7 +35,7 @@ SHAPES: dict[str, ClassifierConfig | ResNetConfig] = {
     "clothing28": ClassifierConfig(in_channels=1, side=28, widths=(24, 48, 64), classes=10),
     "colour32": ResNetConfig(in_channels=3, side=32, widths=(64, 128, 256), classes=10),
 }
-MOST = 2  # pixels that a colour picture is shifted by
+MOST = 2  # largest shift of a colour image in pixels
 
 
 def augmented(x: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
