@@ -187,13 +187,13 @@ def test_a_sample_is_finished_when_its_bytes_are_those_that_were_written(
     times = [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])]
     capsys.readouterr()
     assert ddim(*words) == 0
-    assert "(4 were there, 4 remade)" in capsys.readouterr().out
+    assert "(4 existed, 4 regenerated)" in capsys.readouterr().out
     assert {name: data for name, data in contents(tmp_path / "out").items() if name[0].isdigit()} == {
         path.name: before[path.name] for path in files
     }
     assert [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])] == times
     assert ddim(*words) == 0
-    assert "(9 were there)" in capsys.readouterr().out
+    assert "(9 existed)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
