@@ -1,5 +1,5 @@
-"""What is claimed of speed, measured beside a peer in the same run; see docs/benchmarks.md."""
+"""Benchmarks of speed and memory against diffusers, timed in the same run; see docs/benchmarks.md."""
 
 from ddim.evaluation.fidelity import patch_torchvision
 
-patch_torchvision()  # else a torchvision that does not fit torch breaks diffusers
+patch_torchvision()  # otherwise a torchvision that does not fit torch breaks diffusers

@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other: `python -m benchmarks`."""
+"""Runs all benchmarks: `python -m benchmarks`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from benchmarks import loop, memory, precision, roofline, sampling, startup, table, training
 
 for module in (loop, startup, memory, precision, roofline, training, sampling):
-    begun = time.monotonic()
+    started = time.monotonic()
     print(f"== {module.__name__.split('.')[-1]}", flush=True)
     module.main()
-    print(f"   ({time.monotonic() - begun:.0f} s)", flush=True)
+    print(f"   ({time.monotonic() - started:.0f} s)", flush=True)
 table.main()
 print(f"written: {table.PAGE}")

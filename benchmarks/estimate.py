@@ -1,4 +1,4 @@
-"""What a preset's training would cost: FLOPs of its network, and how far a budget of time goes at a share of a ceiling.
+"""Estimates the training cost of a preset: FLOPs of its network, and the steps that fit into a time budget.
 
 `python -m benchmarks.estimate [--preset cifar10-fast] [--tflops 790] [--share 0.3] [--budget 25min]`
 """
@@ -18,21 +18,21 @@ from ddim.cli._starting import seconds
 from ddim.errors import DdimError
 from ddim.train.presets import preset
 
-TRAINED = 3  # a trained image in forward passes: the backward pass makes two products for each of the forward's
+TRAINED = 3  # FLOPs of a training step in forward passes: the backward pass has two products for each in the forward
 
 
-def flops(network: nn.Module, *given: torch.Tensor) -> int:
-    """FLOPs of network(*given) as convolutions and matrix products; nothing is computed if all is on the device meta.
+def flops(network: nn.Module, *inputs: torch.Tensor) -> int:
+    """FLOPs of the convolutions and matrix products of network(*inputs); nothing is computed on the meta device.
 
-    There attention is counted too: on a CPU its fused kernel is one that torch's counter does not know.
+    Attention is counted on the meta device only: torch's counter does not support the fused kernel of the CPU.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(*given)
+        network(*inputs)
     return int(counter.get_total_flops())
 
 
 def built(config: Any) -> tuple[nn.Module, torch.Tensor]:
-    """A configuration's network and one sample of its data, on the device meta, which holds no numbers."""
+    """The network of a configuration and one sample of its data, on the meta device."""
     with torch.device("meta"):
         network = config.build().eval()
         return network, torch.zeros(1, *config.shape, dtype=torch.int64 if config.categories else torch.float32)
@@ -45,20 +45,20 @@ def forward_flops(config: Any) -> int:
 
 
 def estimate(name: str, tflops: float, share: float, budget: float) -> dict[str, float]:
-    """The figures of a preset.
+    """Estimate the training cost of a preset.
 
     Args:
         name: The preset.
         tflops: The ceiling in TFLOP/s, > 0.
-        share: The share of it that the training reaches, in (0, 1].
-        budget: Seconds.
+        share: Fraction of it that training reaches, in (0, 1].
+        budget: Training time in seconds.
 
     Raises:
-        DdimError: If there is no such preset, or a figure is out of range.
+        DdimError: If there is no such preset, or an argument is out of range.
     """
     if not (tflops > 0 and 0 < share <= 1):
         raise DdimError(
-            f"{tflops} TFLOP/s at a share of {share}", "is out of range", "give --tflops > 0 and --share in (0, 1]"
+            f"{tflops} TFLOP/s at a share of {share}", "is out of range", "use --tflops > 0 and --share in (0, 1]"
         )
     recipe = preset(name)
     network, _ = built(recipe.network)
@@ -77,20 +77,20 @@ def estimate(name: str, tflops: float, share: float, budget: float) -> dict[str,
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the figures."""
+    """Print the estimate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimate", description=__doc__)
     parser.add_argument("--preset", default="cifar10-fast")
-    parser.add_argument("--tflops", type=float, default=790.0, help="the ceiling")
-    parser.add_argument("--share", type=float, default=0.3, help="the share of it that is reached")
-    parser.add_argument("--budget", default="25min", help="how long")
-    given = parser.parse_args(argv)
+    parser.add_argument("--tflops", type=float, default=790.0, help="peak TFLOP/s of the device")
+    parser.add_argument("--share", type=float, default=0.3, help="fraction of the peak that is reached")
+    parser.add_argument("--budget", default="25min", help="training time")
+    options = parser.parse_args(argv)
     try:
-        made = estimate(given.preset, given.tflops, given.share, seconds(given.budget))
+        figures = estimate(options.preset, options.tflops, options.share, seconds(options.budget))
     except DdimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{given.preset}: {given.budget} at {given.share:.0%} of {given.tflops:g} TFLOP/s")
-    for what, value in made.items():
+    print(f"{options.preset}: {options.budget} at {options.share:.0%} of {options.tflops:g} TFLOP/s")
+    for what, value in figures.items():
         print(f"  {what:26} {value:,.0f}" if value >= 1000 or value == int(value) else f"  {what:26} {value:.4g}")
     return 0
 

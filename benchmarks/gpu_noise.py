@@ -15,13 +15,13 @@ IMAGES, SHAPE, RUNS = 512, (3, 32, 32), 20
 
 
 def main() -> None:
-    """Draw by turns and print the median of each."""
+    """Alternate between GPU and host, and print the median of each."""
     if not torch.cuda.is_available():
         raise SystemExit("error: benchmarks.gpu_noise: needs a CUDA GPU; run it on a machine that has one")
-    begun = time.perf_counter()
+    started = time.perf_counter()
     if not rng._draws_on(torch.device("cuda")):
-        raise SystemExit("error: benchmarks.gpu_noise: this GPU does not draw its own noise; install triton")
-    print(f"{torch.cuda.get_device_name()}: first draw, compiled and compared, {time.perf_counter() - begun:.2f} s")
+        raise SystemExit("error: benchmarks.gpu_noise: the GPU kernel of the noise is not available; install triton")
+    print(f"{torch.cuda.get_device_name()}: first draw, compiled and compared, {time.perf_counter() - started:.2f} s")
     gpu, host = (Noise(0, tuple(range(IMAGES)), SHAPE, device) for device in ("cuda", "cpu"))
 
     def on_gpu() -> None:

@@ -1,4 +1,4 @@
-"""Peak memory of bulk sampling: it must not grow with the number of pictures.
+"""Peak memory of bulk sampling, which must not grow with the number of images.
 
 `python -m benchmarks.memory`
 """
@@ -28,8 +28,8 @@ def main(numbers: tuple[int, ...] = (8, 64, 512), steps: int = 2) -> None:
     for n in numbers:
         with tempfile.TemporaryDirectory() as folder:
             words = ["sample", "mnist", "-n", str(n), "--steps", str(steps), "--out", f"{folder}/out"]
-            done = subprocess.run([sys.executable, "-c", CODE, *words], capture_output=True, text=True, check=True)
-        rows.append({"pictures": n, "peak MiB": float(done.stdout.split()[-1])})
+            process = subprocess.run([sys.executable, "-c", CODE, *words], capture_output=True, text=True, check=True)
+        rows.append({"pictures": n, "peak MiB": float(process.stdout.split()[-1])})
     write("memory", rows, f"largest resident size of `ddim sample mnist --steps {steps}`")
 
 

@@ -1,4 +1,4 @@
-"""The same networks, with the same weights, as ours and as diffusers'."""
+"""The same networks with the same weights, as models of this library and of diffusers."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def fast_dtype(device: str) -> torch.dtype:
 
 
 def trailing(model: Model, steps: int) -> Any:
-    """A plan of `steps` times evenly spaced from T down, without clipping, as the pipeline's, whatever is predicted."""
+    """A plan of `steps` timesteps evenly spaced from T down, without clipping, like the pipeline's."""
     T = model.schedule.T
     return model.plan(grid=sorted({round(T - k * T / steps) for k in range(steps)}), clip_x0=False)
 
 
 class Pipeline(DDIMPipeline):
-    """DDIMPipeline; only its progress bar is off."""
+    """DDIMPipeline without its progress bar."""
 
     def __init__(self, unet: UNet2DModel, scheduler: DDIMScheduler):
         super().__init__(unet, scheduler)
@@ -42,7 +42,7 @@ class Pipeline(DDIMPipeline):
 
 
 def cifar10(**shape: Any) -> tuple[ModelConfig, torch.nn.Module]:
-    """The 35.7 M-parameter network of Ho et al., random weights; or one of another shape."""
+    """The 35.7 M-parameter network of Ho et al. with random weights, or one with other settings."""
     unet = UNetConfig(**shape)
     config = ModelConfig(
         network=unet,
@@ -59,7 +59,7 @@ def cifar10(**shape: Any) -> tuple[ModelConfig, torch.nn.Module]:
 
 
 def mnist() -> tuple[ModelConfig, torch.nn.Module]:
-    """The bundled `mnist` network in the space of its patches of 2x2 pixels, where a UNet2DModel can be it."""
+    """The bundled `mnist` network on its patches of 2x2 pixels, which a UNet2DModel can represent."""
     model = ddim.load("mnist", "cpu", dtype="float32")
     shape = {"in_channels": 4, "height": 14, "width": 14, "patch": 1}
     network = UNetConfig(**{**model.config.network.model_dump(), **shape})
@@ -74,16 +74,16 @@ NETWORKS = {"cifar10": cifar10, "mnist": mnist}
 
 
 def ours(config: ModelConfig, network: torch.nn.Module, device: str = "cpu", **settings: Any) -> Model:
-    """Our model."""
+    """The model of this library."""
     return Model(copy.deepcopy(network), config, device, **settings)  # type: ignore[arg-type]
 
 
 def diffusers(
     config: ModelConfig, network: torch.nn.Module, best: bool = False, device: str = "cpu", **compiling: Any
 ) -> Pipeline:
-    """Diffusers' pipeline: as its documentation shows it, or in the best setting it documents for speed."""
-    described = {key: value for key, value in describe(config, Path("benchmark")).items() if not key.startswith("_")}
-    unet = UNet2DModel(**described).eval()
+    """Diffusers' pipeline: as in its documentation, or in the fastest setting it documents."""
+    settings = {key: value for key, value in describe(config, Path("benchmark")).items() if not key.startswith("_")}
+    unet = UNet2DModel(**settings).eval()
     unet.load_state_dict(from_native(network.state_dict(), config.network, NAMES))
     unet = unet.to(device)
     scheduler = DDIMScheduler(**{k: v for k, v in scheduler_config(config).items() if not k.startswith("_")})
@@ -94,11 +94,11 @@ def diffusers(
 
 
 def draw(pipeline: Pipeline, n: int, steps: int) -> Tensor:
-    """Pictures of a pipeline, in [0, 1]."""
+    """Sample images from a pipeline, in [0, 1]."""
     generator = torch.Generator(pipeline.unet.device).manual_seed(0)
     return pipeline(n, generator, num_inference_steps=steps, output_type="pt").images
 
 
-def shown(pictures: Tensor) -> Tensor:
-    """Of patches the pictures."""
-    return F.pixel_shuffle(pictures, 2) if pictures.shape[1] == 4 else pictures
+def shown(images: Tensor) -> Tensor:
+    """Images from patches of 2x2 pixels; other images unchanged."""
+    return F.pixel_shuffle(images, 2) if images.shape[1] == 4 else images

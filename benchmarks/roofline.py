@@ -1,4 +1,4 @@
-"""How near the network is to what the machine can do: arithmetic a second against its matrix products, bytes a call.
+"""FLOP/s of the network relative to the machine's matrix products, and the bytes moved per evaluation.
 
 `python -m benchmarks.roofline`
 """
@@ -24,18 +24,18 @@ def ceiling(dtype: torch.dtype, side: int = 2048) -> float:
     a, b = (torch.randn(side, side, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(10):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - begun)
+        best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
 
 
 def moved_by(network: Any, x: Tensor, condition: Tensor) -> float:
-    """The bytes that the network's layers read and write in float32."""
+    """Bytes that the layers of the network read and write in float32."""
     moved = [0]
 
-    def hook(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        moved[0] += 4 * (given[0].numel() + made.numel() + sum(p.numel() for p in module.parameters(recurse=False)))
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        moved[0] += 4 * (inputs[0].numel() + output.numel() + sum(p.numel() for p in module.parameters(recurse=False)))
 
     leaves = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.GroupNorm)]
     handles = [leaf.register_forward_hook(hook) for leaf in leaves]
@@ -46,23 +46,23 @@ def moved_by(network: Any, x: Tensor, condition: Tensor) -> float:
     return float(moved[0])
 
 
-def convolutions(part: Any, known: set[int]) -> Iterator[Conv]:
-    """Every convolution of our kernels in a body, once."""
-    if id(part) in known:
+def convolutions(part: Any, seen: set[int]) -> Iterator[Conv]:
+    """Every convolution of the CPU kernels in a body, once."""
+    if id(part) in seen:
         return
-    known.add(id(part))
+    seen.add(id(part))
     if isinstance(part, Conv):
         yield part
     elif isinstance(part, list | tuple):
         for inner in part:
-            yield from convolutions(inner, known)
+            yield from convolutions(inner, seen)
     elif type(part).__module__.startswith("ddim.nn.cpu"):
         for inner in vars(part).values():
-            yield from convolutions(inner, known)
+            yield from convolutions(inner, seen)
 
 
 def saved(body: Any, batch: int) -> float:
-    """FLOPs that Winograd's way does not make: three quarters of each such convolution, on whole tiles."""
+    """FLOPs saved by Winograd convolutions: three quarters of each, on whole tiles."""
     total = 0.0
     for part in convolutions(body, set()):
         if part.winograd:
@@ -72,7 +72,7 @@ def saved(body: Any, batch: int) -> float:
 
 
 def weights(network: Any, body: Any) -> float:
-    """Bytes of the weights that are read: packed ones, or the network's own."""
+    """Bytes of the weights that are read: packed weights, or those of the network."""
     packed = sum(part.weights.nbytes for part in convolutions(body, set()))
     return float(packed or sum(p.nbytes for p in network.parameters()))
 
@@ -106,8 +106,8 @@ def main(batches: dict[str, tuple[int, ...]] | None = None) -> None:
                     }
                 )
     about = ", ".join(f"{name} {top / 1e9:.0f} GFLOP/s" for name, top in tops.items())
-    said = f"the ceiling is the fastest matrix product of 2048: {about}; 'made' counts what Winograd's way leaves"
-    write("roofline", rows, said)
+    text = f"the ceiling is the fastest matrix product of size 2048: {about}; 'made' excludes FLOPs saved by Winograd"
+    write("roofline", rows, text)
 
 
 if __name__ == "__main__":

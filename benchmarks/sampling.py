@@ -1,4 +1,4 @@
-"""Sampling throughput: ours against diffusers' DDIMPipeline, the same weights, the same steps, by turns.
+"""Sampling throughput against diffusers' DDIMPipeline, with the same weights and steps, in alternating runs.
 
 `python -m benchmarks.sampling`
 """
@@ -13,7 +13,7 @@ from benchmarks.measuring import by_turns, write
 
 STEPS = 2
 BATCHES = {"cifar10": (1, 8, 16, 64), "mnist": (1, 8, 16, 64)}
-BEST = (16,)  # where the peer is compiled too: each size is compiled anew, which takes a minute
+BEST = (16,)  # batch sizes for which diffusers is compiled too, which takes a minute each
 
 
 def main(batches: dict[str, tuple[int, ...]] = BATCHES, best: tuple[int, ...] = BEST, steps: int = STEPS) -> None:
@@ -40,8 +40,8 @@ def main(batches: dict[str, tuple[int, ...]] = BATCHES, best: tuple[int, ...] = 
             row |= {f"ratio to {job}": times[job] / times["ours"] for job in times if job.startswith("diffusers")}
             rows.append(row)
             print(row, flush=True)
-    kind = str(peers.fast_dtype("cpu")).removeprefix("torch.")
-    about = f"images times steps a second; diffusers' best: channels-last, torch.compile, {kind}"
+    dtype = str(peers.fast_dtype("cpu")).removeprefix("torch.")
+    about = f"images times steps per second; diffusers' best: channels-last, torch.compile, {dtype}"
     write("sampling", rows, about)
 
 

@@ -1,4 +1,4 @@
-"""Whole commands, cold: `ddim --help`, and 16 pictures in 10 steps, against the same job written with diffusers.
+"""Time of whole commands: `ddim --help`, and 16 images in 10 steps, against the same job written with diffusers.
 
 `python -m benchmarks.startup`
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 from benchmarks import peers
 from benchmarks.measuring import by_turns, write
 
-# The first lines let diffusers be imported beside a torchvision that does not fit torch; they take no time.
+# The first lines let diffusers be imported if torchvision does not match torch; they take no time.
 PEER = """
 import sys, torch
-kept = torch.library.Library("torchvision", "DEF")
+library = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
-    kept.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from diffusers import DDIMPipeline
 pipeline = DDIMPipeline.from_pretrained(sys.argv[1])
 for index, image in enumerate(pipeline(16, num_inference_steps=10, output_type="pt").images):
@@ -30,22 +30,22 @@ for index, image in enumerate(pipeline(16, num_inference_steps=10, output_type="
 
 def main(runs: int = 5) -> None:
     """Measure and write results/startup.json."""
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
         peers.diffusers(*peers.mnist()).save_pretrained(folder / "peer")
         (folder / "peer.py").write_text(PEER)
         (folder / "out").mkdir()
         count = iter(range(1000))
 
         def call(*words: object, **env: str) -> None:
-            done = subprocess.run([sys.executable, *map(str, words)], env={**os.environ, **env}, capture_output=True)
-            assert done.returncode == 0, done.stderr.decode()
+            process = subprocess.run([sys.executable, *map(str, words)], env={**os.environ, **env}, capture_output=True)
+            assert process.returncode == 0, process.stderr.decode()
 
         def sample(**env: str) -> None:
             words = ("sample", "mnist", "-n", 16, "--steps", 10, "--out", folder / f"ours{next(count)}")
             call("-m", "ddim", *words, **env)
 
-        made = by_turns(
+        times = by_turns(
             {
                 "ddim --help": lambda: call("-m", "ddim", "--help"),
                 "ddim sample mnist -n 16 --steps 10": sample,
@@ -54,8 +54,8 @@ def main(runs: int = 5) -> None:
             },
             runs,
         )
-    peer = made["the same job with diffusers"]
-    rows = [{"command": name, "seconds": seconds, "ratio": peer / seconds} for name, seconds in made.items()]
+    peer = times["the same job with diffusers"]
+    rows = [{"command": name, "seconds": seconds, "ratio": peer / seconds} for name, seconds in times.items()]
     write("startup", rows, "seconds from start to end of a process; the ratio is to the job with diffusers")
 
 

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md from the results.
+"""Writes docs/benchmarks.md from the results.
 
 `python -m benchmarks.table`
 """
@@ -17,7 +17,7 @@ MARK = "<!-- results -->"
 
 
 def cell(value: Any) -> str:
-    """A value as it is printed."""
+    """A value as text."""
     if value is None:
         return ""
     if not isinstance(value, float):
@@ -26,7 +26,7 @@ def cell(value: Any) -> str:
 
 
 def section(name: str) -> str:
-    """One benchmark's table."""
+    """The table of one benchmark."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
     rows, machine = result["rows"], result["machine"]
     heads = list(dict.fromkeys(key for row in rows for key in row))
@@ -41,7 +41,7 @@ def section(name: str) -> str:
 
 
 def main() -> None:
-    """Write the page's part below the mark."""
+    """Write the part of the page below the mark."""
     head = PAGE.read_text().split(MARK)[0]
     body = "\n".join(section(name) for name in ORDER if (RESULTS / f"{name}.json").exists())
     PAGE.write_text(f"{head}{MARK}\n\n{body}")

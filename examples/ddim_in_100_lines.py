@@ -1,7 +1,7 @@
-"""DDIM in 100 lines: a noise schedule, a choice of times, one step, one loop. Nothing of the library is used.
+"""DDIM in 100 lines: a noise schedule, a choice of times, one step, one loop, without the library.
 
 Equations: Song, Meng & Ermon, "Denoising Diffusion Implicit Models", ICLR 2021; abar is the paper's alpha.
-As a script it needs neither data nor network: of a mixture of Gaussians the best noise prediction is known.
+As a script it needs neither data nor network: the best noise prediction of a mixture of Gaussians is known.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 
 
 def linear_schedule(T=1000, beta_1=1e-4, beta_T=0.02):
-    """abar_t for t = 0..T: how much of the signal's power is left. t = 0 is clean data."""
+    """abar_t for t = 0..T: the fraction of the signal's power that is left. t = 0 is clean data."""
     return np.concatenate([[1.0], np.cumprod(1.0 - np.linspace(beta_1, beta_T, T))])
 
 
@@ -22,7 +22,7 @@ def quadratic_times(abar, S):
 
 
 def equal_angle_times(abar, S):
-    """Times between which arccos sqrt(abar) grows equally: then every DDIM step turns x by the same angle."""
+    """Times with equal differences of arccos sqrt(abar), so that every DDIM step rotates x by the same angle."""
     T, angle = len(abar) - 1, np.arccos(np.sqrt(abar))
     times = [0]
     for i, t in enumerate(np.interp(angle[T] * np.arange(1, S + 1) / S, angle, np.arange(T + 1)), 1):
@@ -38,7 +38,7 @@ def coefficients(abar, t, s, eta):
 
 
 def prediction(output, x, abar_t, predicts):
-    """What a network's output says of x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps: the pair x_0, eps."""
+    """Convert a network's output at x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps to the pair x_0, eps."""
     signal, noise = math.sqrt(abar_t), math.sqrt(1 - abar_t)
     if predicts == "eps":
         return (x - noise * output) / signal, output  # eq. (9)
@@ -47,7 +47,7 @@ def prediction(output, x, abar_t, predicts):
 
 @torch.no_grad()
 def sample(network, x, abar, times, eta=0.0, fresh_noise=None, predicts="eps"):
-    """From noise x at times[-1] to clean data, one call of network(x, t) per time; eta 0 is DDIM, 1 DDPM."""
+    """From noise x at times[-1] to clean data, one evaluation network(x, t) per time; eta 0 is DDIM, 1 DDPM."""
     path = [0, *times]
     for t, s in zip(path[:0:-1], path[-2::-1]):  # t = tau_i, s = tau_{i-1}, and 0 at the end
         x0, eps = prediction(network(x, t), x, abar[t], predicts)
@@ -68,9 +68,9 @@ def exact_noise(abar):
 
     def network(x, t):
         centres, variance = math.sqrt(abar[t]) * CENTRES, abar[t] * SPREAD**2 + 1 - abar[t]
-        away = x[:, None] - centres  # (N, 3, 2)
-        share = (WEIGHTS.log() - away.square().sum(-1) / (2 * variance)).softmax(1)  # (N, 3), of each centre
-        return math.sqrt(1 - abar[t]) * (share[..., None] * away).sum(1) / variance
+        offsets = x[:, None] - centres  # (N, 3, 2)
+        share = (WEIGHTS.log() - offsets.square().sum(-1) / (2 * variance)).softmax(1)  # (N, 3), of each centre
+        return math.sqrt(1 - abar[t]) * (share[..., None] * offsets).sum(1) / variance
 
     return network
 

@@ -1,9 +1,9 @@
-"""Makes the tables and the picture of docs/ode.md: solvers of DDIM's ODE from the same latents.
+"""Creates the tables and the figure of docs/ode.md: solvers of DDIM's ODE from the same latents.
 
     python scripts/discretisations.py
 
 Writes docs/results/discretisations.json and docs/images/discretisations.png, and prints the tables. The bundled model
-`mnist` in float32, samples 0..7 of seed 0; some minutes on a processor.
+`mnist` in float32, samples 0..7 of seed 0; takes a few minutes.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def rms(difference: Tensor) -> float:
 
 
 def runge_kutta(model: Model, fine: Tensor) -> Iterator[dict[str, Any]]:
-    """Each order on two grids, and eq. (13) with as many calls on the same grid."""
+    """Each order with two spacings, and eq. (13) with equal NFE and spacing."""
     for grid in ("log-snr", "equal-angle"):
         for order in (2, 4):
             plan = ddim.samplers.runge_kutta(model.levels(grid, RUNGE_KUTTA_STEPS), model.schedule, order)
             euler = ddim.samplers.ddim(model.levels(grid, plan.nfe))
-            gaps = [rms(model.sample(SAMPLES, seed=0, plan=made) - fine) for made in (plan, euler)]
+            gaps = [rms(model.sample(SAMPLES, seed=0, plan=p) - fine) for p in (plan, euler)]
             yield {"grid": grid, "order": order, "calls": plan.nfe, "to_fine": gaps[0], "eq13_to_fine": gaps[1]}
 
 
@@ -65,19 +65,19 @@ def main() -> None:
         "latents": f"samples 0..{SAMPLES - 1} of seed 0",
         "grid": "linear",
         "dtype": "float32",
-        "error": "root mean square difference per dimension, pictures nominally in [-1, 1], not clipped",
+        "error": "root mean square difference per dimension, images nominally in [-1, 1], not clipped",
         "fine": f"eq. (13) at S = {STEPS[-1]}",
         "rows": rows,
         "runge_kutta": list(runge_kutta(model, fine)),
     }
     write_atomic(DOCS / "results" / "discretisations.json", (json.dumps(body, indent=1) + "\n").encode())
     both = (("eq. (13)", by_13), ("eq. (15)", by_15))
-    pictures = [(f"S={steps}  {name}", to_uint8(made[steps])) for steps in STEPS for name, made in both]
-    save_png(DOCS / "images" / "discretisations.png", labelled_rows(pictures, zoom=2))
+    labelled = [(f"S={steps}  {name}", to_uint8(samples[steps])) for steps in STEPS for name, samples in both]
+    save_png(DOCS / "images" / "discretisations.png", labelled_rows(labelled, zoom=2))
     print("| S | between the two | eq. (13) to fine | eq. (15) to fine |\n|-|-|-|-|")
     for row in rows:
         print(f"| {row['steps']} | {row['between']:.3g} | {row['eq13_to_fine']:.3g} | {row['eq15_to_fine']:.3g} |")
-    print("\n| grid | order | calls | Runge-Kutta to fine | eq. (13) to fine |\n|-|-|-|-|-|")
+    print("\n| spacing | order | NFE | Runge-Kutta to fine | eq. (13) to fine |\n|-|-|-|-|-|")
     for row in body["runge_kutta"]:
         gaps = f"{row['to_fine']:.3g} | {row['eq13_to_fine']:.3g}"
         print(f"| {row['grid']} | {row['order']} | {row['calls']} | {gaps} |")

@@ -1,6 +1,6 @@
-"""The pictures of docs/editing.md: `python scripts/editing.py`; a name, such as `blend`, makes that one alone.
+"""Creates the figures of docs/editing.md: `python scripts/editing.py`, or only one: `python scripts/editing.py blend`.
 
-Made with the bundled models, from their own samples and from drawings of a few straight lines; nothing is downloaded.
+Uses the bundled models, their samples, and drawings of a few straight lines; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -45,55 +45,55 @@ def mnist() -> ddim.Model:
 
 
 def sdedit() -> np.ndarray:
-    """Drawings made anew from three times."""
+    """Drawings regenerated from three timesteps."""
     model = mnist()
     drawn = to_float(np.stack([drawing(lines) for lines in LINES.values() for _ in range(3)]))
     rows = [("drawn", to_uint8(drawn))]
     for top in (250, 350, 450):
-        made = model.sample(len(drawn), STEPS, seed=1, eta=ETA, top=top, origin=drawn)
-        rows.append((f"from t = {top}", to_uint8(made)))
+        samples = model.sample(len(drawn), STEPS, seed=1, eta=ETA, top=top, origin=drawn)
+        rows.append((f"from t = {top}", to_uint8(samples)))
     return labelled_rows(rows, zoom=2)
 
 
-def known(operator: Operator, name: str, variants: int) -> np.ndarray:
-    """Pictures, what is known of them, variants of them, and one with eps derived again."""
+def inverse_problem(operator: Operator, name: str, variants: int) -> np.ndarray:
+    """Images, their measurements, samples consistent with those, and one with eps recomputed."""
     model = mnist()
-    pictures = model.sample(24, 30, seed=5, sampler="ddim")[::3][:8]
-    y, plan = operator.apply(pictures), model.plan(STEPS, eta=ETA)
-    held = consistent(operator, y, rounds=5)
-    rows = [("picture", to_uint8(pictures)), (name, to_uint8(operator.pinv(y)))]
-    hooks = [(f"variant {k + 1}", eps_kept(held, plan), k) for k in range(variants)]
-    for label, hook, seed in [*hooks, ("eps derived again", held, 0)]:
-        rows.append((label, to_uint8(run(Hooked(model.denoise, hook), plan, model.noise(len(pictures), seed)))))
+    images = model.sample(24, 30, seed=5, sampler="ddim")[::3][:8]
+    y, plan = operator.apply(images), model.plan(STEPS, eta=ETA)
+    constraint = consistent(operator, y, rounds=5)
+    rows = [("image", to_uint8(images)), (name, to_uint8(operator.pinv(y)))]
+    hooks = [(f"variant {k + 1}", eps_kept(constraint, plan), k) for k in range(variants)]
+    for label, hook, seed in [*hooks, ("eps recomputed", constraint, 0)]:
+        rows.append((label, to_uint8(run(Hooked(model.denoise, hook), plan, model.noise(len(images), seed)))))
     return labelled_rows(rows, zoom=2)
 
 
 def inpainting() -> np.ndarray:
-    """The lower half made anew."""
+    """Inpainting of the lower half."""
     upper = torch.zeros(1, 28, 28, dtype=torch.bool)
     upper[:, :14] = True
-    return known(Mask(upper), "known", 4)
+    return inverse_problem(Mask(upper), "known", 4)
 
 
 def upscaling() -> np.ndarray:
-    """From 7x7 pixels."""
-    return known(MeanPool(4), "7x7", 3)
+    """Upscaling from 7x7 pixels."""
+    return inverse_problem(MeanPool(4), "7x7", 3)
 
 
 def blend() -> np.ndarray:
-    """Three latents at the corners, and blends of them between."""
+    """Blends of three latents at the corners."""
     model, side = mnist(), 8
     corners = torch.cat([model.noise(1, seed).start() for seed in (3, 14, 8)])
     places = [(row, column) for row in range(side) for column in range(row + 1)]
     weights = [(side - 1 - row, row - column, column) for row, column in places]
-    made = to_uint8(model.decode(ddim.blend(corners, weights), STEPS))
-    page = np.full((side * side, *made.shape[1:]), 255, np.uint8)
-    page[[row * side + column for row, column in places]] = made
+    images = to_uint8(model.decode(ddim.blend(corners, weights), STEPS))
+    page = np.full((side * side, *images.shape[1:]), 255, np.uint8)
+    page[[row * side + column for row, column in places]] = images
     return sheet(page, columns=side, zoom=2)
 
 
 def guidance() -> np.ndarray | None:
-    """Ten classes under guidance of several scales, where a model with labels is bundled."""
+    """Ten classes under guidance of several scales, if a model with labels is bundled."""
     if not (Path(ddim.__file__).parent / "weights" / "fashion-mnist").is_dir():
         return None
     model = ddim.load("fashion-mnist", device="cpu")
@@ -106,14 +106,14 @@ def guidance() -> np.ndarray | None:
     return labelled_rows(rows, zoom=2)
 
 
-PICTURES = {made.__name__: made for made in (sdedit, inpainting, upscaling, blend, guidance)}
+FIGURES = {figure.__name__: figure for figure in (sdedit, inpainting, upscaling, blend, guidance)}
 
 
 def main(names: list[str]) -> None:
-    for name in names or PICTURES:
-        page = PICTURES[name]()
+    for name in names or FIGURES:
+        page = FIGURES[name]()
         if page is None:
-            print(f"{name}: left out, no model with labels is bundled")
+            print(f"{name}: skipped, since no model with labels is bundled")
             continue
         save_png(IMAGES / f"{name}.png", page)
         print(f"{name}: {(IMAGES / f'{name}.png').stat().st_size // 1000} kB")

@@ -1,12 +1,12 @@
-"""Settles where networks that predict eps start, what samples them by default, and whether they are clipped.
+"""Measures the default start, sampler and clipping for networks that predict eps.
 
-    python scripts/eps_defaults.py                # measures what is not in docs/results/eps_defaults.json yet
-    python scripts/eps_defaults.py --report       # the tables of what is there, as in docs/solvers.md
+    python scripts/eps_defaults.py                # measures what docs/results/eps_defaults.json lacks
+    python scripts/eps_defaults.py --report       # only prints the tables of docs/solvers.md
 
 Two data sets with exact denoisers, whose outputs get a smooth error: `digits`, 300 of scikit-learn's 8x8 digits
-(`ddim.exact.EmpiricalData`), and `modes`, four Gaussians in 16 dimensions of which a bright one has a tenth of the
-weight (`ddim.exact.MixtureData`). The Frechet distance (FD) is that of the values themselves. In float64; stopped at
-any moment, it resumes where it was.
+(`ddim.exact.EmpiricalData`), and `modes`, four Gaussians in 16 dimensions one of them bright with a tenth of the
+weight (`ddim.exact.MixtureData`). The Frechet distance (FD) is computed on the data values, in float64. An
+interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ ERRORS = (0.0, 0.02, 0.05, 0.1, 0.2)
 
 
 def schedule(name: str, T: int) -> Schedule:
-    """A schedule of T times that ends as noisy as that of 1000: betas scaled by 1000 / T, at most 0.999."""
+    """A schedule of T steps that ends as noisy as the one of 1000: betas scaled by 1000 / T, at most 0.999."""
     if name == "cosine":
         return schedules.cosine(T)
     first, last = (0.00085, 0.012) if name == "scaled-linear" else (1e-4, 0.02)
@@ -58,7 +58,7 @@ def schedule(name: str, T: int) -> Schedule:
 
 
 class Bed:
-    """Data with an exact denoiser, a smooth error direction, and x_T of the samples that all plans get."""
+    """Data with an exact denoiser, a smooth error direction, and the x_T shared by all plans."""
 
     def __init__(self, name: str):
         generator = torch.Generator().manual_seed(1)
@@ -86,7 +86,7 @@ class Bed:
         self.start = ddim.Noise(0, tuple(range(self.n)), (d,)).start().double()
 
     def network(self, predicts: Any, error: float) -> Denoiser:
-        """The exact denoiser, its eps or v off by a smooth function of x."""
+        """The exact denoiser with a smooth error in eps or v."""
 
         def denoise(x: Tensor, level: Level, /) -> Prediction:
             pair = self.denoise(x, level)
@@ -96,7 +96,7 @@ class Bed:
         return denoise
 
     def measure(self, plan: Plan, predicts: Any, error: float = ERROR) -> tuple[float, float]:
-        """FD, and of modes by how many standard errors the share of one is off at most."""
+        """FD, and the largest error of a mode's share in standard errors."""
         x = run(self.network(predicts, error), plan, self.start)
         if not x.isfinite().all():
             return math.inf, math.inf
@@ -115,7 +115,7 @@ def cells() -> Iterator[tuple[str, int, int, str]]:
 
 
 def defaults(bed: Bed, name: str, T: int, steps: int, predicts: Any) -> dict[str, Any]:
-    """The default plan beside the best of all; of eps with clipping and without."""
+    """FD of the default plan, with and without clipping for eps, and of the best of all plans."""
     planner = Planner(schedule(name, T), predicts)
     default = planner.plan(steps, None, 0.0, None, None, False, steps, None, "auto")
     plans = {default.name: default}
@@ -123,27 +123,27 @@ def defaults(bed: Bed, name: str, T: int, steps: int, predicts: Any) -> dict[str
         plan = planner.plan(steps, grid, 0.0, None, None, False, steps, None, sampler)
         if plan.nfe == steps:
             plans[f"{sampler}/{grid}"] = plan
-    found = {label: bed.measure(plan, predicts)[0] for label, plan in plans.items() if plan is not default}
-    best = min(found, key=lambda label: found[label])
+    distances = {label: bed.measure(plan, predicts)[0] for label, plan in plans.items() if plan is not default}
+    best = min(distances, key=lambda label: distances[label])
     clip = predicts == "eps"
     fd, off = bed.measure(replace(default, clip_x0=clip), predicts)
-    made = {"fd": fd, "off": off, "best": found[best], "best_plan": best, "plan": default.name}
-    return made | {"unclipped": bed.measure(default, predicts)[0] if clip else fd, "start": default.start.ratio}
+    result = {"fd": fd, "off": off, "best": distances[best], "best_plan": best, "plan": default.name}
+    return result | {"unclipped": bed.measure(default, predicts)[0] if clip else fd, "start": default.start.ratio}
 
 
 def starts(bed: Bed, name: str, error: float) -> dict[str, Any]:
     """The default plan of 10 steps from several starts, with clipping and without."""
-    made, planner, found = schedule(name, 1000), Planner(schedule(name, 1000), "eps"), {}
+    levels, planner, results = schedule(name, 1000), Planner(schedule(name, 1000), "eps"), {}
     for ratio in RATIOS:
-        top = 1 + int(np.argmin(np.abs(made.log_snr / 2 + math.log(ratio)))) if math.isfinite(ratio) else 1000
+        top = 1 + int(np.argmin(np.abs(levels.log_snr / 2 + math.log(ratio)))) if math.isfinite(ratio) else 1000
         plan = planner.plan(10, "angle-log-snr", 0.0, None, None, False, 10, top, "unipc2")
         measured = [bed.measure(replace(plan, clip_x0=clip), "eps", error) for clip in (False, True)]
-        found[f"{ratio:g}"] = {"at": plan.start.ratio, "fd": [fd for fd, _ in measured]}
-    return found
+        results[f"{ratio:g}"] = {"at": plan.start.ratio, "fd": [fd for fd, _ in measured]}
+    return results
 
 
 def bright(name: str, T: int, steps: int) -> dict[str, float]:
-    """The share of bright samples of an exact network of eps, by default and from 0.85 T by DDIM."""
+    """The share of bright samples of an exact network of eps, with the default plan, and with DDIM from 0.85 T."""
     bed, planner = Bed("bright"), Planner(schedule(name, T), "eps")
     assert bed.modes is not None
     plans = {
@@ -156,10 +156,10 @@ def bright(name: str, T: int, steps: int) -> dict[str, float]:
     }
 
 
-def measure(found: dict[str, Any]) -> None:
+def measure(results: dict[str, Any]) -> None:
     """Measure what is missing."""
     beds = {name: Bed(name) for name in ("digits", "modes")}
-    found["floor"] = {name: bed.floor for name, bed in beds.items()}
+    results["floor"] = {name: bed.floor for name, bed in beds.items()}
     jobs: list[tuple[str, Callable[[], Any]]] = []
     for bed, name, error in itertools.product(beds.values(), ("linear", "cosine"), ERRORS):
         jobs.append((f"start {bed.name} {name} {error:g}", lambda b=bed, n=name, e=error: starts(b, n, e)))
@@ -169,33 +169,33 @@ def measure(found: dict[str, Any]) -> None:
         key = f"{bed.name} {predicts} {steps} {name} {T}"
         jobs.append((key, lambda b=bed, c=(name, T, steps, predicts): defaults(b, *c)))
     for key, job in jobs:
-        if key not in found:
-            found[key] = job()
-            print(key, found[key], flush=True)
-            write_atomic(RESULTS, (json.dumps(found, indent=1) + "\n").encode(), sync=False)
+        if key not in results:
+            results[key] = job()
+            print(key, results[key], flush=True)
+            write_atomic(RESULTS, (json.dumps(results, indent=1) + "\n").encode(), sync=False)
 
 
-def report(found: dict[str, Any]) -> Iterator[str]:
+def report(results: dict[str, Any]) -> Iterator[str]:
     """The tables of docs/solvers.md."""
     for bed in ("digits", "modes"):
-        floor = found["floor"][bed]
-        yield f"\nFD of the default / of the best plan, `{bed}` (as many true samples: {floor:.2g}):\n"
+        floor = results["floor"][bed]
+        yield f"\nFD of the default / of the best plan, `{bed}` (equally many true samples: {floor:.2g}):\n"
         yield "| schedule | T | " + " | ".join(f"{p} S={s}" for p in ("eps", "v") for s in STEPS) + " |"
         yield "|-|-|" + "-|" * 2 * len(STEPS)
         for name, T in itertools.product(SCHEDULES, TIMES):
             line = []
             for predicts, steps in itertools.product(("eps", "v"), STEPS):
-                cell = found.get(f"{bed} {predicts} {steps} {name} {T}")
+                cell = results.get(f"{bed} {predicts} {steps} {name} {T}")
                 line.append("-" if cell is None else _cell(cell, floor))
             yield f"| {name} | {T} | " + " | ".join(line) + " |"
     yield "\nStarts and clipping, 10 steps, FD without / with clipping (cosine):\n"
     yield "| data | error in eps | " + " | ".join(f"from {r:g}" if r < math.inf else "from T" for r in RATIOS) + " |"
     yield "|-|-|" + "-|" * len(RATIOS)
     for bed, error in itertools.product(("digits", "modes"), ERRORS):
-        row = found[f"start {bed} cosine {error:g}"]
+        row = results[f"start {bed} cosine {error:g}"]
         shown = [" / ".join(f"{fd:.2g}" for fd in row[f"{ratio:g}"]["fd"]) for ratio in RATIOS]
         yield f"| {bed} | {error:.0%} | " + " | ".join(shown) + " |"
-    yield "\nBright samples in percent, exact network (right: 10, standard error 0.95):\n"
+    yield "\nBright samples in percent, exact network (correct: 10, standard error 0.95):\n"
     yield (
         "| schedule, T = 1000 | "
         + " | ".join(f"{w}, S={s}" for w in ("default", "0.85 T") for s in (10, 20, 50))
@@ -203,15 +203,15 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     )
     yield "|-|" + "-|" * 6
     for name in SCHEDULES:
-        shares = [100 * found[f"bright {name} 1000 {s}"][w] for w in ("default", "0.85 T") for s in (10, 20, 50)]
+        shares = [100 * results[f"bright {name} 1000 {s}"][w] for w in ("default", "0.85 T") for s in (10, 20, 50)]
         yield f"| {name} | " + " | ".join(f"{share:.1f}" for share in shares) + " |"
-    every = [cell for key, cell in found.items() if key.split()[0] in ("digits", "modes")]
+    every = [cell for key, cell in results.items() if key.split()[0] in ("digits", "modes")]
     most = max((cell["off"] for cell in every), default=0.0)
-    yield f"\nLargest difference of a mode's share from its weight by default: {most:.1f} standard errors."
+    yield f"\nLargest difference of a mode's share from its weight with the default: {most:.1f} standard errors."
 
 
 def _cell(cell: dict[str, Any], floor: float) -> str:
-    """Default / best; a star where it is neither within 1.5 times the best nor as near as true samples are."""
+    """Default / best; a star if it exceeds both 1.5 times the best and the FD of true samples."""
     star = "" if cell["fd"] <= max(1.5 * cell["best"], floor) else " *"
     return f"{cell['fd']:.2g} / {cell['best']:.2g}{star}"
 
@@ -221,10 +221,10 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="Only print the tables of what is measured.")
     only = parser.parse_args().report
     warnings.simplefilter("ignore", ddim.DdimWarning)
-    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if not only:
-        measure(found)
-    print("\n".join(report(found)))
+        measure(results)
+    print("\n".join(report(results)))
 
 
 if __name__ == "__main__":

@@ -138,10 +138,10 @@ LABEL = re.compile(
 
 def labels(docstring: str) -> list[str]:
     """The statements a docstring begins with: "Eqs. (4) and (7)" gives two."""
-    found = LABEL.match(docstring)
-    if not found:
+    match = LABEL.match(docstring)
+    if not match:
         return []
-    return [f"Eq. ({n})" for n in re.findall(r"\((\d+)\)", found[1])] if found[1] else [found[4]]
+    return [f"Eq. ({n})" for n in re.findall(r"\((\d+)\)", match[1])] if match[1] else [match[4]]
 
 
 def places(folder: Path) -> Iterator[Place]:
@@ -171,9 +171,9 @@ def tests() -> dict[str, list[Place]]:
     )
 
 
-def _by_label(found: Iterator[Place]) -> dict[str, list[Place]]:
+def _by_label(places: Iterator[Place]) -> dict[str, list[Place]]:
     grouped: dict[str, list[Place]] = {}
-    for place in found:
+    for place in places:
         grouped.setdefault(place.label, []).append(place)
     order = [*STATEMENTS]
     return dict(sorted(grouped.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))

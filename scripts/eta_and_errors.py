@@ -1,10 +1,9 @@
-"""Which eta is best, with the exact denoiser and with one that errs: for docs/evaluation.md.
+"""Measures the best eta with the exact denoiser and with inexact ones, for docs/evaluation.md.
 
     python scripts/eta_and_errors.py
 
-The bed is the mixture of ten Gaussians fitted to scikit-learn's 8x8 digits, whose denoiser, mean and covariance are
-known exactly. The erring denoiser adds to v a fixed smooth function of the state and the time, as a network's error is
-one: the same wherever the path comes by, not fresh at each call.
+The data are the mixture of ten Gaussians fitted to scikit-learn's 8x8 digits, whose denoiser, mean and covariance are
+known exactly. The inexact denoisers add to v a fixed smooth function of state and time, like the error of a network.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ class Doubled:
         return self.noise.row(k).double()
 
 
-def erring(exact: Denoiser, size: float, dim: int) -> Denoiser:
+def inexact(exact: Denoiser, size: float, dim: int) -> Denoiser:
     """The exact denoiser with a fixed error in v of root mean square `size` / sqrt(2) per dimension."""
     turn = torch.randn(dim, dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64) / dim**0.5
 
     def denoise(x: Tensor, level: Level, /) -> Prediction:
-        made = exact(x, level)
-        v = v_from_pair(made.x0, made.eps, level)
+        pair = exact(x, level)
+        v = v_from_pair(pair.x0, pair.eps, level)
         return predict(v + size * torch.sin(3 * x @ turn + 5 * level.angle), x, level, "v")
 
     return denoise if size else exact
@@ -55,8 +54,8 @@ def main(samples: int, steps: list[int], sizes: list[float]) -> None:
     warnings.simplefilter("ignore", ddim.DdimWarning)
     data, schedule = SOLVERS["digits"](), ddim.schedule.linear()
     mean = (data.weights[:, None] * data.means).sum(0)
-    away = data.means - mean
-    within = data.covariances + away[:, :, None] * away[:, None, :]
+    offsets = data.means - mean
+    within = data.covariances + offsets[:, :, None] * offsets[:, None, :]
     exact = Moments(len(mean), 2, mean, (data.weights[:, None, None] * within).sum(0))
     noise = ddim.Noise(0, tuple(range(samples)), (len(mean),))
     print(f"Frechet distance of {samples} samples to the mixture, in the space of the data\n")
@@ -66,10 +65,10 @@ def main(samples: int, steps: list[int], sizes: list[float]) -> None:
             cells = []
             for s in steps:
                 levels = schedule.levels([*reversed(timesteps.tau(schedule, "linear", s)), 0.0])
-                given = {"sigma": "hat", "clip_x0": False} if eta == "hat" else {"eta": float(eta)}
-                plan = samplers.ddim(levels, **given)
-                made = run(erring(data.denoise, size, len(mean)), plan, noise.start().double(), Doubled(noise))
-                cells.append(f"{frechet(of(made), exact):.3f}")
+                settings = {"sigma": "hat", "clip_x0": False} if eta == "hat" else {"eta": float(eta)}
+                plan = samplers.ddim(levels, **settings)
+                x0 = run(inexact(data.denoise, size, len(mean)), plan, noise.start().double(), Doubled(noise))
+                cells.append(f"{frechet(of(x0), exact):.3f}")
             print(f"| {size / 2**0.5:.2f} | {eta} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -78,5 +77,5 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--sizes", type=float, nargs="+", default=[0.0, 0.4, 1.0])
-    given = parser.parse_args()
-    main(given.samples, given.steps, given.sizes)
+    arguments = parser.parse_args()
+    main(arguments.samples, arguments.steps, arguments.sizes)

@@ -1,12 +1,12 @@
-"""Makes the table of the solvers' orders of convergence, measured on a mixture whose denoiser is exact.
+"""Measures the solvers' orders of convergence on a mixture with an exact denoiser.
 
     python scripts/orders.py
 
-Writes docs/results/orders.json and prints the table; a minute on a processor. Between t = 600 and t = 50 of the linear
-schedule, in S steps of equal ratios of noise / signal; a Runge-Kutta step is as many calls as its order. The first step
-is cut in halves ten times towards its start, ten steps more, so that the first steps of a multistep plan, which are of
-lower order, do not matter. What they do otherwise is in the last column: the order in encoding, from t = 50, with a
-first step like the others. The two-step plans take equal rotations, nothing cut; other plans go back along them.
+Writes docs/results/orders.json and prints the table, in about a minute. The plans go from t = 600 to t = 50 of the
+linear schedule, in S steps of equal ratios of noise / signal; a Runge-Kutta step of order p takes p evaluations. The
+first step is halved ten times towards its start, which adds ten steps, so that the lower order of a multistep plan's
+first steps does not matter. The last column shows their effect: the order in encoding, from t = 50, with an ordinary
+first step. The two-state plans use equal rotations without halving; they are not run in reverse.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ TWO_STEP: tuple[tuple[str, int, Sampler], ...] = (
 
 
 def mixture(components: int = 5, dimensions: int = 3) -> MixtureData:
-    """Components apart by several of their standard deviations, which differ in size and direction."""
+    """Components several standard deviations apart, with covariances of different size and direction."""
     size = (components, dimensions, dimensions + 1)
     drawn = np.random.Generator(np.random.Philox(key=[11, 12])).standard_normal(size)
     shape, means = torch.from_numpy(drawn[..., :-1].copy()), torch.from_numpy(drawn[..., -1].copy())
@@ -74,7 +74,7 @@ DATA = mixture()
 
 
 def equal_ratios(steps: int) -> list[Level]:
-    """Levels from TOP down to BOTTOM, noise / signal falling by the same factor at each step."""
+    """Levels from TOP down to BOTTOM, with the same factor of noise / signal at each step."""
     first, last = LINEAR.level(TOP).log_snr, LINEAR.level(BOTTOM).log_snr
     inner = [LINEAR.time_at_log_snr(first + (last - first) * k / steps) for k in range(1, steps)]
     return [*LINEAR.levels([TOP, *inner, BOTTOM])]
@@ -88,20 +88,20 @@ def equal_angles(steps: int) -> list[Level]:
 
 
 def eased_in(levels: list[Level]) -> list[Level]:
-    """The first step cut in halves towards its start."""
+    """The levels with the first step halved towards its start."""
     first, last = levels[0].log_snr, levels[1].log_snr
     times = [LINEAR.time_at_log_snr(first + (last - first) / 2**part) for part in range(HALVES, 0, -1)]
     return [levels[0], *LINEAR.levels(times), *levels[1:]]
 
 
 def errors(make: Sampler, grids: Sequence[Sequence[Level]], start: Tensor, end: Tensor) -> list[float]:
-    """The largest error of a coordinate of a sample, by grid."""
+    """The largest error of a coordinate of a sample, for each list of levels."""
     return [float((run(DATA.denoise, make(levels), start) - end).abs().max()) for levels in grids]
 
 
-def orders(found: Sequence[float]) -> list[float]:
-    """By how many powers of 2 each is smaller than the one before."""
-    return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(found)]
+def orders(errors: Sequence[float]) -> list[float]:
+    """Orders of convergence: log2 of the ratios of successive errors."""
+    return [math.log2(coarse / fine) for coarse, fine in itertools.pairwise(errors)]
 
 
 def main() -> None:
@@ -113,11 +113,11 @@ def main() -> None:
     turns = [equal_angles(steps) for steps in STEPS]
     rows: list[dict[str, Any]] = []
     for name, order, make in SAMPLERS:
-        found, [back] = errors(make, eased, noisy, clean), orders(errors(make, plain, clean, noisy))
-        rows.append({"sampler": name, "order": order, "errors": found, "observed": orders(found), "encoding": back})
+        sizes, [back] = errors(make, eased, noisy, clean), orders(errors(make, plain, clean, noisy))
+        rows.append({"sampler": name, "order": order, "errors": sizes, "observed": orders(sizes), "encoding": back})
     for name, order, make in TWO_STEP:
-        found = errors(make, turns, noisy, clean)
-        rows.append({"sampler": name, "order": order, "errors": found, "observed": orders(found)})
+        sizes = errors(make, turns, noisy, clean)
+        rows.append({"sampler": name, "order": order, "errors": sizes, "observed": orders(sizes)})
     body = {
         "command": "python scripts/orders.py",
         "data": "mixture of 5 Gaussians in 3 dimensions, exact denoiser, float64",

@@ -1,11 +1,11 @@
-"""Train a bundled feature extractor on a data set's labels: `src/ddim/extractors/NAME`.
+"""Trains a bundled feature extractor on the labels of a dataset: `src/ddim/extractors/NAME`.
 
     python scripts/train_extractor.py digits28 ./mnist
     python scripts/train_extractor.py clothing28 ./fashion_mnist
     python scripts/train_extractor.py colour32 ./cifar10 --epochs 14 --batch 512 --lr 0.5
 
-The test accuracy is that of the weights as they are stored, and is written beside them with all that made it. Stopped,
-the same command goes on after the last whole epoch (runs/extractor-NAME.pt, removed at the end).
+The test accuracy of the stored weights is written next to them, with the settings of the training. The same command
+resumes an interrupted training after its last complete epoch (runs/extractor-NAME.pt, removed at the end).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ SHAPES: dict[str, ClassifierConfig | ResNetConfig] = {
     "clothing28": ClassifierConfig(in_channels=1, side=28, widths=(24, 48, 64), classes=10),
     "colour32": ResNetConfig(in_channels=3, side=32, widths=(64, 128, 256), classes=10),
 }
-MOST = 2  # pixels that a colour picture is shifted by
+MOST = 2  # largest shift of a colour image in pixels
 
 
 def augmented(x: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrored where it is said and shifted by up to `MOST` pixels, each picture by its own."""
+    """Mirror the selected images, and shift each by a random offset of up to `MOST` pixels."""
     n, _, h, w = x.shape
     x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
     wide = F.pad(x, (MOST,) * 4, mode="reflect")
@@ -49,41 +49,41 @@ def augmented(x: Tensor, mirrored: Tensor, generator: torch.Generator) -> Tensor
 
 
 def batches(train: data.ImageSet, epoch: int, batch: int, seed: int, colour: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's pictures in [-1, 1] and labels. Each colour picture is mirrored in every second epoch; of digits and
-    clothes a mirrored or shifted one would be another picture."""
+    """Images in [-1, 1] and labels of an epoch. Colour images are augmented, and mirrored in every second epoch; digits
+    and clothes are not, since that could change their class."""
     order, generator = rng.permutation(seed, epoch, len(train)), rng.generator("cpu", seed, epoch)
     first = torch.rand(len(train), generator=rng.generator("cpu", seed)) < 0.5
     for step in range(len(train) // batch):
-        some = order[step * batch : (step + 1) * batch]
-        x = to_float(train.batch(some))
+        indices = order[step * batch : (step + 1) * batch]
+        x = to_float(train.batch(indices))
         if colour:
-            x = augmented(x, first[torch.from_numpy(some)] ^ (epoch % 2 == 1), generator)
-        yield x, torch.tensor(train.labels[some])
+            x = augmented(x, first[torch.from_numpy(indices)] ^ (epoch % 2 == 1), generator)
+        yield x, torch.tensor(train.labels[indices])
 
 
-def accuracy(network: Classifier | ResNet, found: data.ImageSet, device: str) -> float:
+def accuracy(network: Classifier | ResNet, dataset: data.ImageSet, device: str) -> float:
     network.eval()
-    right = 0
+    correct = 0
     with torch.no_grad():
-        for first in range(0, len(found), 500):
-            some = list(range(first, min(first + 500, len(found))))
-            guessed = network(to_float(found.batch(some)).to(device)).argmax(1).cpu()
-            right += int((guessed == torch.tensor(found.labels[some])).sum())
-    return right / len(found)
+        for first in range(0, len(dataset), 500):
+            indices = list(range(first, min(first + 500, len(dataset))))
+            predicted = network(to_float(dataset.batch(indices)).to(device)).argmax(1).cpu()
+            correct += int((predicted == torch.tensor(dataset.labels[indices])).sum())
+    return correct / len(dataset)
 
 
-def trained(given: Any, train: data.ImageSet, test: data.ImageSet) -> Classifier | ResNet:
-    shape, device = SHAPES[given.name], given.device
-    with rng.temporary_seed("cpu", given.seed):
+def trained(options: Any, train: data.ImageSet, test: data.ImageSet) -> Classifier | ResNet:
+    shape, device = SHAPES[options.name], options.device
+    with rng.temporary_seed("cpu", options.seed):
         network = shape.build()
     if isinstance(network, ResNet):
         network.whiten(to_float(train.batch(list(range(min(5000, len(train)))))))
     network = network.to(device, memory_format=torch.channels_last)
     weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.SGD(weights, given.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    steps = given.epochs * (len(train) // given.batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, given.lr, total_steps=steps, pct_start=0.2)
-    state = ROOT / "runs" / f"extractor-{given.name}.pt"
+    optimiser = torch.optim.SGD(weights, options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps = options.epochs * (len(train) // options.batch)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.lr, total_steps=steps, pct_start=0.2)
+    state = ROOT / "runs" / f"extractor-{options.name}.pt"
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     done, spent = 0, 0.0
     if state.exists():
@@ -91,46 +91,48 @@ def trained(given: Any, train: data.ImageSet, test: data.ImageSet) -> Classifier
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         done, spent = saved["epochs"], saved["seconds"]
-    begun = time.monotonic() - spent
-    for epoch in range(done, given.epochs):
+    started = time.monotonic() - spent
+    for epoch in range(done, options.epochs):
         network.train()
-        total, told = 0.0, time.monotonic()
-        for step, (x, labels) in enumerate(batches(train, epoch, given.batch, given.seed, shape.in_channels == 3), 1):
+        total, logged = 0.0, time.monotonic()
+        for step, (x, labels) in enumerate(
+            batches(train, epoch, options.batch, options.seed, shape.in_channels == 3), 1
+        ):
             with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-                guessed = network(x.to(device, memory_format=torch.channels_last))
-            loss = F.cross_entropy(guessed.float(), labels.to(device), label_smoothing=given.smoothing)
+                logits = network(x.to(device, memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits.float(), labels.to(device), label_smoothing=options.smoothing)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
             total += loss.item()
-            if time.monotonic() - told > 20:
-                told = time.monotonic()
+            if time.monotonic() - logged > 20:
+                logged = time.monotonic()
                 print(f"  epoch {epoch + 1}, step {step}: loss {total / step:.4f}", flush=True)
-        told_of = (
-            f"epoch {epoch + 1}/{given.epochs}: loss {total / step:.4f}, test {accuracy(network, test, device):.4f}"
+        status = (
+            f"epoch {epoch + 1}/{options.epochs}: loss {total / step:.4f}, test {accuracy(network, test, device):.4f}"
         )
-        print(f"{told_of}, {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"{status}, {time.monotonic() - started:.0f} s", flush=True)
         make_folder(state.parent)
-        held = {name: part.state_dict() for name, part in parts.items()}
+        state_dicts = {name: part.state_dict() for name, part in parts.items()}
         part_file = state.with_suffix(".part")
-        torch.save({**held, "epochs": epoch + 1, "seconds": time.monotonic() - begun}, part_file)
+        torch.save({**state_dicts, "epochs": epoch + 1, "seconds": time.monotonic() - started}, part_file)
         part_file.replace(state)
     return network
 
 
-def main(given: Any) -> None:
-    shape = SHAPES[given.name]
+def main(options: Any) -> None:
+    shape = SHAPES[options.name]
     policy = data.ImagePolicy(height=shape.side, width=shape.side, channels=shape.in_channels, fit="exact")
-    train, test = data.load(given.data, policy, "train"), data.load(given.data, policy, "test")
-    network = trained(given, train, test).cpu()
+    train, test = data.load(options.data, policy, "train"), data.load(options.data, policy, "test")
+    network = trained(options, train, test).cpu()
     stored = {key: value.bfloat16() for key, value in network.state_dict().items() if value.is_floating_point()}
     network.load_state_dict({key: value.float() for key, value in stored.items()}, strict=False)
-    folder = make_folder(ROOT / "src" / "ddim" / "extractors" / given.name)
+    folder = make_folder(ROOT / "src" / "ddim" / "extractors" / options.name)
     write_tensors(folder / "model.safetensors", stored, {})
-    recipe = {name: getattr(given, name) for name in ("epochs", "batch", "lr", "smoothing", "seed")}
+    recipe = {name: getattr(options, name) for name in ("epochs", "batch", "lr", "smoothing", "seed")}
     about = {
-        "name": given.name,
+        "name": options.name,
         "network": shape.model_dump(),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "trained_on": {
@@ -140,10 +142,10 @@ def main(given: Any) -> None:
             "fingerprint": train.fingerprint(),
         },
         "test_accuracy": accuracy(network, test, "cpu"),
-        "recipe": {**recipe, "device": given.device, "torch": torch.__version__},
+        "recipe": {**recipe, "device": options.device, "torch": torch.__version__},
     }
     write_atomic(folder / "config.json", (json.dumps(about, indent=1) + "\n").encode())
-    (ROOT / "runs" / f"extractor-{given.name}.pt").unlink(missing_ok=True)
+    (ROOT / "runs" / f"extractor-{options.name}.pt").unlink(missing_ok=True)
     print(f"{folder.relative_to(ROOT)}: test accuracy {about['test_accuracy']:.4f}")
 
 

@@ -1,4 +1,4 @@
-"""The instruments that the tests share: every sampler, grid and schedule in one list each, and data with closed forms.
+"""Shared by the tests: lists of all samplers, spacings and schedules, and data with closed forms.
 
 A new sampler is added to `SAMPLERS`, or to `DISCRETE` where it is one of categories, and so comes under all generic
 tests; grids and schedules are taken from the library's own tables.
@@ -82,35 +82,38 @@ ORDERS |= {"UniPC 2": 3, "UniPC 3": 4, "iPNDM 2": 2, "iPNDM 3": 2, "iPNDM 4": 2}
 ORDERS |= {name: int(name.split()[1]) for name in SAMPLERS if name.startswith("Adams-Bashforth")}
 
 SCHEDULES: dict[str, Schedule] = {name: make() for name, make in schedule.NAMED.items()}
-SCHEDULES |= {f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(made) for name, made in SCHEDULES.items()}
+SCHEDULES |= {
+    f"{name}+zero-terminal-snr": schedule.zero_terminal_snr(noise_schedule)
+    for name, noise_schedule in SCHEDULES.items()
+}
 
 GRIDS = list(timesteps.NAMED)
 
 
-def falling(made: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
-    """The levels of rising times, from the noisiest to clean data."""
-    return made.levels([*reversed(times), 0])
+def falling(noise_schedule: Schedule, times: Sequence[float]) -> tuple[Level, ...]:
+    """The levels of increasing timesteps, from the noisiest to clean data."""
+    return noise_schedule.levels([*reversed(times), 0])
 
 
-def levels_of(made: Schedule, name: str, steps: int) -> tuple[Level, ...]:
-    """A named grid's levels, whatever it warns of."""
+def levels_of(noise_schedule: Schedule, name: str, steps: int) -> tuple[Level, ...]:
+    """The levels of a named spacing, with its warnings ignored."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DdimWarning)
-        return falling(made, timesteps.tau(made, name, steps))
+        return falling(noise_schedule, timesteps.tau(noise_schedule, name, steps))
 
 
 def with_signal(levels: Levels) -> Levels:
-    """For solvers in v = noise / signal: zero terminal SNR, where v is infinite, is left out."""
+    """For solvers in v = noise / signal: without zero terminal SNR, where v is infinite."""
     return [level for level in levels if level.signal]
 
 
 def runge_kutta(levels: Levels, order: int, clean_as: Level | None) -> Plan:
-    """The library's, which asks for the schedule too."""
+    """The library's function, which also takes the schedule."""
     return samplers.runge_kutta(with_signal(levels), schedule_of(levels), order, clean_as)
 
 
 def two_step(make: Callable[[Levels], Plan], levels: Levels) -> Plan:
-    """A falling plan, or for rising levels the falling one gone back."""
+    """A plan to clean data, or for increasing levels its inverse."""
     if levels[-1].log_snr > levels[0].log_snr:
         return make(levels)
     plan = make(levels[::-1])
@@ -119,28 +122,34 @@ def two_step(make: Callable[[Levels], Plan], levels: Levels) -> Plan:
 
 def schedule_of(levels: Levels) -> Schedule:
     """The first of `SCHEDULES` that the levels come from."""
-    return next(made for made in SCHEDULES.values() if all(made.level(level.t) == level for level in levels))
+    return next(
+        noise_schedule
+        for noise_schedule in SCHEDULES.values()
+        if all(noise_schedule.level(level.t) == level for level in levels)
+    )
 
 
-def equal_angles(made: Schedule, steps: int) -> tuple[Level, ...]:
-    """Exactly equal rotations, at times that are not whole: the grid on which an order can be observed."""
-    top = made.level(made.T).angle
-    return falling(made, [made.time_at_angle(top * i / steps) for i in range(1, steps + 1)])
+def equal_angles(noise_schedule: Schedule, steps: int) -> tuple[Level, ...]:
+    """Exactly equal rotations at fractional times, on which an order can be observed."""
+    top = noise_schedule.level(noise_schedule.T).angle
+    return falling(noise_schedule, [noise_schedule.time_at_angle(top * i / steps) for i in range(1, steps + 1)])
 
 
-def equal_ratios(made: Schedule, steps: int, top: float = 1000, bottom: float = 10) -> tuple[Level, ...]:
-    """Falling levels between two times above 0, noise / signal falling by the same factor at each step: the grid on
-    which any order can be observed."""
-    first, last = made.level(top).log_snr, made.level(bottom).log_snr
-    return made.levels([made.time_at_log_snr(first + (last - first) * i / steps) for i in range(steps + 1)])
+def equal_ratios(noise_schedule: Schedule, steps: int, top: float = 1000, bottom: float = 10) -> tuple[Level, ...]:
+    """Levels between two times above 0 with the same factor of noise / signal at each step, on which any order can be
+    observed."""
+    first, last = noise_schedule.level(top).log_snr, noise_schedule.level(bottom).log_snr
+    return noise_schedule.levels(
+        [noise_schedule.time_at_log_snr(first + (last - first) * i / steps) for i in range(steps + 1)]
+    )
 
 
-def eased_in(levels: Levels, made: Schedule, parts: int = 10) -> tuple[Level, ...]:
-    """Levels whose first step is cut in halves towards its start, again and again: the first steps of a multistep
-    plan, which are of lower order, are then too short to matter."""
+def eased_in(levels: Levels, noise_schedule: Schedule, parts: int = 10) -> tuple[Level, ...]:
+    """Levels whose first step is repeatedly halved towards its start, so that the lower order of a multistep plan's
+    first steps does not matter."""
     first, last = levels[0].log_snr, levels[1].log_snr
-    times = [made.time_at_log_snr(first + (last - first) / 2**part) for part in range(parts, 0, -1)]
-    return (levels[0], *made.levels(times), *levels[1:])
+    times = [noise_schedule.time_at_log_snr(first + (last - first) / 2**part) for part in range(parts, 0, -1)]
+    return (levels[0], *noise_schedule.levels(times), *levels[1:])
 
 
 def apply(row: Row, states: Sequence[Tensor], x0: Sequence[Tensor], eps: Sequence[Tensor]) -> Tensor:
@@ -153,7 +162,7 @@ def apply(row: Row, states: Sequence[Tensor], x0: Sequence[Tensor], eps: Sequenc
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Standard normal numbers from a generator of their own."""
+    """Standard normal numbers from a separate generator."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
@@ -164,7 +173,7 @@ GAUSSIAN = exact.GaussianData(
 
 
 def mixture(components: int = 5, dimensions: int = 3) -> exact.MixtureData:
-    """Components apart by several of their standard deviations, which differ in size and direction."""
+    """Components several standard deviations apart, with covariances of different size and direction."""
     shape = randn(components, dimensions, dimensions, seed=11)
     width = 0.05 + 0.1 * torch.arange(components, dtype=torch.float64)[:, None, None] / components
     covariances = width**2 * (shape @ shape.mT + 0.3 * torch.eye(dimensions, dtype=torch.float64))
@@ -177,20 +186,20 @@ MIXTURE = mixture()
 
 @cache
 def mixture_path(now: Level, end: Level) -> tuple[Tensor, Tensor]:
-    """Where four samples of the mixture are at two levels of one path of the ODE."""
+    """Four samples of the mixture at two levels of the same ODE paths."""
     start = MIXTURE.reference(MIXTURE.sample(4, seed=0), Level(0.0, math.inf), now, 500)
     return start, MIXTURE.reference(start, now, end, 800)
 
 
 def observed_order(make: Callable[[Levels], Plan], coarse: Levels, fine: Levels) -> float:
-    """By how many powers of 2 the error on the mixture's ODE falls from one grid to one of twice as many steps."""
+    """Observed order: log2 of the ratio of the errors on the mixture's ODE when the number of steps doubles."""
     start, end = mixture_path(coarse[0], coarse[-1])
     before, after = ((run(MIXTURE.denoise, make(levels), start) - end).abs().max().item() for levels in (coarse, fine))
     return math.log2(before / after)
 
 
 def chain(alphabet: Alphabet) -> exact.MarkovTokens:
-    """Sequences of two or three kinds of tokens; no token of the data is a mask."""
+    """Sequences of two or three tokens; no token of the data is a mask."""
     size = alphabet.size - (alphabet.mask is not None)
     moves = torch.zeros(alphabet.size, alphabet.size, dtype=torch.float64)
     moves[:, :size] = torch.softmax(2 * randn(alphabet.size, size, seed=13), -1)
@@ -201,13 +210,13 @@ CHAINS = {alphabet.weights: chain(alphabet) for alphabet in ALPHABETS.values()}
 
 
 def tokens_denoiser(plan: CategoricalPlan) -> AnyDenoiser:
-    """The exact denoiser of the chain that has the plan's noise."""
+    """The exact denoiser of the chain with the plan's noise."""
     data = CHAINS[plan.pi]
     return lambda x, level: TokenPrediction(data.predict(x, level))
 
 
 def surroundings(plan: BasePlan[Any], seed: int = 1, indices: Sequence[int] = (0, 5, 2)) -> tuple[AnyDenoiser, Noise]:
-    """What a plan runs on: the exact denoiser of Gaussian data, or of a chain of tokens, and noise for a batch."""
+    """Inputs of a run: the exact denoiser of Gaussian data or of a chain of tokens, and noise for a batch."""
     if isinstance(plan, CategoricalPlan):
         return tokens_denoiser(plan), TokenNoise(seed, tuple(indices), (6,), pi=CHAINS[plan.pi].pi)
     return GAUSSIAN.denoise, Noise(seed, tuple(indices), (4,))

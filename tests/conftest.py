@@ -18,7 +18,7 @@ SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
 @pytest.fixture
 def shared() -> Path:
-    """The folder of real data sets beside the checkout; tests that ask for it are skipped without."""
+    """The folder of real datasets next to the checkout; tests that use it are skipped without it."""
     if not SHARED.is_dir():
         pytest.skip("the shared data sets are not beside this checkout")
     return SHARED

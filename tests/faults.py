@@ -1,6 +1,6 @@
-"""A file system that fails: every change that `ddim._io.atomic` makes is counted, and one of them fails or is the last.
+"""A faulty file system: counts the changes made by `ddim._io`, one of which fails or is the last.
 
-The changes are the calls of `os` in `ddim._io.atomic` and `ddim._io.temporary`; nothing else in the package makes any.
+The changes are calls of `os` in `ddim._io.atomic` and `ddim._io.temporary`, the only modules that change files.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ CHANGES = ("write", "fsync", "mkdir", "rmdir", "rename", "replace", "unlink")
 
 
 class Killed(BaseException):
-    """What no code catches; from then on nothing is changed, as if the process were gone."""
+    """Raised in place of a kill; no code catches it, and later changes have no effect."""
 
 
 class FaultySystem:
-    """Stands for the module `os`.
+    """Replaces the module `os`.
 
     Args:
-        at: Which change fails, counted from 1; none of them if 0.
-        error: The number of the OSError; a kill if None.
+        at: Number of the change that fails, from 1; 0 for none.
+        error: errno of the OSError; None for a kill.
     """
 
     def __init__(self, at: int = 0, error: int | None = None):
@@ -42,10 +42,10 @@ class FaultySystem:
 
         def call(*args: Any) -> Any:
             if self._counted():
-                if name == "write":  # half of it arrives
+                if name == "write":  # half of it is written
                     real(args[0], args[1][: len(args[1]) // 2])
                 self._fail()
-            return None if name == "fsync" else real(*args)  # no power is cut here, and it takes long
+            return None if name == "fsync" else real(*args)  # skipped, since it is slow and no test cuts the power
 
         return call
 
@@ -72,7 +72,7 @@ def faulty(at: int = 0, error: int | None = None) -> Iterator[FaultySystem]:
     """Let one change of the file system fail while the context lasts.
 
     Yields:
-        Whose `count` is the number of changes so far.
+        The faulty system, whose `count` is the number of changes so far.
     """
     system = FaultySystem(at, error)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The benchmarks run and write what the docs' tables are made of; what they measure is not looked at here."""
+"""The benchmarks run and write the results for the tables of the docs; the measured values are not tested."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_benchmark_writes_its_result(name: str, results: Path) -> None:
+def test_benchmarks_write_their_results(name: str, results: Path) -> None:
     importlib.import_module(f"benchmarks.{name}").main(**SMALL[name])
     written = json.loads((results / f"{name}.json").read_text())
     assert written["rows"]
@@ -39,7 +39,7 @@ def test_a_benchmark_writes_its_result(name: str, results: Path) -> None:
     assert f"python -m benchmarks.{name}" in table
 
 
-def test_the_page_shows_the_results_that_are_kept() -> None:
+def test_the_page_shows_the_stored_results() -> None:
     page = (ROOT / "docs/benchmarks.md").read_text()
     for path in sorted((ROOT / "benchmarks/results").glob("*.json")):
         result = json.loads(path.read_text())

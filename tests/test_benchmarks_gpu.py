@@ -1,4 +1,4 @@
-"""The benchmark for a GPU: a trial of its code on a CPU, what it leaves out, and what it makes of CUDA's answers."""
+"""The GPU benchmark: a trial of its code on a CPU, what it skips, and how it interprets CUDA's results."""
 
 from __future__ import annotations
 
@@ -39,81 +39,83 @@ def test_a_trial_runs_every_part(
     monkeypatch.setattr(part("peers"), "fast_dtype", lambda device: torch.bfloat16)  # as on a GPU
     out = tmp_path / "gpu.json"
     assert part("gpu.run").main(["--device", "cpu", "--tiny", "--out", str(out), "--commit", "abc"]) == 0
-    made = json.loads(out.read_text())
-    assert made["failed"] == []
-    assert not [what for what in made["left out"] if "not planned" not in what]
-    assert made["machine"]["commit"] == "abc"
-    variants = {row["variant"] for row in made["network"]}
+    results = json.loads(out.read_text())
+    assert results["failed"] == []
+    assert not [what for what in results["left out"] if "not planned" not in what]
+    assert results["machine"]["commit"] == "abc"
+    variants = {row["variant"] for row in results["network"]}
     assert {variant.name for variant in part("gpu.variants").ALL} < variants
-    # The same weights everywhere: float32 agrees but for rounding, bfloat16 to its three digits, and does round.
-    apart = {row["variant"]: row["difference"] for row in made["network"]}
-    assert apart["diffusers, default"] < 1e-5
-    assert all(1e-5 < value < 0.05 for name, value in apart.items() if "float32" not in name and "default" not in name)
+    # All variants have the same weights: float32 agrees up to rounding, bfloat16 to three digits.
+    difference = {row["variant"]: row["difference"] for row in results["network"]}
+    assert difference["diffusers, default"] < 1e-5
+    assert all(
+        1e-5 < value < 0.05 for name, value in difference.items() if "float32" not in name and "default" not in name
+    )
     for key, ending in (("sampling", "(img/s)"), ("training", "(img/s)"), ("loop", "(us/step)"), ("latency", "ms")):
-        figures = [value for row in made[key] for name, value in row.items() if name.endswith(ending)]
+        figures = [value for row in results[key] for name, value in row.items() if name.endswith(ending)]
         assert len(figures) >= 4, key
         assert min(figures) > 0, key
-    assert all(1 <= row["rounds"] <= row["S"] and row["apart (RMS)"] < 0.1 for row in made["parallel"])
+    assert all(1 <= row["rounds"] <= row["S"] and row["apart (RMS)"] < 0.1 for row in results["parallel"])
     for variant in ("ours, bf16", "ours, bf16 compiled", "diffusers, best"):
-        shares = [row["share"] for row in made["components"] if row["variant"] == variant]
+        shares = [row["share"] for row in results["components"] if row["variant"] == variant]
         assert sum(shares) == pytest.approx(1)
     printed = capsys.readouterr().out
     assert all(f"-- {about}" in printed for _, about in part("gpu.report").TABLES)
 
 
-def test_ratios_are_of_the_rates() -> None:
+def test_speed_ups_are_ratios_of_the_rates() -> None:
     sampling, variants = part("gpu.sampling"), part("gpu.variants")
     bench = tiny(part("gpu.deadline").Deadline(60))
     cell = sampling.Cell(6, 50, 2, variants.ALL)
-    sampling.Sampling(bench)._keep(cell, {"ours, float32": [2.0, 2.0], "diffusers, default": [3.0, 5.0]})
+    sampling.Sampling(bench)._record(cell, {"ours, float32": [2.0, 2.0], "diffusers, default": [3.0, 5.0]})
     assert bench.rows["sampling"][0]["ours, float32 (img/s)"] == 3
     assert bench.rows["sampling"][0]["spread of diffusers, default"] == 0.5
     assert bench.rows["ratios"][0]["ours, float32 / diffusers, default"] == 2
 
 
-def test_every_cell_is_planned_or_said_to_be_left_out() -> None:
+def test_every_cell_is_planned_or_listed_as_unplanned() -> None:
     sampling, variants, sizes = part("gpu.sampling"), part("gpu.variants"), part("gpu.bench").Sizes()
     planned = sampling.cells(sizes.batches, sizes.steps)
     first = planned["first"]
     sizes_first = {(n, s) for n in (1, 512) for s in (10, 50)}
-    for kind, some in ((variants.UNCOMPILED, first[:4]), (variants.AGAINST_BEST, first[4:])):
-        assert {(cell.batch, cell.steps) for cell in some} == sizes_first
-        assert {cell.variants for cell in some} == {kind}
+    for variants_of_group, group in ((variants.UNCOMPILED, first[:4]), (variants.AGAINST_BEST, first[4:])):
+        assert {(cell.batch, cell.steps) for cell in group} == sizes_first
+        assert {cell.variants for cell in group} == {variants_of_group}
     assert not any(variant.compiled for variant in variants.UNCOMPILED)
     assert [variant for variant in variants.AGAINST_BEST if variant.compiled] == [variants.BEST]
-    there = {(c.batch, c.steps, v.name) for group in planned.values() for c in group for v in c.variants}
-    said = "\n".join(sampling.unplanned(planned, sizes.batches, sizes.steps))
+    planned_cells = {(c.batch, c.steps, v.name) for group in planned.values() for c in group for v in c.variants}
+    unplanned = "\n".join(sampling.unplanned(planned, sizes.batches, sizes.steps))
     for n in sizes.batches:
         for s in sizes.steps:
-            line = next((line for line in said.splitlines() if line.startswith(f"batch {n}, S={s}:")), "")
+            line = next((line for line in unplanned.splitlines() if line.startswith(f"batch {n}, S={s}:")), "")
             for variant in variants.ALL:
                 listed = line.endswith(": all") or variant.name in line.split(": ")[-1].split("; ")
-                assert listed != ((n, s, variant.name) in there)
+                assert listed != ((n, s, variant.name) in planned_cells)
 
 
-def test_what_does_not_fit_is_left_out_and_listed(tmp_path: Path) -> None:
-    """After the first cell the time is over."""
+def test_parts_that_do_not_fit_are_skipped_and_listed(tmp_path: Path) -> None:
+    """The time limit expires after the first cell."""
     run, deadline = part("gpu.run"), part("gpu.deadline")
     out = tmp_path / "gpu.json"
     bench = tiny(None, out)
     bench.deadline = deadline.Deadline(100, clock=lambda: 1e6 if bench.rows.get("sampling") else 0.0)
     names = [task.name for task in run.tasks(bench)]
     run.run(bench)
-    made = json.loads(out.read_text())
-    [row] = made["sampling"]
+    results = json.loads(out.read_text())
+    [row] = results["sampling"]
     assert {name for name in row if name.endswith("(img/s)")} == {
         "ours, bf16 plan graph (img/s)",
         "ours, bf16 (img/s)",
         "diffusers, default (img/s)",
     }
-    listed = made["left out"]
+    listed = results["left out"]
     for name in names[2:]:
         assert f"{name}: the time is over" in listed, name
-    assert {"network", "loop", "training"}.isdisjoint(made)
-    assert made["failed"] == []
+    assert {"network", "loop", "training"}.isdisjoint(results)
+    assert results["failed"] == []
 
 
-def test_what_takes_too_long_to_compile_is_left_out_of_its_cells() -> None:
+def test_variants_that_compile_too_long_are_skipped() -> None:
     sampling, variants = part("gpu.sampling"), part("gpu.variants")
     bench = tiny(part("gpu.deadline").Deadline(100, clock=lambda: 0.0))
     bench.sizes = replace(bench.sizes, compiling=1e6)
@@ -127,9 +129,9 @@ def test_what_takes_too_long_to_compile_is_left_out_of_its_cells() -> None:
 def test_variants_of_one_network_compile_it_once() -> None:
     sampling, variants = part("gpu.sampling"), part("gpu.variants")
     bench = tiny(part("gpu.deadline").Deadline(100))
-    some = sampling.Sampling(bench)
+    runs = sampling.Sampling(bench)
     for variant in (variants.OURS_COMPILED, variants.OURS_COMPILED_PLAN):
-        assert some.ready(variant, 2) is not None
+        assert runs.ready(variant, 2) is not None
     [model] = bench.models.values()
     one, other = (
         variants._model(variant, 2, bench) for variant in (variants.OURS_COMPILED, variants.OURS_COMPILED_PLAN)
@@ -138,17 +140,17 @@ def test_variants_of_one_network_compile_it_once() -> None:
     assert one.compute is not other.compute
 
 
-def test_with_no_time_nothing_is_begun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_time_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "gpu.json"
-    given = ["--device", "cpu", "--tiny", "--minutes", "0.001", "--out", str(out), "--only", "loop"]
-    assert part("gpu.run").main(given) == 0
-    made = json.loads(out.read_text())
-    assert {"ceilings: the time is over", "loop: the time is over", "training: not asked for"} <= {*made["left out"]}
-    assert "ceilings" not in made
+    arguments = ["--device", "cpu", "--tiny", "--minutes", "0.001", "--out", str(out), "--only", "loop"]
+    assert part("gpu.run").main(arguments) == 0
+    results = json.loads(out.read_text())
+    assert {"ceilings: the time is over", "loop: the time is over", "training: not requested"} <= {*results["left out"]}
+    assert "ceilings" not in results
     assert "left out" in capsys.readouterr().out
 
 
-def test_what_fails_is_said_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_parts_are_listed_and_the_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = part("gpu.run")
 
     def broken(bench: Any) -> None:
@@ -161,12 +163,14 @@ def test_what_fails_is_said_and_the_rest_goes_on(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(run.loop, "measure", full)
     out = tmp_path / "gpu.json"
     assert run.main(["--device", "cpu", "--tiny", "--only", "loop", "--out", str(out)]) == 1
-    made = json.loads(out.read_text())
-    assert made["failed"] == ["ceilings: RuntimeError: no such kernel"]
-    assert "loop: the device's memory does not hold it" in made["left out"]
+    results = json.loads(out.read_text())
+    assert results["failed"] == ["ceilings: RuntimeError: no such kernel"]
+    assert "loop: out of device memory" in results["left out"]
 
 
-def test_what_runs_over_time_is_cut_off_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_results_are_written_when_the_time_limit_cuts_a_part_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = part("gpu.run")
     bench = tiny(part("gpu.deadline").Deadline(60), tmp_path / "gpu.json")
     bench.todo = ["training, batch 2"]
@@ -179,19 +183,19 @@ def test_what_runs_over_time_is_cut_off_and_written(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("given", "wrong"),
+    ("arguments", "message"),
     [
-        (["--device", "cuda:9"], "device cuda:9: is not there"),
+        (["--device", "cuda:9"], "device cuda:9: "),
         (["--device", "mps"], "device 'mps'"),
         (["--device", "cpu", "--minutes", "0"], "--minutes 0"),
-        (["--device", "cpu", "--out", "no/such/folder/gpu.json"], "no/such/folder: is not a folder"),
+        (["--device", "cpu", "--out", "no/such/folder/gpu.json"], "no/such/folder: "),
     ],
 )
-def test_bad_input_is_one_line(given: list[str], wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert part("gpu.run").main(given) == 1
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: {wrong}")
-    assert said.count("\n") == 1
+def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert part("gpu.run").main(arguments) == 1
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: {message}")
+    assert output.count("\n") == 1
 
 
 KERNELS = {
@@ -243,11 +247,11 @@ KERNELS = {
 
 
 @pytest.mark.parametrize(("component", "name"), [(part, name) for part, names in KERNELS.items() for name in names])
-def test_a_kernel_is_told_by_its_name(component: str, name: str) -> None:
+def test_kernels_are_classified_by_name(component: str, name: str) -> None:
     assert part("gpu.kernels").component(name) == component
 
 
-def test_kernels_of_a_profile_are_added_up_without_the_ranges_around_them() -> None:
+def test_kernel_times_are_summed_without_annotation_ranges() -> None:
     kernels = part("gpu.kernels")
 
     def event(name: str, spent: float, device: Any = DeviceType.CUDA, marks: bool = False) -> SimpleNamespace:
@@ -261,15 +265,15 @@ def test_kernels_of_a_profile_are_added_up_without_the_ranges_around_them() -> N
         event("## Call CompiledFxGraph ##", 9000.0, marks=True),
         event("aten::mm", 9000.0, DeviceType.CPU),
     ]
-    found = kernels.on_device(events)
-    parts = kernels.summed(found)
+    device_kernels = kernels.on_device(events)
+    parts = kernels.summed(device_kernels)
     assert parts == {**dict.fromkeys(kernels.COMPONENTS, 0.0), "matmul": 2.0, "memory copies": 0.25}
-    assert kernels.longest(found, 1) == [("nvjet_a", 2, 2.0)]
+    assert kernels.longest(device_kernels, 1) == [("nvjet_a", 2, 2.0)]
 
 
-def test_device_times_are_read_from_events_after_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for CUDA: a job takes 2 ms, the warm-ups 100; an event read before waiting is an error."""
-    now, waited = [0.0], [False]
+def test_device_times_are_read_from_events_after_synchronising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fake CUDA events: a job takes 2 ms, a warm-up 100; reading an event before synchronising fails."""
+    now, synchronised = [0.0], [False]
 
     class Event:
         def __init__(self, enable_timing: bool = False):
@@ -279,7 +283,7 @@ def test_device_times_are_read_from_events_after_waiting(monkeypatch: pytest.Mon
             self.at = now[0]
 
         def elapsed_time(self, end: Event) -> float:
-            assert waited[0]
+            assert synchronised[0]
             assert self.timed
             assert end.timed
             return end.at - self.at
@@ -293,28 +297,28 @@ def test_device_times_are_read_from_events_after_waiting(monkeypatch: pytest.Mon
     bench = tiny(part("gpu.deadline").Deadline(60))
     bench.cuda = True
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waited.__setitem__(0, True))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: synchronised.__setitem__(0, True))
     assert bench.seconds(job, runs=5, warm=3) == pytest.approx(0.002)
     assert len(calls) == 8
 
 
-def test_nvidia_smi_is_only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvidia_smi_is_only_queried(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = part("gpu.bench")
-    asked: list[list[str]] = []
+    commands: list[list[str]] = []
 
-    def answer(command: list[str], **how: Any) -> SimpleNamespace:
-        asked.append(command)
+    def answer(command: list[str], **options: Any) -> SimpleNamespace:
+        commands.append(command)
         return SimpleNamespace(stdout="NVIDIA H100, 580.1, 345 MHz, 2619 MHz, 1980 MHz, 30, 70 W\n")
 
-    made = tiny(part("gpu.deadline").Deadline(60))
-    made.cuda = True
+    run = tiny(part("gpu.deadline").Deadline(60))
+    run.cuda = True
     monkeypatch.setattr(bench.shutil, "which", lambda name: name)
     monkeypatch.setattr(subprocess, "run", answer)
-    assert made.smi()["clocks.sm"] == "345 MHz"
-    assert all(word.startswith(("--query-gpu=", "--format=")) for word in asked[0][1:])
+    assert run.smi()["clocks.sm"] == "345 MHz"
+    assert all(word.startswith(("--query-gpu=", "--format=")) for word in commands[0][1:])
 
 
-def test_flops_of_a_convolution_are_counted_by_hand() -> None:
+def test_flops_of_a_convolution_match_the_formula() -> None:
     """Each of 6x5 outputs of 7 channels is a sum over 3 channels of 3x3 products: two operations each."""
     convolution = nn.Conv2d(3, 7, 3, padding=1, device="meta")
     counted = part("estimate").flops(convolution, torch.zeros(1, 3, 6, 5, device="meta"))
@@ -323,26 +327,26 @@ def test_flops_of_a_convolution_are_counted_by_hand() -> None:
 
 def test_the_estimate_of_the_network_of_ho_et_al() -> None:
     """35.7 M parameters and 12.1 GFLOP without attention, whose two products are 2 N^2 C each for N positions."""
-    made = part("estimate").estimate("cifar10", tflops=100, share=0.5, budget=60)
-    assert made["parameters (M)"] == pytest.approx(35.7, abs=0.05)
-    assert made["bf16 size (MB)"] == pytest.approx(2 * made["parameters (M)"])
+    results = part("estimate").estimate("cifar10", tflops=100, share=0.5, budget=60)
+    assert results["parameters (M)"] == pytest.approx(35.7, abs=0.05)
+    assert results["bf16 size (MB)"] == pytest.approx(2 * results["parameters (M)"])
     attention = 5 * 2 * 2 * 256**2 * 256 + 2 * 2 * 16**2 * 256  # two blocks down and three up at 16x16, the middle
-    assert made["GFLOP an image, forward"] - attention / 1e9 == pytest.approx(12.1, abs=0.05)
-    assert made["images/s"] * made["GFLOP an image, forward"] * 3e9 == pytest.approx(50e12)
-    assert made["images seen in the budget"] == pytest.approx(60 * made["images/s"])
-    assert made["steps in the budget"] == made["images seen in the budget"] // made["batch"]
+    assert results["GFLOP an image, forward"] - attention / 1e9 == pytest.approx(12.1, abs=0.05)
+    assert results["images/s"] * results["GFLOP an image, forward"] * 3e9 == pytest.approx(50e12)
+    assert results["images seen in the budget"] == pytest.approx(60 * results["images/s"])
+    assert results["steps in the budget"] == results["images seen in the budget"] // results["batch"]
 
 
-def test_the_estimate_is_printed_and_its_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_estimate_is_printed_and_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     estimate = part("estimate")
     assert estimate.main(["--preset", "mnist", "--budget", "2h"]) == 0
     assert "GFLOP an image, trained" in capsys.readouterr().out
     assert estimate.seconds("25min") == 25 * 60
     assert estimate.seconds("1.5h") == 5400
-    for given in (["--preset", "nope"], ["--budget", "soon"], ["--share", "2"]):
-        assert estimate.main(given) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("error: ")
-        assert said.count("\n") == 1
+    for arguments in (["--preset", "nope"], ["--budget", "soon"], ["--share", "2"]):
+        assert estimate.main(arguments) == 1
+        output = capsys.readouterr().err
+        assert output.startswith("error: ")
+        assert output.count("\n") == 1
     with pytest.raises(DdimError):
         estimate.seconds("0min")

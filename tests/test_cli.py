@@ -136,7 +136,7 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     for index in range(9):
         with Image.open(out / f"{index:06d}.png") as picture:
             assert (np.asarray(picture) == expected[index, :, :, 0]).all()
-    assert "9 pictures (9 were there)" in say(*words)
+    assert "9 pictures (9 existed)" in say(*words)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, sa
     assert (tmp_path / "sheet.png").is_file()
     whole = contents(tmp_path / "again")
     (tmp_path / "again/000001.png").unlink()
-    assert say(*words).startswith("3 pictures (2 were there), ")
+    assert say(*words).startswith("3 pictures (2 existed), ")
     assert contents(tmp_path / "again") == whole
 
 

@@ -187,13 +187,13 @@ def test_a_sample_is_finished_when_its_bytes_are_those_that_were_written(
     times = [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])]
     capsys.readouterr()
     assert ddim(*words) == 0
-    assert "(4 were there, 4 remade)" in capsys.readouterr().out
+    assert "(4 existed, 4 regenerated)" in capsys.readouterr().out
     assert {name: data for name, data in contents(tmp_path / "out").items() if name[0].isdigit()} == {
         path.name: before[path.name] for path in files
     }
     assert [path.stat().st_mtime_ns for path in (files[1], files[2], files[7], files[8])] == times
     assert ddim(*words) == 0
-    assert "(9 were there)" in capsys.readouterr().out
+    assert "(9 existed)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
@@ -210,9 +210,9 @@ def test_a_damaged_list_of_finished_samples_costs_samples_and_nothing_else(damag
         warnings.simplefilter("always")
         made = list(generate(model, model.plan(2), tmp_path, 5))
     assert [str(path) in str(warning.message) for warning in said] == [True] * (damage == "torn")
-    assert made[-1].remade == {"torn": 1, "flipped": 1, "gone": 5}[damage]
+    assert made[-1].regenerated == {"torn": 1, "flipped": 1, "gone": 5}[damage]
     assert {**contents(tmp_path), "SHA256SUMS": b""} == {**before, "SHA256SUMS": b""}
-    assert list(generate(model, model.plan(2), tmp_path, 5))[-1].found == 5
+    assert list(generate(model, model.plan(2), tmp_path, 5))[-1].existing == 5
 
 
 def text_run() -> run_config.RunConfig:
@@ -264,9 +264,9 @@ def test_samples_of_the_version_before_are_taken_where_they_are_whole(before: Pa
     (folder / "000000.png").write_bytes(second)
     with pytest.warns(DdimWarning, match=r"\b2\b"):
         made = list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))
-    assert (made[-1].found, made[-1].remade) == (2, 1)
+    assert (made[-1].existing, made[-1].regenerated) == (2, 1)
     assert (folder / "000001.png").read_bytes() == second != (folder / "000000.png").read_bytes()
-    assert list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))[-1].found == 3
+    assert list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))[-1].existing == 3
 
 
 def test_figures_of_the_version_before_are_gone_on_with(before: Path) -> None:

@@ -1,4 +1,4 @@
-"""Each equation has one home and a test, and docs/equations.md says which."""
+"""Each equation has one home and a test, which docs/equations.md lists."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def test_every_equation_of_the_method_has_a_home(label: str) -> None:
 
 
 @pytest.mark.parametrize("label", HOMES)
-def test_an_equation_has_one_home(label: str) -> None:
+def test_every_equation_has_one_home(label: str) -> None:
     names = [f"{place.file}: {place.name}" for place in HOMES[label]]
     assert len(names) == 1, f"{label} is defined twice: {', '.join(names)}; let one of them call the other"
 
 
 @pytest.mark.parametrize("label", HOMES)
-def test_an_equation_is_stated(label: str) -> None:
+def test_every_equation_has_a_statement(label: str) -> None:
     assert label in SCRIPT["STATEMENTS"], f"write the statement of {label} into scripts/equations.py"
 
 
 @pytest.mark.parametrize("label", HOMES)
-def test_an_equation_is_tested(label: str) -> None:
+def test_every_equation_has_a_test(label: str) -> None:
     home = HOMES[label][0]
     assert TESTS.get(label), f'no test begins its docstring with "{label}", whose home is {home.name} in {home.file}'
 
 
-def test_no_test_names_an_equation_that_has_no_home() -> None:
+def test_tests_name_only_equations_with_a_home() -> None:
     homeless = [place for label in TESTS.keys() - HOMES.keys() for place in TESTS[label]]
     assert not homeless, f"tests of equations without a home: {homeless}"
 
@@ -70,6 +70,6 @@ def test_sigma_hat_is_the_noise_of_the_forward_step() -> None:
     table = schedule.linear()
     for t, s in [(1000, 900), (1000, 1), (500, 499), (2, 1), (1, 0), (640, 0)]:
         now, following = table.level(t), table.level(s)
-        kept = now.alpha_bar / following.alpha_bar
-        assert kept * following.variance + sigma_hat(now, following) ** 2 == pytest.approx(now.variance, rel=1e-12)
+        ratio = now.alpha_bar / following.alpha_bar
+        assert ratio * following.variance + sigma_hat(now, following) ** 2 == pytest.approx(now.variance, rel=1e-12)
         assert sigma(now, following) <= sigma_hat(now, following) <= now.noise * (1 + 1e-12)

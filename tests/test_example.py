@@ -1,4 +1,4 @@
-"""The short example says the same as the library, number for number."""
+"""The example in 100 lines agrees with the library."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def test_schedule(example: dict[str, Any]) -> None:
     np.testing.assert_allclose(example["linear_schedule"](50), schedule.linear(50).alpha_bar, rtol=1e-12, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # quadratic grids lose entries, which `tau` says
+@pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # quadratic spacing has duplicates, which `tau` warns of
 @pytest.mark.parametrize("name", ["quadratic", "equal-angle"])
-def test_grids(example: dict[str, Any], name: str) -> None:
-    """Section 4.2: the same times for every number of steps, crowded grids included."""
+def test_timesteps(example: dict[str, Any], name: str) -> None:
+    """Section 4.2: the same timesteps for every number of steps, including large ones."""
     make = example[f"{name.replace('-', '_')}_times"]
     for T in (40, 1000):
         abar = example["linear_schedule"](T)
@@ -47,7 +47,7 @@ def test_grids(example: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 def test_coefficients(example: dict[str, Any], eta: float) -> None:
-    """Eqs. (12) and (16): the example's step holds the weights of a plan's row."""
+    """Eqs. (12) and (16): the example's step has the coefficients of a plan's row."""
     levels = schedule.linear().levels([1000, 981, 500, 20, 2, 1, 0])
     for row in samplers.ddim(levels, eta).rows:
         got = example["coefficients"](example["linear_schedule"](), int(row.now.t), int(row.next.t), eta)
@@ -58,7 +58,7 @@ def test_coefficients(example: dict[str, Any], eta: float) -> None:
 @pytest.mark.parametrize("predicts", ["eps", "v"])
 @pytest.mark.parametrize("name", ["quadratic", "equal-angle"])
 def test_samples(example: dict[str, Any], name: str, predicts: Predicts, eta: float) -> None:
-    """Eqs. (9) and (12): the same samples in float64, for the same start and the same noise."""
+    """Eqs. (9) and (12): the same samples in float64 for the same x_T and noise."""
     abar, table = example["linear_schedule"](), schedule.linear()
     exact, noise = example["exact_noise"](abar), Noise(3, tuple(range(64)), (2,))
     start = noise.start().double()
@@ -82,7 +82,7 @@ def test_samples(example: dict[str, Any], name: str, predicts: Predicts, eta: fl
     torch.testing.assert_close(got, run(denoise, plan, start, noise), rtol=0, atol=1e-10)
 
 
-def test_it_runs_without_the_library_and_gets_closer_with_more_steps() -> None:
+def test_the_script_converges_without_the_library() -> None:
     code = "import runpy, sys; sys.modules['ddim'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, str(PATH)], capture_output=True, text=True, check=True)
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
@@ -95,5 +95,5 @@ def test_it_runs_without_the_library_and_gets_closer_with_more_steps() -> None:
     assert moments == sorted(moments, reverse=True)
 
 
-def test_it_has_at_most_100_lines() -> None:
+def test_the_example_has_at_most_100_lines() -> None:
     assert len(PATH.read_text(encoding="utf-8").splitlines()) <= 100

@@ -1,6 +1,6 @@
-"""Whatever a file system refuses and wherever a process is killed, the same command ends with the same bytes.
+"""After any file system error or kill, the same command completes with the same bytes.
 
-As SQLite is tested: every single change of the file system fails in its turn, or is the last one of the process.
+As in SQLite's tests, each change of the file system in turn fails, or is the last one of the process.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from faults import BROKEN, FULL, Killed, faulty
 from models import contents, ddim, recipe, save_tiny, tiny_config, tiny_set, write_pictures
 
 Command = Callable[[Path], int]
-SLOW = ("calibrate", "evaluate", "evaluate, images kept", "reconstruct")  # a second each
+SLOW = ("calibrate", "evaluate", "evaluate, stored images", "reconstruct")  # a second each
 ERRORS = pytest.mark.parametrize("error", [None, FULL, BROKEN], ids=["killed", "full disk", "broken disk"])
 TIMES = ("seconds", "seconds_per_image", "used", "took", "checksum")
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the commands read."""
+    """Input files of the commands."""
     place = tmp_path_factory.mktemp("inputs")
     save_tiny(place / "model")
     save_tiny(place / "other", seed=1)
@@ -47,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CPU = ("--device", "cpu")
 SMALL = ("--steps", 2, *CPU)
 SPACE = ("--extractor", "{0}/small.pt")
-KEPT = ("--images", "{1}/out/images", "--out", "{1}/out")
+STORE = ("--images", "{1}/out/images", "--out", "{1}/out")
 COMMANDS: dict[str, tuple[object, ...]] = {
     "sample": ("sample", "{0}/model", "-n", 3, *SMALL, "--out", "{1}/deep/out"),
     "edit": ("edit", "{0}/model", "{0}/images/1.png", "--start-at", 500, "-n", 2, *SMALL, "--out", "{1}/out"),
@@ -60,13 +60,13 @@ COMMANDS: dict[str, tuple[object, ...]] = {
     "statistics": ("statistics", "{0}/images", "--extractor", "{0}/small.pt", *CPU, "--out", "{1}/s.safetensors"),
     "distance": ("distance", "{0}/images", "{0}/images", "--extractor", "{0}/small.pt", *CPU, "--out", "{1}/d.json"),
     "evaluate": ("evaluate", "{0}/model", "{0}/images", "--eta", "0", "-n", 3, *SMALL, *SPACE, "--out", "{1}/out"),
-    "evaluate, images kept": ("evaluate", "{0}/model", "{0}/images", "--eta", "0", "-n", 3, *SMALL, *SPACE, *KEPT),
+    "evaluate, stored images": ("evaluate", "{0}/model", "{0}/images", "--eta", "0", "-n", 3, *SMALL, *SPACE, *STORE),
     "reconstruct": ("reconstruct", "{0}/model", "{0}/images", "--limit", 2, *SMALL, "--out", "{1}/out"),
     "likelihood": ("likelihood", "{0}/model", "{0}/images", *SMALL, "--out", "{1}/out"),
     "tune": ("tune", "{0}/model", "--nfe", 2, "--calibration-samples", 4, *CPU, "--out", "{1}/plan.json"),
 }
 REPLACED = ("convert", "convert to diffusers", "calibrate")
-"""The commands whose folder is there before, as it is of another model or of an older one."""
+"""Commands that replace an existing folder, of another or an older model."""
 
 
 def run(words: tuple[object, ...], inputs: Path, out: Path) -> int:
@@ -74,7 +74,7 @@ def run(words: tuple[object, ...], inputs: Path, out: Path) -> int:
 
 
 def prepare(name: str, inputs: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A place to write to; where a folder is replaced, the old one is there."""
+    """Create the output folder, with an old version in it for commands that replace one."""
     out.mkdir()
     if name == "tune":
         monkeypatch.setenv("XDG_CACHE_HOME", str(out / "cache"))
@@ -85,54 +85,54 @@ def prepare(name: str, inputs: Path, out: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def bare(value: Any) -> Any:
-    """JSON without the times that were measured, and the checksums over them."""
+    """JSON without measured times and checksums."""
     if isinstance(value, dict):
         return {key: bare(each) for key, each in value.items() if key not in TIMES}
     return [bare(each) for each in value] if isinstance(value, list) else value
 
 
 def comparable(folder: Path) -> dict[str, Any]:
-    """Every file, but for measured times; lists of checksums without their order."""
-    made: dict[str, Any] = {}
+    """All files without measured times; lists of checksums as sets."""
+    files: dict[str, Any] = {}
     for name, data in contents(folder).items():
         if name.endswith(".json"):
-            made[name] = bare(json.loads(data))
+            files[name] = bare(json.loads(data))
         elif name.endswith("SHA256SUMS"):
-            made[name] = {*data.splitlines()}
+            files[name] = {*data.splitlines()}
         elif name.endswith(".safetensors") and "model" not in name:
             tensors, meta = read_tensors(folder / name)
-            made[name] = bare(meta), {key: value.tolist() for key, value in tensors.items()}
+            files[name] = bare(meta), {key: value.tolist() for key, value in tensors.items()}
         elif not name.endswith(("evaluate.png", "timing.json")):
-            made[name] = data
-    return {name: what for name, what in made.items() if name.rpartition("/")[2] != "timing.json"}
+            files[name] = data
+    return {name: what for name, what in files.items() if name.rpartition("/")[2] != "timing.json"}
 
 
 def leftovers(folder: Path) -> list[Path]:
     return [path for path in folder.rglob(".*") if path.name not in (".lock",)]
 
 
-def disturbed(make: Callable[[], int], at: int, error: int | None, capsys: pytest.CaptureFixture[str]) -> bool:
-    """Run with one change that fails or is the last; whether there was one."""
+def disturbed(command: Callable[[], int], at: int, error: int | None, capsys: pytest.CaptureFixture[str]) -> bool:
+    """Run with one change that fails or is the last; returns whether it occurred."""
     capsys.readouterr()
     with faulty(at, error) as system:
         try:
-            code = make()
+            code = command()
         except Killed:
             return True
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert (code, len(said)) in ((0, 0), (2, 1)), said
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) in ((0, 0), (2, 1)), errors
     return system.count >= at
 
 
 def chosen(count: int, request: pytest.FixtureRequest, few: int = 1) -> list[int]:
-    """All changes in a heavy test; some of them, spread, in the default suite."""
+    """All changes in a heavy test; `few` evenly spread ones in the default suite."""
     if request.node.get_closest_marker("heavy"):
         return [*range(1, count + 1)]
     first = zlib.crc32(request.node.name.encode()) % count
-    return [1 + (first + place * count // few) % count for place in range(few)]
+    return [1 + (first + part * count // few) % count for part in range(few)]
 
 
-def hold(
+def check_command(
     name: str, error: int | None, inputs: Path, tmp_path: Path, request: Any, capsys: Any, patch: pytest.MonkeyPatch
 ) -> None:
     words = COMMANDS[name]
@@ -151,7 +151,7 @@ def hold(
 @pytest.mark.parametrize(
     ("name", "error"), [*((name, None) for name in COMMANDS if name not in SLOW), ("sample", FULL), ("convert", FULL)]
 )
-def test_at_one_change(
+def test_commands_complete_after_one_fault(
     name: str,
     error: int | None,
     inputs: Path,
@@ -160,13 +160,13 @@ def test_at_one_change(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hold(name, error, inputs, tmp_path, request, capsys, monkeypatch)
+    check_command(name, error, inputs, tmp_path, request, capsys, monkeypatch)
 
 
 @pytest.mark.heavy
 @ERRORS
 @pytest.mark.parametrize("name", COMMANDS)
-def test_at_every_change(
+def test_commands_complete_after_any_fault(
     name: str,
     error: int | None,
     inputs: Path,
@@ -175,14 +175,14 @@ def test_at_every_change(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    hold(name, error, inputs, tmp_path, request, capsys, monkeypatch)
+    check_command(name, error, inputs, tmp_path, request, capsys, monkeypatch)
 
 
 STEPS = 8
 
 
 def train(folder: Path) -> None:
-    """A run that saves after each of its steps."""
+    """A run that saves after every step."""
     config = tiny_config()
     data = tiny_set()
     train = recipe(steps=STEPS, checkpoint_every=1, keep=2, log_every=1, preview_every=4, batch=2)
@@ -194,30 +194,30 @@ def train(folder: Path) -> None:
 
 
 def trained(folder: Path) -> dict[str, Any]:
-    """All of a run but for its times."""
-    found: dict[str, Any] = {}
+    """The files of a run without times."""
+    files: dict[str, Any] = {}
     for name, data in contents(folder).items():
         if name.endswith("config.json"):
-            found[name] = bare(json.loads(unseal(data, name)))
+            files[name] = bare(json.loads(unseal(data, name)))
         elif name.startswith("metrics"):
-            found[name] = [bare(json.loads(line)) for line in data.splitlines()]
+            files[name] = [bare(json.loads(line)) for line in data.splitlines()]
         elif name.startswith("state"):
             tensors, meta = read_tensors(folder / name)
-            found[name] = bare(meta), tensors.keys(), torch.cat([each.double().flatten() for each in tensors.values()])
-            found[name] = (*found[name][:2], found[name][2].numpy().tobytes())
+            files[name] = bare(meta), tensors.keys(), torch.cat([each.double().flatten() for each in tensors.values()])
+            files[name] = (*files[name][:2], files[name][2].numpy().tobytes())
         else:
-            found[name] = data
-    return found
+            files[name] = data
+    return files
 
 
-def hold_training(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def check_training(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with faulty() as system:
         train(tmp_path / "whole")
     expected = trained(tmp_path / "whole")
     assert system.count >= 200
     for at in chosen(system.count, request, 4):
         folder = tmp_path / f"at {at}"
-        with faulty(at, error), contextlib.suppress(Killed, DdimError, OSError):  # which the commands put in one line
+        with faulty(at, error), contextlib.suppress(Killed, DdimError, OSError):  # printed in one line by the commands
             train(folder)
         train(folder)
         assert trained(folder) == expected, at
@@ -226,19 +226,19 @@ def hold_training(error: int | None, tmp_path: Path, request: pytest.FixtureRequ
 
 @pytest.fixture
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TensorBoard, which writes its files by itself and takes most of the time."""
+    """Turn off TensorBoard, which writes its own files and takes most of the time."""
     monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_events")
 @pytest.mark.parametrize("error", [None, FULL])
-def test_training_at_some_changes(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    hold_training(error, tmp_path, request)
+def test_training_completes_after_a_fault(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    check_training(error, tmp_path, request)
 
 
 @pytest.mark.heavy
 @pytest.mark.usefixtures("no_events")
 @ERRORS
-def test_training_at_every_change(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """More than 200 places to be killed at, 25 and more for each checkpoint."""
-    hold_training(error, tmp_path, request)
+def test_training_completes_after_any_fault(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """More than 200 changes, at least 25 per checkpoint."""
+    check_training(error, tmp_path, request)

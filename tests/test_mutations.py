@@ -1,4 +1,4 @@
-"""The list of planted slips fits the code; `make mutations`, and the heavy test here, plant them."""
+"""The list of mutations matches the code; `make mutations`, and the heavy test here, plant them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "mutations.py"))
-every_slip = pytest.mark.parametrize("slip", SCRIPT["SLIPS"], ids=lambda slip: slip.name)
+every_mutation = pytest.mark.parametrize("mutation", SCRIPT["MUTATIONS"], ids=lambda mutation: mutation.name)
 
 
-@every_slip
-def test_a_slip_can_be_planted(slip: tuple) -> None:
-    planted = SCRIPT["planted"](slip)
-    compile(planted, slip[1], "exec")
-    file, _, test = slip[4].partition("::")
+@every_mutation
+def test_mutations_match_the_code(mutation: tuple) -> None:
+    planted = SCRIPT["planted"](mutation)
+    compile(planted, mutation[1], "exec")
+    file, _, test = mutation[4].partition("::")
     assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 
@@ -25,6 +25,6 @@ def test_the_page_is_up_to_date() -> None:
 
 
 @pytest.mark.heavy
-@every_slip
-def test_a_slip_is_noticed(slip: tuple) -> None:
-    assert SCRIPT["noticed"](slip)
+@every_mutation
+def test_mutations_are_detected(mutation: tuple) -> None:
+    assert SCRIPT["noticed"](mutation)

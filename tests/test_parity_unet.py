@@ -1,4 +1,4 @@
-"""Our U-Net computes what diffusers' port of Ho et al.'s network computes, given the same weights."""
+"""Parity of the U-Net with diffusers' port of Ho et al.'s network, with the same weights."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from ddim.nn.unet import UNet, UNetConfig
 Weights = dict[str, Tensor]
 
 
-def copied(weights: Weights, theirs: str, ours: str) -> Weights:
-    return {f"{ours}.{kind}": weights[f"{theirs}.{kind}"] for kind in ("weight", "bias")}
+def copied(weights: Weights, peer: str, ours: str) -> Weights:
+    return {f"{ours}.{kind}": weights[f"{peer}.{kind}"] for kind in ("weight", "bias")}
 
 
-def block(weights: Weights, theirs: str, ours: str) -> Weights:
+def block(weights: Weights, peer: str, ours: str) -> Weights:
     out = {}
     for name in ("norm1", "conv1", "norm2", "conv2"):
-        out |= copied(weights, f"{theirs}.{name}", f"{ours}.{name}")
-    if f"{theirs}.conv_shortcut.weight" in weights:
-        out |= copied(weights, f"{theirs}.conv_shortcut", f"{ours}.skip")
+        out |= copied(weights, f"{peer}.{name}", f"{ours}.{name}")
+    if f"{peer}.conv_shortcut.weight" in weights:
+        out |= copied(weights, f"{peer}.conv_shortcut", f"{ours}.skip")
     return out
 
 
-def attention(weights: Weights, theirs: str, ours: str) -> Weights:
-    if f"{theirs}.group_norm.weight" not in weights:
+def attention(weights: Weights, peer: str, ours: str) -> Weights:
+    if f"{peer}.group_norm.weight" not in weights:
         return {}
-    out = copied(weights, f"{theirs}.group_norm", f"{ours}.norm") | copied(weights, f"{theirs}.to_out.0", f"{ours}.out")
+    out = copied(weights, f"{peer}.group_norm", f"{ours}.norm") | copied(weights, f"{peer}.to_out.0", f"{ours}.out")
     for kind in ("weight", "bias"):
-        out[f"{ours}.qkv.{kind}"] = torch.cat([weights[f"{theirs}.to_{letter}.{kind}"] for letter in "qkv"])
+        out[f"{ours}.qkv.{kind}"] = torch.cat([weights[f"{peer}.to_{letter}.{kind}"] for letter in "qkv"])
     return out
 
 
 def translated(weights: Weights, config: UNetConfig) -> Weights:
-    """Their state dict under our names; our blocks are numbered through."""
+    """Diffusers' state dict with our names; our blocks are numbered consecutively."""
     out: Weights = {}
-    for theirs, ours in (("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")):
-        out |= copied(weights, theirs, ours)
-    for theirs, ours in (("linear_1", "time.0"), ("linear_2", "time.2")):
-        out |= copied(weights, f"time_embedding.{theirs}", ours)
+    for peer, ours in (("conv_in", "conv_in"), ("conv_norm_out", "norm_out"), ("conv_out", "conv_out")):
+        out |= copied(weights, peer, ours)
+    for peer, ours in (("linear_1", "time.0"), ("linear_2", "time.2")):
+        out |= copied(weights, f"time_embedding.{peer}", ours)
     order: list[str] = []
     levels = len(config.multipliers)
     for way, per_level, sampler in (("down", config.blocks, "downs"), ("mid", 0, ""), ("up", config.blocks + 1, "ups")):
@@ -64,7 +64,7 @@ def translated(weights: Weights, config: UNetConfig) -> Weights:
 
 
 @pytest.mark.parametrize("heads", [1, 2])
-def test_same_weights_same_pictures(heads: int) -> None:
+def test_same_weights_give_the_same_output(heads: int) -> None:
     config = UNetConfig(
         height=16, width=16, channels=16, multipliers=(1, 2, 2), blocks=2, attention=(8,), groups=8, heads=heads
     )

@@ -1,4 +1,4 @@
-"""The one reader: plain files alone, of bounded size, depth and digits, each value of its type."""
+"""Reading of files: only regular files, bounded in size, depth and digits, with values of the expected types."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ every_reader = pytest.mark.parametrize("reader", READERS)
 
 
 @every_reader
-def test_a_fifo_is_refused_at_once(reader: str, tmp_path: Path) -> None:
+def test_a_fifo_is_an_error_without_blocking(reader: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DdimError, match="pipe: "):
         READERS[reader](tmp_path / "pipe")
 
 
 @every_reader
-def test_a_folder_is_refused(reader: str, tmp_path: Path) -> None:
+def test_a_folder_is_an_error(reader: str, tmp_path: Path) -> None:
     with pytest.raises(DdimError, match=tmp_path.name):
         READERS[reader](tmp_path)
 
 
 @every_reader
-def test_a_sparse_file_of_200_gigabytes_is_refused_unread(reader: str, tmp_path: Path) -> None:
+def test_a_sparse_file_of_200_gigabytes_is_an_error_without_reading(reader: str, tmp_path: Path) -> None:
     path = tmp_path / "holes"
     path.touch()
     os.truncate(path, 200 << 30)
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(DdimError, match=r"holes: .*\b800\b"):
         READERS[reader](path)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("most", [0, 3, 4])
-def test_the_size_is_bounded_from_above(most: int, tmp_path: Path) -> None:
+def test_the_size_is_limited(most: int, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"1234")
     if most == 4:
         assert reading.read_bytes(tmp_path / "file", most) == b"1234"
@@ -73,7 +73,7 @@ def test_the_size_is_bounded_from_above(most: int, tmp_path: Path) -> None:
             reading.read_bytes(tmp_path / "file", most)
 
 
-# A JSON text, and what is said of it.
+# A JSON text, and the error message.
 BAD = {
     "deep": ("[" * 100_000, r"^file\.json: "),
     "closed and deep": ("[" * 500 + "]" * 500, r"^file\.json: "),
@@ -89,7 +89,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_json_is_refused_in_one_line(name: str) -> None:
+def test_invalid_json_is_a_one_line_error(name: str) -> None:
     text, wrong = BAD[name]
     with pytest.raises(DdimError, match=wrong) as error:
         reading.parse_json(text, "file.json")
@@ -99,7 +99,7 @@ def test_bad_json_is_refused_in_one_line(name: str) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 @pytest.mark.parametrize("kind", ["config", "plan", "latents", "metadata", "journal"])
-def test_bad_json_is_refused_wherever_it_stands(name: str, kind: str, tmp_path: Path) -> None:
+def test_invalid_json_is_an_error_in_every_file(name: str, kind: str, tmp_path: Path) -> None:
     text = BAD[name][0]
     words = text if isinstance(text, str) else text.decode("latin-1")
     if kind == "journal":
@@ -121,7 +121,7 @@ def test_bad_json_is_refused_wherever_it_stands(name: str, kind: str, tmp_path: 
         readers[kind]()
 
 
-def test_good_json_is_read_as_it_stands() -> None:
+def test_valid_json_is_read_unchanged() -> None:
     text = r'{"a": [1, 2.5, null, true, "\ud83d\ude00"], "b": {"c": -1e-300}}'
     assert reading.parse_json(text, "x") == json.loads(text)
     deep = "[" * reading.DEPTH + "]" * reading.DEPTH
@@ -138,7 +138,7 @@ def test_good_json_is_read_as_it_stands() -> None:
         ((int, type(None)), [None, 3], [True, "x", 0.5]),
     ],
 )
-def test_a_value_is_of_its_type(kind: Any, good: list[Any], bad: list[Any]) -> None:
+def test_values_must_have_the_expected_type(kind: Any, good: list[Any], bad: list[Any]) -> None:
     for value in good:
         assert reading.entry({"key": value}, "key", kind, "file") == value
     for value in bad:
@@ -151,7 +151,7 @@ def test_a_value_is_of_its_type(kind: Any, good: list[Any], bad: list[Any]) -> N
 @pytest.mark.parametrize(
     ("key", "value"), [("total", None), ("count", 1.5), ("seconds", "x"), ("used", []), ("took", {"save": "x"})]
 )
-def test_a_state_with_metadata_of_another_type_is_refused(
+def test_a_state_with_metadata_of_another_type_is_an_error(
     key: str, value: Any, tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(trained, tmp_path / "run")
@@ -160,9 +160,9 @@ def test_a_state_with_metadata_of_another_type_is_refused(
     assert {"total", "count", "seconds", "used", "took"} <= meta.keys()
     write_tensors(state, tensors, meta | {key: value})
     code = ddim(*TRAIN.format(tmp_path / "run").split())
-    told = capsys.readouterr().err
-    assert "Traceback" not in told
-    assert code == 2 or "state" in told  # refused, or gone on with from an older one, which is said
+    output = capsys.readouterr().err
+    assert "Traceback" not in output
+    assert code == 2 or "state" in output  # an error, or resumed from an older state with a warning
 
 
 TRAIN = "train digits --steps 2 --batch 2 --limit 8 --preview-every 0 --device cpu --precision float32 --out {}"
@@ -175,7 +175,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_metrics_file_with_any_bytes_is_cut_to_its_sound_lines(tmp_path: Path) -> None:
+def test_a_damaged_metrics_file_is_truncated_to_its_valid_lines(tmp_path: Path) -> None:
     sound = [b'{"step": 1, "loss": 0.5}\n', b'{"step": 2}\n']
     odd = [b'{"step": \xff}\n', b"\x00\n", b'{"step": "3"}\n', b"[]\n", b"7\n", b'{"step": 9}\n', b'{"step": 2']
     (tmp_path / "metrics.jsonl").write_bytes(sound[0] + b"".join(odd[:5]) + sound[1] + odd[5] + odd[6])
@@ -186,7 +186,7 @@ def test_a_metrics_file_with_any_bytes_is_cut_to_its_sound_lines(tmp_path: Path)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("command", ["info {0}", "sample {0} -n 1 --steps 1 --out {1}", "convert {0} --out {1}"])
-def test_a_weight_that_is_not_finite_is_refused_by_name(
+def test_weights_that_are_not_finite_are_an_error(
     value: float, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ddim.model import checkpoint
@@ -197,24 +197,24 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(
     checkpoint.write(folder, config, weights)
     before = contents(tmp_path)
     assert ddim(*command.format(folder, tmp_path / "out").split()) == 2
-    told = capsys.readouterr()
-    assert "model/model.safetensors: " in told.err
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert "model/model.safetensors: " in output.err
+    assert output.out == ""
     assert contents(tmp_path) == before
     assert not (tmp_path / "out").exists()
 
 
-def test_no_character_of_a_model_reaches_the_terminal_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_from_a_model_is_escaped_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_tiny(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     odd = "a\x1b]0;title\x07\rb\x9b31m\u202e"
-    config["provenance"] |= {"command": odd, "data": odd, "split": odd, "version": odd, "begun_from": odd}
+    config["provenance"] |= {"command": odd, "data": odd, "split": odd, "version": odd, "started_from": odd}
     (folder / "config.json").write_text(json.dumps(config | {"checksum": ""}))
     for words in ("info", "info --json"):
         assert ddim(*words.split(), folder) == 0
-        told = capsys.readouterr().out
-        assert all(character.isprintable() or character == "\n" for character in told)
-    assert json.loads(told)["provenance"]["command"] == odd
+        output = capsys.readouterr().out
+        assert all(character.isprintable() or character == "\n" for character in output)
+    assert json.loads(output)["provenance"]["command"] == odd
 
 
 def test_a_long_value_is_shortened_wherever_it_is_echoed() -> None:

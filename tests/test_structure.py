@@ -1,4 +1,4 @@
-"""How the code is built: layers, forbidden calls, what the repository must not hold."""
+"""Structure of the code: layers, forbidden calls, and what the repository must not contain."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in
 
 
 def imported(module: str, tree: ast.AST) -> Iterator[str]:
-    """The modules of this package that a module imports, wherever in the file the import is."""
+    """The modules of this package that a module imports, anywhere in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("ddim."))
@@ -48,7 +48,7 @@ def imported(module: str, tree: ast.AST) -> Iterator[str]:
 
 
 def wrong_imports(trees: Mapping[str, ast.AST]) -> list[str]:
-    """Imports that do not go to the left."""
+    """Imports from a layer to the right."""
     wrong = []
     for module, tree in trees.items():
         if module in ("ddim", "ddim.__main__"):
@@ -73,7 +73,7 @@ def test_four_files_at_the_root() -> None:
     assert files == {"__init__.py", "__main__.py", "errors.py", "names.py"}
 
 
-def test_packages_say_what_they_hold() -> None:
+def test_packages_have_a_docstring() -> None:
     assert not [module for module, path in FILES.items() if path.name == "__init__.py" and not doc(module)]
 
 
@@ -81,7 +81,7 @@ def doc(module: str) -> str | None:
     return ast.get_docstring(TREES[module])  # type: ignore[arg-type]
 
 
-def test_imports_go_to_the_left() -> None:
+def test_imports_follow_the_layers() -> None:
     assert not wrong_imports(TREES)
 
 
@@ -98,7 +98,7 @@ def test_imports_go_to_the_left() -> None:
         ("ddim.evaluation.fid_table", "from ddim.cli.main import cli", False),
     ],
 )
-def test_a_wrong_import_is_noticed(module: str, line: str, allowed: bool) -> None:
+def test_wrong_imports_are_detected(module: str, line: str, allowed: bool) -> None:
     assert bool(wrong_imports({module: ast.parse(line)})) is not allowed
 
 
@@ -114,7 +114,7 @@ def test_modules_are_imported_by_name() -> None:
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` of a chain of attributes, "" of anything else."""
+    """`a.b.c` for a chain of attributes, "" for anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -124,7 +124,7 @@ def dotted(node: ast.AST) -> str:
 
 
 def resolve(name: str) -> Any:
-    """What `ddim.a.b` is: an attribute from `import ddim` on, or of the longest module that can be imported."""
+    """The object `ddim.a.b`: an attribute of `ddim`, or of the longest module that can be imported."""
     value: Any = ddim
     done = "ddim"
     for part in name.split(".")[1:]:
@@ -159,12 +159,12 @@ def test_every_name_in_docs_and_messages_exists() -> None:
     assert not missing
 
 
-def test_dir_shows_what_the_package_offers() -> None:
+def test_dir_lists_the_public_names() -> None:
     assert {"Model", "load", "samplers", "timesteps", "__version__"} <= set(dir(ddim))
     assert all(getattr(ddim, name) is not None for name in ddim.__all__)
 
 
-def test_the_lists_of_names_are_those_of_the_tables() -> None:
+def test_names_match_the_registries() -> None:
     from ddim import emulate, objective, samplers, schedule, timesteps
     from ddim.train.presets import PRESETS
 
@@ -193,7 +193,7 @@ BANNED_MODULES = {"pickle", "marshal", "shelve", "random"}
 
 
 def forbidden(tree: ast.AST) -> Iterator[str]:
-    """Each thing in a file that must not be there: it runs untrusted code, or moves a global generator."""
+    """Forbidden calls in a file: those that run untrusted code or change a global generator."""
     forked = {
         id(inner)
         for node in ast.walk(tree)
@@ -244,7 +244,7 @@ def test_nothing_forbidden() -> None:
         "x.normal_()",
     ],
 )
-def test_the_forbidden_is_noticed(line: str) -> None:
+def test_forbidden_calls_are_detected(line: str) -> None:
     assert list(forbidden(ast.parse(line)))
 
 
@@ -260,7 +260,7 @@ def test_the_forbidden_is_noticed(line: str) -> None:
         "re.compile(text)",
     ],
 )
-def test_the_allowed_is_let_through(line: str) -> None:
+def test_allowed_calls_are_not_reported(line: str) -> None:
     assert not list(forbidden(ast.parse(line)))
 
 
@@ -304,16 +304,16 @@ REGISTRY = re.compile(
 
 
 def test_no_path_of_a_machine_and_no_registry_host() -> None:
-    found = []
+    matches = []
     for name, text in repository_texts():
         for number, line in enumerate(text.splitlines(), 1):
             for pattern in (MACHINE_PATH, REGISTRY):
                 if match := pattern.search(line):
-                    found.append(f"{name}:{number}: {match.group()}")
-    assert not found, "\n".join(found)
+                    matches.append(f"{name}:{number}: {match.group()}")
+    assert not matches, "\n".join(matches)
 
 
-def test_the_patterns_find_what_they_look_for() -> None:
+def test_the_patterns_match_paths_and_hosts() -> None:
     for text in (
         "/ho" + "me/me/x",
         "at /ro" + "ot/x",
@@ -327,8 +327,8 @@ def test_the_patterns_find_what_they_look_for() -> None:
     assert REGISTRY.search("https://py" + "pi.org/simple")
 
 
-def test_the_plan_in_the_docs_is_what_is_printed() -> None:
-    """docs/design.md shows a few lines of code and then, in the next block, what they print."""
+def test_the_plan_in_the_docs_is_printed_by_its_code() -> None:
+    """docs/design.md shows a few lines of code, and their output in the next block."""
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     code, shown = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", text, re.S).groups()  # type: ignore[union-attr]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

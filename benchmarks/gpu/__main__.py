@@ -3,7 +3,7 @@
 import sys
 import time
 
-BEGUN = time.monotonic()  # before torch and diffusers are imported, which takes a while
+STARTED = time.monotonic()  # before torch and diffusers are imported, which takes seconds
 
 try:
     from benchmarks.gpu.run import main
@@ -12,4 +12,4 @@ except ModuleNotFoundError as error:
     sys.exit(1)
 
 if __name__ == "__main__":
-    sys.exit(main(begun=BEGUN))
+    sys.exit(main(started=STARTED))

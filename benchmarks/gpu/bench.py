@@ -1,4 +1,4 @@
-"""What every part of the benchmark shares: the device and its clocks, sizes, compiling, timing, and the results."""
+"""Shared state of all parts of the benchmark: device, clocks, sizes, compilation, timing and results."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from benchmarks.gpu.deadline import Deadline
 from ddim._io.atomic import write_atomic
 from ddim.errors import DdimError
 
-ASKED = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
+QUERY = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "temperature.gpu", "power.draw")
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large everything is. `batches` and `steps` are four each, not falling; the cells are made of them."""
+    """Sizes of the measurements. `batches` and `steps` have four values each, in increasing order."""
 
     side: int = 8192
     copied: int = 2**32
@@ -40,15 +40,15 @@ class Sizes:
     training: tuple[int, int] = (128, 512)
     training_steps: int = 10
     runs: int = 10
-    rounds: int = 10  # at the most, of a cell
-    compiling: float = 60.0  # seconds that torch.compile takes, before any was measured
+    rounds: int = 10  # at most, per cell
+    compiling: float = 60.0  # expected seconds of torch.compile before it was measured
 
 
 TINY = Sizes(
     side=64,
     copied=2**16,
     network={"height": 8, "width": 8, "channels": 8, "multipliers": (1,), "blocks": 1, "attention": (), "groups": 4},
-    batches=(1, 1, 2, 2),  # of two sizes only: each is traced anew
+    batches=(1, 1, 2, 2),  # two sizes only, since each is traced again
     rounds=1,
     steps=(2, 3, 4, 5),
     training=(2, 4),
@@ -62,43 +62,45 @@ class Bench:
     """One run of the benchmark.
 
     Args:
-        device: Where, "cuda" or "cpu".
-        tiny: Tiny sizes, and torch.compile with the backend "eager": a trial of the code, not a measurement.
-        deadline: What time there is.
-        out: Where the results are written, if anywhere.
-        commit: What is measured, where the tree is a copy without git.
+        device: "cuda" or "cpu".
+        tiny: Tiny sizes, and torch.compile with the backend "eager", to try the code.
+        deadline: The time limit.
+        out: File of the results; None to write none.
+        commit: The commit that is measured, for a copy without git.
 
     Raises:
-        DdimError: If the device is not there.
+        DdimError: If the device is not available.
     """
 
     def __init__(self, device: str, tiny: bool, deadline: Deadline, out: Path | None = None, commit: str | None = None):
-        self.device, self.tiny, self.deadline, self.out = checked(device), tiny, deadline, out
+        self.device, self.tiny, self.deadline, self.out = select(device), tiny, deadline, out
         self.commit = commit
         self.sizes = TINY if tiny else Sizes()
         self.cuda = self.device.startswith("cuda")
         self.config, self.network = peers.cifar10(**self.sizes.network)
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.models: dict[Any, Any] = {}  # ours, by what their networks are set up from
+        self.models: dict[Any, Any] = {}  # models of this library, by the settings of their networks
         self.ceiling = 0.0  # FLOP/s of bfloat16 matrix products, once measured
         self.clocks: dict[str, Any] = {}
-        self.compiled: dict[str, float] = {}  # the most seconds that torch.compile took, by what is compiled
+        self.compiled: dict[
+            str, float
+        ] = {}  # largest measured seconds of torch.compile, for "inference" and "training"
         self.todo: list[str] = []
-        self.writing = threading.Lock()  # the end of the time may come while a part is being written
+        self.writing = threading.Lock()  # the time limit may expire while a part is being written
 
     @cached_property
     def flops(self) -> float:
-        """FLOPs of one image through the network: convolutions and matrix products, those of attention included."""
+        """FLOPs of one image: convolutions and matrix products, including those of attention."""
         return float(estimate.forward_flops(self.config.network))
 
     def compiling(self, graphs: bool = False) -> dict[str, Any]:
-        """Arguments of torch.compile. `graphs`: with CUDA graphs."""
+        """Arguments of torch.compile; `graphs` turns on CUDA graphs."""
         if self.tiny:
             return {"backend": "eager", "dynamic": False}
         return {"dynamic": False, **({"mode": "reduce-overhead"} if graphs else {})}
 
     def compile_cost(self, what: str) -> float:
-        """Seconds to expect of torch.compile for "inference" or "training", which has a backward pass too."""
+        """Expected seconds of torch.compile for "inference" or "training", which includes the backward pass."""
         if what in self.compiled:
             return self.compiled[what]
         return self.compile_cost("inference") * 2.5 if what == "training" else self.sizes.compiling
@@ -117,13 +119,13 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def free(self) -> None:
-        """Give the allocator's unused memory back, so that large batches find it in one piece."""
+        """Release the allocator's unused memory, to avoid fragmentation with large batches."""
         if self.cuda:
-            with contextlib.suppress(RuntimeError):  # of a device that failed, which was said then
+            with contextlib.suppress(RuntimeError):  # the device has failed, which was reported before
                 torch.cuda.empty_cache()
 
     def synced(self, job: Callable[[], object]) -> Callable[[], None]:
-        """The job, waited for."""
+        """The job, followed by a synchronisation."""
 
         def whole() -> None:
             job()
@@ -132,14 +134,14 @@ class Bench:
         return whole
 
     def once(self, job: Callable[[], object]) -> float:
-        """Seconds of one run, waited for."""
+        """Seconds of one synchronised run."""
         self.sync()
-        begun = time.perf_counter()
+        started = time.perf_counter()
         self.synced(job)()
-        return time.perf_counter() - begun
+        return time.perf_counter() - started
 
     def seconds(self, job: Callable[[], object], runs: int | None = None, warm: int = 3) -> float:
-        """Median seconds of a job on the device, by CUDA's events, jobs one behind the other; on a CPU by its clock."""
+        """Median seconds of a job, from CUDA events of queued runs; from the clock on a CPU."""
         runs = runs or self.sizes.runs
         for _ in range(warm):
             job()
@@ -156,9 +158,9 @@ class Bench:
         return statistics.median(begin.elapsed_time(end) / 1e3 for begin, end in pairs)
 
     def add(self, part: str, row: dict[str, Any]) -> None:
-        """Keep a row of a part's table, and print it."""
+        """Add a row to a part's table, and print it."""
         self.rows.setdefault(part, []).append(row)
-        if part in ("components", "kernels"):  # too many to follow; the report has them
+        if part in ("components", "kernels"):  # too many rows; they are in the report
             return
         shown = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
@@ -166,34 +168,34 @@ class Bench:
         print(f"{self.deadline.spent():5.0f} s  {part}: {shown}", flush=True)
 
     def smi(self) -> dict[str, str]:
-        """What nvidia-smi reports; it is only asked, no setting is touched."""
+        """Query nvidia-smi; changes no setting."""
         if not self.cuda or shutil.which("nvidia-smi") is None:
             return {}
-        command = ["nvidia-smi", f"--query-gpu={','.join(ASKED)}", "--format=csv,noheader"]
+        command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader"]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
+            output = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout
         except (OSError, subprocess.TimeoutExpired):
             return {}
-        lines = said.splitlines()
-        return dict(zip(ASKED, (value.strip() for value in lines[0].split(",")))) if lines else {}
+        lines = output.splitlines()
+        return dict(zip(QUERY, (value.strip() for value in lines[0].split(",")))) if lines else {}
 
     @cached_property
     def machine(self) -> dict[str, Any]:
-        """What the figures depend on."""
-        made = measuring.machine()
-        made["commit"] = self.commit or made["commit"] or "unknown"
-        made["cudnn.benchmark"] = torch.backends.cudnn.benchmark
-        made["TF32 of convolutions"] = torch.backends.cudnn.allow_tf32
-        made["TF32 of products"] = torch.backends.cuda.matmul.allow_tf32
+        """Hardware and software versions that the results depend on."""
+        machine = measuring.machine()
+        machine["commit"] = self.commit or machine["commit"] or "unknown"
+        machine["cudnn.benchmark"] = torch.backends.cudnn.benchmark
+        machine["TF32 of convolutions"] = torch.backends.cudnn.allow_tf32
+        machine["TF32 of products"] = torch.backends.cuda.matmul.allow_tf32
         if self.cuda:
             properties = torch.cuda.get_device_properties(self.device)
-            made |= {"GPU": properties.name, "GPU memory (GiB)": properties.total_memory / 2**30}
-            made["triton"] = importlib.import_module("triton").__version__ if util.find_spec("triton") else None
-            made |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
-        return made
+            machine |= {"GPU": properties.name, "GPU memory (GiB)": properties.total_memory / 2**30}
+            machine["triton"] = importlib.import_module("triton").__version__ if util.find_spec("triton") else None
+            machine |= {"CUDA": torch.version.cuda, "cuDNN": torch.backends.cudnn.version()}
+        return machine
 
     def results(self) -> dict[str, Any]:
-        """All of it, as it is written."""
+        """The content of the results file."""
         return {
             "benchmark": "gpu",
             "device": self.device,
@@ -209,34 +211,36 @@ class Bench:
         }
 
     def write(self) -> None:
-        """Write what there is so far."""
+        """Write the results so far."""
         with self.writing:
             if self.out is not None:
                 write_atomic(self.out, (json.dumps(self.results(), indent=1) + "\n").encode())
 
 
-def checked(device: str) -> str:
-    """The device's name, if it can be used.
+def select(device: str) -> str:
+    """Select a device, and return its name.
 
     Raises:
-        DdimError: If not.
+        DdimError: If it is not available.
     """
-    kind = device.split(":")[0]
-    if kind not in ("cuda", "cpu"):
-        raise DdimError(f"device {device!r}", "is not one that is measured here", "give cuda or cpu")
-    if kind == "cuda":
+    device_type = device.split(":")[0]
+    if device_type not in ("cuda", "cpu"):
+        raise DdimError(f"device {device!r}", "is not supported", "use cuda or cpu")
+    if device_type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         number = device.partition(":")[2] or "0"
         if not number.isdecimal() or int(number) >= count:
             raise DdimError(
-                f"device {device}", f"is not there: torch sees {count} GPUs", "use --device cpu --tiny to try the code"
+                f"device {device}",
+                f"is not available: torch sees {count} GPUs",
+                "use --device cpu --tiny to try the code",
             )
         torch.cuda.set_device(int(number))
     return device
 
 
 def ceilings(bench: Bench) -> None:
-    """What the device can do: a matrix product of random bfloat16 numbers, and a copy within its memory."""
+    """Measure the device's limits: a matrix product of random bfloat16 numbers, and a copy within its memory."""
     side = bench.sizes.side
     a, b = (bench.randn(side, side, dtype=torch.bfloat16, seed=seed) for seed in (0, 1))
     bench.clocks["before"] = bench.smi()

@@ -1,4 +1,4 @@
-"""Time that is left, and what it did not suffice for."""
+"""A time limit, and the list of what was skipped because of it."""
 
 from __future__ import annotations
 
@@ -10,53 +10,53 @@ from typing import TypeVar
 
 import torch
 
-MARGIN = 1.15  # what a prediction is multiplied with
-END = 4.0  # seconds kept for the report, and for the process to end
-Made = TypeVar("Made")
+MARGIN = 1.15  # factor on predicted times
+END = 4.0  # seconds reserved for the report and the end of the process
+Result = TypeVar("Result")
 
 
 class Deadline:
-    """A number of seconds to keep to.
+    """A time limit.
 
     Args:
-        seconds: How many.
-        clock: What tells the time, in seconds.
-        begun: When they began on that clock; now if left out.
+        seconds: The limit in seconds.
+        clock: Function that returns the time in seconds.
+        started: Start on that clock; None for now.
     """
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, begun: float | None = None):
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic, started: float | None = None):
         self.seconds, self.clock = seconds, clock
-        self.begun = clock() if begun is None else begun
+        self.started = clock() if started is None else started
         self.left_out: list[str] = []
         self.failed: list[str] = []
 
     def spent(self) -> float:
-        """Seconds since the beginning."""
-        return self.clock() - self.begun
+        """Seconds since the start."""
+        return self.clock() - self.started
 
     def leave(self, what: str, why: str) -> None:
-        """Say that something is left out, and why."""
+        """Record and print that something is skipped, and why."""
         self.left_out.append(f"{what}: {why}")
         print(f"       left out: {self.left_out[-1]}", flush=True)
 
     def fits(self, what: str, predicted: float) -> bool:
-        """Whether so many seconds are left; if not, `what` is left out."""
+        """Whether so many seconds are left; if not, `what` is recorded as skipped."""
         left = self.seconds - END - self.spent()
         if predicted * MARGIN <= left:
             return True
-        short = f"would take about {predicted:.0f} s, {left:.0f} s are left"
-        self.leave(what, short if left > 0 else "the time is over")
+        reason = f"would take about {predicted:.0f} s, {left:.0f} s are left"
+        self.leave(what, reason if left > 0 else "the time is over")
         return False
 
-    def attempt(self, what: str, predicted: float, job: Callable[[], Made]) -> Made | None:
-        """What a job returns; None if it does not fit into the time or the memory, or fails, which is kept."""
+    def attempt(self, what: str, predicted: float, job: Callable[[], Result]) -> Result | None:
+        """The result of a job; None if it does not fit into the time or memory, or fails, which is recorded."""
         if not self.fits(what, predicted):
             return None
         try:
             return job()
         except torch.cuda.OutOfMemoryError:
-            self.leave(what, "the device's memory does not hold it")
-        except Exception as error:  # the rest of the run must not be lost with one part
+            self.leave(what, "out of device memory")
+        except Exception as error:  # a failed part must not end the run
             traceback.print_exc(file=sys.stderr)
             first = (str(error).splitlines() or [""])[0]
             self.failed.append(f"{what}: {type(error).__name__}: {first}")

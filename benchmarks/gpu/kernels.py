@@ -1,4 +1,4 @@
-"""What a GPU's kernels are part of, told from their names, and the time of each in a profile."""
+"""Assigns GPU kernels to components by their names, and sums their times in a profile."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 COMPONENTS = ("convolution", "matmul", "attention", "group norm", "other elementwise", "memory copies")
 
-# The first that is found decides. cuDNN's layout changes and Inductor's pure copies count as copies; attention comes
-# before convolution and matmul, of whose words its kernels' names are made.
+# The first match decides. cuDNN's layout changes and Inductor's pure copies count as copies; attention comes before
+# convolution and matmul, whose patterns also match its kernels.
 _WORDS = (
     ("memory copies", r"memcpy|memset|copy|nchwtonhwc|nhwctonchw|converttensor|transpose"),
     ("attention", r"sdpa|flash|fmha|attention|softmax"),
@@ -31,8 +31,8 @@ class Kernel(NamedTuple):
 def component(name: str) -> str:
     """The component that a kernel belongs to, one of `COMPONENTS`.
 
-    Kernels that Inductor made are named triton_KIND_fused_OPERATORS_NUMBER. A template ("tem") is the product it is
-    named for; else one that names group norm counts as such with all that is fused into it (SiLU, time, residual), one
+    Inductor's kernels are named triton_KIND_fused_OPERATORS_NUMBER. A template ("tem") is the product in its
+    name. Otherwise a kernel with group norm counts as such, including what is fused into it (SiLU, time, residual), one
     that only moves data as a copy, and the rest, such as "convolution" for a bias added after cuDNN, as elementwise.
     """
     low = name.lower()
@@ -57,7 +57,7 @@ def on_device(events: Iterable[Any]) -> list[Kernel]:
 
 
 def on_host(events: Iterable[Any]) -> list[Kernel]:
-    """The operators in a profile of a CPU, each without those it calls: what a trial has instead of kernels."""
+    """The operators in a CPU profile, each without those it calls; used by a trial in place of kernels."""
     return [Kernel(event.name, event.self_cpu_time_total) for event in events]
 
 
@@ -70,7 +70,7 @@ def summed(kernels: Iterable[Kernel]) -> dict[str, float]:
 
 
 def longest(kernels: Iterable[Kernel], count: int) -> list[tuple[str, int, float]]:
-    """The kernels that took longest in all: name, runs, milliseconds."""
+    """The kernels with the longest total times: name, runs, milliseconds."""
     total: dict[str, tuple[int, float]] = {}
     for kernel in kernels:
         runs, spent = total.get(kernel.name, (0, 0.0))

@@ -1,6 +1,6 @@
-"""What a step costs beside the network, on the device: our loop and diffusers' scheduler, the network's output given.
+"""Overhead of a step on the device: this library's loop and diffusers' scheduler, with a constant network output.
 
-And what a run's start costs: our noise is drawn on the host, one stream per sample; diffusers' on the device at once.
+Also the cost of the initial noise: one stream per sample here, one call on the device in diffusers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from ddim.sampling.loop import run
 
 
 def measure(bench: Bench) -> None:
-    """Both, for a small and a large batch."""
+    """Measure both for a small and a large batch."""
     for n in (bench.sizes.batches[0], bench.sizes.batches[2]):
         shape = (n, *bench.config.network.shape)
-        ours, theirs = loops(bench, shape)
-        far = (ours() - theirs()).abs().max() / theirs().abs().max()
-        if not far < 1e-3:
-            raise ValueError(f"the loops end {float(far):.3g} apart")
+        ours, peer = loops(bench, shape)
+        difference = (ours() - peer()).abs().max() / peer().abs().max()
+        if not difference < 1e-3:
+            raise ValueError(f"the results of the loops differ by {float(difference):.3g}")
         steps = bench.sizes.steps[2]
-        jobs: dict[str, Callable[[], object]] = {"ours": bench.synced(ours), "diffusers": bench.synced(theirs)}
-        made = by_turns(jobs, bench.sizes.runs)
-        row = {"state": "x".join(map(str, shape)), **{f"{k} (us/step)": s / steps * 1e6 for k, s in made.items()}}
-        row["ratio"] = made["diffusers"] / made["ours"]
+        jobs: dict[str, Callable[[], object]] = {"ours": bench.synced(ours), "diffusers": bench.synced(peer)}
+        times = by_turns(jobs, bench.sizes.runs)
+        row = {"state": "x".join(map(str, shape)), **{f"{k} (us/step)": s / steps * 1e6 for k, s in times.items()}}
+        row["ratio"] = times["diffusers"] / times["ours"]
         noise = Noise(0, tuple(range(n)), shape[1:], bench.device)
         starts: dict[str, Callable[[], object]] = {
             "ours": bench.synced(noise.start),
@@ -44,22 +44,22 @@ def measure(bench: Bench) -> None:
 
 
 def loops(bench: Bench, shape: tuple[int, ...]) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
-    """Our loop and diffusers', from one state, with one output of the network; DDIM, eta = 0."""
+    """This library's loop and diffusers', from the same state and network output; DDIM, eta = 0."""
     x, output = bench.randn(*shape), bench.randn(*shape, seed=1)
     steps = bench.sizes.steps[2]
     scheduler = DDIMScheduler(clip_sample=False)
     scheduler.set_timesteps(steps)
-    times = [*(int(t) + 1 for t in scheduler.timesteps), 0]
-    plan = ddim.samplers.ddim(ddim.schedule.linear().levels(times))
+    timesteps = [*(int(t) + 1 for t in scheduler.timesteps), 0]
+    plan = ddim.samplers.ddim(ddim.schedule.linear().levels(timesteps))
 
     def denoise(state: Tensor, level: Level) -> Prediction:
         return predict(output, state, level, "eps")
 
     @torch.no_grad()
-    def theirs() -> Tensor:
+    def peer() -> Tensor:
         state = x
         for t in scheduler.timesteps:
             state = scheduler.step(output, t, state).prev_sample
         return state
 
-    return lambda: run(denoise, plan, x), theirs
+    return lambda: run(denoise, plan, x), peer

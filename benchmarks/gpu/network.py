@@ -1,4 +1,4 @@
-"""One network evaluation at a large batch: its share of the ceiling, and what its kernels are part of."""
+"""One network evaluation at a large batch: FLOP/s relative to the ceiling, and device time by component."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from benchmarks.gpu.sampling import Sampling
 from benchmarks.gpu.variants import ALL, BEST, OURS, OURS_COMPILED, TIME, searching
 from ddim.nn.blocks import Norm
 
-APART = 0.1  # a relative difference of outputs above which they are not the same network
+TOLERANCE = 0.1  # largest relative difference of the outputs of one network
 LONGEST = 6
 
 
 def measure(bench: Bench, sampling: Sampling) -> None:
-    """The share of the ceiling of every variant, then the profiles."""
+    """Measure the share of the ceiling of every variant, then the profiles."""
     n = bench.sizes.batches[2]
     x = bench.randn(n, *bench.config.network.shape)
-    # Our float32 comes first: the others are held against its output.
-    calls = {v.name: made.call for v in (ALL[-1], *ALL[:-1]) if (made := sampling.ready(v, n)) is not None}
+    # Our float32 comes first: the others are compared with its output.
+    calls = {v.name: runner.call for v in (ALL[-1], *ALL[:-1]) if (runner := sampling.ready(v, n)) is not None}
     reference = next(iter(calls.values()))(x) if ALL[-1].name in calls else None
     if OURS.name in calls:
         calls["ours, bf16 NCHW"] = _contiguous(bench)
@@ -42,20 +42,20 @@ def measure(bench: Bench, sampling: Sampling) -> None:
 
 
 def share(bench: Bench, name: str, call: Callable[[Tensor], Tensor], x: Tensor, reference: Tensor | None) -> None:
-    """Time of a call, the FLOP/s it reaches of those counted, and how far its output is from another's.
+    """Time and FLOP/s of a network evaluation, and the relative difference of its output from a reference.
 
     Raises:
-        ValueError: If that is too far.
+        ValueError: If the difference is too large.
     """
-    made = call(x)
-    apart = float((made - reference).norm() / reference.norm()) if reference is not None else None
+    output = call(x)
+    difference = float((output - reference).norm() / reference.norm()) if reference is not None else None
     seconds = bench.seconds(lambda: call(x))
-    reached = len(x) * bench.flops / seconds
-    row = {"variant": name, "batch": len(x), "ms a call": 1e3 * seconds, "TFLOP/s": reached / 1e12}
-    row["of the ceiling"] = reached / bench.ceiling if bench.ceiling else None
-    bench.add("network", {**row, "difference": apart})
-    if apart is not None and not apart < APART:
-        raise ValueError(f"{name}: its output differs from {ALL[-1].name}'s by {apart:.3g}")
+    rate = len(x) * bench.flops / seconds
+    row = {"variant": name, "batch": len(x), "ms a call": 1e3 * seconds, "TFLOP/s": rate / 1e12}
+    row["of the ceiling"] = rate / bench.ceiling if bench.ceiling else None
+    bench.add("network", {**row, "difference": difference})
+    if difference is not None and not difference < TOLERANCE:
+        raise ValueError(f"{name}: its output differs from {ALL[-1].name}'s by {difference:.3g}")
 
 
 def _contiguous(bench: Bench) -> Callable[[Tensor], Tensor]:
@@ -75,21 +75,21 @@ def _contiguous(bench: Bench) -> Callable[[Tensor], Tensor]:
 
 
 def profiled(bench: Bench, name: str, call: Callable[[Tensor], Tensor], x: Tensor) -> None:
-    """Device time of one call by component, and its longest kernels."""
+    """Device time of one network evaluation by component, and its longest kernels."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.cuda else [])]
-    for _ in range(2):  # the first starts the profiler itself up
+    for _ in range(2):  # the first includes the profiler's own start-up
         bench.sync()
-        with profile(activities=activities) as made:
+        with profile(activities=activities) as profiler:
             call(x)
             bench.sync()
-    events = made.events()
-    found = kernels.on_device(events) if bench.cuda else kernels.on_host(events)
-    parts = kernels.summed(found)
+    events = profiler.events()
+    profile_kernels = kernels.on_device(events) if bench.cuda else kernels.on_host(events)
+    parts = kernels.summed(profile_kernels)
     total = sum(parts.values())
     if not total:
-        raise ValueError("the profiler saw no kernels")
+        raise ValueError("the profile has no kernels")
     for part, spent in parts.items():
         bench.add("components", {"variant": name, "component": part, "ms": spent, "share": spent / total})
-    for kernel, runs, spent in kernels.longest(found, LONGEST):
+    for kernel, runs, spent in kernels.longest(profile_kernels, LONGEST):
         row = {"variant": name, "component": kernels.component(kernel), "runs": runs, "ms": spent}
         bench.add("kernels", {**row, "kernel": kernel[:100]})

@@ -9,50 +9,50 @@ from benchmarks.table import cell
 
 TABLES = (
     ("ceilings", "What the device can do"),
-    ("sampling", "Sampling: images a second of whole runs, from the noise to the pictures"),
-    ("ratios", "How many times as fast"),
-    ("latency", "One picture"),
-    ("parallel", "One picture, run in parallel over time; bfloat16, not compiled, random weights"),
-    ("network", "One network evaluation; FLOPs of convolutions and products, difference from our float32"),
-    ("components", "Device time of one network evaluation"),
+    ("sampling", "Sampling: images per second of whole runs, from noise to images"),
+    ("ratios", "Speed-ups"),
+    ("latency", "One image"),
+    ("parallel", "One image, sampled in parallel over time; bfloat16, not compiled, random weights"),
+    ("network", "One network evaluation; FLOPs of convolutions and products, difference from ours in float32"),
+    ("components", "Device time of entry network evaluation"),
     ("kernels", "Its longest kernels"),
-    ("loop", "A step beside the network, and the start of a run"),
-    ("training", "Training: images a second of whole steps"),
-    ("start-up", "Set-up and torch.compile, in no figure above"),
+    ("loop", "Overhead of a step, and the start of a run"),
+    ("training", "Training: images per second of whole steps"),
+    ("start-up", "Set-up and torch.compile, not included above"),
 )
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows under their heads, in columns; spreads are left to the file."""
+    """Rows in aligned columns under their headings, without the spreads."""
     heads = [head for head in dict.fromkeys(key for row in rows for key in row) if not head.startswith("spread of")]
     lines = [heads, *([cell(row.get(head)) for head in heads] for row in rows)]
     widths = [max(len(line[k]) for line in lines) for k in range(len(heads))]
     return ["  ".join(value.ljust(width) for value, width in zip(line, widths)).rstrip() for line in lines]
 
 
-def beside(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Components of several variants, one row for each component and one for all."""
-    made: dict[str, dict[str, Any]] = {}
+def side_by_side(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Components of several variants side by side: one row per component, and one for the total."""
+    merged: dict[str, dict[str, Any]] = {}
     for row in rows:
         for name in (row["component"], "all"):
-            one = made.setdefault(name, {"component": name})
+            entry = merged.setdefault(name, {"component": name})
             for value in ("ms", "share"):
                 key = f"{row['variant']} ({value})"
-                one[key] = one.get(key, 0.0) + row[value]
-    return [*(one for name, one in made.items() if name != "all"), made["all"]]
+                entry[key] = entry.get(key, 0.0) + row[value]
+    return [*(entry for name, entry in merged.items() if name != "all"), merged["all"]]
 
 
 def text(results: dict[str, Any]) -> str:
-    """All of it."""
+    """The results as text."""
     machine = results["machine"]
     where = machine.get("GPU") or machine["processor"]
     lines = ["", f"== {where}, torch {machine['torch']}, diffusers {machine['diffusers']}, commit {machine['commit']}"]
     lines += [f"torch.compile: {results['compile']}"]
-    lines += [f"nvidia-smi {when}: {said}" for when, said in results["nvidia-smi"].items() if said]
+    lines += [f"nvidia-smi {when}: {state}" for when, state in results["nvidia-smi"].items() if state]
     for key, about in TABLES:
         if rows := results.get(key):
             ranked = sorted(rows, key=lambda row: (row["batch"], row["S"])) if key in ("sampling", "ratios") else rows
-            lines += ["", f"-- {about}", *table(beside(rows) if key == "components" else ranked)]
+            lines += ["", f"-- {about}", *table(side_by_side(rows) if key == "components" else ranked)]
     for key in ("left out", "failed"):
         if results[key]:
             lines += ["", f"-- {key}", *(f"  {what}" for what in results[key])]

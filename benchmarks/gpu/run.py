@@ -24,7 +24,7 @@ PARTS = ("sampling", "network", "loop", "parallel", "training")
 
 
 class Task(NamedTuple):
-    """A part of the run; `seconds` are those it takes beside what it predicts itself."""
+    """A part of the run; `seconds` is its cost without what it predicts itself."""
 
     name: str
     seconds: float
@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 
 def tasks(bench: Bench, only: Sequence[str] = PARTS) -> list[Task]:
-    """What is done, in order of importance."""
+    """The parts of the run, in order of importance."""
     sampling, sizes = Sampling(bench), bench.sizes
     groups = {
         name: [Task(f"sampling, {cell.name}", 0.0, partial(sampling.cell, cell)) for cell in group]
@@ -56,18 +56,18 @@ def tasks(bench: Bench, only: Sequence[str] = PARTS) -> list[Task]:
 
 
 def run(bench: Bench, only: Sequence[str] = PARTS) -> None:
-    """Do all that fits, and write what there is after each part."""
+    """Run all parts that fit, and write the results after each."""
     leave, sizes = bench.deadline.leave, bench.sizes
     if "sampling" in only:
         for what in unplanned(cells(sizes.batches, sizes.steps), sizes.batches, sizes.steps):
-            leave(f"sampling, {what}", "not planned, a step's time does not depend on S")
+            leave(f"sampling, {what}", "not planned, since the time per step does not depend on S")
     for part in PARTS:
         if part not in only:
-            leave(part, "not asked for")
+            leave(part, "not requested")
     planned = tasks(bench, only)
     bench.todo = [task.name for task in planned]
-    # One graph for each batch size, whoever calls torch.compile: else the second size would make a dynamic one. And a
-    # function has more than 8 graphs here, after which torch would fall back to eager.
+    # One static graph per batch size: otherwise the second size would compile a dynamic one. The default limit of 8
+    # graphs per function, after which torch falls back to eager, is too small here.
     with torch._dynamo.config.patch(automatic_dynamic_shapes=False, recompile_limit=64):
         for task in planned:
             bench.deadline.attempt(task.name, task.seconds, task.job)
@@ -79,63 +79,63 @@ def run(bench: Bench, only: Sequence[str] = PARTS) -> None:
 
 
 def cut_off(bench: Bench) -> None:
-    """End the process in the midst of a part that takes longer than predicted; what there is, is written."""
+    """End the process in a part that takes longer than predicted, after writing the results so far."""
     try:
         for what in bench.todo:
-            bench.deadline.leave(what, "cut off, or not begun, when the time was over")
+            bench.deadline.leave(what, "cut off, or not started, when the time was over")
         bench.write()
         print(report.text(bench.results()), flush=True)
     finally:
-        os._exit(1)  # a compiler or a kernel that does not come back would not let an exception through
+        os._exit(1)  # an exception would not stop a compiler or kernel that hangs
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="Speed on one GPU.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or cpu")
-    parser.add_argument("--minutes", type=float, default=8.0, help="within which all of it ends; the start counts")
-    parser.add_argument("--out", type=Path, help="the results; benchmarks/results/gpu.json, nowhere with --tiny")
-    parser.add_argument("--tiny", action="store_true", help="tiny sizes: a trial of the code, not a measurement")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the process")
+    parser.add_argument("--out", type=Path, help="results file; default benchmarks/results/gpu.json, none with --tiny")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes: try the code without measuring")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
-    parser.add_argument("--commit", help="what is measured, where the tree is a copy without git")
+    parser.add_argument("--commit", help="the commit that is measured, for a copy without git")
     return parser.parse_args(argv)
 
 
-def prepared(given: argparse.Namespace, begun: float | None) -> Bench:
-    """The run that was asked for.
+def prepare(options: argparse.Namespace, started: float | None) -> Bench:
+    """Set up the run.
 
     Raises:
-        DdimError: If it cannot be.
+        DdimError: If an argument is invalid.
     """
-    if not 0 < given.minutes <= 1440:
-        raise DdimError(f"--minutes {given.minutes:g}", "is out of range", "give some, such as 8")
-    out = given.out or (None if given.tiny else RESULTS / "gpu.json")
+    if not 0 < options.minutes <= 1440:
+        raise DdimError(f"--minutes {options.minutes:g}", "is outside 0..1440", "use --minutes 8")
+    out = options.out or (None if options.tiny else RESULTS / "gpu.json")
     if out is not None and not out.parent.is_dir():
-        raise DdimError(out.parent, "is not a folder", "make it, or give another --out")
-    return Bench(given.device, given.tiny, Deadline(given.minutes * 60, begun=begun), out, given.commit)
+        raise DdimError(out.parent, "is not a folder", "create it, or use another --out")
+    return Bench(options.device, options.tiny, Deadline(options.minutes * 60, started=started), out, options.commit)
 
 
-def main(argv: Sequence[str] | None = None, begun: float | None = None) -> int:
-    """Measure; 0 if all that was tried went well, else 1.
+def main(argv: Sequence[str] | None = None, started: float | None = None) -> int:
+    """Run the benchmark; returns 0 if no part failed, otherwise 1.
 
     Args:
         argv: The command line.
-        begun: When the time began, on the clock time.monotonic; then the process ends when it is over. Now if left
-            out, and the last part is waited for.
+        started: Start of the time limit on the clock time.monotonic, at which the process is ended. None to start
+            now and wait for the last part.
     """
-    given = arguments(argv)
+    options = arguments(argv)
     try:
-        bench = prepared(given, begun)
+        bench = prepare(options, started)
     except DdimError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     left = bench.deadline.seconds - END / 2 - bench.deadline.spent()
     watch = threading.Timer(max(0.0, left), cut_off, (bench,))
     watch.daemon = True
-    if begun is not None:
+    if started is not None:
         watch.start()
-    run(bench, given.only)
+    run(bench, options.only)
     watch.cancel()
     print(report.text(bench.results()))
-    print(f"written: {bench.out}" if bench.out else "written nowhere: a trial without --out")
+    print(f"written: {bench.out}" if bench.out else "not written: --tiny without --out")
     return 1 if bench.deadline.failed else 0

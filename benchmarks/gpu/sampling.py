@@ -1,10 +1,10 @@
-"""Sampling throughput, cell by cell: a batch size, a number of steps, and the variants that are compared by turns.
+"""Sampling throughput of cells: a batch size, a number of steps, and the variants compared in alternating runs.
 
-All of 4 batch sizes, 4 numbers of steps and all variants do not fit into a few minutes, and need not: a step's time
-does not depend on how many there are, so S = 10 and 50 tell what the start of a run costs. torch.compile is what takes
-long: every batch size is compiled anew, at about a minute for each side. So the first cells, of batch 512 and 1,
-compile nothing; the next compile diffusers' best setting for these two sizes; batch 64 comes after, then what of ours
-is compiled, and the rest last. So a batch and number of steps may stand in several rows, each by turns of its own.
+Not all batch sizes, numbers of steps and variants fit into a few minutes, and not all are needed: a step's time
+does not depend on S, so that S = 10 and 50 also give the cost of a run's start. Most time goes to torch.compile,
+about a minute per batch size and library. The first cells, of batch 512 and 1, therefore compile nothing; the next
+compile diffusers' best setting for these two sizes; then follow batch 64, our compiled variants, and the rest. A batch
+size and S may occur in several rows, each measured separately.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ from benchmarks.gpu.variants import (
 )
 from benchmarks.measuring import turns
 
-BUILD = 4.0  # seconds to set a variant up, beside its first steps
-OVERHEAD = 0.02  # seconds of a step at the least, before any was measured
-SHARE = 0.05  # of the ceiling of bfloat16 products, reached in a network evaluation, before any was measured
-UNKNOWN = 1e14  # that ceiling in FLOP/s, if it was not measured either
+BUILD = 4.0  # seconds to set up a variant, without its first steps
+OVERHEAD = 0.02  # smallest assumed seconds per step before any was measured
+SHARE = 0.05  # assumed fraction of the bfloat16 ceiling before any was measured
+UNKNOWN = 1e14  # assumed ceiling in FLOP/s if it was not measured
 
 
-RECORDING = 2  # runs of a plan that recording its CUDA graph takes
-KINDS = {UNCOMPILED: ", not compiled", AGAINST_BEST: ", against diffusers' best", COMPILED: ", ours compiled"}
+RECORDING = 2  # cost of recording a plan's CUDA graph, in runs
+SUFFIXES = {UNCOMPILED: ", not compiled", AGAINST_BEST: ", against diffusers' best", COMPILED: ", ours compiled"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is compared by turns.
+    """Variants compared in alternating runs.
 
     Args:
-        batch: Pictures.
+        batch: Number of images.
         steps: S.
-        rounds: Rounds that count.
-        variants: Which, in order of importance.
-        warm: Rounds before them that do not.
+        rounds: Number of measured rounds.
+        variants: The variants, in order of importance.
+        warm: Number of warm-up rounds.
     """
 
     batch: int
@@ -63,13 +63,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As it is listed."""
-        return f"batch {self.batch}, S={self.steps}" + KINDS.get(self.variants, "")
+        """Display name."""
+        return f"batch {self.batch}, S={self.steps}" + SUFFIXES.get(self.variants, "")
 
 
 def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell, ...]]:
-    """All cells, in order of importance, in groups between which the other parts of the benchmark stand."""
-    one, some, many, most = batches
+    """All cells in order of importance, in groups between which the other parts of the benchmark run."""
+    one, few, many, most = batches
     s10, s20, s50, s100 = steps
     return {
         "first": (
@@ -77,8 +77,8 @@ def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell,
             *(Cell(n, s, rounds, AGAINST_BEST, 1) for n, rounds in ((many, 3), (one, 10)) for s in (s50, s10)),
         ),
         "middle": (
-            *(Cell(some, s, 5, UNCOMPILED, 1) for s in (s10, s50)),
-            *(Cell(some, s, 5, AGAINST_BEST, 1) for s in (s50, s10)),
+            *(Cell(few, s, 5, UNCOMPILED, 1) for s in (s10, s50)),
+            *(Cell(few, s, 5, AGAINST_BEST, 1) for s in (s50, s10)),
         ),
         "compiled": (
             Cell(many, s50, 3, COMPILED, 1),
@@ -90,7 +90,7 @@ def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell,
             *(Cell(one, s, 5, ALL, 1) for s in (s10, s20, s100)),
         ),
         "last": (
-            *(Cell(some, s, 5, ALL, 1) for s in (s50, s10, s20, s100)),
+            *(Cell(few, s, 5, ALL, 1) for s in (s50, s10, s20, s100)),
             Cell(most, s10, 3, ALL),
             Cell(many, s50, 3, ALL),
             Cell(many, s10, 3, ALL),
@@ -102,100 +102,100 @@ def cells(batches: Sequence[int], steps: Sequence[int]) -> dict[str, tuple[Cell,
 
 
 def unplanned(planned: Mapping[str, Sequence[Cell]], batches: Sequence[int], steps: Sequence[int]) -> list[str]:
-    """What the plan itself leaves out of all batches, steps and variants."""
+    """The combinations of batch size, steps and variants that are not planned."""
     all_cells = [cell for group in planned.values() for cell in group]
-    there = {(cell.batch, cell.steps, variant) for cell in all_cells for variant in cell.variants}
+    planned_cells = {(cell.batch, cell.steps, variant) for cell in all_cells for variant in cell.variants}
     missing = []
     for n in batches:
         for s in steps:
-            names = [variant.name for variant in ALL if (n, s, variant) not in there]
+            names = [variant.name for variant in ALL if (n, s, variant) not in planned_cells]
             if names:
                 missing.append(f"batch {n}, S={s}: {'; '.join(names) if len(names) < len(ALL) else 'all'}")
     return missing
 
 
 class Sampling:
-    """Runs cells; knows what each variant took so far.
+    """Runs cells, and predicts the cost of each from earlier ones.
 
     Args:
-        bench: The run.
+        bench: The benchmark.
     """
 
     def __init__(self, bench: Bench):
         self.bench = bench
         self.runners: dict[tuple[Variant, int], Runner] = {}
-        self.refused: set[tuple[Variant, int]] = set()
-        self.pace: dict[tuple[Variant, int], float] = {}  # seconds a step
+        self.skipped: set[tuple[Variant, int]] = set()
+        self.pace: dict[tuple[Variant, int], float] = {}  # seconds per step
 
     def guess(self, variant: Variant, n: int) -> float:
-        """Seconds of a step at batch n: as measured, else scaled from another batch, else from the ceiling."""
+        """Expected seconds per step at batch n: measured, scaled from another batch, or estimated from the ceiling."""
         if (variant, n) in self.pace:
             return self.pace[variant, n]
-        known = [pace * max(1.0, n / batch) for (other, batch), pace in self.pace.items() if other == variant]
-        if known:
-            return min(known)
+        scaled = [pace * max(1.0, n / batch) for (other, batch), pace in self.pace.items() if other == variant]
+        if scaled:
+            return min(scaled)
         return max(OVERHEAD, n * self.bench.flops / (SHARE * (self.bench.ceiling or UNKNOWN)))
 
     def ready(self, variant: Variant, n: int) -> Runner | None:
-        """A variant set up at batch n, its first run behind it; None if that did not fit."""
-        place = (variant, n)
-        if place not in self.runners and place not in self.refused:
+        """A variant set up at batch n, after its first run; None if that did not fit."""
+        key = (variant, n)
+        if key not in self.runners and key not in self.skipped:
             cost = BUILD + 2 * WARM * self.guess(variant, n)
             if variant.compiled and not self.set_up(variant, n):
                 cost += self.bench.compile_cost("inference")
             what = f"{variant.name}, batch {n} (setting up)"
-            made = self.bench.deadline.attempt(what, cost, lambda: self._start(variant, n))
-            if made is None:
-                self.refused.add(place)
+            result = self.bench.deadline.attempt(what, cost, lambda: self._start(variant, n))
+            if result is None:
+                self.skipped.add(key)
                 self.bench.free()
             else:
-                self.runners[place] = made
-        return self.runners.get(place)
+                self.runners[key] = result
+        return self.runners.get(key)
 
     def set_up(self, variant: Variant, n: int) -> bool:
-        """Whether the variant's network has run at batch n, in this variant or another."""
-        return any(known.network == variant.network and batch == n for known, batch in self.runners)
+        """Whether the variant's network has run at batch n, in any variant."""
+        return any(other.network == variant.network and batch == n for other, batch in self.runners)
 
     def _start(self, variant: Variant, n: int) -> Runner:
-        made = runner(variant, n, self.bench)
-        job = made.draw(WARM)
+        result = runner(variant, n, self.bench)
+        job = result.draw(WARM)
         first, second = self.bench.once(job), self.bench.once(job)
         self.pace[variant, n] = second / WARM
         if variant.compiled and not self.set_up(variant, n):
             self.bench.compiled["inference"] = max(first, self.bench.compiled.get("inference", 0.0))
         row = {"variant": variant.name, "batch": n, "first run (s)": first, f"{WARM} steps after it (s)": second}
         self.bench.add("start-up", row)
-        return made
+        return result
 
     def rounds(self, cell: Cell) -> int:
-        """Rounds that count."""
+        """Number of measured rounds."""
         return min(cell.rounds, self.bench.sizes.rounds)
 
     def cell(self, cell: Cell) -> None:
-        """Measure a cell: as many of its variants as fit."""
+        """Measure a cell: those of its variants that fit."""
         jobs, total = {}, 0.0
         ready = {variant: self.ready(variant, cell.batch) for variant in cell.variants}
-        if missing := [variant.name for variant, made in ready.items() if made is None]:
+        if missing := [variant.name for variant, prepared in ready.items() if prepared is None]:
             self.bench.deadline.leave(f"{cell.name}: {'; '.join(missing)}", "not set up at this batch size")
-        for variant, made in ready.items():
-            if made is None:
+        for variant, prepared in ready.items():
+            if prepared is None:
                 continue
             runs = self.rounds(cell) + cell.warm + (RECORDING if variant.plan else 0)
             cost = runs * cell.steps * self.guess(variant, cell.batch)
             if self.bench.deadline.fits(f"{cell.name}: {variant.name}", total + cost):
-                jobs[variant.name] = self.bench.synced(made.draw(cell.steps))
+                jobs[variant.name] = self.bench.synced(prepared.draw(cell.steps))
                 total += cost
         if not jobs:
             return
         self.bench.sync()
-        self._keep(cell, turns(jobs, self.rounds(cell), cell.warm))
+        self._record(cell, turns(jobs, self.rounds(cell), cell.warm))
 
-    def _keep(self, cell: Cell, times: Mapping[str, Sequence[float]]) -> None:
-        median = {name: statistics.median(some) for name, some in times.items()}
+    def _record(self, cell: Cell, times: Mapping[str, Sequence[float]]) -> None:
+        median = {name: statistics.median(seconds) for name, seconds in times.items()}
         for variant in cell.variants:
             if variant.name in median:
                 self.pace[variant, cell.batch] = median[variant.name] / cell.steps
-        spread = {name: (max(some) - min(some)) / median[name] for name, some in times.items()}
+        spread = {name: (max(seconds) - min(seconds)) / median[name] for name, seconds in times.items()}
         row: dict[str, Any] = {"batch": cell.batch, "S": cell.steps, "rounds": self.rounds(cell)}
         row |= {f"{name} (img/s)": cell.batch / seconds for name, seconds in median.items()}
         row |= {f"spread of {name}": value for name, value in spread.items()}
@@ -204,12 +204,12 @@ class Sampling:
         if ratios:
             self.bench.add("ratios", {"batch": cell.batch, "S": cell.steps, **ratios})
         if cell.batch == 1 and cell.steps == self.bench.sizes.steps[2]:
-            known = {row["variant"] for row in self.bench.rows.get("latency", [])}
-            for name in (name for name in median if name not in known):
+            listed = {row["variant"] for row in self.bench.rows.get("latency", [])}
+            for name in (name for name in median if name not in listed):
                 row = {"variant": name, "S": cell.steps, "ms": 1e3 * median[name], "spread": spread[name]}
                 self.bench.add("latency", row)
 
 
-def pairs(known: Mapping[str, float]) -> list[tuple[Variant, Variant]]:
-    """Those of `RATIOS` of which both are known."""
-    return [(a, b) for a, b in RATIOS if a.name in known and b.name in known]
+def pairs(median: Mapping[str, float]) -> list[tuple[Variant, Variant]]:
+    """The pairs of `RATIOS` that were both measured."""
+    return [(a, b) for a, b in RATIOS if a.name in median and b.name in median]

@@ -1,4 +1,4 @@
-"""Training images a second: our step beside the inner loop of diffusers' `train_unconditional`, the same network."""
+"""Training images per second against the inner loop of diffusers' `train_unconditional`, the same network."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from ddim.model.config import TrainConfig
 from ddim.objective.mse import Objective
 from ddim.train.trainer import Trainer
 
-PICTURES = 10_000
+IMAGES = 10_000
 ROUNDS = 3
-SHARE = 0.05  # of the ceiling of bfloat16 products, before anything was measured
+SHARE = 0.05  # assumed fraction of the bfloat16 ceiling before any was measured
 UNKNOWN = 1e14
 
 
 class Job(NamedTuple):
-    """A training: one step of it, and what is done when it is no more wanted."""
+    """A training: a function that runs one step, and one that releases it."""
 
     step: Callable[[], object]
     close: Callable[[], None] = lambda: None
 
 
 def measure(bench: Bench, batch: int) -> None:
-    """All variants at one batch size, by turns, as many as fit."""
+    """Measure the variants that fit at one batch size, in alternating runs."""
     makers: dict[str, Callable[[], Job]] = {
         "ours, bf16 compiled": partial(_ours, bench, batch, True),
-        "diffusers, default": partial(_theirs, bench, batch, False),
-        "diffusers, bf16": partial(_theirs, bench, batch, True),
+        "diffusers, default": partial(_diffusers, bench, batch, False),
+        "diffusers, bf16": partial(_diffusers, bench, batch, True),
         "ours, bf16": partial(_ours, bench, batch, False),
     }
     jobs: dict[str, Job] = {}
@@ -69,7 +69,7 @@ def measure(bench: Bench, batch: int) -> None:
 
 
 def _start(bench: Bench, batch: int, name: str, make: Callable[[], Job]) -> tuple[Job, float]:
-    """A training, its first steps behind it, and the seconds of a step."""
+    """A training after its first steps, and its seconds per step."""
     job = make()
     first = bench.once(job.step)
     bench.once(job.step)
@@ -92,7 +92,7 @@ def _compare(bench: Bench, batch: int, jobs: dict[str, Job]) -> None:
         return bench.synced(whole)
 
     times = turns({name: many(job.step) for name, job in jobs.items()}, ROUNDS)
-    median = {name: statistics.median(some) / steps for name, some in times.items()}
+    median = {name: statistics.median(seconds) / steps for name, seconds in times.items()}
     row: dict[str, Any] = {"batch": batch}
     row |= {f"{name} (img/s)": batch / seconds for name, seconds in median.items()}
     row |= {f"spread of {name}": (max(t) - min(t)) / (steps * median[name]) for name, t in times.items()}
@@ -105,35 +105,35 @@ def _compare(bench: Bench, batch: int, jobs: dict[str, Job]) -> None:
 
 
 def _ours(bench: Bench, batch: int, compiled: bool) -> Job:
-    """Our trainer over random pictures; torch.compile is the trainer's own, and left out of a trial."""
+    """This library's trainer on random images; a trial does not compile."""
     c = bench.config.network
-    count = max(2 * batch, 16) if bench.tiny else PICTURES
+    count = max(2 * batch, 16) if bench.tiny else IMAGES
     drawn = np.random.Generator(np.random.Philox(key=0))
-    pictures = drawn.integers(0, 256, (count, c.height, c.width, c.in_channels), dtype=np.uint8)
+    images = drawn.integers(0, 256, (count, c.height, c.width, c.in_channels), dtype=np.uint8)
     recipe = TrainConfig(batch=batch, warmup=10, precision="bfloat16", compile=compiled and not bench.tiny)
     objective = Objective(bench.config.schedule.build(), bench.config.predicts, "simple", torch.device(bench.device))
     network = copy.deepcopy(bench.network).to(bench.device)
-    trainer = Trainer(network, objective, lambda index: pictures[index], count, recipe)
+    trainer = Trainer(network, objective, lambda index: images[index], count, recipe)
     steps: Any = trainer.updates()
     return Job(lambda: next(steps), steps.close)
 
 
-def _theirs(bench: Bench, batch: int, fast: bool) -> Job:
-    """The loop as the script has it, its pictures on the device already; `fast` is its --mixed_precision bf16."""
+def _diffusers(bench: Bench, batch: int, fast: bool) -> Job:
+    """The script's loop with images already on the device; `fast` is its --mixed_precision bf16."""
     unet = peers.diffusers(bench.config, bench.network, device=bench.device).unet.train()
-    pictures = bench.randn(4 * batch, *bench.config.network.shape).clamp(-1, 1)
+    images = bench.randn(4 * batch, *bench.config.network.shape).clamp(-1, 1)
     scheduler = DDPMScheduler(prediction_type="epsilon")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
     generator = bench.generator(1)
-    kind = bench.device.split(":")[0]
+    device_type = bench.device.split(":")[0]
 
     def step() -> None:
         draw: dict[str, Any] = {"generator": generator, "device": bench.device}
-        clean = pictures[torch.randint(len(pictures), (batch,), **draw)]
+        clean = images[torch.randint(len(images), (batch,), **draw)]
         noise = torch.randn(clean.shape, **draw)
         times = torch.randint(0, 1000, (batch,), **draw)
         noisy = scheduler.add_noise(clean, noise, times)
-        with torch.autocast(kind, torch.bfloat16, enabled=fast):
+        with torch.autocast(device_type, torch.bfloat16, enabled=fast):
             output = unet(noisy, times).sample
         loss = F.mse_loss(output.float(), noise)
         loss.backward()

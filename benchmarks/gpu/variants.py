@@ -1,4 +1,4 @@
-"""What is compared: the same weights in our settings and in diffusers', each set up for one batch size."""
+"""The variants: settings of this library and of diffusers with the same weights, each set up for one batch size."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from benchmarks.gpu.bench import Bench
 from ddim.model.cuda_graphs import PlanGraphs
 from ddim.model.model import Model
 
-WARM = 3  # steps of a first run: by the third all shapes and memory layouts that a loop passes through have been seen
-TIME = 500  # the time at which a single network evaluation is made, in our counting
+WARM = 3  # steps of a first run: by the third all shapes and memory layouts of a loop have occurred
+TIME = 500  # the timestep of single network evaluations, in 1..T
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute.
+    """Settings of a measurement.
 
     Args:
-        name: As it is printed.
-        ours: Whether it is ours.
-        fast: Whether it computes in bfloat16.
-        compiled: Whether the network goes through torch.compile.
-        graphs: Whether with torch.compile's CUDA graphs (mode "reduce-overhead").
-        plan: Whether with a CUDA graph of the whole plan.
-        search: Whether cuDNN tries its algorithms for each new shape and keeps the fastest.
+        name: Display name.
+        ours: Whether it is this library, not diffusers.
+        fast: Whether to compute in bfloat16.
+        compiled: Whether to compile the network with torch.compile.
+        graphs: Whether to use torch.compile's CUDA graphs (mode "reduce-overhead").
+        plan: Whether to use a CUDA graph of the whole plan.
+        search: Whether cuDNN benchmarks its algorithms for each new shape.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Variant:
 
     @property
     def network(self) -> tuple[bool, ...]:
-        """What its network is set up from: variants of which this is the same share one, and what was compiled."""
+        """The settings of its network; variants with equal settings share one compiled network."""
         return (self.ours, self.fast, self.compiled, self.graphs)
 
 
@@ -64,7 +64,7 @@ AGAINST_BEST = (OURS_PLAN, BEST, OURS)
 COMPILED = (OURS_COMPILED_PLAN, OURS_COMPILED, OURS_PLAN, OURS_SEARCH, BEST)
 GRAPHS = (OURS_PLAN, OURS_COMPILED_PLAN, BEST_GRAPHS)
 
-# What a row of times says: like against like, and the fastest against what the documentation shows.
+# The reported speed-ups: equal settings, and the fastest against the documented default.
 RATIOS = (
     (OURS_PLAN, BEST),
     (OURS_PLAN, DEFAULT),
@@ -85,7 +85,7 @@ class Runner:
     """A variant set up for one batch size.
 
     Args:
-        draw: From S to a whole run that draws that many pictures in S steps.
+        draw: Function from S to a run that samples the batch in S steps.
         call: The network's output in float32 at x, (N, C, H, W), and time `TIME`.
     """
 
@@ -95,29 +95,29 @@ class Runner:
 
 def runner(variant: Variant, n: int, bench: Bench) -> Runner:
     """A variant at batch n."""
-    return (_ours if variant.ours else _theirs)(variant, n, bench)
+    return (_ours if variant.ours else _diffusers)(variant, n, bench)
 
 
 def _model(variant: Variant, n: int, bench: Bench) -> Model:
-    """Our model with the variant's graphs; its network is that of other variants with the same."""
-    place = (variant.network, n)
-    if place not in bench.models:
+    """The model of this library for a variant; its network is shared with other variants of equal settings."""
+    key = (variant.network, n)
+    if key not in bench.models:
         settings = {"dtype": "bfloat16" if variant.fast else "float32", "compile": variant.compiled, "micro_batch": n}
-        made = peers.ours(bench.config, bench.network, bench.device, cuda_graphs=False, **settings)
-        if variant.compiled and bench.tiny:  # else the library's own torch.compile is measured
-            made.compute.body = torch.compile(made.compute.network.body, **bench.compiling())
-        assert made.denoise is made.denoise  # made now, so that copies share it
-        bench.models[place] = made
-    model = _shared(bench.models[place])
+        model = peers.ours(bench.config, bench.network, bench.device, cuda_graphs=False, **settings)
+        if variant.compiled and bench.tiny:  # otherwise the library's own torch.compile is measured
+            model.compute.body = torch.compile(model.compute.network.body, **bench.compiling())
+        assert model.denoise is model.denoise  # cached now, so that copies share it
+        bench.models[key] = model
+    model = _shared(bench.models[key])
     model.compute = _shared(model.compute)
     model.compute.graphs = PlanGraphs(always=True) if variant.plan and bench.cuda else None
     return model
 
 
-def _shared(one: Any) -> Any:
-    """A shallow copy with what the original has cached, such as the compiled network, which `copy.copy` drops."""
-    other = copy.copy(one)
-    vars(other).update(vars(one))
+def _shared(model: Any) -> Any:
+    """A shallow copy that includes cached attributes, such as the compiled network, which `copy.copy` drops."""
+    other = copy.copy(model)
+    vars(other).update(vars(model))
     return other
 
 
@@ -136,15 +136,15 @@ def _ours(variant: Variant, n: int, bench: Bench) -> Runner:
 
     @torch.no_grad()
     def call(x: Tensor) -> Tensor:
-        made: Tensor = model.denoise(x, level).eps
-        return made
+        eps: Tensor = model.denoise(x, level).eps
+        return eps
 
     return Runner(draw, call)
 
 
 @contextlib.contextmanager
 def searching() -> Iterator[None]:
-    """cuDNN tries its algorithms for each new shape meanwhile."""
+    """Let cuDNN benchmark its algorithms for each new shape."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -153,10 +153,10 @@ def searching() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _theirs(variant: Variant, n: int, bench: Bench) -> Runner:
+def _diffusers(variant: Variant, n: int, bench: Bench) -> Runner:
     compiling = bench.compiling(variant.graphs) if variant.compiled else {}
     pipeline = peers.diffusers(bench.config, bench.network, variant.fast, bench.device, **compiling)
-    # On the CPU, as the pipeline has its times: another device would be another graph.
+    # On the CPU, like the pipeline's timesteps: another device would compile another graph.
     time = torch.tensor(TIME - 1)
 
     def draw(steps: int) -> Callable[[], Tensor]:
@@ -164,7 +164,7 @@ def _theirs(variant: Variant, n: int, bench: Bench) -> Runner:
 
     @torch.no_grad()
     def call(x: Tensor) -> Tensor:
-        made: Tensor = pipeline.unet(x.to(pipeline.unet.dtype), time).sample
-        return made.float()
+        eps: Tensor = pipeline.unet(x.to(pipeline.unet.dtype), time).sample
+        return eps.float()
 
     return Runner(draw, call)

@@ -1,4 +1,4 @@
-"""A feature space that costs nothing, and pictures to put into it."""
+"""A small feature extractor, and random images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddim.evaluation.accumulate import Make
 
 
 class Small(nn.Module):
-    """Two convolutions with fixed weights; any number of channels is averaged first."""
+    """Two convolutions with fixed weights, applied to the mean of the channels."""
 
     def __init__(self, features: int = 6, scale: float = 1.0):
         super().__init__()
@@ -32,26 +32,26 @@ def small(features: int = 6, name: str = "small") -> Extractor:
 
 
 def save_script(path: Path, features: int = 6) -> Path:
-    """The same as a TorchScript file."""
+    """Save the network of `small` as a TorchScript file."""
     torch.jit.save(torch.jit.script(Small(features).eval()), path)
     return path
 
 
-def random_pictures(n: int, size: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
-    """uint8, (N, H, W, C): blots of differing place, size and brightness."""
+def random_images(n: int, size: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """uint8, (N, H, W, C): blobs of random position, size and brightness."""
     generator = np.random.Generator(np.random.Philox(key=seed))
     rows, columns = np.indices((size, size))
-    middle, width = generator.uniform(1, size - 1, (n, 2)), generator.uniform(1, 3, n)
-    away = (rows - middle[:, :1, None]) ** 2 + (columns - middle[:, 1:, None]) ** 2
-    blots = generator.uniform(100, 255, n)[:, None, None] * np.exp(-away / width[:, None, None] ** 2)
-    return np.repeat(blots.astype(np.uint8)[..., None], channels, axis=3)
+    centre, width = generator.uniform(1, size - 1, (n, 2)), generator.uniform(1, 3, n)
+    distance = (rows - centre[:, :1, None]) ** 2 + (columns - centre[:, 1:, None]) ** 2
+    blobs = generator.uniform(100, 255, n)[:, None, None] * np.exp(-distance / width[:, None, None] ** 2)
+    return np.repeat(blobs.astype(np.uint8)[..., None], channels, axis=3)
 
 
-def maker(pictures: np.ndarray, block: int) -> Make:
-    """A `Make` of an array, in blocks of that size."""
+def maker(images: np.ndarray, batch: int) -> Make:
+    """A `Make` that yields an array in batches."""
 
-    def make(some: range) -> Iterator[np.ndarray]:
-        for first in range(some.start, some.stop, block):
-            yield pictures[first : min(first + block, some.stop)]
+    def make(indices: range) -> Iterator[np.ndarray]:
+        for first in range(indices.start, indices.stop, batch):
+            yield images[first : min(first + batch, indices.stop)]
 
     return make

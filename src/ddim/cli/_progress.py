@@ -14,15 +14,15 @@ import click
 from ddim.cli.main import Stopper
 
 if TYPE_CHECKING:
-    from ddim.evaluation.sample_folder import Made
+    from ddim.evaluation.sample_folder import SampleProgress
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 
 def fill(
-    steps: Generator[Made, None, None], title: str, total: int, what: str, out: Path, unit: str = "images"
-) -> Made:
+    steps: Generator[SampleProgress, None, None], title: str, total: int, what: str, out: Path, unit: str = "images"
+) -> SampleProgress:
     """Run a bulk sampling or decoding with a progress bar; on a signal, stop and exit with its code.
 
     Args:
@@ -40,7 +40,7 @@ def fill(
     with contextlib.closing(steps), Stopper() as stopper, progress_bar() as bar:  # closing releases the folder
         task = bar.add_task(title, total=total, rate="")
         for progress in steps:
-            rate = (progress.done - progress.found) / max(time.monotonic() - started, 1e-9)
+            rate = (progress.done - progress.existing) / max(time.monotonic() - started, 1e-9)
             bar.update(task, completed=progress.done, rate=f"{rate:.1f} {unit}/s")
             if stopper() and progress.done < progress.total:
                 break

@@ -219,7 +219,7 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
                 progress = next(steps)
             except StopIteration as end:
                 return list(end.value or [])
-            rate = (progress.nfe - progress.found) / max(time.monotonic() - started, 1e-9)
+            rate = (progress.nfe - progress.resumed) / max(time.monotonic() - started, 1e-9)
             cell = progress.cell
             status = f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} calls/s"
             bar.update(task, completed=progress.nfe, rate=status)

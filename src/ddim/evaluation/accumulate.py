@@ -59,11 +59,13 @@ class FeatureStats:
         """Number of images."""
         return self.moments.count
 
-    def add(self, chunk: np.ndarray, features: Tensor, seconds: float | None = None, own: bool = False) -> FeatureStats:
-        """New statistics with one more chunk; with `own`, `self.moments` is updated in place and shared."""
+    def add(
+        self, chunk: np.ndarray, features: Tensor, seconds: float | None = None, in_place: bool = False
+    ) -> FeatureStats:
+        """New statistics with one more chunk; with `in_place`, `self.moments` is updated in place and shared."""
         room = min(SHOWN, max(1, SHOWN_BYTES // chunk[0].size))
         return FeatureStats(
-            (self.moments if own else self.moments.copy()).add(features),
+            (self.moments if in_place else self.moments.copy()).add(features),
             torch.cat([self.features, features[: max(0, KEEP - len(self.features))]]),
             np.concatenate([self.images, chunk[: max(0, room - len(self.images))]]),
             self.seconds + (seconds or 0.0),
@@ -101,12 +103,12 @@ def iter_gather(
         DdimError: If the file is damaged or holds other images, or `make` produces another number of images.
     """
     if n < 1:
-        raise DdimError(f"-n {n}", "is less than 1", "give 1 or more")
+        raise DdimError(f"-n {n}", "is less than 1", "use 1 or more")
     settings = {**(what or {}), "extractor": {"name": extractor.name, "sha256": extractor.sha256}}
-    whole, all_of_it = _read(path, settings) if path is not None and path.exists() else (None, None)
-    if all_of_it is not None and all_of_it.count >= n:
+    whole, complete = _read(path, settings) if path is not None and path.exists() else (None, None)
+    if complete is not None and complete.count >= n:
         yield n
-        return _first(all_of_it, n, path)
+        return _first(complete, n, path)
     start = saved = whole.count if whole else 0
     yield start
     last, pause = time.monotonic(), SAVE_EVERY if every is None else every
@@ -121,7 +123,7 @@ def iter_gather(
                 saved = whole.count
                 yield n
                 return result
-            whole = whole.add(chunk, features, spent, own=True)
+            whole = whole.add(chunk, features, spent, in_place=True)
             if time.monotonic() - last > pause or whole.count == n:
                 _write(path, settings, whole)
                 last, saved = time.monotonic(), whole.count
@@ -141,34 +143,34 @@ def gather(make: Make, n: int, extractor: Extractor) -> FeatureStats:
 def _chunks(make: Make, start: int, n: int) -> Iterator[tuple[np.ndarray, float]]:
     """The images in full chunks and a last, possibly smaller one, each with the seconds spent producing it."""
     pending, done, spent, start_time = np.empty(0), start, 0.0, time.monotonic()
-    blocks = iter(make(range(start, n)))
-    for block in blocks:
-        pending = np.concatenate([pending, block]) if len(pending) else block
+    batches = iter(make(range(start, n)))
+    for batch in batches:
+        pending = np.concatenate([pending, batch]) if len(pending) else batch
         spent += time.monotonic() - start_time
         while len(pending) >= (size := min(CHUNK, n - done)) > 0:
-            if done + size == n and (len(pending) > size or next(blocks, None) is not None):
-                raise DdimError("pictures", f"are more than {n}", "give as many as are asked for")
+            if done + size == n and (len(pending) > size or next(batches, None) is not None):
+                raise DdimError("images", f"are more than {n}", f"yield exactly {n}")
             yield pending[:size], spent
             pending, done, spent = pending[size:], done + size, 0.0
         start_time = time.monotonic()
     if done != n:
-        raise DdimError("pictures", f"are {done + len(pending)}, not {n}", "give as many as are asked for")
+        raise DdimError("images", f"are {done + len(pending)}, not {n}", f"yield exactly {n}")
 
 
-def _first(made: FeatureStats, n: int, path: Path | None) -> FeatureStats:
+def _first(stats: FeatureStats, n: int, path: Path | None) -> FeatureStats:
     """The statistics of the first n images of a file that holds n or more."""
-    if made.count == n:
-        return made
-    if n > len(made.features):
-        stored = len(made.features)
-        problem = f"holds {made.count} pictures, of which the features of {stored} are kept"
-        raise DdimError(path, problem, f"ask for at most {stored}, or at least {made.count}")
-    features = made.features[:n]
-    return replace(made, moments=moments.of(features, CHUNK), features=features, images=made.images[:n])
+    if stats.count == n:
+        return stats
+    if n > len(stats.features):
+        stored = len(stats.features)
+        problem = f"has {stats.count} images, with features of {stored} only"
+        raise DdimError(path, problem, f"use at most {stored}, or at least {stats.count}")
+    features = stats.features[:n]
+    return replace(stats, moments=moments.of(features, CHUNK), features=features, images=stats.images[:n])
 
 
 def _write(
-    path: Path | None, asked: Mapping[str, Any], whole: FeatureStats, tail: tuple[np.ndarray, Tensor] | None = None
+    path: Path | None, request: Mapping[str, Any], whole: FeatureStats, tail: tuple[np.ndarray, Tensor] | None = None
 ) -> None:
     if path is None:
         return
@@ -176,7 +178,7 @@ def _write(
     tensors["pictures"] = torch.from_numpy(np.ascontiguousarray(whole.images))
     if tail is not None:
         tensors |= {"tail_pictures": torch.from_numpy(np.ascontiguousarray(tail[0])), "tail_features": tail[1]}
-    meta = {"format": FORMAT, "version": 1, "what": asked, "count": whole.count}
+    meta = {"format": FORMAT, "version": 1, "what": request, "count": whole.count}
     write_tensors(path, tensors, {**meta, "seconds": whole.seconds, "timed": whole.timed})
 
 
@@ -188,13 +190,13 @@ def _fits(sums: Moments, features: Tensor, images: np.ndarray) -> bool:
     return sums_fit and doubles and features.ndim == 2 and images.ndim == 4 and images.dtype == np.uint8
 
 
-def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, FeatureStats]:
+def _read(path: Path, request: Mapping[str, Any]) -> tuple[FeatureStats | None, FeatureStats]:
     """The statistics in a file: of its full chunks, from which it can be resumed, and of all its images."""
     tensors, meta = read_tensors(path)
-    again = "remove it, and it will be made again"
+    again = "remove it to compute it again"
     if meta.get("format") != FORMAT or meta.get("version") != 1:
-        raise DdimError(path, "is not a file of an evaluation of this version", again)
-    was, now = dict(entry(meta, "what", dict, path, hint=again)), json.loads(json.dumps(asked))
+        raise DdimError(path, "is not an evaluation file of this version", again)
+    was, now = dict(entry(meta, "what", dict, path, hint=again)), json.loads(json.dumps(request))
     count, timed = (entry(meta, key, int, path, hint=again) for key in ("count", "timed"))
     try:
         features, images = tensors["features"], tensors["pictures"].numpy()
@@ -203,15 +205,15 @@ def _read(path: Path, asked: Mapping[str, Any]) -> tuple[FeatureStats | None, Fe
             raise ValueError
         whole = FeatureStats(sums, features, images, entry(meta, "seconds", float, path, hint=again), timed)
     except (KeyError, TypeError, ValueError, IndexError):
-        raise DdimError(path, "is not a file of an evaluation of this version", again) from None
+        raise DdimError(path, "is not an evaluation file of this version", again) from None
     software = was.pop("software", None), now.pop("software", None)
     if was != now:
         key = next(key for key in {**was, **now} if was.get(key) != now.get(key))
-        raise DdimError(path, f"is of other pictures: {key} is {shorten(str(was.get(key)))}, not {now.get(key)}", again)
+        raise DdimError(path, f"is of other images: {key} is {shorten(str(was.get(key)))}, not {now.get(key)}", again)
     if software[0] != software[1]:
-        warn(f"{path.name}: was begun with {software[0]}, goes on with {software[1]}; last bits may differ")
+        warn(f"{path.name}: was started with {software[0]} and is resumed with {software[1]}; last bits may differ")
     if not all(torch.isfinite(part).all() for part in (sums.mean, sums.scatter, features)):
-        raise DdimError(path, "holds numbers that are not finite", again)
+        raise DdimError(path, "has numbers that are not finite", again)
     if "tail_features" not in tensors:
         return whole, whole
     return whole if whole.count else None, whole.add(tensors["tail_pictures"].numpy(), tensors["tail_features"])

@@ -54,7 +54,7 @@ def consistency(a: FeatureStats, b: FeatureStats) -> Consistency:
     """
     n, m = min(len(a.images), len(b.images)), min(len(a.features), len(b.features))
     if n < 2 or m < 2:
-        raise DdimError("consistency", "of fewer than two samples", "sample more")
+        raise DdimError("consistency", "needs two or more samples", "draw more")
     x, y = _unit(a.images[:n]), _unit(b.images[:n])
     f, g = a.features[:m].double(), b.features[:m].double()
     return Consistency(

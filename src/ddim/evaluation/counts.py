@@ -10,7 +10,7 @@ def row_name(text: str) -> str:
     try:
         return f"{float(text):g}" if text[:1].isdigit() else text
     except ValueError:
-        raise DdimError(f"--eta {text}", "is not a number", "write --eta 0,0.2,1,hat") from None
+        raise DdimError(f"--eta {text}", "is not a number", "use --eta 0,0.2,1,hat") from None
 
 
 class Counts:
@@ -18,7 +18,7 @@ class Counts:
 
     Args:
         text: Comma-separated entries `[S[:ROW]=]N`, for instance "5000,1000=500,1000:0.2=0". Later entries override
-            earlier ones; N = 0 leaves a cell out.
+            earlier ones; N = 0 skips a cell.
 
     Raises:
         DdimError: If the text cannot be parsed, or an N is negative or 1.
@@ -29,15 +29,15 @@ class Counts:
         self.entries: list[tuple[str, int | None, str | None, int]] = []
         self.used: set[str] = set()
         for part in (part.strip() for part in text.split(",")):
-            place, _, number = part.rpartition("=")
-            steps, _, row = place.partition(":")
+            key, _, number = part.rpartition("=")
+            steps, _, row = key.partition(":")
             try:
                 entry = (part, int(steps) if steps else None, row_name(row) or None, int(number))
             except (ValueError, DdimError):
-                hint = "write -n 5000, or -n 5000,1000=500,1000:0.2=0"
+                hint = "use -n 5000, or -n 5000,1000=500,1000:0.2=0"
                 raise DdimError(f"-n {part}", "is not [S[:ETA]=]N", hint) from None
             if entry[3] < 0 or entry[3] == 1:
-                raise DdimError(f"-n {part}", "are too few samples", "give two or more, or 0 to leave a cell out")
+                raise DdimError(f"-n {part}", "is too few samples", "use 2 or more, or 0 to skip a cell")
             self.entries.append(entry)
 
     def __call__(self, steps: int, row: str) -> int:
@@ -46,11 +46,11 @@ class Counts:
         Raises:
             DdimError: If no entry matches the cell.
         """
-        fitting = [(part, n) for part, s, r, n in self.entries if s in (None, steps) and r in (None, row)]
-        if not fitting:
-            raise DdimError(f"-n {self.text}", f"says nothing of S = {steps}", "begin it with a number for all")
-        self.used |= {part for part, _ in fitting}
-        return fitting[-1][1]
+        matching = [(part, n) for part, s, r, n in self.entries if s in (None, steps) and r in (None, row)]
+        if not matching:
+            raise DdimError(f"-n {self.text}", f"has no number for S = {steps}", "start it with a number for all cells")
+        self.used |= {part for part, _ in matching}
+        return matching[-1][1]
 
     def check_used(self) -> None:
         """Check that every entry was used by a cell.
@@ -60,4 +60,4 @@ class Counts:
         """
         for part, *_ in self.entries:
             if part not in self.used:
-                raise DdimError(f"-n {part}", "fits no cell of the table", "name an S and a row that are asked for")
+                raise DdimError(f"-n {part}", "matches no cell of the table", "use values of --steps and --eta")

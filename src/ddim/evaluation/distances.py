@@ -112,13 +112,13 @@ def distances(samples: Statistics, data: Statistics, seed: int = 0, any_protocol
         check_comparable(samples, data)
     for stats in (samples, data):
         if stats.moments.count < 2:
-            raise DdimError(stats.protocol.data, "holds one picture", "a distance needs two or more, better thousands")
+            raise DdimError(stats.protocol.data, "has one image", "use two or more, better thousands")
     limit = fid_infinity(samples.features, data.moments, seed)
-    error, kept = jackknife(samples.features, data.moments), len(samples.features)
+    error, stored = jackknife(samples.features, data.moments), len(samples.features)
     result: dict[str, Any] = {
         "fd": frechet(samples.moments, data.moments),
-        "fd_error": None if error is None else error * (kept / samples.moments.count) ** 0.5,
-        "kept": kept,
+        "fd_error": None if error is None else error * (stored / samples.moments.count) ** 0.5,
+        "kept": stored,
         "fd_limit": limit.value if limit else None,
         "fd_limit_error": limit.error if limit else None,
     }

@@ -45,13 +45,13 @@ def load(name: str, device: torch.device | str = "cpu", weights: Path | None = N
     if name == INCEPTION:
         return inception(weights, device)
     if weights is not None:
-        raise DdimError("inception weights", f"are given for {name}", "leave them out, or say --extractor inception")
+        raise DdimError("inception weights", f"are set for {name}", "remove them, or use --extractor inception")
     if name in bundled():
         return _bundled(name, bundled()[name], device)
     if Path(name).is_file():
         return from_file(Path(name), device)
     names = ", ".join([*bundled(), INCEPTION])
-    raise DdimError(f"extractor {name}", "is unknown", f"choose of {names}, or give a TorchScript or .pt2 file")
+    raise DdimError(f"extractor {name}", "is unknown", f"use {names}, or a TorchScript or .pt2 file")
 
 
 def choose(shape: tuple[int, int, int], data: str) -> str:
@@ -65,7 +65,7 @@ def choose(shape: tuple[int, int, int], data: str) -> str:
     if shape == (32, 32, 3):
         return "colour32"
     shown = "x".join(map(str, shape))
-    raise DdimError("extractor", f"none of the bundled ones takes {shown}", "give --extractor, such as inception")
+    raise DdimError("extractor", f"no bundled one accepts {shown}", "use --extractor inception")
 
 
 def from_module(
@@ -82,7 +82,7 @@ def from_module(
     Raises:
         DdimError: If a bundled extractor has the name, or it starts with "inception".
     """
-    _check_name(name, "choose a name of its own")
+    _check_name(name, "choose another name")
     module = module.to(device).eval()
     return Extractor(name, checkpoint.digest(module.state_dict()), _float_input(module, device), shape)
 
@@ -101,7 +101,7 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
     check_file(path)
     try:
         if not zipfile.is_zipfile(path):  # torch.export would log its own traceback
-            raise ValueError("it is no archive")
+            raise ValueError("it is not an archive")
         if path.suffix == ".pt2":
             program = torch.export.load(path)
             module = move_to_device_pass(program, device).module()
@@ -116,7 +116,7 @@ def from_file(path: Path, device: torch.device | str = "cpu") -> Extractor:
 def _check_name(name: str, hint: str) -> None:
     """Raise DdimError for the name of a bundled extractor or of Inception, to keep distances distinguishable."""
     if name in bundled() or name.startswith(INCEPTION):
-        raise DdimError(f"extractor {name}", "is the name of another one", hint)
+        raise DdimError(f"extractor {name}", "is the name of another extractor", hint)
 
 
 def _reason(error: Exception) -> str:
@@ -130,25 +130,25 @@ def _float_input(module: Callable[[Tensor], Tensor], device: torch.device | str)
             features = module(to_float(images).to(device))
             return features.flatten(1) if features.ndim > 1 else features
         except Exception as error:  # a user's module may raise anything
-            problem = f"fails on pictures {images.shape} ({_reason(error)})"
-            raise DdimError("extractor", problem, "it must take float (B, C, H, W) in [-1, 1]") from None
+            problem = f"fails on images {images.shape} ({_reason(error)})"
+            raise DdimError("extractor", problem, "it must accept float (B, C, H, W) in [-1, 1]") from None
 
     return function
 
 
 def _bundled(name: str, folder: Path, device: torch.device | str) -> Extractor:
-    about = read_sealed_json(folder / "config.json", dict, again="install ddim again")
+    about = read_sealed_json(folder / "config.json", dict, again="reinstall ddim")
     weights = folder / "model.safetensors"
     check_file(weights)
     digest = sha256(weights)
     if digest != about["sha256"]:
-        raise DdimError(weights, "does not match its checksum", "install ddim again")
+        raise DdimError(weights, "does not match its checksum", "reinstall ddim")
     network = config_of(about["network"]).build()
     tensors, _ = read_tensors(weights)
     network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
     network = network.to(device).eval().requires_grad_(False)
     side, channels = network.config.side, network.config.in_channels
-    note = f"{about['test_accuracy']:.2%} of the test labels of {about['trained_on']['data']} right"
+    note = f"{about['test_accuracy']:.2%} test accuracy on {about['trained_on']['data']}"
 
     def function(images: np.ndarray) -> Tensor:
         return network.features(to_float(images).to(device))

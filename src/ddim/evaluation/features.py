@@ -55,11 +55,13 @@ class Extractor:
         """
         if images.dtype != np.uint8 or images.ndim != 4:
             problem = f"are {images.dtype} {images.shape}"
-            raise DdimError("pictures", problem, "give uint8 (N, H, W, C), see ddim.pixels.to_uint8")
+            raise DdimError("images", problem, "pass uint8 (N, H, W, C), see ddim.pixels.to_uint8")
         if self.shape is not None and images.shape[1:] != self.shape:
             shown = "x".join(map(str, images.shape[1:]))
-            takes = "x".join(map(str, self.shape))
-            raise DdimError(f"extractor {self.name}", f"takes {takes}, the pictures are {shown}", "choose another one")
+            accepted = "x".join(map(str, self.shape))
+            raise DdimError(
+                f"extractor {self.name}", f"accepts {accepted}, the images are {shown}", "choose another one"
+            )
         parts = []
         for first in range(0, len(images), self.batch):
             part = images[first : first + self.batch]
@@ -67,12 +69,12 @@ class Extractor:
             with torch.no_grad():
                 features = self.function(full)
             if features.ndim != 2 or len(features) != self.batch:
-                problem = f"gives {tuple(features.shape)} for {self.batch} pictures"
-                raise DdimError(f"extractor {self.name}", problem, "it must give one vector a picture, (B, D)")
+                problem = f"returns {tuple(features.shape)} for {self.batch} images"
+                raise DdimError(f"extractor {self.name}", problem, "it must return one vector per image, (B, D)")
             parts.append(features[: len(part)].to("cpu", torch.float32))
         out = torch.cat(parts)
         if not torch.isfinite(out).all():
-            raise DdimError(f"extractor {self.name}", "gives numbers that are not finite", "mend it or its weights")
+            raise DdimError(f"extractor {self.name}", "returns numbers that are not finite", "fix it or its weights")
         return out
 
 

@@ -31,7 +31,7 @@ from ddim.sampling.microbatch import Label, labels_of
 
 ETAS = ("0", "0.2", "0.5", "1", "hat")
 STEPS = (10, 20, 50, 100, 1000)
-PAIRS = 2000  # features kept per cell for `consistency`
+PAIRS = 2000  # features stored per cell for `consistency`
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +69,13 @@ class Progress:
         cell: The current cell.
         done: Number of its samples done.
         nfe: Network evaluations for samples so far, over all cells, including those of earlier runs.
-        found: Network evaluations of earlier runs.
+        resumed: Network evaluations of earlier runs.
     """
 
     cell: TableCell
     done: int
     nfe: int
-    found: int
+    resumed: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def cells(
     rows = [row_name(row) for row in rows]
     for name, values in (("--steps", [*map(str, steps)]), ("--eta", rows)):
         if len({*values}) < len(values) or not values:
-            raise DdimError(f"{name} {','.join(values)}", "names one twice, or none", "name each once")
+            raise DdimError(f"{name} {','.join(values)}", "repeats a value, or is empty", "list each value once")
     result = []
     for s in sorted(steps):
         for row in rows:
@@ -132,13 +132,13 @@ def cells(
             result.append(TableCell(row, s, count, _plan(model, row, s, grid, settings)))
     n.check_used()
     if not result:
-        raise DdimError("the table", "has no cell left", "give -n a number for one")
+        raise DdimError("the table", "has no cell", "use -n with a number > 0 for one")
     return result
 
 
 def _plan(model: Model, row: str, steps: int, grid: str | None, settings: dict[str, Any]) -> BasePlan[Any]:
     if row == "hat" and "sigma" not in model.planner.SETTINGS:
-        raise DdimError("--eta hat", "is not a sampler of discrete data", "leave it out")
+        raise DdimError("--eta hat", "is not available for discrete data", "remove it")
     noise: dict[str, Any] = {"sigma": "hat"} if row == "hat" else {"eta": float(row)} if row[:1].isdigit() else {}
     sampler: dict[str, Any] = {} if noise else {"sampler": row}
     if row == "auto":
@@ -149,7 +149,7 @@ def _plan(model: Model, row: str, steps: int, grid: str | None, settings: dict[s
 
 def check(
     model: Model,
-    some: Sequence[TableCell],
+    table: Sequence[TableCell],
     seed: int,
     name: str = "",
     label: Label = None,
@@ -159,7 +159,7 @@ def check(
 
     Args:
         model: The model.
-        some: The cells.
+        table: The cells.
         seed: Seed of the samples.
         name: The model's name.
         label: Class labels for a conditional model, see `ddim.sampling.microbatch.Label`.
@@ -168,9 +168,9 @@ def check(
     Raises:
         DdimError: If the seed or label is invalid, a required label is missing, or a folder holds something else.
     """
-    for cell in some:
+    for cell in table:
         image_sets.from_model(model, cell.plan, cell.n, seed, label=label)
-    for cell in some if images else ():
+    for cell in table if images else ():
         steps = generate(model, cell.plan, (images or Path()) / cell.folder, cell.n, 0, seed, name, CHUNK, label)
         with contextlib.closing(steps):
             next(steps)
@@ -178,7 +178,7 @@ def check(
 
 def iter_fill(
     model: Model,
-    some: Sequence[TableCell],
+    table: Sequence[TableCell],
     data: Statistics,
     extractor: Extractor,
     folder: Path,
@@ -191,7 +191,7 @@ def iter_fill(
 
     Args:
         model: The model.
-        some: The cells.
+        table: The cells.
         data: Statistics of the data to compare with.
         extractor: The feature extractor of samples and data.
         folder: Folder of the cells' files, named by a hash of their settings; created if missing.
@@ -209,7 +209,7 @@ def iter_fill(
     make_folder(folder)
     measured: list[Measured] = []
     nfe = resumed = 0
-    for cell in some:
+    for cell in table:
         samples_folder = images / cell.folder if images else None
         source = image_sets.from_model(model, cell.plan, cell.n, seed, name, label, samples_folder)
         path = folder / f"{cell.folder}-{digest(source.what, extractor)}.safetensors"
@@ -259,7 +259,7 @@ def _figures(path: Path, samples: Statistics, data: Statistics, seed: int) -> di
             return dict(entry(cached, "figures", dict, cache))
     except DdimError:
         if cache.exists():
-            warn(f"{cache}: is damaged, or of another version; it is made again")
+            warn(f"{cache}: is damaged, or of another version; it is computed again")
     figures = distances(samples, data, seed)
     write_json(cache, {"asked": request, "figures": figures})
     return figures

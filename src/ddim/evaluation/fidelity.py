@@ -76,7 +76,7 @@ def kid(a: torch.Tensor, b: torch.Tensor, seed: int = 0, subsets: int = 50) -> d
 
     size = min(1000, len(a) // 2, len(b) // 2)
     if size < 2:
-        raise DdimError("KID", f"cannot be had of {min(len(a), len(b))} pictures", "give four or more")
+        raise DdimError("KID", f"is not defined for {min(len(a), len(b))} images", "use four or more")
     settings = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": seed % 2**32, "verbose": False}
     metrics = kid_features_to_metric(a.double(), b.double(), **settings)
     return {"kid": metrics[KEY_METRIC_KID_MEAN], "kid_std": metrics[KEY_METRIC_KID_STD], "kid_subset": size}
@@ -100,6 +100,6 @@ def precision_recall(samples: torch.Tensor, real: torch.Tensor, neighbours: int 
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     if min(len(samples), len(real)) <= neighbours:
-        raise DdimError("precision and recall", "of too few pictures", f"give more than {neighbours} of each")
+        raise DdimError("precision and recall", "need more images", f"use more than {neighbours} of each")
     metrics = prc_features_to_metric(samples, real, prc_neighborhood=neighbours, verbose=False, save_cpu_ram=True)
     return {"precision": metrics[KEY_METRIC_PRECISION], "recall": metrics[KEY_METRIC_RECALL], "neighbours": neighbours}

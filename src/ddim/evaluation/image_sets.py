@@ -55,21 +55,21 @@ class ImageSource:
     timed: bool = True
 
 
-def from_data(found: ImageSet) -> ImageSource:
+def from_data(dataset: ImageSet) -> ImageSource:
     """A dataset or a folder of images, in a fixed shuffled order that mixes its classes."""
-    order = permutation(0, 0, len(found))
+    order = permutation(0, 0, len(dataset))
 
-    def make(some: range) -> Iterator[np.ndarray]:
-        for first in range(some.start, some.stop, 512):
-            yield found.batch(order[first : min(first + 512, some.stop)])
+    def make(indices: range) -> Iterator[np.ndarray]:
+        for first in range(indices.start, indices.stop, 512):
+            yield dataset.batch(order[first : min(first + 512, indices.stop)])
 
-    policy, digest = found.policy, found.fingerprint()
-    what = {"data": found.name, "split": found.split, "fingerprint": digest, "count": len(found)}
+    policy, digest = dataset.policy, dataset.fingerprint()
+    what = {"data": dataset.name, "split": dataset.split, "fingerprint": digest, "count": len(dataset)}
     what |= {"policy": policy.model_dump()}
     height, width, channels = policy.shape
     grid = f"{height}x{width}x{channels}"
     resize = "" if policy.fit == "exact" else f"{policy.fit}, {policy.filter}"
-    return ImageSource(found.name, len(found), make, what, grid, found.split, digest, resize)
+    return ImageSource(dataset.name, len(dataset), make, what, grid, dataset.split, digest, resize)
 
 
 def from_model(
@@ -101,17 +101,19 @@ def from_model(
     model.denoiser(None if first is None else torch.tensor(first))
     model.noise(1, seed)
 
-    def make(some: range) -> Iterator[np.ndarray]:
-        labels = labels_of(label, some, classes)
-        for block in model.sample_blocks(plan, some, seed, labels):
+    def make(indices: range) -> Iterator[np.ndarray]:
+        labels = labels_of(label, indices, classes)
+        for block in model.sample_blocks(plan, indices, seed, labels):
             if not torch.isfinite(block).all():
-                raise DdimError("samples", "are not finite numbers", either("use another grid", "use dtype='float32'"))
+                raise DdimError(
+                    "samples", "have values that are not finite", either("use another grid", "use dtype='float32'")
+                )
             yield np.stack(model.kind.render(block))
 
-    def make_stored(some: range) -> Iterator[np.ndarray]:
+    def make_stored(indices: range) -> Iterator[np.ndarray]:
         assert folder is not None
-        for first in range(some.start, some.stop, CHUNK):
-            n = min(CHUNK, some.stop - first)
+        for first in range(indices.start, indices.stop, CHUNK):
+            n = min(CHUNK, indices.stop - first)
             for _ in generate(model, plan, folder, n, first, seed, name, n, label):
                 pass
             yield read_sheet(folder, range(first, first + n))
@@ -122,7 +124,7 @@ def from_model(
     return ImageSource(f"{name} {plan.name}", n, make_stored if folder else make, what, grid, timed=folder is None)
 
 
-def from_arrays(images: Arrays | Iterable[Arrays], name: str = "pictures") -> ImageSource:
+def from_arrays(images: Arrays | Iterable[Arrays], name: str = "images") -> ImageSource:
     """The images of an array or of an iterable of arrays, which is read once into memory.
 
     Args:
@@ -135,13 +137,13 @@ def from_arrays(images: Arrays | Iterable[Arrays], name: str = "pictures") -> Im
     parts = [images] if isinstance(images, np.ndarray | Tensor) else [*images]
     arrays = [_as_uint8(part) for part in parts]
     if not sum(map(len, arrays)):
-        raise DdimError(name, "holds no pictures", "give at least two")
+        raise DdimError(name, "has no images", "pass at least two")
     if len({part.shape[1:] for part in arrays}) > 1:
         shapes = ", ".join(sorted({"x".join(map(str, part.shape[1:])) for part in arrays}))
-        raise DdimError(name, f"holds pictures of several sizes ({shapes})", "bring them to one size first")
+        raise DdimError(name, f"has images of several sizes ({shapes})", "resize them to one size first")
     whole = np.concatenate(arrays)
     height, width, channels = whole.shape[1:]
-    make: Callable[[range], list[np.ndarray]] = lambda some: [whole[some.start : some.stop]]  # noqa: E731
+    make: Callable[[range], list[np.ndarray]] = lambda indices: [whole[indices.start : indices.stop]]  # noqa: E731
     return ImageSource(name, len(whole), make, {"data": name}, f"{height}x{width}x{channels}")
 
 
@@ -150,14 +152,14 @@ def _as_uint8(part: Arrays) -> np.ndarray:
         floats = torch.as_tensor(part)
         if floats.ndim == 4 and torch.isfinite(floats).all():
             if len(floats) and floats.abs().max() > FARTHEST:
-                problem = f"reach {float(floats.abs().max()):g}, and floats are in [-1, 1]"
-                raise DdimError("pictures", problem, "divide by 127.5 and subtract 1, or give uint8")
+                problem = f"reach {float(floats.abs().max()):g}, outside [-1, 1]"
+                raise DdimError("images", problem, "divide by 127.5 and subtract 1, or pass uint8")
             return to_uint8(floats)
-        raise DdimError("pictures", f"are {tuple(floats.shape)}, or not finite", "give (N, C, H, W) in [-1, 1]")
+        raise DdimError("images", f"are {tuple(floats.shape)}, or not finite", "pass (N, C, H, W) in [-1, 1]")
     array = part.numpy() if isinstance(part, Tensor) else np.asarray(part)
     if array.dtype != np.uint8 or array.ndim != 4:
         problem = f"are {array.dtype} {array.shape}"
-        raise DdimError("pictures", problem, "give uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]")
+        raise DdimError("images", problem, "pass uint8 (N, H, W, C), or float (N, C, H, W) in [-1, 1]")
     return array
 
 
@@ -187,7 +189,7 @@ def iter_measure(
 
 
 def measure(
-    images: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "pictures"
+    images: ImageSource | ImageSet | Arrays | Iterable[Arrays], extractor: Extractor, name: str = "images"
 ) -> Statistics:
     """Feature statistics of images from any source.
 

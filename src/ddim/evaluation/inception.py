@@ -39,11 +39,11 @@ def inception(
     """
     fidelity.need("Inception")
     path = _downloaded() if weights is None else weights
-    check_file(path, LARGEST, f"give {FILE}, or leave it out to download it")
+    check_file(path, LARGEST, f"use {FILE}, or remove the option to download it")
     digest = sha256(path)
     if digest != expected:
         problem = f"has SHA-256 {digest[:12]}..., not {expected[:12]}..."
-        raise DdimError(path, problem, f"give the file {FILE}, or remove it to download it again")
+        raise DdimError(path, problem, f"use the file {FILE}, or remove it to download it again")
     network = _network(path).to(device)
     name = INCEPTION if digest == SHA256 else f"inception-{digest[:8]}"
 
@@ -70,7 +70,7 @@ def _network(path: Path) -> Any:
         return FeatureExtractorInceptionV3("inception-v3-compat", [LAYER], feature_extractor_weights_path=buffer)
     except Exception as error:  # torch and its unpickler raise many exception types
         reason = str(error).strip().splitlines()[0]
-        raise DdimError(path, f"does not hold Inception's weights ({reason})", f"give the file {FILE}") from None
+        raise DdimError(path, f"does not hold Inception's weights ({reason})", f"use the file {FILE}") from None
 
 
 def _downloaded() -> Path:
@@ -84,7 +84,7 @@ def _downloaded() -> Path:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=SHA256[:8], progress=False)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "reason", None) or error
-            problem = f"are not there and cannot be downloaded ({reason})"
-            hint = f"give {FILE} with --inception-weights, or choose a bundled extractor"
+            problem = f"are missing and cannot be downloaded ({reason})"
+            hint = f"use --inception-weights {FILE}, or a bundled extractor"
             raise DdimError("Inception's weights", problem, hint) from None
     return path

@@ -42,8 +42,8 @@ class Traced:
             x = state[:, :-1].detach().requires_grad_()
             eps = self.denoise(x.reshape(-1, *self.shape), level).eps.flatten(1)
             trace = self._trace(eps, x) * level.signal  # d / d xbar = signal d / d x
-        both = torch.cat([eps.detach(), trace[:, None]], 1)
-        return Prediction(x0_from_eps(both, state, level), both)
+        augmented = torch.cat([eps.detach(), trace[:, None]], 1)
+        return Prediction(x0_from_eps(augmented, state, level), augmented)
 
     def _trace(self, eps: Tensor, x: Tensor) -> Tensor:
         if self.probes is None:
@@ -86,7 +86,7 @@ def log_density(
         ValueError: If the plan has noise or clipping, or t does not increase from above 0.
     """
     if plan.stochastic or plan.clip_x0 or plan.start.t == 0 or not plan.end.log_snr < plan.start.log_snr:
-        raise ValueError("the change of variables needs rising levels above t = 0, without noise or clipping")
+        raise ValueError("the change of variables needs a plan of increasing t > 0, without noise or clipping")
     flat = x.flatten(1).double()
     state = torch.cat([flat, torch.zeros_like(flat[:, :1])], 1)
     final = run(Traced(denoise, tuple(x.shape[1:]), probes), plan, state)

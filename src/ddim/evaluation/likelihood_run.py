@@ -83,7 +83,7 @@ def measure(
     what |= {"data_sha256": hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()}
     what |= identity(model, request.plan, name) | {"network_calls": request.nfe}
     with claimed(folder, MANIFEST, BLOCKS) as owned:
-        write_or_verify(folder, what, 0, len(images), "figures")
+        write_or_verify(folder, what, 0, len(images), "likelihoods")
         remove_parts(folder)
         blocks = _read_blocks(folder / BLOCKS, request, model.micro_batch, len(images))
         yield blocks
@@ -106,8 +106,8 @@ def _read_blocks(path: Path, request: Request, size: int, total: int) -> list[Bl
         lengths = (count, 0, 1 + len(request.plan)) if request.method == "bound" else (count, count, 0)
         block = Block(**line)
         parts = [np.array(part, dtype=np.float64) for part in (block.bits, block.error, block.terms)]
-        right = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
-        return block if right and block.first == first else None
+        valid = all(p.shape == (n,) and np.isfinite(p).all() for p, n in zip(parts, lengths, strict=True))
+        return block if valid and block.first == first else None
 
     return read_journal(path, parse)
 
@@ -122,17 +122,17 @@ def _block(model: Model, images: np.ndarray, first: int, request: Request) -> Bl
         with torch.no_grad():
             each = _bound(model, x0, noise, request, request.rows(first))
         terms = torch.stack([bits(term, x0[0].numel()) for term in each])[:, :count].cpu()
-        figures, error = terms.sum(0), torch.empty(0)
+        values, error = terms.sum(0), torch.empty(0)
     else:
         terms = torch.empty(0, 0)
-        figures, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
-    if not (torch.isfinite(figures).all() and torch.isfinite(error).all()):
+        values, error = (value[:count].cpu() for value in _ode(model, x0, noise, request))
+    if not (torch.isfinite(values).all() and torch.isfinite(error).all()):
         raise DdimError(
-            f"pictures {first}..{first + count - 1}",
-            "have a figure that is not finite",
+            f"images {first}..{first + count - 1}",
+            "have a value that is not finite",
             "use float32, or a less extreme sigma, in a new folder",
         )
-    return Block(first, figures.tolist(), error.tolist(), terms.sum(1).tolist())
+    return Block(first, values.tolist(), error.tolist(), terms.sum(1).tolist())
 
 
 def _bound(model: Model, x0: Tensor, noise: Noise, request: Request, rows: Sequence[tuple[int, int]]) -> list[Tensor]:
@@ -223,7 +223,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if (self.method == "ode") != (self.check is not None) or (self.method == "bound" and self.last_sigma is None):
-            raise ValueError("a bound needs last_sigma, the ODE a second plan: see `bound_request` and `ode_request`")
+            raise ValueError("a bound needs last_sigma, the ODE needs check: see `bound_request` and `ode_request`")
 
     @property
     def nfe(self) -> int:
@@ -285,7 +285,7 @@ def token_request(model: Model, plan: CategoricalPlan, seed: int = 0, draws: int
 
 def _check_draws(plan: BasePlan[Any], draws: int) -> None:
     if draws and not 2 <= draws <= len(plan):
-        raise DdimError(f"draws {draws}", f"is outside 2..{len(plan)}, the plan's steps", "leave it out for all")
+        raise DdimError(f"draws {draws}", f"is outside 2..{len(plan)}, the plan's steps", "remove it to evaluate all")
 
 
 def ode_request(
@@ -311,18 +311,18 @@ def ode_request(
         DdimError: If a number is out of range, or the schedule has no signal at T.
     """
     if steps > model.schedule.T:
-        raise DdimError(f"steps {steps}", f"is more than T = {model.schedule.T}", "give fewer; 40 is the default")
+        raise DdimError(f"steps {steps}", f"is more than T = {model.schedule.T}", "use fewer; 40 is the default")
     if steps < 2 or steps % 2:
-        raise DdimError(f"steps {steps}", "is not an even number >= 2", "half of them are run for the error estimate")
+        raise DdimError(f"steps {steps}", "is not an even number >= 2", "use steps=40; half are run for the error")
     if probes < 1:
-        raise DdimError(f"probes {probes}", "is less than 1", "give 1 or more")
+        raise DdimError(f"probes {probes}", "is less than 1", "use 1 or more")
     _check_model(model, seed)
     schedule = model.schedule
     if schedule.T < 2:
-        raise DdimError("the ODE", "has no way to go on a schedule of one time", "take a schedule of more")
+        raise DdimError("the ODE", "needs a schedule with T >= 2", either("use method='bound'"))
     first, top = schedule.level(1), schedule.level(schedule.T)
     if not math.isfinite(top.log_snr):
-        raise DdimError("the ODE", "has no start where there is no signal at T", "take the method bound")
+        raise DdimError("the ODE", "is not defined for a schedule without signal at T", either("use method='bound'"))
     inner = [first.log_snr + (top.log_snr - first.log_snr) * i / steps for i in range(1, steps)]
     levels = schedule.levels([1.0, *(schedule.time_at_log_snr(value) for value in inner), float(schedule.T)])
     plan = samplers.runge_kutta(levels, schedule, about=f"even in log-SNR, {steps} steps")
@@ -340,7 +340,7 @@ def _check_model(model: Model, seed: int) -> None:
     """Check the model and the seed before the output folder is created."""
     model.noise(1, seed)
     if model.config.needs_label:
-        raise DdimError("model", "was never trained without a label", "this likelihood is one without: take another")
+        raise DdimError("model", "was not trained without labels, as this likelihood needs", "use another model")
 
 
 def default_last_sigma(plan: Plan) -> float:
@@ -352,7 +352,7 @@ def default_last_sigma(plan: Plan) -> float:
     if len(plan) < 2:
         raise DdimError(
             "plan",
-            "has one step only, so no step before the last",
-            either("take two steps or more", "say it with last_sigma=0.01"),
+            "has only one step, so no default last_sigma",
+            either("use two steps or more", "use last_sigma=0.01"),
         )
     return plan.rows[-2].z

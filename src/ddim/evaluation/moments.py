@@ -44,9 +44,9 @@ class Moments:
         """Add the vectors of other moments in place; returns self."""
         if not other.count:
             return self
-        total, away = self.count + other.count, other.mean - self.mean
-        self.scatter += other.scatter + torch.outer(away, away) * (self.count * other.count / total)
-        self.mean += away * (other.count / total)
+        total, shift = self.count + other.count, other.mean - self.mean
+        self.scatter += other.scatter + torch.outer(shift, shift) * (self.count * other.count / total)
+        self.mean += shift * (other.count / total)
         self.count = total
         return self
 
@@ -62,7 +62,7 @@ class Moments:
             DdimError: If there are fewer than two vectors.
         """
         if self.count < 2:
-            raise DdimError("statistics", f"are of {self.count} picture", "a covariance needs two or more")
+            raise DdimError("statistics", f"have {self.count} image", "use two or more for a covariance")
         return self.scatter / (self.count - 1)
 
 
@@ -89,7 +89,7 @@ def factor(moments: Moments) -> Tensor:
     floor = moments.dim * torch.finfo(torch.float64).eps * largest
     # Cancellation in the accumulated sums of float32 features is far below 1e-6 of the largest eigenvalue.
     if float(values.min()) < -max(floor, 1e-6 * largest):
-        raise DdimError("statistics", "have a covariance with a negative eigenvalue", "make them again")
+        raise DdimError("statistics", "have a covariance with a negative eigenvalue", "compute them again")
     significant = values > floor
     result: Tensor = vectors[:, significant] * values[significant].sqrt()
     return result
@@ -116,14 +116,14 @@ def frechet(a: Moments, b: Moments, factor_b: Tensor | None = None) -> float:
             covariance with a negative eigenvalue.
     """
     if a.dim != b.dim:
-        raise DdimError("statistics", f"are of {a.dim} and of {b.dim} features", "use one extractor for both")
+        raise DdimError("statistics", f"have {a.dim} and {b.dim} features", "use one extractor for both")
     first, second = a.covariance, b.covariance
     if not all(torch.isfinite(part).all() for part in (a.mean, b.mean, first, second)):
-        raise DdimError("statistics", "hold numbers that are not finite", "make them again")
+        raise DdimError("statistics", "have numbers that are not finite", "compute them again")
     if torch.equal(a.mean, b.mean) and torch.equal(first, second):
         return 0.0
     cross = torch.linalg.svdvals(factor(a).T @ (factor(b) if factor_b is None else factor_b)).sum()
-    away = (a.mean - b.mean).square().sum()
+    shift = (a.mean - b.mean).square().sum()
     # The exact value is never negative, since `factor` has checked both covariances; rounding errors are about 1e-13 of
     # the traces.
-    return max(0.0, float(away + first.trace() + second.trace() - 2 * cross))
+    return max(0.0, float(shift + first.trace() + second.trace() - 2 * cross))

@@ -53,22 +53,22 @@ class RoundTrip:
         return 2 * math.sqrt(self.mse)
 
 
-def round_trips(model: Model, images: np.ndarray, way: Inversion) -> Iterator[RoundTrip]:
+def round_trips(model: Model, images: np.ndarray, inversion: Inversion) -> Iterator[RoundTrip]:
     """Encode and decode images in micro-batches.
 
     Args:
         model: The model.
         images: uint8, (N, H, W, C).
-        way: The inversion method and its plans, see `Model.inversion`.
+        inversion: The inversion method and its plans, see `Model.inversion`.
 
     Yields:
         A `RoundTrip` of up to `model.micro_batch` images.
     """
     for part in torch.split(to_float(images), model.micro_batch):
         start_time = time.monotonic()
-        [encoding] = model.encode_blocks(way, part)
+        [encoding] = model.encode_blocks(inversion, part)
         start, beside = (encoding.latents, []) if encoding.earlier is None else (encoding.earlier, [encoding.latents])
-        again = torch.cat([*model.run_blocks(way.resume_plan, start, beside)]).cpu()
+        again = torch.cat([*model.run_blocks(inversion.resume_plan, start, beside)]).cpu()
         yield RoundTrip(
             to_uint8(again),
             reconstruction_error(part, again),
@@ -82,5 +82,5 @@ def round_trips(model: Model, images: np.ndarray, way: Inversion) -> Iterator[Ro
 def join(parts: list[RoundTrip]) -> RoundTrip:
     """Concatenate round trips of the same plans."""
     again = np.concatenate([part.again for part in parts])
-    names = ("error", "largest", "latent_std", "calls", "seconds")
+    names = ("error", "largest", "latent_std", "nfe", "seconds")
     return RoundTrip(again, *(torch.cat([getattr(part, name) for part in parts]) for name in names))

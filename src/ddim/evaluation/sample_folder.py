@@ -46,26 +46,26 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class SampleProgress:
     """Progress of bulk sampling.
 
     Args:
         done: Requested samples that are in the folder.
         total: Requested samples.
-        found: Requested samples that were in the folder at the start.
-        remade: Samples whose files had changed since they were written, and that are generated again.
+        existing: Requested samples that were in the folder at the start.
+        regenerated: Samples whose files had changed since they were written, and that are generated again.
     """
 
     done: int
     total: int
-    found: int
-    remade: int = 0
+    existing: int
+    regenerated: int = 0
 
     @property
     def before(self) -> str:
-        """The initial state of the folder as text: " (6 were there, 3 remade)"; "" if it held no samples."""
-        parts = [f"{self.found} were there"] if self.found else []
-        parts += [f"{self.remade} remade"] if self.remade else []
+        """The initial state of the folder as text: " (6 existed, 3 regenerated)"; "" if it held no samples."""
+        parts = [f"{self.existing} existed"] if self.existing else []
+        parts += [f"{self.regenerated} regenerated"] if self.regenerated else []
         return f" ({', '.join(parts)})" if parts else ""
 
 
@@ -74,12 +74,12 @@ class Edit:
     """An image edit: the source image and the constraint of the samples.
 
     Args:
-        said: Description of `origin` and `hook` with their checksums, for the manifest.
+        description: Description of `origin` and `hook` with their checksums, for the manifest.
         origin: Image to start from, partly noised: float, (1, C, H, W), in [-1, 1].
         hook: Function applied to each predicted x_0, see `ddim.x0_hooks`.
     """
 
-    said: Mapping[str, Any]
+    description: Mapping[str, Any]
     origin: Tensor | None = None
     hook: Hook | None = None
 
@@ -97,7 +97,7 @@ def generate(
     guidance: Guidance | None = None,
     edit: Edit | None = None,
     force: bool = False,
-) -> Generator[Made, None, None]:
+) -> Generator[SampleProgress, None, None]:
     """Generate samples start..start + n - 1 of a run that are not in the folder yet.
 
     Args:
@@ -126,7 +126,7 @@ def generate(
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
     settings = {"seed": seed, "label": label, "guidance": scale}
-    kind = {"format": "ddim-edited", "edit": edit.said} if edit else {"format": "ddim-samples"}
+    kind = {"format": "ddim-edited", "edit": edit.description} if edit else {"format": "ddim-samples"}
     what = {**kind, "version": 1, **settings, **identity(model, plan, name)}
 
     def text(index: int) -> dict[str, str]:
@@ -146,7 +146,7 @@ def _check_arguments(plan: BasePlan[Any], n: int, start: int, seed: int, batch: 
     """Check the ranges of the arguments; returns the guidance scale, a list of one per row if it is a function."""
     for argument, value, least in (("n", n, 1), ("start", start, 0), ("batch", batch, 1)):
         if value < least:
-            raise DdimError(f"{argument} {value}", f"is less than {least}", f"give {least} or more")
+            raise DdimError(f"{argument} {value}", f"is less than {least}", f"use {least} or more")
     check_samples(n, start)
     if not 0 <= seed < 2**64:
         raise DdimError(f"seed {seed}", "is outside 0..2^64-1", "choose another seed")
@@ -166,7 +166,7 @@ def decode(
     name: str = "",
     beside: Sequence[Tensor] = (),
     force: bool = False,
-) -> Generator[Made, None, None]:
+) -> Generator[SampleProgress, None, None]:
     """Decode the latents whose images are not in the folder yet.
 
     Args:
@@ -188,12 +188,10 @@ def decode(
     model.check_plan(plan)
     for state in (latents, *beside):
         if state.shape[1:] != model.shape:
-            raise DdimError(
-                "latents", f"are {tuple(state.shape[1:])}, the model's are {model.shape}", "use this model's"
-            )
+            raise DdimError("latents", f"are {tuple(state.shape[1:])}, not {model.shape}", "use latents of this model")
     if plan.end.t > 1 or plan.start.t <= plan.end.t:
         problem = f"goes from t = {plan.start.t:g} to {plan.end.t:g}"
-        raise DdimError("plan", problem, "to decode it must end at t = 0, or at most 1")
+        raise DdimError("plan", problem, "use a plan that ends at t = 0, or at most 1")
     digest = hashlib.sha256(b"".join(state.contiguous().numpy().tobytes() for state in (latents, *beside))).hexdigest()
     what = {"format": "ddim-decoded", "version": 1, "latents_sha256": digest, **identity(model, plan, name)}
     what["names"] = list(names)
@@ -237,7 +235,7 @@ def _fill(
     batch: int,
     make: Callable[[Sequence[int]], Iterator[Tensor]],
     force: bool,
-) -> Generator[Made, None, None]:
+) -> Generator[SampleProgress, None, None]:
     kind = model.kind
     text = {"model": what["model"]["name"], "model_sha256": what["model"]["sha256"], "plan": what["plan_name"]}
     text |= {"plan_sha256": _digest(what["plan"])}
@@ -250,18 +248,18 @@ def _fill(
         remove_parts(folder)
         with Finished(folder, earlier, lambda path: kind.is_whole(path, about(int(path.stem)))) as finished:
             present = _present(kind, folder, indices)
-            places, remade = finished.missing([kind.path(folder, index) for index in present])
-            sound = {*present} - {present[place] for place in places}
-            existing, done = len(sound), 0
-            yield Made(existing, len(indices), existing, remade)
+            missing_places, regenerated = finished.missing([kind.path(folder, index) for index in present])
+            valid = {*present} - {present[place] for place in missing_places}
+            existing, done = len(valid), 0
+            yield SampleProgress(existing, len(indices), existing, regenerated)
             waiting: deque[int] = deque()
-            missing = (index for index in indices if index not in sound)
+            missing = (index for index in indices if index not in valid)
             blocks = _plausible(_in_parts(make, missing, PART * model.micro_batch, waiting), kind, force)
             for files in _rendered(kind, folder, waiting, blocks, batch, lambda index: {**about(index), **_SOFTWARE}):
                 finished.write(files)
                 owned.keep()
                 done += len(files)
-                yield Made(existing + done, len(indices), existing, remade)
+                yield SampleProgress(existing + done, len(indices), existing, regenerated)
 
 
 def _rendered(
@@ -276,8 +274,8 @@ def _rendered(
     files: list[tuple[Path, bytes]] = []
     for block in blocks:
         if not torch.isfinite(block).all():
-            remedy = either("use another grid", "use dtype='float32'", "use clip_x0=True")
-            raise DdimError("samples", "are not finite numbers", remedy)
+            hint = either("use another grid", "use dtype='float32'", "use clip_x0=True")
+            raise DdimError("samples", "have values that are not finite", hint)
         for sample in kind.render(block):
             index = waiting.popleft()
             files.append((kind.path(folder, index), kind.file_of(sample, about(index))))
@@ -312,7 +310,7 @@ def _digest(plan: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan).encode()).hexdigest()[:16]
 
 
-def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind: str = "pictures") -> bool:
+def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, noun: str = "images") -> bool:
     """Write a folder's manifest, or verify that the existing one is of the same run and add the new range to it.
 
     Args:
@@ -321,7 +319,7 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
             ignored.
         start: Index of the first requested sample.
         n: Number of requested samples.
-        kind: Plural noun for the folder's content in messages.
+        noun: Plural noun for the folder's content in messages.
 
     Returns:
         Whether the manifest was written by an earlier version of this library, without a checksum.
@@ -337,22 +335,22 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, kind
         text = unseal(data, path)
         old = of_kind(parse_json(text, path, again), dict, path, again)
         if not _are_ranges(old_ranges := old.pop("ranges", None)):
-            raise DdimError(path, f"is not a manifest of {kind}: ranges are not lists of two indices", again)
+            raise DdimError(path, f"is not a manifest of {noun}: ranges are not lists of two indices", again)
         ranges = _merge([*old_ranges, *ranges])
         for key, value in what.items():
             was = old.get(key)
             if was == value:
                 continue
             if key == "software":
-                warn(f"{folder}: was begun with {was}, goes on with {value}; bytes may differ")
+                warn(f"{folder}: was started with {was} and is resumed with {value}; bytes may differ")
                 continue
             if key == "model" and isinstance(was, dict) and {**was, "name": ""} == {**value, "name": ""}:
                 continue
             shown = ("another", "this") if key in ("plan", "data_sha256") else (repr(was), repr(value))
-            problem = f"holds {kind} of another run: {key} is {shown[0]}, not {shown[1]}"
+            problem = f"holds {noun} of another run: {key} is {shown[0]}, not {shown[1]}"
             raise DdimError(folder, problem, "choose another folder, or the same settings")
     elif unexpected_entries(folder):
-        raise DdimError(folder, f"is not empty and holds no {MANIFEST}", "choose an empty or new folder")
+        raise DdimError(folder, f"is not empty and has no {MANIFEST}", "choose an empty or new folder")
     earlier = bool(data) and text is data
     if not data or earlier or {**old, "ranges": old_ranges} != json.loads(json.dumps({**what, "ranges": ranges})):
         write_json(path, {**what, "ranges": ranges})

@@ -81,18 +81,18 @@ def read(path: Path) -> Statistics:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in ("protocol", *first["loc"]))
-        raise DdimError(path, f"has no sound protocol ({where}: {first['msg']})", again) from None
+        raise DdimError(path, f"has no valid protocol ({where}: {first['msg']})", again) from None
     mean, scatter, features = (tensors.get(name) for name in ("mean", "scatter", "features"))
     if mean is None or scatter is None or features is None or mean.ndim != 1:
-        raise DdimError(path, "lacks its mean, scatter or features", again)
+        raise DdimError(path, "lacks a mean, scatter or features", again)
     dim = len(mean)
     if scatter.shape != (dim, dim) or features.ndim != 2 or features.shape[1] != dim:
-        raise DdimError(path, "holds a mean, scatter and features of different dimensions", again)
+        raise DdimError(path, "has a mean, scatter and features of different dimensions", again)
     if mean.dtype != torch.float64 or scatter.dtype != torch.float64:
-        raise DdimError(path, "holds moments that are not float64", again)
+        raise DdimError(path, "has moments that are not float64", again)
     features = features.float()
     if not all(torch.isfinite(part).all() for part in (mean, scatter, features)):
-        raise DdimError(path, "holds numbers that are not finite", "make it again from sound pictures")
+        raise DdimError(path, "has numbers that are not finite", "compute it again from valid images")
     return Statistics(Moments(dim, protocol.count, mean, scatter), features, protocol)
 
 
@@ -107,15 +107,15 @@ def check_comparable(a: Statistics, b: Statistics) -> None:
     names: dict[str, Any] = {
         "extractor": "",
         "extractor_sha256": "the extractor's checksum",
-        "grid": "the grid",
+        "grid": "the resolution",
         "resize": "",
     }
     for key, display in names.items():
         first, second = getattr(a.protocol, key), getattr(b.protocol, key)
         if first != second and (key != "resize" or (first and second)):  # samples are never resized
-            problem = f"were made by another protocol: {display or key} is {first}, and {second}"
+            problem = f"have different protocols: {display or key} is {first} and {second}"
             raise DdimError(
                 "statistics",
                 problem,
-                either("make both in one way", "compare them all the same with any_protocol=True"),
+                either("compute both with one protocol", "use any_protocol=True"),
             )

@@ -23,20 +23,20 @@ from ddim.model.model import Model
 
 REAL = "real text"
 COLUMNS = {
-    "valid_words": "share of words that the training text has, %; larger is better",
+    "valid_words": "share of words that occur in the training text, %; larger is better",
     "gram_divergence": f"divergence of {GRAM}-grams from held-out text, bits; smaller is better",
-    "bits_per_character": f"bits per character under a {ORDER}-gram model; real text is the aim",
+    "bits_per_character": f"bits per character under a {ORDER}-gram model; the target is real text",
 }
 
 
 def iter_fill(
-    model: Model, some: Sequence[TableCell], folder: Path, seed: int, name: str
+    model: Model, table: Sequence[TableCell], folder: Path, seed: int, name: str
 ) -> Generator[Progress, None, None]:
     """Sample every cell into its own folder, resuming from existing samples.
 
     Args:
         model: The text model.
-        some: The cells.
+        table: The cells.
         folder: Parent of the cells' folders; created if missing.
         seed: Seed of the samples: sample i of every cell starts from the same x_T.
         name: The model's name.
@@ -49,11 +49,11 @@ def iter_fill(
     """
     make_folder(folder)
     nfe = resumed = 0
-    for cell in some:
+    for cell in table:
         before = nfe
         with contextlib.closing(generate(model, cell.plan, folder / cell.folder, cell.n, 0, seed, name)) as steps:
             for progress in steps:
-                resumed += (progress.found if progress.done == progress.found else 0) * cell.plan.nfe
+                resumed += (progress.existing if progress.done == progress.existing else 0) * cell.plan.nfe
                 nfe = before + progress.done * cell.plan.nfe
                 yield Progress(cell, progress.done, nfe, resumed)
 
@@ -65,10 +65,10 @@ def windows(text: str, model: Model, n: int) -> list[str]:
         DdimError: If the text holds fewer than two windows.
     """
     policy = cast(TextPolicy, model.config.data)
-    apart = TextSet("real text", "validation", policy, policy.encode(text)).non_overlapping()
-    if len(apart) < 2:
-        raise DdimError("real text", f"holds one window of {policy.length} tokens", "give a longer text")
-    return [policy.decode(apart[i]) for i in np.unique(np.linspace(0, len(apart) - 1, min(n, len(apart))).astype(int))]
+    parts = TextSet("real text", "validation", policy, policy.encode(text)).apart()
+    if len(parts) < 2:
+        raise DdimError("real text", f"has one window of {policy.length} tokens", "use a longer text")
+    return [policy.decode(parts[i]) for i in np.unique(np.linspace(0, len(parts) - 1, min(n, len(parts))).astype(int))]
 
 
 def read(model: Model, cell: TableCell, folder: Path) -> list[str]:
@@ -82,23 +82,23 @@ def read(model: Model, cell: TableCell, folder: Path) -> list[str]:
         return [read_text(path) for path in paths]
     except DdimError as error:
         problem = f"cannot be read ({error.subject}: {error.problem})"
-        raise DdimError(folder / cell.folder, problem, "remove it, and run again") from None
+        raise DdimError(folder / cell.folder, problem, "remove it and run again") from None
 
 
 def measure(
-    model: Model, some: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
+    model: Model, table: Sequence[TableCell], folder: Path, reference: Reference, real: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Metrics of the real text (first row) and of every cell.
 
     Args:
         model: The model.
-        some: The cells, already sampled.
+        table: The cells, already sampled.
         folder: Parent of the cells' folders.
         reference: The text to compare with.
         real: Windows of real text that are in neither part of the reference.
     """
     rows = [{"row": REAL, "steps": None, "n": len(real), **reference.measure(real)}]
-    for cell in some:
+    for cell in table:
         metrics = reference.measure(read(model, cell, folder))
         rows.append({"row": cell.row, "steps": cell.steps, "n": cell.n, "plan": cell.plan.name, **metrics})
     return rows
@@ -120,4 +120,4 @@ def print_table(rows: Sequence[dict[str, Any]]) -> str:
             lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in values))
         lines += [f"{REAL:>12} {scale * row[key]:>10.{digits}f}" for row in rows if row["row"] == REAL]
     counts = sorted({row["n"] for row in rows})
-    return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples a cell"])
+    return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples per cell"])

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ddim._io.checksum import read_sealed_json, write_json
 from ddim._io.reading import entry
@@ -19,7 +19,7 @@ from ddim.evaluation.report.sections import WALK_STEPS, WALKED
 from ddim.model.model import Model
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
-LEAST_SAMPLES, LEAST_PICTURES = 200, 50
+LEAST_SAMPLES, LEAST_IMAGES = 200, 50
 FULL = 50_000
 TABLE_2_STEPS = (10, 20, 50, 100, 200, 500, 1000)
 _TABLE_1, _TABLE_2 = 0.65, 0.2  # fractions of the time after the interpolations; the rest is for features and the page
@@ -37,10 +37,10 @@ class Amounts(BaseModel):
         calls_per_second: Measured network evaluations of single samples per second; None if nothing was scaled.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
     samples: str
     steps: tuple[int, ...]
-    images: int
+    images: int = Field(alias="pictures")
     round_trips: tuple[int, ...]
     left_out: str = ""
     calls_per_second: float | None = None
@@ -70,7 +70,7 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
     nfe = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
     table_1_steps, n = _most(nfe * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
-    table_2_steps, images = _most(nfe * _TABLE_2, trips, 2, LEAST_PICTURES, test)
+    table_2_steps, images = _most(nfe * _TABLE_2, trips, 2, LEAST_IMAGES, test)
     return Amounts(
         samples=str(n),
         steps=tuple(table_1_steps),
@@ -112,10 +112,10 @@ def settle(path: Path, request: Mapping[str, Any], model: Model, test: int) -> A
         amounts = _read_amounts(path, request)
     else:
         amounts = _compute_amounts(request, model, test)
-        content = {"request": dict(request), "counts": amounts.model_dump()}
+        content = {"request": dict(request), "counts": amounts.model_dump(by_alias=True)}
         write_json(path, content)
     if amounts.left_out:
-        warn(f"budget {request['budget']}: left out: {amounts.left_out}")
+        warn(f"budget {request['budget']}: skipped {amounts.left_out}")
     return amounts
 
 
@@ -124,7 +124,7 @@ def _read_amounts(path: Path, request: Mapping[str, Any]) -> Amounts:
     try:
         was, amounts = entry(content, "request", dict, path), Amounts.model_validate(content.get("counts"))
     except ValueError:
-        raise DdimError(path, "is not a report's request", "choose another folder") from None
+        raise DdimError(path, "is not the request of a report", "choose another folder") from None
     if was != request:
         key = next(key for key in {**request, **was} if was.get(key) != request.get(key))
         problem = f"holds a report of other settings: {key} was {was.get(key)}, not {request.get(key)}"
@@ -144,5 +144,5 @@ def _compute_amounts(request: Mapping[str, Any], model: Model, test: int) -> Amo
         update |= {"samples": request["n"], "steps": steps}
         update |= {"left_out": left_out((), trips[len(amounts.round_trips) :])}
     if request["pictures"] is not None:
-        update |= {"pictures": request["pictures"]}
+        update |= {"images": request["pictures"]}
     return amounts.model_copy(update=update)

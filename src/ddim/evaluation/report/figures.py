@@ -37,8 +37,10 @@ def _finish(figure: Any, png: bool) -> bytes:
 
     out = io.BytesIO()
     with rc_context({"svg.hashsalt": "ddim", "svg.fonttype": "path"}):
-        kind: dict[str, Any] = {"format": "png", "dpi": 130} if png else {"format": "svg", "metadata": {"Date": None}}
-        figure.savefig(out, **kind)
+        settings: dict[str, Any] = (
+            {"format": "png", "dpi": 130} if png else {"format": "svg", "metadata": {"Date": None}}
+        )
+        figure.savefig(out, **settings)
     return out.getvalue()
 
 
@@ -74,7 +76,7 @@ def quality(
         style = {"color": colour, "marker": "o", "ms": 4, "lw": 1.8, "capsize": 2, "elinewidth": 1}
         left.errorbar([cell["network_calls"] for cell in row_cells], values, spread, label=label(row), **style)
         right.errorbar(seconds, values, spread, **style)
-    for axes, xlabel in ((left, "network evaluations"), (right, "seconds a sample")):
+    for axes, xlabel in ((left, "network evaluations"), (right, "seconds per sample")):
         axes.set(xscale="log", yscale="log", xlabel=xlabel)
         _ticks(axes.yaxis)
     _ticks(left.xaxis, [cell["network_calls"] for cell in cells])
@@ -93,16 +95,16 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
     """
     figure, panels = _axes(3)
     titles = {
-        "valid_words": "share of words that exist",
+        "valid_words": "share of valid words",
         "gram_divergence": "divergence of 3-grams, bits",
         "bits_per_character": "bits/character, 5-gram model",
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):
         for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
             row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
-            places = [cell["steps"] for cell in row_cells]
+            steps = [cell["steps"] for cell in row_cells]
             axes.plot(
-                places, [cell[key] for cell in row_cells], color=colour, marker="o", ms=4, lw=1.8, label=label(row)
+                steps, [cell[key] for cell in row_cells], color=colour, marker="o", ms=4, lw=1.8, label=label(row)
             )
         axes.axhline(real[key], color="#7b8794", lw=1.2, ls="--", label=str(real["row"]))
         axes.set(xscale="log", xlabel="network evaluations S", title=title)

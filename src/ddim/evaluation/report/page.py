@@ -54,8 +54,8 @@ def render(report: Mapping[str, Any], images: Mapping[str, bytes | None]) -> str
 
 
 def _uri(data: bytes) -> str:
-    kind = "image/png" if data.startswith(b"\x89PNG") else "image/svg+xml"
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    mime = "image/png" if data.startswith(b"\x89PNG") else "image/svg+xml"
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
 
 
 def table_1(table: Mapping[str, Any], paper: str | None) -> dict[str, Any]:

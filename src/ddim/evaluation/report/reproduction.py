@@ -27,7 +27,7 @@ def write_report(
     facts: Mapping[str, Any],
     request: Mapping[str, Any],
     counts: Amounts,
-    made: Sequence[Measured],
+    measured: Sequence[Measured],
     times: Times,
     trips: Sequence[dict[str, Any]],
     test: ImageSet,
@@ -39,7 +39,7 @@ def write_report(
         facts: Metadata of the table, see `ddim.evaluation.report.tables.about`.
         request: The command's settings.
         counts: The amount of work done.
-        made: The measured cells of Table 1.
+        measured: The measured cells of Table 1.
         times: Seconds per sample of each cell.
         trips: The rows of Table 2, with reconstructed images.
         test: The test set.
@@ -47,8 +47,8 @@ def write_report(
     Returns:
         Path of the page.
     """
-    table = write_table(out, facts, made, times)
-    images, shown = _pictures(out, table, facts["metric"], made, times, sections.trips(trips, test))
+    table = write_table(out, facts, measured, times)
+    images, shown = _figures(out, table, facts["metric"], measured, times, sections.trips(trips, test))
     report = {
         "format": "ddim-report",
         "version": 1,
@@ -56,7 +56,7 @@ def write_report(
         "software": software(),
         "request": dict(request),
         "budget": _budget(request),
-        "counts": counts.model_dump(exclude={"calls_per_second"}),
+        "counts": counts.model_dump(by_alias=True, exclude={"calls_per_second"}),
         "grid": request["grid"],
         "published": paper.data_set(facts["data"]["data"]),
         "paper_table_2": paper.TABLE_2,
@@ -72,17 +72,17 @@ def write_report(
     return out / "report.html"
 
 
-def _pictures(
-    out: Path, table: Mapping[str, Any], metric: str, made: Sequence[Measured], times: Times, trips: bytes
+def _figures(
+    out: Path, table: Mapping[str, Any], metric: str, measured: Sequence[Measured], times: Times, trips: bytes
 ) -> tuple[dict[str, bytes | None], list[tuple[str, int]]]:
     """Draw all figures and write them to files; returns their bytes by name, and the names of Figure 3's with S."""
-    steps = sorted({m.cell.steps for m in made})
+    steps = sorted({m.cell.steps for m in measured})
     chosen = [steps[0], *([max(s for s in steps if s <= 100)] if steps[0] < 100 else [])]
     shown = [(f"samples-{s}", s) for s in dict.fromkeys(chosen)]
     drawn: dict[str, bytes | None] = {
-        **{name: sections.samples(made, s) for name, s in shown},
+        **{name: sections.samples(measured, s) for name, s in shown},
         "quality": figures.quality(table["cells"], times, metric),
-        "same_start": sections.same_start(made),
+        "same_start": sections.same_start(measured),
         "trips": trips,
     }
     for name, data in drawn.items():
@@ -98,8 +98,8 @@ _WALKS = {"walks": "walks", "corners": "four-corners"}
 
 def _budget(request: Mapping[str, Any]) -> str:
     """The budget as text for captions, with the numbers the user overrode."""
-    overrides = [f"samples a cell as asked, -n {request['n']}"] if request["n"] else []
-    overrides += [f"round trips as asked, {request['pictures']}"] if request["pictures"] else []
+    overrides = [f"samples per cell set by -n {request['n']}"] if request["n"] else []
+    overrides += [f"images of Table 2 set by --pictures {request['pictures']}"] if request["pictures"] else []
     return "; ".join([request["budget"], *overrides])
 
 
@@ -120,12 +120,12 @@ def manifest(report: Mapping[str, Any]) -> str:
     taus: dict[str, str] = {}
     for cell in report["table_1"]["cells"]:
         times, name = cell["tau"], f"S = {cell['steps']}"
-        spelt = ", ".join(f"{t:g}" for t in times)
+        text = ", ".join(f"{t:g}" for t in times)
         if len(times) > 120:
-            spelt = f"{', '.join(f'{t:g}' for t in times[:5])}, ... , {', '.join(f'{t:g}' for t in times[-3:])}"
-        same = taus.setdefault(name, spelt) == spelt
+            text = f"{', '.join(f'{t:g}' for t in times[:5])}, ... , {', '.join(f'{t:g}' for t in times[-3:])}"
+        same = taus.setdefault(name, text) == text
         if not same:
-            taus[f"{name}, {cell['row']}"] = spelt
+            taus[f"{name}, {cell['row']}"] = text
     excluded = ("format", "version", "table_1", "table_2", "figure_3", "published", "paper_table_2", "walk_steps")
     settings = {key: value for key, value in report.items() if key not in excluded}
     return json.dumps({**settings, "tau": taus}, indent=1)

@@ -71,7 +71,7 @@ def round_tripping(
 def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], count: int) -> dict[str, Any]:
     errors = np.array([value for line in lines for value in line["mse"]])
     if len(errors) != count:
-        raise DdimError("round trips", f"of S = {steps} are {len(errors)}, not {count}", "remove round-trips.jsonl")
+        raise DdimError("round trips", f"are {len(errors)} for S = {steps}, not {count}", "remove round-trips.jsonl")
     shown = b"".join(base64.b64decode(line["again"]) for line in lines)
     return {
         "steps": steps,
@@ -127,9 +127,9 @@ def _zoom(images: np.ndarray) -> int:
     return max(1, 64 // int(images.shape[1]))
 
 
-def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
+def samples(measured: Sequence[Measured], steps: int, count: int = 16) -> bytes | None:
     """Figure 3: samples at one S from the same x_T, one row per eta or sampler: PNG, or None if there are none."""
-    selected = [m for m in made if m.cell.steps == steps]
+    selected = [m for m in measured if m.cell.steps == steps]
     if not selected:
         return None
     count = min(count, *(len(m.gathered.images) for m in selected))
@@ -137,9 +137,9 @@ def samples(made: Sequence[Measured], steps: int, count: int = 16) -> bytes | No
     return png(labelled_rows(rows, zoom=_zoom(rows[0][1])))
 
 
-def same_start(made: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
+def same_start(measured: Sequence[Measured], row: str = "0", count: int = 16) -> bytes | None:
     """Figure 5: samples from the same x_T, one row per S: PNG, or None if there are fewer than two S."""
-    selected = [m for m in made if m.cell.row == row]
+    selected = [m for m in measured if m.cell.row == row]
     if len(selected) < 2:
         return None
     count = min(count, *(len(m.gathered.images) for m in selected))

@@ -27,7 +27,7 @@ MEASURES = ("fd", "fd_error", "kept", "fd_limit", "fd_limit_error", "kid", "kid_
 
 
 def about(
-    model: Model, name: str, data: Statistics, extractor: Extractor, seed: int, given: Label = None
+    model: Model, name: str, data: Statistics, extractor: Extractor, seed: int, label: Label = None
 ) -> dict[str, Any]:
     """Metadata of a table: model, data, extractor, seed, label, precision and version."""
     return {
@@ -36,14 +36,14 @@ def about(
         "extractor": {"name": extractor.name, "sha256": extractor.sha256, "note": extractor.note},
         "metric": extractor.metric,
         "seed": seed,
-        "label": given,
+        "label": label,
         "quantised": "samples are rounded to 8 bits before features are taken",
         **model.conditions,
         "ddim": ddim.__version__,
     }
 
 
-def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
+def rows(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """One dictionary per cell, with reproducible values only (no timings)."""
     return [
         {
@@ -56,17 +56,17 @@ def rows(made: Sequence[Measured]) -> list[dict[str, Any]]:
             "tau": [row.now.t for row in reversed(m.cell.plan.rows)],
             **{key: m.figures[key] for key in MEASURES},
         }
-        for m in made
+        for m in measured
     ]
 
 
-def consistencies(made: Sequence[Measured]) -> list[dict[str, Any]]:
+def consistencies(measured: Sequence[Measured]) -> list[dict[str, Any]]:
     """Sample consistency for each pair of S, in every deterministic row and in eta = 1."""
     results = []
-    for row in dict.fromkeys(m.cell.row for m in made):
-        if any(m.cell.plan.stochastic for m in made if m.cell.row == row) and row != "1":
+    for row in dict.fromkeys(m.cell.row for m in measured):
+        if any(m.cell.plan.stochastic for m in measured if m.cell.row == row) and row != "1":
             continue
-        row_cells = [m for m in made if m.cell.row == row]
+        row_cells = [m for m in measured if m.cell.row == row]
         for i, a in enumerate(row_cells):
             for b in row_cells[i + 1 :]:
                 both = consistency(a.gathered, b.gathered)
@@ -75,7 +75,7 @@ def consistencies(made: Sequence[Measured]) -> list[dict[str, Any]]:
     return results
 
 
-def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], times: Times) -> dict[str, Any]:
+def write_table(out: Path, facts: Mapping[str, Any], measured: Sequence[Measured], times: Times) -> dict[str, Any]:
     """Write evaluate.json, evaluate.csv, timing.json and, if matplotlib is installed, evaluate.png.
 
     evaluate.json and evaluate.csv are reproducible; timings are in timing.json and evaluate.png only.
@@ -83,8 +83,8 @@ def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], t
     Returns:
         The content of evaluate.json.
     """
-    table = {"format": "ddim-evaluation", "version": 1, **facts, "cells": rows(made)}
-    table["consistency"] = consistencies(made)
+    table = {"format": "ddim-evaluation", "version": 1, **facts, "cells": rows(measured)}
+    table["consistency"] = consistencies(measured)
     write_json(out / "evaluate.json", table)
     text = io.StringIO()
     writer = csv.DictWriter(text, [key for key in table["cells"][0] if key != "tau"], extrasaction="ignore")
@@ -97,7 +97,7 @@ def write_table(out: Path, facts: Mapping[str, Any], made: Sequence[Measured], t
     if figures.installed():
         write_atomic(out / "evaluate.png", figures.quality(table["cells"], times, facts["metric"], png=True))
     else:
-        warn("matplotlib is not installed: no picture of the table; pip install 'ddim[plot]'")
+        warn("matplotlib is not installed: evaluate.png is not written; pip install 'ddim[plot]'")
     return table
 
 
@@ -111,23 +111,23 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def print_table(made: Sequence[Measured], metric: str) -> str:
+def print_table(measured: Sequence[Measured], metric: str) -> str:
     """The table as text: distances with standard errors, one row per eta or sampler."""
-    steps = sorted({m.cell.steps for m in made})
-    by_position = {(m.cell.row, m.cell.steps): m for m in made}
-    names = list(dict.fromkeys(m.cell.row for m in made))
+    steps = sorted({m.cell.steps for m in measured})
+    by_position = {(m.cell.row, m.cell.steps): m for m in measured}
+    names = list(dict.fromkeys(m.cell.row for m in measured))
     lines = [f"{metric}, smaller is better; +- the standard error over the samples"]
     lines.append(f"{'S':>12} " + "".join(f"{s:>18}" for s in steps))
     for row in names:
         cells = []
         for s in steps:
-            measured = by_position.get((row, s))
-            spread = measured.figures["fd_error"] if measured else None
-            value = number(measured.figures["fd"]) if measured else "-"
+            cell = by_position.get((row, s))
+            spread = cell.figures["fd_error"] if cell else None
+            value = number(cell.figures["fd"]) if cell else "-"
             cells.append(value + (f" +- {number(spread, 2)}" if spread is not None else ""))
         lines.append(f"{label(row):>12} " + "".join(f"{cell:>18}" for cell in cells))
-    counts = [sorted({m.cell.n for m in made if m.cell.steps == s}) for s in steps]
+    counts = [sorted({m.cell.n for m in measured if m.cell.steps == s}) for s in steps]
     lines.append(f"{'samples':>12} " + "".join(f"{'/'.join(map(str, n)):>18}" for n in counts))
     if len({n for column in counts for n in column}) > 1:
-        lines.append("A distance of fewer samples is larger: compare cells of one number, or fd_limit, or KID.")
+        lines.append("Distances of fewer samples are larger: compare cells with equal n, or fd_limit, or KID.")
     return "\n".join(lines)

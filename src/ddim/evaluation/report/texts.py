@@ -34,4 +34,4 @@ def write_text_table(out: Path, facts: Mapping[str, Any], rows: Sequence[Mapping
     if figures.installed():
         write_atomic(out / "evaluate.png", figures.texts([row for row in rows if row["row"] != REAL], rows[0]))
     else:
-        warn("matplotlib is not installed: no picture of the table; pip install 'ddim[plot]'")
+        warn("matplotlib is not installed: evaluate.png is not written; pip install 'ddim[plot]'")

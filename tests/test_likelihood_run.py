@@ -1,4 +1,4 @@
-"""Bits per dimension of pictures: the same figures however a run is cut, killed and gone on with."""
+"""Bits per dimension of images and text: values, bit-exact resume, and the command `likelihood`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ddim.model.model import Model
 from ddim.objective import categorical_elbo, elbo
 from models import CATEGORICAL, contents, ddim, process, save_tiny, stripes, tiny_model, tiny_set, write_pictures
 
-PICTURES = stripes(11)
+IMAGES = stripes(11)
 NAMES = [f"{i}.png" for i in range(11)]
 
 
@@ -40,8 +40,8 @@ def request_of(request: pytest.FixtureRequest, model: Model) -> Request:
     return ode_request(model, steps=2)
 
 
-def run(model: Model, request: Request, folder: Path, pictures: np.ndarray = PICTURES) -> dict:
-    for _ in measure(model, pictures, NAMES[: len(pictures)], request, folder, "tiny"):
+def run(model: Model, request: Request, folder: Path, images: np.ndarray = IMAGES) -> dict:
+    for _ in measure(model, images, NAMES[: len(images)], request, folder, "tiny"):
         pass
     return json.loads((folder / "likelihood.json").read_text())
 
@@ -51,40 +51,40 @@ def values(folder: Path) -> list[float]:
         return [float(row["bits_per_dim"]) for row in csv.DictReader(file)]
 
 
-def test_the_figures_are_the_sums_of_the_terms(model: Model, tmp_path: Path) -> None:
+def test_bits_are_the_sums_of_the_terms(model: Model, tmp_path: Path) -> None:
     request = bound_request(model, model.plan(5, "linear", eta=1.0), seed=3)
-    made = run(model, request, tmp_path / "out")
+    result = run(model, request, tmp_path / "out")
     noise = model.noise(range(11), 3)
-    x0 = to_float(PICTURES)
+    x0 = to_float(IMAGES)
     expected = torch.stack([*elbo.terms(model.denoise, request.plan, x0, noise.row, request.last_sigma or 0, BIN)])
     expected = expected / (64 * math.log(2))
     np.testing.assert_allclose(values(tmp_path / "out"), expected.sum(0).detach(), rtol=1e-4)
-    assert made["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path / "out")), rel=1e-12)
-    assert made["standard_error"] == pytest.approx(np.std(values(tmp_path / "out"), ddof=1) / 11**0.5, rel=1e-9)
-    parts = [made["prior"], *(step["bits_per_dim"] for step in made["steps"])]
-    assert sum(parts) == pytest.approx(made["bits_per_dim"], rel=1e-9)
+    assert result["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path / "out")), rel=1e-12)
+    assert result["standard_error"] == pytest.approx(np.std(values(tmp_path / "out"), ddof=1) / 11**0.5, rel=1e-9)
+    parts = [result["prior"], *(step["bits_per_dim"] for step in result["steps"])]
+    assert sum(parts) == pytest.approx(result["bits_per_dim"], rel=1e-9)
     np.testing.assert_allclose(parts, expected.mean(1).detach(), rtol=1e-3, atol=1e-9)
-    assert made["last_sigma"] == request.plan.rows[-2].sigma
+    assert result["last_sigma"] == request.plan.rows[-2].sigma
 
 
-def test_the_ode_figure_is_the_density_with_the_last_step(model: Model, tmp_path: Path) -> None:
-    """-log p(x_1) + log q(x_1 | x_0) - log P(x_0 | x_1), in bits, with the probes and draws of each picture."""
+def test_the_ode_likelihood_combines_the_density_and_the_last_step(model: Model, tmp_path: Path) -> None:
+    """-log p(x_1) + log q(x_1 | x_0) - log P(x_0 | x_1), in bits, with the probes and noise of each image."""
     request = ode_request(model, steps=4, probes=2, seed=5)
-    made = run(model, request, tmp_path / "out", PICTURES[:4])
+    result = run(model, request, tmp_path / "out", IMAGES[:4])
     noise, first = model.noise(range(4), 5), model.schedule.level(1)
-    x0, eps = to_float(PICTURES[:4]), noise.start()
+    x0, eps = to_float(IMAGES[:4]), noise.start()
     x = first.signal * x0 + first.noise * eps
     probes = torch.stack([noise.row(k).sign().flatten(1) for k in range(2)])
     nats = -log_density(model.denoise, request.plan, x, probes)
     nats = nats + torch.distributions.Normal(0.0, first.noise).log_prob(first.noise * eps.double()).flatten(1).sum(1)
     nats = nats + elbo.last_term(x0, model.denoise(x, first).x0, request.last_sigma or 0, BIN).detach()
     np.testing.assert_allclose(values(tmp_path / "out"), nats / (64 * math.log(2)), rtol=1e-4)
-    assert made["solver_error_max"] >= made["solver_error_mean"] > 0
+    assert result["solver_error_max"] >= result["solver_error_mean"] > 0
 
 
-def test_more_steps_and_the_error_is_less(model: Model, tmp_path: Path) -> None:
-    some = PICTURES[:4]
-    errors = [run(model, ode_request(model, steps=n), tmp_path / str(n), some)["solver_error_mean"] for n in (8, 32)]
+def test_the_solver_error_decreases_with_more_steps(model: Model, tmp_path: Path) -> None:
+    images = IMAGES[:4]
+    errors = [run(model, ode_request(model, steps=n), tmp_path / str(n), images)["solver_error_mean"] for n in (8, 32)]
     assert errors[1] < errors[0] / 8
 
 
@@ -96,47 +96,47 @@ DAMAGED = (
 )
 
 
-def test_interrupted_anywhere_it_ends_the_same(model: Model, request_of: Request, tmp_path: Path) -> None:
+def test_resume_after_a_stop_is_bit_exact(model: Model, request_of: Request, tmp_path: Path) -> None:
     run(model, request_of, tmp_path / "whole")
     for cut in (0, 1, 2, 3):
         folder = tmp_path / f"cut{cut}"
-        steps = measure(model, PICTURES, NAMES, request_of, folder, "tiny")
+        steps = measure(model, IMAGES, NAMES, request_of, folder, "tiny")
         for _ in range(cut + 1):
             next(steps)
         steps.close()
-        with open(folder / "blocks.jsonl", "a") as file:  # as a kill in the middle of a line would leave it
+        with open(folder / "blocks.jsonl", "a") as file:  # as after a kill in the middle of a line
             file.write(DAMAGED[cut])
         with pytest.warns(DdimWarning):
             run(model, request_of, folder)
         assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(model: Model, request_of: Request, tmp_path: Path) -> None:
+def test_an_image_does_not_depend_on_the_others(model: Model, request_of: Request, tmp_path: Path) -> None:
     run(model, request_of, tmp_path / "all")
-    run(model, request_of, tmp_path / "some", PICTURES[:6])
-    assert values(tmp_path / "some") == values(tmp_path / "all")[:6]
+    run(model, request_of, tmp_path / "first", IMAGES[:6])
+    assert values(tmp_path / "first") == values(tmp_path / "all")[:6]
 
 
-def test_another_request_is_refused(model: Model, tmp_path: Path) -> None:
+def test_another_request_in_the_same_folder_is_an_error(model: Model, tmp_path: Path) -> None:
     request = bound_request(model, model.plan(5, "linear", eta=1.0))
     run(model, request, tmp_path)
     before = contents(tmp_path)
     others = [
-        (bound_request(model, model.plan(4, "linear", eta=1.0)), PICTURES),
-        (bound_request(model, model.plan(5, "linear", eta=1.0), seed=1), PICTURES),
-        (bound_request(model, model.plan(5, "linear", eta=1.0), last_sigma=0.5), PICTURES),
-        (ode_request(model, steps=2), PICTURES),
-        (request, PICTURES[::-1]),
-        (request, PICTURES[:5]),
+        (bound_request(model, model.plan(4, "linear", eta=1.0)), IMAGES),
+        (bound_request(model, model.plan(5, "linear", eta=1.0), seed=1), IMAGES),
+        (bound_request(model, model.plan(5, "linear", eta=1.0), last_sigma=0.5), IMAGES),
+        (ode_request(model, steps=2), IMAGES),
+        (request, IMAGES[::-1]),
+        (request, IMAGES[:5]),
     ]
-    for other, pictures in others:
+    for other, images in others:
         with pytest.raises(DdimError):
-            run(model, other, tmp_path, pictures)
+            run(model, other, tmp_path, images)
     assert contents(tmp_path) == before
 
 
-def test_what_has_no_figure_is_refused(model: Model) -> None:
-    for made, message in (
+def test_invalid_requests_are_errors(model: Model) -> None:
+    for create, message in (
         (lambda: bound_request(model, model.plan(5)), r"^the step from t = 1000 to 477: "),
         (lambda: bound_request(model, model.plan(1, eta=1.0)), r"^plan: "),
         (lambda: bound_request(model, samplers.ddim(model.schedule.levels([5, 0])), -1.0), r"^sigma_1"),
@@ -148,43 +148,45 @@ def test_what_has_no_figure_is_refused(model: Model) -> None:
         (lambda: ode_request(model, probes=0), r"^probes 0: "),
     ):
         with pytest.raises(DdimError, match=message):
-            made()
+            create()
 
 
-def test_without_signal_at_the_top_the_ode_has_no_start(tmp_path: Path) -> None:
+def test_without_signal_at_T_the_ode_is_an_error(tmp_path: Path) -> None:
     base = tiny_model()
     schedule = base.config.schedule.model_copy(update={"zero_terminal_snr": True})
     zero = Model(base.network, base.config.model_copy(update={"schedule": schedule}), dtype="float32")
     with pytest.raises(DdimError, match=r"^the ODE: "):
         ode_request(zero)
-    made = run(zero, bound_request(zero, zero.plan(5, eta=1.0)), tmp_path)
-    assert made["prior"] == 0
-    assert math.isfinite(made["bits_per_dim"])
+    result = run(zero, bound_request(zero, zero.plan(5, eta=1.0)), tmp_path)
+    assert result["prior"] == 0
+    assert math.isfinite(result["bits_per_dim"])
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("likelihood")
-    write_pictures(root / "pictures", 40)
-    return save_tiny(root / "tiny"), root / "pictures"
+    write_pictures(root / "images", 40)
+    return save_tiny(root / "tiny"), root / "images"
 
 
 @pytest.mark.parametrize("words", [("--steps", 6), ("--method", "ode", "--steps", 2)], ids=["bound", "ode"])
-def test_the_command(files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, words: tuple) -> None:
+def test_the_command_prints_and_resumes(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, words: tuple
+) -> None:
     assert ddim("likelihood", *files, *words, "--limit", 3, "--out", tmp_path / "out") == 0
-    told = capsys.readouterr().out
-    made = json.loads((tmp_path / "out" / "likelihood.json").read_text())
-    assert f"{made['bits_per_dim']:.4f} bits/dim +- {made['standard_error']:.4f}" in told
-    assert "dequantisation: discretised Gaussian" in told
-    assert (tmp_path / "out" / "terms.png").exists() == (made["method"] == "bound")
-    assert len(values(tmp_path / "out")) == made["pictures"] == 3
+    output = capsys.readouterr().out
+    result = json.loads((tmp_path / "out" / "likelihood.json").read_text())
+    assert f"{result['bits_per_dim']:.4f} bits/dim +- {result['standard_error']:.4f}" in output
+    assert "dequantisation: discretised Gaussian" in output
+    assert (tmp_path / "out" / "terms.png").exists() == (result["method"] == "bound")
+    assert len(values(tmp_path / "out")) == result["pictures"] == 3
     before = contents(tmp_path / "out")
     assert ddim("likelihood", *files, *words, "--limit", 3, "--out", tmp_path / "out") == 0
     assert contents(tmp_path / "out") == before
 
 
-def test_killed_it_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
-    """A real process, ended by SIGKILL between two blocks."""
+def test_resume_after_a_kill(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """A real process, ended by SIGKILL between two micro-batches."""
     words = ("likelihood", *files, "--steps", 50)
     assert ddim(*words, "--out", tmp_path / "whole") == 0
     command, env = process(*words, "--out", tmp_path / "killed")
@@ -206,7 +208,7 @@ def test_killed_it_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "wrong"),
+    ("words", "message"),
     [
         (("--eta", 0), "the step from t = 1000 to 999"),
         (("--seed", -1), "seed -1: "),
@@ -230,21 +232,21 @@ def test_killed_it_goes_on(files: tuple[Path, Path], tmp_path: Path) -> None:
         (("--limit", 0), "--limit 0"),
     ],
 )
-def test_bad_input_is_one_line(
-    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, words: tuple, wrong: str
+def test_errors_are_one_line(
+    files: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture, words: tuple, message: str
 ) -> None:
     assert ddim("likelihood", *files, "--out", tmp_path / "out", *words) == 2
-    told = capsys.readouterr()
-    assert told.out == ""
-    [line] = told.err.splitlines()
+    output = capsys.readouterr()
+    assert output.out == ""
+    [line] = output.err.splitlines()
     assert line.startswith("error: ")
-    assert wrong in line
+    assert message in line
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", CATEGORICAL)
 @pytest.mark.parametrize("settings", [{"sampler": "markov"}, {"eta": 0.2}], ids=str)
-def test_the_figures_of_categories_are_the_sums_of_their_terms(kind: str, settings: dict, tmp_path: Path) -> None:
+def test_bits_of_discrete_data_are_the_sums_of_the_terms(kind: str, settings: dict, tmp_path: Path) -> None:
     model = tiny_model(kind=kind, micro_batch=4)
     plan = model.plan(5, "linear", **settings)
     data = tiny_set(kind).batch(range(7))
@@ -255,14 +257,14 @@ def test_the_figures_of_categories_are_the_sums_of_their_terms(kind: str, settin
         x0[0].numel() * math.log(2)
     )
     np.testing.assert_allclose(values(tmp_path), expected.sum(0).detach(), rtol=1e-4)
-    made = json.loads((tmp_path / "likelihood.json").read_text())
-    assert made["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path)), rel=1e-12)
-    assert made["dequantisation"] is made["last_sigma"] is None
+    result = json.loads((tmp_path / "likelihood.json").read_text())
+    assert result["bits_per_dim"] == pytest.approx(np.mean(values(tmp_path)), rel=1e-12)
+    assert result["dequantisation"] is result["last_sigma"] is None
 
 
 @pytest.mark.parametrize(("steps", "draws"), [(50, 2), (50, 7), (50, 50), (10, 3)])
-def test_some_rows_drawn_stand_for_all(steps: int, draws: int) -> None:
-    """Each row is had as often as it counts: over many micro-batches the mean is that of all rows."""
+def test_random_rows_are_an_unbiased_estimate(steps: int, draws: int) -> None:
+    """Over many micro-batches the weights of each row have mean 1."""
     model = tiny_model(kind="text")
     request = token_request(model, model.plan(steps, "linear"), draws=draws)
     assert request.nfe == draws
@@ -278,7 +280,7 @@ def test_some_rows_drawn_stand_for_all(steps: int, draws: int) -> None:
     np.testing.assert_allclose(shares, 1, atol=6 * np.sqrt(steps / draws / 4000) + 1e-12)
 
 
-def test_draws_are_part_of_what_a_run_is(tmp_path: Path) -> None:
+def test_draws_are_part_of_the_request(tmp_path: Path) -> None:
     model = tiny_model(kind="text", micro_batch=4)
     data = tiny_set("text").batch(range(7))
 
@@ -288,9 +290,9 @@ def test_draws_are_part_of_what_a_run_is(tmp_path: Path) -> None:
             pass
         return float(json.loads((tmp_path / folder / "likelihood.json").read_text())["bits_per_dim"])
 
-    assert bits(10, "some") == pytest.approx(bits(0, "all"), rel=0.25)
-    with pytest.raises(DdimError, match="some: "):
-        bits(20, "some")
+    assert bits(10, "drawn") == pytest.approx(bits(0, "all"), rel=0.25)
+    with pytest.raises(DdimError, match="drawn: "):
+        bits(20, "drawn")
     for draws in (1, 41):
         with pytest.raises(DdimError, match=f"draws {draws}: "):
             bits(draws, "none")
@@ -299,14 +301,24 @@ def test_draws_are_part_of_what_a_run_is(tmp_path: Path) -> None:
 def test_the_command_measures_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny(tmp_path / "model", kind="text")
     (tmp_path / "text.txt").write_text(" abdeno" * 60)
-    ask = ("likelihood", tmp_path / "model", tmp_path / "text.txt", "--split", "train", "--limit", 3, "--device", "cpu")
-    assert ddim(*ask, "--steps", 6, "--out", tmp_path / "bits") == 0
-    told = capsys.readouterr().out
-    assert "bits/token" in told
-    assert "3 texts, markov(linear, S=6)" in told
-    assert ddim(*ask, "--steps", 6, "--eta", 0.2, "--out", tmp_path / "j") == 0
+    likelihood = (
+        "likelihood",
+        tmp_path / "model",
+        tmp_path / "text.txt",
+        "--split",
+        "train",
+        "--limit",
+        3,
+        "--device",
+        "cpu",
+    )
+    assert ddim(*likelihood, "--steps", 6, "--out", tmp_path / "bits") == 0
+    output = capsys.readouterr().out
+    assert "bits/token" in output
+    assert "3 texts, markov(linear, S=6)" in output
+    assert ddim(*likelihood, "--steps", 6, "--eta", 0.2, "--out", tmp_path / "j") == 0
     assert "0.2" in capsys.readouterr().err
-    assert ddim(*ask, "--method", "ode", "--out", tmp_path / "ode") == 2
-    assert ddim(*ask, "--sigma", "hat", "--out", tmp_path / "ode") == 2
-    assert ddim(*ask, "--temperature", 1, "--out", tmp_path / "ode") == 2
+    assert ddim(*likelihood, "--method", "ode", "--out", tmp_path / "ode") == 2
+    assert ddim(*likelihood, "--sigma", "hat", "--out", tmp_path / "ode") == 2
+    assert ddim(*likelihood, "--temperature", 1, "--out", tmp_path / "ode") == 2
     assert not (tmp_path / "ode").exists()

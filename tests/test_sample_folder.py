@@ -1,4 +1,4 @@
-"""Bulk sampling: the same bytes however it is cut, stopped, killed and gone on with."""
+"""Bulk sampling: the same bytes for any batch size, order of the parts, stop, kill and resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from PIL import Image
 from ddim._io.atomic import lock
 from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
-from ddim.evaluation.sample_folder import Made, generate, read_sheet
+from ddim.evaluation.sample_folder import SampleProgress, generate, read_sheet
+from ddim.model.base import ModelBase
+from ddim.model.image import Model
 from ddim.model.modality import image_path
 from ddim.model.model import Model
 from models import KINDS, contents, ddim, load_tiny, process, save_tiny, tiny_model
@@ -38,7 +40,7 @@ AnyModel = Model
 
 @pytest.fixture(scope="module")
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model of pictures; of another kind where a test is parametrised over kinds."""
+    """A folder with an image model, or with one of the modality of the test's parameter."""
     kind = getattr(request, "param", "pictures")
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny", kind=kind)
 
@@ -49,13 +51,13 @@ def model(saved: Path) -> AnyModel:
 
 
 def samples(folder: Path) -> dict[str, bytes]:
-    """The files of a run's samples, pictures or texts."""
+    """The sample files of a run, images or texts."""
     return {name: data for name, data in contents(folder).items() if name.endswith((".png", ".txt"))}
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    return found
+    content: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return content
 
 
 def times(folder: Path) -> dict[str, int]:
@@ -63,9 +65,7 @@ def times(folder: Path) -> dict[str, int]:
 
 
 @every_plan
-def test_the_bytes_do_not_depend_on_how_the_run_is_cut(
-    settings: dict[str, Any], model: AnyModel, tmp_path: Path
-) -> None:
+def test_the_bytes_do_not_depend_on_batches_or_parts(settings: dict[str, Any], model: AnyModel, tmp_path: Path) -> None:
     plan = model.plan(4, **settings)
     for batch in (1, 3, 64):
         list(generate(model, plan, tmp_path / f"batch {batch}", 11, seed=5, name="tiny", batch=batch))
@@ -73,18 +73,18 @@ def test_the_bytes_do_not_depend_on_how_the_run_is_cut(
     list(generate(model, plan, tmp_path / "parts", 5, start=6, seed=5, name="tiny"))
     list(generate(model, plan, tmp_path / "backwards", 5, start=6, seed=5, name="tiny", batch=2))
     list(generate(model, plan, tmp_path / "backwards", 6, seed=5, name="tiny", batch=4))
-    whole = samples(tmp_path / "batch 64")
-    assert list(whole) == [model.kind.path(Path(), index).name for index in range(11)]
-    assert next(iter(whole)) == ("000000.txt" if len(model.shape) == 1 else "000000.png")
-    assert len(set(whole.values())) == 11
+    wgap = samples(tmp_path / "batch 64")
+    assert list(wgap) == [model.kind.path(Path(), index).name for index in range(11)]
+    assert next(iter(wgap)) == ("000000.txt" if len(model.shape) == 1 else "000000.png")
+    assert len(set(wgap.values())) == 11
     for other in ("batch 1", "batch 3", "parts", "backwards"):
-        assert samples(tmp_path / other) == whole, other
+        assert samples(tmp_path / other) == wgap, other
         assert manifest(tmp_path / other)["ranges"] == [[0, 11]]
         assert manifest(tmp_path / other) == manifest(tmp_path / "batch 64")
 
 
 @every_kind
-def test_the_files_hold_what_sample_gives(model: AnyModel, tmp_path: Path) -> None:
+def test_the_files_match_model_sample(model: AnyModel, tmp_path: Path) -> None:
     list(generate(model, model.plan(4, sampler="auto"), tmp_path / "out", 5, start=2, seed=5))
     expected = model.sample(5, steps=4, seed=5, start=2)
     if isinstance(model, Model):
@@ -98,41 +98,44 @@ def test_the_files_hold_what_sample_gives(model: AnyModel, tmp_path: Path) -> No
 
 
 @every_kind
-def test_reports_start_before_the_first_sample_and_end_with_the_last(model: AnyModel, tmp_path: Path) -> None:
+def test_progress_is_reported_before_the_first_and_after_every_batch(model: AnyModel, tmp_path: Path) -> None:
     steps = generate(model, model.plan(2), tmp_path, 7, batch=3)
-    assert next(steps) == Made(0, 7, 0)
+    assert next(steps) == SampleProgress(0, 7, 0)
     assert samples(tmp_path) == {}
-    assert list(steps) == [Made(4, 7, 0), Made(7, 7, 0)]  # micro-batches of 4
-    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(7, 9, 7), Made(9, 9, 7)]
-    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [Made(9, 9, 9)]
+    assert list(steps) == [SampleProgress(4, 7, 0), SampleProgress(7, 7, 0)]  # micro-batches of 4
+    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [
+        SampleProgress(7, 9, 7),
+        SampleProgress(9, 9, 7),
+    ]
+    assert list(generate(model, model.plan(2), tmp_path, 9, batch=3)) == [SampleProgress(9, 9, 9)]
 
 
 @every_plan
-def test_stopped_half_way_it_is_completed_and_nothing_is_made_twice(
+def test_resume_after_a_stop_generates_only_missing_samples(
     settings: dict[str, Any], model: AnyModel, tmp_path: Path
 ) -> None:
     plan = model.plan(4, **settings)
-    list(generate(model, plan, tmp_path / "whole", 11, seed=1))
+    list(generate(model, plan, tmp_path / "wgap", 11, seed=1))
     steps = generate(model, plan, tmp_path / "stopped", 11, seed=1, batch=2)
-    for made in steps:
-        if made.done == 4:
+    for progress in steps:
+        if progress.done == 4:
             break
     steps.close()
     before = times(tmp_path / "stopped")
     assert len(before) == 4
-    hole = model.kind.path(tmp_path / "stopped", 1)
-    hole.unlink()  # it is filled too
-    del before[hole.name]
-    (tmp_path / "stopped" / f".000009{hole.suffix}.123.part").write_bytes(b"half a sample")
+    gap = model.kind.path(tmp_path / "stopped", 1)
+    gap.unlink()  # is generated again too
+    del before[gap.name]
+    (tmp_path / "stopped" / f".000009{gap.suffix}.123.part").write_bytes(b"half a sample")
     list(generate(model, plan, tmp_path / "stopped", 11, seed=1))
-    assert samples(tmp_path / "stopped") == samples(tmp_path / "whole")
+    assert samples(tmp_path / "stopped") == samples(tmp_path / "wgap")
     after = times(tmp_path / "stopped")
     assert {name: after[name] for name in before} == before
     assert [path.name for path in (tmp_path / "stopped").glob(".*")] == [".lock"]
 
 
 @pytest.mark.parametrize(("saved", "n"), [("pictures", 400), ("masked text", 200)], indirect=["saved"])
-def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_path: Path) -> None:
+def test_resume_after_a_kill_is_bit_exact(n: int, saved: Path, tmp_path: Path) -> None:
     """A real process, ended by SIGKILL while it writes."""
     words = ("sample", saved, "-n", n, "--steps", 2, "--eta", 1, "--dtype", "float32", "--batch", 4, "--device", "cpu")
     command, env = process(*words, "--out", tmp_path / "killed")
@@ -149,17 +152,17 @@ def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_pat
     before = times(tmp_path / "killed")
     assert 20 < len(before) < n
     assert ddim(*words, "--out", tmp_path / "killed") == 0
-    assert ddim(*words, "--out", tmp_path / "whole") == 0
-    assert len(samples(tmp_path / "whole")) == n
-    assert samples(tmp_path / "killed") == samples(tmp_path / "whole")
-    assert manifest(tmp_path / "killed") == manifest(tmp_path / "whole")
+    assert ddim(*words, "--out", tmp_path / "wgap") == 0
+    assert len(samples(tmp_path / "wgap")) == n
+    assert samples(tmp_path / "killed") == samples(tmp_path / "wgap")
+    assert manifest(tmp_path / "killed") == manifest(tmp_path / "wgap")
     after = times(tmp_path / "killed")
     assert {name: after[name] for name in before} == before
     assert not list((tmp_path / "killed").glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("saved", "number", "things"),
+    ("saved", "number", "noun"),
     [
         ("pictures", signal.SIGINT, "pictures"),
         ("pictures", signal.SIGTERM, "pictures"),
@@ -168,9 +171,9 @@ def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_pat
     ],
     indirect=["saved"],
 )
-def test_a_signal_stops_it_after_the_batch_at_hand(
+def test_a_signal_stops_after_the_current_batch(
     number: signal.Signals,
-    things: str,
+    noun: str,
     saved: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -178,9 +181,9 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
 ) -> None:
     real = Model.sample_blocks
 
-    def interrupted(self: Model, *args: Any, **words: Any) -> Any:
-        for place, block in enumerate(real(self, *args, **words)):
-            if place == 1 and len(args[1]) == 10:
+    def interrupted(self: ModelBase, *args: Any, **words: Any) -> Any:
+        for batch, block in enumerate(real(self, *args, **words)):
+            if batch == 1 and len(args[1]) == 10:
                 signal.raise_signal(number)
             yield block
 
@@ -190,25 +193,25 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
     assert ddim(*words) == 128 + number
     assert signal.getsignal(number) == handler
     assert len(samples(tmp_path / "out")) == 6
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
-    assert told == [f"stopped: 6 of 10 {things} in {tmp_path / 'out'}; run the same command to make the rest"]
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
+    assert line.startswith(f"stopped: 6 of 10 {noun} in {tmp_path / 'out'}; ")
     assert ddim(*words) == 0
-    assert f"10 {things} (6 were there)" in capsys.readouterr().out
+    assert f"10 {noun} (6 existed)" in capsys.readouterr().out
 
 
 @every_kind
-def test_the_manifest_says_what_was_run(model: AnyModel, tmp_path: Path) -> None:
+def test_the_manifest_records_the_run(model: AnyModel, tmp_path: Path) -> None:
     plan = model.plan(4, eta=0.5)
     list(generate(model, plan, tmp_path, 3, start=2, seed=9, name="tiny"))
-    found = manifest(tmp_path)
-    assert found["ranges"] == [[2, 5]]
-    assert found["seed"] == 9
-    assert found["model"] == {"name": "tiny", "sha256": model.config.sha256, "predicts": model.config.predicts}
-    assert found["plan"] == json.loads(plan.to_json())
-    assert model.kind.read_plan(json.dumps(found["plan"]), "plan") == plan
-    assert found["shape"] == list(model.shape)
-    assert found["network_calls"] == 4
-    assert found["micro_batch"] == 4
+    content = manifest(tmp_path)
+    assert content["ranges"] == [[2, 5]]
+    assert content["seed"] == 9
+    assert content["model"] == {"name": "tiny", "sha256": model.config.sha256, "predicts": model.config.predicts}
+    assert content["plan"] == json.loads(plan.to_json())
+    assert model.kind.read_plan(json.dumps(content["plan"]), "plan") == plan
+    assert content["shape"] == list(model.shape)
+    assert content["network_calls"] == 4
+    assert content["micro_batch"] == 4
     list(generate(model, plan, tmp_path, 1, start=9, seed=9, name="tiny"))
     assert manifest(tmp_path)["ranges"] == [[2, 5], [9, 10]]
     list(generate(model, plan, tmp_path, 6, start=4, seed=9, name="tiny"))
@@ -216,11 +219,11 @@ def test_the_manifest_says_what_was_run(model: AnyModel, tmp_path: Path) -> None
     assert len(samples(tmp_path)) == 8
 
 
-def test_a_picture_says_where_it_comes_from(model: Model, tmp_path: Path) -> None:
+def test_images_have_the_run_in_their_metadata(model: Model, tmp_path: Path) -> None:
     plan = model.plan(4, eta=0.5)
     list(generate(model, plan, tmp_path, 2, start=3, seed=9, name="tiny"))
-    with Image.open(image_path(tmp_path, 4)) as picture:
-        text = picture.text  # type: ignore[attr-defined]
+    with Image.open(image_path(tmp_path, 4)) as image:
+        text = image.text  # type: ignore[attr-defined]
     assert text["seed"] == "9"
     assert text["index"] == "4"
     assert text["model"] == "tiny"
@@ -231,7 +234,7 @@ def test_a_picture_says_where_it_comes_from(model: Model, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "key"),
     [
         ({"seed": 1}, "seed"),
         ({"plan": {"steps": 5}}, "plan"),
@@ -242,25 +245,25 @@ def test_a_picture_says_where_it_comes_from(model: Model, tmp_path: Path) -> Non
         ({"model": {"dtype": "bfloat16"}}, "dtype"),
     ],
 )
-def test_another_run_in_the_same_folder_is_refused(
-    change: dict[str, Any], named: str, kind: str, tmp_path: Path
+def test_another_run_in_the_same_folder_is_an_error(
+    change: dict[str, Any], key: str, kind: str, tmp_path: Path
 ) -> None:
     def run(plan: dict[str, Any], model: dict[str, Any], seed: int) -> None:
         tiny_model(kind=kind, **model).save(tmp_path / "model")
-        some = load_tiny(tmp_path / "model", **{k: v for k, v in model.items() if k != "seed"})
-        list(generate(some, some.plan(**plan), tmp_path / "out", 2, seed=seed))
+        loaded = load_tiny(tmp_path / "model", **{k: v for k, v in model.items() if k != "seed"})
+        list(generate(loaded, loaded.plan(**plan), tmp_path / "out", 2, seed=seed))
 
     first: dict[str, Any] = {"plan": {"steps": 4}, "model": {"micro_batch": 4}, "seed": 0}
     run(**first)
     before = contents(tmp_path / "out")
     model = first["model"] | change.get("model", {})
-    with pytest.raises(DdimError, match=rf"out: .*\b{named}\b"):
+    with pytest.raises(DdimError, match=rf"out: .*\b{key}\b"):
         run(**{**first, **change, "model": model})
     assert contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("kind", ["pictures", "masked text"])
-def test_another_label_or_guidance_is_refused(kind: str, tmp_path: Path) -> None:
+def test_another_label_or_guidance_is_an_error(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind=kind, classes=3)
     plan = model.plan(3)
     list(generate(model, plan, tmp_path / "out", 2, label=1, guidance=2.0))
@@ -270,13 +273,13 @@ def test_another_label_or_guidance_is_refused(kind: str, tmp_path: Path) -> None
 
 
 @every_kind
-def test_another_version_goes_on_and_says_so(model: AnyModel, tmp_path: Path) -> None:
+def test_another_version_resumes_with_a_warning(model: AnyModel, tmp_path: Path) -> None:
     plan = model.plan(3)
     list(generate(model, plan, tmp_path, 2))
-    found = manifest(tmp_path)
-    found["software"]["torch"] = "1.0"
-    found["checksum"] = ""
-    (tmp_path / "manifest.json").write_text(json.dumps(found))
+    content = manifest(tmp_path)
+    content["software"]["torch"] = "1.0"
+    content["checksum"] = ""
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.warns(DdimWarning):
         list(generate(model, plan, tmp_path, 3))
     assert len(samples(tmp_path)) == 3
@@ -284,7 +287,7 @@ def test_another_version_goes_on_and_says_so(model: AnyModel, tmp_path: Path) ->
 
 @pytest.mark.parametrize("saved", ["pictures", "text"], indirect=True)
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"ranges": 3}', '"x"', '{"ranges": [[0]]}'])
-def test_a_damaged_manifest_is_named(text: str, model: AnyModel, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_an_error(text: str, model: AnyModel, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(DdimError, match=r"manifest\.json"):
         list(generate(model, model.plan(2), tmp_path, 2))
@@ -292,7 +295,7 @@ def test_a_damaged_manifest_is_named(text: str, model: AnyModel, tmp_path: Path)
 
 
 @every_kind
-def test_a_folder_of_other_things_is_refused(model: AnyModel, tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_an_error(model: AnyModel, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"mine")
     with pytest.raises(DdimError, match=r"\bmanifest\.json\b"):
         list(generate(model, model.plan(2), tmp_path, 2))
@@ -300,7 +303,7 @@ def test_a_folder_of_other_things_is_refused(model: AnyModel, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("saved", ["pictures", "text"], indirect=True)
-def test_a_folder_in_use_is_refused(model: AnyModel, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_an_error(model: AnyModel, tmp_path: Path) -> None:
     with lock(tmp_path), pytest.raises(DdimError):
         list(generate(model, model.plan(2), tmp_path, 2))
     first = generate(model, model.plan(2), tmp_path, 2)
@@ -312,7 +315,7 @@ def test_a_folder_in_use_is_refused(model: AnyModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_samples_of_what_is_no_number_are_not_written(kind: str, tmp_path: Path) -> None:
+def test_samples_that_are_not_finite_are_not_written(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind=kind)
     for parameter in model.network.parameters():
         parameter.fill_(torch.nan)
@@ -321,7 +324,7 @@ def test_samples_of_what_is_no_number_are_not_written(kind: str, tmp_path: Path)
     assert samples(tmp_path) == {}
 
 
-def test_a_sheet_is_read_in_order(tmp_path: Path) -> None:
+def test_images_are_read_in_order(tmp_path: Path) -> None:
     colour = tiny_model(in_channels=3)
     list(generate(colour, colour.plan(2), tmp_path, 4))
     page = read_sheet(tmp_path, range(1, 4))
