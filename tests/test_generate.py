@@ -163,9 +163,9 @@ def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_pat
 @pytest.mark.parametrize(
     ("saved", "number", "things"),
     [
-        ("pictures", signal.SIGINT, "pictures"),
-        ("pictures", signal.SIGTERM, "pictures"),
-        ("levels", signal.SIGINT, "pictures"),
+        ("pictures", signal.SIGINT, "images"),
+        ("pictures", signal.SIGTERM, "images"),
+        ("levels", signal.SIGINT, "images"),
         ("text", signal.SIGTERM, "texts"),
     ],
     indirect=["saved"],

@@ -33,7 +33,7 @@ KNOWN = Provenance(
     data="stripes | and\nmore",
     split="train",
     data_fingerprint="0123abcd",
-    pictures=60_000,
+    images=60_000,
     command=COMMAND,
     version="9.8.7",
     steps=6500,
@@ -108,13 +108,13 @@ def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
     assert rows["schedule"].startswith("linear, T = 1000, log-SNR 9.21 at t = 1 to -10.12 at T")
     assert rows["SHA-256 of the weights"] == config.sha256
     assert rows["error per time"] == "0.5 at t = 1 to 0.25 at T, from calibrate stripes"
-    assert rows["data"] == "stripes \\| and more, split train, 60,000 pictures"
-    assert (rows["steps"], rows["pictures seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
+    assert rows["data"] == "stripes \\| and more, split train, 60,000 images"
+    assert (rows["steps"], rows["images seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
     assert (rows["hash of the data"], rows["library"]) == ("0123abcd", "ddim 9.8.7")
     said = blocks(text)
     assert said["sh"] == COMMAND
     assert json.loads(said["json"]) == json.loads(KNOWN.model_dump_json())["training"]
-    assert "never trained without a label" in text
+    assert "always trained with labels" in text
     assert "labels=0" in said["python"]
 
 
@@ -127,9 +127,9 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
         "SHA-256 of the weights"
     }
     assert (rows["noise"], rows["labels"]) == ("uniform", "none")
-    for word in ("trained\n", "steps |", " 0 ", "None", "recipe", "error"):
+    for word in ("trained\n", "steps |", " 0 ", "None", "The settings", "error"):
         assert word not in text.replace("seed=0", "").replace("steps 20 -n 16", ""), word
-    assert "What it was trained on is not known." in text
+    assert "Its training data are not recorded." in text
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
@@ -236,7 +236,7 @@ def test_what_was_downloaded_before_is_found_without_a_connection(tmp_path: Path
     again = Model.from_pretrained("me/tiny", **how, **FLOAT32)
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
     said = refused(Model.from_pretrained, "me/other", **how)
-    assert said.startswith("me/other: is not here, and the hub cannot be reached; ")
+    assert said.startswith("me/other: is not cached, and the Hub cannot be reached; ")
     assert "me/..other: " in refused(hub.fetch, "me/..other", **how)
 
 
@@ -253,10 +253,13 @@ def answered(kind: Any, text: str) -> Exception:
         (answered(errors.RepositoryNotFoundError, "404\n\nfor url"), "no such repository, or it is private; "),
         (answered(errors.GatedRepoError, "403\nfor url"), "is a gated repository; "),
         (answered(errors.RevisionNotFoundError, "404\nfor url"), "has no revision v2; "),
-        (errors.LocalEntryNotFoundError("long\nstory"), "is not here, and the hub cannot be reached; "),
-        (errors.OfflineModeIsEnabled("offline"), "is not here, and the hub cannot be reached; "),
-        (RuntimeError("name or service\nnot known"), "the hub refused or could not be reached (name or service); "),
-        (TimeoutError(), "the hub refused or could not be reached (TimeoutError); "),
+        (errors.LocalEntryNotFoundError("long\nstory"), "is not cached, and the Hub cannot be reached; "),
+        (errors.OfflineModeIsEnabled("offline"), "is not cached, and the Hub cannot be reached; "),
+        (
+            RuntimeError("name or service\nnot known"),
+            "the Hub denied access or could not be reached (name or service); ",
+        ),
+        (TimeoutError(), "the Hub denied access or could not be reached (TimeoutError); "),
     ],
 )
 def test_what_went_wrong_is_one_line(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,9 +288,9 @@ def test_a_model_of_the_other_class_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "pictures")
     save_tiny(tmp_path / "text", kind="text")
     said = refused(TokenModel.from_pretrained, tmp_path / "pictures")
-    assert said.endswith("is a model of real-valued pictures; load it with Model.from_pretrained")
+    assert said.endswith("is a model of real-valued images; use Model.from_pretrained")
     said = refused(Model.from_pretrained, tmp_path / "text")
-    assert said.endswith("is a model of categories; load it with TokenModel.from_pretrained")
+    assert said.endswith("is a model of discrete data; use TokenModel.from_pretrained")
 
 
 @pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # of eps: where it starts, and that it clips

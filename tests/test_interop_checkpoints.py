@@ -308,7 +308,7 @@ def test_what_cannot_be_ours_is_refused_in_one_line(name: str, tmp_path: Path) -
 
 def test_a_code_may_be_named(tmp_path: Path) -> None:
     path = saved(tmp_path, official().state_dict())
-    assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "code: official, as told"
+    assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "library: official, as requested"
     with pytest.raises(DdimError, match=r"model\.pt: .*\binput_blocks\.0\.0\.weight\b"):
         read(path, CheckpointHints(size=SIZE, heads=1), "openai")
     with pytest.raises(DdimError, match=r"^--from stylegan: "):

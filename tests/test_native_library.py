@@ -326,7 +326,7 @@ def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def refuse(source: Path, accept: Any) -> Any:
         tries.append(source)
-        raise Unavailable("what g++ built computes wrong numbers")
+        raise Unavailable("the library built by g++ computes wrong numbers")
 
     monkeypatch.setattr(library, "load", refuse)
     kernels._outcome.cache_clear()

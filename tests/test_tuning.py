@@ -184,7 +184,9 @@ def test_a_tuned_plan_is_for_its_model() -> None:
 def test_what_cannot_be_tuned_is_refused(settings: dict, wrong: str) -> None:
     given = {"nfe": 5, "calibration_samples": 8, "solver": "fitted"} | settings
     with pytest.raises(DdimError, match=wrong):
-        next(iter_tuning(MIXTURE.denoise, LINEAR, given["nfe"], randn(given["calibration_samples"], 3), given["solver"]))
+        next(
+            iter_tuning(MIXTURE.denoise, LINEAR, given["nfe"], randn(given["calibration_samples"], 3), given["solver"])
+        )
 
 
 def test_nothing_is_fitted_to_the_held_out_half() -> None:

@@ -43,9 +43,9 @@ def test_the_two_rules(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags, avx512_bf16, amx_tile, _, fast, training = MACHINES[machine]
-    says = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
+    reported = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
     monkeypatch.setattr(units, "cpu_flags", lambda: flags)
-    monkeypatch.setattr(units, "_torch_says", says.__getitem__)
+    monkeypatch.setattr(units, "_torch_reports", reported.__getitem__)
     monkeypatch.setattr(Precision, "_missing", lambda self: "")
     compute = tiny_model(dtype="auto").compute
     assert compute.name == "float32-fast"  # the network is small

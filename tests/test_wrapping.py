@@ -403,9 +403,9 @@ def test_what_times_are_made_of() -> None:
     assert torch.equal(told(1000, time="fraction"), torch.tensor([1.0, 1.0]))
     assert torch.equal(told(300, time_dtype=torch.float32), torch.tensor([299.0, 299.0]))
     assert torch.equal(told(300, time=lambda level: 7, time_dtype=torch.int64), torch.tensor([7, 7]))
-    with pytest.raises(DdimError, match=r"^the time told at t = 300\.5: .*\b299\.5\b"):
+    with pytest.raises(DdimError, match=r"^time at t = 300\.5: .*\b299\.5\b"):
         told(300.5, time_dtype=torch.int64)
-    with pytest.raises(DdimError, match=r"^the time told at t = 0: "):
+    with pytest.raises(DdimError, match=r"^time at t = 0: "):
         told(0, time="log-snr")
 
 

@@ -127,17 +127,17 @@ class ModelBase(HubMixin):
             guidance = arguments.finite(guidance, "guidance", arguments.GUIDANCE)
         network, body, plain = self.compute.network, self.compute.body, self._plain
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
-            raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
+            raise DdimError("labels", "this model was always trained with one", "pass labels, and no guidance")
         if labels is None:
             if guidance is not None and not classes:
-                raise DdimError("guidance", "this model was trained without labels", "leave it out")
+                raise DdimError("guidance", "this model was trained without labels", "remove it")
             if guidance is not None:
-                raise DdimError("guidance", "needs a label", "give labels too")
+                raise DdimError("guidance", "needs a label", "pass labels too")
             return plain
         if not classes:
-            raise DdimError("labels", "this model was trained without labels", "leave them out")
+            raise DdimError("labels", "this model was trained without labels", "remove them")
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
+            raise DdimError("labels", f"are outside 0..{classes - 1}", "use labels of the training data")
         labelled = NetworkDenoiser(network, self.kind.hub, labels.to(self.device), body)
         return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
 
@@ -226,7 +226,7 @@ class ModelBase(HubMixin):
             origin = arguments.floats(origin, "origin", self.shape)
             if len(origin) not in (1, len(indices)):
                 problem = f"are {len(origin)} images for {len(indices)} samples"
-                raise DdimError("origin", problem, "give one image, or one for each sample")
+                raise DdimError("origin", problem, "pass one image, or one for each sample")
 
         def denoiser(labels: Tensor | None) -> AnyDenoiser:
             denoise = self.denoiser(labels, guidance)
@@ -294,7 +294,7 @@ class ModelBase(HubMixin):
         states = [arguments.floats(state, "states", self.shape) for state in states]
         for state in states:
             if len(state) != len(states[0]):
-                raise DdimError("states", f"are {len(state)} beside {len(states[0])}", "give as many of each")
+                raise DdimError("states", f"have {len(state)} and {len(states[0])} samples", "pass equally many")
         dtype = torch.float64 if plan.lattice else torch.float32
         return [state.to(self.device, dtype) for state in states]
 

@@ -125,9 +125,7 @@ class Model(ModelBase):
         grid = settings.get("grid")
         by_name = plan is None and (grid is None or isinstance(grid, str))  # a list of timesteps defines its own start
         if by_name and (origin is None) != (settings.get("top") is None):
-            raise DdimError(
-                "origin and top", "are not both given", "a picture to start from goes with a time to start at"
-            )
+            raise DdimError("origin and top", "need each other", "pass an image to start from and a time to start at")
         default_sampler = "ddim" if hook or origin is not None else "auto"
         plan = plan or self.plan(steps, **{"sampler": default_sampler, **settings})
         through = partial(Hooked, hook=hook) if hook else None
@@ -205,7 +203,7 @@ class Model(ModelBase):
         """
         bytes_ = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
         if bytes_ and (images.ndim != 4 or getattr(images, "is_meta", False)):
-            raise DdimError("images", f"are uint8 {tuple(images.shape)}", "give (N, H, W, C), or floats (N, C, H, W)")
+            raise DdimError("images", f"are uint8 {tuple(images.shape)}", "pass (N, H, W, C), or floats (N, C, H, W)")
         x0 = floats(to_float(images) if bytes_ else images, "images", self.shape)
         inverter = self.inversion(method, steps, grid)
         encoded = [*self.encode_blocks(inverter, x0)]
@@ -242,14 +240,14 @@ class Model(ModelBase):
         latents = floats(latents, "latents")
         if latents.ndim not in (4, 5) or latents.shape[-3:] != self.shape:
             problem = f"are {tuple(latents.shape)}, the model's are {('N', *self.shape)}"
-            raise DdimError("latents", problem, "give what `encode` returned")
+            raise DdimError("latents", problem, "pass the result of `encode`")
         if latents.ndim == 5 and not (inverter.two_state and len(latents) == 2):
             problem = f"are {len(latents)} states each, {method} takes {2 if inverter.two_state else 1}"
-            raise DdimError("latents", problem, "name the method that encoded")
+            raise DdimError("latents", problem, "use the method that encoded them")
         if latents.ndim == 5:
             blocks = self.run_blocks(inverter.resume_plan, latents[1], [latents[0]])
         else:
             if inverter.two_state:
-                warn(f"{method}: x_T is given without the state before it; pictures come back approximately")
+                warn(f"{method}: x_T is passed without the state before it; images are decoded approximately")
             blocks = self.run_blocks(inverter.decode_plan, latents)
         return torch.cat([self.empty(), *(block.float() for block in blocks)])

@@ -59,9 +59,9 @@ class TokenModel(ModelBase):
         sampler = "ddim" if sampler == "auto" else sampler
         if sampler not in samplers.DISCRETE:
             names = ", ".join(samplers.DISCRETE)
-            raise DdimError(f"sampler {sampler!r}", "is not one of categories", f"choose one of {names}")
+            raise DdimError(f"sampler {sampler!r}", "is not for discrete data", f"choose one of {names}")
         if sampler == "markov" and eta:
-            raise DdimError("sampler markov", "has no eta", "leave eta out, or use ddim")
+            raise DdimError("sampler markov", "has no eta", "remove eta, or use ddim")
         grid = DEFAULT if grid is None else grid
         levels = self.levels(grid, steps)
         about = f"{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
@@ -111,5 +111,5 @@ class TokenModel(ModelBase):
             DdimError: If this is a model of images.
         """
         if len(self.shape) != 1:
-            raise DdimError("model", "is one of pictures, not of text", "see ddim.pixels.dequantize")
+            raise DdimError("model", "is a model of images, not of text", "use ddim.pixels.dequantize")
         return list(self.kind.render(ids))

@@ -179,7 +179,7 @@ class Wrapped(ExternalDenoiser):
         microbatch.check_request(n, plan, settings or steps is not None)
         check_samples(n, whole(start, "start", 0))
         if settings.get("top") is not None:
-            raise DdimError("top", "goes with a picture to start from", "leave it out, or run `trajectory` from yours")
+            raise DdimError("top", "needs an image to start from", "remove it, or run `trajectory` from yours")
         plan = plan or self.plan(steps, **{"sampler": "ddim" if through else "auto", **settings})
         plan.check_schedule(self.schedule, to_clean=True)
 
@@ -258,7 +258,7 @@ class Wrapped(ExternalDenoiser):
         """
         inverter, latents = self.inversion(method, steps, grid), floats(latents, "latents")
         if inverter.two_state and len(latents) != 2:
-            raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "give what `encode` returned")
+            raise DdimError("latents", f"of {method} are two states each, (2, N, ...)", "pass the result of `encode`")
         older, first = latents if inverter.two_state else (None, latents)
         if not len(first):
             return first.float()
@@ -280,7 +280,7 @@ def _check(predicts: str, data_at: int) -> None:
     if predicts not in MEANS:
         raise DdimError(f"predicts {predicts!r}", "is unknown", f"choose one of {', '.join(MEANS)}")
     if data_at not in (0, 1) or (data_at == 1 and predicts != "velocity"):
-        raise DdimError(f"data_at {data_at}", f"says nothing of {predicts}", "give 0 or 1, with predicts velocity")
+        raise DdimError(f"data_at {data_at}", f"does not apply to {predicts}", "use 0 or 1, with predicts velocity")
 
 
 def _as_module(
@@ -289,7 +289,7 @@ def _as_module(
     """Put the module into evaluation mode; take a missing dtype or device from its first parameter."""
     if module.training:
         module.eval()
-        warn("wrap: the module was in training mode, and is put into evaluation mode")
+        warn("wrap: the module was in training mode and is set to evaluation mode")
     first = next(module.parameters(), None)
     if first is None:
         return dtype, device
@@ -301,7 +301,7 @@ def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> 
         return value
     if isinstance(value, str):
         if value not in NAMED:
-            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
+            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or pass betas")
         schedule: Schedule = NAMED[value]()
         return schedule
     return from_betas(value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value)
