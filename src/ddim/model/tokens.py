@@ -64,7 +64,7 @@ class TokenModel(ModelBase):
             raise DdimError("sampler markov", "has no eta", "remove eta, or use ddim")
         grid = DEFAULT if grid is None else grid
         levels = self.levels(grid, steps)
-        about = f"{grid if isinstance(grid, str) else 'own grid'}, S={len(levels) - 1}"
+        about = f"{grid if isinstance(grid, str) else 'custom grid'}, S={len(levels) - 1}"
         if sampler == "markov":
             return samplers.discrete_markov(levels, self.alphabet, temperature, top_p, about)
         return samplers.discrete(levels, self.alphabet, eta, temperature, top_p, about)
