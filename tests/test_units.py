@@ -46,7 +46,7 @@ def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch
     reported = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
     monkeypatch.setattr(units, "cpu_flags", lambda: flags)
     monkeypatch.setattr(units, "_torch_reports", reported.__getitem__)
-    monkeypatch.setattr(Precision, "_missing", lambda self: "")
+    monkeypatch.setattr(Precision, "_unavailable", lambda self: "")
     compute = tiny_model(dtype="auto").compute
     assert compute.name == "float32-fast"  # the network is small
     assert str(compute).startswith("float32-fast on cpu (this device ")
