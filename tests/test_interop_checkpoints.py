@@ -92,9 +92,7 @@ def test_the_average_of_a_training_file_is_taken_unless_told_otherwise(tmp_path:
     assert differ(path, CheckpointHints(size=SIZE), averaged) < 1e-5
     assert differ(path, CheckpointHints(size=SIZE, ema=False), trained) < 1e-5
     assert "weights: averaged (EMA)" in read(path, CheckpointHints(size=SIZE)).notes
-    assert [
-        note for note in read(path, CheckpointHints(size=SIZE, ema=False)).notes if "as trained; the averaged" in note
-    ]
+    assert [note for note in read(path, CheckpointHints(size=SIZE, ema=False)).notes if "raw; the averaged" in note]
     alone = saved(tmp_path, states, "alone.pth")
     assert differ(alone, CheckpointHints(size=SIZE), trained) < 1e-5
     assert [note for note in read(alone, CheckpointHints(size=SIZE)).notes if "the only ones" in note]
