@@ -1,4 +1,4 @@
-"""The Unet of denoising-diffusion-pytorch, versions 2, plain: its module names, its arithmetic. For parity only."""
+"""The Unet of denoising-diffusion-pytorch, version 2, with its module names and arithmetic, for parity tests."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class LucidAttention(nn.Module):
         memory = self.mem_kv.transpose(2, 3) if self.full else self.mem_kv
         heads = []
         for head in range(self.heads):
-            own = slice(head * self.each, (head + 1) * self.each)
-            kept = memory[:, head][:, None].expand(-1, len(x), -1, -1)
-            keys, values = torch.cat([kept[0], k[:, own]], dim=2), torch.cat([kept[1], v[:, own]], dim=2)
+            rows = slice(head * self.each, (head + 1) * self.each)
+            stored = memory[:, head][:, None].expand(-1, len(x), -1, -1)
+            keys, values = torch.cat([stored[0], k[:, rows]], dim=2), torch.cat([stored[1], v[:, rows]], dim=2)
             if self.full:
-                heads.append(scaled_softmax_mix(q[:, own], keys, values))
+                heads.append(scaled_softmax_mix(q[:, rows], keys, values))
                 continue
             table = torch.einsum("bcn,bdn->bcd", keys.softmax(dim=2), values)
-            query = q[:, own].softmax(dim=1) / math.sqrt(self.each)
+            query = q[:, rows].softmax(dim=1) / math.sqrt(self.each)
             heads.append(torch.einsum("bcd,bcn->bdn", table, query))
         mixed = torch.cat(heads, dim=1).unflatten(2, x.shape[2:])
         return x + self.to_out(mixed)

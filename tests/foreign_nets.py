@@ -1,6 +1,6 @@
-"""Other codes' networks, small and plain: their module names, their arithmetic, random weights. For parity only.
+"""Small networks of other libraries, with their module names and arithmetic and random weights, for parity tests.
 
-Time is theirs, counted from 0. The layers have the names that their checkpoints have; nothing else is theirs.
+Times count from 0, as there. Only the layer names and the arithmetic are those of the libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def filled(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights everywhere: no layer is silent, and no norm has scale 1 and shift 0."""
+    """Random weights in all layers, including scales and shifts of norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -71,13 +71,13 @@ class OfficialAttention(nn.Module):
 
 
 class OfficialResample(nn.Module):
-    def __init__(self, c: int, way: str):
+    def __init__(self, c: int, direction: str):
         super().__init__()
-        self.way = way
-        self.conv = nn.Conv2d(c, c, 3, stride=2) if way == "down" else nn.Conv2d(c, c, 3, padding=1)
+        self.direction = direction
+        self.conv = nn.Conv2d(c, c, 3, stride=2) if direction == "down" else nn.Conv2d(c, c, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.way == "down":
+        if self.direction == "down":
             return self.conv(F.pad(x, (0, 1, 0, 1)))
         return self.conv(x.repeat_interleave(2, 2).repeat_interleave(2, 3))
 
@@ -171,12 +171,12 @@ class OpenAIBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         h = self.in_layers[2](self._resampled(self.in_layers[1](self.in_layers[0](x))))
-        said = self.emb_layers(time)[..., None, None]
+        condition = self.emb_layers(time)[..., None, None]
         if self.scale_shift:
-            half = said.shape[1] // 2
-            h = self.out_layers[0](h) * (said[:, :half] + 1) + said[:, half:]
+            half = condition.shape[1] // 2
+            h = self.out_layers[0](h) * (condition[:, :half] + 1) + condition[:, half:]
         else:
-            h = self.out_layers[0](h + said)
+            h = self.out_layers[0](h + condition)
         return self.out_layers[1:](h) + self.skip_connection(self._resampled(x))
 
 
@@ -222,7 +222,7 @@ class First(nn.Conv2d):
 
 
 class OpenAINet(nn.Module):
-    """UNetModel of both of OpenAI's codes."""
+    """UNetModel of both of OpenAI's libraries."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Small things that several tests use: tiny networks with weights that do something, pictures, the command line."""
+"""Helpers of several tests: tiny networks with nonzero weights, images, the command line."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ COUNT = 20
 
 
 def tiny_network(**changes: Any) -> UNetConfig:
-    """A network for 1x8x8 pictures that runs in a millisecond."""
+    """A network for 1x8x8 images that runs in a millisecond."""
     shape: dict[str, Any] = {"in_channels": 1, "height": 8, "width": 8, "channels": 16, "groups": 4}
     shape |= {"multipliers": (1, 2), "blocks": 1, "attention": (4,), "dropout": 0.0}
     return UNetConfig(**(shape | changes))
 
 
 def tiny_config(kind: str = "pictures", predicts: str = "v", **changes: Any) -> ModelConfig:
-    """What a tiny model over some kind of data is: pictures, pictures of 4 grey levels, or text of `LETTERS`.
+    """The configuration of a tiny model of images, of images with 4 grey levels, or of text over `LETTERS`.
 
-    `changes` are the network's, but for `schedule`; categories are always predicted as x_0.
+    `changes` are the network's, except `schedule`; models of discrete data predict x_0.
     """
     schedule = {"name": "linear" if kind == "pictures" else "cosine"} | changes.pop("schedule", {})
     if kind in ("pictures", "levels"):
@@ -63,7 +63,7 @@ def tiny_config(kind: str = "pictures", predicts: str = "v", **changes: Any) -> 
 
 
 def wake(network: Network, seed: int = 0) -> Network:
-    """Give small random weights to the layers that start at zero, so that every part of the network acts."""
+    """Give small random weights to the layers that start at zero, so that every part has an effect."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -99,7 +99,7 @@ def save_tiny(folder: Path, **changes: Any) -> Path:
 
 
 def load_tiny(folder: Path, **settings: Any) -> Any:
-    """That folder's model, computing in float32."""
+    """Load a folder's model in float32."""
     return load(folder, "cpu", **({"dtype": "float32"} | settings))
 
 
@@ -112,13 +112,13 @@ def recipe(**changes: Any) -> TrainConfig:
 
 @functools.cache
 def stripes(count: int = 20, size: int = 8, channels: int = 1) -> np.ndarray:
-    """Pictures that differ: uint8, (count, size, size, channels)."""
+    """Distinct images: uint8, (count, size, size, channels)."""
     place = np.indices((count, size, size, channels))
     return ((place[0] * 37 + place[1] * 29 + place[2] * 13 * (place[0] % 3) + place[3] * 50) % 256).astype(np.uint8)
 
 
 class Stripes:
-    """Where the pictures of `tiny_set` come from."""
+    """The source of the images of `tiny_set`."""
 
     def __len__(self) -> int:
         return COUNT
@@ -131,7 +131,7 @@ class Stripes:
 
 
 def tiny_set(kind: str = "pictures", labelled: bool = False) -> ImageSet | TextSet:
-    """Data for a tiny model: `COUNT` pictures, or windows of a text."""
+    """Data for a tiny model: `COUNT` images, or windows of a text."""
     policy = tiny_config(kind).data
     if isinstance(policy, TextPolicy):
         places = np.arange(COUNT + LENGTH - 1)
@@ -144,8 +144,8 @@ def write_pictures(folder: Path, count: int = 3, size: int = 8) -> list[Path]:
     """Grey PNG files."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{index}.png" for index in range(count)]
-    for path, picture in zip(paths, stripes(count, size)[:, :, :, 0], strict=True):
-        Image.fromarray(picture).save(path)
+    for path, image in zip(paths, stripes(count, size)[:, :, :, 0], strict=True):
+        Image.fromarray(image).save(path)
     return paths
 
 
@@ -165,6 +165,6 @@ def process(*words: object) -> tuple[list[str], dict[str, str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones left out."""
+    """Every file below a folder, except hidden ones."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

@@ -1,4 +1,4 @@
-"""The error of a model at each time: measured on data whose error is known, and written beside unchanged weights."""
+"""The error of a model per timestep: validated on data with an analytic error, and written with unchanged weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scalar(variance: float) -> GaussianData:
 
 
 @given(T=st.integers(1, 300), count=st.integers(24, 400), dark=st.booleans())
-def test_the_times_are_few_rising_and_reach_both_ends(T: int, count: int, dark: bool) -> None:
+def test_timesteps_are_increasing_and_include_both_ends(T: int, count: int, dark: bool) -> None:
     schedule = zero_terminal_snr(linear(T)) if dark and T > 1 else linear(T)
     times = choose_timesteps(schedule, count)
     assert times == sorted(set(times))
@@ -43,7 +43,7 @@ def test_the_times_are_few_rising_and_reach_both_ends(T: int, count: int, dark: 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("variance", [1.0, 0.1, 0.01])
-def test_a_hundred_times_tell_the_rest_to_3_percent(variance: float, name: str) -> None:
+def test_100_timesteps_interpolate_the_table_to_3_percent(variance: float, name: str) -> None:
     schedule = SCHEDULES[name]
     truth = np.array([scalar(variance).error(schedule.level(t)) for t in range(1, 1001)])
     times = choose_timesteps(schedule, 100)
@@ -53,62 +53,62 @@ def test_a_hundred_times_tell_the_rest_to_3_percent(variance: float, name: str) 
 
 
 @pytest.mark.parametrize("count", [23, 0, -3])
-def test_too_few_times_are_refused(count: int) -> None:
+def test_too_few_timesteps_raise_an_error(count: int) -> None:
     with pytest.raises(DdimError, match=f"times {count}: "):
         choose_timesteps(linear(50), count)
     assert choose_timesteps(linear(5), 5) == [1, 2, 3, 4, 5]
 
 
-def test_between_the_times_the_table_is_straight_and_beyond_them_level() -> None:
+def test_the_table_is_linear_between_timesteps_and_constant_outside() -> None:
     assert interpolate([2, 4, 7], [0.9, 0.5, 0.2], 8) == (0.9, 0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.2)
     assert interpolate([1, 2], [0.123456789, 1.23456789e-5], 2) == (0.12346, 1.2346e-05)
 
 
 def gaussian(data: GaussianData, micro_batch: int = 50) -> Any:
-    """A model that is ideal on Gaussian data, as pictures of one row."""
+    """A model that is ideal on Gaussian data, as images of one row."""
 
     def denoise(x: torch.Tensor, level: Any, /) -> Any:
-        said = data.denoise(x.flatten(1), level)
-        return SimpleNamespace(x0=said.x0.view_as(x), eps=said.eps.view_as(x))
+        output = data.denoise(x.flatten(1), level)
+        return SimpleNamespace(x0=output.x0.view_as(x), eps=output.eps.view_as(x))
 
     shape = (1, 1, len(data.mean))
     device = torch.device("cpu")
     return SimpleNamespace(denoise=denoise, schedule=linear(), shape=shape, micro_batch=micro_batch, device=device)
 
 
-def test_the_error_of_an_ideal_denoiser_is_the_known_one() -> None:
-    """Within five standard errors, which are known too: eps - E[eps | x] is normal, so each is error sqrt(2 / dN)."""
+def test_the_error_of_an_ideal_denoiser_is_the_analytic_one() -> None:
+    """Within five standard errors, which are analytic too: eps - E[eps | x] is normal, each is error sqrt(2 / dN)."""
     data = GaussianData(torch.linspace(-1, 1, 20), torch.full((20,), 0.25))
-    pictures = data.sample(400, seed=1).float().view(400, 1, 1, 20)
-    for one in error_table(gaussian(data), pictures, [1, 10, 100, 400, 1000], seed=2):
+    images = data.sample(400, seed=1).float().view(400, 1, 1, 20)
+    for one in error_table(gaussian(data), images, [1, 10, 100, 400, 1000], seed=2):
         truth = data.error(linear().level(one.t))
         assert one.error == pytest.approx(truth, abs=5 * one.standard_error)
         assert one.standard_error == pytest.approx(truth * np.sqrt(2 / 8000), rel=0.2)
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
-def test_it_is_the_mean_over_pictures_and_pixels(predicts: str) -> None:
+def test_the_error_is_the_mean_over_images_and_pixels(predicts: str) -> None:
     model = tiny_model(predicts=predicts, micro_batch=3)
-    pictures = stripes(5)
-    for one in error_table(model, pictures, [600, 5], seed=7):
+    images = stripes(5)
+    for one in error_table(model, images, [600, 5], seed=7):
         level, errors = model.schedule.level(one.t), []
-        for index, picture in enumerate(pictures):
+        for index, image in enumerate(images):
             eps = torch.from_numpy(rng.normal(7, index, one.t, (1, 8, 8)))
-            x0 = to_float(picture[None])[0]
+            x0 = to_float(image[None])[0]
             x = level.signal * x0 + level.noise * eps
             with torch.no_grad():
                 output = model.network(x[None], torch.tensor([float(one.t)]))[0]
-            said = {
+            message = {
                 "eps": output,
                 "x0": (x - level.signal * output) / level.noise,
                 "v": level.noise * x + level.signal * output,
             }[predicts]
-            errors.append((said - eps).double().square().mean().item())
+            errors.append((message - eps).double().square().mean().item())
         assert one.error == pytest.approx(np.mean(errors), rel=1e-4)
         assert one.standard_error == pytest.approx(np.std(errors, ddof=1) / np.sqrt(5), rel=1e-3)
 
 
-def test_a_time_does_not_depend_on_the_others_nor_bytes_from_floats() -> None:
+def test_each_timestep_is_independent_and_bytes_equal_floats() -> None:
     model = tiny_model()
     together = list(error_table(model, stripes(4), [900, 3, 40], seed=1))
     assert [one.t for one in together] == [900, 3, 40]
@@ -117,12 +117,12 @@ def test_a_time_does_not_depend_on_the_others_nor_bytes_from_floats() -> None:
     assert np.isnan(next(iter(error_table(model, stripes(1), [3]))).standard_error)
 
 
-def test_labels_are_told_to_the_network() -> None:
+def test_labels_are_passed_to_the_network() -> None:
     model = tiny_model(classes=3, micro_batch=2)
     (plain,) = error_table(model, stripes(5), [300])
-    (told,) = error_table(model, stripes(5), [300], labels=[0, 1, 2, 1, 0])
+    (output,) = error_table(model, stripes(5), [300], labels=[0, 1, 2, 1, 0])
     (same,) = error_table(model, stripes(5), [300], labels=np.array([0, 1, 2, 1, 0]))
-    assert plain != told == same
+    assert plain != output == same
     ones = [next(iter(error_table(model, stripes(1), [300], labels=[label]))).error for label in range(3)]
     assert len(set(ones)) == 3
     with pytest.raises(DdimError, match=r"^labels: .*\b0\.\.2\b"):
@@ -130,7 +130,7 @@ def test_labels_are_told_to_the_network() -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 1), (2, 9, 8, 1), (2, 8, 8, 3)])
-def test_no_pictures_or_others_are_refused(shape: tuple[int, ...]) -> None:
+def test_no_images_or_images_of_another_shape_raise_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(DdimError, match=r"^pictures: .*\(1, 8, 8\)"):
         next(iter(error_table(tiny_model(), np.zeros(shape, np.uint8), [1])))
 
@@ -147,10 +147,10 @@ def calibrate(place: Path, *more: object, out: str = "out") -> int:
     return ddim("calibrate", place / "model", place / "pictures", *words, "--out", place / out, *more)
 
 
-def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_adds_only_the_error_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(place / "model")
     assert calibrate(place, "--seed", 3) == 0
-    told = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     assert contents(place / "model") == before
     after = contents(place / "out")
     assert sorted(after) == ["config.json", "model.safetensors"]
@@ -170,14 +170,14 @@ def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: 
         old["provenance"]["error_from"],
     )
     assert new == old
-    assert told[0].split() == ["t", "error", "in", "eps", "standard", "error"]
-    shown = [line.split() for line in told[1:-1]]
-    assert shown[0] == ["1", f"{found[0].error:.6f}", f"{found[0].standard_error:.1e}"]
-    assert (shown[-1][0], len(shown)) == ("1000", 12)
-    assert told[-1] == f"{len(times)} times, 5 pictures: {place / 'out'}"
+    assert output[0].split() == ["t", "error", "in", "eps", "standard", "error"]
+    lines = [line.split() for line in output[1:-1]]
+    assert lines[0] == ["1", f"{found[0].error:.6f}", f"{found[0].standard_error:.1e}"]
+    assert (lines[-1][0], len(lines)) == ("1000", 12)
+    assert output[-1] == f"{len(times)} times, 5 pictures: {place / 'out'}"
 
 
-def test_info_tells_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_prints_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrate(place) == 0
     capsys.readouterr()
     assert ddim("info", place / "model") == 0
@@ -185,11 +185,11 @@ def test_info_tells_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]
     assert ddim("info", place / "out") == 0
     error = load(place / "out", "cpu").config.error
     assert error is not None
-    told = f"error table  from calibrate pictures (train), 5 pictures: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
-    assert told in capsys.readouterr().out.splitlines()
+    row = f"error table  from calibrate pictures (train), 5 pictures: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
+    assert row in capsys.readouterr().out.splitlines()
 
 
-def test_a_model_may_be_calibrated_in_its_place_and_again(place: Path) -> None:
+def test_a_model_can_be_calibrated_in_place_repeatedly(place: Path) -> None:
     before = contents(place / "model")
     assert calibrate(place, out="model") == 0
     first = load_tiny(place / "model").config.error
@@ -199,7 +199,7 @@ def test_a_model_may_be_calibrated_in_its_place_and_again(place: Path) -> None:
     assert sorted(path.name for path in place.iterdir()) == ["model", "pictures"]
 
 
-def test_stopped_it_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_calibration_writes_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, before = calibration.error_table, contents(place)
 
     def interrupted(*words: Any) -> Iterator[TimestepMSE]:
@@ -214,13 +214,13 @@ def test_stopped_it_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert sorted(path.name for path in place.iterdir()) == ["model", "pictures"]
 
 
-def test_a_model_with_labels_is_measured_with_those_of_the_data(tmp_path: Path) -> None:
+def test_a_labelled_model_is_calibrated_with_the_labels_of_the_data(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", classes=2)
     for label in ("cats", "dogs"):
         write_pictures(tmp_path / "pictures" / label, 2)
     assert calibrate(tmp_path) == 0
     model = load_tiny(tmp_path / "out")
-    pictures = np.concatenate([stripes(2), stripes(2)])
-    (one,) = error_table(model, pictures, [1], labels=[0, 0, 1, 1])
+    images = np.concatenate([stripes(2), stripes(2)])
+    (one,) = error_table(model, images, [1], labels=[0, 0, 1, 1])
     assert model.config.error is not None
     assert model.config.error[0] == pytest.approx(one.error, rel=1e-4)

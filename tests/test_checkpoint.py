@@ -1,4 +1,4 @@
-"""Model folders: what is written is read again, what is damaged is named, nothing in them is executed."""
+"""Model folders: round trips, errors that name the damaged file, and no code that is executed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ every_kind = pytest.mark.parametrize("kind", KINDS, indirect=True)
 
 @pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:
-    """The kind of the model in `folder`."""
+    """The modality of the model in `folder`."""
     return getattr(request, "param", "pictures")
 
 
@@ -36,8 +36,8 @@ def folder(kind: str, tmp_path: Path) -> Path:
     return save_tiny(tmp_path / "model", kind=kind)
 
 
-def refuse(folder: Path) -> str:
-    """The one line with which a model is refused."""
+def error_of(folder: Path) -> str:
+    """The one-line error of loading a model."""
     with pytest.raises(DdimError) as caught:
         load(folder, "cpu")
     line = str(caught.value)
@@ -51,7 +51,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def rewrite(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Other weights under a checksum that is right."""
+    """Replace the weights and update the checksum."""
     save_file(weights, folder / "model.safetensors")
     edit(folder, sha256=sha256(folder / "model.safetensors"))
 
@@ -69,21 +69,21 @@ def test_round_trip(kind: str, predicts: str, tmp_path: Path) -> None:
     assert again.config.model_copy(update={"sha256": ""}) == model.config
     for key, value in model.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[key], value), key
-    own = {} if model.config.categorical else {"clip_x0": False}
-    plan = model.plan(grid=[1, 300, 600, 1000], **own)
+    extra = {} if model.config.categorical else {"clip_x0": False}
+    plan = model.plan(grid=[1, 300, 600, 1000], **extra)
     assert torch.equal(again.sample(2, plan=plan), model.sample(2, plan=plan))
     assert sorted(contents(tmp_path / "a")) == ["model/config.json", "model/model.safetensors"]
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
 
 
 @every_kind
-def test_the_checksum_is_the_one_of_the_weights_file(folder: Path) -> None:
+def test_the_checksum_is_that_of_the_weights_file(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["sha256"] == sha256(folder / "model.safetensors")
 
 
 @every_kind
-def test_saved_in_bfloat16_it_is_read_as_float32(kind: str, folder: Path) -> None:
+def test_weights_saved_in_bfloat16_are_loaded_as_float32(kind: str, folder: Path) -> None:
     model = tiny_model(kind=kind)
     model.save(folder, torch.bfloat16)
     stored = load_file(folder / "model.safetensors")
@@ -93,20 +93,20 @@ def test_saved_in_bfloat16_it_is_read_as_float32(kind: str, folder: Path) -> Non
 
 @every_kind
 @pytest.mark.parametrize("where", ["first", "middle", "last"])
-def test_one_changed_byte_is_noticed(where: str, folder: Path) -> None:
+def test_one_changed_byte_is_detected(where: str, folder: Path) -> None:
     data = bytearray((folder / "model.safetensors").read_bytes())
     data[{"first": 0, "middle": len(data) // 2, "last": -1}[where]] ^= 1
     (folder / "model.safetensors").write_bytes(data)
-    assert "model.safetensors: does not match the checksum in config.json; " in refuse(folder)
+    assert "model.safetensors: does not match the checksum in config.json; " in error_of(folder)
 
 
 @every_kind
-def test_weights_cut_short_are_noticed_even_under_a_right_checksum(folder: Path) -> None:
+def test_truncated_weights_are_detected_even_with_a_correct_checksum(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
-    assert "checksum" in refuse(folder)
+    assert "checksum" in error_of(folder)
     edit(folder, sha256=sha256(path))
-    assert "is not a safetensors file" in refuse(folder)
+    assert "is not a safetensors file" in error_of(folder)
 
 
 @every_kind
@@ -115,14 +115,14 @@ def test_a_missing_key_is_named(folder: Path) -> None:
     key = sorted(weights)[0]
     del weights[key]
     rewrite(folder, weights)
-    assert f"{key} is missing" in refuse(folder)
+    assert f"{key} is missing" in error_of(folder)
 
 
 @every_kind
 def test_an_extra_key_is_named(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     rewrite(folder, weights | {"stowaway": torch.zeros(3)})
-    assert "stowaway is not known" in refuse(folder)
+    assert "stowaway is unexpected" in error_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_an_extra_key_is_named(folder: Path) -> None:
 def test_a_wrong_shape_is_named(key: str, size: int, folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     rewrite(folder, weights | {key: torch.zeros(3)})
-    assert f"{key} is [3], not [{size}]" in refuse(folder)
+    assert f"{key} is [3], not [{size}]" in error_of(folder)
 
 
 ZEROS = {"name": "cosine", "zero_terminal_snr": True}
@@ -196,8 +196,8 @@ def test_a_wrong_configuration_is_named(changes: dict[str, Any], named: str, fol
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_an_array_of_numbers_stands_on_one_line(tmp_path: Path) -> None:
-    """However long; and what looks like one in a text stays as it is."""
+def test_an_array_of_numbers_is_written_on_one_line(tmp_path: Path) -> None:
+    """Of any length; a string that looks like an array is unchanged."""
     model = tiny_model()
     values = model.config.model_dump()
     values["schedule"] = {"name": "betas", "T": 40, "betas": [1e-05, *(0.01 + i / 1000 for i in range(39))]}
@@ -214,16 +214,16 @@ def test_an_array_of_numbers_stands_on_one_line(tmp_path: Path) -> None:
     assert not re.search(r"^\s*[-\d.]", text, re.M)
 
 
-def test_the_error_between_whole_times_is_on_a_straight_line() -> None:
+def test_the_error_is_interpolated_linearly_between_timesteps() -> None:
     values = tiny_model().config.model_dump() | {"schedule": {"T": 4}, "error": [0.8, 0.4, 0.3, 0.1]}
     config = ModelConfig.model_validate(values)
     schedule = config.schedule.build()
-    found = [config.error_at(schedule.level(t)) for t in (1, 1.25, 2.5, 4, 0.5, 0)]
-    assert found == pytest.approx([0.8, 0.7, 0.35, 0.1, 0.9, 1.0])
+    actual = [config.error_at(schedule.level(t)) for t in (1, 1.25, 2.5, 4, 0.5, 0)]
+    assert actual == pytest.approx([0.8, 0.7, 0.35, 0.1, 0.9, 1.0])
 
 
 @every_kind
-def test_a_copy_has_the_same_weights_to_the_byte(kind: str, folder: Path, tmp_path: Path) -> None:
+def test_a_copy_has_byte_identical_weights(kind: str, folder: Path, tmp_path: Path) -> None:
     path = folder / "model.safetensors"
     save_file(load_file(path), path, {"written by": "another program"})
     edit(folder, sha256=sha256(path))
@@ -244,13 +244,13 @@ def test_a_copy_has_the_same_weights_to_the_byte(kind: str, folder: Path, tmp_pa
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"model: tiny", bytes(range(128, 200))])
-def test_a_configuration_that_is_not_json_is_refused(text: bytes, folder: Path) -> None:
+def test_a_configuration_that_is_not_json_raises_an_error(text: bytes, folder: Path) -> None:
     (folder / "config.json").write_bytes(text)
-    assert str(folder / "config.json") in refuse(folder)
+    assert str(folder / "config.json") in error_of(folder)
 
 
 class Bomb:
-    """Unpickled, it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -259,23 +259,23 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-def test_a_pickle_is_refused_and_never_executed(folder: Path, tmp_path: Path) -> None:
+def test_a_pickle_raises_an_error_and_is_never_executed(folder: Path, tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     bomb = tmp_path / "model.pt"
     torch.save({"state": Bomb(mark)}, bomb)
-    assert "model.pt: " in refuse(bomb)
+    assert "model.pt: " in error_of(bomb)
     shutil.copy(bomb, folder / "model.safetensors")
     edit(folder, sha256=sha256(bomb))
-    assert "model/model.safetensors: " in refuse(folder)
+    assert "model/model.safetensors: " in error_of(folder)
     (folder / "config.json").write_bytes(pickle.dumps(Bomb(mark)))
-    refuse(folder)
+    error_of(folder)
     assert not mark.exists()
     pickle.loads(pickle.dumps(Bomb(mark))).close()  # it would have gone off
     assert mark.exists()
 
 
 @pytest.mark.parametrize("broken", [1, 2, 3, 4])
-def test_a_save_that_fails_leaves_the_old_model(broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_keeps_the_old_model(broken: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, calls = contents(folder), []
     for name in ("rename", "replace"):
         real = getattr(os, name)
@@ -298,7 +298,7 @@ def test_a_save_that_fails_leaves_the_old_model(broken: int, folder: Path, monke
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
-def test_a_full_disk_leaves_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(folder)
 
     def full(*_: Any) -> None:
@@ -310,7 +310,7 @@ def test_a_full_disk_leaves_the_old_model(folder: Path, monkeypatch: pytest.Monk
     assert contents(folder) == before
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DdimError):
         tiny_model().save(tmp_path)
@@ -319,7 +319,7 @@ def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_a_folder_that_happens_to_hold_a_config_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_another_config_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DdimError):
@@ -328,7 +328,7 @@ def test_a_folder_that_happens_to_hold_a_config_is_not_replaced(tmp_path: Path) 
 
 
 @every_kind
-def test_killed_between_the_two_renames_the_old_model_is_found_and_kept(folder: Path) -> None:
+def test_the_old_model_survives_a_kill_between_the_two_renames(folder: Path) -> None:
     old = folder.with_name(f".{folder.name}.4711-0123abcd.old")
     folder.rename(old)
     assert load(folder, "cpu").config.sha256 == checkpoint.read(old)[0].sha256
@@ -337,12 +337,12 @@ def test_killed_between_the_two_renames_the_old_model_is_found_and_kept(folder: 
     assert load(folder, "cpu").fingerprint == tiny_model(seed=5).fingerprint
 
 
-def test_a_run_stands_for_its_model(folder: Path) -> None:
+def test_the_folder_of_a_run_names_its_model(folder: Path) -> None:
     assert checkpoint.find(folder.parent) == folder
     assert checkpoint.find(str(folder)) == folder
 
 
-def test_bundled_models_are_read_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_bundled_models_are_loaded_by_name(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(checkpoint, "bundled", lambda: {"tiny": folder})
     assert checkpoint.find("tiny") == folder
     with pytest.raises(DdimError, match=r"^tinny: "):
@@ -350,7 +350,7 @@ def test_bundled_models_are_read_by_name(monkeypatch: pytest.MonkeyPatch, folder
 
 
 @pytest.mark.parametrize("checkout", [True, False])
-def test_a_checkout_holds_models_beside_the_package(
+def test_a_checkout_has_models_outside_the_package(
     checkout: bool, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     package = tmp_path / "checkout/src/ddim"
@@ -362,13 +362,13 @@ def test_a_checkout_holds_models_beside_the_package(
     assert sorted(checkpoint.bundled()) == (["large", "small"] if checkout else ["small"])
 
 
-def test_a_name_that_only_a_recipe_has_is_told_how_to_train() -> None:
+def test_the_name_of_a_preset_hints_at_training() -> None:
     with pytest.raises(DdimError, match=r"^celeba64: .*--preset\b"):
         checkpoint.find("celeba64")
 
 
 @pytest.mark.parametrize("name", sorted(checkpoint.bundled()))
-def test_what_is_bundled_is_whole(name: str) -> None:
+def test_bundled_models_are_complete(name: str) -> None:
     config, weights = checkpoint.read(name)
     assert config.provenance.data
     assert weights

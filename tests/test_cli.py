@@ -129,14 +129,14 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
     out = tmp_path / "out"
     words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
     told = say(*words, "--sheet", tmp_path / "sheet.png")
-    assert told.startswith("9 pictures, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
+    assert told.startswith("9 images, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "SHA256SUMS", "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
     for index in range(9):
         with Image.open(out / f"{index:06d}.png") as picture:
             assert (np.asarray(picture) == expected[index, :, :, 0]).all()
-    assert "9 pictures (9 existed)" in say(*words)
+    assert "9 images (9 existed)" in say(*words)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp
     assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
     assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
     told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out", "--force")
-    assert told.startswith(f"2 pictures, ddim({plan.about}), 5 network evaluations each")
+    assert told.startswith(f"2 images, ddim({plan.about}), 5 network evaluations each")
 
 
 def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
@@ -341,7 +341,7 @@ def test_interpolate_with_weights(trained: Path, tmp_path: Path, say: Say) -> No
 
 def test_info_says_what_a_model_is(trained: Path, say: Say) -> None:
     told = say("info", trained)
-    for words in ("8x8, grey", "digits (train), 200 pictures", "30 steps", "linear, T = 1000", "(verified)"):
+    for words in ("8x8, grey", "digits (train), 200 images", "30 steps", "linear, T = 1000", "(verified)"):
         assert words in told, words
     config = load(trained, "cpu").config
     assert config.sha256 in told
@@ -374,7 +374,7 @@ def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
     told = say(
         "sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s"
     )
-    assert told.startswith("2 pictures")
+    assert told.startswith("2 images")
 
 
 def test_unreadable_pictures_are_left_out_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,17 +19,17 @@ from ddim.nn.cpu import kernels, library
 from ddim.process.schedule import Schedule
 from models import CATEGORICAL, tiny_model
 
-WAYS: dict[str, Callable[[Any], Any]] = {
+METHODS: dict[str, Callable[[Any], Any]] = {
     "pickle": lambda it: pickle.loads(pickle.dumps(it)),
     "copy": copy.deepcopy,
 }
-every_way = pytest.mark.parametrize("way", WAYS)
+every_method = pytest.mark.parametrize("method", METHODS)
 
 
-@every_way
+@every_method
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
 @pytest.mark.parametrize("dtype", ["float32", "float32-fast", "bfloat16"])
-def test_a_model(way: str, used: bool, dtype: str) -> None:
+def test_a_model(method: str, used: bool, dtype: str) -> None:
     model = tiny_model(dtype=dtype, classes=3)
     try:
         if dtype == "float32-fast":
@@ -37,51 +37,51 @@ def test_a_model(way: str, used: bool, dtype: str) -> None:
     except library.Unavailable as reason:
         pytest.skip(f"no kernels here: {reason}")
     first = model.sample(2, steps=2, labels=[0, 1]) if used else None
-    other = WAYS[way](model)
-    made = other.sample(2, steps=2, labels=[0, 1])
-    assert torch.equal(made, model.sample(2, steps=2, labels=[0, 1]))
-    assert first is None or torch.equal(made, first)
+    other = METHODS[method](model)
+    actual = other.sample(2, steps=2, labels=[0, 1])
+    assert torch.equal(actual, model.sample(2, steps=2, labels=[0, 1]))
+    assert first is None or torch.equal(actual, first)
     assert other.conditions == model.conditions
     assert other.fingerprint == model.fingerprint
-    with torch.no_grad():  # a copy with weights of its own, of which it has one set
+    with torch.no_grad():  # the copy has separate weights
         for parameter in other.network.parameters():
             parameter.zero_()
-    again = WAYS[way](other).sample(2, steps=2, labels=[0, 1])
-    assert not torch.equal(again, made)
-    assert torch.equal(model.sample(2, steps=2, labels=[0, 1]), made)
+    again = METHODS[method](other).sample(2, steps=2, labels=[0, 1])
+    assert not torch.equal(again, actual)
+    assert torch.equal(model.sample(2, steps=2, labels=[0, 1]), actual)
 
 
-@every_way
+@every_method
 @pytest.mark.parametrize("kind", CATEGORICAL)
-def test_a_token_model(way: str, kind: str) -> None:
+def test_a_token_model(method: str, kind: str) -> None:
     model = tiny_model(kind=kind)
     first = model.sample(2, steps=2)
-    assert torch.equal(WAYS[way](model).sample(2, steps=2), first)
-    assert WAYS[way](model.plan(3)) == model.plan(3)
+    assert torch.equal(METHODS[method](model).sample(2, steps=2), first)
+    assert METHODS[method](model.plan(3)) == model.plan(3)
 
 
-@every_way
-def test_what_is_compiled_or_cached_stays_behind(way: str) -> None:
+@every_method
+def test_compiled_and_cached_values_are_not_copied(method: str) -> None:
     model = tiny_model()
     model.sample(1, steps=2)
     for owner in (model, model.compute):
-        there = vars(WAYS[way](owner))
+        there = vars(METHODS[method](owner))
         assert there.keys() < vars(owner).keys()
         assert not {"body", "denoise", "_plain"} & there.keys()
 
 
-@every_way
+@every_method
 @pytest.mark.parametrize("sampler", ["ddim", "ab3", "ipndm4", "unipc2"])
-def test_a_plan(way: str, sampler: str) -> None:
+def test_a_plan(method: str, sampler: str) -> None:
     plan = tiny_model().plan(4, sampler=sampler)
-    assert WAYS[way](plan) == plan
-    assert str(WAYS[way](plan)) == str(plan)
+    assert METHODS[method](plan) == plan
+    assert str(METHODS[method](plan)) == str(plan)
 
 
-@every_way
-def test_a_schedule_stays_read_only(way: str) -> None:
+@every_method
+def test_a_schedule_stays_read_only(method: str) -> None:
     for schedule in SCHEDULES.values():
-        other = WAYS[way](schedule)
+        other = METHODS[method](schedule)
         assert isinstance(other, Schedule)
         assert other == schedule
         assert (other.name, other.level(3.5)) == (schedule.name, schedule.level(3.5))
@@ -90,7 +90,7 @@ def test_a_schedule_stays_read_only(way: str) -> None:
 
 
 class Net(nn.Module):
-    """A network that knows what it is told."""
+    """A network whose output depends on the time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,11 +100,11 @@ class Net(nn.Module):
         return self.weight * x + 0.01 * time.to(x).view(-1, 1).tanh()
 
 
-@every_way
+@every_method
 @pytest.mark.parametrize(("time", "data_at"), [*((time, 0) for time in get_args(Time)), ("flow", 1)])
-def test_a_wrapped_network(way: str, time: Any, data_at: Any) -> None:
-    made = wrap(Net().eval(), SCHEDULES["linear"], "velocity", time=time, data_at=data_at)
-    first = made.sample(2, (3,), steps=2)
-    other = WAYS[way](made)
+def test_a_wrapped_network(method: str, time: Any, data_at: Any) -> None:
+    actual = wrap(Net().eval(), SCHEDULES["linear"], "velocity", time=time, data_at=data_at)
+    first = actual.sample(2, (3,), steps=2)
+    other = METHODS[method](actual)
     assert torch.equal(other.sample(2, (3,), steps=2), first)
-    assert other.schedule == made.schedule
+    assert other.schedule == actual.schedule

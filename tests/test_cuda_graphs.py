@@ -1,4 +1,4 @@
-"""CUDA graphs of whole plans: what is recorded, under which key, and that inputs and outputs are copied.
+"""CUDA graphs of whole plans: which runs are recorded, their keys, and that inputs and outputs are copied.
 
 A stand-in for CUDA replays a run on its stored tensors; tests/test_gpu.py records real graphs.
 """
@@ -23,7 +23,7 @@ from models import new_network, tiny_config
 
 
 class Graphs(PlanGraphs):
-    """Records a job by keeping it, and replays it into the tensor that it gave first."""
+    """Records a job by storing it, and replays it into the tensor that it returned first."""
 
     captured = 0
     broken = False
@@ -62,41 +62,41 @@ def models(kind: str = "pictures", graphs: Graphs | None = None, **changes: Any)
 
 
 @pytest.mark.parametrize("settings", [{"eta": 0.0}, {"eta": 1.0}, {"eta": 0.5, "clip_x0": True}, {"sampler": "ab2"}])
-def test_samples_are_the_same_to_the_bit(settings: dict[str, Any]) -> None:
+def test_samples_are_bit_identical(settings: dict[str, Any]) -> None:
     plain, recording, graphs = models()
     for n, seed in ((8, 0), (2, 1)):  # the last micro-batch is smaller, and every one is another one's
-        want, made = (model.sample(n, steps=4, seed=seed, **settings) for model in (plain, recording))
-        assert torch.equal(made, want)
+        expected, result = (model.sample(n, steps=4, seed=seed, **settings) for model in (plain, recording))
+        assert torch.equal(result, expected)
     assert graphs.captured == 1
 
 
 @pytest.mark.parametrize("guidance", [None, 2.0, lambda level: 1 + level.t / 1000])
-def test_labels_and_guidance_are_inputs_and_key(guidance: Any) -> None:
+def test_labels_are_inputs_and_guidance_is_part_of_the_key(guidance: Any) -> None:
     plain, recording, graphs = models(classes=5)
     for labels in ([0, 1, 2, 3, 4, 0, 1], [4, 4, 4, 1, 1, 1, 2]):
-        want, made = (
+        expected, result = (
             model.sample(len(labels), steps=3, labels=labels, guidance=guidance) for model in (plain, recording)
         )
-        assert torch.equal(made, want)
+        assert torch.equal(result, expected)
     assert graphs.captured == 1
-    want, made = (model.sample(3, steps=3) for model in (plain, recording))
-    assert torch.equal(made, want)
+    expected, result = (model.sample(3, steps=3) for model in (plain, recording))
+    assert torch.equal(result, expected)
     assert graphs.captured == 2
 
 
-def test_scales_of_guidance_are_compared_level_by_level() -> None:
+def test_guidance_scales_are_compared_per_level() -> None:
     plain, recording, graphs = models(classes=5)
     scale = [1.5]
     for value in (1.5, 3.0, 1.5):
         scale[0] = value
-        want, made = (
+        expected, result = (
             model.sample(3, steps=3, labels=1, guidance=lambda level: scale[0]) for model in (plain, recording)
         )
-        assert torch.equal(made, want)
+        assert torch.equal(result, expected)
     assert graphs.captured == 2
 
 
-def test_a_micro_batch_does_not_overwrite_the_one_before() -> None:
+def test_a_micro_batch_does_not_overwrite_the_previous_one() -> None:
     _, recording, _ = models()
     plan = recording.plan(3)
     blocks = [*recording.sample_blocks(plan, range(6))]
@@ -106,7 +106,7 @@ def test_a_micro_batch_does_not_overwrite_the_one_before() -> None:
     )
 
 
-def test_unasked_the_second_use_is_recorded_if_it_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_by_default_small_plans_are_recorded_at_their_second_use(monkeypatch: pytest.MonkeyPatch) -> None:
     _, recording, graphs = models(graphs=Graphs())
     counts = []
     for steps in (2, 2, 3, 2, 3):
@@ -120,14 +120,14 @@ def test_unasked_the_second_use_is_recorded_if_it_is_small(monkeypatch: pytest.M
         assert graphs.captured == 2
 
 
-def test_of_many_the_least_recently_used_is_dropped() -> None:
+def test_the_least_recently_used_graph_is_dropped() -> None:
     _, recording, graphs = models(graphs=Graphs(always=True, limit=2))
     for steps, captured in ((2, 1), (3, 2), (2, 2), (4, 3), (2, 3), (3, 4)):
         recording.sample(1, steps=steps)
         assert graphs.captured == captured
 
 
-def test_another_setting_of_torch_is_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_torch_setting_needs_another_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     _, recording, graphs = models()
     recording.sample(3, steps=2)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
@@ -135,40 +135,40 @@ def test_another_setting_of_torch_is_another_graph(monkeypatch: pytest.MonkeyPat
     assert graphs.captured == 2
 
 
-def test_what_cannot_be_recorded_runs_as_before() -> None:
+def test_runs_that_cannot_be_recorded_run_without_graphs() -> None:
     plain, recording, graphs = models()
     assert isinstance(recording, Model)
-    want, made = (model.sample(3, steps=2, hook=lambda x0, _: x0 / 2) for model in (plain, recording))
-    assert torch.equal(made, want)
+    expected, result = (model.sample(3, steps=2, hook=lambda x0, _: x0 / 2) for model in (plain, recording))
+    assert torch.equal(result, expected)
     plain, tokens, more = models("levels")
     assert isinstance(tokens, Model)
-    want, made = (model.sample(3, steps=2) for model in (plain, tokens))
-    assert torch.equal(made, want)
+    expected, result = (model.sample(3, steps=2) for model in (plain, tokens))
+    assert torch.equal(result, expected)
     assert graphs.captured == more.captured == 0
 
 
-def test_inference_mode_leaves_nothing_behind() -> None:
+def test_inference_mode_leaves_no_inference_tensors() -> None:
     plain, recording, _ = models(classes=2)
     with torch.inference_mode():
         recording.sample(3, steps=2, labels=1)
-    want, made = (model.sample(3, steps=2, labels=0, seed=1) for model in (plain, recording))
-    assert torch.equal(made, want)
+    expected, result = (model.sample(3, steps=2, labels=0, seed=1) for model in (plain, recording))
+    assert torch.equal(result, expected)
 
 
-def test_a_failed_recording_is_warned_of_once_or_an_error_where_asked_for() -> None:
+def test_a_failed_recording_warns_once_or_raises_if_requested() -> None:
     _, recording, graphs = models(graphs=Graphs())
     graphs.broken = True
-    want = recording.sample(3, steps=2)
+    expected = recording.sample(3, steps=2)
     with pytest.warns(DdimWarning, match=r"\bCUDA\b"):
-        made = recording.sample(3, steps=2)
-    assert torch.equal(made, want)
-    assert torch.equal(recording.sample(3, steps=2), want)
+        result = recording.sample(3, steps=2)
+    assert torch.equal(result, expected)
+    assert torch.equal(recording.sample(3, steps=2), expected)
     graphs.always = True
     with pytest.raises(RuntimeError):
         recording.sample(3, steps=2)
 
 
-def test_a_copy_records_its_own() -> None:
+def test_a_copy_records_its_own_graphs() -> None:
     _, recording, graphs = models()
     recording.sample(3, steps=2)
     other = copy.deepcopy(graphs)
@@ -176,7 +176,7 @@ def test_a_copy_records_its_own() -> None:
     assert not other._recorded
 
 
-def test_a_cpu_has_none_and_refuses_them() -> None:
+def test_graphs_on_a_cpu_raise_an_error() -> None:
     config = tiny_config()
     assert build_model(new_network(config.network), config, "cpu").compute.graphs is None
     with pytest.raises(DdimError) as error:

@@ -47,10 +47,10 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype = torch.float32, own: bool
     }
 
 
-def reference(groups: int, eps: float, silu: bool, **given: Any) -> Tensor:
+def reference(groups: int, eps: float, silu: bool, **tensors: Any) -> Tensor:
     """The same in float64, from PyTorch's operators."""
     x, weight, bias, time, offset, scale_shift = (
-        None if given.get(name) is None else given[name].double()
+        None if tensors.get(name) is None else tensors[name].double()
         for name in ("x", "weight", "bias", "time", "offset", "scale_shift")
     )
     x = x if time is None else x + time[:, :, None, None]
@@ -62,43 +62,43 @@ def reference(groups: int, eps: float, silu: bool, **given: Any) -> Tensor:
     return F.silu(y) if silu else y
 
 
-def check(groups: int, silu: bool = True, eps: float = 1e-6, **given: Any) -> None:
-    made = cuda_norm.group_norm(groups=groups, eps=eps, silu=silu, **given)
-    x = given["x"]
-    assert made.dtype == x.dtype
-    assert made.shape == x.shape
-    assert made.is_contiguous(memory_format=torch.channels_last)
+def check(groups: int, silu: bool = True, eps: float = 1e-6, **tensors: Any) -> None:
+    actual = cuda_norm.group_norm(groups=groups, eps=eps, silu=silu, **tensors)
+    x = tensors["x"]
+    assert actual.dtype == x.dtype
+    assert actual.shape == x.shape
+    assert actual.is_contiguous(memory_format=torch.channels_last)
     tolerance = TOLERANCE[x.dtype]
-    torch.testing.assert_close(made.double(), reference(groups, eps, silu, **given), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(actual.double(), reference(groups, eps, silu, **tensors), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("channels", "side"), CIFAR10)
-def test_it_is_group_norm_at_every_shape_of_the_cifar10_network(channels: int, side: int) -> None:
-    given = inputs((2, channels, side, side), torch.bfloat16, own=False)
-    check(32, **{name: given[name] for name in ("x", "weight", "bias")})
-    check(32, **{name: given[name] for name in ("x", "weight", "bias", "time", "offset")})
+def test_equals_group_norm_at_every_shape_of_the_cifar10_network(channels: int, side: int) -> None:
+    tensors = inputs((2, channels, side, side), torch.bfloat16, own=False)
+    check(32, **{name: tensors[name] for name in ("x", "weight", "bias")})
+    check(32, **{name: tensors[name] for name in ("x", "weight", "bias", "time", "offset")})
 
 
-@pytest.mark.parametrize("way", ["resident", "looped", "split"])
+@pytest.mark.parametrize("mode", ["resident", "looped", "split"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("silu", [True, False])
-def test_all_that_is_fused(
-    way: str, dtype: torch.dtype, own: bool, silu: bool, monkeypatch: pytest.MonkeyPatch
+def test_all_fused_operations(
+    mode: str, dtype: torch.dtype, own: bool, silu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_norm, "RESIDENT", 256 if way == "resident" else 16)
-    monkeypatch.setattr(cuda_norm, "ENOUGH", 1 if way == "looped" else 1024)
+    monkeypatch.setattr(cuda_norm, "RESIDENT", 256 if mode == "resident" else 16)
+    monkeypatch.setattr(cuda_norm, "ENOUGH", 1 if mode == "looped" else 1024)
     shape = (3, 96, 13, 11)
     tiles = cuda_norm.tiling(3, 96, 143, 8)
     assert (tiles.splits > 1, tiles.block_p >= 143) == {
         "resident": (False, True),
         "looped": (False, False),
         "split": (True, False),
-    }[way]
-    given = inputs(shape, dtype, own)
-    check(8, silu, **given)
+    }[mode]
+    tensors = inputs(shape, dtype, own)
+    check(8, silu, **tensors)
     for name in ("time", "offset", "scale_shift"):
-        check(8, silu, **{**given, name: None})
+        check(8, silu, **{**tensors, name: None})
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,16 @@ def test_odd_sizes(shape: tuple[int, ...], groups: int, enough: int, monkeypatch
     check(groups, **inputs(shape))
 
 
-@pytest.mark.parametrize("way", ["resident", "looped", "split"])
-def test_a_mean_far_from_zero_costs_no_digits(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With sums of squares about zero, float32 would leave nothing of a spread 10^-4 of the mean."""
-    monkeypatch.setattr(cuda_norm, "RESIDENT", 1024 if way == "resident" else 16)
-    monkeypatch.setattr(cuda_norm, "ENOUGH", 1 if way == "looped" else 1024)
+@pytest.mark.parametrize("mode", ["resident", "looped", "split"])
+def test_a_large_mean_loses_no_precision(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With sums of squares about zero, float32 would lose a spread of 10^-4 of the mean."""
+    monkeypatch.setattr(cuda_norm, "RESIDENT", 1024 if mode == "resident" else 16)
+    monkeypatch.setattr(cuda_norm, "ENOUGH", 1 if mode == "looped" else 1024)
     x = (randn(1, 32, 24, 24) + 1e4).to(memory_format=torch.channels_last)
     weight, bias = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
-    made = cuda_norm.group_norm(x, weight, bias, 4, 1e-6)
+    actual = cuda_norm.group_norm(x, weight, bias, 4, 1e-6)
     torch.testing.assert_close(
-        made.double(), reference(4, 1e-6, False, x=x, weight=weight, bias=bias), rtol=0, atol=5e-3
+        actual.double(), reference(4, 1e-6, False, x=x, weight=weight, bias=bias), rtol=0, atol=5e-3
     )
 
 
@@ -139,10 +139,12 @@ def test_the_residual_sum(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     a, b = (randn(*shape, seed=seed, dtype=dtype).to(memory_format=torch.channels_last) for seed in (0, 1))
     bias, other = (randn(shape[1], seed=seed, dtype=dtype) for seed in (2, 3))
     for more in (None, other):
-        made = cuda_norm.residual(a, b, bias, more)
-        wanted = a.double() + b.double() + (bias if more is None else bias.double() + more.double())[:, None, None]
-        torch.testing.assert_close(made, wanted.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5)
-        assert made.is_contiguous(memory_format=torch.channels_last)
+        actual = cuda_norm.residual(a, b, bias, more)
+        expected = a.double() + b.double() + (bias if more is None else bias.double() + more.double())[:, None, None]
+        torch.testing.assert_close(
+            actual, expected.to(dtype), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+        )
+        assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("changes", [{}, {"scale_shift": True, "resample": "block"}])
@@ -169,7 +171,7 @@ def test_no_samples_give_no_samples() -> None:
     assert cuda_norm.group_norm(x, randn(8), randn(8), 2, 1e-6).shape == x.shape
 
 
-def test_other_memory_formats_dtypes_and_shapes_are_refused() -> None:
+def test_other_memory_formats_dtypes_and_shapes_raise_an_error() -> None:
     good = inputs((2, 8, 4, 4))
     bad: dict[str, Any] = {
         "x": good["x"].contiguous(),
@@ -188,18 +190,18 @@ def test_other_memory_formats_dtypes_and_shapes_are_refused() -> None:
         cuda_norm.group_norm(groups=3, eps=1e-6, **good)
 
 
-def test_a_compiled_function_calls_it_as_an_operator() -> None:
-    given = inputs((2, 16, 6, 6))
+def test_a_compiled_function_uses_the_custom_operator() -> None:
+    tensors = inputs((2, 16, 6, 6))
 
     def function(x: Tensor) -> Tensor:
-        return 2 * cuda_norm.group_norm(groups=4, eps=1e-6, silu=True, **{**given, "x": x})
+        return 2 * cuda_norm.group_norm(groups=4, eps=1e-6, silu=True, **{**tensors, "x": x})
 
-    made = torch.compile(function, backend="eager" if INTERPRETED else "inductor", fullgraph=True)(given["x"])
-    torch.testing.assert_close(made, function(given["x"]))
+    actual = torch.compile(function, backend="eager" if INTERPRETED else "inductor", fullgraph=True)(tensors["x"])
+    torch.testing.assert_close(actual, function(tensors["x"]))
 
 
-def test_the_operator_keeps_torchs_rules() -> None:
-    given = inputs((2, 16, 6, 6))
+def test_the_operator_passes_opcheck() -> None:
+    tensors = inputs((2, 16, 6, 6))
     names = ("x", "weight", "bias")
-    arguments = (*(given[name] for name in names), 4, 1e-6, True, given["time"], None, None)
+    arguments = (*(tensors[name] for name in names), 4, 1e-6, True, tensors["time"], None, None)
     torch.library.opcheck(torch.ops.ddim.group_norm.default, arguments, test_utils=("test_schema", "test_faketensor"))

@@ -1,4 +1,4 @@
-"""One flipped bit, or a cut, in any file that is written and read back is noticed, and the file is named."""
+"""One flipped bit or a truncation in any file that is written and read back raises an error that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def flipped(data: bytes, step: int = 1) -> Iterator[bytes]:
 
 
 def cut(data: bytes, count: int = 20) -> Iterator[bytes]:
-    """The data cut off at some places, also with what was there before behind them."""
+    """The data truncated at several offsets, also followed by the old data."""
     for place in np.linspace(0, len(data.rstrip()) - 1, count).astype(int).tolist():
         yield data[:place]
         yield data[:place] + bytes(len(data) - place)
@@ -98,7 +98,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Callable[[Path], object]]]] = {
 
 @pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.heavy)], ids=["some bits", "every bit"])
 @pytest.mark.parametrize(("name", "save"), FILES.values(), ids=FILES)
-def test_a_flipped_bit_is_refused_by_name(
+def test_a_flipped_bit_raises_an_error_that_names_the_file(
     name: str, save: Callable[[Path], Callable[[Path], object]], step: int, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -114,7 +114,7 @@ def test_a_flipped_bit_is_refused_by_name(
 
 
 def test_white_space_may_change() -> None:
-    """An editor, or git on another system, may change the ends of lines."""
+    """An editor or git may change line endings."""
     text = json.dumps({"a": "b c", "d": [1, {"e": None}]}, indent=2)
     sealed = seal(text)
     assert json.loads(unseal(sealed, "x")) == json.loads(text)
@@ -124,7 +124,7 @@ def test_white_space_may_change() -> None:
         unseal(sealed.replace(b"b c", b"b d"), "x")
 
 
-def test_what_was_changed_on_purpose_is_read_after_what_the_line_says(tmp_path: Path) -> None:
+def test_an_edited_file_is_read_after_following_the_hint(tmp_path: Path) -> None:
     path = save_tiny(tmp_path / "model") / "config.json"
     before = checkpoint.read_config(path)
     path.write_text(path.read_text().replace('"predicts": "v"', '"predicts": "eps"'))
@@ -136,13 +136,13 @@ def test_what_was_changed_on_purpose_is_read_after_what_the_line_says(tmp_path: 
     assert load(tmp_path / "model", "cpu").config == before.model_copy(update={"predicts": "eps"})
 
 
-def test_a_checksum_set_to_nothing_may_stand_anywhere() -> None:
+def test_an_empty_checksum_may_be_anywhere() -> None:
     assert json.loads(unseal(b'{"checksum": "", "a": 1}', "x")) == {"a": 1}
     with pytest.raises(DdimError):
         unseal(b'{"checksum": "0", "a": 1}', "x")
 
 
-def test_a_journal_is_cut_to_the_lines_before_the_first_damaged_one(tmp_path: Path) -> None:
+def test_a_journal_is_truncated_before_the_first_damaged_line(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     lines = [journal_line({"n": n, "value": n + 0.5}) for n in range(3)]
     whole = b"".join(lines)
@@ -171,7 +171,7 @@ def _bare(line: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
-def test_a_sample_is_finished_when_its_bytes_are_those_that_were_written(
+def test_a_sample_is_finished_if_its_bytes_are_unchanged(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_tiny(tmp_path / "model", kind=kind)
@@ -197,7 +197,7 @@ def test_a_sample_is_finished_when_its_bytes_are_those_that_were_written(
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "gone"])
-def test_a_damaged_list_of_finished_samples_costs_samples_and_nothing_else(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_journal_of_samples_only_regenerates_samples(damage: str, tmp_path: Path) -> None:
     model = tiny_model()
     list(generate(model, model.plan(2), tmp_path, 5))
     before = contents(tmp_path)
@@ -216,7 +216,7 @@ def test_a_damaged_list_of_finished_samples_costs_samples_and_nothing_else(damag
 
 
 def text_run() -> run_config.RunConfig:
-    """The run whose folder is kept from before there were checksums."""
+    """The configuration of the run whose folder predates checksums."""
     model = ModelConfig(
         network=TransformerConfig(categories=len(LETTERS), length=LENGTH, width=4, depth=1, heads=1),
         data=TextPolicy(length=LENGTH, characters=LETTERS),
@@ -235,7 +235,7 @@ def before(tmp_path: Path) -> Path:
     return Path(shutil.copytree(BEFORE, tmp_path / "before"))
 
 
-def test_a_plan_a_model_latents_and_statistics_of_the_version_before_are_read(before: Path) -> None:
+def test_files_without_checksums_are_read(before: Path) -> None:
     model = load_tiny(before / "model")
     plan = Plan.from_json((before / "plan.json").read_text())
     assert plan == model.plan(3)
@@ -249,7 +249,7 @@ def test_a_plan_a_model_latents_and_statistics_of_the_version_before_are_read(be
     assert list(made) == [20]
 
 
-def test_a_run_of_the_version_before_goes_on(before: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_run_without_checksums_is_resumed(before: Path, recwarn: pytest.WarningsRecorder) -> None:
     steps = [report.step for report in run.train(before / "run", text_run(), tiny_set("text"), "cpu")]
     assert steps == [4, 5, 6]
     assert all("threads" in str(warning.message) for warning in recwarn)  # of another torch, perhaps
@@ -257,7 +257,7 @@ def test_a_run_of_the_version_before_goes_on(before: Path, recwarn: pytest.Warni
     assert load(before / "run", "cpu").config.provenance.steps == 6
 
 
-def test_samples_of_the_version_before_are_taken_where_they_are_whole(before: Path) -> None:
+def test_complete_samples_without_checksums_are_reused(before: Path) -> None:
     model = load_tiny(before / "model")
     folder = before / "samples"
     second = (folder / "000001.png").read_bytes()
@@ -269,7 +269,7 @@ def test_samples_of_the_version_before_are_taken_where_they_are_whole(before: Pa
     assert list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))[-1].existing == 3
 
 
-def test_figures_of_the_version_before_are_gone_on_with(before: Path) -> None:
+def test_results_without_checksums_are_resumed(before: Path) -> None:
     model = load_tiny(before / "model")
     request = likelihood_run.bound_request(model, model.plan(3, "linear", 1.0), None, 0, 0)
     names = [str(index) for index in range(10)]

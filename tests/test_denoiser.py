@@ -29,7 +29,7 @@ def test_f_theta(t: int) -> None:
 
 
 @given(st.integers(1, 1000))
-def test_all_kinds_of_network_say_the_same_of_a_known_pair(t: int) -> None:
+def test_all_prediction_types_give_the_same_pair(t: int) -> None:
     level, x0, eps = LINEAR.level(t), randn(5, seed=3), randn(5, seed=4)
     x = diffuse(x0, eps, level)
     v = math.sqrt(level.alpha_bar) * eps - math.sqrt(1 - level.alpha_bar) * x0
@@ -41,13 +41,13 @@ def test_all_kinds_of_network_say_the_same_of_a_known_pair(t: int) -> None:
 
 
 @given(t=st.integers(1, 1000), predicts=st.sampled_from(["eps", "x0", "v"]))
-def test_whatever_a_network_says_the_pair_is_consistent(t: int, predicts: str) -> None:
+def test_the_pair_is_consistent_for_any_output(t: int, predicts: str) -> None:
     level, x = LINEAR.level(t), randn(5, seed=5)
     pair = predict(randn(5, seed=6), x, level, predicts)
     torch.testing.assert_close(level.signal * pair.x0 + level.noise * pair.eps, x, rtol=0, atol=1e-12)
 
 
-def test_where_there_is_no_signal() -> None:
+def test_a_level_without_signal() -> None:
     level, x = SCHEDULES["linear+zero-terminal-snr"].level(1000), randn(5, seed=5)
     with pytest.raises(ValueError):
         predict(x, x, level, "eps")
@@ -57,7 +57,7 @@ def test_where_there_is_no_signal() -> None:
         assert pair.x0.isfinite().all()
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_prediction_type_raises_an_error() -> None:
     with pytest.raises(ValueError, match="'score'"):
         predict(randn(5), randn(5), LEVEL, "score")
 
@@ -81,7 +81,7 @@ def constant(output: Tensor) -> object:
 
 
 @pytest.mark.parametrize("scale", [-1.0, 0.0, 0.5, 1.0, 7.5])
-def test_guidance_is_a_line_from_the_unconditional_to_the_conditional(scale: float) -> None:
+def test_guidance_extrapolates_linearly_from_unconditional_to_conditional(scale: float) -> None:
     """Ho & Salimans 2021: eps = eps_off + scale (eps_on - eps_off); the pair stays consistent."""
     x, on, off = randn(5, seed=8), randn(5, seed=9), randn(5, seed=10)
     pair = Guided(constant(on), constant(off), scale)(x, LEVEL)
@@ -89,7 +89,7 @@ def test_guidance_is_a_line_from_the_unconditional_to_the_conditional(scale: flo
     torch.testing.assert_close(LEVEL.signal * pair.x0 + LEVEL.noise * pair.eps, x, rtol=0, atol=1e-12)
 
 
-def test_guidance_of_scale_zero_and_one_are_the_models_themselves() -> None:
+def test_guidance_of_scale_0_and_1_equals_the_two_models() -> None:
     x, on, off = randn(5, seed=8), randn(5, seed=9), randn(5, seed=10)
     for scale, alone in ((0.0, constant(off)), (1.0, constant(on))):
         pair = Guided(constant(on), constant(off), scale)(x, LEVEL)

@@ -1,4 +1,4 @@
-"""Random numbers drawn on a GPU are numpy's: on a GPU where there is one, else in triton's interpreter.
+"""Random numbers drawn on a GPU match numpy's: on a GPU if there is one, else in triton's interpreter.
 
 Triton decides when it is imported whether it compiles or interprets, so without a GPU the tests run in a process of
 their own, which `test_in_triton_s_interpreter` starts.
@@ -51,7 +51,7 @@ def first(accepted: Callable[[int], bool], below: int) -> int:
     return low
 
 
-def test_every_entry_of_the_first_two_tables_is_numpy_s() -> None:
+def test_every_entry_of_the_first_two_tables_matches_numpy() -> None:
     """ki: where numpy stops to accept at once. wi: an accepted power of two times it."""
     ki, wi, _ = device_noise.ziggurat()
     numpy = Scripted()
@@ -62,8 +62,8 @@ def test_every_entry_of_the_first_two_tables_is_numpy_s() -> None:
         assert numpy.normal(box | 1 << 8 | HALF << 9, 0)[0] == -x
 
 
-def test_every_entry_of_the_density_is_numpy_s() -> None:
-    """The uniform number at which the wedge test fails tells one last bit of either edge's density from the next."""
+def test_every_entry_of_the_density_matches_numpy() -> None:
+    """The uniform number at which the wedge test fails determines the last bit of either edge's density."""
     ki, wi, fi = device_noise.ziggurat()
     numpy = Scripted()
 
@@ -86,7 +86,7 @@ def test_every_entry_of_the_density_is_numpy_s() -> None:
             assert edges != [fails(other, box, m) for m in integers]
 
 
-def test_the_tail_is_numpy_s() -> None:
+def test_the_tail_matches_numpy() -> None:
     numpy = Scripted()
     for sign, u in itertools.product((0, 1), (0, 1, 2**12, 2**22, 2**23)):
         far = np.float32(-0.27366123732975828) * np.log1p(np.float32(-u / 2**24))
@@ -113,20 +113,20 @@ def compare(got: np.ndarray, expected: np.ndarray) -> None:
 
 @with_triton
 @pytest.mark.parametrize(("seed", "index"), KEYS)
-def test_normal_numbers_of_every_key_are_numpy_s(seed: int, index: int, device: torch.device) -> None:
+def test_normal_numbers_of_every_key_match_numpy(seed: int, index: int, device: torch.device) -> None:
     for draw in (0, 3, 2**40):
         compare(*both(seed, (index, 7), draw, 300, device))
 
 
 @with_triton
 @pytest.mark.parametrize("count", [1, 2, 1009, 1024, 3072])
-def test_normal_numbers_of_every_count_are_numpy_s(count: int, device: torch.device) -> None:
+def test_normal_numbers_of_every_count_match_numpy(count: int, device: torch.device) -> None:
     """Within a pass, at the end of one, and over several."""
     compare(*both(11, (0, 1), 1, count, device))
 
 
 @with_triton
-def test_many_normal_numbers_are_numpy_s(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_normal_numbers_match_numpy(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for tails whose first pair is rejected; on a GPU 25 million, in the interpreter in long passes."""
     if device.type == "cpu":
         monkeypatch.setattr(device_noise, "_BLOCKS", 16384)
@@ -138,7 +138,7 @@ def test_many_normal_numbers_are_numpy_s(device: torch.device, monkeypatch: pyte
 
 @with_triton
 @pytest.mark.parametrize(("seed", "index"), KEYS)
-def test_uniform_numbers_are_numpy_s(seed: int, index: int, device: torch.device) -> None:
+def test_uniform_numbers_match_numpy(seed: int, index: int, device: torch.device) -> None:
     for draw, count in ((0, 1), (1, 515), (2**40, 1030)):
         got = device_noise.uniform(device_noise.stream_keys(seed, (7, index), device), draw, (count,))
         philox = np.random.Philox(key=np.array([seed, index], np.uint64), counter=np.array([0, 0, 0, draw], np.uint64))
@@ -166,13 +166,13 @@ def test_noise_draws_through_the_kernels(device: torch.device, monkeypatch: pyte
     monkeypatch.setattr(rng, "_draws_on", lambda _: True)
     there = Noise(5, (2, 9), (3, 4, 4), device), TokenNoise(5, (2, 9), (40,), device, torch.ones(3).double())
     drawn = there[0].row(2), there[1].row(2), there[1].start()
-    for got, wanted in zip(drawn, expected, strict=True):
+    for got, reference in zip(drawn, expected, strict=True):
         assert got.device.type == device.type
-        assert torch.equal(got.cpu(), wanted)
+        assert torch.equal(got.cpu(), reference)
 
 
 @with_gpu
-def test_a_gpu_draws_on_without_waiting() -> None:
+def test_a_gpu_draws_without_synchronisation() -> None:
     noise = Noise(5, tuple(range(9)), (3, 8, 8), "cuda")
     assert rng._draws_on(torch.device("cuda"))
     noise.row(0)
@@ -186,7 +186,7 @@ def test_a_gpu_draws_on_without_waiting() -> None:
 
 
 @with_gpu
-def test_a_captured_graph_draws_anew_from_what_its_tensors_hold() -> None:
+def test_a_captured_graph_draws_from_its_current_key_tensors() -> None:
     device = torch.device("cuda")
     keys, number = device_noise.stream_keys(4, (1, 2), device), torch.zeros(1, dtype=torch.int64, device=device)
     device_noise.normal(keys, number, (50,))
@@ -210,7 +210,7 @@ def fails(*_: object) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("normal", [fails, lambda keys, draw, shape: torch.zeros(1, *shape)], ids=["fails", "wrong"])
-def test_where_triton_does_not_work_the_host_draws_with_a_warning(
+def test_the_host_draws_with_a_warning_if_triton_fails(
     normal: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(device_noise, "available", lambda: True)

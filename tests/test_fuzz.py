@@ -42,7 +42,7 @@ class Kind:
     Args:
         file: The file that is damaged, below the place.
         command: The command; its result is what it prints and what it makes.
-        made: What it makes, below the place; "" for nothing.
+        result: The file or folder that it writes, below the place; "" for nothing.
         start: What it goes on from: a folder that is copied to `out` before; "" for nothing.
         is_input: Whether it is data or a foreign file, of which any content that can be read is a right one.
         slow: Whether the command takes a second or so.
@@ -50,7 +50,7 @@ class Kind:
 
     file: str
     command: str
-    made: str = ""
+    result: str = ""
     start: str = ""
     is_input: bool = False
     slow: bool = False
@@ -110,26 +110,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert run(ENCODE + "z.safetensors", root, "")[0] == 0
     for kind, start in (("manifest", "samples"), ("run", "run"), ("blocks", "measured")):
         command = KINDS[kind].command.replace("-n 3", "-n 2").replace("--steps 4 --b", "--steps 2 --b")
-        code, told, *_ = run(command.format(root), root, "out")
-        assert code == 0, told
+        code, output, *_ = run(command.format(root), root, "out")
+        assert code == 0, output
         (root / "out").rename(root / start)
     body = (root / "measured/blocks.jsonl").read_text().splitlines(keepends=True)
     (root / "measured/blocks.jsonl").write_text(body[0])
     return root
 
 
-def run(command: str, root: Path, made: str) -> tuple[int | str, str, dict[str, bytes]]:
-    """A command in this process: its exit code or its traceback, what it prints, and what it makes."""
+def run(command: str, root: Path, result: str) -> tuple[int | str, str, dict[str, bytes]]:
+    """Run a command in this process: its exit code or traceback, its output, and the files that it writes."""
 
     def hang(*_: object) -> None:
         raise Hang(f"{command} hangs")
 
-    told, wrong = io.StringIO(), io.StringIO()
+    output, wrong = io.StringIO(), io.StringIO()
     before = signal.signal(signal.SIGALRM, hang)
     signal.alarm(HANG)
     code: int | str = 0
     try:
-        with contextlib.redirect_stdout(told), contextlib.redirect_stderr(wrong):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(wrong):
             main(command.format(root).split())
     except SystemExit as end:
         code = int(end.code or 0)
@@ -139,19 +139,19 @@ def run(command: str, root: Path, made: str) -> tuple[int | str, str, dict[str, 
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
     if code not in (0, 1):
-        told.write(wrong.getvalue())
+        output.write(wrong.getvalue())
     complaints = [line for line in wrong.getvalue().splitlines() if line.startswith("error: ")]
     if code == 2 and len(complaints) != 1:
         code = f"exit 2 without one line of complaint: {wrong.getvalue()}"
     if "Traceback" in wrong.getvalue():
         code = wrong.getvalue()
-    files = contents(root / made) if made and (root / made).is_dir() else {}
-    files = {name: data for name, data in files.items() if "config.json" not in name or "model" not in made}
-    return code, told.getvalue(), files
+    files = contents(root / result) if result and (root / result).is_dir() else {}
+    files = {name: data for name, data in files.items() if "config.json" not in name or "model" not in result}
+    return code, output.getvalue(), files
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:
-    """One bit another."""
+    """One bit flipped."""
     if not data:
         return data
     body = bytearray(data)
@@ -160,7 +160,7 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def torn(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes written over."""
+    """Some bytes overwritten."""
     first = rng.randrange(len(data) + 1)
     end = min(len(data), first + rng.choice((1, 8, 64, 512)))
     return data[:first] + rng.choice((bytes(end - first), rng.randbytes(end - first))) + data[end:]
@@ -204,10 +204,10 @@ def reheaded(data: bytes, rng: random.Random) -> bytes:
     meta = header.get("__metadata__", {}).get("ddim")
     if meta and rng.random() < 0.7:
         header["__metadata__"]["ddim"] = retyped(meta.encode(), rng).decode()
-        made = json.dumps(header).encode()
+        result = json.dumps(header).encode()
     else:
-        made = retyped(json.dumps(header).encode(), rng)
-    return len(made).to_bytes(8, "little") + made + data[8 + size :]
+        result = retyped(json.dumps(header).encode(), rng)
+    return len(result).to_bytes(8, "little") + result + data[8 + size :]
 
 
 def lined(data: bytes, rng: random.Random) -> bytes:
@@ -228,8 +228,8 @@ def unsealed(data: bytes, rng: random.Random) -> bytes:
     meta = json.loads(header["__metadata__"]["ddim"])
     meta.pop("checksum", None)
     header["__metadata__"]["ddim"] = json.dumps(meta)
-    made = json.dumps(header).encode()
-    return reheaded(len(made).to_bytes(8, "little") + made + data[8 + size :], rng)
+    result = json.dumps(header).encode()
+    return reheaded(len(result).to_bytes(8, "little") + result + data[8 + size :], rng)
 
 
 def _objects(data: bytes) -> list[bytes]:
@@ -239,15 +239,15 @@ def _objects(data: bytes) -> list[bytes]:
 
 
 def damages(kind: Kind) -> list[Callable[[bytes, random.Random], bytes]]:
-    """What is done to a file of that kind."""
-    own = {".json": [retyped, retyped], ".safetensors": [reheaded, reheaded], ".jsonl": [lined]}
+    """The kinds of damage to a kind of file."""
+    extra = {".json": [retyped, retyped], ".safetensors": [reheaded, reheaded], ".jsonl": [lined]}
     suffix = Path(kind.file).suffix
-    sealed = suffix in own and not kind.is_input and kind.file != "model/model.safetensors"
-    return [flipped, torn, cut, *own.get(suffix, []), *([unsealed] if sealed else [])]
+    sealed = suffix in extra and not kind.is_input and kind.file != "model/model.safetensors"
+    return [flipped, torn, cut, *extra.get(suffix, []), *([unsealed] if sealed else [])]
 
 
 def attack(place: Path, name: str, count: int, seed: int) -> Iterator[str]:
-    """Damage a file many times: everything that goes wrong, in words."""
+    """Damage a file many times: yields a description of every failure."""
     kind = KINDS[name]
 
     def fresh() -> None:
@@ -257,28 +257,28 @@ def attack(place: Path, name: str, count: int, seed: int) -> Iterator[str]:
 
     fresh()
     whole = (place / kind.file).read_bytes()
-    right = run(kind.command, place, kind.made)
+    right = run(kind.command, place, kind.result)
     assert right[0] in (0, 1), right
-    rng, same = random.Random(f"{name} {seed}"), 2 if kind.made else 1  # what is made, or else what is printed
+    rng, same = random.Random(f"{name} {seed}"), 2 if kind.result else 1  # the files written, else the output
     for number in range(count):
         fresh()
         damage = rng.choice(damages(kind))
         broken = damage(whole, rng)
         (place / kind.file).write_bytes(broken)
-        found = run(kind.command, place, kind.made)
+        actual = run(kind.command, place, kind.result)
         where = f"{name} {number} ({damage.__name__})"
-        if isinstance(found[0], str):
-            yield f"{where}: {found[0]}"
-        elif found[0] == 0 and found[same] != right[same] and not kind.is_input and damage is not unsealed:
-            shown = base64.b64encode(broken[:200]).decode()
-            yield f"{where}: another result, {found[1]!r} of {shown}"
+        if isinstance(actual[0], str):
+            yield f"{where}: {actual[0]}"
+        elif actual[0] == 0 and actual[same] != right[same] and not kind.is_input and damage is not unsealed:
+            encoded = base64.b64encode(broken[:200]).decode()
+            yield f"{where}: another result, {actual[1]!r} of {encoded}"
     if not kind.start:
         (place / kind.file).write_bytes(whole)
     shutil.rmtree(place / "out", ignore_errors=True)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_damage_is_refused(name: str, place: Path) -> None:
+def test_damage_raises_an_error(name: str, place: Path) -> None:
     wrong = [*attack(place, name, 1 if KINDS[name].slow else 7, 0)]
     assert not wrong, "\n".join(wrong)
 
@@ -286,10 +286,10 @@ def test_damage_is_refused(name: str, place: Path) -> None:
 @pytest.mark.heavy
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", KINDS)
-def test_much_damage_is_refused(name: str, place: Path) -> None:
+def test_more_damage_raises_an_error(name: str, place: Path) -> None:
     wrong = [*attack(place, name, 53, 1)]
     assert not wrong, "\n".join(wrong)
 
 
-def test_a_thousand_times_are_damaged() -> None:
+def test_the_heavy_test_damages_files_1000_times() -> None:
     assert 53 * len(KINDS) >= 1000

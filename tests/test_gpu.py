@@ -63,7 +63,7 @@ def test_no_step_waits_for_the_gpu(place: str, compiled: bool, no_synchronisatio
 
 
 def test_small_data_are_on_the_gpu_by_default() -> None:
-    assert trainer().feed.held is not None
+    assert trainer().loader.resident is not None
 
 
 def test_steps_do_not_depend_on_where_the_data_are() -> None:

@@ -1,4 +1,4 @@
-"""Models published on the hub and fetched from it: the folder, its card, and what is said when it cannot be had."""
+"""Models published on the hub and fetched from it: the folder, its card, and the errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KNOWN = Provenance(
     data="stripes | and\nmore",
     split="train",
     data_fingerprint="0123abcd",
-    pictures=60_000,
+    images=60_000,
     command=COMMAND,
     version="9.8.7",
     steps=6500,
@@ -44,13 +44,13 @@ FLOAT32 = {"dtype": "float32", "device": "cpu"}
 
 
 def trained(**changes: Any) -> Any:
-    """A model of whose training everything is known."""
+    """A model whose training is fully recorded."""
     config = tiny_config(**changes).model_copy(update={"provenance": KNOWN, "error": (0.5,) * 999 + (0.25,)})
     return build_model(new_network(config.network), config, "cpu", dtype="float32")
 
 
 def written(model: Any, folder: Path, **settings: Any) -> tuple[ModelCard, str]:
-    """The card of a model that was saved."""
+    """The card of a saved model."""
     assert model.save_pretrained(folder, **settings) == folder
     return ModelCard.load(folder / "README.md"), (folder / "README.md").read_text(encoding="utf-8")
 
@@ -64,10 +64,10 @@ def table(text: str) -> dict[str, str]:
 
 def blocks(text: str) -> dict[str, str]:
     """The first code block of each language."""
-    return {found[2]: found[3] for found in reversed([*re.finditer(r"^(`{3,})(\w+)\n(.*?)\n\1$", text, re.S | re.M)])}
+    return {match[2]: match[3] for match in reversed([*re.finditer(r"^(`{3,})(\w+)\n(.*?)\n\1$", text, re.S | re.M)])}
 
 
-def refused(function: Any, *arguments: Any, **settings: Any) -> str:
+def error_of(function: Any, *arguments: Any, **settings: Any) -> str:
     with pytest.raises(DdimError) as caught:
         function(*arguments, **settings)
     line = str(caught.value)
@@ -78,7 +78,7 @@ def refused(function: Any, *arguments: Any, **settings: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded(kind: str, tmp_path: Path) -> None:
     model = tiny_model(kind=kind)
     model.save_pretrained(tmp_path / "there" / "tiny")
     assert sorted(contents(tmp_path)) == [f"there/tiny/{name}" for name in THREE]
@@ -89,7 +89,7 @@ def test_what_is_saved_is_loaded(kind: str, tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path / "there" / "tiny", **FLOAT32).sample(2, steps=3), model.sample(2, steps=3))
 
 
-def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
+def test_the_card_states_the_configuration(tmp_path: Path) -> None:
     model = trained(classes=3)
     card, text = written(model, tmp_path / "tiny", license="cc-by-4.0")
     assert card.data.library_name == "ddim"
@@ -106,17 +106,17 @@ def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
     assert rows["schedule"].startswith("linear, T = 1000, log-SNR 9.21 at t = 1 to -10.12 at T")
     assert rows["SHA-256 of the weights"] == config.sha256
     assert rows["error per time"] == "0.5 at t = 1 to 0.25 at T, from calibrate stripes"
-    assert rows["data"] == "stripes \\| and more, split train, 60,000 pictures"
-    assert (rows["steps"], rows["pictures seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
+    assert rows["data"] == "stripes \\| and more, split train, 60,000 images"
+    assert (rows["steps"], rows["images seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
     assert (rows["hash of the data"], rows["library"]) == ("0123abcd", "ddim 9.8.7")
-    said = blocks(text)
-    assert said["sh"] == COMMAND
-    assert json.loads(said["json"]) == json.loads(KNOWN.model_dump_json())["training"]
-    assert "never trained without a label" in text
-    assert "labels=0" in said["python"]
+    output = blocks(text)
+    assert output["sh"] == COMMAND
+    assert json.loads(output["json"]) == json.loads(KNOWN.model_dump_json())["training"]
+    assert "always trained with labels" in text
+    assert "labels=0" in output["python"]
 
 
-def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
+def test_unrecorded_facts_are_omitted(tmp_path: Path) -> None:
     card, text = written(tiny_model(kind="text"), tmp_path / "tiny")
     assert "license" not in card.data.to_dict()
     assert card.data.pipeline_tag == "text-generation"
@@ -125,9 +125,9 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
         "SHA-256 of the weights"
     }
     assert (rows["noise"], rows["labels"]) == ("uniform", "none")
-    for word in ("trained\n", "steps |", " 0 ", "None", "recipe", "error"):
+    for word in ("trained\n", "steps |", " 0 ", "None", "The settings", "error"):
         assert word not in text.replace("seed=0", "").replace("steps 20 -n 16", ""), word
-    assert "What it was trained on is not known." in text
+    assert "Its training data are not recorded." in text
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
@@ -162,8 +162,8 @@ def test_push_uploads_the_folder_and_nothing_else(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(HfApi, "create_repo", create_repo)
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    made = model.push_to_hub("tiny", license="mit", private=True, commit_message="first", branch="main")
-    assert made == "https://hub/me/tiny/commit/1"
+    result = model.push_to_hub("tiny", license="mit", private=True, commit_message="first", branch="main")
+    assert result == "https://hub/me/tiny/commit/1"
     model.save_pretrained(tmp_path / "tiny", license="mit", repo_id="me/tiny")
     (_, created, settings), (_, uploaded, files, more) = calls
     assert (created, uploaded) == ("tiny", "me/tiny")
@@ -178,12 +178,12 @@ def test_push_uploads_the_folder_and_nothing_else(tmp_path: Path, monkeypatch: p
         raise OSError("no way\nthrough")
 
     monkeypatch.setattr(HfApi, "create_repo", fail)
-    assert "me/tiny: " in refused(model.push_to_hub, "me/tiny")
+    assert "me/tiny: " in error_of(model.push_to_hub, "me/tiny")
 
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A hub with one repository, "me/tiny", whose files are those of a folder; what it was asked for is kept."""
+    """A hub with one repository, "me/tiny", whose files are those of a folder; the requests are recorded."""
     there, asked = tmp_path / "there", []
 
     def snapshot_download(name: str, allow_patterns: list[str], **settings: Any) -> str:
@@ -209,22 +209,22 @@ def test_a_repository_is_downloaded_and_checked(repository: Any) -> None:
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
     weights = repository.there / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
-    assert "cache/model.safetensors: " in refused(Model.from_pretrained, "me/tiny")
+    assert "cache/model.safetensors: " in error_of(Model.from_pretrained, "me/tiny")
 
 
 @pytest.mark.parametrize("safe", [True, False])
-def test_pickles_are_fetched_only_where_there_is_nothing_else(safe: bool, repository: Any) -> None:
+def test_pickles_are_downloaded_only_without_safetensors(safe: bool, repository: Any) -> None:
     names = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin", "samples/1.png", "run.py"]
     names += ["unet/diffusion_pytorch_model.safetensors"] if safe else []
     for name in names:
         (repository.there / name).parent.mkdir(parents=True, exist_ok=True)
         (repository.there / name).write_bytes(b"{}")
-    found = contents(hub.fetch("me/tiny"))
+    actual = contents(hub.fetch("me/tiny"))
     weights = f"unet/diffusion_pytorch_model.{'safetensors' if safe else 'bin'}"
-    assert list(found) == ["model_index.json", "unet/config.json", weights]
+    assert list(actual) == ["model_index.json", "unet/config.json", weights]
 
 
-def test_what_was_downloaded_before_is_found_without_a_connection(tmp_path: Path) -> None:
+def test_cached_repositories_are_found_offline(tmp_path: Path) -> None:
     """The hub's own cache, as its library lays it out."""
     model, place = tiny_model(), tmp_path / "models--me--tiny"
     model.save_pretrained(place / "snapshots" / "abc")
@@ -233,9 +233,9 @@ def test_what_was_downloaded_before_is_found_without_a_connection(tmp_path: Path
     how = {"cache_dir": tmp_path, "local_files_only": True}
     again = Model.from_pretrained("me/tiny", **how, **FLOAT32)
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
-    said = refused(Model.from_pretrained, "me/other", **how)
-    assert said.startswith("me/other: is not here, and the hub cannot be reached; ")
-    assert "me/..other: " in refused(hub.fetch, "me/..other", **how)
+    output = error_of(Model.from_pretrained, "me/other", **how)
+    assert output.startswith("me/other: is not cached, and the Hub cannot be reached; ")
+    assert "me/..other: " in error_of(hub.fetch, "me/..other", **how)
 
 
 def answered(kind: Any, text: str) -> Exception:
@@ -246,56 +246,48 @@ def answered(kind: Any, text: str) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (answered(errors.RepositoryNotFoundError, "404\n\nfor url"), "no such repository, or it is private; "),
         (answered(errors.GatedRepoError, "403\nfor url"), "is a gated repository; "),
         (answered(errors.RevisionNotFoundError, "404\nfor url"), "has no revision v2; "),
-        (errors.LocalEntryNotFoundError("long\nstory"), "is not here, and the hub cannot be reached; "),
-        (errors.OfflineModeIsEnabled("offline"), "is not here, and the hub cannot be reached; "),
-        (RuntimeError("name or service\nnot known"), "the hub refused or could not be reached (name or service); "),
-        (TimeoutError(), "the hub refused or could not be reached (TimeoutError); "),
+        (errors.LocalEntryNotFoundError("long\nstory"), "is not cached, and the Hub cannot be reached; "),
+        (errors.OfflineModeIsEnabled("offline"), "is not cached, and the Hub cannot be reached; "),
+        (
+            RuntimeError("name or service\nnot known"),
+            "the Hub denied access or could not be reached (name or service); ",
+        ),
+        (TimeoutError(), "the Hub denied access or could not be reached (TimeoutError); "),
     ],
 )
-def test_what_went_wrong_is_one_line(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_the_hub_are_one_line(error: Exception, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    assert refused(Model.from_pretrained, "me/tiny", revision="v2").startswith(f"me/tiny: {said}")
-    assert refused(hub.fetch, "me/tiny", revision="v2").startswith(f"me/tiny: {said}")
+    assert error_of(Model.from_pretrained, "me/tiny", revision="v2").startswith(f"me/tiny: {message}")
+    assert error_of(hub.fetch, "me/tiny", revision="v2").startswith(f"me/tiny: {message}")
 
 
-def test_a_folder_or_a_bundled_name_is_not_looked_for_on_the_hub(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_or_bundled_name_is_not_searched_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "fetch", lambda *_, **__: pytest.fail("the hub was asked"))
     save_tiny(tmp_path / "me" / "tiny")
     monkeypatch.chdir(tmp_path)
     assert Model.from_pretrained("me/tiny", device="cpu").shape == (1, 8, 8)
     assert hub.place("mnist") == "mnist"
-    assert "nothing: " in refused(Model.from_pretrained, "nothing")
-    assert "a/b/c: " in refused(Model.from_pretrained, "a/b/c")
-    assert "nothing: " in refused(Model.from_pretrained, tmp_path / "nothing")
-
-
-def test_a_model_of_the_other_class_is_refused(tmp_path: Path) -> None:
-    save_tiny(tmp_path / "pictures")
-    save_tiny(tmp_path / "text", kind="text")
-    said = refused(Model.from_pretrained, tmp_path / "pictures")
-    assert said.endswith("is a model of real-valued pictures; load it with Model.from_pretrained")
-    said = refused(Model.from_pretrained, tmp_path / "text")
-    assert said.endswith("is a model of categories; load it with Model.from_pretrained")
+    assert "nothing: " in error_of(Model.from_pretrained, "nothing")
+    assert "a/b/c: " in error_of(Model.from_pretrained, "a/b/c")
+    assert "nothing: " in error_of(Model.from_pretrained, tmp_path / "nothing")
 
 
 @pytest.mark.filterwarnings("ignore::ddim.DdimWarning")  # of eps: where it starts, and that it clips
-def test_another_codes_model_is_read_as_ours(tmp_path: Path) -> None:
+def test_a_model_of_diffusers_is_converted(tmp_path: Path) -> None:
     model = tiny_model(predicts="eps", padding="both")
     diffusers_export.write(tmp_path / "theirs", model.config, model.network.state_dict())
     again = Model.from_pretrained(tmp_path / "theirs", **FLOAT32)
     assert again.notes
-    ours, theirs = (one.sample(2, steps=3, clip_x0=False) for one in (model, again))
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-4)
+    native, external = (one.sample(2, steps=3, clip_x0=False) for one in (model, again))
+    torch.testing.assert_close(external, native, rtol=0, atol=1e-4)
 
 
 def test_a_card_is_kept_by_save_and_replaced_by_save_pretrained(tmp_path: Path) -> None:
@@ -309,31 +301,31 @@ def test_a_card_is_kept_by_save_and_replaced_by_save_pretrained(tmp_path: Path) 
     assert sorted(contents(folder)) == THREE
 
 
-def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("of something else")
     before, model = contents(tmp_path), tiny_model()
-    assert refused(model.save_pretrained, tmp_path).startswith(f"{tmp_path}: ")
-    assert refused(model.save, tmp_path).startswith(f"{tmp_path}: ")
+    assert error_of(model.save_pretrained, tmp_path).startswith(f"{tmp_path}: ")
+    assert error_of(model.save, tmp_path).startswith(f"{tmp_path}: ")
     assert contents(tmp_path) == before
     model.save_pretrained(tmp_path / "tiny")
     (tmp_path / "tiny" / "notes.txt").write_text("mine")
-    assert "tiny: " in refused(model.save_pretrained, tmp_path / "tiny")
+    assert "tiny: " in error_of(model.save_pretrained, tmp_path / "tiny")
     assert (tmp_path / "tiny" / "notes.txt").read_text() == "mine"
 
 
-def test_without_huggingface_hub_one_line_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub_the_error_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model()
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     line = "the Hugging Face Hub: needs huggingface_hub; pip install 'ddim[hub]'"
-    assert refused(model.save_pretrained, tmp_path / "a") == line
-    assert refused(model.push_to_hub, "me/tiny") == line
-    assert refused(Model.from_pretrained, "me/tiny") == line
+    assert error_of(model.save_pretrained, tmp_path / "a") == line
+    assert error_of(model.push_to_hub, "me/tiny") == line
+    assert error_of(Model.from_pretrained, "me/tiny") == line
     assert not contents(tmp_path)
     model.save(tmp_path / "b")
     assert Model.from_pretrained(tmp_path / "b", device="cpu").shape == model.shape
 
 
-def test_models_do_not_wait_for_huggingface_hub() -> None:
-    code = "import sys, ddim.model.image; print({'huggingface_hub', 'diffusers', 'onnx'} & sys.modules.keys())"
+def test_models_do_not_import_huggingface_hub() -> None:
+    code = "import sys, ddim.model.model; print({'huggingface_hub', 'diffusers', 'onnx'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -96,9 +96,7 @@ def test_the_average_of_a_training_file_is_the_default(tmp_path: Path) -> None:
     assert differ(path, CheckpointHints(size=SIZE), averaged) < 1e-5
     assert differ(path, CheckpointHints(size=SIZE, ema=False), trained) < 1e-5
     assert "weights: averaged (EMA)" in read(path, CheckpointHints(size=SIZE)).notes
-    assert [
-        note for note in read(path, CheckpointHints(size=SIZE, ema=False)).notes if "as trained; the averaged" in note
-    ]
+    assert [note for note in read(path, CheckpointHints(size=SIZE, ema=False)).notes if "raw; the averaged" in note]
     alone = saved(tmp_path, states, "alone.pth")
     assert differ(alone, CheckpointHints(size=SIZE), trained) < 1e-5
     assert [note for note in read(alone, CheckpointHints(size=SIZE)).notes if "the only ones" in note]
@@ -312,7 +310,7 @@ def test_unsupported_networks_are_one_line_errors(name: str, tmp_path: Path) -> 
 
 def test_a_library_may_be_named(tmp_path: Path) -> None:
     path = saved(tmp_path, official().state_dict())
-    assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "code: official, as told"
+    assert read(path, CheckpointHints(size=SIZE), "official").notes[0] == "library: official, as requested"
     with pytest.raises(DdimError, match=r"model\.pt: .*\binput_blocks\.0\.0\.weight\b"):
         read(path, CheckpointHints(size=SIZE, heads=1), "openai")
     with pytest.raises(DdimError, match=r"^--from stylegan: "):

@@ -1,4 +1,4 @@
-"""Variances that the network says (Nichol & Dhariwal 2021), held against the formulas of OpenAI's codes typed out."""
+"""Learned variances (Nichol & Dhariwal 2021), validated against the formulas of OpenAI's libraries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ddim.process.schedule import linear
 from ddim.sampling.loop import run
 from models import ddim, save_tiny, tiny_model
 
-TIMES = [1, 40, 300, 650, 1000]  # t = 1..T of ours; theirs are one less
+TIMES = [1, 40, 300, 650, 1000]  # t = 1..T; OpenAI's are one less
 COUNT = 2
 
 
@@ -33,22 +33,26 @@ def model_of(predicts: str = "eps", **changes: Any) -> Any:
 
 
 def p_sample_loop(model: Model, start: Tensor, fresh: list[Tensor], clip: bool) -> Tensor:
-    """Their ancestral sampling over a respaced process, model_var_type LEARNED_RANGE; float64."""
+    """OpenAI's ancestral sampling over a respaced process, model_var_type LEARNED_RANGE; float64."""
     base = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    kept = base[np.array(TIMES) - 1]
-    before = np.append(1.0, kept[:-1])
-    betas = 1 - kept / before
-    posterior = betas * (1 - before) / (1 - kept)
+    alpha_bar = base[np.array(TIMES) - 1]
+    before = np.append(1.0, alpha_bar[:-1])
+    betas = 1 - alpha_bar / before
+    posterior = betas * (1 - before) / (1 - alpha_bar)
     lower = np.log(np.append(posterior[1], posterior[1:]))
     x = start.double()
     for k, i in enumerate(reversed(range(len(TIMES)))):
         with torch.no_grad():
             out = model.network(x.float(), torch.full((len(x),), float(TIMES[i]))).double()
-        said, values = out.chunk(2, dim=1)
-        x0 = x / np.sqrt(kept[i]) - np.sqrt(1 / kept[i] - 1) * said if model.config.predicts == "eps" else said
+        output, values = out.chunk(2, dim=1)
+        x0 = (
+            x / np.sqrt(alpha_bar[i]) - np.sqrt(1 / alpha_bar[i] - 1) * output
+            if model.config.predicts == "eps"
+            else output
+        )
         x0 = x0.clamp(-1, 1) if clip else x0
-        mean = betas[i] * np.sqrt(before[i]) / (1 - kept[i]) * x0
-        mean = mean + (1 - before[i]) * np.sqrt(1 - betas[i]) / (1 - kept[i]) * x
+        mean = betas[i] * np.sqrt(before[i]) / (1 - alpha_bar[i]) * x0
+        mean = mean + (1 - before[i]) * np.sqrt(1 - betas[i]) / (1 - alpha_bar[i]) * x
         frac = (values + 1) / 2
         log_variance = frac * np.log(betas[i]) + (1 - frac) * lower[i]
         x = mean + ((0.5 * log_variance).exp() * fresh[k] if i else 0)
@@ -57,18 +61,18 @@ def p_sample_loop(model: Model, start: Tensor, fresh: list[Tensor], clip: bool) 
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("predicts", ["eps", "x0"])
-def test_sampling_is_openais(predicts: str, clip: bool) -> None:
+def test_sampling_matches_openais_formulas(predicts: str, clip: bool) -> None:
     model = model_of(predicts)
     plan = model.plan(grid=TIMES, sigma="learned", clip_x0=clip)
     noise = model.noise(COUNT, seed=5)
-    theirs = p_sample_loop(model, noise.start(), [noise.row(k) for k in range(len(TIMES))], clip)
-    ours = model.sample(COUNT, seed=5, plan=plan).double()
-    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+    reference = p_sample_loop(model, noise.start(), [noise.row(k) for k in range(len(TIMES))], clip)
+    actual = model.sample(COUNT, seed=5, plan=plan).double()
+    assert float((actual - reference).norm() / reference.norm()) < 1e-5
     small = model.sample(COUNT, seed=5, grid=TIMES, eta=1.0, clip_x0=clip, sampler="ddim").double()
-    assert float((small - theirs).norm() / theirs.norm()) > 1e-3  # what the network says of variance matters
+    assert float((small - reference).norm() / reference.norm()) > 1e-3  # the learned variance has an effect
 
 
-def test_the_noise_lies_between_the_posteriors_and_betas() -> None:
+def test_the_noise_is_between_the_posterior_and_beta() -> None:
     levels = linear().levels([*reversed(TIMES), 0])
     rows = samplers.ddim(levels, sigma="learned", clip_x0=False).rows
     for row, plain in zip(rows[:-1], samplers.ddim(levels, eta=1.0).rows, strict=False):
@@ -79,7 +83,7 @@ def test_the_noise_lies_between_the_posteriors_and_betas() -> None:
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, 0.5, 1.5])
-def test_the_fraction_is_of_the_log_variance(fraction: float) -> None:
+def test_the_fraction_interpolates_the_log_variance(fraction: float) -> None:
     levels = linear().levels([400, 200])
     plan = samplers.ddim(levels, sigma="learned", clip_x0=False)
     start, noise = randn(1, 3), Noise(0, (0,), (3,))
@@ -92,12 +96,12 @@ def test_the_fraction_is_of_the_log_variance(fraction: float) -> None:
     assert torch.allclose(added, noise.row(0).double() * row.z ** (1 - fraction) * row.z_high**fraction, rtol=1e-6)
 
 
-def test_clipping_and_guidance_keep_what_the_network_says() -> None:
+def test_clipping_and_guidance_keep_the_learned_variance() -> None:
     level = linear().level(300)
     x, fraction = randn(2, 3), randn(2, 3, seed=1)
-    made = Prediction(randn(2, 3, seed=2), randn(2, 3, seed=3), fraction)
-    assert made.with_x0(made.x0.clamp(-1, 1), x, level).variance_fraction is fraction
-    assert Prediction(made.x0, made.eps).lerp(made, 2.0).variance_fraction is fraction
+    result = Prediction(randn(2, 3, seed=2), randn(2, 3, seed=3), fraction)
+    assert result.with_x0(result.x0.clamp(-1, 1), x, level).variance_fraction is fraction
+    assert Prediction(result.x0, result.eps).lerp(result, 2.0).variance_fraction is fraction
 
 
 def test_a_plan_goes_through_json_and_prints_both_ends() -> None:
@@ -112,13 +116,13 @@ def test_a_plan_goes_through_json_and_prints_both_ends() -> None:
 
 
 @pytest.mark.parametrize("z_high", [0.001, -0.5, float("nan")])
-def test_bounds_that_are_none_are_refused(z_high: float) -> None:
+def test_invalid_bounds_raise_an_error(z_high: float) -> None:
     plan = samplers.ddim(linear().levels([400, 200, 0]), sigma="learned")
     with pytest.raises(DdimError, match="plan row 0"):
         replace(plan, rows=(replace(plan.rows[0], z_high=z_high), *plan.rows[1:])).check()
 
 
-def test_a_network_that_says_none_is_refused(tmp_path: Path) -> None:
+def test_a_network_without_learned_variance_raises_an_error(tmp_path: Path) -> None:
     plain = tiny_model(predicts="eps")
     with pytest.raises(DdimError, match=r"^sigma learned: "):
         plain.plan(grid=TIMES, sigma="learned", clip_x0=False)
@@ -130,19 +134,19 @@ def test_a_network_that_says_none_is_refused(tmp_path: Path) -> None:
         model_of().plan(grid=TIMES, sigma="learned", encode=True)
 
 
-def test_other_plans_leave_the_variance_aside() -> None:
+def test_other_plans_ignore_the_learned_variance() -> None:
     model = model_of("v")
     plan = model.plan(5)
     x = randn(COUNT, 1, 8, 8, dtype=torch.float32)
     level = plan.start
     with torch.no_grad():
-        said = model.network(x, torch.full((COUNT,), level.t))[:, :1]
-    made = model.denoise(x, level)
-    assert torch.allclose(made.x0, x * level.signal - said * level.noise, atol=1e-5)
+        output = model.network(x, torch.full((COUNT,), level.t))[:, :1]
+    result = model.denoise(x, level)
+    assert torch.allclose(result.x0, x * level.signal - output * level.noise, atol=1e-5)
     assert model.sample(COUNT, plan=plan).shape == (COUNT, 1, 8, 8)
 
 
-def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_accept_a_learned_sigma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     learned, plain = (
         save_tiny(tmp_path / name, predicts="v", learned_variance=name == "learned") for name in ("learned", "plain")
     )

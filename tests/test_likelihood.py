@@ -47,15 +47,15 @@ def test_gaussian_data_to_the_fifth_digit() -> None:
 def test_gaussian_data_against_the_datas_own_density() -> None:
     """With the data's marginal at T as the prior, the model's density is the data's."""
     x = states(GAUSSIAN, 32)
-    made = log_density(GAUSSIAN.denoise, rising(120), x, prior=lambda y: GAUSSIAN.log_density(y, TOP))
-    assert bits(made - GAUSSIAN.log_density(x, FIRST), 4).abs().max() < 1e-5
+    result = log_density(GAUSSIAN.denoise, rising(120), x, prior=lambda y: GAUSSIAN.log_density(y, TOP))
+    assert bits(result - GAUSSIAN.log_density(x, FIRST), 4).abs().max() < 1e-5
 
 
-def test_a_mixture() -> None:
-    """Where the flow has no closed form its density still has: the mixture's own."""
+def test_a_gaussian_mixture() -> None:
+    """The flow has no closed form, but its density has: the mixture's."""
     x = states(MIXTURE, 24)
-    made = log_density(MIXTURE.denoise, rising(160), x, prior=lambda y: MIXTURE.log_density(y, TOP))
-    assert bits(made - MIXTURE.log_density(x, FIRST), x.shape[1]).abs().max() < 1e-4
+    result = log_density(MIXTURE.denoise, rising(160), x, prior=lambda y: MIXTURE.log_density(y, TOP))
+    assert bits(result - MIXTURE.log_density(x, FIRST), x.shape[1]).abs().max() < 1e-4
 
 
 def test_the_error_falls_with_the_fourth_power() -> None:
@@ -66,7 +66,7 @@ def test_the_error_falls_with_the_fourth_power() -> None:
         assert math.log2(coarse / fine) == pytest.approx(4, abs=0.5)
 
 
-def test_the_state_is_moved_as_without_the_trace() -> None:
+def test_the_state_is_the_same_without_the_trace() -> None:
     x = states(MIXTURE, 8)
     plan = rising(10)
     state = torch.cat([x, torch.zeros(8, 1, dtype=x.dtype)], 1)
@@ -93,8 +93,8 @@ def test_probes_estimate_the_trace_without_bias() -> None:
     torch.testing.assert_close(one, Traced(GAUSSIAN.denoise, (4,))(state, level).eps[:, -1], rtol=1e-10, atol=1e-10)
 
 
-def test_uniform_data_have_eight_bits() -> None:
-    """The uniform density over all bins gives exactly 8 bits per dimension, whatever the pictures and the draw."""
+def test_uniform_data_have_8_bits() -> None:
+    """The uniform density over all bins gives exactly 8 bits per dimension, for any images and draw."""
 
     def uniform(x: Tensor) -> Tensor:
         inside = (x.double() / FIRST.signal).abs().flatten(1).amax(1) <= 1 + BIN / 2
@@ -132,7 +132,7 @@ def test_both_dequantisations_are_bounds_on_the_probability() -> None:
         assert exact - 1e-3 < mean < exact + 0.2
 
 
-def test_a_plan_that_does_not_rise_or_adds_noise_is_refused() -> None:
+def test_a_decreasing_or_stochastic_plan_raises_an_error() -> None:
     levels = LINEAR.levels([1000, 500, 1])
     from_clean = samplers.ddim(LINEAR.levels([0, 1, 500]))
     clipping = dataclasses.replace(rising(4), clip_x0=True)
@@ -158,7 +158,7 @@ def test_a_network_can_be_differentiated_through_its_denoiser() -> None:
 
 
 def _double(model: object) -> object:
-    """The model's denoiser with a float64 network, so that differences mean something."""
+    """The model's denoiser with a float64 network, so that finite differences are accurate."""
     network = model.network.double()  # type: ignore[attr-defined]
 
     def denoise(x: Tensor, level: Level, /) -> Prediction:
@@ -171,8 +171,8 @@ def _double(model: object) -> object:
 def test_the_denoiser_of_a_model_passes_gradients_to_x_alone() -> None:
     model = tiny_model()
     x = randn(2, *model.shape, dtype=torch.float32).requires_grad_()
-    said = model.denoise(x, model.schedule.level(300))
-    [pulled] = torch.autograd.grad(said.eps.sum(), x)
+    output = model.denoise(x, model.schedule.level(300))
+    [pulled] = torch.autograd.grad(output.eps.sum(), x)
     assert pulled.abs().max() > 0
     assert not model.denoise(x.detach(), model.schedule.level(300)).eps.requires_grad
 

@@ -1,4 +1,4 @@
-"""The object a user holds: what a sample depends on, and what it does not."""
+"""The model object: what a sample depends on, and what it does not."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ PLANS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def model(request: pytest.FixtureRequest) -> Model:
-    """A model of pictures; of another kind where a test is parametrised over kinds."""
+def model(request: pytest.FixtureRequest) -> Model | Model:
+    """A model of images, or of the modality that a test is parametrised over."""
     return tiny_model(kind=getattr(request, "param", "pictures"), micro_batch=4)
 
 
@@ -44,8 +44,8 @@ every_kind = pytest.mark.parametrize("model", KINDS, indirect=True)
 every_labelled = pytest.mark.parametrize("labelled", KINDS, indirect=True)
 
 
-def guided(model: Model, n: int, steps: int, labels: Any = None, guidance: float | None = None) -> Any:
-    """Samples with labels and guidance, whatever the kind."""
+def guided(model: Model | Model, n: int, steps: int, labels: Any = None, guidance: float | None = None) -> Any:
+    """Samples with labels and guidance, for any modality."""
     if isinstance(model, Model):
         return model.sample(n, steps, labels=labels, guidance=guidance)
     blocks = model.sample_blocks(model.plan(steps), range(n), 0, labels, guidance)
@@ -53,7 +53,7 @@ def guided(model: Model, n: int, steps: int, labels: Any = None, guidance: float
 
 
 @pytest.mark.parametrize(("model", "settings"), PLANS.values(), ids=PLANS, indirect=["model"])
-def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any], model: Model) -> None:
+def test_a_sample_does_not_depend_on_the_number_of_samples(settings: dict[str, Any], model: Model | Model) -> None:
     nine = model.sample(9, seed=3, **settings)
     assert nine.shape == (9, *model.shape)
     assert nine.dtype == (torch.float32 if isinstance(model, Model) else torch.int64)
@@ -62,11 +62,11 @@ def test_a_sample_does_not_depend_on_how_many_are_made(settings: dict[str, Any],
     assert torch.equal(model.sample(3, seed=3, start=5, **settings), nine[5:8])
     blocks = model.sample_blocks(model.plan(**{"sampler": "auto", **settings}), [7, 2, 2, 0, 8], seed=3)
     assert torch.equal(torch.cat([*blocks]), nine[[7, 2, 2, 0, 8]])
-    assert len({tuple(picture.flatten().tolist()) for picture in nine}) == 9
+    assert len({tuple(image.flatten().tolist()) for image in nine}) == 9
 
 
 @pytest.mark.parametrize(("kind", "model"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=["model"])
-def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model) -> None:
+def test_render_is_the_inverse_of_read(kind: str, model: Model | Model) -> None:
     data = tiny_set(kind)
     batch = data.batch([0, 5, 19])
     rendered = model.kind.render(model.kind.read(batch))
@@ -79,18 +79,18 @@ def test_what_is_read_of_the_data_is_rendered_as_it_was(kind: str, model: Model)
 
 
 @every_kind
-def test_another_seed_makes_other_samples(model: Model) -> None:
+def test_another_seed_gives_other_samples(model: Model | Model) -> None:
     assert not torch.equal(model.sample(2, steps=3, seed=0), model.sample(2, steps=3, seed=1))
 
 
 @every_kind
-def test_no_samples_are_an_empty_batch(model: Model) -> None:
+def test_zero_samples_are_an_empty_batch(model: Model | Model) -> None:
     none = model.sample(0, steps=3)
     assert none.shape == (0, *model.shape)
     assert none.dtype == model.sample(1, steps=3).dtype
 
 
-def test_no_pictures_have_no_latents(model: Model) -> None:
+def test_zero_images_have_zero_latents(model: Model) -> None:
     assert model.encode(torch.zeros(0, 1, 8, 8), steps=3).shape == (0, 1, 8, 8)
 
 
@@ -101,13 +101,13 @@ def test_the_micro_batch_changes_no_more_than_rounding(model: Model) -> None:
 
 
 @pytest.mark.parametrize("micro_batch", [0, -1])
-def test_a_micro_batch_of_none_is_refused(micro_batch: int) -> None:
+def test_an_invalid_micro_batch_raises_an_error(micro_batch: int) -> None:
     with pytest.raises(DdimError, match=f"micro-batch {micro_batch}"):
         tiny_model(micro_batch=micro_batch)
 
 
 @pytest.mark.parametrize(("model", "labelled"), [(kind, kind) for kind in KINDS], ids=KINDS, indirect=True)
-def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> None:
+def test_the_global_generator_is_not_used(model: Model | Model, labelled: Model | Model) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     model.sample(3, steps=4, eta=1.0)
@@ -124,7 +124,7 @@ def test_the_global_generator_is_left_alone(model: Model, labelled: Model) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_network_is_left_as_it_was(kind: str) -> None:
+def test_the_network_is_unchanged(kind: str) -> None:
     before = tiny_model(kind=kind).network.state_dict()
     tiny = tiny_model(dtype="bfloat16", kind=kind)
     tiny.sample(2, steps=3)
@@ -136,7 +136,7 @@ def test_the_network_is_left_as_it_was(kind: str) -> None:
 
 
 @every_labelled
-def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model) -> None:
+def test_guidance_0_is_unconditional_and_guidance_1_conditional(labelled: Model | Model) -> None:
     labels = [0, 1, 2, 0, 1]
     plain, conditional = labelled.sample(5, steps=5), labelled.sample(5, steps=5, labels=labels)
     assert not torch.equal(plain, conditional)
@@ -144,7 +144,7 @@ def test_guidance_0_is_no_label_and_guidance_1_is_the_label(labelled: Model) -> 
     torch.testing.assert_close(guided(labelled, 5, 5, labels, 0.0), plain, rtol=0, atol=1e-4)
 
 
-def test_guidance_goes_beyond_the_label_in_a_straight_line(labelled: Model) -> None:
+def test_guidance_extrapolates_linearly(labelled: Model) -> None:
     x, level = labelled.noise(4).start(), labelled.schedule.level(500)
     labels = torch.tensor([0, 1, 2, 0])
     off, on = labelled.denoiser()(x, level), labelled.denoiser(labels)(x, level)
@@ -172,7 +172,7 @@ def test_each_sample_has_its_own_label(labelled: Model) -> None:
     [(3, r"^labels: .*\b0\.\.2\b"), (-1, r"^labels: .*\b0\.\.2\b"), ([0, 1], r"^labels: ")],
     ids=str,
 )
-def test_labels_that_make_no_sense_are_refused(labels: Any, wrong: str, labelled: Model) -> None:
+def test_invalid_labels_raise_an_error(labels: Any, wrong: str, labelled: Model | Model) -> None:
     with pytest.raises(DdimError, match=wrong):
         labelled.sample(3, steps=2, labels=labels)
 
@@ -184,19 +184,19 @@ def test_guidance_needs_a_label(labelled: Model) -> None:
 
 
 @every_kind
-def test_a_model_without_labels_refuses_them(model: Model) -> None:
+def test_labels_for_a_model_without_labels_raise_an_error(model: Model | Model) -> None:
     with pytest.raises(DdimError, match=r"^labels: "):
         model.sample(3, steps=2, labels=1)
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v"])
 @pytest.mark.parametrize("t", [1, 2.5, 499.25, 1000])
-def test_denoise_is_the_network_at_that_time_whole_or_not(predicts: str, t: float) -> None:
+def test_denoise_is_the_network_at_integer_and_fractional_times(predicts: str, t: float) -> None:
     model = tiny_model(predicts=predicts)
     x, level = model.noise(3).start(), model.schedule.level(t)
     with torch.no_grad():
         output = model.network(x, torch.full((3,), float(t)))
-    found = model.denoise(x, level)
+    actual = model.denoise(x, level)
     if predicts == "eps":
         expected = (x - level.noise * output) / level.signal, output
     elif predicts == "x0":
@@ -204,11 +204,11 @@ def test_denoise_is_the_network_at_that_time_whole_or_not(predicts: str, t: floa
     else:
         expected = level.signal * x - level.noise * output, level.noise * x + level.signal * output
     scale = 1 / min(level.signal, level.noise)
-    torch.testing.assert_close(found.x0, expected[0], rtol=1e-4, atol=1e-5 * scale)
-    torch.testing.assert_close(found.eps, expected[1], rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(actual.x0, expected[0], rtol=1e-4, atol=1e-5 * scale)
+    torch.testing.assert_close(actual.eps, expected[1], rtol=1e-4, atol=1e-5 * scale)
 
 
-def test_times_between_whole_ones_are_told_apart(model: Model) -> None:
+def test_fractional_times_are_distinguished(model: Model) -> None:
     x = model.noise(2).start()
     low, middle, high = (model.denoise(x, model.schedule.level(t)).x0 for t in (400, 400.5, 401))
     assert not torch.equal(low, middle)
@@ -217,8 +217,8 @@ def test_times_between_whole_ones_are_told_apart(model: Model) -> None:
 
 
 @every_kind
-def test_the_plan_may_be_prepared_or_not(model: Model) -> None:
-    """Times computed all at once give what times computed one by one give."""
+def test_batched_and_single_time_conditioning_agree(model: Model | Model) -> None:
+    """Times computed all at once give the same as times computed one by one."""
     plan = model.plan(7)
     alone = list(ddim.trajectory(model.denoiser(), plan, model.noise(4, seed=2)))[-1].x
     torch.testing.assert_close(alone, model.sample(4, plan=plan, seed=2), rtol=0, atol=1e-4)
@@ -232,18 +232,18 @@ def test_bfloat16_stays_close_and_the_state_stays_float32(model: Model) -> None:
     assert float((one - other).abs().max()) < 0.15 * float(one.abs().max())
 
 
-def test_pictures_may_be_bytes_or_floats(model: Model) -> None:
-    pictures = stripes(3)
-    latents = model.encode(to_float(pictures), steps=5)
-    assert torch.equal(model.encode(pictures, steps=5), latents)
-    assert torch.equal(model.encode(torch.from_numpy(pictures), steps=5), latents)
-    assert torch.equal(model.encode(to_float(pictures).numpy(), steps=5), latents)
+def test_images_may_be_bytes_or_floats(model: Model) -> None:
+    images = stripes(3)
+    latents = model.encode(to_float(images), steps=5)
+    assert torch.equal(model.encode(images, steps=5), latents)
+    assert torch.equal(model.encode(torch.from_numpy(images), steps=5), latents)
+    assert torch.equal(model.encode(to_float(images).numpy(), steps=5), latents)
     assert latents.shape == (3, 1, 8, 8)
-    assert torch.equal(model.encode(pictures[:1], steps=5), latents[:1])
+    assert torch.equal(model.encode(images[:1], steps=5), latents[:1])
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 9), (3, 3, 8, 8), (3, 1, 16, 16), (1, 8, 8), (8, 8)])
-def test_pictures_and_latents_of_another_shape_are_refused(shape: tuple[int, ...], model: Model) -> None:
+def test_images_and_latents_of_another_shape_raise_an_error(shape: tuple[int, ...], model: Model) -> None:
     with pytest.raises(DdimError, match=r"^images: "):
         model.encode(torch.zeros(shape), steps=3)
     with pytest.raises(DdimError, match=r"^images: "):
@@ -252,18 +252,18 @@ def test_pictures_and_latents_of_another_shape_are_refused(shape: tuple[int, ...
         model.decode(torch.zeros(shape), steps=3)
 
 
-def test_bytes_of_another_shape_are_refused(model: Model) -> None:
+def test_bytes_of_another_shape_raise_an_error(model: Model) -> None:
     with pytest.raises(DdimError, match=r"^images: "):
         model.encode(stripes(2, 9), steps=3)
 
 
-def test_levels_fall_to_clean_data_and_rise_to_encode(model: Model) -> None:
+def test_plans_end_at_clean_data_and_start_there_to_encode(model: Model) -> None:
     down, up = model.levels("linear", 4), model.levels("linear", 4, encode=True)
     assert [level.t for level in down] == [1000, 750, 500, 250, 0]
     assert up == down[::-1]
 
 
-def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_and_says_so() -> None:
+def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_with_a_warning() -> None:
     model = tiny_model(predicts="eps")
     with pytest.warns(DdimWarning, match=r"\bT = 1000\b"):
         levels = model.levels()
@@ -272,10 +272,8 @@ def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_and_says_s
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_float32_on_a_gpu_keeps_all_digits_and_leaves_the_setting_as_it_was(
-    apart: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """cuDNN's convolutions would round to TF32's ten bits unasked; a user may have set them apart from all else."""
+def test_float32_on_a_gpu_disables_tf32_and_restores_the_setting(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's convolutions round to TF32's ten bits by default; a user may have set them separately."""
     from ddim.model.precision import without_tf32
 
     conv, seen = torch.backends.cudnn.conv, []
@@ -305,7 +303,7 @@ def test_float32_on_a_gpu_keeps_all_digits_and_leaves_the_setting_as_it_was(
 @pytest.mark.parametrize(
     ("name", "home"), [("pixels", "data.pixels"), ("grid", "process.timesteps"), ("schedule", "process.schedule")]
 )
-def test_modules_are_found_by_their_short_names(name: str, home: str) -> None:
+def test_modules_are_importable_by_their_short_names(name: str, home: str) -> None:
     """`import ddim.pixels` and `ddim.pixels` are the one module that the tree has elsewhere."""
     module = importlib.import_module(f"ddim.{home}")
     assert importlib.import_module(f"ddim.{name}") is module
@@ -314,7 +312,7 @@ def test_modules_are_found_by_their_short_names(name: str, home: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pictures", "text"])
-def test_representations_are_one_line(kind: str) -> None:
+def test_reprs_are_one_line(kind: str) -> None:
     model = tiny_model(kind=kind)
     for value in (model, model.schedule, model.plan(3), model.noise(2)):
         assert len(repr(value).splitlines()) == 1
@@ -322,7 +320,7 @@ def test_representations_are_one_line(kind: str) -> None:
         assert type(value).__name__ in repr(value)
 
 
-def test_images_for_pillow_are_those_of_uint8() -> None:
+def test_pillow_images_equal_uint8_images() -> None:
     for channels in (1, 3):
         images = torch.rand((2, channels, 4, 5), generator=torch.Generator().manual_seed(0)) * 3 - 1.5
         for image, pixels in zip(ddim.to_pil(images), ddim.to_uint8(images), strict=True):

@@ -1,4 +1,4 @@
-"""The float32 kernels of our own: torch's numbers to rounding, and bits that depend on nothing else."""
+"""The native float32 kernels: torch's results up to rounding, and bits that depend only on the sample."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ CHANNELS = [(V, V), (2 * V, 5 * V), (3 * V, 2 * V)]
 
 @pytest.mark.parametrize(("size", "channels"), [*itertools.product(SIZES[:4], CHANNELS)])
 @pytest.mark.parametrize("up", [False, True])
-def test_winograd_is_the_convolution(size: tuple[int, int, int], channels: tuple[int, int], up: bool) -> None:
+def test_winograd_equals_the_convolution(size: tuple[int, int, int], channels: tuple[int, int], up: bool) -> None:
     (b, h, w), (c, n) = size, channels
     x, weights, bias = floats(b, c, h, w), floats(n, c, 3, 3, seed=1), floats(n, seed=2)
     time, residual = floats(b, n, seed=3), floats(b, n, h << up, w << up, seed=4)
     wide = F.interpolate(x, scale_factor=2.0) if up else x
-    wanted = nhwc(
+    expected = nhwc(
         F.conv2d(wide.double(), weights.double(), bias.double(), padding=1) + time[:, :, None, None] + residual
     )
-    out = torch.empty(wanted.shape)
+    out = torch.empty(expected.shape)
     KERNELS.winograd(nhwc(x), KERNELS.pack_winograd(weights), bias, out, up, time, nhwc(residual))
-    close(out, wanted)
+    close(out, expected)
 
 
 CASES = [(3, 1, 1), (1, 1, 0), (3, 2, 1), (3, 2, 0)]  # side, stride, offset
@@ -72,39 +72,41 @@ CASES = [(3, 1, 1), (1, 1, 0), (3, 2, 1), (3, 2, 0)]  # side, stride, offset
 
 @pytest.mark.parametrize(("size", "case"), [*itertools.product(SIZES[:3], CASES)])
 @pytest.mark.parametrize("channels", [(1, 3), (V, V + 1), (5, 4 * V), (2 * V, 3 * V)])
-def test_direct_is_the_convolution(size: tuple[int, ...], case: tuple[int, ...], channels: tuple[int, int]) -> None:
+def test_direct_convolution_equals_torchs(
+    size: tuple[int, ...], case: tuple[int, ...], channels: tuple[int, int]
+) -> None:
     (b, h, w), (side, stride, offset), (c, n) = size, case, channels
     h, w = h + h % stride, w + w % stride
     x, weights, bias = floats(b, c, h, w), floats(n, c, side, side, seed=1), floats(n, seed=2)
     far = side - 1 - offset if stride == 1 else side - stride - offset
     padded = F.pad(x.double(), (offset, max(far, 0), offset, max(far, 0)))
-    wanted = F.conv2d(padded, weights.double(), bias.double(), stride=stride)
-    time, residual = floats(1, n, seed=3), floats(*wanted.shape, seed=4)
-    wanted = nhwc(wanted + time[:, :, None, None] + residual)
-    out = torch.empty(wanted.shape)
+    expected = F.conv2d(padded, weights.double(), bias.double(), stride=stride)
+    time, residual = floats(1, n, seed=3), floats(*expected.shape, seed=4)
+    expected = nhwc(expected + time[:, :, None, None] + residual)
+    out = torch.empty(expected.shape)
     KERNELS.conv(nhwc(x), KERNELS.pack(weights), bias, out, side, stride, offset, False, time, nhwc(residual))
-    close(out, wanted)
+    close(out, expected)
 
 
 @pytest.mark.parametrize(("size", "groups"), [*itertools.product(SIZES, [1, 4])])
 @pytest.mark.parametrize("activate", [True, False])
-def test_norm_is_group_norm(size: tuple[int, int, int], groups: int, activate: bool) -> None:
+def test_norm_equals_group_norm(size: tuple[int, int, int], groups: int, activate: bool) -> None:
     b, h, w = size
     c, other = 4 * V, V
     x = floats(b, c, h, w) * 3 + 40  # a mean that a one-pass variance would not survive
     scale, shift, modulation = floats(c, seed=1), floats(c, seed=2), floats(b, 2 * c, seed=3)
     normed = F.group_norm(x.double(), groups, scale.double(), shift.double(), 1e-5)
     mod = modulation[:, :, None, None]
-    wanted = normed * (1 + mod[:, :c]) + mod[:, c:]
-    wanted = nhwc(F.silu(wanted) if activate else wanted)
-    out, both = torch.empty(wanted.shape), torch.empty(wanted.shape)
+    expected = normed * (1 + mod[:, :c]) + mod[:, c:]
+    expected = nhwc(F.silu(expected) if activate else expected)
+    out, both = torch.empty(expected.shape), torch.empty(expected.shape)
     first, second = nhwc(x[:, : c - other]), nhwc(x[:, c - other :])
     KERNELS.norm(first, scale, shift, groups, 1e-5, out, activate, second, both, modulation)
-    close(out, wanted, 1e-4)
+    close(out, expected, 1e-4)
     assert torch.equal(both, nhwc(x))
 
 
-def test_silu_at_the_ends() -> None:
+def test_silu_at_extreme_values() -> None:
     x = torch.tensor([-1e4, -200.0, -88.0, -20.0, -1e-3, 0.0, 1e-3, 20.0, 88.0, 200.0, 1e4])
     for value in x:
         flat = torch.full((1, 1, 1, V), float(value))
@@ -129,21 +131,21 @@ NETWORKS: dict[str, UNetConfig] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_is_the_same_network(name: str) -> None:
+def test_the_native_network_equals_the_network(name: str) -> None:
     network = new_network(NETWORKS[name]).eval().requires_grad_(False)
     assert fits(network, V)
     native_body = NativeUNet(network, KERNELS)
     x = floats(5, *network.config.shape)
     for t in (torch.tensor([3.0]), torch.tensor([1.0, 20.0, 300.0, 700.0, 1000.0])):
         condition = network.condition(t)
-        ours = native_body(x, condition)
-        close(ours, network.double().body(x.double(), condition.double()), 3e-5)
+        actual = native_body(x, condition)
+        close(actual, network.double().body(x.double(), condition.double()), 3e-5)
         network.float()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_bits_depend_on_nothing_else(name: str) -> None:
-    """Neither on the batch, nor on a sample's place in it, nor on the number of threads, nor on what was before."""
+def test_bits_depend_only_on_the_sample(name: str) -> None:
+    """Not on the batch, a sample's position in it, the number of threads, or earlier calls."""
     network = new_network(NETWORKS[name]).eval().requires_grad_(False)
     body = NativeUNet(network, KERNELS)
     x, condition = floats(7, *network.config.shape), network.condition(torch.tensor([50.0]))
@@ -157,17 +159,17 @@ def test_bits_depend_on_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_taken_from_the_pool_is_given_back(name: str) -> None:
+def test_every_acquired_buffer_is_released(name: str) -> None:
     network = new_network(NETWORKS[name]).eval().requires_grad_(False)
-    body, x, kept = NativeUNet(network, KERNELS), floats(2, *NETWORKS[name].shape), []
+    body, x, saved = NativeUNet(network, KERNELS), floats(2, *NETWORKS[name].shape), []
     condition = network.condition(torch.tensor([50.0]))
     for _ in range(5):
         body(x, condition)
-        kept.append(sum(len(some) for buffers in body.pool for some in buffers.free.values()))
-    assert len({*kept}) == 1
+        saved.append(sum(len(tensors) for buffers in body.pool for tensors in buffers.free.values()))
+    assert len({*saved}) == 1
 
 
-def test_samples_at_any_batch() -> None:
+def test_samples_are_bit_identical_at_any_batch_size() -> None:
     model = tiny_model(dtype="float32-fast", channels=2 * V, classes=3)
     plan = model.plan(4, eta=1.0)
     labels = [0, 1, 2, 1, 0]
@@ -179,18 +181,18 @@ def test_samples_at_any_batch() -> None:
     close(five, tiny_model(dtype="float32", channels=2 * V, classes=3).sample(5, plan=plan, labels=labels), 1e-4)
 
 
-def test_a_gradient_is_the_networks_own() -> None:
+def test_gradients_are_the_networks() -> None:
     model, plain = (tiny_model(dtype=dtype, channels=2 * V) for dtype in ("float32-fast", "float32"))
     level = model.schedule.level(400)
     grads = []
-    for some in (model, plain):
+    for batch in (model, plain):
         x = floats(2, *model.shape).requires_grad_()
-        some.denoise(x, level).eps.square().sum().backward()
+        batch.denoise(x, level).eps.square().sum().backward()
         grads.append(x.grad)
     close(*grads)
 
 
-def test_which_precision_is_chosen() -> None:
+def test_the_chosen_precision() -> None:
     assert tiny_model(dtype="float32", channels=2 * V).compute.name == "float32"
     assert tiny_model(dtype="auto", channels=2 * V).compute.name in ("float32-fast", "bfloat16")
     assert tiny_model(dtype="auto", kind="text").compute.name in ("float32", "bfloat16")
@@ -204,7 +206,7 @@ def test_which_precision_is_chosen() -> None:
         )
 
 
-def test_the_pace_is_the_faster_ones() -> None:
+def test_the_faster_number_of_threads_is_used() -> None:
     pace = ThreadTuner(4)
 
     def calls(number: int, four: float, one: float) -> list[int]:
@@ -223,5 +225,5 @@ def test_the_pace_is_the_faster_ones() -> None:
     assert ThreadTuner(1).threads() == 1
 
 
-def test_a_text_model_has_no_such_kernels() -> None:
+def test_a_text_model_has_no_native_kernels() -> None:
     assert not fits(new_network(tiny_config("text").network), V)

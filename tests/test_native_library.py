@@ -1,4 +1,4 @@
-"""The compiled kernels are loaded from nowhere unsafe, and a damaged cache repairs itself."""
+"""The compiled kernels are loaded only from safe files, and a damaged cache is repaired."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except Unavailable as reason:
 
 
 def answer(built: ctypes.CDLL) -> int:
-    """What the library of the tests says; anything but 42 counts as wrong numbers."""
+    """The answer of the test library; anything but 42 counts as a wrong result."""
     try:
         value = int(built.answer())
     except AttributeError:
@@ -39,7 +39,7 @@ def answer(built: ctypes.CDLL) -> int:
 
 
 class Place:
-    """A source file and a cache of its own.
+    """A source file and a separate cache.
 
     Args:
         folder: Where both are.
@@ -70,13 +70,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the compilers that were run."""
     ran: list[str] = []
     compile_, before = library._compile, logging.getLogger("ddim").level
-    monkeypatch.setattr(library, "_compile", lambda *given: (ran.append(given[0]), compile_(*given)))
+    monkeypatch.setattr(library, "_compile", lambda *arguments: (ran.append(arguments[0]), compile_(*arguments)))
     logging.getLogger("ddim").setLevel(logging.INFO)
     yield ran
     logging.getLogger("ddim").setLevel(before)
 
 
-def test_it_is_built_once_and_for_this_user_alone(
+def test_the_library_is_built_once_and_private_to_this_user(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert place.load() == place.load() == 42
@@ -136,9 +136,7 @@ def writable(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, zeroed, flipped, emptied, pipe, link, exchanged, writable])
-def test_a_library_that_is_not_what_was_built_is_built_again(
-    damage: Any, place: Place, compilations: list[str]
-) -> None:
+def test_a_changed_library_is_rebuilt(damage: Any, place: Place, compilations: list[str]) -> None:
     place.load()
     sound = place.built.read_bytes()
     damage(place.built)
@@ -149,7 +147,7 @@ def test_a_library_that_is_not_what_was_built_is_built_again(
     assert len(compilations) == 1
 
 
-def test_a_folder_of_its_name_is_left_alone(
+def test_a_folder_with_its_name_is_not_removed(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     place.load()
@@ -162,7 +160,7 @@ def test_a_folder_of_its_name_is_left_alone(
     assert str(path) in caplog.text
 
 
-def test_a_library_of_wrong_numbers_is_built_again_once(place: Place, compilations: list[str]) -> None:
+def test_a_library_with_wrong_results_is_rebuilt_once(place: Place, compilations: list[str]) -> None:
     """A sound file by its digest, but what it computes is wrong: as after a compiler that has been repaired."""
     place.load()
     good, name = place.built, place.built.name
@@ -180,7 +178,7 @@ def test_a_library_of_wrong_numbers_is_built_again_once(place: Place, compilatio
     assert place.built.name == name
 
 
-def test_a_compiler_of_wrong_numbers_is_refused(
+def test_a_compiler_with_wrong_results_is_not_used(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     place.source.write_text(SOURCE % (41, ""))
@@ -227,11 +225,11 @@ def test_another_users_folder_is_not_used(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.load()
-    own = place.cache.stat().st_ino, os.fstat
+    original = place.cache.stat().st_ino, os.fstat
 
     def of_another(handle: int) -> Any:
-        about = own[1](handle)
-        foreign = about.st_ino == own[0]
+        about = original[1](handle)
+        foreign = about.st_ino == original[0]
         return os.stat_result([OTHER if foreign and k == 4 else value for k, value in enumerate(about)])
 
     with monkeypatch.context() as patch:
@@ -242,9 +240,9 @@ def test_another_users_folder_is_not_used(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-@pytest.mark.parametrize("given", ["file", "folder"])
+@pytest.mark.parametrize("owned", ["file", "folder"])
 def test_a_constructor_of_another_users_library_never_runs(
-    given: str, place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
+    owned: str, place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It would end the process that runs these tests."""
     place.load()
@@ -252,12 +250,12 @@ def test_a_constructor_of_another_users_library_never_runs(
     exchanged(path)
     evil = path.with_name(f"{path.name[: path.name.rindex('-')]}-{hashlib.sha256(path.read_bytes()).hexdigest()}.so")
     path.rename(evil)  # so that its digest is right
-    os.chown(evil if given == "file" else place.cache, OTHER, OTHER)
+    os.chown(evil if owned == "file" else place.cache, OTHER, OTHER)
     assert place.load() == 42
-    assert given == "file" or str(OTHER) in caplog.text
+    assert owned == "file" or str(OTHER) in caplog.text
 
 
-def test_without_a_home_it_goes_on_without_a_cache(
+def test_without_a_home_folder_there_is_no_cache(
     place: Place, compilations: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_home() -> Path:
@@ -269,14 +267,14 @@ def test_without_a_home_it_goes_on_without_a_cache(
     assert "home" in caplog.text
 
 
-def test_a_cache_that_cannot_be_made_is_no_hindrance(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_writable_cache_the_kernels_still_compile(place: Place, caplog: pytest.LogCaptureFixture) -> None:
     place.cache.parent.parent.write_text("a file")
     assert place.load() == 42
     assert str(place.cache.parent) in caplog.text
 
 
 def compiler(folder: Path, script: str) -> str:
-    """A compiler that does what a shell script says."""
+    """A compiler that runs a shell script."""
     path = folder / "c++"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -291,7 +289,7 @@ def test_a_compiler_that_fails(script: str, place: Place, monkeypatch: pytest.Mo
     assert list(place.cache.iterdir()) == []
 
 
-def test_a_compiler_that_hangs_is_ended_with_all_it_started(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_compiler_is_killed_with_its_children(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it started holds a pipe open, of which the end is seen as soon as that is gone."""
     pipe = place.source.parent / "pipe"
     os.mkfifo(pipe)
@@ -321,12 +319,12 @@ def test_no_compiler(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         place.load()
 
 
-def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_result_is_cached_for_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     tries: list[Path] = []
 
     def refuse(source: Path, accept: Any) -> Any:
         tries.append(source)
-        raise Unavailable("what g++ built computes wrong numbers")
+        raise Unavailable("the library built by g++ computes wrong numbers")
 
     monkeypatch.setattr(library, "load", refuse)
     kernels._outcome.cache_clear()
@@ -339,10 +337,10 @@ def test_a_refusal_holds_for_the_process(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(tries) == 1
 
 
-def test_a_command_says_that_it_compiles(
+def test_a_command_logs_the_compilation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And goes on in float32, with the reason, where the compiler fails."""
+    """It continues in float32, with the reason, if the compiler fails."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("CXX", compiler(tmp_path, "echo 'it is broken' >&2; exit 3"))
     monkeypatch.setattr("ddim.model.precision.units_of", lambda device: library_units())
@@ -352,10 +350,10 @@ def test_a_command_says_that_it_compiles(
         assert ddim("sample", model, "-n", 1, "--steps", 2, "--out", tmp_path / "out", "--device", "cpu") == 0
     finally:
         kernels._outcome.cache_clear()
-    shown = capsys.readouterr()
-    assert "note: compiling CPU kernels" in shown.err
-    assert "float32 on cpu" in shown.out
-    assert "it is broken" in shown.out
+    lines = capsys.readouterr()
+    assert "note: compiling CPU kernels" in lines.err
+    assert "float32 on cpu" in lines.out
+    assert "it is broken" in lines.out
 
 
 def library_units() -> Any:

@@ -19,8 +19,8 @@ from ddim._io.atomic import lock
 from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation.sample_folder import SampleProgress, generate, read_sheet
-from ddim.model.base import ModelBase
-from ddim.model.image import Model
+from ddim.model.model import Model
+from ddim.model.model import Model
 from ddim.model.modality import image_path
 from ddim.model.model import Model
 from models import KINDS, contents, ddim, load_tiny, process, save_tiny, tiny_model
@@ -164,9 +164,9 @@ def test_resume_after_a_kill_is_bit_exact(n: int, saved: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("saved", "number", "noun"),
     [
-        ("pictures", signal.SIGINT, "pictures"),
-        ("pictures", signal.SIGTERM, "pictures"),
-        ("levels", signal.SIGINT, "pictures"),
+        ("pictures", signal.SIGINT, "images"),
+        ("pictures", signal.SIGTERM, "images"),
+        ("levels", signal.SIGINT, "images"),
         ("text", signal.SIGTERM, "texts"),
     ],
     indirect=["saved"],
@@ -181,7 +181,7 @@ def test_a_signal_stops_after_the_current_batch(
 ) -> None:
     real = Model.sample_blocks
 
-    def interrupted(self: ModelBase, *args: Any, **words: Any) -> Any:
+    def interrupted(self: Model, *args: Any, **words: Any) -> Any:
         for batch, block in enumerate(real(self, *args, **words)):
             if batch == 1 and len(args[1]) == 10:
                 signal.raise_signal(number)

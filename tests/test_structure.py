@@ -91,10 +91,10 @@ def test_imports_follow_the_layers() -> None:
         ("ddim.plan.row", "from ddim.process.schedule import Level", True),
         ("ddim.samplers.ddim", "from ddim.objective.elbo import terms", True),
         ("ddim.plan.row", "from ddim.samplers import ddim", False),
-        ("ddim.plan.row", "def f():\n    import ddim.model.image", False),
+        ("ddim.plan.row", "def f():\n    import ddim.model.model", False),
         ("ddim.nn.unet", "from ddim.process.schedule import Level", False),
-        ("ddim.model.image", "from ddim.train import run", False),
-        ("ddim.model.image", "from ddim import evaluation", False),
+        ("ddim.model.model", "from ddim.train import run", False),
+        ("ddim.model.model", "from ddim import evaluation", False),
         ("ddim.evaluation.fid_table", "from ddim.cli.main import cli", False),
     ],
 )

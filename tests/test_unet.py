@@ -32,7 +32,7 @@ def unet(config: UNetConfig = SMALL, seed: int = 0) -> UNet:
     return network.eval().requires_grad_(False)
 
 
-def picture(config: UNetConfig = SMALL, batch: int = 3) -> Tensor:
+def random_image(config: UNetConfig = SMALL, batch: int = 3) -> Tensor:
     return randn(batch, config.in_channels, config.height, config.width, dtype=torch.float32)
 
 
@@ -51,7 +51,7 @@ def picture(config: UNetConfig = SMALL, batch: int = 3) -> Tensor:
         ({"depth": 3}, "depth"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(settings: dict, wrong: str) -> None:
+def test_invalid_shapes_raise_an_error(settings: dict, wrong: str) -> None:
     with pytest.raises(ValidationError, match=wrong):
         UNetConfig(**settings)
 
@@ -70,7 +70,7 @@ def test_shapes_that_do_not_fit_are_refused(settings: dict, wrong: str) -> None:
 )
 def test_the_output_has_the_inputs_shape(settings: dict) -> None:
     config = UNetConfig(**{**SMALL.model_dump(), **settings})
-    x, t = picture(config), torch.tensor([1.0, 5.0, 1000.0])
+    x, t = random_image(config), torch.tensor([1.0, 5.0, 1000.0])
     network = unet(config)
     assert network(x, t).shape == x.shape
     assert torch.equal(network.body(x, network.condition(t)), network(x, t))
@@ -79,12 +79,12 @@ def test_the_output_has_the_inputs_shape(settings: dict) -> None:
     torch.testing.assert_close(whole, network(x, torch.full((3,), 5.0)), rtol=0, atol=1e-5)
 
 
-def test_a_new_network_says_zero() -> None:
-    assert not UNet(SMALL)(picture(), torch.tensor([1.0, 2.0, 3.0])).any()
-    assert unet()(picture(), torch.tensor([1.0, 2.0, 3.0])).abs().mean() > 0.01
+def test_a_new_network_outputs_zero() -> None:
+    assert not UNet(SMALL)(random_image(), torch.tensor([1.0, 2.0, 3.0])).any()
+    assert unet()(random_image(), torch.tensor([1.0, 2.0, 3.0])).abs().mean() > 0.01
 
 
-def test_new_blocks_add_nothing_to_what_they_are_given() -> None:
+def test_new_blocks_are_the_identity() -> None:
     """As in Ho et al.'s code: each residual branch starts at zero."""
     block, attention = Block(4, 4, groups=2, dropout=0.0), Attention(4, groups=2, heads=1)
     x = randn(2, 4, 6, 6, dtype=torch.float32)
@@ -95,13 +95,13 @@ def test_new_blocks_add_nothing_to_what_they_are_given() -> None:
 def test_every_weight_is_used() -> None:
     config = UNetConfig(**{**SMALL.model_dump(), "classes": 2})
     network = unet(config).requires_grad_(True)
-    network(picture(), torch.tensor([1.0, 500.0, 1000.0]), torch.tensor([0, 1, 2])).square().sum().backward()
+    network(random_image(), torch.tensor([1.0, 500.0, 1000.0]), torch.tensor([0, 1, 2])).square().sum().backward()
     unused = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert unused == []
 
 
 @pytest.mark.parametrize("channels", [4, 8, 128])
-def test_our_time_t_is_the_networks_t_minus_1(channels: int) -> None:
+def test_time_t_is_embedded_as_t_minus_1(channels: int) -> None:
     """The embedding of DDPM as diffusers has it, at times counted from 0."""
     config = UNetConfig(**{**SMALL.model_dump(), "channels": channels})
     network, fed = unet(config), []
@@ -115,7 +115,7 @@ def test_our_time_t_is_the_networks_t_minus_1(channels: int) -> None:
     assert not torch.allclose(sinusoidal(t, channels), expected)
 
 
-def test_labels_condition_and_their_absence_is_a_label() -> None:
+def test_labels_have_an_effect_and_no_label_is_a_label() -> None:
     network, t = unet(UNetConfig(**{**SMALL.model_dump(), "classes": 3})), torch.full((4,), 7.0)
     conditions = network.condition(t, torch.arange(4))
     assert len({row.numpy().tobytes() for row in conditions}) == 4
@@ -123,20 +123,20 @@ def test_labels_condition_and_their_absence_is_a_label() -> None:
 
 
 def test_memory_formats_agree() -> None:
-    network, x, t = unet(), picture(), torch.tensor([1.0, 10.0, 999.0])
+    network, x, t = unet(), random_image(), torch.tensor([1.0, 10.0, 999.0])
     other = copy.deepcopy(network).to(memory_format=torch.channels_last)
     expected = network(x, t)
     torch.testing.assert_close(other(x.to(memory_format=torch.channels_last), t), expected, rtol=0, atol=1e-5)
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
-    network, x, t = unet(), picture(batch=5), torch.tensor([1.0, 10.0, 100.0, 500.0, 999.0])
+    network, x, t = unet(), random_image(batch=5), torch.tensor([1.0, 10.0, 100.0, 500.0, 999.0])
     alone = torch.cat([network(x[i : i + 1], t[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(alone, network(x, t), rtol=0, atol=1e-5)
 
 
 def test_a_bfloat16_body_is_close_and_times_stay_float32() -> None:
-    network, x, t = unet(), picture(), torch.tensor([1.0, 10.0, 999.0])
+    network, x, t = unet(), random_image(), torch.tensor([1.0, 10.0, 999.0])
     fast = copy.deepcopy(network).cast_body(torch.bfloat16)
     time_layers = ("time.", "time_to_blocks.", "label.")
     for name, parameter in fast.named_parameters():
@@ -148,7 +148,7 @@ def test_a_bfloat16_body_is_close_and_times_stay_float32() -> None:
 
 
 def test_the_body_is_one_graph_for_all_times() -> None:
-    network, x = unet(), picture()
+    network, x = unet(), random_image()
     torch._dynamo.reset()
     body, whole = CompileCounter(), CompileCounter()
     compiled_body = torch.compile(network.body, fullgraph=True, backend=body)
@@ -164,7 +164,7 @@ def test_the_body_is_one_graph_for_all_times() -> None:
 def test_the_default_is_the_network_of_ddpm() -> None:
     """As many weights as diffusers' port of Ho et al.'s CIFAR-10 network, config of google/ddpm-cifar10-32."""
     with torch.device("meta"):
-        ours = UNet(UNetConfig())
+        native = UNet(UNetConfig())
         port = UNet2DModel(
             sample_size=32,
             block_out_channels=(128, 256, 256, 256),
@@ -176,12 +176,12 @@ def test_the_default_is_the_network_of_ddpm() -> None:
             flip_sin_to_cos=False,
             freq_shift=1,
         )
-    count = sum(parameter.numel() for parameter in ours.parameters())
+    count = sum(parameter.numel() for parameter in native.parameters())
     assert count == sum(parameter.numel() for parameter in port.parameters())
     assert round(count / 1e6, 1) == 35.7
 
 
-def test_the_ema_follows_with_a_warm_start() -> None:
+def test_the_ema_decay_is_warmed_up() -> None:
     network = nn.Linear(2, 1, bias=False)
     nn.init.constant_(network.weight, 1.0)
     ema = EMA(network, decay=0.5)

@@ -16,7 +16,7 @@ from models import tiny_model
 AMX = "flags : fpu avx512f avx512_bf16 amx_bf16 amx_tile amx_int8"
 AVX512_BF16 = "flags : fpu avx512f avx512_bf16"
 PLAIN = "flags : fpu avx2 fma"
-# flags, what torch says of AVX512_BF16 and of AMX: what sampling takes (without and with a compiler), training's dtype
+# flags, torch's report of AVX512_BF16 and AMX: sampling precision (without and with a compiler), training dtype
 MACHINES: dict[str, tuple[str, bool, bool, str, str, torch.dtype]] = {
     "amx": (AMX, True, True, "bfloat16", "bfloat16", torch.bfloat16),
     "amx not for use": (AMX, True, False, "float32", "float32-fast", torch.bfloat16),
@@ -43,10 +43,10 @@ def test_the_two_rules(machine: str) -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags, avx512_bf16, amx_tile, _, fast, training = MACHINES[machine]
-    says = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
+    reported = {"_is_avx512_bf16_supported": avx512_bf16, "_is_amx_tile_supported": amx_tile}
     monkeypatch.setattr(units, "cpu_flags", lambda: flags)
-    monkeypatch.setattr(units, "_torch_says", says.__getitem__)
-    monkeypatch.setattr(Precision, "_missing", lambda self: "")
+    monkeypatch.setattr(units, "_torch_reports", reported.__getitem__)
+    monkeypatch.setattr(Precision, "_unavailable", lambda self: "")
     compute = tiny_model(dtype="auto").compute
     assert compute.name == "float32-fast"  # the network is small
     assert str(compute).startswith("float32-fast on cpu (this device ")
@@ -58,7 +58,7 @@ def test_a_model_on_such_a_machine(machine: str, monkeypatch: pytest.MonkeyPatch
     assert (autocast_dtype("auto", torch.device("cpu")) or torch.float32) == training
 
 
-def test_a_compiler_is_not_asked_for_where_it_does_not_matter() -> None:
+def test_the_compiler_is_not_checked_if_irrelevant() -> None:
     def missing() -> str:
         raise AssertionError("asked")
 
@@ -76,8 +76,8 @@ def test_a_gpu(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert units_of("meta") == Units(matrix=False, vector=False)
 
 
-def test_a_system_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere(*given: Any, **settings: Any) -> str:
+def test_a_system_without_cpu_information(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(*inputs: Any, **settings: Any) -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr(units.Path, "read_text", nowhere)

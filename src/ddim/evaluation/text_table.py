@@ -65,7 +65,7 @@ def windows(text: str, model: Model, n: int) -> list[str]:
         DdimError: If the text holds fewer than two windows.
     """
     policy = cast(TextPolicy, model.config.data)
-    parts = TextSet("real text", "validation", policy, policy.encode(text)).apart()
+    parts = TextSet("real text", "validation", policy, policy.encode(text)).non_overlapping()
     if len(parts) < 2:
         raise DdimError("real text", f"has one window of {policy.length} tokens", "use a longer text")
     return [policy.decode(parts[i]) for i in np.unique(np.linspace(0, len(parts) - 1, min(n, len(parts))).astype(int))]

@@ -28,10 +28,10 @@ CARD = "README.md"
 def bundled() -> dict[str, Path]:
     """The models shipped with the package, and in a checkout also those in `models`: name to folder."""
     package = Path(str(importlib.resources.files("ddim")))
-    places = [package / "weights"]
+    roots = [package / "weights"]
     if (package.parents[1] / "pyproject.toml").is_file():
-        places.append(package.parents[1] / "models")
-    folders = (path for place in places for path in sorted(place.glob("*")))
+        roots.append(package.parents[1] / "models")
+    folders = (path for root in roots for path in sorted(root.glob("*")))
     return {path.name: path for path in folders if (path / CONFIG).is_file()}
 
 
@@ -41,24 +41,24 @@ def find(name: str | Path) -> Path:
     Raises:
         DdimError: If there is no such model.
     """
-    here = bundled()
+    models = bundled()
     path = Path(name)
     for folder in (path, path / "model"):
-        for place in (folder, interrupted(folder), _old(folder)) if folder.name else (folder,):
-            if place is not None and (place / CONFIG).is_file():
-                return place
-    if isinstance(name, str) and name in here:
-        return here[name]
-    names = ", ".join(here) or "none"
+        for candidate in (folder, interrupted(folder), _old(folder)) if folder.name else (folder,):
+            if candidate is not None and (candidate / CONFIG).is_file():
+                return candidate
+    if isinstance(name, str) and name in models:
+        return models[name]
+    names = ", ".join(models) or "none"
     if not path.exists():
-        hint = f"give a model folder or a bundled model ({names})"
+        hint = f"use a model folder or a bundled model ({names})"
         recipe = next((preset for preset in (f"{name}-fast", str(name)) if preset in PRESET_NAMES), "")
         if recipe:
             hint += f", or train one: ddim train DATA --preset {recipe} --out runs/{name}"
         raise DdimError(name, "no such model", hint)
     if path.is_file():
-        raise DdimError(name, "is a file, not a model folder", f"give the folder that holds {WEIGHTS} and {CONFIG}")
-    raise DdimError(name, f"holds no {CONFIG}", f"give a model folder, a run that has saved one, or one of: {names}")
+        raise DdimError(name, "is a file, not a model folder", f"use the folder with {WEIGHTS} and {CONFIG}")
+    raise DdimError(name, f"contains no {CONFIG}", f"use a model folder, a run that has saved one, or one of: {names}")
 
 
 def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -112,7 +112,7 @@ def write(
     Warns:
         DdimWarning: If an existing card is kept.
     """
-    _place(folder, config, _bytes(weights), card)
+    _write_folder(folder, config, _bytes(weights), card)
 
 
 def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
@@ -131,7 +131,7 @@ def copy(name: str | Path, folder: Path, config: ModelConfig) -> None:
     data = read_bytes(weights, memory())
     if hashlib.sha256(data).hexdigest() != config.sha256:
         raise DdimError(weights, f"does not match the checksum in {CONFIG}", "copy the model folder again")
-    _place(folder, config, data)
+    _write_folder(folder, config, data)
 
 
 def check_same_model(folder: Path, sha256: str) -> None:
@@ -142,18 +142,20 @@ def check_same_model(folder: Path, sha256: str) -> None:
     """
     _check_unexpected_files(folder)
     if (folder / CONFIG).is_file() and read_config(folder / CONFIG).sha256 != sha256:
-        raise DdimError(folder, "holds another model", "choose another folder")
+        raise DdimError(folder, "contains another model", "choose another folder")
 
 
 def _check_unexpected_files(folder: Path) -> None:
     card = [CARD] if (folder / CONFIG).is_file() else []  # a README.md without a model is not our card
     names = (WEIGHTS, CONFIG, *card)
-    other = unexpected_entries(folder, *names) or any((folder / name).is_dir() for name in names)
-    if other or (folder.exists() and not folder.is_dir()):
-        raise DdimError(folder, "holds something that is not a model", "choose another folder")
+    unexpected = unexpected_entries(folder, *names) or any((folder / name).is_dir() for name in names)
+    if unexpected or (folder.exists() and not folder.is_dir()):
+        raise DdimError(folder, "contains files that are not a model's", "choose another folder")
 
 
-def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None) -> None:
+def _write_folder(
+    folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None
+) -> None:
     _check_unexpected_files(folder)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     with new_folder(folder) as part:
@@ -163,7 +165,7 @@ def _place(folder: Path, config: ModelConfig, data: bytes, card: Callable[[Model
             write_atomic(part / CARD, card(config).encode())
         elif (folder / CARD).is_file():
             write_atomic(part / CARD, read_bytes(folder / CARD, TEXT_BYTES))
-            warn(f"{folder / CARD} is kept; it was written for the model that was there")
+            warn(f"{folder / CARD} is kept, but describes the previous model")
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:
@@ -188,7 +190,7 @@ def check_finite(weights: Mapping[str, Tensor], name: str | Path) -> None:
     """
     for key, tensor in weights.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            problem = f"the tensor {shorten(key)} holds a number that is not finite (NaN or infinite)"
+            problem = f"the tensor {shorten(key)} contains a value that is not finite (NaN or infinite)"
             raise DdimError(name, problem, "use weights from before the training failed, or copy the file again")
 
 
@@ -197,10 +199,10 @@ def remove_earlier_parts(folder: Path) -> None:
 
     Folders with unexpected files, and an old model that was not replaced, are kept.
     """
-    for left in (folder.with_name(f".{folder.name}.part"), _old(folder)):
-        needed = left == _old(folder) and not folder.exists()
-        if left.is_dir() and not needed and not unexpected_entries(left, WEIGHTS, CONFIG, CARD):
-            remove_tree(left)
+    for leftover in (folder.with_name(f".{folder.name}.part"), _old(folder)):
+        needed = leftover == _old(folder) and not folder.exists()
+        if leftover.is_dir() and not needed and not unexpected_entries(leftover, WEIGHTS, CONFIG, CARD):
+            remove_tree(leftover)
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
@@ -210,17 +212,17 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
         DdimError: Naming the first keys and shapes that differ.
     """
     state = network.state_dict()
-    complaints = [f"{shorten(key)} is missing" for key in state if key not in weights]
-    complaints += [f"{shorten(key)} is not known" for key in weights if key not in state]
-    complaints += [
+    mismatches = [f"{shorten(key)} is missing" for key in state if key not in weights]
+    mismatches += [f"{shorten(key)} is unexpected" for key in weights if key not in state]
+    mismatches += [
         f"{key} is {list(weights[key].shape)}, not {list(value.shape)}"
         for key, value in state.items()
         if key in weights and weights[key].shape != value.shape
     ]
-    if complaints:
-        more = f" and {len(complaints) - 3} more" if len(complaints) > 3 else ""
-        problem = f"does not fit its configuration: {', '.join(complaints[:3])}{more}"
-        raise DdimError(name, problem, "use the config.json that was saved with it")
+    if mismatches:
+        more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
+        problem = f"does not fit its configuration: {', '.join(mismatches[:3])}{more}"
+        raise DdimError(name, problem, "use the config.json saved with it")
     with torch.no_grad():
         for key, value in state.items():
             value.copy_(weights[key])

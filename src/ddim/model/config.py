@@ -30,15 +30,15 @@ _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def _of_text(data: Any) -> str:
-    return "text" if isinstance(data, TextPolicy) or (isinstance(data, dict) and "length" in data) else "pictures"
+def _policy_tag(data: Any) -> str:
+    return "text" if isinstance(data, TextPolicy) or (isinstance(data, dict) and "length" in data) else "images"
 
 
 Policy = Annotated[
-    Annotated[ImagePolicy, Tag("pictures")] | Annotated[TextPolicy, Tag("text")], Discriminator(_of_text)
+    Annotated[ImagePolicy, Tag("images")] | Annotated[TextPolicy, Tag("text")], Discriminator(_policy_tag)
 ]
 """The preprocessing of a data set's items to the network's input: of images, or of text, which has a length."""
-_TAGS = ("pictures", "text", "unet", "transformer", "lucidrains")  # tags of the unions; not keys of a file
+_TAGS = ("images", "text", "unet", "transformer", "lucidrains")  # tags of the unions; not keys of the JSON file
 
 
 class ScheduleConfig(BaseModel):
@@ -62,11 +62,11 @@ class ScheduleConfig(BaseModel):
     zero_terminal_snr: bool = False
 
     @model_validator(mode="after")
-    def _complete(self) -> ScheduleConfig:
+    def _check(self) -> ScheduleConfig:
         if (self.name == "betas") != (self.betas is not None):
-            raise ValueError('a list of betas goes with the name "betas", and only with it')
+            raise ValueError('a list of betas needs the name "betas", and "betas" needs a list')
         if self.betas is not None and len(self.betas) != self.T:
-            raise ValueError(f"T is {self.T}, there are {len(self.betas)} betas")
+            raise ValueError(f"T is {self.T}, but there are {len(self.betas)} betas")
         if self.name in ("cosine", "betas") and (self.beta_start is not None or self.beta_end is not None):
             raise ValueError(f"{self.name} takes no beta_start or beta_end")
         try:
@@ -102,9 +102,9 @@ class CategoricalConfig(BaseModel):
     carry_over: bool = False
 
     @model_validator(mode="after")
-    def _is_one(self) -> CategoricalConfig:
+    def _check(self) -> CategoricalConfig:
         if isinstance(self.pi, tuple) and len(self.pi) != self.categories:
-            raise ValueError(f"there are {self.categories} categories, pi has {len(self.pi)} numbers")
+            raise ValueError(f"there are {self.categories} categories, but pi has {len(self.pi)} numbers")
         self.alphabet()
         return self
 
@@ -196,9 +196,9 @@ class TrainConfig(BaseModel):
     log_every: int = Field(50, ge=1, le=limits.COUNT)
 
     @model_validator(mode="after")
-    def _fits(self) -> TrainConfig:
+    def _check(self) -> TrainConfig:
         if self.steps is None and self.budget is None:
-            raise ValueError("neither steps nor a budget says how long to train")
+            raise ValueError("neither steps nor a budget is set")
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch {self.batch}")
         return self
@@ -287,25 +287,27 @@ class ModelConfig(BaseModel):
     sha256: str = ""
 
     @model_validator(mode="after")
-    def _agree(self) -> ModelConfig:
-        taken = self.network.shape[-2:] + self.network.shape[:1] if len(self.network.shape) == 3 else self.network.shape
-        if tuple(self.data.shape) != taken:
-            raise ValueError(f"the data policy gives {self.data.shape}, the network takes {taken}")
+    def _check(self) -> ModelConfig:
+        expected = (
+            self.network.shape[-2:] + self.network.shape[:1] if len(self.network.shape) == 3 else self.network.shape
+        )
+        if tuple(self.data.shape) != expected:
+            raise ValueError(f"the data have shape {self.data.shape}, the network expects {expected}")
         categories = self.categorical.size if self.categorical else 0
         if self.network.categories != categories:
-            raise ValueError(f"x_t has {categories} categories, the network {self.network.categories}")
-        words = self.data.categories if isinstance(self.data, TextPolicy) else None
-        if words is not None and self.categorical and self.categorical.categories != words:
-            raise ValueError(f"the vocabulary has {words} tokens, not {self.categorical.categories}")
+            raise ValueError(f"x_t has {categories} categories, the network has {self.network.categories}")
+        vocabulary = self.data.categories if isinstance(self.data, TextPolicy) else None
+        if vocabulary is not None and self.categorical and self.categorical.categories != vocabulary:
+            raise ValueError(f"the vocabulary has {vocabulary} tokens, not {self.categorical.categories}")
         if self.categorical and self.predicts != "x0":
-            raise ValueError("a network over categories predicts x0")
+            raise ValueError("a network of discrete data predicts x0")
         top = self.schedule.build().level(self.schedule.T) if self.categorical and self.categorical.excludes else None
         if top and top.alpha_bar > 0:
-            raise ValueError("noise that does not draw every category needs schedule.zero_terminal_snr = true")
+            raise ValueError("noise without some category needs schedule.zero_terminal_snr = true")
         if self.predicts == "eps" and self.schedule.zero_terminal_snr:
             raise ValueError("a network that predicts eps cannot start at zero terminal SNR; predict v or x0")
         if self.error is not None and len(self.error) != self.schedule.T:
-            raise ValueError(f"T is {self.schedule.T}, the error is given at {len(self.error)} times")
+            raise ValueError(f"T is {self.schedule.T}, but the error has {len(self.error)} values")
         return self
 
     @property
@@ -323,7 +325,7 @@ class ModelConfig(BaseModel):
             DdimError: If the model has no table.
         """
         if self.error is None:
-            problem = "this model has no table of its error per time"
+            problem = "this model has no table of errors per timestep"
             raise DdimError("sigma optimal", problem, "measure one with `ddim calibrate MODEL DATA --out FOLDER`")
         return float(np.interp(level.t, np.arange(self.schedule.T + 1), (1.0, *self.error)))
 
@@ -360,7 +362,7 @@ def to_json(config: BaseModel) -> str:
     """A configuration as readable JSON text: indented, with each array of numbers on one line."""
     text = config.model_dump_json(indent=2)
     # Newlines occur only between values: within a string they are escaped as \\n.
-    return re.sub(r"\[\n\s*([-+.\deE,\s]+?)\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+    return re.sub(r"\[\n\s*([-+.\deE,\s]+?)\s*\]", lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
 def _invalid(error: ValidationError, name: str | Path) -> DdimError:
@@ -368,8 +370,8 @@ def _invalid(error: ValidationError, name: str | Path) -> DdimError:
     first = error.errors()[0]
     if isinstance(cause := first.get("ctx", {}).get("error"), DdimError):
         return cause
-    where = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
+    key = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
     message = first["msg"].removeprefix("Value error, ")
     value = first.get("input")
-    got = f", not {shorten(repr(value))}" if isinstance(value, int | float | str | bool | None) and where else ""
-    return DdimError(name, f"{where + ': ' if where else ''}{message}{got}", "mend that value")
+    received = f", not {shorten(repr(value))}" if isinstance(value, int | float | str | bool | None) and key else ""
+    return DdimError(name, f"{key + ': ' if key else ''}{message}{received}", "correct that value")

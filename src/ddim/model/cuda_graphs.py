@@ -146,8 +146,8 @@ class PlanGraphs:
             if self.always:
                 raise
             self._failed = True
-            first = (str(error).splitlines() or [""])[0]
-            warn(f"a CUDA graph of {plan.name} could not be recorded, continuing without graphs: {first}")
+            reason = (str(error).splitlines() or [""])[0]
+            warn(f"a CUDA graph of {plan.name} could not be recorded, continuing without graphs: {reason}")
             return False
         self._recorded[key] = Recorded(graph, denoise, state, rows, out)
         while len(self._recorded) > self.limit:  # after recording, so that the shared memory always has a user
@@ -170,8 +170,8 @@ class PlanGraphs:
             if self._last is not None:  # wait for the last replay, whose graph shares the memory
                 self._last.synchronize()
             graph = torch.cuda.CUDAGraph()
-            how: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(graph, **how):
+            options: Any = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graph, **options):
                 out = job()
         return graph, out
 
@@ -183,8 +183,8 @@ class PlanGraphs:
             for k, stored in recorded.noise.rows.items():
                 stored.copy_(noise.row(k))
             if recorded.denoise is not denoise:
-                for mine, other in zip(_networks(recorded.denoise), _networks(denoise)):
-                    mine.take_labels(other)
+                for target, source in zip(_networks(recorded.denoise), _networks(denoise)):
+                    target.take_labels(source)
             recorded.graph.replay()
             return recorded.out.clone()
 
@@ -214,10 +214,10 @@ def _key(denoise: AnyDenoiser, plan: BasePlan[Any], start: Tensor) -> Hashable:
         scales = tuple(scale(row.query) if callable(scale) else scale for row in plan.rows)
         if not all(isinstance(value, float | int) for value in scales):
             return None
-    who = tuple(
+    identity = tuple(
         (id(network.network), id(network.body), network.labelled) for network in networks
     )  # a graph keeps them alive
-    return (who, plan, start.shape, start.dtype, start.device, scales, _settings())
+    return (identity, plan, start.shape, start.dtype, start.device, scales, _settings())
 
 
 def _recordable(device: torch.device) -> bool:
@@ -231,9 +231,9 @@ def _settings() -> tuple[Any, ...]:
     cudnn: Any = torch.backends.cudnn
     cuda: Any = torch.backends.cuda
     attention = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
-    products = cuda.matmul.fp32_precision
-    chosen = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
-    return (*chosen, *attention, cuda.cudnn_sdp_enabled(), products)
+    matmul = cuda.matmul.fp32_precision
+    flags = (cudnn.enabled, cudnn.benchmark, cudnn.deterministic, torch.are_deterministic_algorithms_enabled())
+    return (*flags, *attention, cuda.cudnn_sdp_enabled(), matmul)
 
 
 def _networks(denoise: AnyDenoiser) -> tuple[NetworkDenoiser[Any], ...]:

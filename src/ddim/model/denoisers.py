@@ -212,19 +212,19 @@ class ExternalDenoiser:
         """The prediction at x, (N, ...), and one level; differentiable if x requires a gradient.
 
         Raises:
-            DdimError: If the level has no signal and this network needs some, or if the output has neither the shape
+            DdimError: If the level has no signal and this network needs one, or if the output has neither the shape
                 of x nor twice its channels (a learned variance).
         """
         self.check_signal(level)
         total = level.signal + level.noise
         scale = {"edm": level.signal, "velocity": total}.get(self.predicts, 1.0)
         inputs = (x if scale == 1 else x / scale).to(self.device or x.device, self.dtype or x.dtype)
-        conditioning = {name: _spread(name, value, inputs) for name, value in self.conditioning.items()}
+        conditioning = {name: _expand(name, value, inputs) for name, value in self.conditioning.items()}
         output = _tensor(self.module(inputs, self._time(level, inputs), **conditioning)).to(x.device)
         doubled = (*x.shape[:1], *(2 * size for size in x.shape[1:2]), *x.shape[2:])
         if output.shape != x.shape and (output.shape != doubled or self.predicts == "velocity"):
-            problem = f"gives {tuple(output.shape)} of {tuple(x.shape)}"
-            raise DdimError("wrapped module", problem, "its output must have the shape of x, or twice the channels")
+            problem = f"returns {tuple(output.shape)} for {tuple(x.shape)}"
+            raise DdimError("wrapped module", problem, "return the shape of x, or twice its channels")
         if self.predicts == "velocity":  # x_0 = y - s u and eps = y + (1 - s) u, in v = signal eps - noise x_0
             output = (x * (level.signal - level.noise) + output.to(x.dtype) * self.sign) / total
         return image_output(MEANS[self.predicts])(output, x, level)
@@ -248,8 +248,8 @@ class ExternalDenoiser:
         Raises:
             DdimError: If the conditioning has another number of entries.
         """
-        picked = {name: _picked(name, value, places, total) for name, value in self.conditioning.items()}
-        return replace(self, conditioning=picked)
+        selected = {name: _select(name, value, places, total) for name, value in self.conditioning.items()}
+        return replace(self, conditioning=selected)
 
     def check_signal(self, level: Level) -> None:
         """Check that the network's output determines x_0 at a level.
@@ -258,20 +258,20 @@ class ExternalDenoiser:
             DdimError: If the level has no signal and the network predicts eps, or x_0 from x / signal.
         """
         if level.signal == 0 and self.predicts in ("eps", "edm"):
-            problem = f"says nothing of x0 at t = {level.t:g}, where there is no signal"
-            raise DdimError(f"a network of {self.predicts}", problem, "choose lower times, or another schedule")
+            problem = f"does not determine x0 at t = {level.t:g}, where there is no signal"
+            raise DdimError(f"a network of {self.predicts}", problem, "use lower timesteps, or another schedule")
 
-    def _time(self, level: Level, shown: Tensor) -> Tensor:
+    def _time(self, level: Level, batch: Tensor) -> Tensor:
         value = float(self.tell(level))
         if not math.isfinite(value):
-            raise DdimError(f"the time told at t = {level.t:g}", f"is {value}", "choose other times, or tell another")
+            raise DdimError(f"time at t = {level.t:g}", f"is {value}", "use other timesteps, or another `time`")
         dtype = self.time_dtype
         if dtype is None:
-            floats = torch.float64 if shown.dtype == torch.float64 else torch.float32
+            floats = torch.float64 if batch.dtype == torch.float64 else torch.float32
             dtype = torch.int64 if self.counts and value == int(value) else floats
         elif not dtype.is_floating_point and value != int(value):
-            raise DdimError(f"the time told at t = {level.t:g}", f"is {value:g}, not a whole number", "use whole times")
-        return torch.full((len(shown),), value, dtype=dtype, device=shown.device)
+            raise DdimError(f"time at t = {level.t:g}", f"is {value:g}, not an integer", "use integer timesteps")
+        return torch.full((len(batch),), value, dtype=dtype, device=batch.device)
 
 
 def _tensor(output: Any) -> Tensor:
@@ -282,27 +282,27 @@ def _tensor(output: Any) -> Tensor:
     elif not isinstance(output, Tensor):
         tensor = getattr(output, "sample", None)
     if not isinstance(tensor, Tensor):
-        problem = f"gives {type(output).__name__}, in which there is no tensor"
+        problem = f"returns {type(output).__name__} without a tensor"
         raise DdimError(
-            "wrapped module", problem, "return a tensor, a tuple that begins with it, or an object with `.sample`"
+            "wrapped module", problem, "return a tensor, a tuple that starts with it, or an object with `.sample`"
         )
     return tensor
 
 
-def _spread(name: str, value: Any, shown: Tensor) -> Any:
+def _expand(name: str, value: Any, batch: Tensor) -> Any:
     """Move conditioning to the device of a batch; expand a single entry to all samples."""
     if isinstance(value, Mapping):
-        return {key: _spread(f"{name}.{key}", inner, shown) for key, inner in value.items()}
+        return {key: _expand(f"{name}.{key}", inner, batch) for key, inner in value.items()}
     if not isinstance(value, Tensor) or not value.ndim:
         return value
-    _check_count(name, value, len(shown))
-    moved = value.to(shown.device)
-    return moved if len(value) == len(shown) else moved.expand(len(shown), *value.shape[1:])
+    _check_count(name, value, len(batch))
+    moved = value.to(batch.device)
+    return moved if len(value) == len(batch) else moved.expand(len(batch), *value.shape[1:])
 
 
-def _picked(name: str, value: Any, places: Tensor, total: int) -> Any:
+def _select(name: str, value: Any, places: Tensor, total: int) -> Any:
     if isinstance(value, Mapping):
-        return {key: _picked(f"{name}.{key}", inner, places, total) for key, inner in value.items()}
+        return {key: _select(f"{name}.{key}", inner, places, total) for key, inner in value.items()}
     if not isinstance(value, Tensor) or not value.ndim:
         return value
     _check_count(name, value, total)
@@ -311,5 +311,5 @@ def _picked(name: str, value: Any, places: Tensor, total: int) -> Any:
 
 def _check_count(name: str, value: Tensor, total: int) -> None:
     if len(value) not in (1, total):
-        problem = f"holds {len(value)} entries for {total} samples"
-        raise DdimError(f"conditioning {name}", problem, "give one for each, or one for all")
+        problem = f"has {len(value)} entries for {total} samples"
+        raise DdimError(f"conditioning {name}", problem, "pass one for each, or one for all")

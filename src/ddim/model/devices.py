@@ -20,9 +20,9 @@ def usable(device: torch.device | str, name: str | None = None) -> torch.device:
     try:
         checked = torch.device(device)
         if checked.type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no values")
         (torch.zeros(1, device=checked) + 1).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         reason = shorten(str(error).partition("\n")[0], 100)
-        raise DdimError(name or f"device {device}", f"cannot be used ({reason})", "leave it out, or use cpu") from None
+        raise DdimError(name or f"device {device}", f"cannot be used ({reason})", "remove it, or use cpu") from None
     return checked

@@ -27,11 +27,11 @@ def place(name: str | Path, **settings: Any) -> str | Path:
         DdimError: If a repository cannot be downloaded.
     """
     if not isinstance(name, str | Path):
-        raise DdimError(f"model {shorten(repr(name))}", "is no name or path", "give a str or a Path")
+        raise DdimError(f"model {shorten(repr(name))}", "is not a name or path", "use a str or a Path")
     if any(len(part.encode(errors="replace")) > 255 or "\0" in part for part in Path(name).parts):
         raise DdimError(shorten(str(name)), "cannot be the name of a model: a part of it is too long", "check the name")
-    here = not isinstance(name, str) or Path(name).exists() or not REPOSITORY.fullmatch(name)
-    return name if here else fetch(str(name), **settings)
+    local = not isinstance(name, str) or Path(name).exists() or not REPOSITORY.fullmatch(name)
+    return name if local else fetch(str(name), **settings)
 
 
 def fetch(
@@ -58,35 +58,35 @@ def fetch(
     Raises:
         DdimError: If the repository does not exist, access is denied, or the Hub cannot be reached.
     """
-    _need()
+    _require_hub()
     from huggingface_hub import snapshot_download
 
-    how: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
-    how |= {"local_files_only": local_files_only, "force_download": force_download}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token}
+    options |= {"local_files_only": local_files_only, "force_download": force_download}
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **how))
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **options))
         if not any(folder.rglob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"], **how))
+            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.bin"], **options))
     except Exception as error:  # the classes of connection errors depend on the HTTP library in use
-        raise DdimError(name, *_why(error, revision)) from None
+        raise DdimError(name, *_explain(error, revision)) from None
     return folder
 
 
 def contents(
-    place: str | Path, hints: importers.CheckpointHints | None = None, kind: str | None = None
+    place: str | Path, hints: importers.CheckpointHints | None = None, library: str | None = None
 ) -> tuple[ModelConfig, dict[str, Tensor], tuple[str, ...]]:
     """Read a model's configuration and weights, and the notes on its conversion if it is another library's.
 
     Args:
         place: A folder, a file of weights, or a bundled model's name.
         hints: Metadata that a file of weights lacks.
-        kind: The library that a file of weights is from, see `ddim.model.importers.read`.
+        library: The library that a file of weights is from, see `ddim.model.importers.read`.
 
     Raises:
         DdimError: If something is missing or invalid, does not match its checksum, or a weight is not finite.
     """
     if importers.is_importable(place):
-        imported = importers.read(place, hints, kind)
+        imported = importers.read(place, hints, library)
         checkpoint.check_finite(imported.weights, place)
         return imported.config, imported.weights, imported.notes
     return *checkpoint.read(place), ()
@@ -128,9 +128,9 @@ def write(
     Raises:
         DdimError: If huggingface_hub is not installed, or the folder cannot be written.
     """
-    _need()
-    about = partial(card, weights=weights, name=repo_id or folder.resolve().name, license=license)
-    checkpoint.write(folder, config, weights, about)
+    _require_hub()
+    card_of = partial(card, weights=weights, name=repo_id or folder.resolve().name, license=license)
+    checkpoint.write(folder, config, weights, card_of)
     return folder
 
 
@@ -152,7 +152,7 @@ def push(
     Raises:
         DdimError: If huggingface_hub is not installed, or publishing failed.
     """
-    _need()
+    _require_hub()
     from huggingface_hub import ModelHubMixin
 
     class Folder(ModelHubMixin):
@@ -165,32 +165,32 @@ def push(
     except (DdimError, TypeError):  # a TypeError reports an unknown setting
         raise
     except Exception as error:  # see `fetch`
-        raise DdimError(repo_id, *_why(error, settings.get("branch"))) from None
+        raise DdimError(repo_id, *_explain(error, settings.get("branch"))) from None
 
 
-def _need() -> None:
+def _require_hub() -> None:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
         raise DdimError("the Hugging Face Hub", f"needs {error.name}", "pip install 'ddim[hub]'") from None
 
 
-def _why(error: Exception, revision: str | None) -> tuple[str, str]:
+def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
     """The problem and the hint for an error of the Hub."""
     from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
-        return "is a gated repository", "ask for access on its page, and log in with `hf auth login`"
+        return "is a gated repository", "request access on its page, and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such repository, or it is private", "check the name, or log in with `hf auth login`"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"has no revision {revision}", "name a branch, tag or commit that it has"
+        return f"has no revision {revision}", "use an existing branch, tag or commit"
     if isinstance(error, errors.HFValidationError):
-        return "is no name of a repository", 'write "org/name"'
+        return "is not a name of a repository", 'use "org/name"'
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return "is not here, and the hub cannot be reached", "check the name and the connection, or give a folder"
+        return "is not cached, and the Hub cannot be reached", "check the name and the connection, or use a folder"
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return f"the hub refused or could not be reached ({reason})", "check the connection and your rights"
+    return f"the Hub denied access or could not be reached ({reason})", "check the connection and your permissions"
 
 
 class HubMixin:
@@ -265,11 +265,11 @@ class HubMixin:
             settings: dtype, compile, micro_batch: see `ddim.Model`.
 
         Raises:
-            DdimError: If it cannot be downloaded, is damaged.
+            DdimError: If it cannot be downloaded, or is damaged.
         """
 
-        fetched = {"revision": revision, "cache_dir": cache_dir, "token": token}
-        folder = place(name, **fetched, local_files_only=local_files_only, force_download=force_download)
+        options = {"revision": revision, "cache_dir": cache_dir, "token": token}
+        folder = place(name, **options, local_files_only=local_files_only, force_download=force_download)
         config, network, notes = read(folder, name)
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -109,10 +109,10 @@ def image_path(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.png"
 
 
-class _InPng(Modality):
+class _PngFiles(Modality):
     """Samples that are saved as PNG files."""
 
-    unit, noun = "images", "pictures"
+    unit = noun = "images"
 
     @override
     def path(self, folder: Path, index: int) -> Path:
@@ -133,7 +133,7 @@ class _InPng(Modality):
         return file
 
 
-class Images(_InPng):
+class Images(_PngFiles):
     """Real-valued images, x_0 in [-1, 1]."""
 
     @property
@@ -156,10 +156,10 @@ class Images(_InPng):
     @override
     def check_plan(self, plan: BasePlan[Any]) -> None:
         if not isinstance(plan, Plan):
-            raise DdimError(f"plan {plan.name}", "is over categories, the data are pictures", "take Model.plan's")
+            raise DdimError(f"plan {plan.name}", "is for discrete data, not images", "use a plan of Model.plan")
         if any(row.z_high for row in plan.rows) and not getattr(self.config.network, "learned_variance", False):
-            problem = "takes its noise from the network, and this model's does not say any"
-            raise DdimError(f"plan {plan.name}", problem, "use a plan with eta or a sigma of its own")
+            problem = "needs the network's learned variance, which this model's has not"
+            raise DdimError(f"plan {plan.name}", problem, "use a plan with eta or another sigma")
 
     @override
     def read_plan(self, text: str, name: str) -> BasePlan[Any]:
@@ -178,7 +178,7 @@ class Images(_InPng):
         return list(to_uint8(block))
 
 
-class _Categories(Modality):
+class _Discrete(Modality):
     """Discrete data."""
 
     @cached_property
@@ -202,10 +202,10 @@ class _Categories(Modality):
     @override
     def check_plan(self, plan: BasePlan[Any]) -> None:
         if not isinstance(plan, CategoricalPlan):
-            raise DdimError(f"plan {plan.name}", "is over real-valued data, not categories", "take Model.plan's")
+            raise DdimError(f"plan {plan.name}", "is for real-valued data", "use a plan of Model.plan")
         if plan.pi != self.alphabet.weights:
-            problem = f"has {len(plan.pi)} categories, or another pi than the model, which has {self.alphabet.size}"
-            raise DdimError(f"plan {plan.name}", problem, "make the plan for this model")
+            problem = f"has {len(plan.pi)} categories or another pi than the model, which has {self.alphabet.size}"
+            raise DdimError(f"plan {plan.name}", problem, "create the plan with this model")
 
     @override
     def read_plan(self, text: str, name: str) -> BasePlan[Any]:
@@ -220,7 +220,7 @@ class _Categories(Modality):
         return categorical_elbo.row_term(denoise, plan, plan.rows[k], x0, fresh)
 
 
-class QuantizedImages(_InPng, _Categories):
+class QuantizedImages(_PngFiles, _Discrete):
     """Images with K levels per channel."""
 
     @override
@@ -237,7 +237,7 @@ class QuantizedImages(_InPng, _Categories):
         return self.config.categorical.categories
 
 
-class Text(_Categories):
+class Text(_Discrete):
     """Sequences of tokens."""
 
     unit, noun, nll_unit = "sequences", "texts", "bits/token"

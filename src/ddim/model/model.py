@@ -201,17 +201,17 @@ class Model(Runner, HubMixin):
             guidance = arguments.finite(guidance, "guidance", arguments.GUIDANCE)
         network, body, plain = self.compute.network, self.compute.body, self._plain
         if self.config.needs_label and (labels is None or guidance not in (None, 1)):
-            raise DdimError("labels", "this model was never trained without one", "give a label, and no guidance")
+            raise DdimError("labels", "this model was always trained with one", "pass labels, and no guidance")
         if labels is None:
             if guidance is not None and not classes:
-                raise DdimError("guidance", "this model was trained without labels", "leave it out")
+                raise DdimError("guidance", "this model was trained without labels", "remove it")
             if guidance is not None:
-                raise DdimError("guidance", "needs a label", "give labels too")
+                raise DdimError("guidance", "needs a label", "pass labels too")
             return plain
         if not classes:
-            raise DdimError("labels", "this model was trained without labels", "leave them out")
+            raise DdimError("labels", "this model was trained without labels", "remove them")
         if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < classes):
-            raise DdimError("labels", f"are outside 0..{classes - 1}", "choose labels of the training data")
+            raise DdimError("labels", f"are outside 0..{classes - 1}", "use labels of the training data")
         labelled = NetworkDenoiser(network, self.kind.hub, labels.to(self.device), body)
         return labelled if guidance is None or guidance == 1 else Guided(labelled, plain, guidance)
 

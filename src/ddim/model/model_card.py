@@ -36,21 +36,21 @@ def card(config: ModelConfig, weights: Mapping[str, Tensor], name: str, license:
         tags=tags,
         pipeline_tag="text-generation" if text else "unconditional-image-generation",
     )
-    parts = [_head(config, name), _what(config, weights), *_training(config), _use(config, name), _limits(config)]
+    parts = [_head(config, name), _overview(config, weights), *_training(config), _use(config, name), _limits(config)]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
 
 
 def _head(config: ModelConfig, name: str) -> str:
-    things = next(iter(config.data.facts().items()))
-    over = f"{things[0]} ({things[1]})"
-    says = "the probabilities of the clean tokens" if config.categorical else _PREDICTS[config.predicts]
+    name_of_data, details = next(iter(config.data.facts().items()))
+    data = f"{name_of_data} ({details})"
+    predicted = "the probabilities of the clean tokens" if config.categorical else _PREDICTS[config.predicts]
     return (
-        f"# {name.rpartition('/')[2]}\n\nA denoising diffusion model of {over}. Its network predicts {says}. It is "
-        "made for the library `ddim`: Denoising Diffusion Implicit Models (Song, Meng & Ermon, ICLR 2021)."
+        f"# {name.rpartition('/')[2]}\n\nA denoising diffusion model of {data}. Its network predicts {predicted}. "
+        "It is for the library `ddim`: Denoising Diffusion Implicit Models (Song, Meng & Ermon, ICLR 2021)."
     )
 
 
-def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
+def _overview(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
     schedule = config.schedule.build()
     first, last = schedule.level(1), schedule.level(schedule.T)
     stored = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
@@ -59,7 +59,7 @@ def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
     lines["parameters"] = f"{sum(t.numel() for t in weights.values()):,}, stored as {stored}, {size / 1e6:.1f} MB"
     lines |= config.data.facts()
     if (noise := config.categorical) is not None:
-        lines["noise"] = noise.pi if isinstance(noise.pi, str) else "of a given pi"
+        lines["noise"] = noise.pi if isinstance(noise.pi, str) else "with custom probabilities pi"
     lines["labels"] = f"{config.network.classes} classes" if config.network.classes else "none"
     lines["predicts"] = config.predicts
     lines["schedule"] = f"{schedule.name}, T = {schedule.T}, log-SNR {first.log_snr:.2f} at t = 1 to "
@@ -71,23 +71,23 @@ def _what(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
     if config.origin is not None:
         lines["converted from"] = f"a model of {config.origin.format}"
     lines["SHA-256 of the weights"] = config.sha256
-    return "## What it is\n\n" + _table(lines)
+    return "## Model\n\n" + _table(lines)
 
 
 def _training(config: ModelConfig) -> Iterator[str]:
     """The section on training, if anything about it is recorded."""
-    provenance, things = config.provenance, modality_of(config).noun
+    provenance, noun = config.provenance, modality_of(config).noun
     lines = {}
     if provenance.data:
         split = f", split {provenance.split}" if provenance.split else ""
-        count = f", {provenance.images:,} {things}" if provenance.images else ""
+        count = f", {provenance.images:,} {noun}" if provenance.images else ""
         lines["data"] = provenance.data + split + count
     if provenance.data_fingerprint:
         lines["hash of the data"] = provenance.data_fingerprint
     if provenance.steps:
         lines["steps"] = f"{provenance.steps:,}"
     if provenance.images_seen:
-        lines[f"{things} seen"] = f"{provenance.images_seen:,}"
+        lines[f"{noun} seen"] = f"{provenance.images_seen:,}"
     if provenance.seconds:
         lines["time"] = f"{provenance.seconds / 60:.1f} minutes"
     if provenance.version:
@@ -96,40 +96,38 @@ def _training(config: ModelConfig) -> Iterator[str]:
     if provenance.command:
         parts.append("The command:\n\n" + _block("sh", provenance.command))
     if provenance.training is not None:
-        parts.append("The recipe:\n\n" + _block("json", provenance.training.model_dump_json(indent=2)))
+        parts.append("The settings:\n\n" + _block("json", provenance.training.model_dump_json(indent=2)))
     if parts:
-        yield "## How it was trained\n\n" + "\n\n".join(parts)
+        yield "## Training\n\n" + "\n\n".join(parts)
 
 
 def _use(config: ModelConfig, name: str) -> str:
-    needs = config.needs_label
+    needs_label = config.needs_label
     shape = ", ".join(str(side) for side in (16, *config.network.shape))
-    gives = f"int64, ({shape})" if config.categorical else f"float32, ({shape}), nominally in [-1, 1]"
+    returned = f"int64, ({shape})" if config.categorical else f"float32, ({shape}), nominally in [-1, 1]"
     lines = ["import ddim", "", f"model = ddim.load({name!r})"]
-    lines.append(f"samples = model.sample(16, steps=20, seed=0{', labels=0' if needs else ''})  # {gives}")
+    lines.append(f"samples = model.sample(16, steps=20, seed=0{', labels=0' if needs_label else ''})  # {returned}")
     lines += ["texts = model.text(samples)"] if isinstance(config.data, TextPolicy) else []
-    command = f"ddim sample {name} --steps 20 -n 16 {'--label 0 ' if needs else ''}--out samples"
-    where = "" if REPOSITORY.fullmatch(name) else f" `{name}` is the folder of this file."
+    command = f"ddim sample {name} --steps 20 -n 16 {'--label 0 ' if needs_label else ''}--out samples"
+    location = "" if REPOSITORY.fullmatch(name) else f" `{name}` is the folder of this file."
     return (
-        f"## How to use it\n\nWith `ddim` installed, `huggingface_hub` too.{where}\n\n"
+        f"## Usage\n\nInstall `ddim` and `huggingface_hub`.{location}\n\n"
         + _block("python", "\n".join(lines))
-        + "\n\nOr, into a folder of files:\n\n"
+        + "\n\nTo write the samples to a folder:\n\n"
         + _block("sh", command)
     )
 
 
 def _limits(config: ModelConfig) -> str:
     shape, provenance = config.network.shape, config.provenance
-    lines = [f"It makes {modality_of(config).noun} of shape {shape} and of no other."]
+    lines = [f"It generates {modality_of(config).noun} of shape {shape} only."]
     if config.needs_label:
-        lines.append("It was never trained without a label: each sample needs one, and guidance cannot be used.")
+        lines.append("It was always trained with labels: each sample needs one, and guidance cannot be used.")
     if provenance.data:
-        lines.append(
-            f"What it makes is like what it was trained on, {provenance.data}, with what that holds and lacks."
-        )
+        lines.append(f"Its samples resemble its training data, {provenance.data}, including their biases and gaps.")
     else:
-        lines.append("What it was trained on is not known.")
-    lines.append("How good its samples are is not said here: a model's configuration holds no such figure.")
+        lines.append("Its training data are not recorded.")
+    lines.append("The quality of its samples is not stated: the configuration contains no metrics.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -26,8 +26,8 @@ def statistics_of(images: Any, read: Any) -> DataStatistics:
         images: A `ddim.data.ImageSet`.
         read: Function from a batch of it to floats in [-1, 1].
     """
-    places = np.unique(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
-    values = read(images.batch(places)).double()
+    indices = np.unique(np.linspace(0, len(images) - 1, min(MOST, len(images))).round().astype(int))
+    values = read(images.batch(indices)).double()
     return DataStatistics(mean=float(values.mean()), std=float(values.std(correction=0)))
 
 
@@ -44,14 +44,14 @@ def implausible(samples: Tensor, config: ModelConfig) -> str:
     size = values.abs()
     far = float((size > FAR).double().mean())
     if far > FAR_SHARE:
-        return f"{far:.0%} of their values are beyond [-{FAR:g}, {FAR:g}], images are in [-1, 1]"
-    data, beyond = config.statistics, float((size > BEYOND).double().mean())
-    if data is None or beyond <= BEYOND_SHARE:
+        return f"{far:.0%} of their values are outside [-{FAR:g}, {FAR:g}], images are in [-1, 1]"
+    data, outside = config.statistics, float((size > BEYOND).double().mean())
+    if data is None or outside <= BEYOND_SHARE:
         return ""
     spread = float((values - data.mean).square().mean().sqrt())
     if spread <= SPREAD * data.std:
         return ""
-    return f"their spread is {spread:.2f}, the training data's {data.std:.2f}, and {beyond:.0%} are beyond the range"
+    return f"their spread is {spread:.2f}, the training data's {data.std:.2f}, and {outside:.0%} are outside the range"
 
 
 def refuse_implausible(samples: Tensor, config: ModelConfig, force: bool) -> None:
@@ -68,12 +68,12 @@ def refuse_implausible(samples: Tensor, config: ModelConfig, force: bool) -> Non
     Warns:
         DdimWarning: If they are not plausible and `force` is True.
     """
-    why = implausible(samples, config)
-    if not why:
+    reason = implausible(samples, config)
+    if not reason:
         return
     if force:
-        warn(f"samples: {why}")
+        warn(f"samples: {reason}")
         return
-    check = "check the model, its schedule and what it predicts (a longer training may be what it needs)"
-    hint = either(check, "write them nevertheless with force=True")
-    raise DdimError("samples", f"are not plausible images: {why}", hint)
+    check = "check the model, its schedule and what it predicts (it may need a longer training)"
+    hint = either(check, "write them anyway with force=True")
+    raise DdimError("samples", f"are not plausible images: {reason}", hint)

@@ -28,7 +28,7 @@ def without_cached(owner: object) -> dict[str, Any]:
     Cached values may be compiled, bound to this process or machine, or contain buffers; the copy computes them again.
     """
     cached = {
-        name for kind in type(owner).__mro__ for name, it in vars(kind).items() if isinstance(it, cached_property)
+        name for cls in type(owner).__mro__ for name, value in vars(cls).items() if isinstance(value, cached_property)
     }
     return {name: value for name, value in vars(owner).items() if name not in cached}
 
@@ -41,7 +41,7 @@ def without_tf32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         switch: tuple[Any, str, Any]
         try:
             switch, before = (cudnn, "allow_tf32", False), cudnn.allow_tf32
-        except RuntimeError:  # the per-operation setting is in use, and torch then refuses to read the global one
+        except RuntimeError:  # the per-operation setting is in use, so torch raises an error for the global one
             switch, before = (cudnn.conv, "fp32_precision", "ieee"), cudnn.conv.fp32_precision
         setattr(*switch)
         try:
@@ -81,11 +81,11 @@ class Precision:
         if dtype not in get_args(DType):
             raise DdimError(f"dtype {dtype!r}", "is unknown", f"choose one of {', '.join(get_args(DType))}")
         if dtype == "float32-fast" and compile:
-            raise DdimError("float32-fast and compile", "are both asked for", "its kernels are compiled; ask for one")
+            raise DdimError("float32-fast and compile", "are both requested", "remove one; its kernels are compiled")
         if cuda_graphs and device.type != "cuda":
-            raise DdimError("cuda_graphs", f"need a CUDA GPU, not {device.type}", "leave cuda_graphs out")
-        usable = device.type == "cuda" and cuda_graphs is not False
-        self.graphs = PlanGraphs(always=bool(cuda_graphs)) if usable else None
+            raise DdimError("cuda_graphs", f"need a CUDA GPU, not {device.type}", "remove cuda_graphs")
+        allowed = device.type == "cuda" and cuda_graphs is not False
+        self.graphs = PlanGraphs(always=bool(cuda_graphs)) if allowed else None
         self.module, self.device, self.requested, self.compile = network, device, dtype, compile
         self._micro_batch = micro_batch if micro_batch is None else microbatch.size_of(micro_batch, device)
 
@@ -93,34 +93,34 @@ class Precision:
         return without_cached(self)
 
     @cached_property
-    def _chosen(self) -> tuple[str, str]:
+    def _choice(self) -> tuple[str, str]:
         """The precision's name, and the reason for the choice."""
         if self.requested in ("float32", "bfloat16"):
-            return self.requested, "as asked"
+            return self.requested, "as requested"
         if self.requested == "auto":
             size = sum(parameter.numel() for parameter in self.module.parameters())
             small = self.device.type == "cpu" and size < SMALL
-            return sampling_precision(units_of(self.device), self._missing, small)
-        if problem := self._missing():
-            raise DdimError("float32-fast", f"cannot be had: {problem}", "use float32")
-        return "float32-fast", "as asked"
+            return sampling_precision(units_of(self.device), self._unavailable, small)
+        if problem := self._unavailable():
+            raise DdimError("float32-fast", f"is not available: {problem}", "use float32")
+        return "float32-fast", "as requested"
 
-    def _missing(self) -> str:
+    def _unavailable(self) -> str:
         """The reason why "float32-fast" is unavailable, or ""."""
         if self.compile:
-            return "torch.compile is asked for"
+            return "torch.compile is requested"
         if self.device.type != "cpu":
             return f"it is for CPUs, not {self.device.type}"
         try:
             vector = kernels().vector
         except Unavailable as error:
             return str(error)
-        return "" if fits(self.module, vector) else "it is for U-Nets whose channels are multiples of a vector"
+        return "" if fits(self.module, vector) else "it needs a U-Net whose channels are multiples of the vector length"
 
     @property
     def name(self) -> str:
         """The precision: "float32", "float32-fast" or "bfloat16"."""
-        return self._chosen[0]
+        return self._choice[0]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -168,8 +168,8 @@ class Precision:
 
     def __str__(self) -> str:
         threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
-        compiled = ", through torch.compile" if self.compile else ""
-        return f"{self.name} on {self.device} ({self._chosen[1]}){compiled}{threads}"
+        compiled = ", with torch.compile" if self.compile else ""
+        return f"{self.name} on {self.device} ({self._choice[1]}){compiled}{threads}"
 
 
 def fast_dtype(device: torch.device | str) -> torch.dtype:

@@ -181,7 +181,7 @@ def _check(predicts: str, data_at: int) -> None:
     if predicts not in MEANS:
         raise DdimError(f"predicts {predicts!r}", "is unknown", f"choose one of {', '.join(MEANS)}")
     if data_at not in (0, 1) or (data_at == 1 and predicts != "velocity"):
-        raise DdimError(f"data_at {data_at}", f"says nothing of {predicts}", "give 0 or 1, with predicts velocity")
+        raise DdimError(f"data_at {data_at}", f"does not apply to {predicts}", "use 0 or 1, with predicts velocity")
 
 
 def _as_module(
@@ -190,7 +190,7 @@ def _as_module(
     """Put the module into evaluation mode; take a missing dtype or device from its first parameter."""
     if module.training:
         module.eval()
-        warn("wrap: the module was in training mode, and is put into evaluation mode")
+        warn("wrap: the module was in training mode and is set to evaluation mode")
     first = next(module.parameters(), None)
     if first is None:
         return dtype, device
@@ -202,7 +202,7 @@ def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> 
         return value
     if isinstance(value, str):
         if value not in NAMED:
-            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or give betas")
+            raise DdimError(f"schedule {value!r}", "is unknown", f"choose one of {', '.join(NAMED)}, or pass betas")
         schedule: Schedule = NAMED[value]()
         return schedule
     return from_betas(value.detach().cpu().double().numpy() if isinstance(value, Tensor) else value)

@@ -154,7 +154,7 @@ class ResNet(nn.Module):
 AnyClassifierConfig = Annotated[ClassifierConfig | ResNetConfig, Field(discriminator="kind")]
 
 
-def config_of(about: object) -> ClassifierConfig | ResNetConfig:
+def config_of(values: object) -> ClassifierConfig | ResNetConfig:
     """The configuration of a classifier of either class, from its JSON values."""
     adapter: TypeAdapter[ClassifierConfig | ResNetConfig] = TypeAdapter(AnyClassifierConfig)
-    return adapter.validate_python(about)
+    return adapter.validate_python(values)

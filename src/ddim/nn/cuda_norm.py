@@ -153,15 +153,15 @@ def _check(
     if x.ndim != 4 or x.dtype not in DTYPES or not x.is_contiguous(memory_format=torch.channels_last):
         raise ValueError(f"a tensor {tuple(x.shape)} of {x.dtype} and strides {x.stride()} is not channels-last floats")
     n, c = x.shape[:2]
-    wanted = (("weight", weight, (c,)), ("bias", bias, (c,)), ("offset", offset, (c,)))
-    problem = [
-        name for name, one, shape in wanted if one is not None and (one.shape != shape or not one.is_contiguous())
+    expected = (("weight", weight, (c,)), ("bias", bias, (c,)), ("offset", offset, (c,)))
+    mismatched = [
+        name for name, one, shape in expected if one is not None and (one.shape != shape or not one.is_contiguous())
     ]
     for name, one, width in (("time", time, c), ("scale_shift", scale_shift, 2 * c)):
         if one is not None and (one.ndim != 2 or one.shape[1] != width or len(one) not in (1, n) or one.stride(1) != 1):
-            problem.append(name)
-    if problem:
-        raise ValueError(f"{' and '.join(problem)} do not fit a tensor {tuple(x.shape)}")
+            mismatched.append(name)
+    if mismatched:
+        raise ValueError(f"{' and '.join(mismatched)} do not fit a tensor {tuple(x.shape)}")
 
 
 _operation = torch.library.custom_op(
@@ -221,7 +221,7 @@ def _residual(a: Tensor, b: Tensor, bias: Tensor, other: Tensor | None) -> Tenso
     """Validate the inputs and launch the kernel of `residual`."""
     for one in (a, b):
         if one.shape != a.shape or one.dtype != a.dtype:
-            raise ValueError(f"a tensor {tuple(b.shape)} of {b.dtype} is not added to {tuple(a.shape)} of {a.dtype}")
+            raise ValueError(f"a tensor {tuple(b.shape)} of {b.dtype} cannot be added to {tuple(a.shape)} of {a.dtype}")
         _check(one, bias, bias, None, other, None)
     out = torch.empty_like(a, memory_format=torch.channels_last)
     channels = a.shape[1]

@@ -52,16 +52,16 @@ class LucidrainsConfig(BaseModel):
     dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
-    def _fits(self) -> LucidrainsConfig:
-        each = {"heads": self.heads, "head_channels": self.head_channels, "memories": self.memories}
-        for name, values in {"multipliers": self.multipliers, **each}.items():
+    def _check(self) -> LucidrainsConfig:
+        per_level = {"heads": self.heads, "head_channels": self.head_channels, "memories": self.memories}
+        for name, values in {"multipliers": self.multipliers, **per_level}.items():
             if not values or min(values) < 1:
-                raise ValueError(f"{name} must be whole numbers >= 1")
+                raise ValueError(f"{name} must be integers >= 1")
         limits.check_levels(self.multipliers)
         limits.check_pixels(self.height, self.width)
-        for name, values in {"full": self.full, **each}.items():
+        for name, values in {"full": self.full, **per_level}.items():
             if len(values) != len(self.multipliers):
-                raise ValueError(f"there are {len(self.multipliers)} levels, {name} is given for {len(values)}")
+                raise ValueError(f"there are {len(self.multipliers)} levels, but {name} has {len(values)}")
         factor = 2 ** (len(self.multipliers) - 1)
         if self.height % factor or self.width % factor:
             raise ValueError(f"{self.height}x{self.width} is not divisible by {factor} (2^(levels - 1))")
@@ -101,7 +101,7 @@ class LucidrainsConfig(BaseModel):
 
     def __str__(self) -> str:
         text = f"denoising-diffusion-pytorch U-Net, {self.channels} channels x {list(self.multipliers)}, "
-        return text + f"full attention at levels {[level for level, there in enumerate(self.full) if there]}"
+        return text + f"full attention at levels {[level for level, is_full in enumerate(self.full) if is_full]}"
 
 
 class LucidrainsUNet(Network):

@@ -50,11 +50,11 @@ class TransformerConfig(BaseModel):
     classes: int = Field(0, ge=0, le=limits.CLASSES)
 
     @model_validator(mode="after")
-    def _fits(self) -> TransformerConfig:
+    def _check(self) -> TransformerConfig:
         if self.width % (2 * self.heads):
-            raise ValueError(f"{self.heads} heads of an even number of channels do not divide width {self.width}")
+            raise ValueError(f"{self.heads} heads with an even number of channels do not divide width {self.width}")
         if self.local and self.local % 2 == 0:
-            raise ValueError(f"local {self.local} is even; give an odd number, or 0")
+            raise ValueError(f"local {self.local} is even; use an odd number, or 0")
         limits.check_parameters(self.parameters)
         return self
 

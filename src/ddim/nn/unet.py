@@ -79,9 +79,9 @@ class UNetConfig(BaseModel):
     learned_variance: bool = False
 
     @model_validator(mode="after")
-    def _fits(self) -> UNetConfig:
+    def _check(self) -> UNetConfig:
         if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError("multipliers must be whole numbers >= 1")
+            raise ValueError("multipliers must be integers >= 1")
         limits.check_levels(self.multipliers)
         limits.check_pixels(self.height, self.width)
         factor = self.patch * 2 ** (len(self.multipliers) - 1)
@@ -90,7 +90,7 @@ class UNetConfig(BaseModel):
         sides = [self.height // self.patch // 2**level for level in range(len(self.multipliers))]
         for side in self.attention:
             if side not in sides:
-                raise ValueError(f"no level has the attention resolution {side}; the levels are {sides}")
+                raise ValueError(f"no level has the attention resolution {side}; they have {sides}")
         for multiplier in self.multipliers:
             if self.channels * multiplier % self.groups:
                 raise ValueError(f"{self.groups} groups do not divide {self.channels * multiplier} channels")
@@ -98,7 +98,7 @@ class UNetConfig(BaseModel):
                 heads = f"{self.heads} heads" if not self.head_channels else f"heads of {self.head_channels}"
                 raise ValueError(f"{heads} do not divide {self.channels * multiplier} channels")
         if self.learned_variance and self.categories:
-            raise ValueError("categories have no learned variance")
+            raise ValueError("discrete data have no learned variance")
         limits.check_parameters(self.parameters)
         return self
 

@@ -19,13 +19,13 @@ def is_importable(name: str | Path) -> bool:
     return path.is_file() and path.suffix in SUFFIXES
 
 
-def read(name: str | Path, hints: CheckpointHints | None = None, kind: str | None = None) -> ImportedModel:
+def read(name: str | Path, hints: CheckpointHints | None = None, library: str | None = None) -> ImportedModel:
     """Convert another library's model. No code in it is ever executed.
 
     Args:
         name: A diffusers folder, or a file of weights.
         hints: Metadata that a file of weights lacks.
-        kind: The format of a file, "official", "openai" or "lucidrains"; detected from tensor names if None.
+        library: The format of a file, "official", "openai" or "lucidrains"; detected from tensor names if None.
 
     Raises:
         DdimError: If it is damaged, needs code to run, or is a network that this library does not support.
@@ -35,4 +35,4 @@ def read(name: str | Path, hints: CheckpointHints | None = None, kind: str | Non
         return diffusers.read(path)
     from ddim.model.importers import detect
 
-    return detect.read(path, hints or CheckpointHints(), kind)
+    return detect.read(path, hints or CheckpointHints(), library)

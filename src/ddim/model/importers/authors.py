@@ -14,7 +14,7 @@ from ddim.model.importers.state_dict import Names, Place, to_native
 from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.unet import UNetConfig
 
-SIGNS = ("temb.dense.0.weight", "down.0.block.0.conv1.weight")
+SIGNATURE = ("temb.dense.0.weight", "down.0.block.0.conv1.weight")
 """Tensor names that identify such a state dict."""
 
 
@@ -24,31 +24,31 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
     Raises:
         DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
-    defaults.refuse(hints, "that code's attention has one head", "heads", "head_channels", "attention")
-    defaults.refuse(hints, "that code never rescales times", "rescale")
+    defaults.reject_hints(hints, "that library's attention has one head", "heads", "head_channels", "attention")
+    defaults.reject_hints(hints, "that library never rescales times", "rescale")
     # "nin" is a 1x1 convolution, "conv" a 3x3 one, which no configuration of that library uses.
     tensors = {key.replace(".conv_shortcut.", ".nin_shortcut."): tensor for key, tensor in tensors.items()}
     network = _network(path, tensors, hints)
-    # "quad" there means betas whose square root is linear, here "scaled-linear"; our "quadratic" is different.
+    # "quad" there means betas whose square root is linear, here "scaled-linear"; "quadratic" is different.
     name = "scaled-linear" if hints.schedule == "quad" else None
     schedule, of_schedule = defaults.schedule(hints, path, name=name)
     predicts, of_predicts = defaults.predicts(hints, path)
     config = defaults.config(path, network, schedule, predicts, "official")
     notes = [f"network: {network}, one head, padded far, norm eps 1e-06, sin-cos embedding (shift 1), time from 0"]
-    notes += ["dropout: 0 (only training asks for it)", of_schedule, of_predicts]
+    notes += ["dropout: 0 (used only in training)", of_schedule, of_predicts]
     return ImportedModel(config, to_native(tensors, network, _names(network), str(path)), tuple(notes))
 
 
 def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> UNetConfig:
     channels, in_channels, _, _ = defaults.shape(tensors, "conv_in.weight", path, 4)
-    defaults.colours(in_channels, path)
+    defaults.image_channels(in_channels, path)
     levels = _count(tensors, "down.{}.block.0.conv1.weight")
     widths = [defaults.shape(tensors, f"down.{level}.block.0.conv1.weight", path, 4)[0] for level in range(levels)]
     if levels > 1 and "down.0.downsample.conv.weight" not in tensors:
-        problem = "changes resolution without weights (resamp_with_conv is off), which our U-Net cannot"
+        problem = "resamples without weights (resamp_with_conv is off), which is not supported"
         raise DdimError(path, problem, "wrap the network with ddim.wrap")
     if not levels:
-        raise DdimError(path, "holds no down.0.block.0.conv1.weight", "give the checkpoint of such a network")
+        raise DdimError(path, "contains no down.0.block.0.conv1.weight", "use a checkpoint of such a network")
     height, width = defaults.size(hints, path)
     values = {
         "in_channels": in_channels,

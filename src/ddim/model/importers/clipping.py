@@ -38,13 +38,15 @@ def _of_diffusers(config: ModelConfig) -> str:
     """The reason to clip, or "", according to the scheduler of a diffusers folder."""
     assert config.origin is not None
     settings = config.origin.settings
-    scheduler, what = settings.get("scheduler") or "scheduler", "clip_x0"
-    hint = either("choose clip_x0=True", "clip_x0=False")
+    scheduler, subject = settings.get("scheduler") or "scheduler", "clip_x0"
+    hint = either("use clip_x0=True", "clip_x0=False")
     if settings.get("thresholding"):
-        raise DdimError(what, f"is not given, and the model's {scheduler} has thresholding, which no plan has", hint)
+        raise DdimError(
+            subject, f"is not set, and the model's {scheduler} uses thresholding, which plans do not support", hint
+        )
     if not settings.get("clip_sample", scheduler in CLIPS):
         return ""
     largest = settings.get("clip_sample_range", 1.0)
     if largest != 1:
-        raise DdimError(what, f"is not given, and the model's {scheduler} clips to {largest}, plans to 1", hint)
+        raise DdimError(subject, f"is not set, and the model's {scheduler} clips to {largest}, plans to 1", hint)
     return f"as the model's {scheduler} did"

@@ -26,22 +26,20 @@ def size(hints: CheckpointHints, path: Path) -> tuple[int, int]:
         DdimError: If the hints lack it.
     """
     if hints.size is None:
-        hint = "say it: `ddim convert FILE --size 32`, or 32x48 for height x width"
-        raise DdimError(path, "does not say the size of its pictures", hint)
+        hint = "use `ddim convert FILE --size 32`, or 32x48 for height x width"
+        raise DdimError(path, "does not record the size of its images", hint)
     return hints.size
 
 
-def colours(channels: int, path: Path) -> Literal[1, 3]:
+def image_channels(channels: int, path: Path) -> Literal[1, 3]:
     """The number of channels, which must be that of images.
 
     Raises:
         DdimError: If they are not 1 or 3.
     """
     if channels not in (1, 3):
-        problem = (
-            f"takes {channels} channels: not pictures in grey or colour alone, but latents, or a picture to enlarge"
-        )
-        raise DdimError(path, problem, "use it in its own code; ddim.PlanScheduler and ddim.wrap bring our plans there")
+        problem = f"takes {channels} channels, so not just grey or colour images, but latents or an image to upscale"
+        raise DdimError(path, problem, "use it in its own library, with ddim.PlanScheduler or ddim.wrap for plans")
     return 1 if channels == 1 else 3
 
 
@@ -78,36 +76,34 @@ def predicts(hints: CheckpointHints, path: Path) -> tuple[str, str]:
     """
     prediction = hints.predicts or "eps"
     if prediction not in PREDICTS:
-        raise DdimError(path, f"cannot predict {prediction!r}", f"known are {', '.join(PREDICTS)}")
+        raise DdimError(path, f"cannot predict {prediction!r}", f"choose one of {', '.join(PREDICTS)}")
     return prediction, f"predicts: {prediction}" + _assumed([] if hints.predicts else ["--predicts"])
 
 
 def config(
-    path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, code: str
+    path: Path, network: UNetConfig | LucidrainsConfig, schedule: ScheduleConfig, predicts: str, library: str
 ) -> ModelConfig:
     """The configuration of the converted model.
 
     Raises:
         DdimError: If its parts are inconsistent.
     """
-    policy = ImagePolicy(height=network.height, width=network.width, channels=colours(network.in_channels, path))
+    policy = ImagePolicy(height=network.height, width=network.width, channels=image_channels(network.in_channels, path))
     values = {"schedule": schedule, "predicts": predicts, "network": network, "data": policy}
-    return build(ModelConfig, {**values, "origin": Origin.model_validate({"format": code})}, path)
+    return build(ModelConfig, {**values, "origin": Origin.model_validate({"format": library})}, path)
 
 
-def shape(tensors: Mapping[str, Tensor], name: str, path: Path, sides: int) -> tuple[int, ...]:
+def shape(tensors: Mapping[str, Tensor], name: str, path: Path, ndim: int) -> tuple[int, ...]:
     """A tensor's shape.
 
     Raises:
-        DdimError: If there is no such tensor, or its number of dimensions is not `sides`.
+        DdimError: If there is no such tensor, or its number of dimensions is not `ndim`.
     """
     if name not in tensors:
-        raise DdimError(path, f"holds no {name}", "give the checkpoint of such a network")
+        raise DdimError(path, f"contains no {name}", "use a checkpoint of such a network")
     sizes = tuple(tensors[name].shape)
-    if len(sizes) != sides:
-        raise DdimError(
-            path, f"holds {name} of shape {list(sizes)}", f"it has {sides} sides there; copy the file again"
-        )
+    if len(sizes) != ndim:
+        raise DdimError(path, f"contains {name} of shape {list(sizes)}, not {ndim} dimensions", "copy the file again")
     return sizes
 
 
@@ -118,16 +114,18 @@ def multiples(widths: list[int], channels: int, path: Path) -> tuple[int, ...]:
         DdimError: If one is not an integer multiple.
     """
     if any(width % channels for width in widths):
-        raise DdimError(path, f"has channels {widths}, no multiples of {channels}", "wrap the network with ddim.wrap")
+        raise DdimError(
+            path, f"has channels {widths}, not all multiples of {channels}", "wrap the network with ddim.wrap"
+        )
     return tuple(width // channels for width in widths)
 
 
-def refuse(hints: CheckpointHints, why: str, *options: str) -> None:
+def reject_hints(hints: CheckpointHints, reason: str, *options: str) -> None:
     """Reject hints that do not apply to a library's networks.
 
     Args:
         hints: The hints from the user.
-        why: The reason.
+        reason: The reason.
         options: Names of fields of `CheckpointHints`.
 
     Raises:
@@ -135,8 +133,8 @@ def refuse(hints: CheckpointHints, why: str, *options: str) -> None:
     """
     for option in options:
         if getattr(hints, option) is not None:
-            raise DdimError(f"--{_OPTIONS.get(option, option)}", f"is not asked for: {why}", "leave it out")
+            raise DdimError(f"--{_OPTIONS.get(option, option)}", f"does not apply: {reason}", "remove it")
 
 
 def _assumed(options: list[str]) -> str:
-    return f" (assumed, the file does not say: `ddim convert {' '.join(options)}`)" if options else ""
+    return f" (assumed, not in the file: `ddim convert {' '.join(options)}`)" if options else ""

@@ -20,11 +20,11 @@ from ddim.model.importers.state_dict import Names, Place, to_native
 from ddim.model.importers.types import ImportedModel, read_json, read_state, tensors_of
 from ddim.nn.unet import UNetConfig
 
-SIGNS = ("conv_in.weight", "time_embedding.linear_1.weight")
+SIGNATURE = ("conv_in.weight", "time_embedding.linear_1.weight")
 """Tensor names that identify the state dict of such a U-Net."""
 SCHEDULER = "scheduler/scheduler_config.json"
 PREDICTS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTS.items()}
+PREDICTION_TYPES = {native: external for external, native in PREDICTS.items()}
 BETAS = {"linear": "linear", "scaled_linear": "scaled-linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
 # Defaults of diffusers for keys that older files lack.
@@ -63,7 +63,7 @@ _SCHEDULER = {
     "rescale_betas_zero_snr": False,
     "thresholding": False,
 }
-_KEPT = (
+_RECORDED = (
     "clip_sample",
     "clip_sample_range",
     "thresholding",
@@ -74,13 +74,13 @@ _KEPT = (
     "timestep_spacing",
     "variance_type",
 )
-_KINDS: dict[str, tuple[type, ...]] = {
+_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("in_channels", "out_channels", "layers_per_block", "norm_num_groups", "freq_shift"), (int,)),
     **dict.fromkeys(("dropout", "norm_eps"), (float,)),
     **dict.fromkeys(("add_attention", "flip_sin_to_cos"), (bool,)),
     "attention_head_dim": (int, type(None)),
 }
-_PLAIN = (str, bool, int, float, type(None))
+_SCALAR = (str, bool, int, float, type(None))
 
 
 def _prefix(place: Place) -> str:
@@ -103,7 +103,7 @@ NAMES = Names(
     | {"skip": "conv_shortcut", "time": "time_emb_proj"},
     attention={"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"},
 )
-_OLD = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+_OLD_NAMES = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 def unet_folder(folder: Path) -> Path | None:
@@ -122,33 +122,33 @@ def read(folder: Path) -> ImportedModel:
     """
     place = unet_folder(folder)
     if place is None:
-        raise DdimError(folder, "holds no unet/config.json of diffusers", "give the folder of a whole pipeline")
+        raise DdimError(folder, "contains no unet/config.json of diffusers", "use the folder of a whole pipeline")
     network, of_network = _network(read_json(place / "config.json"), place / "config.json")
     options = [folder / SCHEDULER, folder / "scheduler_config.json"]
     file = next((path for path in options if path.is_file()), None)
     if file is None:
-        raise DdimError(folder, f"holds no {SCHEDULER}", "copy the whole pipeline: it says what noise was trained on")
+        raise DdimError(folder, f"contains no {SCHEDULER}, which defines the schedule", "copy the whole pipeline")
     scheduler = read_json(file)
     schedule, predicts, of_schedule = read_scheduler(scheduler, file)
-    settings = {key: entry(scheduler, key, _PLAIN, file) for key in ("_class_name", *_KEPT) if key in scheduler}
+    settings = {key: entry(scheduler, key, _SCALAR, file) for key in ("_class_name", *_RECORDED) if key in scheduler}
     name = str(settings.pop("_class_name", ""))
     values = {
         "schedule": schedule,
         "predicts": predicts,
         "network": network,
-        "data": ImagePolicy(height=network.height, width=network.width, channels=_colours(network, place)),
+        "data": ImagePolicy(height=network.height, width=network.width, channels=_image_channels(network, place)),
         "origin": Origin(format="diffusers", settings={"scheduler": name, **settings}),
     }
     weights, of_weights = _weights(place)
     notes = [*of_network, *of_weights, *of_schedule]
-    notes += [_choice(settings)]
+    notes += [_sampler_note(settings)]
     config = build(ModelConfig, values, folder)
     return ImportedModel(config, to_native(weights, network, NAMES, str(place)), tuple(notes))
 
 
-def _colours(network: UNetConfig, place: Path) -> int:
+def _image_channels(network: UNetConfig, place: Path) -> int:
     if network.in_channels not in (1, 3):
-        problem = f"works on {network.in_channels} channels: latents, not pictures"
+        problem = f"takes {network.in_channels} channels: latents, not images"
         raise DdimError(place, problem, "use it in its own pipeline with ddim.PlanScheduler")
     return network.in_channels
 
@@ -156,21 +156,23 @@ def _colours(network: UNetConfig, place: Path) -> int:
 def _network(settings: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[str]]:
     """The U-Net configuration equivalent to a UNet2DModel's, and notes on it."""
     if settings.get("_class_name") != "UNet2DModel":
-        problem = f"is of a {shorten(str(settings.get('_class_name')))}, not a UNet2DModel"
+        problem = f"describes a {shorten(str(settings.get('_class_name')))}, not a UNet2DModel"
         raise DdimError(file, problem, "use it in its own pipeline with ddim.PlanScheduler")
     c = {**_UNET, **settings}
-    for key, kind in _KINDS.items():
-        entry(c, key, kind, file)
-    widths = _whole(c.get("block_out_channels") or (224, 448, 672, 896), "block_out_channels", file)
+    for key, expected in _TYPES.items():
+        entry(c, key, expected, file)
+    widths = _integers(c.get("block_out_channels") or (224, 448, 672, 896), "block_out_channels", file)
     _refuse(c, widths, file)
     size = c["sample_size"]
-    height, width = _whole([size, size] if isinstance(size, int) else size, "sample_size", file, 2)
+    height, width = _integers([size, size] if isinstance(size, int) else size, "sample_size", file, 2)
     down, up = (
-        [_attends(name, file, half) for name in list_of(c.get(f"{half.lower()}_block_types"), str, key, file)]
+        [_has_attention(name, file, half) for name in list_of(c.get(f"{half.lower()}_block_types"), str, key, file)]
         for half, key in (("Down", "down_block_types"), ("Up", "up_block_types"))
     )
     if down != up[::-1] or len(down) != len(widths):
-        raise DdimError(file, "has attention at other levels on the way up than down", "wrap it with ddim.wrap")
+        raise DdimError(
+            file, "has attention at other levels in the decoder than in the encoder", "wrap it with ddim.wrap"
+        )
     values = {
         "in_channels": c["in_channels"],
         "height": height,
@@ -178,7 +180,7 @@ def _network(settings: Mapping[str, Any], file: Path) -> tuple[UNetConfig, list[
         "channels": widths[0],
         "multipliers": [w // widths[0] for w in widths],
         "blocks": c["layers_per_block"],
-        "attention": [height >> level for level, there in enumerate(down) if there],
+        "attention": [height >> level for level, attends in enumerate(down) if attends],
         "middle_attention": c["add_attention"],
         "head_channels": c["attention_head_dim"] or 0,
         "groups": c["norm_num_groups"],
@@ -218,39 +220,39 @@ def _refuse(c: Mapping[str, Any], widths: list[int], file: Path) -> None:
     }
     for key, supported in fixed.items():
         if c[key] not in supported:
-            problem = f"has {key} = {shorten(repr(c[key]))}, which our U-Net cannot be"
-            raise DdimError(file, problem, "wrap the network itself with ddim.wrap")
+            problem = f"has {key} = {shorten(repr(c[key]))}, which is not supported"
+            raise DdimError(file, problem, "wrap the network with ddim.wrap")
     if c.get("sample_size") is None:
-        raise DdimError(file, "does not say sample_size", "add it, in pixels")
+        raise DdimError(file, "has no sample_size", "add it, in pixels")
     if any(w % widths[0] for w in widths):  # no width is 0 here
-        raise DdimError(file, f"has channels {widths}, no multiples of the first", "wrap it with ddim.wrap")
+        raise DdimError(file, f"has channels {widths}, not all multiples of the first", "wrap it with ddim.wrap")
 
 
-def _whole(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
+def _integers(values: Any, key: str, file: Path, count: int | None = None) -> list[int]:
     """Validate a list of integers of at least 1."""
     numbers = list_of(values, int, key, file)
     if not numbers or min(numbers) < 1 or count not in (None, len(numbers)):
-        problem = f"{key} is not a list of {'' if count is None else f'{count} '}whole numbers of at least 1"
+        problem = f"{key} is not a list of {'' if count is None else f'{count} '}integers >= 1"
         raise DdimError(file, problem, "copy it again")
     return numbers
 
 
-def _attends(name: str, file: Path, half: str) -> bool:
+def _has_attention(name: str, file: Path, half: str) -> bool:
     attends = {f"{half}Block2D": False, f"Attn{half}Block2D": True}
     if name not in attends:
-        raise DdimError(file, f"has a {name}, which our U-Net has not", "wrap the network itself with ddim.wrap")
+        raise DdimError(file, f"has a {name}, which is not supported", "wrap the network with ddim.wrap")
     return attends[name]
 
 
-def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
+def read_scheduler(settings: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig, str, list[str]]:
     """The noise schedule and prediction type of a scheduler's configuration, and notes on them."""
-    c = {**_SCHEDULER, **given}
+    c = {**_SCHEDULER, **settings}
     for key in ("prediction_type", "beta_schedule"):
         entry(c, key, str, file)
     for key in ("rescale_betas_zero_snr", "thresholding"):
         entry(c, key, bool, file)
     if c["prediction_type"] not in PREDICTS:
-        raise DdimError(file, f"has prediction_type {c['prediction_type']!r}", f"known are {', '.join(PREDICTS)}")
+        raise DdimError(file, f"has prediction_type {c['prediction_type']!r}", f"supported are {', '.join(PREDICTS)}")
     values: dict[str, Any] = {"T": c["num_train_timesteps"], "zero_terminal_snr": bool(c["rescale_betas_zero_snr"])}
     if c["trained_betas"] is not None:
         values |= {"name": "betas", "betas": c["trained_betas"]}
@@ -259,20 +261,20 @@ def read_scheduler(given: Mapping[str, Any], file: Path) -> tuple[ScheduleConfig
         if values["name"] != "cosine":
             values |= {"beta_start": c["beta_start"], "beta_end": c["beta_end"]}
     else:
-        raise DdimError(file, f"has beta_schedule {c['beta_schedule']!r}", f"known are {', '.join(BETAS)}")
+        raise DdimError(file, f"has beta_schedule {c['beta_schedule']!r}", f"supported are {', '.join(BETAS)}")
     schedule = build(ScheduleConfig, values, file)
     ends = f", {schedule.beta_start:g} to {schedule.beta_end:g}" if schedule.beta_start is not None else ""
     snr = ", rescaled to zero terminal SNR" if schedule.zero_terminal_snr else ""
     predicts = PREDICTS[c["prediction_type"]]
     notes = [f"schedule: {schedule.name} betas{ends}, T = {schedule.T}{snr}", f"predicts: {predicts}"]
     if c["thresholding"]:
-        notes.append("thresholding: no plan has it; sampling asks for --clip or --no-clip")
+        notes.append("thresholding: not supported by plans; sampling requires --clip or --no-clip")
     return schedule, predicts, notes
 
 
-def _choice(settings: Mapping[str, Any]) -> str:
-    listed = ", ".join(f"{key} {value}" for key, value in settings.items()) or "nothing said"
-    rest = "the rest is kept for `ddim sample --like diffusers` and the way back"
+def _sampler_note(settings: Mapping[str, Any]) -> str:
+    listed = ", ".join(f"{key} {value}" for key, value in settings.items()) or "no settings"
+    rest = "the rest is recorded for `ddim sample --like diffusers` and for export"
     return f"sampler: {listed}; clipping applies to sampling, {rest}"
 
 
@@ -289,10 +291,10 @@ def emulation(config: ModelConfig) -> dict[str, Any]:
         return {}
     settings = config.origin.settings
     if settings.get("clip_sample", True) and settings.get("clip_sample_range", 1.0) != 1:
-        problem = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not repeated here"
-        raise DdimError("--like diffusers", problem, "say --no-clip, or sample without --like")
+        problem = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not supported"
+        raise DdimError("--like diffusers", problem, "use --no-clip, or sample without --like")
     names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
-    return {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
+    return {native: settings[external] for external, native in names.items() if external in settings}
 
 
 def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -300,17 +302,17 @@ def _weights(place: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
     file = next((place / name for name in names if (place / name).is_file()), None)
     if file is None:
-        raise DdimError(place, f"holds neither {names[0]} nor {names[1]}", "copy the whole folder")
+        raise DdimError(place, f"contains neither {names[0]} nor {names[1]}", "copy the whole folder")
     state = read_state(file)
-    networks, notes = wrappers.networks(state, {"diffusers": SIGNS}, file), tuple[str, ...]()
+    networks, notes = wrappers.networks(state, {"diffusers": SIGNATURE}, file), tuple[str, ...]()
     tensors = tensors_of(state)
     if networks:
         tensors, which, notes = wrappers.choose(networks, True, file)
         notes = (which, *notes) if networks[0].where else notes
     if tensors is None:
         raise DdimError(file, "is not a state dict", "copy the whole folder again")
-    if any(f"{old}" in key for key in tensors for old in _OLD):
-        for old, new in _OLD.items():
+    if any(f"{old}" in key for key in tensors for old in _OLD_NAMES):
+        for old, new in _OLD_NAMES.items():
             tensors = {key.replace(old, new) if ".attentions." in key else key: t for key, t in tensors.items()}
     dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
-    return tensors, (f"weights: {dtype}, kept in float32" if dtype != "float32" else "weights: float32", *notes)
+    return tensors, (f"weights: {dtype}, converted to float32" if dtype != "float32" else "weights: float32", *notes)

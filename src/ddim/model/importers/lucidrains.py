@@ -18,7 +18,7 @@ from ddim.model.importers.state_dict import Remaining, Weights, blank
 from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.lucidrains import LucidrainsConfig
 
-SIGNS = ("init_conv.weight", "time_mlp.3.weight")
+SIGNATURE = ("init_conv.weight", "time_mlp.3.weight")
 """Tensor names that identify such a state dict; in that of a GaussianDiffusion they begin with "model."."""
 _NETWORK = "model."
 _OBJECTIVES = {"eps": "pred_noise", "x0": "pred_x0", "v": "pred_v"}
@@ -30,9 +30,9 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
     Raises:
         DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
-    defaults.refuse(hints, "the file itself shows its heads", "heads", "head_channels", "attention")
-    defaults.refuse(hints, "that code never rescales times", "rescale")
-    whole = f"{_NETWORK}{SIGNS[0]}" in tensors
+    defaults.reject_hints(hints, "the file determines its heads", "heads", "head_channels", "attention")
+    defaults.reject_hints(hints, "that library never rescales times", "rescale")
+    whole = f"{_NETWORK}{SIGNATURE[0]}" in tensors
     net = (
         {key.removeprefix(_NETWORK): t for key, t in tensors.items() if key.startswith(_NETWORK)} if whole else tensors
     )
@@ -43,7 +43,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
     config = defaults.config(path, network, schedule, predicts, "lucidrains")
     heads = ", ".join(f"{n} of {c}" for n, c in zip(network.heads, network.head_channels, strict=True))
     notes = [f"network: {network}, heads {heads} channels, sin-cos embedding (shift 1, theta 10000), time from 0"]
-    notes += [of_schedule, of_predicts, "pictures: trained on -1..1 (auto_normalize, assumed)"]
+    notes += [of_schedule, of_predicts, "images: trained in [-1, 1] (auto_normalize, assumed)"]
     return ImportedModel(config, _weights(path, net, network), tuple(notes))
 
 
@@ -53,14 +53,14 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
     first, in_channels, _, _ = defaults.shape(net, "init_conv.weight", path, 4)
     out_channels = defaults.shape(net, "final_conv.weight", path, 4)[0]
     if in_channels == 2 * out_channels:
-        problem = "is told its own last guess (self_condition), which no plan of ours does"
+        problem = "is conditioned on its last prediction (self_condition), which is not supported"
         raise DdimError(path, problem, "use a checkpoint without it")
     if out_channels == 2 * in_channels:
-        raise DdimError(path, "has a learned variance, which is not read here", "use a checkpoint without it")
+        raise DdimError(path, "has a learned variance, which is not supported", "use a checkpoint without it")
     channels = defaults.shape(net, "time_mlp.1.weight", path, 2)[1]
     levels = next(level for level in itertools.count() if f"downs.{level}.0.block1.proj.weight" not in net)
     if not levels:
-        raise DdimError(path, "holds no downs.0.0.block1.proj.weight", "give a checkpoint of versions 2")
+        raise DdimError(path, "contains no downs.0.0.block1.proj.weight", "use a checkpoint of version 2")
     ends = [f"downs.{level}.3" + (".1" if level < levels - 1 else "") for level in range(levels)]
     widths = [defaults.shape(net, f"{end}.weight", path, 4)[0] for end in ends]
     full = [f"downs.{level}.2.to_out.weight" in net for level in range(levels)]
@@ -68,7 +68,7 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
     memory = [defaults.shape(net, f"downs.{level}.2.mem_kv", path, 4) for level in range(levels)]
     height, width = defaults.size(hints, path)
     values = {
-        "in_channels": defaults.colours(in_channels, path),
+        "in_channels": defaults.image_channels(in_channels, path),
         "height": height,
         "width": width,
         "channels": channels,
@@ -85,38 +85,38 @@ def _network(path: Path, net: dict[str, Tensor], hints: CheckpointHints) -> Luci
 def _refuse(path: Path, net: dict[str, Tensor]) -> None:
     """Reject unsupported options and older versions."""
     if "time_mlp.0.weights" in net:
-        problem = "has frequencies of its own (learned_sinusoidal_cond or random_fourier_features), which ours has not"
+        problem = "has custom frequencies (learned_sinusoidal_cond or random_fourier_features), which are not supported"
         raise DdimError(path, problem, "use a checkpoint without them")
     if any(key.startswith(("classes_emb", "null_classes_emb", "classes_mlp")) for key in net):
-        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
+        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap and a fixed label")
     if any(".fn." in key or ".block1.norm.weight" in key for key in net):
-        problem = "is of a version before 2, whose blocks are others"
-        raise DdimError(path, problem, "wrap the network itself with ddim.wrap")
+        problem = "is from a version before 2, whose blocks differ"
+        raise DdimError(path, problem, "wrap the network with ddim.wrap")
 
 
 def _schedule(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> tuple[ScheduleConfig, str]:
     """The noise schedule: from the file's table of betas, or by the name in the hints."""
     if "betas" not in table:
         if hints.schedule is None:
-            hint = "say it: `ddim convert FILE --schedule sigmoid` (that code's default), or linear or cosine"
-            raise DdimError(path, "is a network alone and does not say its noise schedule", hint)
+            hint = "use `ddim convert FILE --schedule sigmoid` (that library's default), or linear or cosine"
+            raise DdimError(path, "is a network without its noise schedule", hint)
         T = 1000 if hints.T is None else hints.T
         if hints.schedule != "sigmoid":
             return defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
-        of_times = " (T assumed, the file does not say: `ddim convert --times`)" if hints.T is None else ""
+        of_times = " (T assumed, not in the file: `ddim convert --times`)" if hints.T is None else ""
         values: dict[str, Any] = {"name": "betas", "T": T, "betas": [float(beta) for beta in sigmoid_betas(T)]}
-        return build(ScheduleConfig, values, path), f"schedule: that code's sigmoid, T = {T}, as a table{of_times}"
+        return build(ScheduleConfig, values, path), f"schedule: that library's sigmoid, T = {T}, as a table{of_times}"
     betas = table["betas"].double().flatten()
     for option, value in (("--schedule", hints.schedule), ("--times", hints.T)):
         if value is not None:
-            raise DdimError(f"{option} {value}", f"is said by {path} itself, as a table of betas", "leave it out")
+            raise DdimError(f"{option} {value}", f"is defined by {path}, as a table of betas", "remove it")
     T = len(betas)
     for name, bounds in {"linear": {"beta_start": 1000 / T * 1e-4, "beta_end": 1000 / T * 0.02}, "cosine": {}}.items():
         schedule = ScheduleConfig.model_validate({"name": name, "T": T, **bounds})
         if T > 20 and np.allclose(schedule.build().betas, betas.numpy(), rtol=1e-5, atol=0):
-            return schedule, f"schedule: {name} betas, T = {T}, as the file's table has them"
+            return schedule, f"schedule: {name} betas, T = {T}, from the file's table"
     schedule = build(ScheduleConfig, {"name": "betas", "T": T, "betas": betas.tolist()}, path)
-    return schedule, f"schedule: the file's own table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
+    return schedule, f"schedule: the file's table of betas, {betas[0]:g} to {betas[-1]:g}, T = {T}"
 
 
 def sigmoid_betas(T: int) -> np.ndarray:
@@ -148,32 +148,32 @@ def _predicts(path: Path, table: dict[str, Tensor], hints: CheckpointHints) -> t
         prediction = match[0] if len(match) == 1 else None
     if prediction is None:
         if hints.predicts is None:
-            hint = "say it: `ddim convert FILE --predicts v` (pred_v, that code's default), or eps (pred_noise), x0"
-            raise DdimError(path, "does not say what its network predicts", hint)
+            hint = "use `ddim convert FILE --predicts v` (pred_v, that library's default), or eps (pred_noise), x0"
+            raise DdimError(path, "does not record what its network predicts", hint)
         return defaults.predicts(hints, path)
     if hints.predicts not in (None, prediction):
         problem = f"is not what {path} was trained for: its loss weights are those of {_OBJECTIVES[prediction]}"
-        raise DdimError(f"--predicts {hints.predicts}", problem, "leave it out")
-    return prediction, f"predicts: {prediction} ({_OBJECTIVES[prediction]}, as the file's loss weights have it)"
+        raise DdimError(f"--predicts {hints.predicts}", problem, "remove it")
+    return prediction, f"predicts: {prediction} ({_OBJECTIVES[prediction]}, from the file's loss weights)"
 
 
 def _weights(path: Path, net: dict[str, Tensor], network: LucidrainsConfig) -> Weights:
     """The converted state dict; every tensor of the source must be used."""
-    left, out = Remaining(dict(net), str(path)), {}
-    wanted = {key: value.shape for key, value in blank(network).items()}
-    for ours, theirs in _names(network):
-        if ours in wanted:  # a layer may have no bias, a block no skip convolution
-            out[ours] = left.take(theirs, wanted[ours])
-    blocks = [theirs for _, theirs, kind in _parts(network) if kind == "block"]
+    remaining, out = Remaining(dict(net), str(path)), {}
+    shapes = {key: value.shape for key, value in blank(network).items()}
+    for native, external in _names(network):
+        if native in shapes:  # a layer may have no bias, a block no skip convolution
+            out[native] = remaining.take(external, shapes[native])
+    blocks = [external for _, external, kind in _parts(network) if kind == "block"]
     for key in ("weight", "bias"):
-        names = [f"{theirs}.mlp.1.{key}" for theirs in blocks]
-        out[f"time_to_blocks.{key}"] = left.join(names, wanted[f"time_to_blocks.{key}"])
-    left.refuse()
+        names = [f"{external}.mlp.1.{key}" for external in blocks]
+        out[f"time_to_blocks.{key}"] = remaining.join(names, shapes[f"time_to_blocks.{key}"])
+    remaining.reject()
     return out
 
 
 def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
-    """Our name, the source's name and the type of every block and attention, in the order in which they run."""
+    """The native name, the external name and the type of every block and attention, in the order in which they run."""
     for half, full in (("down", network.full), ("up", network.full[::-1])):
         for level, all_pairs in enumerate(full):
             yield from ((f"{half}_blocks.{2 * level + i}", f"{half}s.{level}.{i}", "block") for i in (0, 1))
@@ -185,7 +185,7 @@ def _parts(network: LucidrainsConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
-    """Our name and the source's name of every tensor except the time layers of blocks.
+    """The native and the external name of every tensor except the time layers of blocks.
 
     Some of these tensors may not exist in a given network.
     """
@@ -194,15 +194,15 @@ def _names(network: LucidrainsConfig) -> Iterator[tuple[str, str]]:
     for level in range(last + 1):
         inner = ".1" if level < last else ""
         layers += [(f"{half}.{level}{inner}", f"{half}.{level}.3{inner}") for half in ("downs", "ups")]
-    for ours, theirs, kind in _parts(network):
+    for native, external, kind in _parts(network):
         if kind == "block":
-            layers += [(f"{ours}.conv{i}", f"{theirs}.block{i}.proj") for i in (1, 2)]
-            layers.append((f"{ours}.skip", f"{theirs}.res_conv"))
-            yield from ((f"{ours}.norm{i}.gain", f"{theirs}.block{i}.norm.g") for i in (1, 2))
+            layers += [(f"{native}.conv{i}", f"{external}.block{i}.proj") for i in (1, 2)]
+            layers.append((f"{native}.skip", f"{external}.res_conv"))
+            yield from ((f"{native}.norm{i}.gain", f"{external}.block{i}.norm.g") for i in (1, 2))
             continue
-        layers += [(f"{ours}.qkv", f"{theirs}.to_qkv")]
-        layers += [(f"{ours}.out", f"{theirs}.to_out" + (".0" if kind == "linear" else ""))]
-        yield f"{ours}.norm.gain", f"{theirs}.norm.g"
-        yield f"{ours}.memory", f"{theirs}.mem_kv"
-        yield f"{ours}.norm_out.gain", f"{theirs}.to_out.1.g"
-    yield from ((f"{ours}.{key}", f"{theirs}.{key}") for ours, theirs in layers for key in ("weight", "bias"))
+        layers += [(f"{native}.qkv", f"{external}.to_qkv")]
+        layers += [(f"{native}.out", f"{external}.to_out" + (".0" if kind == "linear" else ""))]
+        yield f"{native}.norm.gain", f"{external}.norm.g"
+        yield f"{native}.memory", f"{external}.mem_kv"
+        yield f"{native}.norm_out.gain", f"{external}.to_out.1.g"
+    yield from ((f"{native}.{key}", f"{external}.{key}") for native, external in layers for key in ("weight", "bias"))

@@ -15,7 +15,7 @@ from ddim.model.importers.state_dict import Names, Place, to_native
 from ddim.model.importers.types import CheckpointHints, ImportedModel
 from ddim.nn.unet import UNetConfig
 
-SIGNS = ("time_embed.0.weight", "input_blocks.0.0.weight")
+SIGNATURE = ("time_embed.0.weight", "input_blocks.0.0.weight")
 """Tensor names that identify such a state dict."""
 
 
@@ -26,7 +26,7 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
         DdimError: If metadata is missing from the file and the hints, or the network is a different one.
     """
     if "label_emb.weight" in tensors:
-        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap, its label bound")
+        raise DdimError(path, "is a network with labels", "wrap it with ddim.wrap and a fixed label")
     T = 1000 if hints.T is None else hints.T
     schedule, of_schedule = defaults.schedule(hints, path, (1000 / T * 1e-4, 1000 / T * 0.02))
     predicts, of_predicts = defaults.predicts(hints, path)
@@ -39,9 +39,9 @@ def read(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints) -> Impo
 def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: int) -> tuple[UNetConfig, list[str]]:
     """The network, from tensor names and shapes, and notes on it."""
     channels, in_channels, _, _ = defaults.shape(tensors, "input_blocks.0.0.weight", path, 4)
-    defaults.colours(in_channels, path)
+    defaults.image_channels(in_channels, path)
     if defaults.shape(tensors, "time_embed.0.weight", path, 2)[1] != channels:
-        problem = "begins with a part of its channels (a first multiplier that is not 1), which our U-Net cannot"
+        problem = "has a first multiplier that is not 1, which is not supported"
         raise DdimError(path, problem, "wrap the network with ddim.wrap")
     levels, blocks, in_block = _levels(path, tensors)
     firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
@@ -70,12 +70,12 @@ def _network(path: Path, tensors: dict[str, Tensor], hints: CheckpointHints, T: 
         "learned_variance": defaults.shape(tensors, "out.2.weight", path, 4)[0] == 2 * in_channels,
     }
     network = build(UNetConfig, values, path)
-    how = "scales and shifts norms" if scale_shift else "is added"
-    facts = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {how}, resolution changes in "
+    effect = "scales and shifts norms" if scale_shift else "is added"
+    facts = f"padded both, norm eps 1e-05, cos-sin embedding (shift 0), time {effect}, resolution changes in "
     notes = [f"network: {network}, {facts}{'residual blocks' if in_block else 'convolutions'}", of_heads, of_time]
     if network.learned_variance:
-        notes.append("variance: learned, for `ddim sample --sigma learned`; other plans leave it aside")
-    return network, [*notes, "dropout: 0 (only training asks for it)"]
+        notes.append("variance: learned, for `ddim sample --sigma learned`; other plans ignore it")
+    return network, [*notes, "dropout: 0 (used only in training)"]
 
 
 def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
@@ -98,7 +98,7 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
     regular = len(inputs) == len(counts) == (len(resamplers) + 1) * per_level
     if per_level < 2 or not regular or all(changes.values()):
         problem = (
-            "has levels that do not show; they change resolution without weights (conv_resample is off), or differ"
+            "has levels that cannot be recognised; they resample without weights (conv_resample is off), or differ"
         )
         raise DdimError(path, problem, "wrap the network with ddim.wrap")
     return len(resamplers) + 1, per_level - 1, bool(changes["block"])
@@ -107,16 +107,18 @@ def _levels(path: Path, tensors: dict[str, Tensor]) -> tuple[int, int, bool]:
 def _heads(path: Path, hints: CheckpointHints) -> tuple[dict[str, Any], str]:
     """The attention heads, which cannot be derived from tensor shapes."""
     if hints.attention not in (None, "legacy", "new"):
-        raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "known are legacy and new")
+        raise DdimError(path, f"cannot have the attention order {hints.attention!r}", "choose legacy or new")
     if (hints.heads is None) == (hints.head_channels is None):
-        problem = "does not say its attention heads" if hints.heads is None else "cannot have heads said in two ways"
-        hint = "say one: `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
+        problem = "does not record its attention heads" if hints.heads is None else "has heads specified twice"
+        hint = "use `ddim convert FILE --heads 4` (1 for improved-diffusion's LSUN), or --head-channels 64"
         raise DdimError(path, problem, f"{hint} (most of guided-diffusion's)")
     if hints.head_channels is not None and hints.head_channels < 1:
-        raise DdimError(f"--head-channels {hints.head_channels}", "is not a whole number >= 1", "give 1 or more")
+        raise DdimError(f"--head-channels {hints.head_channels}", "is not an integer >= 1", "use 1 or more")
     order = hints.attention or "legacy"
-    how = "legacy: head by head" if order == "legacy" else "new: all of q, then k, then v"
-    note = f"qkv order: {how}" + ("" if hints.attention else " (assumed, both codes' default: `ddim convert --qkv`)")
+    layout = "legacy: head by head" if order == "legacy" else "new: all of q, then k, then v"
+    note = f"qkv order: {layout}" + (
+        "" if hints.attention else " (assumed, both libraries' default: `ddim convert --qkv`)"
+    )
     if hints.head_channels is not None:
         return {"head_channels": hints.head_channels}, f"attention: heads of {hints.head_channels} channels, {note}"
     return {"heads": hints.heads}, f"attention: heads {hints.heads}, {note}"
@@ -129,9 +131,9 @@ def _time_scale(hints: CheckpointHints, T: int, in_block: bool) -> tuple[float, 
     # Only guided-diffusion has such blocks or heads of a fixed width, and it does not rescale by default.
     guided = in_block or hints.head_channels is not None or hints.attention == "new"
     rescaled = not guided if hints.rescale is None else hints.rescale
-    scaling = f"times 1000/{T}, as rescale_timesteps has it" if rescaled else f"from 0 to {T - 1}, not rescaled"
-    code = "guided-diffusion" if guided else "improved-diffusion"
-    assumption = f" (assumed, the default of {code})" if hints.rescale is None else ""
+    scaling = f"times 1000/{T}, as with rescale_timesteps" if rescaled else f"from 0 to {T - 1}, not rescaled"
+    library = "guided-diffusion" if guided else "improved-diffusion"
+    assumption = f" (assumed, the default of {library})" if hints.rescale is None else ""
     return 1000 / T if rescaled else 1.0, f"time: {scaling}{assumption}"
 
 

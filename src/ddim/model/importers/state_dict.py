@@ -14,7 +14,7 @@ from ddim.nn.lucidrains import LucidrainsConfig
 from ddim.nn.unet import UNetConfig
 
 Weights = dict[str, Tensor]
-_KINDS = ("weight", "bias")
+_PARAMETERS = ("weight", "bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Place:
     """One part of a U-Net.
 
     Args:
-        ours: The name in our state dict.
+        native: The name in this library's state dict.
         kind: The type of the part.
         half: "down" (encoder), "middle" or "up" (decoder).
         level: The level, counted in execution order: in the decoder 0 is the lowest resolution.
@@ -30,7 +30,7 @@ class Place:
         width: The number of output channels.
     """
 
-    ours: str
+    native: str
     kind: Literal["block", "attention", "resample"]
     half: Literal["down", "middle", "up"]
     level: int
@@ -73,9 +73,9 @@ class Names:
 
     Args:
         prefix: Function from a part to its name in the other library.
-        single: Map from our name of a single layer to theirs: time.0, time.2, conv_in, norm_out, conv_out.
-        block: Map from our name of a block's layer to theirs: norm1, conv1, norm2, conv2, skip, and "time".
-        attention: Map from our name of an attention layer to theirs: norm, out, and q, k, v, or qkv.
+        single: Map from native to external names of single layers: time.0, time.2, conv_in, norm_out, conv_out.
+        block: Map from native to external names of a block's layers: norm1, conv1, norm2, conv2, skip, and "time".
+        attention: Map from native to external names of an attention's layers: norm, out, and q, k, v, or qkv.
         resample: Map from "down" and "up" to the name of the resampling convolution after the prefix.
         interleaved: Whether the rows of qkv are ordered by head, each with its q, k and v.
     """
@@ -88,64 +88,64 @@ class Names:
     interleaved: bool = False
 
     def layers(self, config: UNetConfig) -> Iterator[tuple[str, str]]:
-        """Our name and theirs of every layer that is a single layer in both libraries."""
+        """The native and the external name of every layer that is a single layer in both libraries."""
         yield from self.single.items()
         for place in places(config):
             prefix = self.prefix(place)
             if self._is_block(place, config):
-                inner = [(ours, theirs) for ours, theirs in self.block.items() if ours != "time"]
+                inner = [(native, external) for native, external in self.block.items() if native != "time"]
             elif place.kind == "attention":
                 inner = [("norm", self.attention["norm"]), ("out", self.attention["out"])]
             else:
                 inner = [("conv", self.resample[place.half])]
-            for ours, theirs in inner:
-                yield f"{place.ours}.{ours}", f"{prefix}.{theirs}"
+            for native, external in inner:
+                yield f"{place.native}.{native}", f"{prefix}.{external}"
 
     def times(self, config: UNetConfig) -> list[str]:
-        """Their names, in order, of the layers that are combined in our `time_to_blocks`."""
+        """The external names, in order, of the layers that are combined in the native `time_to_blocks`."""
         blocks = (place for place in places(config) if self._is_block(place, config))
         return [f"{self.prefix(place)}.{self.block['time']}" for place in blocks]
 
     def mixers(self, config: UNetConfig) -> Iterator[tuple[str, list[str], int]]:
-        """Our name of each qkv layer, their names of its parts, and its number of heads."""
+        """The native name of each qkv layer, the external names of its parts, and its number of heads."""
         parts = [self.attention["qkv"]] if "qkv" in self.attention else [self.attention[letter] for letter in "qkv"]
         for place in places(config):
             if place.kind == "attention":
                 names = [f"{self.prefix(place)}.{part}" for part in parts]
-                yield f"{place.ours}.qkv", names, config.heads_of(place.width)
+                yield f"{place.native}.qkv", names, config.heads_of(place.width)
 
     @staticmethod
     def _is_block(place: Place, config: UNetConfig) -> bool:
         return place.kind == "block" or (place.kind == "resample" and config.resample == "block")
 
 
-def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, what: str) -> Weights:
-    """Convert another library's state dict to ours, in float32; every tensor of it must be used.
+def to_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names, subject: str) -> Weights:
+    """Convert another library's state dict to this library's, in float32; every tensor of it must be used.
 
     Args:
         weights: The state dict.
         config: The network's configuration.
         names: The other library's names.
-        what: The subject of error messages.
+        subject: The subject of error messages.
 
     Raises:
         DdimError: Naming a tensor that is missing, unused, or of a wrong shape.
     """
-    wanted = {key: value.shape for key, value in blank(config).items()}
-    left = Remaining(dict(weights), what)
+    shapes = {key: value.shape for key, value in blank(config).items()}
+    remaining = Remaining(dict(weights), subject)
     out: Weights = {}
-    for kind in _KINDS:
-        for ours, name in names.layers(config):
-            if f"{ours}.{kind}" in wanted:
-                out[f"{ours}.{kind}"] = left.take(f"{name}.{kind}", wanted[f"{ours}.{kind}"])
-        for ours, parts, heads in names.mixers(config):
-            rows = left.join([f"{part}.{kind}" for part in parts], wanted[f"{ours}.{kind}"])
+    for parameter in _PARAMETERS:
+        for native, name in names.layers(config):
+            if f"{native}.{parameter}" in shapes:
+                out[f"{native}.{parameter}"] = remaining.take(f"{name}.{parameter}", shapes[f"{native}.{parameter}"])
+        for native, parts, heads in names.mixers(config):
+            rows = remaining.join([f"{part}.{parameter}" for part in parts], shapes[f"{native}.{parameter}"])
             if names.interleaved:
                 rows = rows.reshape(heads, 3, -1, *rows.shape[1:]).transpose(0, 1).flatten(0, 2)
-            out[f"{ours}.{kind}"] = rows
-        times = [f"{name}.{kind}" for name in names.times(config)]
-        out[f"time_to_blocks.{kind}"] = left.join(times, wanted[f"time_to_blocks.{kind}"])
-    left.refuse()
+            out[f"{native}.{parameter}"] = rows
+        times = [f"{name}.{parameter}" for name in names.times(config)]
+        out[f"time_to_blocks.{parameter}"] = remaining.join(times, shapes[f"time_to_blocks.{parameter}"])
+    remaining.reject()
     return out
 
 
@@ -154,7 +154,7 @@ class Remaining:
     """The tensors of a state dict that are not converted yet."""
 
     tensors: Weights
-    what: str
+    subject: str
 
     def take(self, name: str, shape: torch.Size) -> Tensor:
         """Remove and return a tensor, reshaped to `shape`.
@@ -163,8 +163,8 @@ class Remaining:
         """
         tensor = self._pop(name)
         if [side for side in tensor.shape if side > 1] != [side for side in shape if side > 1]:
-            problem = f"holds {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
-            raise DdimError(self.what, problem, "say what the network is")
+            problem = f"contains {name} of shape {list(tensor.shape)}, the network's is {list(shape)}"
+            raise DdimError(self.subject, problem, "check the options of `ddim convert`")
         return tensor.reshape(shape)
 
     def join(self, names: list[str], shape: torch.Size) -> Tensor:
@@ -172,49 +172,54 @@ class Remaining:
         tensors = [self._pop(name) for name in names]
         for name, tensor in zip(names, tensors, strict=True):
             if tensor.shape[1:].numel() != shape[1:].numel():
-                problem = f"holds {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
-                raise DdimError(self.what, problem, "say what the network is")
+                problem = f"contains {name} of shape {list(tensor.shape)}, the network's is {['...', *shape[1:]]}"
+                raise DdimError(self.subject, problem, "check the options of `ddim convert`")
         if sum(len(tensor) for tensor in tensors) != shape[0]:
-            problem = f"holds {names[0]} and its like of {sum(map(len, tensors))} rows, the network's have {shape[0]}"
-            raise DdimError(self.what, problem, "say what the network is")
+            problem = f"contains {names[0]} and similar with {sum(map(len, tensors))} rows, the network has {shape[0]}"
+            raise DdimError(self.subject, problem, "check the options of `ddim convert`")
         return torch.cat([tensor.reshape(len(tensor), *shape[1:]) for tensor in tensors])
 
-    def refuse(self) -> None:
-        """Raise an error if any tensor is left."""
+    def reject(self) -> None:
+        """Raise an error if any tensor remains."""
         if self.tensors:
             names = sorted(self.tensors)
             listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise DdimError(self.what, f"holds what the network has no place for: {listed}", "say what the network is")
+            raise DdimError(
+                self.subject,
+                f"contains tensors unknown to the network: {listed}",
+                "check the options of `ddim convert`",
+            )
 
     def _pop(self, name: str) -> Tensor:
         if name not in self.tensors:
-            problem = f"holds no {name}"
-            raise DdimError(self.what, problem, "give the checkpoint of such a network, or say what it is")
+            problem = f"contains no {name}"
+            raise DdimError(self.subject, problem, "use a checkpoint of such a network, or check the options")
         return self.tensors.pop(name).float()
 
 
 def from_native(weights: Mapping[str, Tensor], config: UNetConfig, names: Names) -> Weights:
-    """Convert our state dict to another library's, with q, k and v as separate linear layers.
+    """Convert this library's state dict to another's, with q, k and v as separate linear layers.
 
     The inverse of `to_native` for such libraries.
     """
     out: Weights = {}
-    for kind in _KINDS:
-        for ours, theirs in names.layers(config):
-            if f"{ours}.{kind}" in weights:
-                out[f"{theirs}.{kind}"] = weights[f"{ours}.{kind}"]
-        for ours, parts, _ in names.mixers(config):
+    for parameter in _PARAMETERS:
+        for native, external in names.layers(config):
+            if f"{native}.{parameter}" in weights:
+                out[f"{external}.{parameter}"] = weights[f"{native}.{parameter}"]
+        for native, parts, _ in names.mixers(config):
             out |= {
-                f"{part}.{kind}": rows for part, rows in zip(parts, weights[f"{ours}.{kind}"].chunk(3), strict=True)
+                f"{part}.{parameter}": rows
+                for part, rows in zip(parts, weights[f"{native}.{parameter}"].chunk(3), strict=True)
             }
-        widths = [len(weights[f"{place.ours}.conv1.bias"]) for place in places(config) if place.kind == "block"]
-        rows_of = torch.split(weights[f"time_to_blocks.{kind}"], widths)
-        out |= {f"{name}.{kind}": rows for name, rows in zip(names.times(config), rows_of, strict=True)}
+        widths = [len(weights[f"{place.native}.conv1.bias"]) for place in places(config) if place.kind == "block"]
+        rows_of = torch.split(weights[f"time_to_blocks.{parameter}"], widths)
+        out |= {f"{name}.{parameter}": rows for name, rows in zip(names.times(config), rows_of, strict=True)}
     return {key: tensor.contiguous() for key, tensor in out.items()}
 
 
 def blank(config: UNetConfig | LucidrainsConfig) -> Weights:
-    """Our state dict of a new network, for its names and shapes."""
+    """The state dict of a new network, for its names and shapes."""
     from ddim.process import rng
 
     with rng.temporary_seed("cpu", 0):

@@ -94,16 +94,16 @@ def read_state(path: Path) -> Any:
 
 def _unreadable(error: Exception) -> tuple[str, str]:
     """The problem and the hint for a file that torch could not load."""
-    message, hint = str(error), "save its state dict alone with the code that made it"
+    message, hint = str(error), "save only its state dict, with the code that wrote the file"
     if "TorchScript" in message or ".tar format" in message:
-        return "is of a form that cannot be read without running code, which is never done", hint
+        return "is in a format that cannot be read without running code, which is never done", hint
     if any(word in message for word in ("Unsupported", "WeightsUnpickler", "GLOBAL")):
-        named = (
+        name = (
             shorten(message.split("GLOBAL ", 1)[1].split()[0])
             if "GLOBAL " in message
             else "objects that are not tensors"
         )
-        return f"would have to run code to be read ({named}), which is never done", hint
+        return f"would have to run code to be read ({name}), which is never done", hint
     first = (message.splitlines() or [type(error).__name__])[0]
     return f"cannot be read ({first[:80]})", "copy it again"
 

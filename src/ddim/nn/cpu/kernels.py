@@ -215,5 +215,5 @@ def _verify(kernels: Kernels) -> None:
         (kernels.winograd(x, kernels.pack_winograd(weights), bias, torch.empty_like(x)), expected),
         (kernels.norm(x, bias, bias, 2, 1e-6, torch.empty_like(x)), normed.permute(0, 2, 3, 1)),
     )
-    if not all(torch.allclose(actual, wanted, rtol=1e-4, atol=1e-3) for actual, wanted in results):
+    if not all(torch.allclose(actual, reference, rtol=1e-4, atol=1e-3) for actual, reference in results):
         raise Unavailable("computes wrong numbers")

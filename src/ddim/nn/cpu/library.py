@@ -74,15 +74,15 @@ def load(source: Path, accept: Callable[[ctypes.CDLL], T]) -> T:
     prefix = f"kernels-{hashlib.sha256(key).hexdigest()[:16]}-"
     cache, problem = _open_cache()
     try:
-        why = ""
+        reason = ""
         for name in _names(cache, prefix):
             assert cache is not None
             try:
                 return accept(_loaded(cache, name, name.removeprefix(prefix).removesuffix(".so")))
             except Unavailable as error:
-                why = f" again: {cache.path / name} {error}"
+                reason = f" again: {cache.path / name} {error}"
                 _remove_invalid(cache, name)
-        log.info("compiling CPU kernels (once, about 3 s)%s", why)
+        log.info("compiling CPU kernels (once, about 3 s)%s", reason)
         with contextlib.ExitStack() as stack:
             build, build_problem = _open_build_folder(cache, stack)
             problem = problem or build_problem
@@ -90,8 +90,8 @@ def load(source: Path, accept: Callable[[ctypes.CDLL], T]) -> T:
             try:
                 result = accept(_loaded(build, "kernels.so"))
             except Unavailable as error:
-                log.warning("the CPU kernels are not used: what %s built %s", Path(compiler).name, error)
-                raise Unavailable(f"what {Path(compiler).name} built {error}") from None
+                log.warning("the CPU kernels are not used: the library built by %s %s", Path(compiler).name, error)
+                raise Unavailable(f"the library built by {Path(compiler).name} {error}") from None
             if cache is not None and not problem:
                 problem = _store(build, cache, prefix)
         if problem:
@@ -109,7 +109,7 @@ def find_compiler() -> str:
         Unavailable: If there is none, or this is not Linux.
     """
     if platform.system() != "Linux":
-        raise Unavailable(f"they are built on Linux alone, this is {platform.system()}")
+        raise Unavailable(f"they are built on Linux only, this is {platform.system()}")
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None or shutil.which(compiler) is None:
         raise Unavailable("there is no C++ compiler (g++ or clang++)")
@@ -256,7 +256,7 @@ def _compile(compiler: str, source: Path, folder: Path) -> None:
     except OSError as error:
         raise Unavailable(f"{name} cannot be run ({error.strerror})") from None
     if process.returncode:
-        raise Unavailable(f"{name} fails: {(lines or ['no reason given'])[0][:120]}")
+        raise Unavailable(f"{name} fails: {(lines or ['no message'])[0][:120]}")
 
 
 def _describe(error: OSError, path: Path) -> str:

@@ -154,7 +154,7 @@ class NativeUNet:
 
     def __init__(self, network: UNet, kernels: Kernels):
         self.network, self.kernels, self.pool = network, kernels, [Buffers()]
-        self.paces: dict[tuple[int, int], ThreadTuner] = {}
+        self.tuners: dict[tuple[int, int], ThreadTuner] = {}
         c, last = network.config, len(network.config.multipliers) - 1
         sizes = [(c.height // c.patch >> level, c.width // c.patch >> level) for level in range(last + 1)]
         self.conv_in = Conv(kernels, network.conv_in, *sizes[0])
@@ -176,7 +176,7 @@ class NativeUNet:
         except IndexError:
             buffers = Buffers()
         patch, most = self.network.config.patch, torch.get_num_threads()
-        tuner = self.paces.setdefault((len(x), most), ThreadTuner(most))
+        tuner = self.tuners.setdefault((len(x), most), ThreadTuner(most))
         threads, started = tuner.threads(), time.perf_counter()
         with torch.no_grad(), _threads(threads, most):
             self.kernels.threads = threads
@@ -234,14 +234,14 @@ class NativeUNet:
         return part(h, next(times), buffers) if isinstance(part, _Block) else part(h, buffers)
 
     def _levels(
-        self, blocks: nn.ModuleList, attention: nn.ModuleList, sizes: list[tuple[int, int]], each: int
+        self, blocks: nn.ModuleList, attention: nn.ModuleList, sizes: list[tuple[int, int]], per_level: int
     ) -> list[list[tuple[_Block, _Attention | None]]]:
         levels = []
         for level, size in enumerate(sizes):
-            places = range(level * each, (level + 1) * each)
-            built = [_Block(self.kernels, cast(Block, blocks[i]), *size) for i in places]
+            indices = range(level * per_level, (level + 1) * per_level)
+            built = [_Block(self.kernels, cast(Block, blocks[i]), *size) for i in indices]
             levels.append(
-                [(block, self._attention(attention[i], *size)) for block, i in zip(built, places, strict=True)]
+                [(block, self._attention(attention[i], *size)) for block, i in zip(built, indices, strict=True)]
             )
         return levels
 

@@ -31,7 +31,9 @@ def units_of(device: torch.device | str) -> Units:
         return Units(matrix=supported, vector=supported)
     if device.type != "cpu":
         return Units(matrix=False, vector=False)
-    return units_of_cpu(cpu_flags(), _torch_says("_is_avx512_bf16_supported"), _torch_says("_is_amx_tile_supported"))
+    return units_of_cpu(
+        cpu_flags(), _torch_reports("_is_avx512_bf16_supported"), _torch_reports("_is_amx_tile_supported")
+    )
 
 
 def units_of_cpu(flags: str, avx512_bf16: bool, amx_tile: bool) -> Units:
@@ -53,7 +55,7 @@ Measured with AMX, two threads: at 2.8 million parameters it takes about half th
 """
 
 
-def sampling_precision(units: Units, missing: Callable[[], str], small: bool = False) -> tuple[str, str]:
+def sampling_precision(units: Units, unavailable: Callable[[], str], small: bool = False) -> tuple[str, str]:
     """The precision that "auto" means for sampling, and the reason.
 
     Vector instructions alone are not enough: with AVX512_BF16 and no AMX, one image of CIFAR-10's size took three times
@@ -61,18 +63,18 @@ def sampling_precision(units: Units, missing: Callable[[], str], small: bool = F
 
     Args:
         units: The units of the device.
-        missing: Returns the reason why "float32-fast" is unavailable, or ""; called only if needed, because it may
+        unavailable: Returns the reason why "float32-fast" is unavailable, or ""; called only if needed, because it may
             compile the kernels.
         small: Whether the network has fewer than `SMALL` parameters and runs on a CPU.
     """
     matrix = "bfloat16", "this device has matrix units for bfloat16"
     if units.matrix and not small:
         return matrix
-    reason = missing()
+    reason = unavailable()
     if reason and units.matrix:
         return matrix
     if reason:
-        return "float32", f"float32-fast cannot be had: {reason}"
+        return "float32", f"float32-fast is not available: {reason}"
     if units.matrix:
         return "float32-fast", "this device is faster with the CPU kernels at a network of this size"
     return "float32-fast", "this device has no matrix units for bfloat16"
@@ -95,6 +97,6 @@ def cpu_flags() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _torch_says(check: str) -> bool:
+def _torch_reports(check: str) -> bool:
     cpu: Any = torch.cpu
     return bool(getattr(cpu, check, lambda: False)())
