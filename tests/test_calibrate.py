@@ -159,7 +159,7 @@ def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: 
     times = choose_times(model.schedule, 24)
     found = list(error_table(model, stripes(6)[:5], times, 3))
     assert model.config.error == pytest.approx(complete(times, [one.error for one in found], 1000), rel=1e-4)
-    assert model.config.provenance.error_from == "calibrate pictures (train), 5 pictures"
+    assert model.config.provenance.error_from == "calibrate pictures (train), 5 images"
     old, new = json.loads(before["config.json"]), json.loads(after["config.json"])
     del (
         new["checksum"],
@@ -174,7 +174,7 @@ def test_the_command_adds_a_table_and_changes_nothing_else(place: Path, capsys: 
     shown = [line.split() for line in told[1:-1]]
     assert shown[0] == ["1", f"{found[0].error:.6f}", f"{found[0].standard_error:.1e}"]
     assert (shown[-1][0], len(shown)) == ("1000", 12)
-    assert told[-1] == f"{len(times)} times, 5 pictures: {place / 'out'}"
+    assert told[-1] == f"{len(times)} timesteps, 5 images: {place / 'out'}"
 
 
 def test_info_tells_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +185,7 @@ def test_info_tells_of_the_table(place: Path, capsys: pytest.CaptureFixture[str]
     assert ddim("info", place / "out") == 0
     error = load(place / "out", "cpu").config.error
     assert error is not None
-    told = f"error table  from calibrate pictures (train), 5 pictures: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
+    told = f"error table  from calibrate pictures (train), 5 images: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
     assert told in capsys.readouterr().out.splitlines()
 
 

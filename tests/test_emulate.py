@@ -469,7 +469,7 @@ def test_sampling_like_another_code_is_sampling_its_plan(
     words = ("--like", "diffusers:spacing=linspace,clip_sample=true", "--steps", 3, "--eta", 0.5)
     (tmp_path / "plan.json").write_text(said(capsys, "plan", tiny, *words, "--json"))
     told = said(capsys, "sample", tiny, "-n", 2, *words, "--out", tmp_path / "named")
-    assert told.startswith("2 pictures, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
+    assert told.startswith("2 images, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
     said(capsys, "sample", tiny, "-n", 2, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
     said(capsys, "sample", tiny, "-n", 2, *words[:-2], "--out", tmp_path / "other")
     named, file, other = (contents(tmp_path / name) for name in ("named", "file", "other"))

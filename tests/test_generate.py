@@ -163,9 +163,9 @@ def test_killed_it_is_completed_by_the_same_command(n: int, saved: Path, tmp_pat
 @pytest.mark.parametrize(
     ("saved", "number", "things"),
     [
-        ("pictures", signal.SIGINT, "pictures"),
-        ("pictures", signal.SIGTERM, "pictures"),
-        ("levels", signal.SIGINT, "pictures"),
+        ("pictures", signal.SIGINT, "images"),
+        ("pictures", signal.SIGTERM, "images"),
+        ("levels", signal.SIGINT, "images"),
         ("text", signal.SIGTERM, "texts"),
     ],
     indirect=["saved"],
@@ -193,7 +193,7 @@ def test_a_signal_stops_it_after_the_batch_at_hand(
     assert signal.getsignal(number) == handler
     assert len(samples(tmp_path / "out")) == 6
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
-    assert told == [f"stopped: 6 of 10 {things} in {tmp_path / 'out'}; run the same command to make the rest"]
+    assert told == [f"stopped: 6 of 10 {things} in {tmp_path / 'out'}; run the same command to resume"]
     assert ddim(*words) == 0
     assert f"10 {things} (6 were there)" in capsys.readouterr().out
 

@@ -108,8 +108,8 @@ def test_the_card_says_what_the_configuration_says(tmp_path: Path) -> None:
     assert rows["schedule"].startswith("linear, T = 1000, log-SNR 9.21 at t = 1 to -10.12 at T")
     assert rows["SHA-256 of the weights"] == config.sha256
     assert rows["error per time"] == "0.5 at t = 1 to 0.25 at T, from calibrate stripes"
-    assert rows["data"] == "stripes \\| and more, split train, 60,000 pictures"
-    assert (rows["steps"], rows["pictures seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
+    assert rows["data"] == "stripes \\| and more, split train, 60,000 images"
+    assert (rows["steps"], rows["images seen"], rows["time"]) == ("6,500", "832,000", "76.0 minutes")
     assert (rows["hash of the data"], rows["library"]) == ("0123abcd", "ddim 9.8.7")
     said = blocks(text)
     assert said["sh"] == COMMAND

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddim._io.safetensors import read_tensors
-from ddim.cli._starting import begin_with
+from ddim.cli._starting import initial_weights
 from ddim.errors import DdimError, DdimWarning
 from ddim.interop import diffusers_export
 from ddim.model.importers import CheckpointHints, read
@@ -151,10 +151,10 @@ def test_weights_that_a_training_begins_with(prefix: str, tmp_path: Path) -> Non
     plain = dict(new_network(config.network).state_dict())
     save_file(under(prefix, plain), tmp_path / "w.safetensors")
     if prefix == "_orig_mod.":
-        made = begin_with(str(tmp_path / "w.safetensors"), config)[1]
+        made = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
     else:
         with pytest.warns(DdimWarning):
-            made = begin_with(str(tmp_path / "w.safetensors"), config)[1]
+            made = initial_weights(str(tmp_path / "w.safetensors"), config)[1]
     assert same(made, plain)
 
 

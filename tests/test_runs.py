@@ -447,7 +447,7 @@ def test_a_signal_saves_that_very_step_and_tells_how_to_go_on(
     assert signal.getsignal(number) == handler
     assert [path.stem for path in (tmp_path / "run/state").iterdir()] == [f"{step:08d}"]
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("stopped")]
-    assert told == [f"stopped at step {step} of 9; run the same command to go on"]
+    assert told == [f"stopped at step {step} of 9; run the same command to resume"]
     monkeypatch.undo()
     assert ddim(*words) == 0
     told = capsys.readouterr()

@@ -34,10 +34,10 @@ def test_a_tuned_plan_is_written_kept_and_run(place: Path, capsys: pytest.Captur
     assert plan.nfe == 3
     assert f"{plan.name}, 3 network evaluations" in said.out
     assert ddim(*tune, "--out", place / "again.json") == 0
-    assert "tuned before" in capsys.readouterr().err
+    assert "cached result" in capsys.readouterr().err
     assert (place / "again.json").read_bytes() == (place / "plan.json").read_bytes()
     assert ddim(*tune, "--out", place / "anew.json", "--fresh") == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
     assert (place / "anew.json").read_bytes() == (place / "plan.json").read_bytes()
     sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
@@ -52,7 +52,7 @@ def test_a_kept_plan_that_is_damaged_is_tuned_anew(place: Path, capsys: pytest.C
     kept.write_text(kept.read_text()[:100])
     capsys.readouterr()
     assert ddim(*tune) == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
     assert (place / "plan.json").read_bytes() == first
 
 
@@ -66,7 +66,7 @@ def test_without_a_home_nothing_is_kept(
     monkeypatch.setattr(Path, "home", no_home)
     tune = ("tune", place / "model", "--calls", 2, *SMALL, "--precision", "float32", "--out", place / "plan.json")
     assert ddim(*tune) == ddim(*tune) == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
 
 
 def test_a_plan_for_one_model_is_refused_by_another(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

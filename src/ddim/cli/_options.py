@@ -51,7 +51,7 @@ def label_of(text: str | None) -> Any:
     """The value of --label: a number, "each", or None."""
     if text is None or text == "each" or text.lstrip("-").isdigit():
         return text if text in (None, "each") else int(text)
-    raise DdimError(f"--label {text}", "is no label", "give a number, or each for the labels in turn")
+    raise DdimError(f"--label {text}", "is not a label", "use a number, or each for all labels in turn")
 
 
 def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -129,7 +129,7 @@ def load_model(name: str, device: str | None, dtype: str, compile_: bool, **sett
 
     model = load_any(name, device, dtype, compile_, **settings)
     if not isinstance(model, Model):
-        raise DdimError(name, "is a model of categories", "this command needs one of real-valued pictures")
+        raise DdimError(name, "is a model of discrete data", "use one of real-valued images")
     return model
 
 
@@ -149,9 +149,9 @@ def make_any_plan(
 
     settings = {key: value for key, value in settings.items() if value is not None}
     for name in settings.keys() - model.SETTINGS:
-        modality = "real-valued data" if isinstance(model, Model) else "categories"
+        modality = "real-valued data" if isinstance(model, Model) else "discrete data"
         option = f"--{name.removesuffix('_x0').replace('_', '-')}"
-        raise DdimError(option, f"is not a setting of samplers over {modality}", "leave it out")
+        raise DdimError(option, f"is not a setting of samplers for {modality}", "leave it out")
     if isinstance(model, Model):
         return make_plan(model, steps, grid, sampler=sampler, **settings)
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
@@ -172,7 +172,7 @@ def make_plan(
 ) -> Plan:
     """The plan of a command's options, for a model of images; `default` is the number of steps if `steps` is None."""
     if eta is not None and sigma not in (None, "optimal"):
-        raise DdimError("--eta and --sigma", "are both given", "give one of them")
+        raise DdimError("--eta and --sigma", "cannot be combined", "use one of them")
     sigmas = sigma if sigma in (None, "hat", "optimal", "learned") else numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
     if sampler == "auto" and eta is not None:
@@ -180,16 +180,16 @@ def make_plan(
     return model.plan(steps, times, eta or 0.0, sigmas, clip_x0, encode, default, top, sampler)
 
 
-def read_plan(model: ModelBase, path: Path, given: Mapping[str, object]) -> BasePlan[Any]:
-    """Read the plan of --plan for the model's modality; no option in `given` may have a value."""
-    for option in options_given(given):
-        raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
+def read_plan(model: ModelBase, path: Path, options: Mapping[str, object]) -> BasePlan[Any]:
+    """Read the plan of --plan for the model's modality; none of `options` may have a value."""
+    for option in options_passed(options):
+        raise DdimError(f"--plan and {option}", "cannot be combined", "leave the option out; a plan file contains it")
     return model.kind.read_plan(read_text(path, JSON_BYTES, "write one with `ddim plan MODEL --json`"), str(path))
 
 
-def options_given(given: Mapping[str, object]) -> list[str]:
+def options_passed(options: Mapping[str, object]) -> list[str]:
     """The options that have a value, as written on the command line."""
-    return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in given.items() if value is not None]
+    return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in options.items() if value is not None]
 
 
 def numbers(text: str | None, name: str) -> list[float]:
@@ -214,7 +214,7 @@ def output_file(path: Path) -> Path:
     if path.is_dir():
         raise DdimError(path, "is a folder", "give a file name")
     if not folder.is_dir():
-        raise DdimError(folder, "no such folder", "make it, or choose another place")
+        raise DdimError(folder, "does not exist", "make it, or choose another folder")
     if not os.access(folder, os.W_OK):
         raise DdimError(folder, "cannot be written to", "choose a folder you may write to")
     remove_parts(folder, path.name)
