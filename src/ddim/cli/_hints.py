@@ -28,13 +28,13 @@ def translated(text: str, command: click.Command | None) -> str:
     return ", or ".join(usable)
 
 
-def _option(match: re.Match[str], command: click.Command) -> str:
+def _option(found: re.Match[str], command: click.Command) -> str:
     """An argument and its value as an option; unchanged if the command has no such option."""
     for option in command.params:
-        if isinstance(option, click.Option) and option.name == match[1]:
-            names = option.opts if match[2] != "False" else option.secondary_opts
+        if isinstance(option, click.Option) and option.name == found[1]:
+            names = option.opts if found[2] != "False" else option.secondary_opts
             if not names:
                 break
             name = max(names, key=len)
-            return name if option.is_flag else f"{name} {match[2].strip(chr(39) + chr(34))}"
-    return match[0]
+            return name if option.is_flag else f"{name} {found[2].strip(chr(39) + chr(34))}"
+    return found[0]

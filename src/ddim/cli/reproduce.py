@@ -158,14 +158,16 @@ def _finish(
     """Make Table 2, the interpolations and the page; returns the text to print."""
     from ddim._io.atomic import make_folder
     from ddim.evaluation.report.reproduction import write_report
-    from ddim.evaluation.report.sections import WALKED, round_tripping, walking
+    from ddim.evaluation.report.sections import INTERPOLATED, iter_interpolations, iter_round_trips
     from ddim.evaluation.report.tables import about, print_table
 
     (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")
-    progress = round_tripping(exact, test, counts.round_trips, counts.images, out / "round-trips.jsonl", grid)
+    progress = iter_round_trips(exact, test, counts.round_trips, counts.images, out / "round-trips.jsonl", grid)
     trips = run_counting(progress, "round trips", counts.images * len(counts.round_trips), resumable=True)
-    run_counting(walking(loaded, out / "pictures", seed, grid), "interpolations", WALKED, resumable=True)
+    run_counting(
+        iter_interpolations(loaded, out / "pictures", seed, grid), "interpolations", INTERPOLATED, resumable=True
+    )
     facts = about(loaded, name, real, space, seed)
     page = write_report(out, facts, request, counts, measured, times(loaded, measured), trips, test)
     return f"{print_table(measured, space.metric)}\nresults: {out / 'report.json'}\npage: {page}"

@@ -112,7 +112,7 @@ def image_path(folder: Path, index: int) -> Path:
 class _InPng(Modality):
     """Samples that are saved as PNG files."""
 
-    unit, noun = "images", "images"
+    unit = noun = "images"
 
     @override
     def path(self, folder: Path, index: int) -> Path:
