@@ -212,7 +212,7 @@ def output_file(path: Path) -> Path:
     """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent
     if path.is_dir():
-        raise DdimError(path, "is a folder", "give a file name")
+        raise DdimError(path, "is a folder", "use a file name")
     if not folder.is_dir():
         raise DdimError(folder, "does not exist", "make it, or choose another folder")
     if not os.access(folder, os.W_OK):

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from ddim.evaluation.sample_folder import Made
 
-Step, Result = TypeVar("Step"), TypeVar("Result")
+Step = TypeVar("Step")
+Result = TypeVar("Result")
 
 
 def counted(n: int, noun: str) -> str:

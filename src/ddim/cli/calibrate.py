@@ -69,7 +69,7 @@ def command(
     from ddim.train.error_table import choose_times, complete, error_table
 
     if limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use --limit 1 or more")
     loaded = load_model(model, device, "float32", False)
     config = loaded.config
     times = choose_times(loaded.schedule, count)

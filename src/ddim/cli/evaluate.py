@@ -217,4 +217,5 @@ def run_table(steps: Generator[Progress, None, Sequence[Measured] | None], total
     def stopped(nfe: int) -> str:
         return f"{nfe} of {total} network evaluations in {out}; run the same command to resume"
 
-    return list(run_with_progress(steps, "network evaluations", total, status, stopped) or [])
+    measured = run_with_progress(steps, "network evaluations", total, status, stopped)
+    return list(measured or [])

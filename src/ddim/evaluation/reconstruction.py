@@ -82,5 +82,5 @@ def round_trips(model: Model, images: np.ndarray, way: Inversion) -> Iterator[Ro
 def join(parts: list[RoundTrip]) -> RoundTrip:
     """Concatenate round trips of the same plans."""
     again = np.concatenate([part.again for part in parts])
-    names = ("error", "largest", "latent_std", "calls", "seconds")
+    names = ("error", "largest", "latent_std", "nfe", "seconds")
     return RoundTrip(again, *(torch.cat([getattr(part, name) for part in parts]) for name in names))
