@@ -92,10 +92,10 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
     differing = differences(emulated, plan)
     rows = max(emulated.nfe, plan.nfe)
     lines = [
-        f"compared: {emulated.name} with {plan.name}, {'rows of one timestep' if grid is None else 'row by row'}",
+        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
         *(f"clipping differs: {text}" for text in [clipping(emulated, plan)] if text),
         f"rows that differ: {len(differing)} of {rows}"
-        + (f", {emulated.sampler} minus {plan.sampler}" if differing else ""),
+        + (f", {emulated.sampler} less {plan.sampler}" if differing else ""),
         *(_table(differing, emulated, plan, model.schedule) if differing else []),
     ]
     return "\n".join([str(emulated), "", str(plan), "", *lines])

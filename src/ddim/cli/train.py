@@ -275,6 +275,6 @@ def _train(
         of = f" of {report.steps}" if report.steps else ""
         click.echo(f"stopped at step {report.step}{of}; run the same command to resume", err=True)
         raise SystemExit(stopper.code)
-    done = "done" if start and start[1] < report.step else "already done"
+    done = "done" if start and start[1] < report.step else "nothing left to do"
     seen = f"{counted(report.images_seen, unit)} seen"
     click.echo(f"{done}: {counted(report.step, 'steps')}, {seen}; the model is {out / 'model'}")
