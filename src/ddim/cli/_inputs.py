@@ -38,7 +38,7 @@ def read_images(
     from ddim.data.image import read_image
 
     if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "use --limit 1 or more, or leave it out")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     suffix = Path(images[0]).suffix.lower()
     single = len(images) == 1
     if single and images[0] == "digits" and policy.shape == (28, 28, 1):
@@ -80,7 +80,7 @@ def read_items(
     if not isinstance(policy, TextPolicy):
         return read_images(data, policy, split, limit)
     if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "use --limit 1 or more, or leave it out")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     if len(data) > 1:
         raise DdimError(f"{len(data)} files", "are more than one text", "use one file or folder")
     text = load_text(data[0], policy, split or "train")
