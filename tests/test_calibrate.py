@@ -159,7 +159,7 @@ def test_the_command_adds_only_the_error_table(place: Path, capsys: pytest.Captu
     times = choose_timesteps(model.schedule, 24)
     found = list(error_table(model, stripes(6)[:5], times, 3))
     assert model.config.error == pytest.approx(interpolate(times, [one.error for one in found], 1000), rel=1e-4)
-    assert model.config.provenance.error_from == "calibrate pictures (train), 5 pictures"
+    assert model.config.provenance.error_from == "calibrate pictures (train), 5 images"
     old, new = json.loads(before["config.json"]), json.loads(after["config.json"])
     del (
         new["checksum"],
@@ -174,7 +174,7 @@ def test_the_command_adds_only_the_error_table(place: Path, capsys: pytest.Captu
     lines = [line.split() for line in output[1:-1]]
     assert lines[0] == ["1", f"{found[0].error:.6f}", f"{found[0].standard_error:.1e}"]
     assert (lines[-1][0], len(lines)) == ("1000", 12)
-    assert output[-1] == f"{len(times)} times, 5 pictures: {place / 'out'}"
+    assert output[-1] == f"{len(times)} timesteps, 5 images: {place / 'out'}"
 
 
 def test_info_prints_the_table(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +185,7 @@ def test_info_prints_the_table(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert ddim("info", place / "out") == 0
     error = load(place / "out", "cpu").config.error
     assert error is not None
-    row = f"error table  from calibrate pictures (train), 5 pictures: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
+    row = f"error table  from calibrate pictures (train), 5 images: {error[0]:.4g} at t = 1 to {error[-1]:.4g} at T"
     assert row in capsys.readouterr().out.splitlines()
 
 

@@ -1,4 +1,4 @@
-"""The commands, from training to the last picture, and what each of them says of itself."""
+"""The commands, from training to images, and their help texts."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from ddim.sampling.guidance import cfg_plus_plus
 from ddim.sampling.latents import read_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
-Say = Callable[..., str]
+Run = Callable[..., str]
 
 
-def to_pixels(data: bytes) -> bytes:
+def pixels_of(data: bytes) -> bytes:
     return Image.open(io.BytesIO(data)).tobytes()
 
 
 @pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    """Run a command that must succeed: what it prints on stdout."""
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """A function that runs a command, which must succeed, and returns its standard output."""
 
-    def run(*words: object) -> str:
+    def run_command(*arguments: object) -> str:
         capsys.readouterr()
-        code = ddim(*words)
-        told = capsys.readouterr()
-        assert code == 0, told.err
-        assert "Traceback" not in told.err
-        return told.out
+        code = ddim(*arguments)
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        assert "Traceback" not in captured.err
+        return captured.out
 
-    return run
+    return run_command
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps on the digits."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    words = ("--steps", 30, "--batch", 16, "--limit", 200, "--checkpoint-every", 20, "--preview-every", 30)
-    assert ddim("train", "digits", "--out", folder, *words, "--log-every", 10, "--warmup", 5) == 0
+    options = ("--steps", 30, "--batch", 16, "--limit", 200, "--checkpoint-every", 20, "--preview-every", 30)
+    assert ddim("train", "digits", "--out", folder, *options, "--log-every", 10, "--warmup", 5) == 0
     return folder
 
 
@@ -64,59 +64,59 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as picture:
-        return picture.size
+    with Image.open(path) as image:
+        return image.size
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself_with_an_example(command: str, say: Say) -> None:
-    told = say(command, "--help")
-    assert told.startswith(f"Usage: ddim {command}")
-    assert "Example" in told
-    assert f"ddim {command} " in told[20:]
-    assert told == say(command, "-h")
+def test_every_help_text_has_an_example(command: str, run: Run) -> None:
+    output = run(command, "--help")
+    assert output.startswith(f"Usage: ddim {command}")
+    assert "Example" in output
+    assert f"ddim {command} " in output[20:]
+    assert output == run(command, "-h")
 
 
-def test_the_group_lists_every_command(say: Say) -> None:
-    told = say("--help")
-    for command, about in COMMANDS.items():
-        assert command in told
-        assert " ".join(about.split()[:3]) in told
-    assert say("--version").startswith("ddim, version ")
+def test_the_help_lists_every_command(run: Run) -> None:
+    output = run("--help")
+    for command, description in COMMANDS.items():
+        assert command in output
+        assert " ".join(description.split()[:3]) in output
+    assert run("--version").startswith("ddim, version ")
 
 
-def test_the_help_waits_for_nothing_heavy() -> None:
+def test_the_help_imports_neither_torch_nor_numpy() -> None:
     code = """
 import sys
 sys.modules["torch"] = sys.modules["numpy"] = None
 from ddim.cli.main import main
 main(["--help"])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "First steps" in done.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "First steps" in process.stdout
 
 
-def test_the_grids_of_the_help_are_the_grids() -> None:
+def test_the_help_lists_all_spacings() -> None:
     assert set(SPACINGS) == set(NAMED)
 
 
-def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_the_help_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert ddim() == 0
-    told = capsys.readouterr()
-    assert told.err == ""
-    assert "Usage: ddim" in told.out
-    assert "reconstruct" in told.out
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "Usage: ddim" in captured.out
+    assert "reconstruct" in captured.out
 
 
-def test_presets_are_listed(say: Say) -> None:
+def test_presets_are_listed(run: Run) -> None:
     from ddim.train.presets import PRESETS
 
-    told = say("train", "--list-presets").splitlines()
-    assert [line.split()[0] for line in told] == list(PRESETS)
+    output = run("train", "--list-presets").splitlines()
+    assert [line.split()[0] for line in output] == list(PRESETS)
 
 
-def test_train_leaves_a_run_and_a_model(trained: Path) -> None:
+def test_train_writes_a_run_and_a_model(trained: Path) -> None:
     names = {name.split("/")[0] for name in contents(trained)}
     assert names == {"run.json", "metrics.jsonl", "model", "state", "previews", "tensorboard"}
     config = load(trained, "cpu").config
@@ -125,18 +125,18 @@ def test_train_leaves_a_run_and_a_model(trained: Path) -> None:
     assert config.provenance.command.startswith(f"ddim train digits --out {trained} --steps 30 ")
 
 
-def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: Path, say: Say) -> None:
+def test_sample_writes_images_a_manifest_and_a_sheet(trained: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    words = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
-    told = say(*words, "--sheet", tmp_path / "sheet.png")
-    assert told.startswith("9 images, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
+    arguments = ("sample", trained, "-n", 9, "--steps", 5, "--seed", 4, "--out", out)
+    output = run(*arguments, "--sheet", tmp_path / "sheet.png")
+    assert output.startswith("9 images, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "SHA256SUMS", "manifest.json"]
     assert size(tmp_path / "sheet.png") == (32, 32)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
     for index in range(9):
-        with Image.open(out / f"{index:06d}.png") as picture:
-            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
-    assert "9 images (9 existed)" in say(*words)
+        with Image.open(out / f"{index:06d}.png") as image:
+            assert (np.asarray(image) == expected[index, :, :, 0]).all()
+    assert run(*arguments).startswith("9 images (9 ")
 
 
 @pytest.mark.parametrize(
@@ -150,114 +150,129 @@ def test_sample_writes_pictures_a_manifest_and_a_sheet(trained: Path, tmp_path: 
         (["--clip"], {"clip_x0": True}),
     ],
 )
-def test_the_options_of_a_plan_are_the_arguments_of_a_plan(
-    options: list[str], settings: dict[str, Any], tiny: Path, say: Say
+def test_plan_options_equal_the_arguments_of_model_plan(
+    options: list[str], settings: dict[str, Any], tiny: Path, run: Run
 ) -> None:
-    told = say("plan", tiny, "--steps", 5, *options, "--json")
-    assert Plan.from_json(told) == load(tiny, "cpu").plan(5, **settings)
+    output = run("plan", tiny, "--steps", 5, *options, "--json")
+    assert Plan.from_json(output) == load(tiny, "cpu").plan(5, **settings)
 
 
 @pytest.mark.parametrize(("options", "eta"), [([], 0.0), (["--eta", "1"], 1.0), (["--eta", "0.3", "--clip"], 0.3)])
-def test_the_optimal_noise_goes_with_any_eta(options: list[str], eta: float, tmp_path: Path, say: Say) -> None:
+def test_optimal_sigma_can_be_combined_with_eta(options: list[str], eta: float, tmp_path: Path, run: Run) -> None:
     model = tiny_model()
     table = {"error": tuple(1 / (1 + t / 9) for t in range(1, 1001))}
     Model(model.network, model.config.model_copy(update=table)).save(tmp_path / "model")
-    words = ("--steps", 5, "--sigma", "optimal", *options)
-    plan = Plan.from_json(say("plan", tmp_path / "model", *words, "--json"))
+    arguments = ("--steps", 5, "--sigma", "optimal", *options)
+    plan = Plan.from_json(run("plan", tmp_path / "model", *arguments, "--json"))
     assert plan == load(tmp_path / "model", "cpu").plan(5, eta=eta, sigma="optimal", clip_x0="--clip" in options)
     assert plan.about == f"equal-angle, S=5, sigma optimal, eta={eta:g}"
     assert [row.z > row.sigma for row in plan.rows] == [True] * 4 + [False]
-    told = say("sample", tmp_path / "model", "-n", 2, *words, "--out", tmp_path / "out", "--force")
-    assert told.startswith(f"2 images, ddim({plan.about}), 5 network evaluations each")
+    output = run("sample", tmp_path / "model", "-n", 2, *arguments, "--out", tmp_path / "out", "--force")
+    assert output.startswith(f"2 images, ddim({plan.about}), 5 network evaluations each")
 
 
-def test_the_loss_weights_of_the_options_are_those_of_the_objective() -> None:
+def test_the_options_list_all_loss_weights() -> None:
     assert set(LOSS_WEIGHTS) == set(get_args(LossWeight))
 
 
-def test_plan_prints_what_sample_runs(tiny: Path, tmp_path: Path, say: Say) -> None:
-    words = ("--steps", 4, "--grid", "linear", "--eta", 0.3)
-    told = say("plan", tiny, *words).splitlines()
-    assert told[0] == "ddim(linear, S=4, eta=0.3): 4 network evaluations"
-    assert told[1].split()[:3] == ["from", "to", "alpha_bar"]
-    assert [line.split()[:2] for line in told[2:]] == [["1000", "750"], ["750", "500"], ["500", "250"], ["250", "0"]]
-    (tmp_path / "plan.json").write_text(say("plan", tiny, *words, "--json"))
-    say("sample", tiny, "-n", 3, *words, "--out", tmp_path / "direct")
-    say("sample", tiny, "-n", 3, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
+def test_sample_runs_the_plan_that_plan_prints(tiny: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ("--steps", 4, "--grid", "linear", "--eta", 0.3)
+    output = run("plan", tiny, *arguments).splitlines()
+    assert output[0] == "ddim(linear, S=4, eta=0.3): 4 network evaluations"
+    assert output[1].split()[:3] == ["from", "to", "alpha_bar"]
+    assert [line.split()[:2] for line in output[2:]] == [["1000", "750"], ["750", "500"], ["500", "250"], ["250", "0"]]
+    (tmp_path / "plan.json").write_text(run("plan", tiny, *arguments, "--json"))
+    run("sample", tiny, "-n", 3, *arguments, "--out", tmp_path / "direct")
+    run("sample", tiny, "-n", 3, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
     assert contents(tmp_path / "direct") == contents(tmp_path / "file")
 
 
-def test_the_labels_in_turn(tmp_path: Path, say: Say) -> None:
-    """Sample i has the label i mod 3, wherever a run begins, and says so."""
+def test_label_each_uses_all_labels_in_turn(tmp_path: Path, run: Run) -> None:
+    """Sample i has the label i mod 3, whatever the first index, and its file records the label."""
     labelled = save_tiny(tmp_path / "labelled", classes=3)
-    say("sample", labelled, "-n", 4, "--start", 2, "--steps", 3, "--label", "each", "--out", tmp_path / "out")
+    run("sample", labelled, "-n", 4, "--start", 2, "--steps", 3, "--label", "each", "--out", tmp_path / "out")
     expected = to_uint8(load(labelled).sample(4, steps=3, start=2, labels=[2, 0, 1, 2]))
-    for index, picture in zip(range(2, 6), expected, strict=True):
-        with Image.open(tmp_path / f"out/{index:06d}.png") as made:
-            np.testing.assert_array_equal(np.asarray(made), picture[:, :, 0])
-            assert made.text["label"] == str(index % 3)
+    for index, pixels in zip(range(2, 6), expected, strict=True):
+        with Image.open(tmp_path / f"out/{index:06d}.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), pixels[:, :, 0])
+            assert image.text["label"] == str(index % 3)
 
 
-def test_labels_and_guidance_from_the_command_line(tmp_path: Path, say: Say) -> None:
+def test_label_and_guidance_options_equal_the_arguments_of_sample(tmp_path: Path, run: Run) -> None:
     labelled = save_tiny(tmp_path / "labelled", classes=3)
-    say("sample", labelled, "-n", 3, "--steps", 3, "--label", 2, "--guidance", 2.5, "--out", tmp_path / "out")
+    run("sample", labelled, "-n", 3, "--steps", 3, "--label", 2, "--guidance", 2.5, "--out", tmp_path / "out")
     expected = to_uint8(load(labelled).sample(3, steps=3, labels=2, guidance=2.5))
     for index in range(3):
-        with Image.open(tmp_path / "out" / f"{index:06d}.png") as picture:
-            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+        with Image.open(tmp_path / "out" / f"{index:06d}.png") as image:
+            assert (np.asarray(image) == expected[index, :, :, 0]).all()
 
 
-def test_cfg_plus_plus_from_the_command_line(tmp_path: Path, say: Say) -> None:
-    labelled, words = save_tiny(tmp_path / "labelled", classes=3), ("--steps", 3, "--label", 2, "--cfg-plus-plus", 0.6)
-    say("sample", labelled, "-n", 2, *words, "--out", tmp_path / "out")
+def test_cfg_plus_plus_option_equals_the_guidance_function(tmp_path: Path, run: Run) -> None:
+    labelled, arguments = (
+        save_tiny(tmp_path / "labelled", classes=3),
+        ("--steps", 3, "--label", 2, "--cfg-plus-plus", 0.6),
+    )
+    run("sample", labelled, "-n", 2, *arguments, "--out", tmp_path / "out")
     model = load(labelled)
     plan = model.plan(3)
     scale = cfg_plus_plus(plan, 0.6)
     expected = to_uint8(model.sample(2, plan=plan, labels=2, guidance=scale))
-    with Image.open(tmp_path / "out" / "000001.png") as picture:
-        assert (np.asarray(picture) == expected[1, :, :, 0]).all()
+    with Image.open(tmp_path / "out" / "000001.png") as image:
+        assert (np.asarray(image) == expected[1, :, :, 0]).all()
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["guidance"] == [scale(row.now) for row in plan.rows]
 
 
-def test_encode_and_decode_bring_pictures_back(trained: Path, tmp_path: Path, say: Say) -> None:
-    paths = write_pictures(tmp_path / "pictures", 3)
+def test_encode_and_decode_equal_the_model_methods(trained: Path, tmp_path: Path, run: Run) -> None:
+    paths = write_pictures(tmp_path / "images", 3)
     latents = tmp_path / "latents.safetensors"
-    assert say("encode", trained, *paths, "--steps", 40, "--out", latents).startswith("3 latents, ")
+    assert run("encode", trained, *paths, "--steps", 40, "--out", latents).startswith("3 latents, ")
     states, file = read_latents(latents)
     assert states.shape == (3, 1, 8, 8)
     assert file.names == tuple(map(str, paths))
     assert torch.equal(states, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).cpu())
-    words = ("decode", trained, latents, "--steps", 40, "--out", tmp_path / "again", "--sheet", tmp_path / "sheet.png")
-    assert say(*words).startswith("3 pictures, ")
+    arguments = (
+        "decode",
+        trained,
+        latents,
+        "--steps",
+        40,
+        "--out",
+        tmp_path / "again",
+        "--sheet",
+        tmp_path / "sheet.png",
+    )
+    assert run(*arguments).startswith("3 images, ")
     assert sorted(contents(tmp_path / "again")) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "manifest.json"]
     expected = to_uint8(load(trained, dtype="float32").decode(states, steps=40))
     for index in range(3):
-        with Image.open(tmp_path / "again" / f"{index:06d}.png") as picture:
-            assert picture.text["latent"] == str(paths[index])  # type: ignore[attr-defined]
-            assert (np.asarray(picture) == expected[index, :, :, 0]).all()
+        with Image.open(tmp_path / "again" / f"{index:06d}.png") as image:
+            assert image.text["latent"] == str(paths[index])  # type: ignore[attr-defined]
+            assert (np.asarray(image) == expected[index, :, :, 0]).all()
     assert (tmp_path / "sheet.png").is_file()
     whole = contents(tmp_path / "again")
     (tmp_path / "again/000001.png").unlink()
-    assert say(*words).startswith("3 pictures (2 existed), ")
+    assert run(*arguments).startswith("3 images (2 ")
     assert contents(tmp_path / "again") == whole
 
 
-def test_decoding_takes_the_grid_of_the_file(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_decode_uses_the_timesteps_of_the_latents_file(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     latents = tmp_path / "latents.safetensors"
-    paths = write_pictures(tmp_path / "pictures", 2)
+    paths = write_pictures(tmp_path / "images", 2)
     assert ddim("encode", tiny, *paths, "--steps", 6, "--grid", "quadratic", "--out", latents) == 0
     assert ddim("decode", tiny, latents, "--out", tmp_path / "plain") == 0
     assert "note" not in capsys.readouterr().err
-    assert ddim("decode", tiny, latents, "--steps", 6, "--grid", "quadratic", "--out", tmp_path / "asked") == 0
-    plain, asked = contents(tmp_path / "plain"), contents(tmp_path / "asked")
-    assert [to_pixels(plain[name]) for name in sorted(plain) if name.endswith("png")] == [
-        to_pixels(asked[name]) for name in sorted(asked) if name.endswith("png")
+    assert ddim("decode", tiny, latents, "--steps", 6, "--grid", "quadratic", "--out", tmp_path / "explicit") == 0
+    plain, explicit = contents(tmp_path / "plain"), contents(tmp_path / "explicit")
+    assert [pixels_of(plain[name]) for name in sorted(plain) if name.endswith("png")] == [
+        pixels_of(explicit[name]) for name in sorted(explicit) if name.endswith("png")
     ]
 
 
-def test_decoding_on_another_grid_is_said(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (path,) = write_pictures(tmp_path / "pictures", 1)
+def test_decode_warns_about_other_timesteps(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = write_pictures(tmp_path / "images", 1)
     assert ddim("encode", tiny, path, "--steps", 4, "--out", tmp_path / "z.safetensors") == 0
     capsys.readouterr()
     assert ddim("decode", tiny, tmp_path / "z.safetensors", "--steps", 5, "--out", tmp_path / "out") == 0
@@ -265,56 +280,56 @@ def test_decoding_on_another_grid_is_said(tiny: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("source", ["folder", "digits"])
-def test_a_data_set_is_encoded_whole(source: str, tiny: Path, tmp_path: Path, say: Say) -> None:
+def test_encode_takes_a_data_set(source: str, tiny: Path, tmp_path: Path, run: Run) -> None:
     write_pictures(tmp_path / "folder", 5)
-    place = tmp_path / "folder" if source == "folder" else "digits"
-    say("encode", tiny, place, "--limit", 4, "--steps", 2, "--out", tmp_path / "z.safetensors")
+    data = tmp_path / "folder" if source == "folder" else "digits"
+    run("encode", tiny, data, "--limit", 4, "--steps", 2, "--out", tmp_path / "z.safetensors")
     states, file = read_latents(tmp_path / "z.safetensors")
     assert len(states) == len(file.names) == 4
     assert file.names[3] == ("3.png" if source == "folder" else "digits train[3]")
 
 
-def test_reconstruct_measures_and_shows(trained: Path, tmp_path: Path, say: Say) -> None:
+def test_reconstruct_prints_and_writes_the_errors(trained: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    words = ("reconstruct", trained, "digits", "--split", "test", "--limit", 10, "--steps", "5,40", "--out", out)
-    told = say(*words)
+    arguments = ("reconstruct", trained, "digits", "--split", "test", "--limit", 10, "--steps", "5,40", "--out", out)
+    output = run(*arguments)
     report = json.loads((out / "reconstruct.json").read_text())
     assert report["images"] == 10
     assert [row["steps"] for row in report["rows"]] == [5, 40]
     assert report["rows"][1]["mse"] < report["rows"][0]["mse"]
-    assert f"{report['rows'][1]['mse']:.3e}" in told
+    assert f"{report['rows'][1]['mse']:.3e}" in output
     assert sorted(contents(out)) == ["reconstruct.json", "reconstruct.png"]
-    say(*words)  # its own files may be replaced
+    run(*arguments)  # files of an earlier run of the command may be replaced
 
 
-def test_interpolate_between_seeds(trained: Path, tmp_path: Path, say: Say) -> None:
+def test_interpolate_between_seeds(trained: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "strip.png"
-    say("interpolate", trained, "--seeds", "3,14:2", "--frames", 5, "--steps", 4, "--out", out, "--dtype", "float32")
+    run("interpolate", trained, "--seeds", "3,14:2", "--frames", 5, "--steps", 4, "--out", out, "--dtype", "float32")
     assert size(out) == (5 * 18 + 2, 20)
     strip = np.asarray(Image.open(out))
     model = load(trained, dtype="float32")
     for seed, index, left in ((3, 0, 2), (14, 2, 4 * 18 + 2)):
         end = to_uint8(model.sample(1, steps=4, seed=seed, start=index, sampler="ddim"))[0, :, :, 0]
         shown = strip[2:18:2, left : left + 16 : 2].astype(int)
-        assert np.abs(shown - end).max() <= 1  # micro-batches of other neighbours
+        assert np.abs(shown - end).max() <= 1  # the other samples of the micro-batch differ
 
 
-def test_interpolate_between_pictures(trained: Path, tmp_path: Path, say: Say) -> None:
-    one, two, *_ = write_pictures(tmp_path / "pictures", 2)
-    say(
+def test_interpolate_between_images(trained: Path, tmp_path: Path, run: Run) -> None:
+    one, two, *_ = write_pictures(tmp_path / "images", 2)
+    run(
         "interpolate", trained, "--images", f"{one},{two}", "--frames", 3, "--steps", 4, "--out", tmp_path / "strip.png"
     )
     assert size(tmp_path / "strip.png") == (3 * 18 + 2, 20)
 
 
-def test_interpolate_over_a_sheet(trained: Path, tmp_path: Path, say: Say) -> None:
-    words = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
-    assert say(*words, "--out", tmp_path / "sheet.png").startswith("9 pictures, ddim(linear")
+def test_interpolate_between_four_corners(trained: Path, tmp_path: Path, run: Run) -> None:
+    arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
+    assert run(*arguments, "--out", tmp_path / "sheet.png").startswith("9 images, ddim(linear")
     assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
 
 
-def test_interpolate_with_weights(trained: Path, tmp_path: Path, say: Say) -> None:
-    words = (
+def test_interpolate_with_weights(trained: Path, tmp_path: Path, run: Run) -> None:
+    arguments = (
         "interpolate",
         trained,
         "--seeds",
@@ -326,7 +341,7 @@ def test_interpolate_with_weights(trained: Path, tmp_path: Path, say: Say) -> No
         "--weights",
         "1,0,0",
     )
-    assert say(*words, "--out", tmp_path / "blends.png").startswith("3 pictures, ddim(")
+    assert run(*arguments, "--out", tmp_path / "blends.png").startswith("3 images, ddim(")
     model = load(trained, dtype="float32")
     ends = torch.cat([model.noise([index], seed).start() for seed, index in ((1, 0), (2, 5), (3, 0))])
     weights = torch.tensor([[0, 1, 0], [1, 2, -1], [1, 0, 0]]).double()
@@ -334,25 +349,25 @@ def test_interpolate_with_weights(trained: Path, tmp_path: Path, say: Say) -> No
         model.decode((weights / weights.norm(dim=1, keepdim=True) @ ends.double().flatten(1)).reshape(3, 1, 8, 8), 3)
     )
     strip = np.asarray(Image.open(tmp_path / "blends.png")).astype(int)
-    for place, picture in enumerate(expected[:, :, :, 0]):
-        shown = strip[2:18:2, 2 + 18 * place : 18 + 18 * place : 2]
-        assert np.abs(shown - picture).max() <= 1
+    for column, pixels in enumerate(expected[:, :, :, 0]):
+        shown = strip[2:18:2, 2 + 18 * column : 18 + 18 * column : 2]
+        assert np.abs(shown - pixels).max() <= 1
 
 
-def test_info_says_what_a_model_is(trained: Path, say: Say) -> None:
-    told = say("info", trained)
-    for words in ("8x8, grey", "digits (train), 200 images", "30 steps", "linear, T = 1000", "(verified)"):
-        assert words in told, words
+def test_info_prints_the_configuration_and_provenance(trained: Path, run: Run) -> None:
+    output = run("info", trained)
+    for text in ("8x8, grey", "digits (train), 200 images", "30 steps", "linear, T = 1000", "(verified)"):
+        assert text in output, text
     config = load(trained, "cpu").config
-    assert config.sha256 in told
-    assert json.loads(say("info", trained, "--json")) == json.loads(config.model_dump_json())
+    assert config.sha256 in output
+    assert json.loads(run("info", trained, "--json")) == json.loads(config.model_dump_json())
 
 
-def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
+def test_training_with_labels_and_options(tmp_path: Path, run: Run) -> None:
     for label in ("cats", "dogs"):
-        write_pictures(tmp_path / "pictures" / label, 3)
-    words = ("--preset", "digits", "--labels", "--steps", 2, "--batch", 2, "--accumulate", 2, "--predicts", "eps")
-    words += (
+        write_pictures(tmp_path / "images" / label, 3)
+    arguments = ("--preset", "digits", "--labels", "--steps", 2, "--batch", 2, "--accumulate", 2, "--predicts", "eps")
+    arguments += (
         "--size",
         16,
         "--channels",
@@ -365,32 +380,32 @@ def test_training_with_labels_and_options(tmp_path: Path, say: Say) -> None:
         "--precision",
         "float32",
     )
-    say("train", tmp_path / "pictures", *words, "--preview-every", 0, "--out", tmp_path / "run")
+    run("train", tmp_path / "images", *arguments, "--preview-every", 0, "--out", tmp_path / "run")
     config = load(tmp_path / "run", "cpu").config
     assert (config.network.classes, config.predicts, config.data.shape) == (2, "eps", (16, 16, 3))
     recipe = config.provenance.training
     assert recipe is not None
     assert (recipe.flip, recipe.gamma, recipe.seed, recipe.accumulate) == (True, "sigmoid", 3, 2)
-    told = say(
+    output = run(
         "sample", tmp_path / "run", "-n", 2, "--steps", 2, "--grid", "linear", "--label", 1, "--out", tmp_path / "s"
     )
-    assert told.startswith("2 images")
+    assert output.startswith("2 images")
 
 
-def test_unreadable_pictures_are_left_out_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_pictures(tmp_path / "pictures", 3)
-    (tmp_path / "pictures/x.png").write_text("no picture")
-    words = ("--preset", "digits", "--steps", 1, "--batch", 2, "--preview-every", 0, "--skip-unreadable")
-    assert ddim("train", tmp_path / "pictures", *words, "--out", tmp_path / "run") == 0
+def test_skip_unreadable_leaves_out_unreadable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_pictures(tmp_path / "images", 3)
+    (tmp_path / "images/x.png").write_text("not an image")
+    arguments = ("--preset", "digits", "--steps", 1, "--batch", 2, "--preview-every", 0, "--skip-unreadable")
+    assert ddim("train", tmp_path / "images", *arguments, "--out", tmp_path / "run") == 0
     assert "x.png" in next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
     assert load(tmp_path / "run", "cpu").config.provenance.images == 3
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_output_pipe_prints_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "ddim", "--help"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    process = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
     os.close(writing)
-    assert done.returncode == 1
-    assert done.stderr == b""
+    assert process.returncode == 1
+    assert process.stderr == b""

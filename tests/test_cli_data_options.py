@@ -1,4 +1,4 @@
-"""--fit and --label-column: what they do, and what is said without them."""
+"""The options --fit and --label-column, and the warnings without them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models import ddim, save_tiny
 
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
-    """Eight pictures of twice the width of a tiny model's."""
+    """Eight images of twice the width of a tiny model's images."""
     (tmp_path / "wide").mkdir()
     for index in range(8):
         values = np.random.default_rng(index).integers(0, 256, (8, 16), dtype=np.uint8)
@@ -54,22 +54,22 @@ def commands(folder: Path, wide: Path) -> dict[str, list[object]]:
     ["train", "encode", "reconstruct", "calibrate", "interpolate", "statistics"]
     + [pytest.param(name, marks=pytest.mark.heavy) for name in ("likelihood", "check")],
 )
-def test_what_is_cut_is_said_once_and_with_an_option_that_there_is(
+def test_cropping_warns_once_and_names_the_option_fit(
     name: str, tmp_path: Path, wide: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = commands(tmp_path, wide)[name]
+    arguments = commands(tmp_path, wide)[name]
     capsys.readouterr()
-    assert ddim(name, *words) in (0, 1)
-    [said] = [line for line in notes(capsys) if "cropped" in line]
-    assert "50%" in said
-    assert "--fit stretch" in said
-    words = [str(word).replace("out", "again") if word == tmp_path / "out" else word for word in words]
-    assert ddim(name, *words, "--fit", "stretch") in (0, 1)
+    assert ddim(name, *arguments) in (0, 1)
+    [warning] = [line for line in notes(capsys) if "cropped" in line]
+    assert "50%" in warning
+    assert "--fit stretch" in warning
+    arguments = [tmp_path / "again" if argument == tmp_path / "out" else argument for argument in arguments]
+    assert ddim(name, *arguments, "--fit", "stretch") in (0, 1)
     assert not [line for line in notes(capsys) if "cropped" in line]
-    assert ddim(name, *words, "--fit", "exact") == 2
+    assert ddim(name, *arguments, "--fit", "exact") == 2
 
 
-def test_pictures_of_several_sizes_without_a_size(
+def test_images_of_several_sizes_need_the_option_size(
     tmp_path: Path, wide: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(wide / "z.png")
@@ -79,13 +79,13 @@ def test_pictures_of_several_sizes_without_a_size(
     assert ddim("statistics", wide, "--fit", "stretch", "--out", tmp_path / "s.safetensors") == 2
 
 
-def test_a_fit_is_no_setting_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_does_not_apply_to_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_text("a bad bean " * 200)
-    given = ["--preset", "tinyshakespeare", "--fit", "crop", "--out", tmp_path / "r"]
-    assert ddim("train", tmp_path / "a.txt", *given) == 2
+    options = ["--preset", "tinyshakespeare", "--fit", "crop", "--out", tmp_path / "r"]
+    assert ddim("train", tmp_path / "a.txt", *options) == 2
 
 
-def test_a_run_remembers_its_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_records_its_label_column(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -98,12 +98,12 @@ def test_a_run_remembers_its_column(tmp_path: Path, capsys: pytest.CaptureFixtur
     parquet.write_table(arrow.table(columns), tmp_path / "c" / "train-0.parquet")
     run = ["--preset", "digits", "--steps", 1, "--preview-every", 0, "--out", tmp_path / "r"]
     assert ddim("train", tmp_path / "c", "--labels", *run) == 2
-    said = capsys.readouterr().err
-    assert "--label-column" in said
-    assert "c: " in said
+    error = capsys.readouterr().err
+    assert "--label-column" in error
+    assert "c: " in error
     assert not (tmp_path / "r").exists()
     assert ddim("train", tmp_path / "c", "--label-column", "fine", *run) == 0
-    about = json.loads((tmp_path / "r" / "run.json").read_text())
-    assert (about["label_column"], about["model"]["network"]["classes"]) == ("fine", 4)
+    record = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert (record["label_column"], record["model"]["network"]["classes"]) == ("fine", 4)
     assert ddim("train", tmp_path / "c", "--label-column", "rough", *run) == 2
     assert ddim("train", tmp_path / "c", "--label-column", "fine", "--no-labels", *run) == 2

@@ -52,10 +52,10 @@ def test_the_reference_names_modules_that_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *OTHERS])
 def test_the_wording_is_plain(page: str) -> None:
-    found = BANNED.findall(prose({**PAGES, **OTHERS}[page]))
-    assert not found, f"{page}: {', '.join(match[0] for match in found)}"
+    matches = BANNED.findall(prose({**PAGES, **OTHERS}[page]))
+    assert not matches, f"{page}: {', '.join(match[0] for match in matches)}"
 
 
-def test_what_is_banned_is_noticed() -> None:
+def test_the_banned_words_are_detected() -> None:
     assert BANNED.search(prose("ten network calls"))
     assert not BANNED.search(prose("`--pictures 100` in ten network evaluations\n\n    ddim x --pictures 3\n"))

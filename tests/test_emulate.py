@@ -471,7 +471,7 @@ def test_sample_like_equals_sampling_the_emulated_plan(
     words = ("--like", "diffusers:spacing=linspace,clip_sample=true", "--steps", 3, "--eta", 0.5)
     (tmp_path / "plan.json").write_text(output_of(capsys, "plan", tiny, *words, "--json"))
     output = output_of(capsys, "sample", tiny, "-n", 2, *words, "--out", tmp_path / "named")
-    assert output.startswith("2 pictures, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
+    assert output.startswith("2 images, diffusers(linspace, S=3, eta=0.5), 3 network evaluations each")
     output_of(capsys, "sample", tiny, "-n", 2, "--plan", tmp_path / "plan.json", "--out", tmp_path / "file")
     output_of(capsys, "sample", tiny, "-n", 2, *words[:-2], "--out", tmp_path / "other")
     named, file, other = (contents(tmp_path / name) for name in ("named", "file", "other"))

@@ -124,9 +124,9 @@ def test_a_billion_samples_start_at_once_and_can_be_resumed(tmp_path: Path) -> N
     steps = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
     progress = [*itertools.islice(steps, 3)]
     steps.close()
-    assert time.monotonic() - begun < 10
-    assert [one.existing for one in made] == [0, 0, 0]
-    assert made[-1].done == 8
+    assert time.monotonic() - started < 10
+    assert [each.existing for each in progress] == [0, 0, 0]
+    assert progress[-1].done == 8
     again = generate(model, plan, tmp_path / "many", limits.SAMPLES, start=7)
     assert next(again).existing == 8
     assert next(again).done == 12

@@ -1,4 +1,4 @@
-"""`main`: whatever a command raises becomes one line and an exit code, and a bug keeps its traceback."""
+"""`main` turns exceptions into one line and an exit code; a bug keeps its traceback."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def encode() -> None:
     "\ud800".encode()
 
 
-def deep() -> None:
-    deep()
+def recurse() -> None:
+    recurse()
 
 
 RAISED = {
@@ -45,26 +45,26 @@ RAISED = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     "device": RuntimeError("CUDA error: no kernel image is available"),
     "meta": meta,
-    "recursion": deep,
+    "recursion": recurse,
     "overflow": OverflowError("int too large to convert to float"),
     "unicode": encode,
-    "bytes for a name": OSError(errno.ENOSPC, "No space left on device", b"/x/\xff"),
-    "no name": OSError("odd"),
-    "ours": DdimError("x\x1b]0;y\x07" * 2000, "z\n" * 3000, "w"),
+    "file name as bytes": OSError(errno.ENOSPC, "No space left on device", b"/x/\xff"),
+    "no file name": OSError("odd"),
+    "DdimError": DdimError("x\x1b]0;y\x07" * 2000, "z\n" * 3000, "w"),
     "usage": click.UsageError("v" * 5000),
 }
 
 
 @pytest.mark.parametrize("name", RAISED)
-def test_what_no_machine_can_hold_is_one_line(
+def test_errors_of_size_device_and_input_print_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    raised = RAISED[name]
+    case = RAISED[name]
 
     def command(**_: object) -> None:
-        if isinstance(raised, BaseException):
-            raise raised
-        raised()
+        if isinstance(case, BaseException):
+            raise case
+        case()
 
     monkeypatch.setattr(cli_main.cli, "main", command)
     assert ddim() == 2
@@ -88,11 +88,11 @@ def test_a_bug_keeps_its_traceback(bug: Exception, monkeypatch: pytest.MonkeyPat
 def test_a_thread_that_fails_prints_no_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def work() -> None:
+    def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def command(**_: object) -> None:
-        thread = threading.Thread(target=work, name="writer")
+        thread = threading.Thread(target=fail, name="writer")
         thread.start()
         thread.join()
 
@@ -108,17 +108,17 @@ def test_a_thread_that_fails_prints_no_traceback(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_full_device_for_output_is_exit_code_2(stream: str) -> None:
-    words, env = process(*(["--version"] if stream == "stdout" else ["train"]))
+def test_output_to_a_full_device_exits_with_2(stream: str) -> None:
+    arguments, env = process(*(["--version"] if stream == "stdout" else ["train"]))
     with open("/dev/full", "w") as full:
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {stream: full}
-        assert subprocess.run(words, env=env | {"PYTHONUNBUFFERED": ""}, check=False, **streams).returncode == 2
+        assert subprocess.run(arguments, env=env | {"PYTHONUNBUFFERED": ""}, check=False, **streams).returncode == 2
 
 
-def test_a_closed_reader_is_exit_code_1_as_before(tmp_path: Path) -> None:
-    words, env = process("--help")
+def test_a_closed_output_pipe_exits_without_a_traceback(tmp_path: Path) -> None:
+    arguments, env = process("--help")
     script = 'set -o pipefail; "$@" | true'
-    code = subprocess.run(["bash", "-c", script, "bash", *words], env=env, check=False, capture_output=True)
+    code = subprocess.run(["bash", "-c", script, "bash", *arguments], env=env, check=False, capture_output=True)
     assert code.returncode in (0, 1)
     assert b"Traceback" not in code.stderr
-    assert sys.executable in words[0]
+    assert sys.executable in arguments[0]

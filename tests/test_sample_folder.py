@@ -19,8 +19,6 @@ from ddim._io.atomic import lock
 from ddim.data.pixels import to_uint8
 from ddim.errors import DdimError, DdimWarning
 from ddim.evaluation.sample_folder import SampleProgress, generate, read_sheet
-from ddim.model.model import Model
-from ddim.model.model import Model
 from ddim.model.modality import image_path
 from ddim.model.model import Model
 from models import KINDS, contents, ddim, load_tiny, process, save_tiny, tiny_model

@@ -34,10 +34,10 @@ def test_a_tuned_plan_is_written_cached_and_run(place: Path, capsys: pytest.Capt
     assert plan.nfe == 3
     assert f"{plan.name}, 3 network evaluations" in output.out
     assert ddim(*tune, "--out", place / "again.json") == 0
-    assert "tuned before" in capsys.readouterr().err
+    assert "cached result" in capsys.readouterr().err
     assert (place / "again.json").read_bytes() == (place / "plan.json").read_bytes()
     assert ddim(*tune, "--out", place / "fresh.json", "--fresh") == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
     assert (place / "fresh.json").read_bytes() == (place / "plan.json").read_bytes()
     sample = ("--plan", place / "plan.json", "-n", 2, "--device", "cpu")
     assert ddim("sample", place / "model", *sample, "--out", place / "samples") == 0
@@ -52,7 +52,7 @@ def test_a_damaged_cached_plan_is_tuned_again(place: Path, capsys: pytest.Captur
     cached.write_text(cached.read_text()[:100])
     capsys.readouterr()
     assert ddim(*tune) == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
     assert (place / "plan.json").read_bytes() == first
 
 
@@ -66,7 +66,7 @@ def test_without_a_home_folder_nothing_is_cached(
     monkeypatch.setattr(Path, "home", no_home)
     tune = ("tune", place / "model", "--calls", 2, *SMALL, "--precision", "float32", "--out", place / "plan.json")
     assert ddim(*tune) == ddim(*tune) == 0
-    assert "tuned before" not in capsys.readouterr().err
+    assert "cached result" not in capsys.readouterr().err
 
 
 def test_a_plan_of_another_model_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

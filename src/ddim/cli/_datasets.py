@@ -39,11 +39,11 @@ def refit(policy: Any, fit: str | None) -> Any:
     if fit is None:
         return policy
     if len(policy.shape) == 1:
-        raise DdimError("--fit", "is about pictures", "leave it out")
+        raise DdimError("--fit", "applies to images only", "leave it out")
     return policy.model_copy(update={"fit": fit})
 
 
-def load_pictures(
+def load_images(
     data: str,
     policy: ImagePolicy | None,
     split: str,

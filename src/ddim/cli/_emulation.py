@@ -54,31 +54,31 @@ def make_like(
     from ddim.model.model import Model
 
     for option in (name for name, value in others.items() if value is not None):
-        hint = "leave the other out; --like has settings of its own, such as diffusers:spacing=linspace"
-        raise DdimError(f"--like and --{option.replace('_', '-')}", "are both given", hint)
+        hint = "leave the other out; settings follow a colon, such as diffusers:spacing=linspace"
+        raise DdimError(f"--like and --{option.replace('_', '-')}", "cannot be combined", hint)
     if not isinstance(model, Model):
-        raise DdimError("--like", "is for real-valued pictures, the data are categories", "leave it out")
+        raise DdimError("--like", "applies to real-valued images, the data are discrete", "leave it out")
     name, settings = _parsed(like)
     defaults = diffusers.emulation(model.config) if name == "diffusers" else {}
     explicit, settings = settings, defaults | settings
     options = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
     for key, value in options.items():
         if value is not None and key in explicit:
-            raise DdimError(f"--like {like}", f"and the command both give {key}", "give it once")
+            raise DdimError(f"--like {like}", f"and an option both set {key}", "set it once")
         settings |= {} if value is None else {key: value}
     count = min(20, model.schedule.T) if steps is None else steps
     return emulate.plan(name, model.schedule, count, **settings), settings
 
 
-def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
+def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
     """The output of --diff: the two tables, and the rows that differ with their differences.
 
     Args:
         model: The model, of images.
-        theirs: The plan of --like.
-        settings: The settings of `theirs`.
+        emulated: The plan of --like.
+        settings: The settings of `emulated`.
         steps: S of our plan, if `grid` is not None.
-        grid: The timesteps of our plan; those of `theirs` if None.
+        grid: The timesteps of our plan; those of `emulated` if None.
     """
     from ddim.interop import emulate
     from ddim.plan.diff import clipping, differences
@@ -86,20 +86,25 @@ def compared(model: Any, theirs: Plan, settings: Mapping[str, Any], steps: int |
     eta = float(settings.get("eta", 0.0))
     sigma = "hat" if settings.get("sample_type") == "ddpm_noisy" else None
     if grid is None:
-        ours = emulate.reference_plan(theirs, eta, sigma)
+        plan = emulate.reference_plan(emulated, eta, sigma)
     else:
-        noise = {"sigma": sigma} if sigma else {"eta": eta}
-        ours = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": theirs.clip_x0})
-    differing = differences(theirs, ours)
-    rows = max(theirs.nfe, ours.nfe)
+        plan = make_plan(
+            model,
+            steps,
+            grid,
+            "ddim",
+            ({"sigma": sigma} if sigma else {"eta": eta}) | {"clip_x0": emulated.clip_x0},
+        )
+    differing = differences(emulated, plan)
+    rows = max(emulated.nfe, plan.nfe)
     lines = [
-        f"compared: {theirs.name} with {ours.name}, {'rows of one time' if grid is None else 'row after row'}",
-        *(f"clipping differs: {text}" for text in [clipping(theirs, ours)] if text),
+        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
+        *(f"clipping differs: {text}" for text in [clipping(emulated, plan)] if text),
         f"rows that differ: {len(differing)} of {rows}"
-        + (f", {theirs.sampler} less {ours.sampler}" if differing else ""),
-        *(_table(differing, theirs, ours, model.schedule) if differing else []),
+        + (f", {emulated.sampler} less {plan.sampler}" if differing else ""),
+        *(_table(differing, emulated, plan, model.schedule) if differing else []),
     ]
-    return "\n".join([str(theirs), "", str(ours), "", *lines])
+    return "\n".join([str(emulated), "", str(plan), "", *lines])
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:
@@ -112,13 +117,13 @@ def _parsed(like: str) -> tuple[str, dict[str, Any]]:
         key, equals, text = part.partition("=")
         if not equals or key not in defaults:
             raise DdimError(
-                f"--like {like}", f"{part!r} is no setting of {name}", f"give {', '.join(defaults)} as key=value"
+                f"--like {like}", f"{part!r} is not a setting of {name}", f"use {', '.join(defaults)} as key=value"
             )
         settings[key] = _value(f"--like {like}", key, text, type(defaults[key]))
     return name, settings
 
 
-def _value(what: str, key: str, text: str, kind: type) -> Any:
+def _value(subject: str, key: str, text: str, kind: type) -> Any:
     if kind is bool and text in ("true", "false"):
         return text == "true"
     try:
@@ -127,28 +132,34 @@ def _value(what: str, key: str, text: str, kind: type) -> Any:
     except ValueError:
         pass
     words = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-    raise DdimError(what, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
+    raise DdimError(subject, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
 
 
-def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule) -> list[str]:
-    lines: list[tuple[str, ...]] = [("row", "from", "to", "goes to", "x0", "eps", "z")]
-    for difference in found:
-        our_row = None if difference.second is None else ours.rows[difference.second]
+def _table(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule) -> list[str]:
+    lines: list[tuple[str, ...]] = [("row", "from", "to", "target", "x0", "eps", "z")]
+    for difference in rows:
+        plan_row = None if difference.second is None else plan.rows[difference.second]
         if difference.first is None:
-            assert our_row is not None
+            assert plan_row is not None
             lines.append(
-                (str(difference.second), f"{our_row.now.t:g}", f"{our_row.next.t:g}", f"only in {ours.sampler}", *"...")
+                (
+                    str(difference.second),
+                    f"{plan_row.now.t:g}",
+                    f"{plan_row.next.t:g}",
+                    f"only in {plan.sampler}",
+                    *"...",
+                )
             )
             continue
-        row, number = theirs.rows[difference.first], str(difference.first)
-        if our_row is None:
-            lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {theirs.sampler}", *"..."))
+        row, number = emulated.rows[difference.first], str(difference.first)
+        if plan_row is None:
+            lines.append((number, f"{row.now.t:g}", f"{row.next.t:g}", f"only in {emulated.sampler}", *"..."))
             continue
         times = [
             f"{a.t:g}" if a == b else f"{a.t:g} / {b.t:g}"
-            for a, b in ((row.now, our_row.now), (row.next, our_row.next))
+            for a, b in ((row.now, plan_row.now), (row.next, plan_row.next))
         ]
-        signal, _ = theirs.mean_weights(difference.first)
+        signal, _ = emulated.mean_weights(difference.first)
         target_time = schedule.time_at_angle(math.acos(min(signal, 1.0)))
         lines.append(
             (
@@ -158,7 +169,7 @@ def _table(found: list[Difference], theirs: Plan, ours: Plan, schedule: Schedule
                 *(_number(value) for value in (difference.x0, difference.eps, difference.z)),
             )
         )
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
 
 

@@ -37,7 +37,7 @@ def read_images(
     from ddim.data.image import read_image
 
     if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     suffix = Path(images[0]).suffix.lower()
     single = len(images) == 1
     if single and images[0] == "digits" and policy.shape == (28, 28, 1):
@@ -46,7 +46,7 @@ def read_images(
         dataset = data.load(images[0], policy, split or "train", limit)
     else:
         if split is not None:
-            raise DdimError("--split", "goes with a data set, not with picture files", "leave it out")
+            raise DdimError("--split", "applies to data sets, not to image files", "leave it out")
         files = images[:limit]
         adjustments = Report()
         arrays = np.stack([read_image(Path(name), policy, adjusted=adjustments)[0] for name in files])
@@ -79,19 +79,19 @@ def read_items(
     if not isinstance(policy, TextPolicy):
         return read_images(data, policy, split, limit)
     if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more, or leave it out")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     if len(data) > 1:
-        raise DdimError(f"{len(data)} files", "are given, a text is one", "give one file or folder")
+        raise DdimError(f"{len(data)} files", "are more than one text", "use one file or folder")
     text = load_text(data[0], policy, split or "train")
     items = text.non_overlapping()
-    if (left := len(text.ids) - items.size) and limit is None:
-        warn(f"{text.name}: the last {left} tokens, less than a sequence, are left out")
+    if (remainder := len(text.ids) - items.size) and limit is None:
+        warn(f"{text.name}: tokens after the last whole sequence are left out ({remainder})")
     names = [f"{text.name}[{i * policy.length}:{(i + 1) * policy.length}]" for i in range(len(items))]
     return items[:limit], names[:limit]
 
 
-def open_said(path: Path, policy: ImagePolicy) -> np.ndarray:
-    """Read an image file at the model's resolution, uint8 (H, W, C); lossy changes are reported."""
+def open_with_warnings(path: Path, policy: ImagePolicy) -> np.ndarray:
+    """Read an image file at the model's resolution, uint8 (H, W, C); warn about lossy changes."""
     from ddim.data.adjustments import Report
     from ddim.data.image import read_image
 

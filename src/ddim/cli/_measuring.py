@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ddim.cli._datasets import FITS, load_pictures, refit
+from ddim.cli._datasets import FITS, load_images, refit
 from ddim.cli._options import check_device
-from ddim.cli._progress import progress_bar
-from ddim.cli.main import Stopper
+from ddim.cli._progress import counted, run_with_progress
 from ddim.errors import DdimError, warn
 from ddim.names import SPACINGS
 
@@ -65,7 +62,7 @@ def size_policy(size: str | None, fit: str | None = None) -> ImagePolicy | None:
 
     if size is None:
         if fit is not None:
-            raise DdimError("--fit", "goes with --size", "say --size too, such as 32x32x3, or leave it out")
+            raise DdimError("--fit", "needs --size", "add --size, such as --size 32x32x3, or leave it out")
         return None
     try:
         height, width, channels = (int(part) for part in size.split("x"))
@@ -98,7 +95,7 @@ def get_extractor(
     loaded = extractors.load(chosen, target, weights)
     if loaded.shape not in (None, shape):
         expected, actual = ("x".join(map(str, dims)) for dims in (loaded.shape or (), shape))
-        raise DdimError(f"--extractor {chosen}", f"takes {expected}, the pictures are {actual}", "choose another one")
+        raise DdimError(f"--extractor {chosen}", f"takes {expected}, the images are {actual}", "choose another one")
     if name is None:
         click.echo(
             f"extractor: {loaded.name} ({loaded.note})" if loaded.note else f"extractor: {loaded.name}", err=True
@@ -112,10 +109,10 @@ def get_data(data: str, policy: ImagePolicy | None, split: str | None, limit: in
 
     if data == "digits" and policy is not None and policy.shape == (28, 28, 1):
         return digits_as_mnist(split or "train", limit)
-    return load_pictures(data, policy, split or "train", limit)
+    return load_images(data, policy, split or "train", limit)
 
 
-def get_sized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
+def get_resized(data: str, size: str | None, fit: str | None, split: str | None, limit: int | None) -> ImageSet:
     """The images of a command that takes their resolution from --size and --fit instead of a model."""
     from ddim.data.image import MisfitError
 
@@ -125,38 +122,32 @@ def get_sized(data: str, size: str | None, fit: str | None, split: str | None, l
     except MisfitError as error:
         if policy is not None:
             raise
-        raise DdimError(error.subject, error.problem, "bring them to one size with --size, such as 32x32x3") from None
+        raise DdimError(error.subject, error.problem, "resize them with --size, such as 32x32x3") from None
 
 
-def drive(steps: Generator[int, None, T], title: str, total: int, kept: bool) -> T:
+def run_counting(steps: Generator[int, None, T], title: str, total: int, resumable: bool) -> T:
     """Run a generator of counts with a progress bar; on a signal, stop and exit with its code.
 
     Args:
-        steps: Yields the number of items done; its return value is returned.
+        steps: Yields the number of images done; its return value is returned.
         title: The text before the bar.
-        total: The number of items.
-        kept: Whether partial results are stored, so that the message proposes to resume.
+        total: The number of images.
+        resumable: Whether partial results are stored, so that the message proposes to resume.
     """
-    started, initial = time.monotonic(), None
-    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
-        task = bar.add_task(title, total=total, rate="")
-        while True:
-            try:
-                done = next(steps)
-            except StopIteration as end:
-                result: T = end.value
-                return result
-            initial = done if initial is None else initial
-            rate = (done - initial) / max(time.monotonic() - started, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:.1f} images/s")
-            if stopper() and done < total:
-                break
-    advice = "; run the same command to go on" if kept else ""
-    click.echo(f"stopped: {title}: {done} of {total}{advice}", err=True)
-    raise SystemExit(stopper.code)
+    initial: int | None = None
+
+    def status(done: int, seconds: float) -> tuple[int, str]:
+        nonlocal initial
+        initial = done if initial is None else initial
+        return done, f"{(done - initial) / seconds:.1f} images/s"
+
+    def stopped(done: int) -> str:
+        return f"{title}: {done} of {total}" + ("; run the same command to resume" if resumable else "")
+
+    return run_with_progress(steps, title, total, status, stopped)
 
 
-def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
+def reference_statistics(data: ImageSet, extractor: Extractor, folder: Path | None) -> Statistics:
     """Statistics of a data set.
 
     Args:
@@ -170,14 +161,14 @@ def reference(data: ImageSet, extractor: Extractor, folder: Path | None) -> Stat
 
     images = from_data(data)
     if images.count < 2:
-        raise DdimError(data.name, "holds one picture", "a distance needs two or more, better thousands")
+        raise DdimError(data.name, "has one image", "use two or more, better thousands")
     path = folder and folder / f"{data.split}-{digest(images.what, extractor)}.safetensors"
     if folder is not None:
         make_folder(folder)
-    statistics, _ = drive(
+    statistics, _ = run_counting(
         iter_measure(images, extractor, path), f"features of {data.name}", images.count, path is not None
     )
     count, dim = statistics.moments.count, statistics.moments.dim
     if count <= dim:
-        warn(f"{data.name}: {count} pictures for {dim} features: the distance means little")
+        warn(f"{data.name}: {counted(count, 'images')} for {dim} features: the distance means little")
     return statistics

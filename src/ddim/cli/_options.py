@@ -48,7 +48,7 @@ def label_of(text: str | None) -> Any:
     """The value of --label: a number, "each", or None."""
     if text is None or text == "each" or text.lstrip("-").isdigit():
         return text if text in (None, "each") else int(text)
-    raise DdimError(f"--label {text}", "is no label", "give a number, or each for the labels in turn")
+    raise DdimError(f"--label {text}", "is not a label", "use a number, or each for all labels in turn")
 
 
 def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +124,7 @@ def load_model(name: str, device: str | None, dtype: str, compile_: bool, **sett
     """Load the model of a command's MODEL argument, which must be one of real-valued images."""
     model = load_any(name, device, dtype, compile_, **settings)
     if model.config.categorical is not None:
-        raise DdimError(name, "is a model of discrete data", "this command needs one of real-valued images")
+        raise DdimError(name, "is a model of discrete data", "use one of real-valued images")
     return model
 
 
@@ -158,26 +158,26 @@ def make_plan(
 
     options = {key: value for key, value in options.items() if value is not None}
     for name in options.keys() - model.planner.SETTINGS:
-        raise DdimError(options_given({name: True})[0], f"is not a setting of {model.kind.noun}", "leave it out")
+        raise DdimError(options_passed({name: True})[0], f"is not a setting of {model.kind.noun}", "leave it out")
     sigma = options.get("sigma")
     if "eta" in options and sigma not in (None, "optimal"):
-        raise DdimError("--eta and --sigma", "are both given", "give one of them")
+        raise DdimError("--eta and --sigma", "cannot be combined", "use one of them")
     if sigma is not None and sigma not in ("hat", "optimal", "learned"):
         options["sigma"] = numbers(sigma, "--sigma")
     times = numbers(grid, "--grid") if grid and grid[:1].isdigit() else grid
     return model.plan_of(SamplerSettings(steps=steps, grid=times, sampler=sampler, **options), default)
 
 
-def read_plan(model: Model, path: Path, given: Mapping[str, object]) -> BasePlan[Any]:
-    """Read the plan of --plan for the model's modality; no option in `given` may have a value."""
-    for option in options_given(given):
-        raise DdimError(f"--plan and {option}", "are both given", "a plan holds all of it; leave the other out")
+def read_plan(model: Model, path: Path, options: Mapping[str, object]) -> BasePlan[Any]:
+    """Read the plan of --plan for the model's modality; none of `options` may have a value."""
+    for option in options_passed(options):
+        raise DdimError(f"--plan and {option}", "cannot be combined", "leave the option out; a plan file contains it")
     return model.kind.read_plan(read_text(path, JSON_BYTES, "write one with `ddim plan MODEL --json`"), str(path))
 
 
-def options_given(given: Mapping[str, object]) -> list[str]:
+def options_passed(options: Mapping[str, object]) -> list[str]:
     """The options that have a value, as written on the command line."""
-    return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in given.items() if value is not None]
+    return [f"--{name.removesuffix('_x0').replace('_', '-')}" for name, value in options.items() if value is not None]
 
 
 def numbers(text: str | None, name: str) -> list[float]:
@@ -200,9 +200,9 @@ def output_file(path: Path) -> Path:
     """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent
     if path.is_dir():
-        raise DdimError(path, "is a folder", "give a file name")
+        raise DdimError(path, "is a folder", "use a file name")
     if not folder.is_dir():
-        raise DdimError(folder, "no such folder", "make it, or choose another place")
+        raise DdimError(folder, "does not exist", "make it, or choose another folder")
     if not os.access(folder, os.W_OK):
         raise DdimError(folder, "cannot be written to", "choose a folder you may write to")
     remove_parts(folder, path.name)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ddim.train.presets import Preset
 
 
-def put(changes: dict[str, dict[str, Any]], setting: str) -> None:
+def add_setting(changes: dict[str, dict[str, Any]], setting: str) -> None:
     """Add a KEY=VALUE such as network.channels=96 to `changes`; the value is JSON, or else a string."""
     key, equals, text = setting.partition("=")
     part, _, name = key.partition(".")
@@ -20,7 +20,7 @@ def put(changes: dict[str, dict[str, Any]], setting: str) -> None:
         parts = ", ".join(changes)
         raise DdimError(f"--set {setting}", f"is not PART.NAME=VALUE with a part of {parts}", "see --help")
     if name in changes[part]:
-        raise DdimError(f"--set {setting}", "is given twice", "give it once, as an option or with --set")
+        raise DdimError(f"--set {setting}", "is set twice", "set it once, as an option or with --set")
     try:
         changes[part][name] = parse_json(text, f"--set {key}")
     except DdimError:
@@ -77,7 +77,7 @@ def _categorical(recipe: Preset, policy: Any, changes: dict[str, Any]) -> dict[s
     """The categorical settings: text has as many categories as its vocabulary; None for real-valued data."""
     if recipe.categorical is None:
         if changes:
-            raise DdimError("--set categorical", "is about a categorical preset", "choose mnist-4level or a text")
+            raise DdimError("--set categorical", "applies to discrete data only", "use --preset mnist-4level or a text")
         return None
     sizes = {"categories": policy.categories} if len(policy.shape) == 1 else {}
     return recipe.categorical.model_dump() | sizes | changes

@@ -28,7 +28,7 @@ def seconds(text: str) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)(h|min|m|s)", text)
     total = sum(float(number) * UNITS[unit] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or not total:
-        raise DdimError(f"--budget {text}", "is no length of time", "say it as 25min, 90s or 1h30min")
+        raise DdimError(f"--budget {text}", "is not a duration", "write 25min, 90s or 1h30min")
     return total
 
 
@@ -87,11 +87,11 @@ def initial_weights(name: str, config: ModelConfig) -> tuple[Origin, dict[str, T
         return Origin(sha256=sha256(path)), weights
     model, network, _ = hub.read(hub.place(path if path.exists() else name), name)
     for part in ("network", "schedule", "predicts", "categorical"):
-        was, now = model.model_dump()[part], config.model_dump()[part]
-        if was != now:
-            key, theirs, ours = first_difference({part: was}, {part: now})
-            problem = f"has {key} {theirs!r}, the recipe {ours!r}"
-            raise DdimError(f"--from {name}", problem, "begin with a model of this recipe, or set it with --set")
+        initial, requested = model.model_dump()[part], config.model_dump()[part]
+        if initial != requested:
+            key, initial_value, requested_value = first_difference({part: initial}, {part: requested})
+            problem = f"has {key} {initial_value!r}, the preset {requested_value!r}"
+            raise DdimError(f"--from {name}", problem, "start from a model of this preset, or set it with --set")
     provenance = model.provenance
     weights = dict(network.state_dict())
     origin = Origin(

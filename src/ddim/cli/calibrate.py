@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli._datasets import fit_option, label_column_option, load_pictures, refit
+from ddim.cli._datasets import fit_option, label_column_option, load_images, refit
 from ddim.cli._options import load_model
-from ddim.cli._progress import progress_bar
+from ddim.cli._progress import counted, progress_bar
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
     from ddim.data import ImagePolicy, ImageSet
-    from ddim.train.error_table import Measured
+    from ddim.train.error_table import TimestepMSE
 
 SHOWN = 12
 
@@ -69,29 +69,29 @@ def command(
     from ddim.train.error_table import choose_timesteps, error_table, interpolate
 
     if limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "give 1 or more")
+        raise DdimError(f"--limit {limit}", "is less than 1", "use --limit 1 or more")
     loaded = load_model(model, device, "float32", False)
     config = loaded.config
     times = choose_timesteps(loaded.schedule, count)
     check_same_model(out, config.sha256)
-    dataset = _pictures(data, refit(loaded.policy, fit), split, limit, label_column)
+    dataset = _load(data, refit(loaded.policy, fit), split, limit, label_column)
     labels = dataset.labels if config.network.classes else None
     if config.network.classes and labels is None:
-        problem, hint = missing_labels(dataset.label_columns, "give labelled pictures")
+        problem, hint = missing_labels(dataset.label_columns, "use labelled images")
         if config.needs_label:
-            raise DdimError(data, f"{problem}, and this model was never trained without", hint)
-        warn(f"{data}: {problem}: the error is measured without", hint)
+            raise DdimError(data, f"{problem}, and this model was trained with labels only", hint)
+        warn(f"{data}: {problem}: the error is measured without labels", hint)
     make_folder(out.parent)
-    measured: list[Measured] = []
+    measured: list[TimestepMSE] = []
     started, images = time.monotonic(), dataset.batch(range(len(dataset)))
     with progress_bar() as bar:
-        task = bar.add_task(f"{len(times)} times", total=len(times) * len(dataset), rate="")
+        task = bar.add_task(counted(len(times), "timesteps"), total=len(times) * len(dataset), rate="")
         for measurement in error_table(loaded, images, times, seed, labels):
             measured.append(measurement)
             bar.advance(task, len(dataset))
             bar.update(task, rate=f"{bar.tasks[0].completed / (time.monotonic() - started):.1f} images/s")
     error = interpolate(times, [measurement.error for measurement in measured], loaded.schedule.T)
-    description = f"calibrate {dataset.name} ({dataset.split}), {len(dataset)} pictures"
+    description = f"calibrate {dataset.name} ({dataset.split}), {counted(len(dataset), 'images')}"
     origin = config.provenance.model_copy(update={"error_from": description})
     with Stopper():  # a first Ctrl-C does not interrupt writing
         calibrated = config.model_copy(update={"error": error, "provenance": origin})
@@ -100,20 +100,20 @@ def command(
         else:  # another library's model, which has no folder in our format
             write(out, calibrated, loaded.network.state_dict())
     _show(measured)
-    click.echo(f"{len(times)} times, {len(dataset)} pictures: {out}")
+    click.echo(f"{counted(len(times), 'timesteps')}, {counted(len(dataset), 'images')}: {out}")
 
 
-def _pictures(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:
+def _load(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:
     if data == "digits" and label_column is None and policy.shape == (28, 28, 1):
         from ddim.data import digits_as_mnist
 
         return digits_as_mnist(split, limit)
-    return load_pictures(data, policy, split, limit, label_column=label_column)
+    return load_images(data, policy, split, limit, label_column=label_column)
 
 
-def _show(measured: list[Measured]) -> None:
+def _show(measured: list[TimestepMSE]) -> None:
     click.echo("    t   error in eps   standard error")
     last = len(measured) - 1
-    for place in sorted({round(i * last / (SHOWN - 1)) for i in range(SHOWN)}):
-        row = measured[place]
+    for index in sorted({round(i * last / (SHOWN - 1)) for i in range(SHOWN)}):
+        row = measured[index]
         click.echo(f"{row.t:5d}   {row.error:12.6f}   {row.standard_error:14.1e}")

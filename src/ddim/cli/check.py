@@ -12,7 +12,7 @@ import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import load_model
-from ddim.cli._progress import progress_bar
+from ddim.cli._progress import counted, progress_bar
 from ddim.errors import DdimError, shorten
 
 if TYPE_CHECKING:
@@ -70,12 +70,12 @@ def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
 
     part = _read(what)
     if on is not None and not isinstance(part, Plan):
-        raise DdimError("--schedule", "goes with a plan", "leave it out")
+        raise DdimError("--schedule", "applies to plans only", "leave it out")
     if isinstance(part, str):
         return _model(part, settings)
     for name, value in settings.items():
         if value:
-            raise DdimError(f"--{name}", "goes with a model", f"leave it out: {what} is none")
+            raise DdimError(f"--{name}", "applies to models only", f"leave it out for {what}")
     if isinstance(part, Plan):
         return [(f"plan {Path(what).name}", check.plan(part, None if on is None else _schedule(on)))]
     return [(f"schedule {part.name}, T = {part.T}", check.schedule(part))]
@@ -87,7 +87,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
     data = settings["data"]
     for option in ("split", "limit", "fit"):
         if settings[option] is not None and data is None:
-            raise DdimError(f"--{option}", "goes with --data", "leave it out, or give data")
+            raise DdimError(f"--{option}", "needs --data", "leave it out, or add --data")
     model = load_model(name, settings["device"], "float32", False)
     images = None
     if data is not None:
@@ -96,7 +96,7 @@ def _model(name: str, settings: dict[str, Any]) -> Sections:
         limit = LIMIT if settings["limit"] is None else settings["limit"]
         images, _ = read_images((data,), refit(model.policy, settings["fit"]), settings["split"], limit)
     schedule = model.schedule
-    on = "its own samples" if images is None else f"{Path(data).name}, {len(images)} picture(s)"
+    on = "its own samples" if images is None else f"{Path(data).name}, {counted(len(images), 'images')}"
     title = f"model {Path(name).name}, predicts {model.config.predicts}, on {on}"
     return [
         (f"schedule {schedule.name}, T = {schedule.T}", check.schedule(schedule)),
@@ -118,9 +118,9 @@ def _read(what: str) -> Plan | Schedule | str:
         named = schedule.NAMED[what.removesuffix(ZERO)]()
         return schedule.zero_terminal_snr(named) if what.endswith(ZERO) else named
     if path.suffix or len(path.parts) > 1:
-        raise DdimError(what, "no such file or folder", "give a model's folder, a plan file or a schedule's")
+        raise DdimError(what, "does not exist", "use a model folder, a plan file or a schedule file")
     names = f"a model ({', '.join(bundled())}, or a folder), a .json file or a schedule ({', '.join(schedule.NAMED)})"
-    raise DdimError(what, "no such model, plan or schedule", f"give {names}")
+    raise DdimError(what, "is not a model, plan or schedule", f"use {names}")
 
 
 def _file(path: Path) -> Plan | Schedule:
@@ -132,15 +132,15 @@ def _file(path: Path) -> Plan | Schedule:
     from ddim.process.schedule import from_betas
 
     text = read_bytes(path)
-    body = parse_json(text, path, "give a model's folder, a plan of `ddim plan --json`, or a schedule's .json")
+    body = parse_json(text, path, "use a model folder, a plan of `ddim plan --json`, or a schedule file")
     if isinstance(body, list):
-        return from_betas(list_of(body, float, "the list", path, "give the betas of a schedule"), path.stem)
+        return from_betas(list_of(body, float, "the list", path, "use the betas of a schedule"), path.stem)
     kind = body.get("format") if isinstance(body, dict) else None
     if kind == FORMAT:
         return Plan.from_json(text.decode(), str(path), checked=False)
     if kind is not None or not isinstance(body, dict) or not body.keys() & {"name", "betas"}:
         problem = f"is a {shorten(kind)} file" if isinstance(kind, str) else "is neither a plan nor a schedule"
-        raise DdimError(path, problem, "give a model's folder, a plan file, or a schedule: a list of betas")
+        raise DdimError(path, problem, "use a model folder, a plan file, or a schedule: a list of betas")
     return parse(ScheduleConfig, text, path).build()
 
 
@@ -151,11 +151,11 @@ def _schedule(name: str) -> Schedule:
 
     part = _read(name)
     if isinstance(part, Plan):
-        raise DdimError(f"--schedule {name}", "is a plan", "give a model or a schedule")
+        raise DdimError(f"--schedule {name}", "is a plan", "use a model or a schedule")
     return read(part)[0].schedule.build() if isinstance(part, str) else part
 
 
-def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
+def _as_json(what: str, results: list[tuple[str, Finding]]) -> str:
     rows = [
         {
             "part": title,
@@ -165,9 +165,11 @@ def _as_json(what: str, found: list[tuple[str, Finding]]) -> str:
             "result": finding.result,
             "note": finding.note,
         }
-        for title, finding in found
+        for title, finding in results
     ]
-    return json.dumps({"what": what, "passed": all(result.passed for _, result in found), "findings": rows}, indent=1)
+    return json.dumps(
+        {"what": what, "passed": all(finding.passed for _, finding in results), "findings": rows}, indent=1
+    )
 
 
 def _finite(value: float | str) -> float | str:
@@ -175,11 +177,11 @@ def _finite(value: float | str) -> float | str:
     return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
-def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
+def _as_table(titles: list[str], results: list[tuple[str, Finding]]) -> str:
     head = ("", "measured", "limit", "result", "")
     cells = [
         (title_of_row, (finding.name, finding.value, finding.limit, finding.result, finding.note))
-        for title_of_row, finding in found
+        for title_of_row, finding in results
     ]
     widths = [max(len(row[column]) for row in (head, *(row for _, row in cells))) for column in range(4)]
 
@@ -190,5 +192,7 @@ def _as_table(titles: list[str], found: list[tuple[str, Finding]]) -> str:
     lines = [line(*head)]
     for title in titles:
         lines += [title, *(line(*row) for title_of_row, row in cells if title_of_row == title)]
-    results = [finding.result for _, finding in found]
-    return "\n".join([*lines, ", ".join(f"{results.count(kind)} {kind}" for kind in ("pass", "FAIL", "info"))])
+    outcomes = [finding.result for _, finding in results]
+    return "\n".join(
+        [*lines, ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("pass", "FAIL", "info"))]
+    )

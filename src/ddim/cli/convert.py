@@ -106,12 +106,14 @@ def _read(
     location = hub.place(source)
     foreign, folder = importers.is_importable(location), Path(location).is_dir()
     if not foreign and (kind or set_hints):
-        problem = f"is a model of ours and says itself what {kind or set_hints[0]} is"
+        problem = f"is a model of this library, which defines {kind or set_hints[0]}"
         raise DdimError(source, problem, "leave out all but --out, --to and --dtype")
     if foreign and folder and set_hints:
-        raise DdimError(source, f"is a folder that says itself what {set_hints[0]} is", "leave it out")
+        raise DdimError(source, f"is a folder, which defines {set_hints[0]}", "leave it out")
     if foreign and kind and (kind == "diffusers") != folder:
-        raise DdimError("--from " + kind, f"does not fit {source}", "diffusers' models are folders, the others' files")
+        raise DdimError(
+            "--from " + kind, f"does not fit {source}", "a diffusers model is a folder, other models are files"
+        )
     return hub.contents(location, hints, kind)
 
 
@@ -120,5 +122,5 @@ def _size(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise DdimError(f"--size {text}", "is no size", "write 32, or 32x48 for height x width")
+        raise DdimError(f"--size {text}", "is not a resolution", "write 32, or 32x48 for height x width")
     return int(parts[0]), int(parts[-1])

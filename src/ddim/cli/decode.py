@@ -9,7 +9,7 @@ import click
 
 from ddim.cli._clipping import force_option
 from ddim.cli._options import exact_device_options, grid_option, load_model
-from ddim.cli._progress import fill
+from ddim.cli._progress import counted, run_sampling
 from ddim.cli.encode import inversion_from_options
 from ddim.errors import DdimError, warn
 from ddim.names import METHODS
@@ -65,15 +65,17 @@ def command(
     loaded = load_model(model, device, dtype, compile_)
     file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
-        raise DdimError(latents, f"was made by another model than {model}", "decode with the model that encoded")
+        raise DdimError(latents, f"was encoded with another model than {model}", "use that model")
     if file.method not in METHODS:
-        raise DdimError(latents, f"was encoded with method {file.method!r}", f"this ddim knows {', '.join(METHODS)}")
+        raise DdimError(
+            latents, f"was encoded with method {file.method!r}", f"use a file of one of {', '.join(METHODS)}"
+        )
     if method not in (None, file.method):
         raise DdimError(latents, f"was encoded with method {file.method}, not {method}", "leave out --method")
     plan, start, second_states = _decoding(loaded, str(latents), file, steps, grid)
     decoding = decode(loaded, plan, out, start, file.names, Path(model).name, second_states, force)
-    result = fill(decoding, "decoding", len(start), "pictures", out)
-    click.echo(f"{result.total} pictures{result.before}, {plan.name}: {image_path(out, 0)} ...")
+    result = run_sampling(decoding, "decoding", len(start), "images", out)
+    click.echo(f"{counted(result.total, 'images')}{result.before}, {plan.name}: {image_path(out, 0)} ...")
     if sheet is not None:
         images = read_sheet(out, range(result.total))
         save_png(sheet, make_sheet(images, columns=max(1, round(result.total**0.5))))
@@ -92,11 +94,11 @@ def _decoding(
         requested = inversion_from_options(model, file.method, total if steps is None and not listed else steps, grid)
         plan = file.plan if requested.resume_plan.rows == file.plan.rows else requested.decode_plan
         if plan is requested.decode_plan:
-            note = " from x_T alone, so approximately" if file.earlier is not None else ""
-            warn(f"{name}: was encoded for {file.plan.name}, is decoded with {plan.name}{note}")
+            note = " from x_T alone, which is approximate" if file.earlier is not None else ""
+            warn(f"{name}: was encoded for {file.plan.name} and is decoded with {plan.name}{note}")
     if file.earlier is not None and plan is file.plan:
         start, second_states = file.states()
     others = file.other_conditions(model.conditions)
     if others and file.method not in METHODS[:2]:
-        warn(f"{name}: was encoded under other conditions ({others}); it may not come back to the bit")
+        warn(f"{name}: was encoded under other conditions ({others}); bytes may differ")
     return plan, start, second_states

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ddim.model.model import Model
 
-SEEDS, SHOWN = 32, 12
+LATENTS, SHOWN = 32, 12
 TEXT = "tinyshakespeare"
 STEPS = (5, 10, 20, 50, 100)
 
@@ -51,8 +51,8 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     panels["interpolation"] = _interpolation(loaded, out / "interpolation.png")
     panels["reconstruction"], caption = _reconstruction(exact, out / "reconstruction.png", mnist)
     click.echo(f"reconstruction: {caption}")
-    for what, path in panels.items():
-        click.echo(f"{what:19} {path.resolve()}")
+    for title, path in panels.items():
+        click.echo(f"{title:19} {path.resolve()}")
     click.echo(_text(device, dtype, compile_))
 
 
@@ -64,21 +64,21 @@ def _consistency(model: Model, path: Path) -> Path:
     from ddim.data.pixels import to_uint8
 
     rows: list[tuple[str, np.ndarray]] = []
-    table = [f"{'plan':36} {'network evaluations':>13} {'images/s':>9}"]
+    table = [f"{'plan':36} {'NFE':>5} {'images/s':>9}"]
     jobs = [(steps, eta) for eta in (0.0, 1.0) for steps in STEPS]
     with progress_bar() as bar:
-        task = bar.add_task("sampling", total=sum(steps for steps, _ in jobs) * SEEDS, rate="")
+        task = bar.add_task("sampling", total=sum(steps for steps, _ in jobs) * LATENTS, rate="")
         for steps, eta in jobs:
             plan = model.plan(steps, eta=eta)
-            started, blocks = time.monotonic(), []
-            for block in model.sample_blocks(plan, range(SEEDS), seed=0):
-                blocks.append(block)
-                bar.advance(task, len(block) * plan.nfe)
+            started, parts = time.monotonic(), []
+            for part in model.sample_blocks(plan, range(LATENTS), seed=0):
+                parts.append(part)
+                bar.advance(task, len(part) * plan.nfe)
             seconds = time.monotonic() - started
-            table.append(f"{plan.name:36} {plan.nfe:13d} {SEEDS / seconds:9.1f}")
-            rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(blocks))))
+            table.append(f"{plan.name:36} {plan.nfe:5d} {LATENTS / seconds:9.1f}")
+            rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(parts))))
     click.echo("\n".join(table))
-    caption = f"The same {SEEDS} latents in every row. With eta = 0 the digit hardly depends on the number of calls."
+    caption = f"The same {LATENTS} latents in every row. With eta = 0 the digit hardly depends on the NFE."
     save_png(path, labelled_rows(rows, caption))
     return path
 
@@ -104,13 +104,13 @@ def _reconstruction(model: Model, path: Path, mnist: str | None) -> tuple[Path, 
     from ddim._io.png import labelled_rows, save_png
     from ddim.evaluation.reconstruction import join, round_trips
 
-    source = mnist or next((str(place) for place in _PLACES if place.is_dir()), None)
+    source = mnist or next((str(folder) for folder in _MNIST_FOLDERS if folder.is_dir()), None)
     if source:
         dataset, label = data.load(source, model.policy, "test", SHOWN), "MNIST test digits"
     else:
         dataset, label = (
             data.digits_as_mnist("test", SHOWN),
-            "scikit-learn's 8x8 digits brought to 28x28, contrast raised",
+            "scikit-learn's 8x8 digits resized to 28x28, contrast raised",
         )
     digits = dataset.batch(range(len(dataset)))
     rows, errors = [("original", digits)], []
@@ -138,4 +138,4 @@ def _text(device: str | None, dtype: str, compile_: bool) -> str:
     return f"{TEXT}: {plan.name}, {plan.nfe} network evaluations\n{rule}\n{text}\n{rule}"
 
 
-_PLACES = (Path("mnist"), Path("data/mnist"))
+_MNIST_FOLDERS = (Path("mnist"), Path("data/mnist"))

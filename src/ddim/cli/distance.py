@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli._measuring import drive, extractor_options, get_extractor, get_sized, size_option
+from ddim.cli._measuring import extractor_options, get_extractor, get_resized, run_counting, size_option
 from ddim.cli._options import output_file
+from ddim.cli._progress import counted
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def command(
     if out is not None:
         output_file(out)
     if extractor is not None and all(Path(source).suffix == ".safetensors" for source in (samples, data)):
-        raise DdimError("--extractor", "is given beside two statistics files, which have theirs", "leave it out")
+        raise DdimError("--extractor", "does not apply to two statistics files", "leave it out")
 
     def measured(source: str, part: str | None) -> Statistics:
         from ddim.evaluation import from_data, iter_measure, read_statistics
@@ -67,10 +68,12 @@ def command(
             if part is not None:
                 raise DdimError(source, "is a statistics file, which has no splits", "leave the split out")
             return read_statistics(Path(source))
-        dataset = get_sized(source, size, fit, part, limit)
+        dataset = get_resized(source, size, fit, part, limit)
         feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
         images = from_data(dataset)
-        return drive(iter_measure(images, feature_space), f"features of {dataset.name}", images.count, kept=False)[0]
+        return run_counting(
+            iter_measure(images, feature_space), f"features of {dataset.name}", images.count, resumable=False
+        )[0]
 
     first, second = measured(samples, split), measured(data, against_split)
     if not any_protocol:
@@ -79,18 +82,22 @@ def command(
     protocol = first.protocol
     metric = metric_name(protocol.extractor, protocol.extractor_sha256)
     spread = "" if figures["fd_error"] is None else f" +- {number(figures['fd_error'], 2)} (standard error)"
-    click.echo(f"{metric} {figures['fd']:.5g}{spread}, {protocol.count} pictures against {second.protocol.count}")
+    click.echo(
+        f"{metric} {figures['fd']:.5g}{spread}, {counted(protocol.count, 'images')} against {second.protocol.count}"
+    )
     if figures["fd_limit"] is not None:
-        estimate = f"{figures['fd_limit']:.4g} +- {number(figures['fd_limit_error'], 2)} (of the extrapolation)"
-        click.echo(f"of infinitely many samples: {estimate}")
+        estimate = (
+            f"{figures['fd_limit']:.4g} +- {number(figures['fd_limit_error'], 2)} (standard error of the extrapolation)"
+        )
+        click.echo(f"extrapolated to infinitely many samples: {estimate}")
     if figures["kid"] is not None:
-        click.echo(f"KID {figures['kid']:.5g} +- {number(figures['kid_std'], 2)} (deviation over subsets)")
+        click.echo(f"KID {figures['kid']:.5g} +- {number(figures['kid_std'], 2)} (standard deviation over subsets)")
         click.echo(f"precision {figures['precision']:.4f}, recall {figures['recall']:.4f}")
     else:
         few = min(len(first.features), len(second.features)) < FEWEST
-        reason = f"{FEWEST} pictures of each" if few else "torch-fidelity (pip install 'ddim[eval]')"
-        click.echo(f"note: no KID, precision and recall: they need {reason}", err=True)
+        reason = f"{FEWEST} images of each set" if few else "torch-fidelity (pip install 'ddim[eval]')"
+        click.echo(f"note: KID, precision and recall are left out: they need {reason}", err=True)
     if out is not None:
         protocols = {"samples": protocol.model_dump(), "data": second.protocol.model_dump()}
         write_json(out, {"format": "ddim-distance", "version": 1, "metric": metric, **protocols, **figures})
-        click.echo(f"figures: {out}")
+        click.echo(f"results: {out}")

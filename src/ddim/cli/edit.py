@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._clipping import clip_option, force_option
 from ddim.cli._options import device_options, grid_option, load_model, numbers, output_file, steps_option
-from ddim.cli._progress import fill
+from ddim.cli._progress import counted, run_sampling
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 @click.command("edit")
 @click.argument("model")
-@click.argument("picture", metavar="IMAGE", type=click.Path(path_type=Path))
+@click.argument("image", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of variants; created or resumed.")
 @click.option("-n", "n", type=int, default=8, show_default=True, help="Number of variants.")
 @click.option("--start-at", type=int, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
@@ -84,29 +84,30 @@ def command(
       ddim edit mnist small.png --upscale 4 --out large
     """
     if sum((mask is not None, upscale is not None, colour)) > 1:
-        raise DdimError("--mask, --upscale and --colour", "are given together", "give one of them")
+        raise DdimError("--mask, --upscale and --colour", "cannot be combined", "use one of them")
     if start_at is None and mask is None and upscale is None and not colour:
-        raise DdimError("edit", "nothing says what is kept", "give --start-at, --mask, --upscale or --colour")
+        raise DdimError("edit", "has no constraint", "use --start-at, --mask, --upscale or --colour")
     if sheet is not None:
         output_file(sheet)
     loaded = load_model(model, device, dtype, compile_)
     from ddim.evaluation.sample_folder import generate
     from ddim.model.modality import image_path
 
-    shown, operator, y = _constraint(loaded, image, mask, upscale, colour)
+    source, operator, y = _constraint(loaded, image, mask, upscale, colour)
     if operator and clip_x0:
-        raise DdimError("--clip", "is given with what is known of the image", "leave it out")
+        raise DdimError("--clip", "cannot be combined with --mask, --upscale or --colour", "leave it out")
     clip = False if operator else clip_x0  # with a constraint, eps stays as the network predicts it
     plan = _plan(loaded, steps, grid, eta, start_at, clip)
-    edit = _edit(plan, shown, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
+    edit = _edit(plan, source, operator, y, start_at, {"mask": mask is not None, "upscale": upscale, "colour": colour})
     generation = generate(loaded, plan, out, n, 0, seed, Path(model).name, 1, label, guidance, edit, force)
-    result = fill(generation, f"{plan.nfe} calls each", n, "variants", out)
+    result = run_sampling(generation, counted(plan.nfe, "network evaluations") + " each", n, "variants", out)
     click.echo(
-        f"{n} variants{result.before}, {plan.name}, {plan.nfe} network evaluations each: {image_path(out, 0)} ..."
+        f"{counted(n, 'variants')}{result.before}, {plan.name}, {counted(plan.nfe, 'network evaluations')} each: "
+        f"{image_path(out, 0)} ..."
     )
     if sheet is not None:
-        start = loaded.noise(1, seed).start() * plan.start.noise + shown.to(loaded.device) * plan.start.signal
-        _save_sheet(sheet, out, n, shown, operator.pinv(y) if operator else start)
+        start = loaded.noise(1, seed).start() * plan.start.noise + source.to(loaded.device) * plan.start.signal
+        _save_sheet(sheet, out, n, source, operator.pinv(y) if operator else start)
         click.echo(f"sheet: {sheet}")
 
 
@@ -114,23 +115,23 @@ def _constraint(
     model: Model, path: Path, mask: Path | None, upscale: int | None, colour: bool
 ) -> tuple[Tensor, Operator | None, Tensor]:
     """The image, (1, C, H, W) in [-1, 1], the operator of the constraint, and its value for the image."""
-    from ddim.cli._inputs import open_said
+    from ddim.cli._inputs import open_with_warnings
     from ddim.data.pixels import to_float
     from ddim.sampling import x0_hooks
 
     policy = model.policy
     if colour and policy.channels != 3:
-        raise DdimError("--colour", "this model makes grey pictures", "use a colour model")
+        raise DdimError("--colour", "needs a colour model, this one is grey", "use a colour model")
     small = None if upscale is None else _small(model, path, upscale)
     if upscale is not None and small is not None:
         return x0_hooks.MeanPool(upscale).pinv(small), x0_hooks.MeanPool(upscale), small
-    full = to_float(open_said(path, policy)[None])
+    full = to_float(open_with_warnings(path, policy)[None])
     operator: Operator | None = None
     if mask is not None:
         operator = x0_hooks.Mask(_mask(model, mask, path))
     elif upscale is not None:
         operator = x0_hooks.MeanPool(upscale)
-        warn(f"{path}: is not {_size(model, upscale)} pixels; it is brought to full size, and means of {upscale} taken")
+        warn(f"{path}: is not {_size(model, upscale)} pixels; it is resized to the model's and averaged by {upscale}")
     elif colour:
         operator = x0_hooks.Grey(x0_hooks.LUMA)
     return full, operator, operator.apply(full) if operator else full
@@ -147,7 +148,7 @@ def _mask(model: Model, path: Path, image: Path) -> Tensor:
     size, image_size = (natural.height, natural.width), (expected.height, expected.width)
     if size not in (image_size, model.shape[1:]):
         problem = f"is {natural.width}x{natural.height} pixels, {image.name} is {expected.width}x{expected.height}"
-        raise DdimError(path, problem, "make it as large as the picture")
+        raise DdimError(path, problem, "resize it to the size of the image")
     changes = {"channels": 1} if size == image_size else {"channels": 1, "box": None}
     adjustments = Report()
     selected = torch.as_tensor(
@@ -155,10 +156,9 @@ def _mask(model: Model, path: Path, image: Path) -> Tensor:
     )
     if selected.all() or not selected.any():
         values = adjustments.deep if adjustments.deep.count else adjustments.plain
-        problem = (
-            f"is {'white' if selected.all() else 'black'} all over (its values are {values.lowest} to {values.largest})"
-        )
-        raise DdimError(path, problem, "paint white what is kept, and black what is to be made")
+        colour = "white" if selected.all() else "black"
+        problem = f"is {colour} everywhere (its values are {values.lowest} to {values.largest})"
+        raise DdimError(path, problem, "make the kept part white, and the part to fill in black")
     return selected.expand(model.shape)
 
 
@@ -174,7 +174,7 @@ def _small(model: Model, path: Path, k: int) -> Tensor | None:
     _, height, width = model.shape
     if k < 2 or height % k or width % k:
         problem = f"does not divide the model's {width}x{height} pixels" if k >= 2 else "is less than 2"
-        raise DdimError(f"--upscale {k}", problem, "give a factor such as 2 or 4")
+        raise DdimError(f"--upscale {k}", problem, "use a factor such as 2 or 4")
     changes = {"height": height // k, "width": width // k, "fit": "exact", "box": None}
     try:
         return to_float(open_image(path, model.policy.model_copy(update=changes))[None])
@@ -186,7 +186,7 @@ def _plan(
     model: Model, steps: int | None, grid: str | None, eta: float, start_at: int | None, clip: bool | None
 ) -> Plan:
     if start_at is not None and not 1 <= start_at <= model.schedule.T:
-        raise DdimError(f"--start-at {start_at}", f"is outside 1..{model.schedule.T}", "give a time of the schedule")
+        raise DdimError(f"--start-at {start_at}", f"is outside 1..{model.schedule.T}", "use a timestep of the schedule")
     from ddim.process.start import default_steps
 
     times = numbers(grid, "--grid") if grid and grid[0].isdigit() else grid or "equal-angle"
@@ -194,38 +194,38 @@ def _plan(
         steps = default_steps(min(STEPS, start_at or STEPS), model.schedule, model.config.predicts)
     listed = isinstance(times, list)
     if steps is not None and start_at is not None and steps > start_at:
-        raise DdimError(f"--steps {steps}", f"are more than the times below --start-at {start_at}", "give fewer")
+        raise DdimError(f"--steps {steps}", f"is more than --start-at {start_at}", f"use --steps {start_at} or fewer")
     if listed and start_at is not None and times[-1] != start_at:
-        raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", "let its last time be that")
+        raise DdimError(f"--grid {grid}", f"does not end at --start-at {start_at}", f"end the list with {start_at}")
     plan: Plan = model.plan(steps, times, eta=eta, clip_x0=clip, top=None if listed else start_at, sampler="ddim")
     return plan
 
 
 def _edit(
     plan: Plan,
-    shown: Tensor,
+    source: Tensor,
     operator: Operator | None,
     y: Tensor,
     start_at: int | None,
-    said: dict[str, object],
+    constraint: dict[str, object],
 ) -> Edit:
     from ddim.evaluation.sample_folder import Edit
     from ddim.sampling import x0_hooks
 
     digest = hashlib.sha256()
-    for tensor in (shown, y):
+    for tensor in (source, y):
         digest.update(tensor.contiguous().numpy().tobytes())
     if isinstance(operator, x0_hooks.Mask):
         digest.update(operator.mask.contiguous().numpy().tobytes())
-    said = {
-        **said,
+    description = {
+        **constraint,
         "start_at": start_at,
         "rounds": ROUNDS if operator else None,
         "eps": "kept" if operator else None,
         "known_sha256": digest.hexdigest(),
     }
     hook = x0_hooks.eps_kept(x0_hooks.consistent(operator, y, ROUNDS), plan) if operator else None
-    return Edit(said, None if start_at is None else shown, hook)
+    return Edit(description, None if start_at is None else source, hook)
 
 
 def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:

@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import exact_device_options, grid_option, load_model, numbers, output_file, steps_option
-from ddim.cli._progress import progress_bar
+from ddim.cli._progress import counted, progress_bar
 from ddim.names import METHODS
 
 if TYPE_CHECKING:
@@ -89,4 +89,4 @@ def command(
     write_latents(out, loaded.latents(latents, inversion, earlier, names))
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
-    click.echo(f"{len(latents)} latents, {prefix}{name}, std {latents.std():.3f}: {out}")
+    click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.std():.3f}: {out}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +10,9 @@ import click
 
 from ddim.cli._clipping import clip_option
 from ddim.cli._datasets import fit_option, refit
-from ddim.cli._measuring import extractor_options, get_data, get_extractor, reference, table_grid_option
-from ddim.cli._options import device_options, label_of, load_any, options_given, sharpness_options, whole_numbers
-from ddim.cli._progress import progress_bar
-from ddim.cli.main import Stopper
+from ddim.cli._measuring import extractor_options, get_data, get_extractor, reference_statistics, table_grid_option
+from ddim.cli._options import device_options, label_of, load_any, options_passed, sharpness_options, whole_numbers
+from ddim.cli._progress import run_with_progress
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -115,21 +112,21 @@ def command(
     rows = [part.strip() for part in [*eta.split(","), *(samplers.split(",") if samplers else [])] if part.strip()]
     options = {"temperature": temperature, "top_p": top_p, "clip_x0": clip_x0}
     plan_settings = {key: value for key, value in options.items() if value is not None}
-    for option in options_given({key: options[key] for key in plan_settings.keys() - loaded.planner.SETTINGS}):
-        raise DdimError(option, "is of another kind of data", "leave it out")
+    for option in options_passed({key: options[key] for key in plan_settings.keys() - loaded.planner.SETTINGS}):
+        raise DdimError(option, "applies to another modality", "leave it out")
     counts = whole_numbers(steps, "--steps") if steps else default_counts(fid_table.STEPS, loaded.schedule)
     cells = fid_table.cells(loaded, counts, rows, Counts(n), grid or "linear", **plan_settings)
     if isinstance(loaded.config.data, TextPolicy):
         image_options = {"--label": label, "--images": images, "--fit": fit}
         image_options |= {"--extractor": extractor or inception_weights}
         for option in [option for option, value in image_options.items() if value is not None]:
-            raise DdimError(option, "is of pictures", "leave it out")
+            raise DdimError(option, "applies to images only", "leave it out")
         _evaluate_text(loaded, cells, data, split or "test", limit, out, seed, Path(model).name)
         return
     fid_table.check(loaded, cells, seed, label=label)
-    inside = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
-    if unexpected_entries(out, "cells", "reference", *_OURS, *inside):
-        raise DdimError(out, "holds something else", "choose an empty or new folder")
+    nested = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
+    if unexpected_entries(out, "cells", "reference", *_OUTPUTS, *nested):
+        raise DdimError(out, "contains other files", "choose an empty or new folder")
     policy = refit(loaded.config.data, fit)
     dataset = get_data(data, policy, split, limit)
     feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
@@ -137,12 +134,12 @@ def command(
         for folder in (out, out / "cells", out / "reference"):
             remove_parts(folder)
         fid_table.check(loaded, cells, seed, Path(model).name, label, images)
-        real = reference(dataset, feature_space, out / "reference")
+        real = reference_statistics(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(
+        progress = fid_table.iter_fill(
             loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, label, images
         )
-        measured = fill(filling, sum(cell.n * cell.plan.nfe for cell in cells), out)
+        measured = run_table(progress, sum(cell.n * cell.plan.nfe for cell in cells), out)
         from ddim.evaluation.report.tables import about, print_table, write_table
 
         facts = about(loaded, Path(model).name, real, feature_space, seed, label)
@@ -150,19 +147,19 @@ def command(
     click.echo(print_table(measured, feature_space.metric))
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
-        click.echo(f"picture: {out / 'evaluate.png'}")
+        click.echo(f"figure: {out / 'evaluate.png'}")
 
 
 def _below(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-_OURS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
+_OUTPUTS = ("evaluate.json", "evaluate.csv", "evaluate.png", "timing.json")
 
 
 def _evaluate_text(
     model: Model,
-    some: Sequence[TableCell],
+    cells: Sequence[TableCell],
     data: str,
     split: str,
     limit: int | None,
@@ -176,31 +173,31 @@ def _evaluate_text(
     from ddim.evaluation.report.texts import write_text_table
     from ddim.evaluation.text_quality import Reference
 
-    if unexpected_entries(out, "samples", *_OURS):
-        raise DdimError(out, "holds something else", "choose an empty or new folder")
+    if unexpected_entries(out, "samples", *_OUTPUTS):
+        raise DdimError(out, "contains other files", "choose an empty or new folder")
     training, held_out = read_text(data, "train"), read_text(data, split)[:limit]
-    real = text_table.windows(read_text(data, "validation"), model, max(cell.n for cell in some))
+    real = text_table.windows(read_text(data, "validation"), model, max(cell.n for cell in cells))
     make_folder(out)
-    steps = text_table.iter_fill(model, some, out / "samples", seed, name)
-    fill(steps, sum(cell.n * cell.plan.nfe for cell in some), out)
-    rows = text_table.measure(model, some, out / "samples", Reference(training, held_out), real)
+    progress = text_table.iter_fill(model, cells, out / "samples", seed, name)
+    run_table(progress, sum(cell.n * cell.plan.nfe for cell in cells), out)
+    rows = text_table.measure(model, cells, out / "samples", Reference(training, held_out), real)
     facts = {"model": name, "model_sha256": model.fingerprint, "seed": seed, "dtype": model.conditions["dtype"]}
     write_text_table(out, facts | {"data": Path(data).name, "split": split}, rows)
     click.echo(text_table.print_table(rows))
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; texts: {out / 'samples'}")
     if (out / "evaluate.png").exists():
-        click.echo(f"picture: {out / 'evaluate.png'}")
+        click.echo(f"figure: {out / 'evaluate.png'}")
 
 
-def times(model: Model, made: Sequence[Measured], label: Label = None) -> Times:
+def times(model: Model, measured: Sequence[Measured], label: Label = None) -> Times:
     """Seconds per sample of each cell, see `ddim.evaluation.fid_table.seconds`."""
     from ddim.evaluation.fid_table import seconds
 
-    timings = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in made}
+    timings = {(m.cell.row, m.cell.steps): seconds(model, m.cell, m.gathered, label) for m in measured}
     return {key: {"seconds_per_image": value, "images": timed} for key, (value, timed) in timings.items()}
 
 
-def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
+def run_table(steps: Generator[Progress, None, Sequence[Measured] | None], total: int, out: Path) -> Sequence[Measured]:
     """Fill the cells of a table with one progress bar over all network evaluations; on a signal, stop and exit.
 
     Args:
@@ -211,21 +208,13 @@ def fill(steps: Generator[Progress, None, Sequence[Measured] | None], total: int
     Returns:
         The measured cells.
     """
-    started, progress = time.monotonic(), None
-    with contextlib.closing(steps), Stopper() as stopper, progress_bar(transient=True) as bar:
-        task = bar.add_task("network evaluations", total=total, rate="")
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                return list(end.value or [])
-            rate = (progress.nfe - progress.resumed) / max(time.monotonic() - started, 1e-9)
-            cell = progress.cell
-            status = f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} calls/s"
-            bar.update(task, completed=progress.nfe, rate=status)
-            if stopper() and progress.nfe < total:
-                break
-    click.echo(
-        f"stopped: {progress.nfe} of {total} network evaluations in {out}; run the same command to go on", err=True
-    )
-    raise SystemExit(stopper.code)
+
+    def status(progress: Progress, seconds: float) -> tuple[int, str]:
+        cell, rate = progress.cell, (progress.nfe - progress.resumed) / seconds
+        return progress.nfe, f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} NFE/s"
+
+    def stopped(nfe: int) -> str:
+        return f"{nfe} of {total} network evaluations in {out}; run the same command to resume"
+
+    measured = run_with_progress(steps, "network evaluations", total, status, stopped)
+    return list(measured or [])

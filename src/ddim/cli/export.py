@@ -12,7 +12,7 @@ from ddim.cli._options import (
     load_any,
     make_plan,
     noise_options,
-    options_given,
+    options_passed,
     output_file,
     read_plan,
     sampler_option,
@@ -74,9 +74,9 @@ def command(
     output_file(out)
     settings: dict[str, Any] = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0}
     plan_options = {"sampler": None if sampler == "auto" else sampler, "steps": steps, "grid": grid, **settings}
-    options = options_given(plan_options) + (["--plan"] if plan_file is not None else [])
+    options = options_passed(plan_options) + (["--plan"] if plan_file is not None else [])
     if what == "network" and options:
-        raise DdimError(options[0], "is about a sampler", "say --what sampler too, or leave it out")
+        raise DdimError(options[0], "needs --what sampler", "add --what sampler, or leave it out")
     loaded = load_any(model, "cpu", "float32", False)
     plan: Any = None
     if what == "sampler" and plan_file is not None:
@@ -94,13 +94,13 @@ def command(
     _print_summary(written)
 
 
-def _print_summary(made: Exported) -> None:
-    facts = made.metadata
+def _print_summary(exported: Exported) -> None:
+    facts = exported.metadata
     name = f"sampler {facts['plan_name']}" if facts["what"] == "sampler" else "network"
-    click.echo(f"{made.path}: {name}, {made.size / 1e6:.1f} MB")
+    click.echo(f"{exported.path}: {name}, {exported.size / 1e6:.1f} MB")
     click.echo(f"input: {facts['input']}")
     click.echo(f"output: {facts['output']}")
-    if made.difference is None:
+    if exported.difference is None:
         click.echo("not verified: onnxruntime is not installed; pip install 'ddim[interop]'")
     else:
-        click.echo(f"verified: it differs from the model by at most {made.difference:.1e}")
+        click.echo(f"verified: it differs from the model by at most {exported.difference:.1e}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli._progress import counted
 from ddim.errors import printable
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def command(model: str, as_json: bool) -> None:
     net, policy, origin, noise = config.network, config.data, config.provenance, config.categorical
     parameters = sum(p.numel() for p in loaded.network.parameters())
     first, last = loaded.schedule.level(1), loaded.schedule.level(loaded.schedule.T)
-    recipe, things = origin.training, loaded.kind.noun
+    recipe, noun = origin.training, loaded.kind.noun
     lines = {
         "model": str(place if is_importable(place) else find(place)),
         **({"read as": "; ".join(loaded.notes)} if loaded.notes else {}),
@@ -49,13 +50,13 @@ def command(model: str, as_json: bool) -> None:
         "predicts": config.predicts,
         "schedule": f"{loaded.schedule.name}, T = {loaded.schedule.T}, log-SNR {first.log_snr:.2f} at t = 1 to "
         f"{last.log_snr:.2f} at T",
-        "trained on": f"{origin.data} ({origin.split}), {origin.images} {things}, hash {origin.data_fingerprint}"
+        "trained on": f"{origin.data} ({origin.split}), {counted(origin.images, noun)}, hash {origin.data_fingerprint}"
         if origin.data
         else "unknown",
-        "training": f"{origin.steps} steps, {origin.images_seen} {things} seen, {origin.seconds / 60:.0f} minutes"
-        + (_recipe(recipe) if recipe else ""),
+        "training": f"{counted(origin.steps, 'steps')}, {counted(origin.images_seen, noun)} seen, "
+        f"{counted(round(origin.seconds / 60), 'minutes')}" + (_recipe(recipe) if recipe else ""),
         **({"initial weights": f"of the model with the checksum {origin.init_from}"} if origin.init_from else {}),
-        "error table": f"from {origin.error_from or 'an unknown place'}: {config.error[0]:.4g} at t = 1 to "
+        "error table": f"from {origin.error_from or 'an unknown source'}: {config.error[0]:.4g} at t = 1 to "
         f"{config.error[-1]:.4g} at T"
         if config.error
         else "none (`ddim calibrate` measures one)",
@@ -79,5 +80,5 @@ def _recipe(recipe: TrainConfig) -> str:
 
 
 def _pi(noise: CategoricalConfig) -> str:
-    named = noise.pi if isinstance(noise.pi, str) else "of a given pi"
-    return named + (", tokens that are not masked are carried over" if noise.carry_over else "")
+    name = noise.pi if isinstance(noise.pi, str) else "with an explicit pi"
+    return name + (", tokens that are not masked are carried over" if noise.carry_over else "")

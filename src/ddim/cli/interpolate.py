@@ -19,6 +19,7 @@ from ddim.cli._options import (
     output_file,
     steps_option,
 )
+from ddim.cli._progress import counted
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -79,18 +80,18 @@ def command(
     import torch
 
     if (seeds is None) == (images is None):
-        raise DdimError("--seeds and --images", "exactly one of them is needed", "write --seeds 3,14")
+        raise DdimError("--seeds and --images", "must be used one at a time", "use one of them, such as --seeds 3,14")
     sources = (seeds or images or "").split(",")
     blends = _blends(weights, len(sources), four or frames is not None)
     count = 11 if frames is None else frames
     if not 2 <= count <= MOST:
-        raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "give a number such as 11")
+        raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "use a number such as --frames 11")
     corners = len(sources) if blends else 4 if four else 2
     if len(sources) != corners:
         more = "" if four else " (four with --grid, any number with --weights)"
         name = "--seeds" if seeds else "--images"
-        raise DdimError(name, f"names {len(sources)}, not {corners}", f"give {corners}{more}")
-    locations = [_place(text) for text in sources] if seeds else []
+        raise DdimError(name, f"has {len(sources)} entries, not {corners}", f"use {corners}{more}")
+    locations = [_seed_and_index(text) for text in sources] if seeds else []
     output_file(out)
     loaded = load_model(model, device, dtype, compile_)
     from ddim._io.png import save_png, sheet
@@ -114,7 +115,7 @@ def command(
     page = sheet(np.asarray(pixels), columns, zoom=2 if pixels.shape[1] <= 32 else 1)
     text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
-    click.echo(f"{len(pixels)} pictures, {plan.name}: {out}")
+    click.echo(f"{counted(len(pixels), 'images')}, {plan.name}: {out}")
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
@@ -128,26 +129,30 @@ def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) 
     return torch.cat([*model.run_blocks(plan, to_float(pixels))])
 
 
-def _blends(weights: tuple[str, ...], given: int, walks: bool) -> list[list[float]]:
+def _blends(weights: tuple[str, ...], count: int, path: bool) -> list[list[float]]:
     """The value of --weights: one list for each blend, none if it is not passed."""
     blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
-    if blends and walks:
-        raise DdimError("--weights", "is given beside --grid or --frames", "leave those out")
+    if blends and path:
+        raise DdimError("--weights", "cannot be combined with --grid or --frames", "leave those out")
     for blend in blends:
-        shown = ",".join(f"{weight:g}" for weight in blend)
-        if len(blend) != given:
-            raise DdimError(f"--weights {shown}", f"are {len(blend)} for {given} latents", "give one for each")
+        text = ",".join(f"{weight:g}" for weight in blend)
+        if len(blend) != count:
+            raise DdimError(
+                f"--weights {text}",
+                f"has {len(blend)} entries for {counted(count, 'latents')}",
+                "use one weight for each",
+            )
         if not any(blend) or not all(map(math.isfinite, blend)):
-            raise DdimError(f"--weights {shown}", "are all 0, or not finite", "give a weight that is not 0")
+            raise DdimError(f"--weights {text}", "is all 0, or not finite", "use a weight that is not 0")
     return blends
 
 
-def _place(text: str) -> tuple[int, int]:
+def _seed_and_index(text: str) -> tuple[int, int]:
     seed, _, index = text.partition(":")
     try:
         location = int(seed), int(index or 0)
     except ValueError:
         raise DdimError(f"--seeds {text}", "is neither SEED nor SEED:INDEX", "write --seeds 3,14 or 0:5,0:9") from None
     if min(location) < 0:
-        raise DdimError(f"--seeds {text}", "is negative", "give whole numbers >= 0")
+        raise DdimError(f"--seeds {text}", "is negative", "use whole numbers >= 0")
     return location

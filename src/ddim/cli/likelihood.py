@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +9,7 @@ import click
 
 from ddim.cli._datasets import fit_option
 from ddim.cli._options import exact_device_options, grid_option, load_any, make_plan
-from ddim.cli._progress import progress_bar
-from ddim.cli.main import Stopper
+from ddim.cli._progress import counted, last_step, run_with_progress
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -96,27 +94,26 @@ def command(
 
     from ddim.evaluation import likelihood_run
 
-    blocks: list[likelihood_run.Block] = []
-    total, started, initial = len(images), time.monotonic(), None
-    nouns = loaded.kind.nll_unit, loaded.kind.noun
-    with Stopper() as stopper, progress_bar() as bar:
-        task = bar.add_task(f"{request.nfe} calls each", total=total, rate="")
-        for blocks in likelihood_run.measure(loaded, images, names, request, out, Path(model).name):
-            done = sum(len(block.bits) for block in blocks)
-            initial = done if initial is None else initial
-            elapsed = time.monotonic() - started
-            status = f"{likelihood_run.summary(blocks, request)['bits_per_dim']:.4f} {nouns[0]}  " if blocks else ""
-            bar.update(
-                task,
-                completed=done,
-                rate=f"{status}{(done - initial) / elapsed if elapsed else 0.0:.2f} {loaded.kind.unit}/s",
-            )
-            if stopper() and done < total:
-                click.echo(f"stopped: {done} of {total} {nouns[1]} in {out}; run the same command to go on", err=True)
-                raise SystemExit(stopper.code)
-    _print_summary(likelihood_run.summary(blocks, request), out, *nouns)
+    total, unit, noun = len(images), loaded.kind.nll_unit, loaded.kind.noun
+    initial: int | None = None
+
+    def status(results: list[likelihood_run.Block], seconds: float) -> tuple[int, str]:
+        nonlocal initial
+        done = sum(len(block.bits) for block in results)
+        initial = done if initial is None else initial
+        mean = f"{likelihood_run.summary(results, request)['bits_per_dim']:.4f} {unit}  " if results else ""
+        return done, f"{mean}{(done - initial) / seconds:.2f} {loaded.kind.unit}/s"
+
+    def stopped(done: int) -> str:
+        return f"{done} of {counted(total, noun)} in {out}; run the same command to resume"
+
+    steps = last_step(likelihood_run.measure(loaded, images, names, request, out, Path(model).name))
+    title = f"{counted(request.nfe, 'network evaluations')} each"
+    results = run_with_progress(steps, title, total, status, stopped, transient=False)
+    summary = likelihood_run.summary(results, request)
+    _print_summary(summary, out, unit, noun)
     if method == "bound":
-        _plot(likelihood_run.summary(blocks, request), out / "terms.png")
+        _plot(summary, out / "terms.png")
 
 
 def _request(model: Model, method: str, seed: int, settings: dict[str, Any]) -> Request:
@@ -125,7 +122,7 @@ def _request(model: Model, method: str, seed: int, settings: dict[str, Any]) -> 
     if isinstance(model, Model):
         return (_bound if method == "bound" else _ode)(model, seed, settings)
     if method == "ode":
-        raise DdimError("--method ode", "is for real-valued data", "leave it out: of categories there is the bound")
+        raise DdimError("--method ode", "applies to real-valued data only", "leave it out")
     return _tokens(model, seed, settings)
 
 
@@ -133,7 +130,7 @@ def _refuse(settings: dict[str, Any], names: tuple[str, ...], method: str) -> No
     for name in names:
         if settings[name] is not None:
             option = f"--{name.replace('_', '-')}"
-            raise DdimError(f"{option} and --method {method}", "do not go together", f"leave {option} out")
+            raise DdimError(f"{option} and --method {method}", "cannot be combined", f"leave {option} out")
 
 
 def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
@@ -141,7 +138,7 @@ def _bound(model: Model, seed: int, settings: dict[str, Any]) -> Request:
 
     _refuse(settings, ("probes", "dequantize"), "bound")
     if settings["sampler"] is not None:
-        raise DdimError("--sampler", "is for categories", "leave it out: --eta and --sigma say the kernel")
+        raise DdimError("--sampler", "applies to discrete data only", "use --eta and --sigma instead")
     eta, sigma = settings["eta"], settings["sigma"]
     plan = make_plan(
         model,
@@ -165,7 +162,7 @@ def _tokens(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     for name in ("last_sigma", "sigma", "probes", "dequantize"):
         if settings[name] is not None:
             option = f"--{name.replace('_', '-')}"
-            raise DdimError(option, "is for real-valued data", "leave it out")
+            raise DdimError(option, "applies to real-valued data only", "leave it out")
     eta, sampler = settings["eta"], settings["sampler"] or ("markov" if settings["eta"] is None else "ddim")
     steps = settings["steps"]
     if steps is None and not (settings["grid"] or "")[:1].isdigit():
@@ -193,43 +190,45 @@ def _ode(model: Model, seed: int, settings: dict[str, Any]) -> Request:
     return likelihood_run.ode_request(model, last_sigma=settings["last_sigma"], seed=seed, **options)
 
 
-def _print_summary(made: dict[str, Any], out: Path, measured: str, things: str) -> None:
-    spread = made["standard_error"]
+def _print_summary(result: dict[str, Any], out: Path, unit: str, noun: str) -> None:
+    spread = result["standard_error"]
     width = "" if spread is None else f" +- {spread:.4f} (standard error)"
-    click.echo(f"{made['bits_per_dim']:.4f} {measured}{width}, {made['pictures']} {things}, {made['plan']}")
-    sigma = made["last_sigma"]
-    if made["dequantisation"]:
-        click.echo(f"dequantisation: {made['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
-    if made["method"] == "ode":
-        error = f"mean {made['solver_error_mean']:.2e}, largest {made['solver_error_max']:.2e} bits/dim"
-        if made["solver_error_mean"] > 0.1:
-            warn("the solver's error is large: give more --steps before this figure is used")
-        click.echo(f"solver's error (half the steps): {error}; {made['probes']} probe(s) of the trace")
+    click.echo(f"{result['bits_per_dim']:.4f} {unit}{width}, {counted(result['pictures'], noun)}, {result['plan']}")
+    sigma = result["last_sigma"]
+    if result["dequantisation"]:
+        click.echo(f"dequantisation: {result['dequantisation']}" + (f", sigma_1 = {sigma:.6g}" if sigma else ""))
+    if result["method"] == "ode":
+        error = f"mean {result['solver_error_mean']:.2e}, largest {result['solver_error_max']:.2e} bits/dim"
+        if result["solver_error_mean"] > 0.1:
+            warn("the solver's error is large", "use more --steps")
+        click.echo(f"solver's error (half the steps): {error}; {counted(result['probes'], 'probes')} of the trace")
     else:
-        inner = made["bits_per_dim"] - made["prior"] - made["last_step"]
-        click.echo(f"prior {made['prior']:.6f}, steps {inner:.4f}, last step {made['last_step']:.4f} {measured}")
-    click.echo(f"figures: {out / 'likelihood.json'}, {out / 'values.csv'}")
+        inner = result["bits_per_dim"] - result["prior"] - result["last_step"]
+        click.echo(f"prior {result['prior']:.6f}, steps {inner:.4f}, last step {result['last_step']:.4f} {unit}")
+    click.echo(f"results: {out / 'likelihood.json'}, {out / 'values.csv'}")
 
 
-def _plot(made: dict[str, Any], path: Path) -> None:
+def _plot(result: dict[str, Any], path: Path) -> None:
     """Plot the terms of the bound over t to a PNG file."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        click.echo("note: matplotlib is not installed: no picture of the terms; pip install 'ddim[plot]'", err=True)
+        click.echo("note: the terms are not plotted: matplotlib is not installed; pip install 'ddim[plot]'", err=True)
         return
     from ddim._io.atomic import write_atomic
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
     axes = figure.subplots()
-    steps = made["steps"]
+    steps = result["steps"]
     axes.plot([s["from"] for s in steps], [s["bits_per_dim"] for s in steps], marker="." if len(steps) < 60 else "")
     axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim of the step from t")
-    axes.set_title(f"{made['bits_per_dim']:.3f} bits/dim, {made['plan']}, {made['pictures']} pictures", fontsize=9)
+    axes.set_title(
+        f"{result['bits_per_dim']:.3f} bits/dim, {result['plan']}, {counted(result['pictures'], 'images')}", fontsize=9
+    )
     axes.grid(alpha=0.3)
     import io
 
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomic(path, buffer.getvalue())
-    click.echo(f"picture: {path}")
+    click.echo(f"figure: {path}")

@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> None:
         _close(sys.stdout)
         code = 1
     except OSError as error:
-        place = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else "system"
-        code = _print_error(f"{place}: {error.strerror or error}; check the place and try again")
+        path = os.fsdecode(error.filename) if isinstance(error.filename, bytes | str) else "system"
+        code = _print_error(f"{path}: {error.strerror or error}; check it and try again")
     except (ArithmeticError, MemoryError, RecursionError, RuntimeError, UnicodeError) as error:
         reason = _reason(error)
         if not reason:
@@ -115,7 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         _close(sys.stdout)
     except OSError as error:  # a full device
-        code = _print_error(f"output: cannot be written ({error.strerror}); make room, or write it elsewhere")
+        code = _print_error(
+            f"output: cannot be written ({error.strerror}); free some space, or write to another device"
+        )
         _close(sys.stdout)
     sys.exit(code)
 
@@ -124,13 +126,13 @@ def _reason(error: Exception) -> str:
     """The message for an error of memory, size, encoding or device; "" for anything else, which is a bug."""
     first = shorten(str(error).partition("\n")[0])
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error))):
-        return f"memory: is too small for this ({first or 'MemoryError'}); lower the batch, the size or the number"
+        return f"memory: is insufficient ({first or 'MemoryError'}); reduce the batch, the size or the number"
     if isinstance(error, RecursionError):
-        return "input: is nested too deeply; give a flatter one"
+        return "input: is nested too deeply; use a flatter one"
     if isinstance(error, OverflowError):
-        return f"input: holds a number that is too large ({first}); give a smaller one"
+        return f"input: has a number that is too large ({first}); use a smaller one"
     if isinstance(error, UnicodeError):
-        return f"input: holds text that cannot be encoded ({first}); use plain Unicode text"
+        return f"input: has text that cannot be encoded ({first}); use plain Unicode text"
     if isinstance(error, RuntimeError) and _OF_DEVICE.search(str(error)):
         return f"device: cannot do this ({first}); leave --device out, or use cpu"
     return ""
@@ -140,9 +142,9 @@ _OF_MEMORY = re.compile(r"can't allocate memory|out of memory|not enough memory|
 _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|device type|on device", re.I)
 
 
-def _line(error: DdimError, words: list[str]) -> str:
+def _line(error: DdimError, arguments: list[str]) -> str:
     """An error as one line, with arguments written as options of the command that raised it."""
-    command = cli.get_command(click.Context(cli), words[0]) if words else None
+    command = cli.get_command(click.Context(cli), arguments[0]) if arguments else None
     subject, hint = translated(error.subject, command), translated(error.hint, command)
     return f"{subject}: {error.problem}; {hint}" if hint else f"{subject}: {error.problem}"
 
@@ -195,14 +197,14 @@ class Stopper:
         self.signal = 0
 
     def __enter__(self) -> Stopper:
-        self._old = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _: object) -> None:
+    def _request(self, number: int, _: object) -> None:
         if self.signal:
             raise SystemExit(128 + number)
         self.signal = number

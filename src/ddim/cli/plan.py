@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ddim.cli._emulation import compared, like_option, make_like
+from ddim.cli._emulation import comparison, like_option, make_like
 from ddim.cli._options import grid_option, make_plan, noise_options, sampler_option, sharpness_options, steps_option
 from ddim.errors import DdimError
 
@@ -56,8 +56,10 @@ def command(
     from ddim.model.load import load
 
     if diff and (like is None or as_json):
-        other, hint = ("--json", "leave one out") if like else ("no --like", "say --like diffusers, for instance")
-        raise DdimError("--diff", f"is given with {other}", hint)
+        problem, hint = (
+            ("cannot be combined with --json", "leave one out") if like else ("needs --like", "add --like diffusers")
+        )
+        raise DdimError("--diff", problem, hint)
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
     loaded = load(model, "cpu")
@@ -69,6 +71,6 @@ def command(
         others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
         table, like_settings = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
     if diff:
-        click.echo(compared(loaded, table, like_settings, steps, grid))
+        click.echo(comparison(loaded, table, like_settings, steps, grid))
     else:
         click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else str(table))

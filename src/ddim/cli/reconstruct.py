@@ -11,7 +11,7 @@ import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import exact_device_options, grid_option, load_model, whole_numbers
-from ddim.cli._progress import progress_bar
+from ddim.cli._progress import counted, progress_bar
 from ddim.cli.encode import inversion_from_options
 from ddim.errors import DdimError, warn
 from ddim.names import METHODS
@@ -73,9 +73,9 @@ def command(
     requested, names = whole_numbers(steps, "--steps") if steps else None, methods.split(",")
     for method in names:
         if method not in METHODS:
-            raise DdimError(f"--method {method}", "is unknown", f"choose of {', '.join(METHODS)}")
-    if unexpected_entries(out, *_OURS):
-        raise DdimError(out, "holds something else", "choose an empty or new folder")
+            raise DdimError(f"--method {method}", "is unknown", f"use one of {', '.join(METHODS)}")
+    if unexpected_entries(out, *_OUTPUTS):
+        raise DdimError(out, "contains other files", "choose an empty or new folder")
     loaded = load_model(model, device, dtype, compile_)
     counts = requested or default_counts(STEPS, loaded.schedule)
     inversions = [inversion_from_options(loaded, method, s, grid) for method in names for s in counts]
@@ -84,7 +84,7 @@ def command(
         remove_parts(out)
         results, failed = _measure(loaded, inversions, originals)
         if not results:
-            raise DdimError("round trips", "have all failed", "give more steps, or another method")
+            raise DdimError("round trips", "have all failed", "use more --steps, or another --method")
         facts = {
             "model": {"name": Path(model).name, "sha256": loaded.config.sha256},
             "images": len(originals),
@@ -93,7 +93,7 @@ def command(
             **loaded.conditions,
             "failed": failed,
         }
-        click.echo(f"{len(originals)} originals, grid {facts['grid']}")
+        click.echo(f"{counted(len(originals), 'images')}, grid {facts['grid']}")
         _report(out, facts, originals, results)
 
 
@@ -149,10 +149,10 @@ def _report(
     ]
     report = {
         **about,
-        "error": "mse: mean squared error per dimension, pictures in [0, 1], neither clipped nor rounded; rms and max: "
-        "pictures in [-1, 1]",
-        "calls_per_step": "network evaluations that encoding takes for each step down",
-        "seconds": "up and down, for one picture",
+        "error": "mse: mean squared error per dimension, images in [0, 1], neither clipped nor rounded; rms and max: "
+        "images in [-1, 1]",
+        "calls_per_step": "network evaluations that encoding takes for each step of decoding",
+        "seconds": "encoding and decoding, for one image",
         "rows": table,
     }
     write_atomic(out / "reconstruct.json", (json.dumps(report, indent=1) + "\n").encode())
@@ -168,14 +168,16 @@ def _report(
     for line in table:
         spread = "-" if line["standard_error"] is None else f"{line['standard_error']:.2e}"
         click.echo(
-            f"{line['method']:<11}  {line['steps']:5d}   {line['mse']:12.3e}   {spread:>14}   {line['rms']:8.2e}   "
-            f"{line['max']:8.2e}   {line['latent_std']:10.3f}   {line['calls_per_step']:10.2f}   {line['seconds']:7.3f}"
+            f"{line['method']:<11} {line['steps']:4d} {line['mse']:9.3e} {spread:>8} {line['rms']:8.2e} "
+            f"{line['max']:8.2e} {line['latent_std']:7.3f} {line['calls_per_step']:8.2f} {line['seconds']:7.3f}"
         )
-    click.echo(f"table: {out / 'reconstruct.json'}\npicture: {out / 'reconstruct.png'}")
+    click.echo(f"table: {out / 'reconstruct.json'}\nfigure: {out / 'reconstruct.png'}")
 
 
 _HEAD = (
-    "method           S   MSE in [0,1]   standard error        rms        max   latent std   calls/step   seconds\n"
-    "                                                  (of pictures in [-1,1])                (up)     (a picture)"
+    "MSE and its standard error: images in [0, 1]; rms, max: images in [-1, 1];\n"
+    "std x_T: of latents; NFE/step: of encoding; s/image: encoding and decoding\n"
+    f"{'method':<11} {'S':>4} {'MSE':>9} {'std err.':>8} {'rms':>8} {'max':>8} "
+    f"{'std x_T':>7} {'NFE/step':>8} {'s/image':>7}"
 )
-_OURS = ("reconstruct.json", "reconstruct.png")
+_OUTPUTS = ("reconstruct.json", "reconstruct.png")

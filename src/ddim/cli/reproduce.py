@@ -10,9 +10,16 @@ import click
 
 from ddim.cli._clipping import clip_option
 from ddim.cli._datasets import fit_option, refit
-from ddim.cli._measuring import drive, extractor_options, get_data, get_extractor, reference, table_grid_option
+from ddim.cli._measuring import (
+    extractor_options,
+    get_data,
+    get_extractor,
+    reference_statistics,
+    run_counting,
+    table_grid_option,
+)
 from ddim.cli._options import device_options, load_model, whole_numbers
-from ddim.cli.evaluate import fill, times
+from ddim.cli.evaluate import run_table, times
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -93,7 +100,7 @@ def command(
     page.need()
     loaded = load_model(model, device, dtype, compile_)
     if loaded.config.needs_label:
-        raise DdimError(model, "was never trained without a label", "take another model, or `ddim evaluate --label`")
+        raise DdimError(model, "was trained with labels only", "use another model, or `ddim evaluate --label`")
     policy, T = refit(loaded.policy, fit), loaded.schedule.T
     dataset, test = get_data(data, policy, split, None), get_data(data, policy, test_split, None)
     feature_space = get_extractor(extractor, inception_weights, policy.shape, dataset.name, device)
@@ -108,10 +115,12 @@ def command(
     )
     if round_trip_images is not None and not 1 <= round_trip_images <= len(test):
         raise DdimError(
-            f"--pictures {round_trip_images}", f"is outside 1..{len(test)}", "there are so many test pictures"
+            f"--pictures {round_trip_images}",
+            f"is outside 1..{len(test)}",
+            f"use --pictures {len(test)} or fewer, the test images",
         )
     if unexpected_entries(out) and not (out / "request.json").exists():
-        raise DdimError(out, "is not empty and holds no report", "choose an empty or new folder")
+        raise DdimError(out, "contains other files and no report", "choose an empty or new folder")
     with claimed(out, "request.json", "cells", "reference") as owned:
         request: dict[str, Any] = {"model": loaded.fingerprint, "data": dataset.fingerprint(), "budget": budget, "n": n}
         request |= {"steps": requested_steps, "eta": rows, "grid": grid, "seed": seed, "pictures": round_trip_images}
@@ -124,12 +133,12 @@ def command(
             remove_parts(folder)
         cells = fid_table.cells(loaded, counts.steps, rows, Counts(counts.samples), grid, **plan_settings)
         fid_table.check(loaded, cells, seed, Path(model).name, None, images)
-        real = reference(dataset, feature_space, out / "reference")
+        real = reference_statistics(dataset, feature_space, out / "reference")
         owned.keep()
-        filling = fid_table.iter_fill(
+        progress = fid_table.iter_fill(
             loaded, cells, real, feature_space, out / "cells", seed, Path(model).name, None, images
         )
-        measured = fill(filling, sum(cell.n * cell.plan.nfe for cell in cells), out)
+        measured = run_table(progress, sum(cell.n * cell.plan.nfe for cell in cells), out)
         exact = load_model(model, device, "float32", compile_)
         summary = _finish(
             out, (loaded, exact), (real, feature_space, Path(model).name), request, counts, measured, test
@@ -143,20 +152,22 @@ def _finish(
     about_data: tuple[Statistics, Extractor, str],
     request: dict[str, Any],
     counts: Amounts,
-    made: Sequence[Measured],
+    measured: Sequence[Measured],
     test: ImageSet,
 ) -> str:
     """Make Table 2, the interpolations and the page; returns the text to print."""
     from ddim._io.atomic import make_folder
     from ddim.evaluation.report.reproduction import write_report
-    from ddim.evaluation.report.sections import WALKED, round_tripping, walking
+    from ddim.evaluation.report.sections import INTERPOLATED, iter_interpolations, iter_round_trips
     from ddim.evaluation.report.tables import about, print_table
 
     (loaded, exact), (real, space, name), (seed, grid) = models, about_data, (request["seed"], request["grid"])
     make_folder(out / "pictures")
-    trip = round_tripping(exact, test, counts.round_trips, counts.images, out / "round-trips.jsonl", grid)
-    trips = drive(trip, "round trips", counts.images * len(counts.round_trips), kept=True)
-    drive(walking(loaded, out / "pictures", seed, grid), "walks", WALKED, kept=True)
+    progress = iter_round_trips(exact, test, counts.round_trips, counts.images, out / "round-trips.jsonl", grid)
+    trips = run_counting(progress, "round trips", counts.images * len(counts.round_trips), resumable=True)
+    run_counting(
+        iter_interpolations(loaded, out / "pictures", seed, grid), "interpolations", INTERPOLATED, resumable=True
+    )
     facts = about(loaded, name, real, space, seed)
-    page = write_report(out, facts, request, counts, made, times(loaded, made), trips, test)
-    return f"{print_table(made, space.metric)}\nfigures: {out / 'report.json'}\npage: {page}"
+    page = write_report(out, facts, request, counts, measured, times(loaded, measured), trips, test)
+    return f"{print_table(measured, space.metric)}\nresults: {out / 'report.json'}\npage: {page}"

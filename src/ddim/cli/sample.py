@@ -23,7 +23,7 @@ from ddim.cli._options import (
     sharpness_options,
     steps_option,
 )
-from ddim.cli._progress import fill
+from ddim.cli._progress import counted, run_sampling
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -123,15 +123,15 @@ def command(
 
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
     if sheet is not None and n > SHEET:
-        raise DdimError("--sheet", f"would show {n} pictures, more than {SHEET}", "leave it out, or ask for fewer")
+        raise DdimError("--sheet", f"would show {n} images, more than {SHEET}", "leave it out, or use a smaller -n")
     if sheet is not None and loaded.kind.unit != "images":
-        raise DdimError("--sheet", "is of pictures, the model is one of text", "leave it out")
+        raise DdimError("--sheet", "applies to images, the model is of text", "leave it out")
     selection = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
     if plan_file is not None:
         plan_options = {"like": like, **selection, "steps": steps, **settings}
         plan = _read_plan(loaded, plan_file, plan_options, any_model)
     elif any_model:
-        raise DdimError("--any-model", "is about a plan file", "give --plan too, or leave it out")
+        raise DdimError("--any-model", "needs --plan", "add --plan, or leave it out")
     elif like is not None:
         others = selection | {"sigma": sigma, "temperature": temperature, "top_p": top_p}
         plan, _ = make_like(loaded, like, steps, eta, clip_x0, others)
@@ -144,10 +144,10 @@ def command(
         plan = make_plan(loaded, steps, grid, sampler, settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
     generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
-    what = loaded.kind.noun
-    result = fill(generation, f"{plan.nfe} calls each", n, what, out, loaded.kind.unit)
+    noun, evaluations = loaded.kind.noun, f"{counted(plan.nfe, 'network evaluations')} each"
+    result = run_sampling(generation, evaluations, n, noun, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
-    click.echo(f"{n} {what}{result.before}, {plan.name}, {plan.nfe} network evaluations each: {first} ...")
+    click.echo(f"{counted(n, noun)}{result.before}, {plan.name}, {evaluations}: {first} ...")
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         images = read_sheet(out, range(start, start + n))
@@ -155,11 +155,11 @@ def command(
         click.echo(f"sheet: {sheet}")
 
 
-def _read_plan(model: Model, path: Path, given: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
-    """Read the plan of --plan; no option in `given` may have a value."""
+def _read_plan(model: Model, path: Path, options: Mapping[str, object], any_model: bool) -> BasePlan[Any]:
+    """Read the plan of --plan; none of `options` may have a value."""
     from dataclasses import replace
 
-    plan: Any = read_plan(model, path, given)
+    plan: Any = read_plan(model, path, options)
     unrestricted: BasePlan[Any] = replace(plan, made_for="") if any_model else plan
     return unrestricted
 
@@ -172,7 +172,7 @@ def _scale(plan: BasePlan[Any], guidance: float | None, lam: float | None) -> Gu
     if lam is None:
         return guidance
     if not isinstance(plan, Plan):
-        raise DdimError("--cfg-plus-plus", "is for real-valued pictures", "use --guidance")
+        raise DdimError("--cfg-plus-plus", "applies to real-valued images only", "use --guidance")
     if guidance is not None:
-        raise DdimError("--guidance and --cfg-plus-plus", "are both given", "give one of them")
+        raise DdimError("--guidance and --cfg-plus-plus", "cannot be combined", "use one of them")
     return cfg_plus_plus(plan, lam)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from ddim.cli._measuring import drive, extractor_options, get_extractor, get_sized, size_option
+from ddim.cli._measuring import extractor_options, get_extractor, get_resized, run_counting, size_option
 from ddim.cli._options import output_file
+from ddim.cli._progress import counted
 
 
 @click.command("statistics")
@@ -41,12 +42,16 @@ def command(
     from ddim.evaluation import from_data, iter_measure
 
     output_file(out)
-    dataset = get_sized(data, size, fit, split, limit)
+    dataset = get_resized(data, size, fit, split, limit)
     feature_space = get_extractor(extractor, inception_weights, dataset.policy.shape, dataset.name, device)
     images = from_data(dataset)
-    statistics, _ = drive(iter_measure(images, feature_space), f"features of {dataset.name}", images.count, kept=False)
+    statistics, _ = run_counting(
+        iter_measure(images, feature_space), f"features of {dataset.name}", images.count, resumable=False
+    )
     statistics.moments.covariance  # raises an error for a single image  # noqa: B018
     statistics.save(out)
     moments = statistics.moments
-    description = f"{moments.count} pictures {images.grid}, {moments.dim} features of {feature_space.name}"
+    description = (
+        f"{counted(moments.count, 'images')} {images.grid}, {counted(moments.dim, 'features')} of {feature_space.name}"
+    )
     click.echo(f"{description}: {out}")

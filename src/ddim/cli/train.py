@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli._datasets import FITS, label_column_option, load_pictures
+from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._options import check_device
-from ddim.cli._progress import progress_bar
-from ddim.cli._recipe import configure, put
+from ddim.cli._progress import counted, progress_bar
+from ddim.cli._recipe import add_setting, configure
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ddim.data.text import TextSet
     from ddim.train.presets import Preset
 
-_RECIPE = (
+_TRAIN_OPTIONS = (
     "steps",
     "batch",
     "accumulate",
@@ -133,7 +133,7 @@ def command(
     compile_: bool | None,
     device: str | None,
     settings: tuple[str, ...],
-    **given: Any,
+    **options: Any,
 ) -> None:
     """Train a model on DATA: "digits", a folder of images, parquet files, a hub name such as owner/name, or a text.
 
@@ -157,22 +157,22 @@ def command(
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
     text_options = {"--tokenizer": tokenizer, "--length": length}
-    image_options = {"--size": size, "--channels": channels, "--flip": given["flip"] or None}
+    image_options = {"--size": size, "--channels": channels, "--flip": options["flip"] or None}
     image_options |= {"--labels": labels or None, "--skip-unreadable": skip_unreadable or None, "--fit": fit}
     image_options |= {"--label-column": label_column}
-    _refuse_others(name, of_text, text_options, image_options)
+    _check_modality(name, of_text, text_options, image_options)
     labels = (recipe.labels or label_column is not None) if labels is None else labels
     if label_column is not None and not labels:
-        raise DdimError("--label-column", "is given beside --no-labels", "leave one of them out")
+        raise DdimError("--label-column", "cannot be combined with --no-labels", "leave one of them out")
     changes = {
         "data": _changes(height=size, width=size, fit=fit, channels=channels and int(channels), length=length),
-        "train": _changes(**{key: given[key] for key in _RECIPE}, compile=compile_, budget=budget),
+        "train": _changes(**{key: options[key] for key in _TRAIN_OPTIONS}, compile=compile_, budget=budget),
         "network": {},
         "schedule": {},
         "categorical": {},
     }
     for setting in settings:
-        put(changes, setting)
+        add_setting(changes, setting)
     if "budget" in changes["train"]:
         changes["train"].setdefault("steps", None)
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
@@ -203,11 +203,11 @@ def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
     if name is None:
         name = (Path(data).stem if is_text(data) else Path(data).name).replace("_", "-")
         if name not in PRESETS:
-            problem = f"has no preset of its own name ({name})"
-            raise DdimError(data, problem, f"give --preset, one of {', '.join(PRESETS)}")
+            problem = f"has no preset of the same name ({name})"
+            raise DdimError(data, problem, f"use --preset with one of {', '.join(PRESETS)}")
     recipe = preset(name)
     if is_text(data) and len(recipe.data.shape) > 1:
-        raise DdimError(data, "is text", f"the preset {name} is of pictures: take --preset tinyshakespeare")
+        raise DdimError(data, "is text", f"the preset {name} is for images: use --preset tinyshakespeare")
     return name, recipe
 
 
@@ -219,15 +219,15 @@ def _load(
 
     if len(policy.shape) == 1:
         return load_text(data, policy, split, limit)
-    return load_pictures(data, policy, split, limit, skip_unreadable, label_column)
+    return load_images(data, policy, split, limit, skip_unreadable, label_column)
 
 
 def _changes(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _list(ctx: click.Context, wanted: bool) -> None:
-    if wanted:
+def _list(ctx: click.Context, requested: bool) -> None:
+    if requested:
         from ddim.train.presets import PRESETS
 
         for name, recipe in PRESETS.items():
@@ -235,14 +235,16 @@ def _list(ctx: click.Context, wanted: bool) -> None:
         ctx.exit()
 
 
-def _refuse_others(preset: str, of_text: bool, text: dict[str, Any], images: dict[str, Any]) -> None:
+def _check_modality(preset: str, of_text: bool, text: dict[str, Any], images: dict[str, Any]) -> None:
     """Refuse options about text if the preset is for images, and the reverse."""
     for option in [option for option, value in (images if of_text else text).items() if value is not None]:
-        kind, own = ("pictures", "text") if of_text else ("text", "pictures")
-        raise DdimError(option, f"is about {kind}, the preset {preset} of {own}", "leave it out")
+        applies_to, preset_data = ("images", "text") if of_text else ("text", "images")
+        raise DdimError(option, f"applies to {applies_to}, the preset {preset} is for {preset_data}", "leave it out")
 
 
-def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, began: float) -> None:
+def _train(
+    out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, start_time: float
+) -> None:
     import torch
 
     from ddim.model.modality import modality_of
@@ -251,19 +253,19 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     batch, unit = config.train.batch, modality_of(config.model).unit
-    report, shown = None, 0.0
+    report, printed = None, 0.0
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in run.train(out, config, data, device, line, stopper, weights, began):
+        for report in run.train(out, config, data, device, line, stopper, weights, start_time):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
             status = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
             bar.update(task, completed=report.step, total=report.steps, rate=status)
-            if not bar.console.is_interactive and elapsed - shown >= QUIET and rate:
-                shown = elapsed
+            if not bar.console.is_interactive and elapsed - printed >= QUIET and rate:
+                printed = elapsed
                 of = f" of about {report.steps}" if report.steps else ""
                 bar.console.print(f"step {report.step}{of}: {status}, {elapsed / 60:.0f} min")
             if report.event:
@@ -271,7 +273,8 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str | None,
     assert report is not None
     if stopper() and not report.over:
         of = f" of {report.steps}" if report.steps else ""
-        click.echo(f"stopped at step {report.step}{of}; run the same command to go on", err=True)
+        click.echo(f"stopped at step {report.step}{of}; run the same command to resume", err=True)
         raise SystemExit(stopper.code)
     done = "done" if start and start[1] < report.step else "nothing left to do"
-    click.echo(f"{done}: {report.step} steps, {report.images_seen} {unit} seen; the model is {out / 'model'}")
+    seen = f"{counted(report.images_seen, unit)} seen"
+    click.echo(f"{done}: {counted(report.step, 'steps')}, {seen}; the model is {out / 'model'}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._options import exact_device_options, load_model, output_file
-from ddim.cli._progress import progress_bar
+from ddim.cli._progress import counted, progress_bar
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ def command(
     if cache_file and not cached:
         _store(cache_file, result)
     if cached:
-        click.echo(f"tuned before, with the same model and settings: {cache_file} (--fresh tunes again)", err=True)
+        click.echo(f"cached result for the same model and settings: {cache_file} (--fresh tunes again)", err=True)
     tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
-    click.echo(
-        f"{result['name']}, {nfe} network evaluations: {tuned} from the converged solution, RMS on held-out samples"
-    )
+    error = f"RMS error {tuned} on held-out samples, against the converged solution"
+    click.echo(f"{result['name']}, {counted(nfe, 'network evaluations')}: {error}")
     if result["won"]:
-        click.echo(f"best plan that is not tuned: {result['untuned']}: {untuned}")
+        click.echo(f"best untuned plan: {result['untuned']}: {untuned}")
     else:
         click.echo("tuning did not improve on this plan")
     click.echo(f"plan: {out}")
@@ -127,16 +126,16 @@ def _cache_path(model: Model, settings: dict[str, Any]) -> Path | None:
     return None if cache is None else cache / "plans" / f"{key}.json"
 
 
-def _store(path: Path, found: dict[str, Any]) -> None:
+def _store(path: Path, result: dict[str, Any]) -> None:
     from ddim._io.atomic import make_folder
     from ddim._io.checksum import write_json
     from ddim._io.temporary import remove_parts
 
     try:
         remove_parts(make_folder(path.parent), path.name)
-        write_json(path, found)
+        write_json(path, result)
     except DdimError as error:
-        warn(f"{path}: cannot be written ({error}), so the same will be tuned anew the next time")
+        warn(f"{path}: cannot be written ({error}); the result is not cached")
 
 
 def _read_cached(path: Path) -> dict[str, Any] | None:

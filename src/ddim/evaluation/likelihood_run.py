@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,7 @@ class Block:
 
 def measure(
     model: Model, images: np.ndarray, names: Sequence[str], request: Request, folder: Path, name: str = ""
-) -> Iterator[list[Block]]:
+) -> Generator[list[Block], None, None]:
     """Compute likelihoods in micro-batches into a folder, resuming from the results in it.
 
     Args:

@@ -552,7 +552,7 @@ class Runner(ABC):
         at, _ = self.denoiser_of(n, None, None)
         denoise: Any = at(torch.arange(n))
         for step in tuning.iter_tuning(denoise, self.schedule, nfe, start, solver, self.micro_batch, planner.predicts):
-            if step.found is not None and step.found.tuned_wins:
-                plan = replace(step.found.plan, made_for=self.fingerprint)
-                step = replace(step, found=replace(step.found, plan=plan))
+            if step.result is not None and step.result.tuned_wins:
+                plan = replace(step.result.plan, made_for=self.fingerprint)
+                step = replace(step, result=replace(step.result, plan=plan))
             yield step

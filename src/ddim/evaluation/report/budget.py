@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ddim._io.checksum import read_sealed_json, write_json
 from ddim._io.reading import entry
 from ddim.errors import DdimError, warn
-from ddim.evaluation.report.sections import WALK_STEPS, WALKED
+from ddim.evaluation.report.sections import INTERPOLATED, INTERPOLATION_STEPS
 from ddim.model.model import Model
 
 SECONDS = {"10min": 600.0, "1h": 3600.0}
@@ -67,7 +67,7 @@ def fit(per_second: float, seconds: float, steps: Sequence[int], rows: int, test
         test: Number of test images.
         T: Length of the schedule.
     """
-    nfe = max(0.0, per_second * seconds - WALKED * WALK_STEPS)
+    nfe = max(0.0, per_second * seconds - INTERPOLATED * INTERPOLATION_STEPS)
     table_1_steps, n = _most(nfe * _TABLE_1, sorted(steps), rows, LEAST_SAMPLES, FULL)
     trips = [s for s in TABLE_2_STEPS if s <= T]
     table_2_steps, images = _most(nfe * _TABLE_2, trips, 2, LEAST_IMAGES, test)

@@ -61,7 +61,7 @@ def write_report(
         "published": paper.data_set(facts["data"]["data"]),
         "paper_table_2": paper.TABLE_2,
         "test": {"data": test.name, "split": test.split, "fingerprint": test.fingerprint()},
-        "walk_steps": sections.WALK_STEPS,
+        "walk_steps": sections.INTERPOLATION_STEPS,
         "figure_3": shown,
         "table_1": {"cells": table["cells"], "consistency": table["consistency"]},
         "table_2": [{key: value for key, value in row.items() if key != "again"} for row in trips],

@@ -23,11 +23,11 @@ from ddim.model.model import Model
 from ddim.sampling.latents import slerp_grid, slerp_path
 
 SHOWN = 12
-ROWS, FRAMES, SIDE, WALK_STEPS = 5, 11, 8, 50
-WALKED = ROWS * FRAMES + SIDE**2
+ROWS, FRAMES, SIDE, INTERPOLATION_STEPS = 5, 11, 8, 50
+INTERPOLATED = ROWS * FRAMES + SIDE**2
 
 
-def round_tripping(
+def iter_round_trips(
     model: Model, test: ImageSet, steps: Sequence[int], count: int, path: Path, grid: str | None = None
 ) -> Generator[int, None, list[dict[str, Any]]]:
     """Table 2: encode and decode test images in micro-batches, with S network evaluations in each direction.
@@ -84,7 +84,9 @@ def _row(steps: int, lines: Sequence[dict[str, Any]], shape: tuple[int, ...], co
     }
 
 
-def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> Generator[int, None, list[Path]]:
+def iter_interpolations(
+    model: Model, folder: Path, seed: int, grid: str | None = None
+) -> Generator[int, None, list[Path]]:
     """Figure 6: interpolations between two latents, and an image grid between four.
 
     Args:
@@ -94,7 +96,7 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
         grid: Spacing of the timesteps; None for the default.
 
     Yields:
-        Number of the `WALKED` images done.
+        Number of the `INTERPOLATED` images done.
 
     Returns:
         Paths of the two image files.
@@ -105,7 +107,7 @@ def walking(model: Model, folder: Path, seed: int, grid: str | None = None) -> G
         for path, count in zip(paths, (ROWS * FRAMES, SIDE**2), strict=True):
             yield done
             if finished.missing([path])[0]:
-                plan = model.plan(min(WALK_STEPS, model.schedule.T), grid, sampler="ddim")
+                plan = model.plan(min(INTERPOLATION_STEPS, model.schedule.T), grid, sampler="ddim")
                 ends = model.noise(2 * ROWS + 4, seed).start()
                 if path == paths[0]:
                     latents = torch.cat([slerp_path(ends[2 * k], ends[2 * k + 1], FRAMES) for k in range(ROWS)])
