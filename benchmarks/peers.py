@@ -75,7 +75,7 @@ NETWORKS = {"cifar10": cifar10, "mnist": mnist}
 
 def ours(config: ModelConfig, network: torch.nn.Module, device: str = "cpu", **settings: Any) -> Model:
     """The model of this library."""
-    return Model(copy.deepcopy(network), config, device, **settings)  # type: ignore[arg-type]
+    return Model(copy.deepcopy(network), config, device=device, **settings)  # type: ignore[arg-type]
 
 
 def diffusers(

@@ -203,7 +203,7 @@ def test_import_and_export_round_trip(tmp_path: Path) -> None:
 def test_an_exported_pipeline_gives_the_same_images(schedule: dict[str, Any], tmp_path: Path) -> None:
     shape = {"in_channels": 3, "channels": 32, "groups": 8, "multipliers": (1, 2)}
     config = tiny_config(predicts="v", schedule=schedule, **shape)
-    model = Model(new_network(config.network), config, "cpu", "float32")
+    model = Model(new_network(config.network), config, device="cpu", dtype="float32")
     model.save(tmp_path / "converted")
     assert ddim("convert", tmp_path / "converted", "--to", "diffusers", "--out", tmp_path / "exported") == 0
     pipeline = DDIMPipeline.from_pretrained(tmp_path / "exported")

@@ -178,7 +178,7 @@ def of_diffusers(predicts: str = "eps", **settings: Any) -> Model:
     """A tiny model with the scheduler settings of a diffusers folder."""
     model = tiny_model(predicts=predicts)
     origin = Origin(format="diffusers", settings={"scheduler": "DDIMScheduler", **settings})
-    return Model(model.network, model.config.model_copy(update={"origin": origin}), "cpu", dtype="float32")
+    return Model(model.network, model.config.model_copy(update={"origin": origin}), device="cpu", dtype="float32")
 
 
 class TestClipping:

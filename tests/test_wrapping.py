@@ -281,10 +281,10 @@ def test_a_wrapped_network_of_this_library_equals_the_model(predicts: Any) -> No
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
     images = model.sample(3, steps=4, grid="linear").clamp(-1, 1)
     for method in ("ddim", "lossless"):
-        actual, expected = (one.encode(images, 4, "linear", method) for one in (denoiser, model))
+        actual, expected = (one.encode(images, 4, grid="linear", method=method) for one in (denoiser, model))
         assert actual.dtype == expected.dtype
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
-        down, other = (one.decode(expected, 4, "linear", method) for one in (denoiser, model))
+        down, other = (one.decode(expected) for one in (denoiser, model))
         torch.testing.assert_close(down, other, rtol=1e-3, atol=1e-3)
 
 
