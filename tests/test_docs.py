@@ -61,3 +61,21 @@ def test_the_wording_is_plain(page: str) -> None:
 def test_the_banned_words_are_detected() -> None:
     assert BANNED.search(prose("ten network calls"))
     assert not BANNED.search(prose("`--pictures 100` in ten network evaluations\n\n    ddim x --pictures 3\n"))
+
+
+# Keys of files and options of the first version, which are still read.
+KEPT = re.compile(
+    r"""--pictures|--pilots|["'](pictures|begun)["':,]|tail_pictures|network_calls|begun_from|# begun: older runs"""
+)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*sorted((ROOT / "src" / "ddim").rglob("*.py")), ROOT / "README.md"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_the_wording_of_the_source_is_plain(path: Path) -> None:
+    """Messages, docstrings, comments and names."""
+    text = KEPT.sub("", path.read_text(encoding="utf-8")).replace("_", " ")
+    matches = [match[0] for match in BANNED.findall(text)]
+    assert not matches, f"{path}: {', '.join(matches)}"
