@@ -53,7 +53,7 @@ def test_ddim_in_ten_cells_has_ten() -> None:
     assert len(cells(EXAMPLES / "01_ddim_in_ten_cells.ipynb", "code")) == 10
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @each
 def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     matplotlib = pytest.importorskip("matplotlib")
