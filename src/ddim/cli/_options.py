@@ -12,6 +12,8 @@ import click
 from ddim._io.reading import JSON_BYTES, read_text
 from ddim._io.temporary import remove_parts
 from ddim.cli._clipping import clip_option
+from ddim.cli._command import detail, note
+from ddim.cli._ranges import COUNT, POSITIVE, Real
 from ddim.errors import DdimError
 from ddim.names import SAMPLER_NAMES, SPACINGS
 
@@ -65,7 +67,7 @@ def steps_option(default: int) -> Decorator:
     """Add --steps; not passed if --grid is a list of timesteps."""
     text = "Number S of sampling steps, one network evaluation each in most samplers; not with a list of timesteps. "
     text += f"[default: {default}, or T if the model has fewer timesteps]"
-    return click.option("--steps", type=int, help=text)
+    return click.option("--steps", type=COUNT, help=text)
 
 
 def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +87,7 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "variance that fits the model's measured error, with the mean of --eta; or a list, one standard deviation "
             "per step. Only optimal can be combined with --eta.",
         ),
-        click.option("--eta", type=float, help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),
+        click.option("--eta", type=Real(0), help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
         function = option(function)
     return function
@@ -96,12 +98,12 @@ def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--top-p",
-            type=float,
+            type=Real(0, 1, above=True),
             help="Discrete data: sample only from the likeliest tokens, up to this total probability. [default: 1]",
         ),
         click.option(
             "--temperature",
-            type=float,
+            type=POSITIVE,
             help="Discrete data: temperature of the prediction; below 1 it is sharper. [default: 1]",
         ),
     ):
@@ -115,8 +117,9 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
 
     check_device(device)
     model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
-    for note in model.notes:
-        click.echo(f"note: {note}", err=True)
+    for text in model.notes:
+        note(f"note: {text}")
+    detail(f"{name}: {model.config.network}, on {model.device}, computed in {model.compute}")
     return model
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._ranges import COUNT, TIMES
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ KINDS = ("diffusers", "official", "openai", "lucidrains")
 @click.option("--from", "kind", type=click.Choice(KINDS), help="Source library. [default: detected by its names]")
 @click.option("--size", help="Resolution, 32 or 32x48 (height x width), if missing in SOURCE.")
 @click.option("--schedule", help="Noise schedule by name, such as linear or cosine, if missing in SOURCE.")
-@click.option("--times", type=int, help="Number of timesteps T, if missing in SOURCE.")
+@click.option("--times", type=TIMES, help="Number of timesteps T, if missing in SOURCE.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="Prediction of the network, if missing.")
-@click.option("--heads", type=int, help="Number of attention heads, if missing in SOURCE.")
-@click.option("--head-channels", type=int, help="Channels per attention head, instead of --heads.")
+@click.option("--heads", type=COUNT, help="Number of attention heads, if missing in SOURCE.")
+@click.option("--head-channels", type=COUNT, help="Channels per attention head, instead of --heads.")
 @click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI models: new is use_new_attention_order.")
 @click.option(
     "--rescale-times/--no-rescale-times",
@@ -61,7 +62,7 @@ def command(
     rescale_times: bool | None,
     no_ema: bool,
     dtype: str,
-) -> None:
+) -> dict[str, Any]:
     """Convert SOURCE: a diffusers folder or hub id, a checkpoint of another library, or a model of this one.
 
     Every setting that is read or assumed is printed. Nothing in a checkpoint is ever executed.
@@ -85,14 +86,15 @@ def command(
 
         for line in diffusers_export.write(out, config, weights):
             click.echo(f"written: {line}")
-        click.echo(f"{out}: DDIMPipeline.from_pretrained({str(out)!r})")
-        return
+        click.echo(f"written: {out}; load it with DDIMPipeline.from_pretrained({str(out)!r})")
+        return {"out": out, "format": to, "notes": notes}
     import torch
 
     from ddim.model import checkpoint
 
     checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
-    click.echo(f"{out}: ddim sample {out} --out samples")
+    click.echo(f"written: {out}; sample from it with `ddim sample {out} --out samples`")
+    return {"out": out, "format": to, "notes": notes}
 
 
 def _read(

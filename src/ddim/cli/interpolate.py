@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ from ddim.cli._options import (
     steps_option,
 )
 from ddim.cli._progress import counted
+from ddim.cli._ranges import Whole
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ MOST = 1000  # frames per row
     "separated by ';', or the option is repeated.",
 )
 @click.option("--grid", "four", is_flag=True, help="Sheet between four corners: top left, top right, bottom left, ...")
-@click.option("--frames", type=int, help="Images from one end to the other. [default: 11]")
+@click.option("--frames", type=Whole(2, MOST), help="Images from one end to the other. [default: 11]")
 @steps_option(50)
 @grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
@@ -64,7 +65,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Interpolate between two latents by slerp and decode every point, with eta = 0.
 
     With --weights, blend any number of latents instead: sum w z / sqrt(sum w^2), which keeps their noise level.
@@ -84,8 +85,6 @@ def command(
     sources = (seeds or images or "").split(",")
     blends = _blends(weights, len(sources), four or frames is not None)
     count = 11 if frames is None else frames
-    if not 2 <= count <= MOST:
-        raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "use a number such as --frames 11")
     corners = len(sources) if blends else 4 if four else 2
     if len(sources) != corners:
         more = "" if four else " (four with --grid, any number with --weights)"
@@ -116,6 +115,7 @@ def command(
     text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
     click.echo(f"{counted(len(pixels), 'images')}, {plan.name}: {out}")
+    return {"out": out, "n": len(pixels), "plan": plan.name, "between": sources}
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:

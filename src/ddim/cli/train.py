@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim._io import limits
 from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._options import check_device
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import BATCH, COUNT, POSITIVE, SEED, Real, Whole
 from ddim.cli._recipe import add_setting, configure
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper
@@ -63,12 +65,12 @@ QUIET = 60.0  # seconds between progress lines without a terminal
     help="Any other setting: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...",
 )
 @click.option("--split", default="train", show_default=True, help="Split of the data.")
-@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @click.option(
     "--skip-unreadable", is_flag=True, help="Skip images that cannot be read, with a warning that lists them."
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: tokenizers file. [default: characters]")
-@click.option("--length", type=int, help="Text: tokens per sequence, instead of the preset's.")
+@click.option("--length", type=Whole(1, limits.LENGTH), help="Text: tokens per sequence, instead of the preset's.")
 @click.option("--size", type=int, help="Resize images to a square of this side, instead of the preset's.")
 @click.option(
     "--fit",
@@ -81,19 +83,19 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 @click.option("--labels/--no-labels", default=None, help="Train with the data's labels, for classifier-free guidance.")
 @label_column_option
 @click.option("--from", "source", metavar="MODEL", help="Initialise a new run with a model's weights.")
-@click.option("--steps", type=int, help="Number of optimiser steps.")
+@click.option("--steps", type=COUNT, help="Number of optimiser steps.")
 @click.option(
     "--budget",
     callback=lambda c, p, v: v and seconds(v),
     metavar="TIME",
     help="Total time, such as 25min, 90s or 1h30min, instead of --steps; with both, whichever ends first.",
 )
-@click.option("--batch", type=int, help="Images or sequences per step.")
-@click.option("--accumulate", type=int, help="Number of parts a batch is split into, to save memory.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--warmup", type=int, help="Steps of learning-rate warmup.")
+@click.option("--batch", type=BATCH, help="Images or sequences per step.")
+@click.option("--accumulate", type=BATCH, help="Number of parts a batch is split into, to save memory.")
+@click.option("--lr", type=POSITIVE, help="Learning rate.")
+@click.option("--warmup", type=Whole(0, limits.COUNT), help="Steps of learning-rate warmup.")
 @click.option("--decay", type=click.Choice(["none", "linear", "cosine"]), help="Learning-rate decay at the end.")
-@click.option("--ema", type=float, help="Decay of the exponential moving average of the weights.")
+@click.option("--ema", type=Real(0, 1), help="Decay of the exponential moving average of the weights.")
 @click.option(
     "--loss-weight",
     "gamma",
@@ -107,11 +109,11 @@ QUIET = 60.0  # seconds between progress lines without a terminal
     help="Training precision; auto is bfloat16 where it is fast.",
 )
 @click.option("--compile/--no-compile", "compile_", default=None, help="Run the network through torch.compile.")
-@click.option("--seed", type=int, help="Seed of all randomness in training.")
-@click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
-@click.option("--keep", type=int, help="Number of checkpoints to keep.")
-@click.option("--preview-every", type=int, help="Steps between preview sheets, 0 for none.")
-@click.option("--log-every", type=int, help="Steps between lines of metrics.jsonl.")
+@click.option("--seed", type=SEED, help="Seed of all randomness in training.")
+@click.option("--checkpoint-every", type=COUNT, help="Steps between checkpoints.")
+@click.option("--keep", type=COUNT, help="Number of checkpoints to keep.")
+@click.option("--preview-every", type=Whole(0, limits.COUNT), help="Steps between preview sheets, 0 for none.")
+@click.option("--log-every", type=COUNT, help="Steps between lines of metrics.jsonl.")
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     data: str,
