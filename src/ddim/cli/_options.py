@@ -199,6 +199,16 @@ def whole_numbers(text: str, name: str) -> list[int]:
         raise DdimError(f"{name} {text}", "is not a list of whole numbers", f"write {name} 10,20,50") from None
 
 
+def resolution(text: str | None) -> tuple[int, int] | None:
+    """The height and width of --size, such as 32 or 32x48; None if it is not passed."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
+        raise DdimError(f"--size {text}", "is not a resolution", "write 32, or 32x48 for height x width")
+    return int(parts[0]), int(parts[-1])
+
+
 def output_file(path: Path) -> Path:
     """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent

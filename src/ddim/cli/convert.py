@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._options import resolution
 from ddim.cli._ranges import COUNT, TIMES
 from ddim.errors import DdimError
 
@@ -76,7 +77,7 @@ def command(
     from ddim.model.importers import CheckpointHints
 
     hints = CheckpointHints(
-        _size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times
+        resolution(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times
     )
     config, weights, notes = _read(source, hints, kind)
     for note in notes:
@@ -117,12 +118,3 @@ def _read(
             "--from " + kind, f"does not fit {source}", "a diffusers model is a folder, other models are files"
         )
     return hub.contents(location, hints, kind)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise DdimError(f"--size {text}", "is not a resolution", "write 32, or 32x48 for height x width")
-    return int(parts[0]), int(parts[-1])
