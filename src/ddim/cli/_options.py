@@ -26,6 +26,26 @@ _GRID_HELP = f"Timesteps: a rule ({', '.join(SPACINGS)}), or an increasing list 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class OutputFolder(click.Path):
+    """The path of a folder to write; a file, or a name that is a file's, is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a DdimError if it is not a folder's."""
+        path = Path(super().convert(value, param, ctx))
+        subject = f"{param.opts[0] if param is not None else 'folder'} {path}"
+        if path.is_file():
+            raise DdimError(subject, "is a file, and a folder is written", "use an empty or new folder")
+        if path.suffix.lower() in _FILES and not path.is_dir():
+            raise DdimError(subject, "is the name of a file, and a folder is written", f"use {path.with_suffix('')}")
+        return path
+
+
+_FILES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".json", ".csv", ".html", ".safetensors", ".onnx", ".pt2", ".txt")
+
+
 def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callable[..., Any]:
     """Add --device, --dtype and --compile."""
     for option in (
@@ -58,9 +78,9 @@ def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return device_options(function, "float32")
 
 
-def grid_option(*names: str, default: str = SPACINGS[0]) -> Decorator:
-    """Add --grid, or another name if the command uses that one; None if it is not passed."""
-    return click.option(*(names or ("--grid",)), "grid", help=f"{_GRID_HELP} [default: {default}]")
+def grid_option(default: str = SPACINGS[0]) -> Decorator:
+    """Add --grid; None if it is not passed."""
+    return click.option("--grid", help=f"{_GRID_HELP} [default: {default}]")
 
 
 def steps_option(default: int) -> Decorator:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._datasets import fit_option, label_column_option, load_images, refit
-from ddim.cli._options import load_model
+from ddim.cli._options import OutputFolder, load_model
 from ddim.cli._progress import counted, progress_bar
 from ddim.cli._ranges import COUNT, SEED, TIMES
 from ddim.cli.main import Stopper
@@ -25,7 +25,7 @@ SHOWN = 12
 @click.command("calibrate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the calibrated model.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the calibrated model.")
 @click.option("--split", default="train", show_default=True, help="Split of the data.")
 @click.option("--limit", type=COUNT, default=1000, show_default=True, help="Maximum number of images per timestep.")
 @click.option(

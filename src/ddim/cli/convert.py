@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli._options import resolution
+from ddim.cli._options import OutputFolder, resolution
 from ddim.cli._ranges import COUNT, TIMES
 from ddim.errors import DdimError
 
@@ -23,7 +23,7 @@ KINDS = ("diffusers", "official", "openai", "lucidrains")
 
 @click.command("convert")
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder to write.")
 @click.option(
     "--to", type=click.Choice(["ddim", "diffusers"]), default="ddim", show_default=True, help="Target format."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._clipping import force_option
-from ddim.cli._options import exact_device_options, grid_option, load_model
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model
 from ddim.cli._progress import counted, run_sampling
 from ddim.cli._ranges import COUNT
 from ddim.cli.encode import inversion_from_options
@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 @click.command("decode")
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created or resumed."
-)
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the images; created or resumed.")
 @click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
 @click.option("--steps", type=COUNT, help="Number S of network evaluations. [default: as encoded]")
 @grid_option(default="as encoded")

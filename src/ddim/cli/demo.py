@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli._options import device_options, load_any, load_model
+from ddim.cli._options import OutputFolder, device_options, load_any, load_model
 from ddim.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ STEPS = (5, 10, 20, 50, 100)
     "--out",
     default="demo",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     help="Folder for the figures.",
 )
 @click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")

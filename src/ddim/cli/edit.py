@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._clipping import clip_option, force_option
-from ddim.cli._options import device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli._options import OutputFolder, device_options, grid_option, load_model, numbers, output_file, steps_option
 from ddim.cli._progress import counted, run_sampling
 from ddim.cli._ranges import COUNT, SEED, TIMES, Real, Whole
 from ddim.errors import DdimError, warn
@@ -31,7 +31,7 @@ ROUNDS = 5
 @click.command("edit")
 @click.argument("model")
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of variants; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of variants; created or resumed.")
 @click.option("-n", "n", type=COUNT, default=8, show_default=True, help="Number of variants.")
 @click.option("--start-at", type=TIMES, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Mask image: white is kept, black is filled in.")

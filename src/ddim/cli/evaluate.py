@@ -11,7 +11,15 @@ import click
 from ddim.cli._clipping import clip_option
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._measuring import extractor_options, get_data, get_extractor, reference_statistics, table_grid_option
-from ddim.cli._options import device_options, label_of, load_any, options_passed, sharpness_options, whole_numbers
+from ddim.cli._options import (
+    OutputFolder,
+    device_options,
+    label_of,
+    load_any,
+    options_passed,
+    sharpness_options,
+    whole_numbers,
+)
 from ddim.cli._progress import run_with_progress
 from ddim.cli._ranges import COUNT, MICRO_BATCH, SEED
 from ddim.errors import DdimError
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the table; created or resumed.")
 @click.option("--steps", help="Numbers S of network evaluations. [default: 10,20,50,100,1000, up to T]")
 @click.option(
     "--eta",

@@ -34,7 +34,7 @@ MOST = 1000  # frames per row
 
 @click.command("interpolate")
 @click.argument("model")
-@click.option("--seeds", help="Two seeds, or four with --grid, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
+@click.option("--seeds", help="Two seeds, or four with --corners, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
 @click.option("--images", help="Image files to encode, separated by commas, instead of --seeds.")
 @click.option(
     "--weights",
@@ -42,10 +42,15 @@ MOST = 1000  # frames per row
     help="Blend any number of seeds or images, with one weight for each, such as 0.5,0.3,0.2. Several blends are "
     "separated by ';', or the option is repeated.",
 )
-@click.option("--grid", "four", is_flag=True, help="Sheet between four corners: top left, top right, bottom left, ...")
+@click.option(
+    "--corners",
+    "four",
+    is_flag=True,
+    help="Sheet between four corners, row by row.",
+)
 @click.option("--frames", type=Whole(2, MOST), help="Images from one end to the other. [default: 11]")
 @steps_option(50)
-@grid_option("--tau")
+@grid_option()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @fit_option
 @force_option
@@ -74,7 +79,7 @@ def command(
     Examples:
       ddim interpolate mnist --seeds 3,14 --frames 11 --out strip.png
       ddim interpolate mnist --images two.png,seven.png --out strip.png
-      ddim interpolate mnist --seeds 1,2,3,4 --grid --frames 8 --out sheet.png
+      ddim interpolate mnist --seeds 1,2,3,4 --corners --frames 8 --out sheet.png
       ddim interpolate mnist --seeds 1,2,3 --weights "0.5,0.3,0.2; 1,1,1" --out blends.png
     """
     import numpy as np
@@ -87,7 +92,7 @@ def command(
     count = 11 if frames is None else frames
     corners = len(sources) if blends else 4 if four else 2
     if len(sources) != corners:
-        more = "" if four else " (four with --grid, any number with --weights)"
+        more = "" if four else " (four with --corners, any number with --weights)"
         name = "--seeds" if seeds else "--images"
         raise DdimError(name, f"has {len(sources)} entries, not {corners}", f"use {corners}{more}")
     locations = [_seed_and_index(text) for text in sources] if seeds else []
@@ -133,7 +138,7 @@ def _blends(weights: tuple[str, ...], count: int, path: bool) -> list[list[float
     """The value of --weights: one list for each blend, none if it is not passed."""
     blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
     if blends and path:
-        raise DdimError("--weights", "cannot be combined with --grid or --frames", "leave those out")
+        raise DdimError("--weights", "cannot be combined with --corners or --frames", "leave those out")
     for blend in blends:
         text = ",".join(f"{weight:g}" for weight in blend)
         if len(blend) != count:

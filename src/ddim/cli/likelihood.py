@@ -9,7 +9,7 @@ import click
 
 from ddim.cli._command import note
 from ddim.cli._datasets import fit_option
-from ddim.cli._options import exact_device_options, grid_option, load_any, make_plan
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_any, make_plan
 from ddim.cli._progress import counted, last_step, run_with_progress
 from ddim.cli._ranges import COUNT, POSITIVE, SEED, Whole
 from ddim.errors import DdimError, warn
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @click.command("likelihood")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; created or resumed."
-)
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of the results; created or resumed.")
 @click.option(
     "--method",
     type=click.Choice(["bound", "ode"]),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._datasets import fit_option, refit
-from ddim.cli._options import exact_device_options, grid_option, load_model, whole_numbers
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model, whole_numbers
 from ddim.cli._progress import counted, progress_bar
 from ddim.cli._ranges import COUNT
 from ddim.cli.encode import inversion_from_options
@@ -31,7 +31,7 @@ STEPS = (10, 20, 50, 100)
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table and the figure.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the table and the figure.")
 @click.option("--steps", help="Numbers S of network evaluations, to decode. [default: 10,20,50,100, up to T]")
 @click.option(
     "--method",

@@ -18,7 +18,7 @@ from ddim.cli._measuring import (
     run_counting,
     table_grid_option,
 )
-from ddim.cli._options import device_options, load_model, whole_numbers
+from ddim.cli._options import OutputFolder, device_options, load_model, whole_numbers
 from ddim.cli._ranges import COUNT, SEED
 from ddim.cli.evaluate import run_table, times
 from ddim.errors import DdimError
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("reproduce")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of the report; created or resumed.")
 @click.option(
     "--budget",
     type=click.Choice(["10min", "1h", "full"]),

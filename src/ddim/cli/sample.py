@@ -11,6 +11,7 @@ import click
 from ddim.cli._clipping import force_option
 from ddim.cli._emulation import like_option, make_like
 from ddim.cli._options import (
+    OutputFolder,
     device_options,
     grid_option,
     label_of,
@@ -38,7 +39,7 @@ SHEET = 10_000  # maximum images of a sheet
 
 @click.command("sample")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Samples folder; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Samples folder; created or resumed.")
 @click.option("-n", "n", type=COUNT, default=64, show_default=True, help="Number of samples.")
 @steps_option(20)
 @sampler_option

@@ -12,7 +12,7 @@ import click
 from ddim._io import limits
 from ddim._io.atomic import write_atomic
 from ddim.cli._datasets import FITS, label_column_option, load_images
-from ddim.cli._options import check_device, output_file, resolution
+from ddim.cli._options import OutputFolder, check_device, output_file, resolution
 from ddim.cli._progress import counted, progress_bar
 from ddim.cli._ranges import BATCH, COUNT, POSITIVE, SEED, Real, Whole
 from ddim.cli._recipe import add_setting, configure
@@ -50,7 +50,7 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 
 @click.command("train")
 @click.argument("data", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory; created or resumed.  [required]")
+@click.option("--out", type=OutputFolder(), help="Run directory; created or resumed.  [required]")
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
@@ -198,6 +198,8 @@ def command(
         return {"settings": settings_of(None)}
     if data is None and not (preset_name and (show or "help" in settings)):
         raise click.MissingParameter(param_hint="'DATA'", param_type="argument")
+    if out is None and not (show or "help" in settings):
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
     name, recipe = (preset_name or "", preset(preset_name or "")) if data is None else _recipe(data, preset_name)
     if file:
         check_keys(recipe, [(str(config_file), f"{part}.{key}") for part in PARTS for key in file.get(part, {})])
@@ -236,8 +238,8 @@ def command(
         if show:
             click.echo(to_yaml(values), nl=False)
             return values
-    if data is None or out is None:
-        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+    assert data is not None
+    assert out is not None
     for setting in settings:
         add_setting(changes, setting)
     if "budget" in changes["train"]:
