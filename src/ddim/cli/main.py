@@ -60,7 +60,7 @@ class _Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
-            raise DdimError(f"ddim {args[0]}", "no such command", _nearest(args[0], COMMANDS) or "see ddim --help")
+            raise DdimError("ddim", f"no such command: {args[0]}", _nearest(args[0], COMMANDS) or "see ddim --help")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         path = error.ctx.command_path if error.ctx else "ddim"
         known = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
         hint = _nearest(error.option_name, known) or f"see {path} --help"
-        code = _print_error(f"{path} {error.option_name}: no such option; {hint}")
+        code = _print_error(f"{path}: no such option: {error.option_name}; {hint}")
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "ddim"
         code = _print_error(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
