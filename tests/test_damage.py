@@ -96,7 +96,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Callable[[Path], object]]]] = {
 }
 
 
-@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.heavy)], ids=["some bits", "every bit"])
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)], ids=["some bits", "every bit"])
 @pytest.mark.parametrize(("name", "save"), FILES.values(), ids=FILES)
 def test_a_flipped_bit_raises_an_error_that_names_the_file(
     name: str, save: Callable[[Path], Callable[[Path], object]], step: int, tmp_path: Path

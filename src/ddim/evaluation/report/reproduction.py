@@ -99,7 +99,7 @@ _WALKS = {"walks": "walks", "corners": "four-corners"}
 def _budget(request: Mapping[str, Any]) -> str:
     """The budget as text for captions, with the numbers the user overrode."""
     overrides = [f"samples per cell set by -n {request['n']}"] if request["n"] else []
-    overrides += [f"images of Table 2 set by --pictures {request['pictures']}"] if request["pictures"] else []
+    overrides += [f"Table 2 of {request['pictures']} images, as requested"] if request["pictures"] else []
     return "; ".join([request["budget"], *overrides])
 
 
