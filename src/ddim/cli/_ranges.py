@@ -10,6 +10,8 @@ import click
 from ddim._io import limits
 from ddim.errors import DdimError
 
+SHOWN = 10_000
+
 
 class Whole(click.IntRange):
     """A whole number in a range.
@@ -19,6 +21,8 @@ class Whole(click.IntRange):
         most: The largest value; None for any.
     """
 
+    name = "integer"
+
     def __init__(self, least: int = 0, most: int | None = None):
         super().__init__(least, most)
 
@@ -27,6 +31,9 @@ class Whole(click.IntRange):
         number = click.INT.convert(value, param, ctx)
         _check(self, number, param)
         return int(number)
+
+    def _describe_range(self) -> str:
+        return _described(self)
 
 
 class Real(click.FloatRange):
@@ -38,6 +45,8 @@ class Real(click.FloatRange):
         above: Whether the smallest value is excluded.
     """
 
+    name = "number"
+
     def __init__(self, least: float | None = None, most: float | None = None, above: bool = False):
         super().__init__(least, most, min_open=above)
 
@@ -46,6 +55,17 @@ class Real(click.FloatRange):
         number = click.FLOAT.convert(value, param, ctx)
         _check(self, number, param)
         return float(number)
+
+    def _describe_range(self) -> str:
+        return _described(self)
+
+
+def _described(kind: Whole | Real) -> str:
+    """The range in a help text; without bounds that only guard against typing errors."""
+    least = "" if kind.min is None or (kind.min in (0, 1) and isinstance(kind, Whole)) else f"{kind.min}"
+    if kind.max is not None and kind.max <= SHOWN:
+        return f"above {kind.min}, up to {kind.max}" if kind.min_open else f"{kind.min}..{kind.max}"
+    return f"above {least}" if kind.min_open else f"{least} or more" if least else ""
 
 
 def _check(kind: Whole | Real, number: float, param: click.Parameter | None) -> None:

@@ -11,6 +11,7 @@ import click
 
 from ddim._io import limits
 from ddim._io.atomic import write_atomic
+from ddim.cli._command import detail
 from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._options import OutputFolder, check_device, output_file, resolution
 from ddim.cli._progress import counted, progress_bar
@@ -207,10 +208,7 @@ def command(
     if "help" in settings:
         click.echo(listing(name, settings_of(recipe)))
         return {"settings": settings_of(recipe)}
-    for setting in settings:
-        key = setting.partition("=")[0]
-        subject = setting if "." in key else key  # otherwise a message would write it as an option
-        check_keys(recipe, [(f"--set {subject}", key)])
+    check_keys(recipe, [(f"--set {setting}", setting.partition("=")[0]) for setting in settings])
     of_text = len(recipe.data.shape) == 1
     text_options = {"--tokenizer": tokenizer, "--length": length}
     image_options = {"--size": size, "--channels": channels, "--flip": options["flip"] or None}
@@ -261,6 +259,7 @@ def command(
     }
     record["data_fingerprint"] = dataset.fingerprint()
     origin, weights = initial_weights(source, model) if source else (None, None)
+    detail(f"{model.network}, precision {train.precision}; {len(dataset)} items of {dataset.name}")
     config = RunConfig(**record, model=model, train=train, init_from=origin)
     return _train(out, config, dataset, device, weights, start_time)
 
