@@ -34,7 +34,7 @@ class OutputFolder(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The path; a DdimError if it is not a folder's."""
-        path = Path(super().convert(value, param, ctx))
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
         subject = f"{param.opts[0] if param is not None else 'folder'} {path}"
         if path.is_file():
             raise DdimError(subject, "is a file, and a folder is written", "use an empty or new folder")

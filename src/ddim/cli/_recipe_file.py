@@ -63,7 +63,7 @@ def to_yaml(values: dict[str, Any]) -> str:
     """The values of a recipe as YAML, with each list on one line."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
         """Writes mappings as blocks, and lists on one line."""
 
     Dumper.add_representer(list, lambda dumper, each: dumper.represent_sequence(_LIST, each, flow_style=True))
@@ -165,8 +165,8 @@ def _fields(recipe: Preset | None) -> dict[str, dict[str, FieldInfo]]:
 
     data: type[BaseModel] = ImagePolicy if recipe is None else type(recipe.data)
     network: type[BaseModel] = UNetConfig if recipe is None else type(recipe.network)
-    types = (data, network, ScheduleConfig, CategoricalConfig, TrainConfig)
-    return {part: {**kind.model_fields} for part, kind in zip(PARTS, types, strict=True)}
+    kinds: tuple[type[BaseModel], ...] = (data, network, ScheduleConfig, CategoricalConfig, TrainConfig)
+    return {part: {**kind.model_fields} for part, kind in zip(PARTS, kinds, strict=True)}
 
 
 def _derived(recipe: Preset | None, part: str) -> set[str]:

@@ -15,7 +15,7 @@ ADDABLE = ("steps", "budget", "checkpoint_every", "keep", "preview_every", "log_
 """Options that can be added when a run is resumed: its length, intervals, and the device."""
 
 
-def resumed(run: Path) -> Any:
+def resumed(run: Path) -> dict[str, Any]:
     """Run the command that is recorded in a run, with the run's folder and the options of this command added.
 
     Raises:
@@ -39,7 +39,8 @@ def resumed(run: Path) -> Any:
     ctx.meta.update(common)  # -q, -v and --json are those of this command
     callback: Any = ctx.command.callback
     with inner:
-        return inner.invoke(callback, **inner.params)
+        results: dict[str, Any] = inner.invoke(callback, **inner.params)
+    return results
 
 
 def _recorded(run: Path) -> list[str]:
