@@ -187,6 +187,7 @@ def test_a_bad_recipe_file_is_refused(text: str, data: str, tmp_path: Path, caps
 TINY = ("--batch", 2, "--set", "network.channels=16", "--set", "network.groups=8", "--set", "network.attention=[]")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_by_its_folder(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "data", 8)
@@ -204,8 +205,6 @@ def test_a_run_resumes_by_its_folder(tmp_path: Path, capsys: Capture, monkeypatc
     assert contents(tmp_path)["moved/model/model.safetensors"] == weights[1]
     for bad in (("--lr", "1"), ("--out", "other"), ("--set", "train.lr=1")):
         assert ddim("train", "--resume", "moved", *bad) == 2
-    assert ddim("train", "digits", "--resume", "moved") == 2
-    assert ddim("train", "--resume", "nowhere") == 2
     capsys.readouterr()
     assert ddim("runs", "--json") == 0
     listed = {entry["where"]: entry for entry in json.loads(capsys.readouterr().out)["runs"]}
@@ -213,6 +212,28 @@ def test_a_run_resumes_by_its_folder(tmp_path: Path, capsys: Capture, monkeypatc
         "whole": ("run", 4, 4),
         "moved": ("run", 4, 4),
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "subject"),
+    [
+        (("--resume", "nowhere"), "nowhere"),
+        (("--resume", "folder"), "folder"),
+        (("--resume", "run"), "run"),
+        (("digits", "--resume", "run"), "--resume and DATA"),
+        (("--resume", "run", "--lr", "1"), "--resume and --lr"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    words: tuple[str, ...], subject: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")  # stopped before its first checkpoint
+    assert ddim("train", *words) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {subject}: ")
 
 
 def test_runs_lists_models_and_skips_what_it_cannot_read(model: Path, tmp_path: Path, capsys: Capture) -> None:

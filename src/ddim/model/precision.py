@@ -167,8 +167,7 @@ class Precision:
         return without_tf32(body) if self.device.type == "cuda" and self.name == "float32" else body
 
     def __str__(self) -> str:
-        count = torch.get_num_threads()
-        threads = f", {count} thread{'s' * (count != 1)}" if self.device.type == "cpu" else ""
+        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
         compiled = ", with torch.compile" if self.compile else ""
         return f"{self.name} on {self.device} ({self._choice[1]}){compiled}{threads}"
 
