@@ -323,7 +323,8 @@ def test_interpolate_between_images(trained: Path, tmp_path: Path, run: Run) -> 
 
 
 def test_interpolate_between_four_corners(trained: Path, tmp_path: Path, run: Run) -> None:
-    arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
+    arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--corners", "--frames", 3, "--steps", 2)
+    arguments = (*arguments, "--grid", "linear")
     assert run(*arguments, "--out", tmp_path / "sheet.png").startswith("9 images, ddim(linear")
     assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
 
