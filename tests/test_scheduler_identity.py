@@ -1,4 +1,4 @@
-"""`PlanScheduler.from_scheduler` repeats the steps of diffusers' own schedulers, in float32 and with their pipelines."""
+"""`PlanScheduler.from_scheduler` repeats the steps of diffusers' own schedulers in float32, and in their pipelines."""
 
 from __future__ import annotations
 

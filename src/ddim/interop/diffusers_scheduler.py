@@ -3,8 +3,9 @@
 pipe.scheduler = ddim.PlanScheduler.from_scheduler(pipe.scheduler, sampler="auto")
 pipe("a horse", num_inference_steps=10)
 
-Without `sampler`, it repeats the steps of the pipeline's own scheduler. Set `pipe.scheduler` after the pipeline was created: `DDIMPipeline` converts the scheduler that it is created with to a
-`DDIMScheduler`. Diffusers counts timesteps from 0: its timestep is t - 1.
+Without `sampler`, it repeats the steps of the pipeline's own scheduler. Set `pipe.scheduler` after the pipeline was
+created or loaded: `DDIMPipeline` converts the scheduler that it is created with to a `DDIMScheduler`, which prints how
+to restore it. Diffusers counts timesteps from 0: its timestep is t - 1.
 """
 
 from __future__ import annotations
