@@ -13,7 +13,7 @@ from PIL import Image
 from ddim import samplers
 from ddim._io.atomic import lock
 from ddim.process import schedule
-from ddim.sampling.latents import LatentsFile, write_latents
+from ddim.sampling.latents import Latents, write_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     model = tiny_model()
     latents, plan = torch.zeros(2, 1, 8, 8), model.plan(4, encode=True)
-    write_latents(root / "strange.safetensors", latents, LatentsFile(("a", "b"), model.plan(4), "0" * 64))
+    write_latents(root / "strange.safetensors", Latents(latents, model.plan(4), model_sha256="0" * 64))
     (root / "plan.json").write_text('{"format": "ddim-plan"}')
     (root / "up.json").write_text(plan.to_json())
     levels = schedule.cosine().levels([500, 0])

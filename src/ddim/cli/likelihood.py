@@ -117,9 +117,7 @@ def command(
 
 
 def _request(model: Model, method: str, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim.model.model import Model
-
-    if isinstance(model, Model):
+    if model.config.categorical is None:
         return (_bound if method == "bound" else _ode)(model, seed, settings)
     if method == "ode":
         raise DdimError("--method ode", "applies to real-valued data only", "leave it out")

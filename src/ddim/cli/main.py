@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ddim.cli._hints import translated
+from ddim.cli._hints import translated, translated_subject
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
 LONGEST = 1500  # maximum characters of a printed line
@@ -145,7 +145,7 @@ _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|
 def _line(error: DdimError, arguments: list[str]) -> str:
     """An error as one line, with arguments written as options of the command that raised it."""
     command = cli.get_command(click.Context(cli), arguments[0]) if arguments else None
-    subject, hint = translated(error.subject, command), translated(error.hint, command)
+    subject, hint = translated_subject(error.subject, command), translated(error.hint, command)
     return f"{subject}: {error.problem}; {hint}" if hint else f"{subject}: {error.problem}"
 
 
