@@ -153,8 +153,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         chosen = {"sampler": sampler, "grid": grid, "eta": eta, "clip_x0": clip_x0, "encode": encode, "plan": plan}
         name = type(other).__name__
         if name not in SAME and not overridden(chosen):
-            problem = f"has steps that cannot be repeated exactly; {' and '.join(SAME)} have"
-            raise DdimError(name, problem, "pass sampler='auto', or a sampler's name")
+            raise DdimError(name, f"is not one of {', '.join(SAME)}", "pass sampler='auto', or a sampler's name")
         return cls._of(*convert_config(other.config, table.double().cpu().numpy(), name, chosen, SAME.get(name, "")))
 
     @override
