@@ -176,7 +176,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         stored = config.get("_ddim")
         if isinstance(stored, Mapping):
-            changed = {"as_spaced": False} if "grid" in kwargs else {}
+            changed: dict[str, Any] = {"as_spaced": False} if "grid" in kwargs else {}
             changed |= {"emulates": ""} if overridden(kwargs) else {}
             scheduler = cls._of({**stored, **changed, **kwargs})
         else:
