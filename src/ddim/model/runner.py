@@ -571,7 +571,7 @@ class Runner(ABC):
             seed: The seed of the calibration samples.
 
         Yields:
-            The progress. The last item's `found.plan` is the plan; if tuning improved on the untuned plans, it is
+            The progress. The last item's `result.plan` is the plan; if tuning improved on the untuned plans, it is
             bound to this model.
 
         Raises:
