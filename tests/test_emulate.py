@@ -284,19 +284,19 @@ def test_diff_lists_exactly_the_differing_rows(
     name: str, steps: int, eta: float | None, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = [] if eta is None else ["--eta", eta]
-    emulated, reference, diff = output_of(
-        capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *options
-    ).split("\n\n")
-    assert emulated == str(_emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})[0])
-    assert reference.startswith(f"ddim(the same timesteps, S={steps}")
-    first, *lines = diff.splitlines()
-    assert first.startswith("compared: ")
-    assert first.endswith("with " + reference.split(": ")[0] + ", rows of one time")
-    clipped = "diffusers clips x0 and leaves eps as predicted, ddim clips x0 and recomputes eps"
-    if name.startswith("diffusers"):
-        assert lines.pop(0) == f"clipping differs: {clipped}"
-    count, *table = lines
-    assert count.startswith(f"rows that differ: {WRONG[name, steps]} of {steps}")
+    output = output_of(capsys, "plan", tiny, "--like", name, "--steps", steps, "--diff", *options)
+    first, compared, *lines = output.splitlines()
+    emulated, _ = _emulation.make_like(load(tiny, "cpu"), name, steps, eta, None, {})
+    assert compared.startswith(f"compared: {emulated.name} with ddim(the same timesteps, S={steps}")
+    differs = {part.split()[0]: part for part in first.split("; ")}
+    wrong = WRONG[name, steps]
+    assert first.startswith(f"coefficients differ in {wrong} of {steps} rows" if wrong else "same coefficients")
+    clips = name.startswith("diffusers")
+    assert first.split("; ")[1] == ("clipping differs" if clips else "same clipping")
+    assert any(line.startswith("clipping: diffusers clips x0 and leaves eps") for line in lines) == clips
+    assert "noise" in differs
+    table = lines[next((k for k, line in enumerate(lines) if line.startswith("row ")), len(lines)) :]
+    assert bool(table) == bool(wrong)
     numbers = [int(line.split()[0]) for line in table[1:]]
     if not name.startswith("diffusers"):
         assert not table
@@ -328,8 +328,8 @@ def test_diff_lists_repeated_timesteps(tiny: Path, capsys: pytest.CaptureFixture
     times = sequence("quad", 100)
     twice = [k for k, (a, b) in enumerate(itertools.pairwise(times[::-1])) if a == b]
     assert len(twice) == 4
-    count, _, *lines = output.split("compared: ")[1].splitlines()[1:]
-    assert count.startswith("rows that differ: 4 of 100")
+    assert output.startswith("coefficients differ in 4 of 100 rows; ")
+    _, *lines = output.split("rows that differ")[1].splitlines()[1:]
     assert [int(line.split()[0]) for line in lines] == twice
     assert all("only in official" in line for line in lines)
 
@@ -338,15 +338,13 @@ def test_diff_lists_repeated_timesteps(tiny: Path, capsys: pytest.CaptureFixture
 def test_diff_against_a_custom_grid(grid: str, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--like", "openai:respacing=fractional", "--grid", grid, "--diff")
     several = ("--steps", 5) if grid[0].isalpha() else ()
-    emulated, reference, diff = output_of(capsys, "plan", tiny, *words, *several).split("\n\n")
+    first, compared, *lines = output_of(capsys, "plan", tiny, *words, *several).splitlines()
     times: Any = grid if several else [float(t) for t in grid.split(",")]
     expected = load(tiny, "cpu").plan(5 if several else None, times, clip_x0=True)
-    assert reference == str(expected)
-    first, count, _, *lines = diff.splitlines()
-    assert first.endswith(f"with {expected.name}, row after row")
-    rows = max(len(expected), len(emulated.splitlines()) - 2)
-    assert f"of {rows}, openai less ddim" in count
-    assert len(lines) == int(count.split()[3])
+    assert compared.endswith(f"with {expected.name}, row after row")
+    rows = int(first.split()[5])
+    lines = lines[next(k for k, line in enumerate(lines) if line.startswith("row ")) + 1 :]
+    assert len(lines) == int(first.split()[3])
     assert sum("only in openai" in line for line in lines) == rows - len(expected)
 
 

@@ -171,7 +171,7 @@ class TestDDIMPipeline:
         """With eps recomputed, and with a plan that leaves eps unchanged, which is diffusers' default."""
         theirs = DDIMScheduler(clip_sample=True)
         expected = sample_images(pipeline(theirs), steps=10, use_clipped_model_output=True)
-        ours = pipeline(PlanScheduler.from_scheduler(theirs))
+        ours = pipeline(PlanScheduler.from_scheduler(theirs, sampler="ddim"))
         close(sample_images(ours, steps=10), expected)
         close(sample_images(ours, steps=10, use_clipped_model_output=True), expected)
         plan = replace(ddim(levels_of(LINEAR, "leading", 10), clip_x0=True), eps_kept=True)
@@ -739,7 +739,7 @@ class TestConfigurations:
     @pytest.mark.parametrize("offset", [0, 1])
     def test_timesteps_of_a_converted_scheduler(self, spacing: Any, offset: int) -> None:
         theirs = DDIMScheduler(timestep_spacing=spacing, steps_offset=offset, clip_sample=False)
-        for ours in (PlanScheduler.from_scheduler(theirs), PlanScheduler.from_config(theirs.config)):
+        for ours in (PlanScheduler.from_scheduler(theirs, sampler="ddim"), PlanScheduler.from_config(theirs.config)):
             ours.set_timesteps(10)
             theirs.set_timesteps(10)
             assert torch.equal(ours.timesteps, theirs.timesteps)
@@ -770,7 +770,7 @@ class TestConfigurations:
 
     def test_a_scheduler_that_does_not_end_at_clean_data_warns(self) -> None:
         with pytest.warns(DdimWarning, match=r"\bt = 1\b"):
-            PlanScheduler.from_scheduler(DDIMScheduler(set_alpha_to_one=False))
+            PlanScheduler.from_scheduler(DDIMScheduler(set_alpha_to_one=False), sampler="ddim")
 
     def test_a_plan_for_another_schedule_is_an_error(self) -> None:
         plan = named("unipc3", levels_of(SCALED, "log-snr", S), SCALED)
@@ -838,7 +838,7 @@ WRONG: dict[str, tuple[Any, str]] = {
         r"^the configuration: ",
     ),
     "karras": (
-        lambda: PlanScheduler.from_scheduler(DPMSolverMultistepScheduler(use_karras_sigmas=True)),
+        lambda: PlanScheduler.from_scheduler(DPMSolverMultistepScheduler(use_karras_sigmas=True), sampler="dpm++2m"),
         r"^DPMSolverMultistepScheduler: use_karras_sigmas: .*'log-snr'",
     ),
     "a file": (lambda: PlanScheduler.from_config({"_ddim": {"sampler": "heun"}}), r"^PlanScheduler: .*\blog_snr\b"),

@@ -75,7 +75,7 @@ ScheduleName = Literal["linear", "scaled-linear", "quadratic", "sigmoid", "cosin
 """Noise schedules, see `ddim.schedule`; "betas" is a schedule from a list of betas."""
 SCHEDULE_NAMES: tuple[str, ...] = get_args(ScheduleName)
 
-Emulated = Literal["diffusers", "official", "openai"]
+Emulated = Literal["diffusers", "diffusers-ddpm", "official", "openai"]
 """Libraries whose samplers can be emulated, see `ddim.emulate`."""
 EMULATED: tuple[str, ...] = get_args(Emulated)
 

@@ -1,4 +1,4 @@
-"""`--like`: the plan of another library, and the rows in which it differs from ours."""
+"""`--like`: the plan of another library, and what differs from ours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ddim.plan.plan import Plan
     from ddim.process.schedule import Schedule
 
-_CLIPPING = {"diffusers": "clip_sample", "openai": "clip_denoised"}
+_CLIPPING = {"diffusers": "clip_sample", "diffusers-ddpm": "clip_sample", "openai": "clip_denoised"}
 
 
 def like_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -58,7 +58,8 @@ def make_like(
     if model.config.categorical is not None:
         raise DdimError("--like", "applies to real-valued images, the data are discrete", "leave it out")
     name, settings = _parsed(like)
-    defaults = diffusers.emulation(model.config) if name == "diffusers" else {}
+    recorded = diffusers.emulation(model.config) if name in ("diffusers", "diffusers-ddpm") else {}
+    defaults = {key: value for key, value in recorded.items() if key in emulate.defaults(name)}
     explicit, settings = settings, defaults | settings
     options = {"eta": eta, _CLIPPING.get(name, "clip"): clip_x0}
     for key, value in options.items():
@@ -70,7 +71,7 @@ def make_like(
 
 
 def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
-    """The output of --diff: the two tables, and the rows that differ with their differences.
+    """The output of --diff: what differs in one line, how it differs, and the rows whose weights differ.
 
     Args:
         model: The model, of images.
@@ -79,31 +80,62 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
         steps: S of our plan, if `grid` is not None.
         grid: The timesteps of our plan; those of `emulated` if None.
     """
-    from ddim.interop import emulate
     from ddim.plan.diff import clipping, differences
 
-    eta = float(settings.get("eta", 0.0))
-    sigma = "hat" if settings.get("sample_type") == "ddpm_noisy" else None
-    if grid is None:
-        plan = emulate.reference_plan(emulated, eta, sigma)
-    else:
-        plan = make_plan(
-            model,
-            steps,
-            grid,
-            "ddim",
-            ({"sigma": sigma} if sigma else {"eta": eta}) | {"clip_x0": emulated.clip_x0},
-        )
-    differing = differences(emulated, plan)
-    rows = max(emulated.nfe, plan.nfe)
+    plan = _counterpart(model, emulated, settings, steps, grid)
+    differing, rows = differences(emulated, plan), max(emulated.nfe, plan.nfe)
+    fast = model.conditions["dtype"]
+    about = {
+        "clipping": clipping(emulated, plan),
+        "noise": f"{emulated.emulates} {_noise_of(emulated)}, `ddim sample` from one Philox stream per sample",
+        "precision": ""
+        if fast == "float32"
+        else f"{emulated.emulates} computes in float32, `ddim sample` on a CPU in {fast}",
+    }
+    hints = {
+        "noise": "--noise torch:SEED draws as it does" if emulated.emulates == "diffusers" else "",
+        "precision": "--precision float32 is equal",
+    }
+    first = [f"coefficients differ in {len(differing)} of {rows} rows" if differing else "same coefficients"]
     lines = [
+        "; ".join(first + [f"{what} differs" if text else f"same {what}" for what, text in about.items()]),
         f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
-        *(f"clipping differs: {text}" for text in [clipping(emulated, plan)] if text),
-        f"rows that differ: {len(differing)} of {rows}"
-        + (f", {emulated.sampler} less {plan.sampler}" if differing else ""),
-        *(_table(differing, emulated, plan, model.schedule) if differing else []),
+        *(f"{what}: {text}" + (f"; {hints[what]}" if hints.get(what) else "") for what, text in about.items() if text),
+        f"sampler: {_default_sampler(model, emulated)}",
     ]
-    return "\n".join([str(emulated), "", str(plan), "", *lines])
+    if differing:
+        lines += [f"rows that differ, {emulated.sampler} less {plan.sampler}:"]
+        lines += _table(differing, emulated, plan, model.schedule)
+    return "\n".join(lines)
+
+
+def _counterpart(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> Plan:
+    """This package's DDIM plan to compare with."""
+    from ddim.interop import emulate
+
+    hats = {"ddpm_noisy": "hat", "fixed_large": "hat", "learned_range": "learned"}
+    sigma = hats.get(settings.get("sample_type", settings.get("variance_type")))
+    eta = float(settings.get("eta", emulated.sampler == "diffusers-ddpm" and sigma is None))
+    if grid is None:
+        return emulate.reference_plan(emulated, eta, sigma)
+    noise = {"sigma": sigma} if sigma else {"eta": eta}
+    plan: Plan = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": emulated.clip_x0})
+    return plan
+
+
+def _noise_of(emulated: Plan) -> str:
+    """How a library draws its noise."""
+    if emulated.emulates == "diffusers":
+        return "draws a whole batch at once from a torch.Generator"
+    return "draws a whole batch at once from torch's global generator of the device"
+
+
+def _default_sampler(model: Any, emulated: Plan) -> str:
+    """What `ddim sample` runs without --like."""
+    from ddim.samplers import recommended
+
+    name, spacing = recommended(emulated.nfe, model.schedule, model.config.predicts)
+    return f"without --like and --sampler, `ddim sample` runs {name} at {spacing} timesteps, not ddim at these"
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from ddim.plan.base import BasePlan
 
 _GRID_HELP = f"Timesteps: a rule ({', '.join(SPACINGS)}), or an increasing list such as 1,250,1000."
+
+_SOURCES = {
+    "diffusers": "a diffusers U-Net",
+    "official": "a U-Net of the DDIM authors' code",
+    "openai": "a U-Net of OpenAI's code",
+    "lucidrains": "a U-Net of denoising-diffusion-pytorch",
+}
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -137,8 +145,9 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
 
     check_device(device)
     model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
-    for text in model.notes:
-        note(f"note: {text}")
+    if model.notes and model.config.origin:
+        source = _SOURCES.get(model.config.origin.format, model.config.origin.format)
+        note(f"note: read as {source}; `ddim info {shlex.quote(name)}` lists the conversions")
     detail(f"{name}: {model.config.network}, on {model.device}, computed in {model.compute}")
     return model
 

@@ -21,7 +21,9 @@ from ddim.errors import DdimError
 @sharpness_options
 @click.option("--encode", is_flag=True, help="Print the plan that encodes, from x_0 to x_T.")
 @like_option
-@click.option("--diff", is_flag=True, help="With --like: compare with our plan, at the same timesteps or at --grid.")
+@click.option(
+    "--diff", is_flag=True, help="With --like: what differs from our plan, at the same timesteps or at --grid."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print as a plan file, for `ddim sample --plan`.")
 def command(
     model: str,

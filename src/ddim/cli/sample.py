@@ -31,9 +31,12 @@ from ddim.errors import DdimError
 if TYPE_CHECKING:
     from ddim.model.model import Model
     from ddim.plan.base import BasePlan
+    from ddim.process.rng import TorchSeed
     from ddim.sampling.guidance import Guidance
     from ddim.sampling.microbatch import Label
 
+_NOISE_HELP = "Noise of diffusers' pipelines with generator=torch.Generator().manual_seed(SEED), instead of --seed and "
+_NOISE_HELP += "--start. Sample i then depends on -n."
 SHEET = 10_000  # maximum images of a sheet
 
 
@@ -47,6 +50,7 @@ SHEET = 10_000  # maximum images of a sheet
 @noise_options
 @sharpness_options
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
+@click.option("--noise", callback=lambda c, p, v: _noise(v), metavar="torch:SEED", help=_NOISE_HELP)
 @click.option("--start", type=INDEX, default=0, show_default=True, help="Index of the first sample.")
 @click.option(
     "--batch",
@@ -90,6 +94,7 @@ def command(
     temperature: float | None,
     top_p: float | None,
     seed: int,
+    noise: TorchSeed | None,
     start: int,
     batch: int,
     micro_batch: int | None,
@@ -145,7 +150,9 @@ def command(
             settings["clip_x0"] = False if unclipped else clip_x0
         plan = make_plan(loaded, steps, grid, sampler, settings)
     scale = _scale(plan, guidance, cfg_plus_plus)
-    generation = generate(loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force)
+    generation = generate(
+        loaded, plan, out, n, start, seed, Path(model).name, batch, label, scale, force=force, noise=noise
+    )
     noun, evaluations = loaded.kind.noun, f"{counted(plan.nfe, 'network evaluations')} each"
     result = run_sampling(generation, evaluations, n, noun, out, loaded.kind.unit)
     first = loaded.kind.path(out, start)
@@ -165,6 +172,18 @@ def command(
         "computed_in": str(loaded.compute),
         "sheet": sheet,
     }
+
+
+def _noise(text: str | None) -> TorchSeed | None:
+    """The value of --noise."""
+    if text is None:
+        return None
+    source, _, seed = text.partition(":")
+    if source != "torch" or not seed.isdecimal():
+        raise DdimError(f"--noise {text}", "is not torch:SEED", "write --noise torch:0, or use --seed")
+    from ddim.process.rng import Noise
+
+    return Noise.torch(int(seed))
 
 
 def _read_plan(model: Model, path: Path, options: Mapping[str, object], any_model: bool) -> BasePlan[Any]:

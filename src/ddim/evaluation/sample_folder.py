@@ -36,6 +36,7 @@ from ddim.model.model import Model
 from ddim.model.plausible import refuse_implausible
 from ddim.plan.base import BasePlan, Hook, Hooked
 from ddim.plan.plan import Plan
+from ddim.process.rng import TorchSeed
 from ddim.sampling.guidance import Guidance
 from ddim.sampling.microbatch import Label, labels_of
 
@@ -97,6 +98,7 @@ def generate(
     guidance: Guidance | None = None,
     edit: Edit | None = None,
     force: bool = False,
+    noise: TorchSeed | None = None,
 ) -> Generator[SampleProgress, None, None]:
     """Generate samples start..start + n - 1 of a run that are not in the folder yet.
 
@@ -113,6 +115,8 @@ def generate(
         guidance: Scale of classifier-free guidance, or a function from level to scale.
         edit: Source image and constraint of an image edit.
         force: Whether to write samples that are not plausible, see `ddim.model.plausible`.
+        noise: `ddim.Noise.torch(seed)` instead of seed and start. The samples then depend on n, so that a folder can
+            only be resumed with the same n.
 
     Yields:
         Progress: once before the first sample, then after each write.
@@ -125,19 +129,23 @@ def generate(
     classes, first = model.config.network.classes, labels_of(label, range(1), model.config.network.classes)
     model.denoiser(None if first is None else torch.tensor(first), guidance)
     model.check_plan(plan, to_clean=True)
-    settings = {"seed": seed, "label": label, "guidance": scale}
+    drawn = None if noise is None else model.noise_together(noise, n, seed, start)
+    source = {"seed": seed} if noise is None else {"seed": str(noise), "n": n}
+    settings = {**source, "label": label, "guidance": scale}
     kind = {"format": "ddim-edited", "edit": edit.description} if edit else {"format": "ddim-samples"}
     what = {**kind, "version": 1, **settings, **identity(model, plan, name)}
 
     def text(index: int) -> dict[str, str]:
         sample_labels = labels_of(label, [index], classes)
-        return {"seed": str(seed)} | ({} if sample_labels is None else {"label": str(sample_labels[0])})
+        return {name: str(value) for name, value in source.items()} | (
+            {} if sample_labels is None else {"label": str(sample_labels[0])}
+        )
 
     def make(indices: Sequence[int]) -> Iterator[Tensor]:
         labels = labels_of(label, indices, classes)
         origin, hook = (edit.origin, edit.hook) if edit else (None, None)
         through = partial(Hooked, hook=hook) if hook else None
-        return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through)
+        return model.sample_blocks(plan, indices, seed, labels, guidance, origin, through, noise=drawn)
 
     yield from _fill(model, folder, what, text, range(start, start + n), batch, make, force)
 

@@ -1,10 +1,11 @@
 """A diffusers scheduler that runs any plan over real-valued data in diffusers' own pipelines.
 
-pipe.scheduler = ddim.PlanScheduler.from_scheduler(pipe.scheduler, sampler="unipc3", grid="log-snr")
+pipe.scheduler = ddim.PlanScheduler.from_scheduler(pipe.scheduler, sampler="auto")
 pipe("a horse", num_inference_steps=10)
 
-Set `pipe.scheduler` after the pipeline was created: `DDIMPipeline` converts the scheduler that it is created with to a
-`DDIMScheduler`. Diffusers counts timesteps from 0: its timestep is t - 1.
+Without `sampler`, it repeats the steps of the pipeline's own scheduler. Set `pipe.scheduler` after the pipeline was
+created or loaded: `DDIMPipeline` converts the scheduler that it is created with to a `DDIMScheduler`, which prints how
+to restore it. Diffusers counts timesteps from 0: its timestep is t - 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddim.errors import DdimError
-from ddim.interop.scheduler_settings import Settings, convert_config, log_snr_of
+from ddim.interop.scheduler_settings import SAME, Settings, convert_config, log_snr_of, overridden
 from ddim.interop.scheduler_state import RunState
 from ddim.model import config as configs
 from ddim.names import Predicts
@@ -48,7 +49,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     Args:
         schedule: The noise schedule of the network.
-        sampler: One of `ddim.samplers.SAMPLERS`.
+        sampler: One of `ddim.samplers.SAMPLERS`, or "auto" for the sampler and the spacing that
+            `ddim.samplers.recommended` names for the number of steps.
         grid: The name of a spacing (see `ddim.timesteps`), or ascending timesteps in 1..T.
         eta: For sampler "ddim": 0 is DDIM, 1 is DDPM. A pipeline must pass the same eta, or 0 (its default), to `step`.
         predicts: What the network predicts: "eps", "x0" or "v".
@@ -91,7 +93,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _set_up(self, settings: Settings, notes: tuple[str, ...] = ()) -> None:
         self.settings, self.notes, self.schedule = settings, notes, settings.schedule
         self.alphas_cumprod = torch.from_numpy(self.schedule.alpha_bar[1:]).float()
-        self.final_alpha_cumprod = torch.tensor(1.0)
+        self.final_alpha_cumprod = torch.tensor(1.0) if settings.set_alpha_to_one else self.alphas_cumprod[0]
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(self.schedule.T - 1, -1, -1)
         self._run_state: RunState | None = None
@@ -117,31 +119,42 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         encode: bool | None = None,
         plan: Plan | None = None,
     ) -> PlanScheduler:
-        """Convert another diffusers scheduler: its noise schedule, prediction type, clipping and timesteps.
+        """The same sampler as another diffusers scheduler, or another sampler for its noise schedule and network.
 
-        `notes` lists the mapped settings.
+        Without further arguments (but eta), the steps are those of the other `DDIMScheduler` or `DDPMScheduler` up to
+        float32 rounding: the same timesteps, the levels that it steps to, its clipping, and what it does with eps. With
+        any other argument, they are those of a sampler of this package, and x_0 is clipped as the other does, with eps
+        derived again from it. `notes` lists the settings.
 
         Args:
             other: The scheduler, such as `pipe.scheduler`.
-            sampler: One of `ddim.samplers.SAMPLERS`; by default "ddim".
+            sampler: One of `ddim.samplers.SAMPLERS`, or "auto" for the sampler and the spacing that
+                `ddim.samplers.recommended` names for the number of steps. "ddim" if only later arguments are passed.
             grid: The name of a spacing, or ascending timesteps in 1..T; by default the other's timestep spacing.
-            eta: For sampler "ddim"; by default 0.
+            eta: Of the other's steps or for sampler "ddim"; by default 0.
             clip_x0: Whether x_0 is clipped to [-1, 1]; by default as the other scheduler.
             encode: Whether plans go from clean data to noise; by default False.
             plan: A fixed plan instead.
 
         Raises:
-            DdimError: If plans do not support a setting: thresholding, flow matching, clipping to another range.
+            DdimError: If plans do not support a setting (thresholding, flow matching, clipping to another range), or no
+                argument is passed for a scheduler whose steps are not among those that can be repeated.
 
         Warns:
-            DdimWarning: If the other's last step does not end at clean data.
+            DdimWarning: If the other's last step does not end at clean data, and the sampler's does.
         """
+        if isinstance(other, PlanScheduler):
+            problem = "is a PlanScheduler already"
+            raise DdimError("from_scheduler", problem, "use PlanScheduler.from_config(scheduler.config, ...)")
         table = getattr(other, "alphas_cumprod", None)
         if table is None or not hasattr(other, "config"):
             problem = "has no table of alpha_bar, so it is another noise process"
             raise DdimError(type(other).__name__, problem, "keep the pipeline's scheduler")
         chosen = {"sampler": sampler, "grid": grid, "eta": eta, "clip_x0": clip_x0, "encode": encode, "plan": plan}
-        return cls._of(*convert_config(other.config, table.double().cpu().numpy(), type(other).__name__, chosen))
+        name = type(other).__name__
+        if name not in SAME and not overridden(chosen):
+            raise DdimError(name, f"is not one of {', '.join(SAME)}", "pass sampler='auto', or a sampler's name")
+        return cls._of(*convert_config(other.config, table.double().cpu().numpy(), name, chosen, SAME.get(name, "")))
 
     @override
     @classmethod
@@ -149,6 +162,9 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         cls, config: Mapping[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
         """Create a scheduler from the configuration of a `PlanScheduler` or of another diffusers scheduler.
+
+        A configuration does not contain its scheduler's class, so the sampler is "ddim" by default: `from_scheduler`
+        repeats the steps of the scheduler.
 
         Args:
             config: The configuration.
@@ -160,7 +176,8 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         stored = config.get("_ddim")
         if isinstance(stored, Mapping):
-            changed = {"as_spaced": False} if "grid" in kwargs else {}
+            changed: dict[str, Any] = {"as_spaced": False} if "grid" in kwargs else {}
+            changed |= {"emulates": ""} if overridden(kwargs) else {}
             scheduler = cls._of({**stored, **changed, **kwargs})
         else:
             name = str(config.get("_class_name", "the configuration"))
@@ -231,7 +248,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             DdimError: If a fixed plan has another number of steps; see `ddim.timesteps.tau` and the samplers.
         """
         plan = self.settings.plan_of(num_inference_steps, timesteps)
-        times = (run_state := RunState(self.settings, plan)).times
+        times = (run_state := RunState(self.settings, plan, num_inference_steps, timesteps)).times
         whole = all(t == int(t) for t in times)
         self.timesteps = torch.tensor(times, dtype=torch.int64 if whole else torch.float32, device=device)
         self.num_inference_steps = len(self.settings.starts(plan))
@@ -278,8 +295,10 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 variance.
             timestep: The next of `timesteps`. The first step without `set_begin_index` may start at a later one.
             sample: The state, (N, C, ...), as returned by the last step.
-            eta: 0, which stands for the scheduler's eta, or that eta.
-            use_clipped_model_output: None, or what the plan does: True unless `Plan.eps_kept`.
+            eta: 0, which stands for the scheduler's eta, or that eta. Where the steps are those of a `DDIMScheduler`,
+                any eta if the scheduler's is 0.
+            use_clipped_model_output: None, or what the plan does: True unless `Plan.eps_kept`. Where the steps are
+                those of a `DDIMScheduler`, as for that.
             generator: Generator of the row's noise, if it adds any; None for the global one, as in diffusers.
             variance_noise: The noise itself, standard normal, (N, C, ...), instead of a generator.
             return_dict: Whether to return a `DDIMSchedulerOutput` instead of a tuple.
@@ -291,6 +310,7 @@ class PlanScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             DdimError: If a step is out of order or after the last, or an argument contradicts the plan.
         """
         self.settings.check_step(eta, use_clipped_model_output, self.plan)
+        self._current().follow(eta, use_clipped_model_output)
         run = self._current().at(float(timestep))
         begins = not run.states
         run.enter(sample, self._initial_states if begins else None)

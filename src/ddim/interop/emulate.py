@@ -4,6 +4,7 @@
 |-----------|----------------------------------------------|----------------------------------------------------------|
 | diffusers | `DDIMScheduler`                              | steps to t - T // S, whatever its next timestep is;      |
 |           |                                              | clips x_0 without changing eps                           |
+| diffusers-ddpm | `DDPMScheduler`                         | with "fixed_large", adds noise in a last step from t > 1 |
 | official  | the DDIM authors' `generalized_steps` and    | more than S steps where T // S does not divide T;        |
 |           | `ddpm_steps`                                 | "quad" ends at 0.8 T and may repeat timesteps            |
 | openai    | `ddim_sample` of improved-diffusion and      | needs an integer stride of exactly S entries ("ddimS"),  |
@@ -18,7 +19,8 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from ddim import samplers
@@ -28,11 +30,17 @@ from ddim.plan.row import Row
 from ddim.process import gaussian, timesteps
 from ddim.process.schedule import Level, Schedule
 
-LIBRARIES = {"diffusers": "diffusers", "official": "the authors' code", "openai": "openai's code"}
+LIBRARIES = {
+    "diffusers": "diffusers",
+    "diffusers-ddpm": "diffusers",
+    "official": "the authors' code",
+    "openai": "openai's code",
+}
 Spacing = Literal["leading", "trailing", "linspace"]
 SkipType = Literal["uniform", "quad"]
 SampleType = Literal["generalized", "ddpm_noisy"]
 Respacing = Literal["ddim", "fractional"]
+VarianceType = Literal["fixed_small", "fixed_small_log", "fixed_large", "learned_range"]
 
 
 def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
@@ -42,7 +50,7 @@ def plan(name: str, schedule: Schedule, steps: int, **settings: Any) -> Plan:
         name: One of `NAMES`.
         schedule: The noise schedule, with the library's T.
         steps: S, the requested number of steps, 1..T; the plan may have more.
-        settings: See `diffusers`, `official` and `openai`; the defaults are those of the library.
+        settings: See `diffusers`, `diffusers_ddpm`, `official` and `openai`; the defaults are those of the library.
 
     Returns:
         A plan whose `emulates` names the library. Each row starts at the level of one network evaluation and ends at
@@ -102,23 +110,60 @@ def diffusers(
     Raises:
         DdimError: If a setting is unknown, eta is too large, or the scheduler would index outside its table.
     """
-    _choice("diffusers spacing", spacing, Spacing)
-    _whole("diffusers", steps, schedule.T)
-    shift = steps_offset if spacing == "leading" else 0
-    times = sorted((t + shift for t in timesteps.NAMED[spacing](schedule, steps, schedule.T)), reverse=True)
-    outside = [t for t in times if not 1 <= t <= schedule.T]
-    if outside:
-        problem = f"uses timestep {outside[0] - 1}, outside 0..{schedule.T - 1}"
-        raise DdimError(f"diffusers {spacing}, S = {steps}", problem, "choose another S, or steps_offset 0")
+    times, about = _spaced("diffusers", schedule, steps, spacing, steps_offset)
     final, stride = schedule.level(0 if set_alpha_to_one else 1), schedule.T // steps
     rows = [
         _row(schedule.level(t), schedule.level(after), schedule.level(t - stride) if t > stride else final, eta)
         for t, after in itertools.pairwise([*times, 0])
     ]
-    about = [spacing, f"S={steps}", f"eta={eta:g}"]
-    about += [f"offset {shift}"] if shift else []
+    about.insert(2, f"eta={eta:g}")
     about += [] if set_alpha_to_one else ["to alpha_0"]
     return _checked_plan("diffusers", rows, clip_sample, about, eps_kept=clip_sample and not use_clipped_model_output)
+
+
+def diffusers_ddpm(
+    schedule: Schedule,
+    steps: int,
+    *,
+    spacing: Spacing = "leading",
+    steps_offset: int = 0,
+    clip_sample: bool = True,
+    variance_type: VarianceType = "fixed_small",
+) -> Plan:
+    """diffusers' `DDPMScheduler`: ancestral steps to its next timestep, finally to clean data.
+
+    Args:
+        schedule: The noise schedule.
+        steps: S.
+        spacing: Its `timestep_spacing`.
+        steps_offset: Added to "leading" timesteps.
+        clip_sample: Whether x_0 is clipped to [-1, 1] (`clip_sample_range` 1), and the mean computed from it.
+        variance_type: "fixed_small" is sigma at eta 1, "fixed_large" the paper's sigma-hat, "learned_range" the
+            network's own between the two.
+
+    Raises:
+        DdimError: If a setting is unknown, or the scheduler would index outside its table.
+    """
+    times, about = _spaced("diffusers-ddpm", schedule, steps, spacing, steps_offset)
+    return ddpm_at(schedule, times, clip_sample, variance_type, about)
+
+
+def ddpm_at(
+    schedule: Schedule, times: Sequence[float], clip_sample: bool, variance_type: VarianceType, about: Sequence[str]
+) -> Plan:
+    """The plan of diffusers' `DDPMScheduler` at falling timesteps; see `diffusers_ddpm` for the other arguments."""
+    _choice("diffusers-ddpm variance_type", variance_type, VarianceType)
+    rows = []
+    for t, after in itertools.pairwise([*times, 0]):
+        now, following = schedule.level(t), schedule.level(after)
+        row = _row(now, following, following, 1.0)
+        if variance_type not in ("fixed_small", "fixed_small_log"):
+            hat = abs(gaussian.sigma_hat(now, following)) if t > 1 else 0.0
+            small = max(row.sigma, 1e-10) if hat else 0.0  # its lower bound of the variance, of which it takes the log
+            row = replace(row, z=small, z_high=hat) if variance_type == "learned_range" else replace(row, z=hat)
+        rows.append(row)
+    fixed_small = all(row.z == row.sigma for row in rows)
+    return _checked_plan("diffusers-ddpm", rows, clip_sample, [*about, variance_type], hat=not fixed_small)
 
 
 def official(
@@ -205,7 +250,12 @@ def _respaced(T: int, steps: int, respacing: Respacing) -> set[int]:
     raise DdimError(f"openai ddim{steps}", problem, "choose another S, or respacing fractional")
 
 
-PRESETS: dict[str, Callable[..., Plan]] = {"diffusers": diffusers, "official": official, "openai": openai}
+PRESETS: dict[str, Callable[..., Plan]] = {
+    "diffusers": diffusers,
+    "diffusers-ddpm": diffusers_ddpm,
+    "official": official,
+    "openai": openai,
+}
 NAMES = tuple(PRESETS)
 
 
@@ -223,6 +273,21 @@ def reference_plan(emulated: Plan, eta: float = 0.0, sigma: str | None = None) -
     visited = {row.now.t: row.now for row in emulated.rows}
     levels = [*sorted(visited.values(), key=lambda level: level.log_snr), emulated.end]
     return samplers.ddim(levels, eta, sigma, emulated.clip_x0, about=f"the same timesteps, S={len(levels) - 1}")
+
+
+def _spaced(
+    name: str, schedule: Schedule, steps: int, spacing: Spacing, steps_offset: int
+) -> tuple[list[int], list[str]]:
+    """The falling timesteps of a scheduler of diffusers, and their description."""
+    _choice(f"{name} spacing", spacing, Spacing)
+    _whole(name, steps, schedule.T)
+    shift = steps_offset if spacing == "leading" else 0
+    times = sorted((t + shift for t in timesteps.NAMED[spacing](schedule, steps, schedule.T)), reverse=True)
+    outside = [t for t in times if not 1 <= t <= schedule.T]
+    if outside:
+        problem = f"uses timestep {outside[0] - 1}, outside 0..{schedule.T - 1}"
+        raise DdimError(f"{name} {spacing}, S = {steps}", problem, "choose another S, or steps_offset 0")
+    return times, [spacing, f"S={steps}", *([f"offset {shift}"] if shift else [])]
 
 
 def _row(now: Level, following: Level, aim: Level, eta: float, z: float | None = None) -> Row:

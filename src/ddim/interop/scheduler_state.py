@@ -123,13 +123,25 @@ class RunState:
     Args:
         settings: The scheduler's settings.
         plan: The whole plan.
+        steps: The number of steps that the plan is for, or None.
+        timesteps: The descending timesteps that it is for, or None.
     """
 
-    def __init__(self, settings: Settings, plan: Plan):
-        self.settings, self.whole = settings, plan
+    def __init__(self, settings: Settings, plan: Plan, steps: int | None, timesteps: Sequence[float] | None):
+        self.settings, self.whole, self._steps, self._timesteps = settings, plan, steps, timesteps
         self.times = [row.query.t - 1 for row in plan.rows]
         self.begin: int | None = None
+        self._passed = (0.0, False)
         self.go_to(0)
+
+    def follow(self, eta: float, clipped: bool | None) -> None:
+        """Use the arguments of `step` in the next row, where the plan emulates a scheduler with such arguments."""
+        if self.settings.emulates == "diffusers" and self._passed != (eta, bool(clipped)):
+            self.whole, self._passed = (
+                self.settings.plan_of(self._steps, self._timesteps, eta, clipped),
+                (eta, bool(clipped)),
+            )
+            self.run.plan = self.settings.remaining(self.whole, self.first)
 
     def go_to(self, row: int) -> None:
         """Start a run at a row, without the states of earlier rows.

@@ -19,7 +19,7 @@ from ddim.plan.base import BasePlan, Hook, Hooked
 from ddim.plan.plan import Plan
 from ddim.process import timesteps
 from ddim.process.parameterization import AnyDenoiser
-from ddim.process.rng import Noise
+from ddim.process.rng import Noise, TorchNoise, TorchSeed
 from ddim.process.schedule import Level, Schedule
 from ddim.process.timesteps import DEFAULT
 from ddim.samplers.registry import CategoricalPlanner, Planner
@@ -223,6 +223,7 @@ class Runner(ABC):
         *,
         steps: int | None = None,
         seed: int = 0,
+        noise: TorchSeed | None = None,
         start: int = 0,
         labels: int | Sequence[int] | None = None,
         guidance: Guidance | None = None,
@@ -246,6 +247,8 @@ class Runner(ABC):
             shape: Shape of one sample, for example (C, H, W), of a wrapped network; a model knows its own.
             steps: S, the number of network evaluations; by default 20, or all timesteps if there are fewer.
             seed: The run's seed.
+            noise: `ddim.Noise.torch(seed)` for the noise of diffusers' pipelines instead of `seed` and `start`. Sample
+                i then depends on n.
             start: The first sample's index.
             labels: One label for all samples or one per sample, for a model with labels.
             guidance: Scale of classifier-free guidance, or a function from level to scale, see `ddim.guidance`.
@@ -291,9 +294,36 @@ class Runner(ABC):
         if sampler == "auto" and (through is not None or origin is not None):
             settings = replace(settings, sampler="ddim")
         plan = plan or self.plan_of(settings)
-        samples = self.sample_blocks(plan, range(start, start + n), seed, each, guidance, origin, through, shape=shape)
+        drawn = None if noise is None else self.noise_together(noise, n, seed, start, shape)
+        indices = range(start, start + n)
+        samples = self.sample_blocks(plan, indices, seed, each, guidance, origin, through, shape=shape, noise=drawn)
         parts = [part if part.dtype == torch.int64 else part.float() for part in samples]
         return torch.cat(parts) if parts else self._none(shape)
+
+    def noise_together(
+        self, noise: TorchSeed, n: int, seed: int = 0, start: int = 0, shape: Sequence[int] | None = None
+    ) -> TorchNoise:
+        """The noise of n samples that are drawn together.
+
+        Args:
+            noise: The seed of torch's generator.
+            n: The number of samples.
+            seed: The run's seed, which must be 0.
+            start: The first sample's index, which must be 0.
+            shape: Shape of one sample, of a wrapped network.
+
+        Raises:
+            DdimError: If seed or start is passed, or the data are discrete.
+        """
+        for name, value in (("seed", seed), ("start", start)):
+            if value:
+                problem = (
+                    "torch's generator draws the whole batch at once" if name == "start" else "it has its own seed"
+                )
+                raise DdimError(f"noise {noise} and {name} {value}", f"cannot be combined: {problem}", f"omit {name}")
+        if not isinstance(self.planner, Planner):
+            raise DdimError(f"noise {noise}", "is not defined for discrete data", "use a seed")
+        return noise.of(n, self._shape(shape), self.device or "cpu")
 
     def _hooked(self, hook: Hook, through: Through | None) -> Through:
         if not isinstance(self.planner, Planner):
@@ -335,6 +365,7 @@ class Runner(ABC):
         through: Through | None = None,
         *,
         shape: Sequence[int] | None = None,
+        noise: TorchNoise | None = None,
     ) -> Iterator[Tensor]:
         """Sample the listed indices in micro-batches of one fixed size.
 
@@ -347,6 +378,7 @@ class Runner(ABC):
             origin: Data to start from instead of pure noise, one sample or one per index. It is partly noised first.
             through: A function that wraps the denoiser, for example in a hook on x_0.
             shape: Shape of one sample, of a wrapped network.
+            noise: Noise drawn for all samples together, instead of seed; see `noise_together`.
 
         Yields:
             float32, (up to micro_batch, *shape), or ids, (up to micro_batch, ...), in the order of `indices`.
@@ -367,11 +399,11 @@ class Runner(ABC):
             denoise = at(positions)
             return through(denoise) if through else denoise
 
-        def noise(indices: Sequence[int]) -> Noise:
-            return self.noise_of(indices, seed, sizes)
+        def noise_at(indices: Sequence[int]) -> Noise:
+            return self.noise_of(indices, seed, sizes) if noise is None else noise.at(indices)
 
         yield from microbatch.sample_micro_batches(
-            denoiser, plan, noise, indices, self.micro_batch, varies, origin, self.padded, self.run_of(through)
+            denoiser, plan, noise_at, indices, self.micro_batch, varies, origin, self.padded, self.run_of(through)
         )
 
     def run_blocks(

@@ -2,7 +2,7 @@
 
 The streams are numpy's counter-based Philox 4x64, keyed by (seed, index); the top word of the counter is the draw
 number: 0 for x_T, k + 1 for the noise of plan row k. `torch.Generator` is unsuitable: on a CPU it uses only 32 bits of
-its seed, and its numbers depend on the requested shape.
+its seed, and its numbers depend on the requested shape. `Noise.torch` draws from it, for the same images as diffusers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import contextlib
 import functools
 import hashlib
 import numbers
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ddim.errors import DdimError, warn
 from ddim.process import device_noise
 
 _WORD = 2**64
+Device = torch.device | str
 
 
 def normal(seed: int, index: int, draw: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -111,7 +112,12 @@ class Noise:
     seed: int
     indices: tuple[int, ...]
     shape: tuple[int, ...]
-    device: torch.device | str = "cpu"
+    device: Device = "cpu"
+
+    @staticmethod
+    def torch(seed: int) -> TorchSeed:
+        """The noise of diffusers' pipelines with `generator=torch.Generator().manual_seed(seed)`, see `TorchSeed`."""
+        return TorchSeed(seed)
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, numbers.Integral) or not 0 <= self.seed < _WORD:
@@ -176,6 +182,75 @@ class TokenNoise(Noise):
         for place, index in zip(out, self.indices, strict=True):
             place[...] = _stream(self.seed, index, draw).random(place.shape)
         return torch.from_numpy(out).to(self.device)
+
+
+@dataclass(frozen=True)
+class TorchSeed:
+    """The seed of noise drawn as diffusers' pipelines draw it, from one `torch.Generator` on the CPU.
+
+    All samples of a batch are drawn together: first x_T, then the noise of each row. So sample i depends on the number
+    of samples as well as on the seed, and no sample can be drawn without the others.
+
+    Args:
+        seed: 0 <= seed < 2^64.
+
+    Raises:
+        DdimError: If the seed is out of range.
+    """
+
+    seed: int
+
+    def __post_init__(self) -> None:
+        Noise(self.seed, (), ())  # checks the range
+
+    def __str__(self) -> str:
+        return f"torch:{self.seed}"
+
+    def of(self, n: int, shape: tuple[int, ...], device: Device = "cpu") -> TorchNoise:
+        """The noise of a batch.
+
+        Args:
+            n: The number of samples.
+            shape: Shape of one sample, for example (C, H, W).
+            device: Device of the returned tensors; the numbers are drawn on the CPU.
+        """
+        return TorchNoise(self.seed, tuple(range(n)), tuple(shape), device, _TorchDraws(self.seed, (n, *shape)))
+
+
+class _TorchDraws:
+    """The draws of one generator for a whole batch, in order; they are stored, because a part cannot be redrawn."""
+
+    def __init__(self, seed: int, shape: tuple[int, ...]):
+        self._generator, self._shape = torch.Generator().manual_seed(seed), shape
+        self._draws: list[Tensor] = []
+
+    def __getitem__(self, draw: int) -> Tensor:
+        while len(self._draws) <= draw:
+            self._draws.append(torch.randn(self._shape, generator=self._generator, dtype=torch.float32))
+        return self._draws[draw]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TorchNoise(Noise):
+    """The noise of some samples of a batch that one `torch.Generator` draws, see `TorchSeed`.
+
+    Args:
+        seed: As for `TorchSeed`.
+        indices: The samples' indices in the batch, (N,).
+        shape: Shape of one sample.
+        device: Device of the returned tensors.
+        whole: The draws of the whole batch.
+    """
+
+    whole: _TorchDraws | None = None
+
+    def at(self, indices: Sequence[int]) -> TorchNoise:
+        """The noise of other samples of the batch."""
+        return replace(self, indices=tuple(indices))
+
+    def _draw(self, draw: int) -> Tensor:
+        assert self.whole is not None
+        return self.whole[draw][list(self.indices)].to(self.device)
 
 
 @functools.cache

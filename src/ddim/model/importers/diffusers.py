@@ -279,7 +279,7 @@ def _sampler_note(settings: Mapping[str, Any]) -> str:
 
 
 def emulation(config: ModelConfig) -> dict[str, Any]:
-    """The settings of `ddim.emulate.diffusers` that reproduce the original scheduler of a converted model.
+    """The settings of `ddim.emulate` that reproduce the original scheduler of a converted model.
 
     Returns:
         The settings; empty for a model that was not converted from diffusers.
@@ -293,7 +293,8 @@ def emulation(config: ModelConfig) -> dict[str, Any]:
     if settings.get("clip_sample", True) and settings.get("clip_sample_range", 1.0) != 1:
         problem = f"its scheduler clips to {settings['clip_sample_range']:g}, which is not supported"
         raise DdimError("--like diffusers", problem, "use --no-clip, or sample without --like")
-    names = {"timestep_spacing": "spacing"} | {key: key for key in ("steps_offset", "clip_sample", "set_alpha_to_one")}
+    same = ("steps_offset", "clip_sample", "set_alpha_to_one", "variance_type")
+    names = {"timestep_spacing": "spacing"} | {key: key for key in same}
     return {native: settings[external] for external, native in names.items() if external in settings}
 
 
