@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim._io.terminal import table, terminal_width, wrapped
 from ddim.cli._options import make_plan
 from ddim.errors import DdimError
 from ddim.names import EMULATED
@@ -51,12 +52,11 @@ def make_like(
     """
     from ddim.interop import emulate
     from ddim.model.importers import diffusers
-    from ddim.model.model import Model
 
     for option in (name for name, value in others.items() if value is not None):
         hint = "leave the other out; settings follow a colon, such as diffusers:spacing=linspace"
         raise DdimError(f"--like and --{option.replace('_', '-')}", "cannot be combined", hint)
-    if not isinstance(model, Model):
+    if model.config.categorical is not None:
         raise DdimError("--like", "applies to real-valued images, the data are discrete", "leave it out")
     name, settings = _parsed(like)
     defaults = diffusers.emulation(model.config) if name == "diffusers" else {}
@@ -97,14 +97,16 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
         )
     differing = differences(emulated, plan)
     rows = max(emulated.nfe, plan.nfe)
-    lines = [
+    clipped, width = clipping(emulated, plan), terminal_width()
+    summary = [
         f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
-        *(f"clipping differs: {text}" for text in [clipping(emulated, plan)] if text),
+        *([f"clipping differs: {clipped}"] if clipped else []),
         f"rows that differ: {len(differing)} of {rows}"
         + (f", {emulated.sampler} less {plan.sampler}" if differing else ""),
-        *(_table(differing, emulated, plan, model.schedule) if differing else []),
     ]
-    return "\n".join([str(emulated), "", str(plan), "", *lines])
+    lines = [line for text in summary for line in wrapped(text, width, again="  ")]
+    lines += table(_columns(differing, emulated, plan, model.schedule), width) if differing else []
+    return "\n".join([emulated.table(width), "", plan.table(width), "", *lines])
 
 
 def _parsed(like: str) -> tuple[str, dict[str, Any]]:
@@ -135,7 +137,9 @@ def _value(subject: str, key: str, text: str, kind: type) -> Any:
     raise DdimError(subject, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
 
 
-def _table(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule) -> list[str]:
+def _columns(
+    rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule
+) -> list[tuple[str, list[str]]]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "target", "x0", "eps", "z")]
     for difference in rows:
         plan_row = None if difference.second is None else plan.rows[difference.second]
@@ -169,8 +173,7 @@ def _table(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedul
                 *(_number(value) for value in (difference.x0, difference.eps, difference.z)),
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return [(head, cells) for head, *cells in map(list, zip(*lines, strict=True))]
 
 
 def _number(value: float) -> str:

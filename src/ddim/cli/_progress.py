@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddim._io.terminal import counted as counted
 from ddim.cli.main import Stopper
 
 if TYPE_CHECKING:
@@ -20,16 +21,6 @@ if TYPE_CHECKING:
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
-
-
-def counted(n: int, noun: str) -> str:
-    """A count and its noun, such as "1 image" or "2 images".
-
-    Args:
-        n: The number.
-        noun: The plural of the noun, formed with an s.
-    """
-    return f"{n} {noun.removesuffix('s') if n == 1 else noun}"
 
 
 def run_with_progress(

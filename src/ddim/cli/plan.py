@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ddim._io.terminal import terminal_width
 from ddim.cli._emulation import comparison, like_option, make_like
 from ddim.cli._options import grid_option, make_plan, noise_options, sampler_option, sharpness_options, steps_option
 from ddim.errors import DdimError
@@ -73,4 +74,4 @@ def command(
     if diff:
         click.echo(comparison(loaded, table, like_settings, steps, grid))
     else:
-        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else str(table))
+        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else table.table(terminal_width()))
