@@ -137,9 +137,7 @@ def _value(subject: str, key: str, text: str, kind: type) -> Any:
     raise DdimError(subject, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
 
 
-def _columns(
-    rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule
-) -> list[tuple[str, list[str]]]:
+def _columns(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule) -> list[tuple[str, list[str]]]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "target", "x0", "eps", "z")]
     for difference in rows:
         plan_row = None if difference.second is None else plan.rows[difference.second]

@@ -196,6 +196,24 @@ def whole_numbers(text: str, name: str) -> list[int]:
         raise DdimError(f"{name} {text}", "is not a list of whole numbers", f"write {name} 10,20,50") from None
 
 
+def sheet_option(content: str = "all images") -> Decorator:
+    """Add --sheet.
+
+    Args:
+        content: What the sheet shows.
+    """
+    text = f"Also write one file with {content}: .png, .webp or .gif."
+    return click.option("--sheet", type=click.Path(path_type=Path), help=text)
+
+
+def sheet_file(path: Path) -> Path:
+    """Check that a sheet can be written, see `output_file`, and that its suffix is that of an image format."""
+    from ddim._io.sheets import check_suffix
+
+    check_suffix(path)
+    return output_file(path)
+
+
 def output_file(path: Path) -> Path:
     """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,40 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ddim.evaluation.sample_folder import SampleProgress
+    from ddim.model.config import ModelConfig
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
+
+
+def suggest(*words: object) -> None:
+    """Print the command to run next, as it can be typed in a shell, on stderr.
+
+    Args:
+        words: The words of the command after `ddim`.
+    """
+    click.echo(f"next: {shlex.join(['ddim', *map(str, words)])}", err=True)
+
+
+def suggest_sampling(model: str | Path, config: ModelConfig, *options: object) -> None:
+    """Print the command that samples from a model, into files named like the model.
+
+    Args:
+        model: The model's name or folder.
+        config: The model's configuration.
+        options: More words of the command.
+    """
+    name = Path(model).resolve().name
+    label = ["--label", "each"] if config.network.classes else []
+    sheet = ["--sheet", f"{name}.png"] if len(config.data.shape) > 1 else []
+    suggest("sample", model, *options, *label, "--out", f"{name}-samples", *sheet)
+
+
+def duration(seconds: float) -> str:
+    """A duration in a few characters: "51 s", "3:09" minutes, or "2:03:09" hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def run_with_progress(
@@ -103,26 +135,35 @@ def progress_bar(transient: bool = False) -> Iterator[Progress]:
         transient: Whether the bar is removed when done; it is always removed after an exception.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+    from rich.table import Column
+    from rich.text import Text
+
+    class Status(ProgressColumn):
+        """The text after the counts, then the elapsed and the remaining time."""
+
+        def render(self, task: Task) -> Text:
+            left = task.fields.get("left", task.time_remaining)
+            elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+            times = duration(elapsed) + ("" if task.finished or left is None else f", {duration(left)} left")
+            return Text("  ".join(part for part in (task.fields["rate"], times) if part))
+
+    class Title(ProgressColumn):
+        """The text before the bar."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.description)
 
     console = Console(stderr=True)
+    one_line = Column(no_wrap=True, overflow="ellipsis")
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
+        Title(one_line),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        Status(Column(no_wrap=True)),
         console=console,
         transient=transient,
+        expand=True,
     )
     if not console.is_interactive:
         yield bar

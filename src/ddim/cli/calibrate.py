@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._datasets import fit_option, label_column_option, load_images, refit
 from ddim.cli._options import load_model
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest_sampling
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError, warn
 
@@ -101,6 +101,7 @@ def command(
             write(out, calibrated, loaded.network.state_dict())
     _show(measured)
     click.echo(f"{counted(len(times), 'timesteps')}, {counted(len(dataset), 'images')}: {out}")
+    suggest_sampling(out, calibrated, "--sigma", "optimal", "--steps", 10)
 
 
 def _load(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ddim.cli._progress import suggest_sampling
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def command(
     from ddim.model import checkpoint
 
     checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
-    click.echo(f"{out}: ddim sample {out} --out samples")
+    click.echo(f"written: {out}")
+    suggest_sampling(out, config)
 
 
 def _read(

@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import exact_device_options, grid_option, load_model, numbers, output_file, steps_option
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest
 from ddim.names import METHODS
 
 if TYPE_CHECKING:
@@ -90,3 +90,5 @@ def command(
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
     click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.std():.3f}: {out}")
+    decoded = f"{out.stem}-decoded"
+    suggest("decode", model, out, "--out", decoded, "--sheet", f"{decoded}.png")

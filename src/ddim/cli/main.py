@@ -85,7 +85,13 @@ def main(argv: list[str] | None = None) -> None:
     logger.handlers = [_LogLines()]
     logger.setLevel(logging.INFO)
     try:
-        code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
+        code = cli.main(
+            args=argv,
+            obj=sys.argv[1:] if argv is None else argv,
+            prog_name="ddim",
+            standalone_mode=False,
+            color=False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None,
+        )
     except DdimError as error:
         code = _print_error(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:

@@ -74,4 +74,5 @@ def command(
     if diff:
         click.echo(comparison(loaded, table, like_settings, steps, grid))
     else:
-        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else table.table(terminal_width()))
+        text = seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else None
+        click.echo(text or table.table(terminal_width()))

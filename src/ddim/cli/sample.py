@@ -17,10 +17,11 @@ from ddim.cli._options import (
     load_any,
     make_plan,
     noise_options,
-    output_file,
     read_plan,
     sampler_option,
     sharpness_options,
+    sheet_file,
+    sheet_option,
     steps_option,
 )
 from ddim.cli._progress import counted, run_sampling
@@ -72,7 +73,7 @@ SHEET = 10_000  # maximum images of a sheet
 )
 @like_option
 @click.option("--any-model", is_flag=True, help="Allow a plan that was tuned for another model.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
+@sheet_option()
 @force_option
 @device_options
 def command(
@@ -115,10 +116,9 @@ def command(
     """
 
     if sheet is not None:
-        output_file(sheet)
+        sheet_file(sheet)
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
-    from ddim._io.png import save_png
-    from ddim._io.png import sheet as make_sheet
+    from ddim._io.sheets import save_sheet
     from ddim.evaluation.sample_folder import generate, read_sheet
 
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
@@ -151,7 +151,7 @@ def command(
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         images = read_sheet(out, range(start, start + n))
-        save_png(sheet, make_sheet(images, columns=max(1, round(n**0.5))))
+        save_sheet(sheet, images, columns=max(1, round(n**0.5)))
         click.echo(f"sheet: {sheet}")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._options import exact_device_options, load_model, output_file
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest_sampling
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def command(
     else:
         click.echo("tuning did not improve on this plan")
     click.echo(f"plan: {out}")
+    suggest_sampling(model, loaded.config, "--plan", out)
 
 
 def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:
