@@ -70,8 +70,8 @@ def make_like(
     return emulate.plan(name, model.schedule, count, **settings), settings
 
 
-def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
-    """The output of --diff: the two tables, and the rows that differ with their differences.
+def counterpart(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> Plan:
+    """The plan of this library to compare with that of --like.
 
     Args:
         model: The model, of images.
@@ -81,25 +81,32 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
         grid: The timesteps of our plan; those of `emulated` if None.
     """
     from ddim.interop import emulate
-    from ddim.plan.diff import clipping, differences
 
     eta = float(settings.get("eta", 0.0))
     sigma = "hat" if settings.get("sample_type") == "ddpm_noisy" else None
     if grid is None:
-        plan = emulate.reference_plan(emulated, eta, sigma)
-    else:
-        plan = make_plan(
-            model,
-            steps,
-            grid,
-            "ddim",
-            ({"sigma": sigma} if sigma else {"eta": eta}) | {"clip_x0": emulated.clip_x0},
-        )
+        return emulate.reference_plan(emulated, eta, sigma)
+    noise = {"sigma": sigma} if sigma else {"eta": eta}
+    plan: Plan = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": emulated.clip_x0})
+    return plan
+
+
+def comparison(model: Any, emulated: Plan, plan: Plan, same_times: bool) -> str:
+    """The output of --diff: the two tables, and the rows that differ with their differences.
+
+    Args:
+        model: The model, of images.
+        emulated: The plan of --like.
+        plan: Our plan, see `counterpart`.
+        same_times: Whether both have the same timesteps, so that rows of one time are compared.
+    """
+    from ddim.plan.diff import clipping, differences
+
     differing = differences(emulated, plan)
     rows = max(emulated.nfe, plan.nfe)
     clipped, width = clipping(emulated, plan), terminal_width()
     summary = [
-        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
+        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if same_times else 'row after row'}",
         *([f"clipping differs: {clipped}"] if clipped else []),
         f"rows that differ: {len(differing)} of {rows}"
         + (f", {emulated.sampler} less {plan.sampler}" if differing else ""),

@@ -79,7 +79,7 @@ def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
         if value:
             raise DdimError(f"--{name}", "applies to models only", f"leave it out for {what}")
     if isinstance(part, Plan):
-        return [(f"plan {Path(what).name}", check.plan(part, None if on is None else _schedule(on)))]
+        return [(f"plan {Path(what).name}", check.plan(part, None if on is None else schedule_of(on)))]
     return [(f"schedule {part.name}, T = {part.T}", check.schedule(part))]
 
 
@@ -146,7 +146,7 @@ def _file(path: Path) -> Plan | Schedule:
     return parse(ScheduleConfig, text, path).build()
 
 
-def _schedule(name: str) -> Schedule:
+def schedule_of(name: str) -> Schedule:
     """The schedule of a model, or a schedule by name or file."""
     from ddim.model.checkpoint import read
     from ddim.plan.plan import Plan

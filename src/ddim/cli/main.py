@@ -37,6 +37,7 @@ COMMANDS = {
     "calibrate": "Measure a model's error at each timestep, for `--sigma optimal`.",
     "tune": "Tune a plan for a model and a number of network evaluations.",
     "plan": "Print a sampler's table of coefficients.",
+    "show": "Plot noise schedules, or the paths of samplers with an exact denoiser.",
     "convert": "Convert checkpoints to and from other libraries.",
     "export": "Export a network, or a whole sampler, as ONNX or a torch.export program.",
     "info": "Show a model's configuration and provenance.",
