@@ -149,15 +149,14 @@ def progress_bar(transient: bool = False) -> Iterator[Progress]:
             return Text("  ".join(part for part in (task.fields["rate"], times) if part))
 
     class Title(ProgressColumn):
-        """The text before the bar."""
+        """The text before the bar, which is cut first if the line is too long."""
 
         def render(self, task: Task) -> Text:
-            return Text(task.description)
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
 
     console = Console(stderr=True)
-    one_line = Column(no_wrap=True, overflow="ellipsis")
     bar = Progress(
-        Title(one_line),
+        Title(),
         BarColumn(bar_width=None),
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         Status(Column(no_wrap=True)),

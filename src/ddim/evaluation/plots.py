@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +40,7 @@ def check_plot(path: Path) -> None:
     need(path)
 
 
-def plans(path: Path, drawn: Sequence[BasePlan]) -> None:
+def plans(path: Path, drawn: Sequence[BasePlan[Any]]) -> None:
     """Plot alpha_bar, the timestep and the added noise of plans along their network evaluations, overlaid.
 
     Args:
@@ -52,16 +54,20 @@ def plans(path: Path, drawn: Sequence[BasePlan]) -> None:
     figure, panels = panels_of(3)
     for number, plan in enumerate(drawn):
         levels = [*(row.now for row in plan.rows), plan.end]
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": "o", "ms": 6 - 1.5 * (number % 3), "lw": 1.6}
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": "o",
+            "ms": 6 - 1.5 * (number % 3),
+            "lw": 1.6,
+        }
         panels[0].plot([level.alpha_bar for level in levels], label=plan.name, **style)
         panels[1].plot([level.t for level in levels], **style)
         if isinstance(plan, Plan):
             noise = [row.z for row in plan.rows]
             panels[2].plot([row.now.t for row in plan.rows], noise, **style)
-            if high := [row.z_high for row in plan.rows if row.z_high]:
-                panels[2].fill_between(
-                    [row.now.t for row in plan.rows if row.z_high], noise[-len(high) :], high, alpha=0.3
-                )
+            if learned := [row for row in plan.rows if row.z_high]:
+                low, high = [row.z for row in learned], [row.z_high for row in learned]
+                panels[2].fill_between([row.now.t for row in learned], low, high, color=style["color"], alpha=0.3)
     panels[0].set(xlabel="network evaluations", title="alpha_bar")
     panels[1].set(xlabel="network evaluations", title="timestep t")
     panels[2].set(xlabel="t before the step", title="sigma, standard deviation of the added noise")
@@ -90,12 +96,8 @@ def schedules(path: Path, drawn: Mapping[str, Schedule]) -> None:
         alpha_bar = np.array([1.0, *(level.alpha_bar for level in levels)])
         beta = 1 - alpha_bar[1:] / alpha_bar[:-1]
         panels[0].plot(time, alpha_bar[1:], color=colour, lw=1.8, label=f"{name}, T = {schedule.T}")
-        panels[1].plot(
-            time,
-            [level.log_snr if math.isfinite(level.log_snr) else math.nan for level in levels],
-            color=colour,
-            lw=1.8,
-        )
+        log_snr = [level.log_snr if math.isfinite(level.log_snr) else math.nan for level in levels]
+        panels[1].plot(time, log_snr, color=colour, lw=1.8)
         panels[2].plot(time, beta, color=colour, lw=1.8)
     panels[2].set_yscale("log")
     for axes, title in zip(panels, ("alpha_bar", "log-SNR", "beta, log scale"), strict=True):
@@ -122,7 +124,7 @@ def trajectories(path: Path, drawn: Mapping[str, Plan], schedule: Schedule, n: i
         DdimError: See `check_plot`.
     """
     check_plot(path)
-    figure, panels = panels_of(len(drawn), height=4.2)
+    figure, panels = panels_of(min(2, len(drawn)), 3.6, rows=-(-len(drawn) // 2))
     quantiles = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
     start = torch.special.ndtri(quantiles)[:, None]
     times = np.linspace(0, schedule.T, 161)
@@ -132,7 +134,7 @@ def trajectories(path: Path, drawn: Mapping[str, Plan], schedule: Schedule, n: i
     columns = [MIXTURE.log_density(x, level).exp() for level in levels]
     density = torch.stack([column / column.max() for column in columns], 1).numpy()
     colours = [COLOURS[i % len(COLOURS)] for i in range(n)]
-    for axes, (title, plan) in zip(panels, drawn.items(), strict=True):
+    for axes, (title, plan) in zip(panels, drawn.items(), strict=False):
         axes.imshow(density, extent=(0, schedule.T, -3.2, 3.2), origin="lower", aspect="auto", cmap="Greys", vmax=2.2)
         steps = list(trajectory(MIXTURE.denoise, plan, start, Noise(seed, tuple(range(n)), (1,))))
         states = torch.stack([start, *(step.x for step in steps)])[:, :, 0].numpy()
@@ -140,7 +142,7 @@ def trajectories(path: Path, drawn: Mapping[str, Plan], schedule: Schedule, n: i
         if not plan.stochastic:
             exact = [start]
             down = schedule.levels([*np.linspace(plan.start.t, 0, 41)])
-            for now, following in zip(down, down[1:], strict=False):
+            for now, following in itertools.pairwise(down):
                 exact.append(MIXTURE.reference(exact[-1], now, following, 8))
             lines = torch.stack(exact)[:, :, 0].numpy()
             axes.plot([level.t for level in down], lines, color=INK, lw=0.8, ls="--", alpha=0.6)
@@ -151,5 +153,8 @@ def trajectories(path: Path, drawn: Mapping[str, Plan], schedule: Schedule, n: i
         axes.set(xlim=(schedule.T, 0), ylim=(-3.2, 3.2), xlabel="t", title=title)
         axes.title.set_size(10)
         axes.grid(color=FAINT, linewidth=0.3)
-    panels[0].set_ylabel("x_t")
+    for axes in panels[len(drawn) :]:
+        axes.set_visible(False)
+    for axes in panels[::2]:
+        axes.set_ylabel("x_t")
     write_atomic(path, encoded(figure, path.suffix.lower() == ".png"))

@@ -32,24 +32,25 @@ def need(subject: object) -> None:
         raise DdimError(subject, "needs matplotlib, which is not installed", "run: pip install 'ddim[plot]'")
 
 
-def panels_of(columns: int, height: float = 3.4) -> tuple[Any, list[Any]]:
-    """A figure and its panels side by side, in the style of this library.
+def panels_of(columns: int, height: float = 3.4, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its panels, row by row, in the style of this library.
 
     Args:
-        columns: The number of panels.
-        height: Height in inches; a panel is 4.6 inches wide.
+        columns: The number of panels side by side.
+        height: Height of a panel in inches; it is 4.6 inches wide.
+        rows: The number of rows.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#9aa5b1")
         axes.tick_params(colors=INK, which="both", labelsize=9)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-    return figure, list(panels)
+    return figure, panels
 
 
 def encoded(figure: Any, png: bool) -> bytes:
