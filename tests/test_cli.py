@@ -366,7 +366,7 @@ def test_interpolate_with_weights(trained: Path, tmp_path: Path, run: Run) -> No
 
 
 def test_info_prints_the_configuration_and_provenance(trained: Path, run: Run) -> None:
-    output = run("info", trained)
+    output = " ".join(run("info", trained).split())
     for text in ("8x8, grey", "digits (train), 200 images", "30 steps", "linear, T = 1000", "(verified)"):
         assert text in output, text
     config = load(trained, "cpu").config
