@@ -43,9 +43,14 @@ def suggest_sampling(model: str | Path, config: ModelConfig, *options: object) -
         options: More words of the command.
     """
     name = Path(model).resolve().name
-    label = ["--label", "each"] if config.network.classes else []
-    sheet = ["--sheet", f"{name}.png"] if len(config.data.shape) > 1 else []
-    suggest("sample", model, *options, *label, "--out", f"{name}-samples", *sheet)
+    suggest(
+        "sample",
+        model,
+        *options,
+        *(["--label", "each"] if config.network.classes else []),
+        *("--out", f"{name}-samples"),
+        *(["--sheet", f"{name}.png"] if len(config.data.shape) > 1 else []),
+    )
 
 
 def duration(seconds: float) -> str:

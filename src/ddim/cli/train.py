@@ -263,7 +263,9 @@ def _train(
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
             status = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
-            exact = {} if report.left is None else {"left": report.left}  # the bar estimates it otherwise
+            exact: dict[str, Any] = (
+                {} if report.left is None else {"left": report.left}
+            )  # the bar estimates it otherwise
             bar.update(task, completed=report.step, total=report.steps, rate=status, **exact)
             if not bar.console.is_interactive and elapsed - printed >= QUIET and rate:
                 printed = elapsed

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from ddim._io.terminal import WIDTH, counted, table, wrapped
+from ddim._io.terminal import WIDTH, Cells, counted, table, wrapped
 from ddim.errors import DdimError, either
 from ddim.plan.serialization import FORMAT, VERSION, json_float
 from ddim.process.parameterization import (
@@ -244,7 +244,7 @@ class BasePlan(ABC, Generic[R]):
         Args:
             width: The maximum length of a line.
         """
-        columns = [
+        columns: list[tuple[str, Cells]] = [
             ("from", [_time(row.now, row.query) for row in self.rows]),
             ("to", [f"{row.next.t:g}" for row in self.rows]),
             ("alpha_bar", [row.now.alpha_bar for row in self.rows]),
