@@ -242,9 +242,11 @@ def test_json_and_printed_table(make: Any, alphabet: Alphabet) -> None:
     with pytest.raises(DdimError, match=r"^plan: "):
         Plan.from_json(plan.to_json())
     lines = str(plan).splitlines()
-    assert lines[0].startswith(f"{plan.name}: 4 network evaluations, {alphabet.size} categories")
-    assert lines[1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", "keep", "to_x0", "fresh"]
-    for line, row in zip(lines[2:], plan.rows, strict=True):
+    assert lines[0] == f"{plan.name}: 4 network evaluations"
+    assert f"{alphabet.size} categories" in lines[1]
+    rows = lines[-len(plan) :]
+    assert lines[-len(plan) - 1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", "keep", "to_x0", "fresh"]
+    for line, row in zip(rows, plan.rows, strict=True):
         weights = [float(cell) for cell in line.split()[-3:]]
         assert weights == pytest.approx([row.keep, row.to_x0, row.fresh], abs=1e-6)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim._io.sheets import zoom
 from ddim.cli.main import COMMANDS
 from ddim.data.pixels import to_uint8
 from ddim.model.load import load
@@ -66,6 +67,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def size(path: Path) -> tuple[int, int]:
     with Image.open(path) as image:
         return image.size
+
+
+def sheet_size(columns: int, rows: int) -> tuple[int, int]:
+    """The size of a sheet of 8x8 images."""
+    factor = zoom(rows * 10, columns * 10)
+    return columns * (8 * factor + 2) + 2, rows * (8 * factor + 2) + 2
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,7 +138,7 @@ def test_sample_writes_images_a_manifest_and_a_sheet(trained: Path, tmp_path: Pa
     output = run(*arguments, "--sheet", tmp_path / "sheet.png")
     assert output.startswith("9 images, ipndm(auto: quadratic, S=5, order=3), 5 network evaluations each: ")
     assert sorted(contents(out)) == [*(f"{i:06d}.png" for i in range(9)), "SHA256SUMS", "manifest.json"]
-    assert size(tmp_path / "sheet.png") == (32, 32)
+    assert size(tmp_path / "sheet.png") == sheet_size(3, 3)
     expected = to_uint8(load(trained).sample(9, steps=5, seed=4))
     for index in range(9):
         with Image.open(out / f"{index:06d}.png") as image:
@@ -305,12 +312,14 @@ def test_reconstruct_prints_and_writes_the_errors(trained: Path, tmp_path: Path,
 def test_interpolate_between_seeds(trained: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "strip.png"
     run("interpolate", trained, "--seeds", "3,14:2", "--frames", 5, "--steps", 4, "--out", out, "--dtype", "float32")
-    assert size(out) == (5 * 18 + 2, 20)
+    assert size(out) == sheet_size(5, 1)
     strip = np.asarray(Image.open(out))
     model = load(trained, dtype="float32")
-    for seed, index, left in ((3, 0, 2), (14, 2, 4 * 18 + 2)):
+    side = (strip.shape[0] - 4) // 8
+    for seed, index, column in ((3, 0, 0), (14, 2, 4)):
         end = to_uint8(model.sample(1, steps=4, seed=seed, start=index, sampler="ddim"))[0, :, :, 0]
-        shown = strip[2:18:2, left : left + 16 : 2].astype(int)
+        left = 2 + column * (8 * side + 2)
+        shown = strip[2:-2:side, left : left + 8 * side : side].astype(int)
         assert np.abs(shown - end).max() <= 1  # the other samples of the micro-batch differ
 
 
@@ -319,14 +328,14 @@ def test_interpolate_between_images(trained: Path, tmp_path: Path, run: Run) -> 
     run(
         "interpolate", trained, "--images", f"{one},{two}", "--frames", 3, "--steps", 4, "--out", tmp_path / "strip.png"
     )
-    assert size(tmp_path / "strip.png") == (3 * 18 + 2, 20)
+    assert size(tmp_path / "strip.png") == sheet_size(3, 1)
 
 
 def test_interpolate_between_four_corners(trained: Path, tmp_path: Path, run: Run) -> None:
     arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--corners", "--frames", 3, "--steps", 2)
     arguments = (*arguments, "--grid", "linear")
     assert run(*arguments, "--out", tmp_path / "sheet.png").startswith("9 images, ddim(linear")
-    assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
+    assert size(tmp_path / "sheet.png") == sheet_size(3, 3)
 
 
 def test_interpolate_with_weights(trained: Path, tmp_path: Path, run: Run) -> None:
@@ -350,13 +359,15 @@ def test_interpolate_with_weights(trained: Path, tmp_path: Path, run: Run) -> No
         model.decode((weights / weights.norm(dim=1, keepdim=True) @ ends.double().flatten(1)).reshape(3, 1, 8, 8), 3)
     )
     strip = np.asarray(Image.open(tmp_path / "blends.png")).astype(int)
+    side = (strip.shape[0] - 4) // 8
     for column, pixels in enumerate(expected[:, :, :, 0]):
-        shown = strip[2:18:2, 2 + 18 * column : 18 + 18 * column : 2]
+        left = 2 + column * (8 * side + 2)
+        shown = strip[2:-2:side, left : left + 8 * side : side]
         assert np.abs(shown - pixels).max() <= 1
 
 
 def test_info_prints_the_configuration_and_provenance(trained: Path, run: Run) -> None:
-    output = run("info", trained)
+    output = " ".join(run("info", trained).split())
     for text in ("8x8, grey", "digits (train), 200 images", "30 steps", "linear, T = 1000", "(verified)"):
         assert text in output, text
     config = load(trained, "cpu").config

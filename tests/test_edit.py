@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ddim._io.sheets import zoom
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError, DdimWarning
 from ddim.model.load import load
@@ -108,7 +109,8 @@ def test_start_at_equals_sampling_from_the_noised_image(folder: Path) -> None:
     expected = model.sample(3, steps=4, eta=0.85, top=400, origin=origin)
     assert (to_float(read(out, 3)[..., None]) - expected.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6
     with Image.open(folder / "sdedit.png") as sheet:
-        assert sheet.size == (10 * 18 + 2, 20)
+        factor = zoom(10, 5 * 10)  # the image, its noised state and three variants
+        assert sheet.size == (5 * (8 * factor + 2) + 2, 8 * factor + 4)
     whole = contents(out)
     (out / "000001.png").unlink()
     assert ddim(*arguments, "--out", out, "--dtype", "float32") == 0

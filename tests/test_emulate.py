@@ -273,6 +273,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("emulate") / "model")
 
 
+WIDE = 400
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDE))
+
+
 def output_of(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert ddim(*words) == 0
     return capsys.readouterr().out
@@ -309,6 +317,14 @@ def test_diff_lists_exactly_the_differing_rows(
     assert numbers == [k for k, following in enumerate([*times[1:], -1]) if targets[k] != following]
     for line, k in zip(table[1:], numbers, strict=True):
         assert [float(cell) for cell in line.split()[1:4]] == [times[k] + 1, [*times[1:], -1][k] + 1, targets[k] + 1]
+
+
+def test_diff_fits_80_columns(tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for like in ("diffusers:spacing=linspace", "official:skip_type=quad", "openai:respacing=fractional"):
+        for options in ((), ("--eta", 1), ("--grid", "linear")):
+            output = output_of(capsys, "plan", tiny, "--like", like, "--steps", 13, "--diff", *options)
+            assert max(map(len, output.splitlines())) <= 80
 
 
 def test_diff_prints_the_differences_of_weights(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -382,7 +398,7 @@ def test_emulated_plans_survive_serialization(name: str, steps: int, settings: d
     plan = emulate.plan(name, LINEAR, steps, **settings)
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.check_schedule(LINEAR, to_clean=True) is plan
-    title = str(plan).splitlines()[0]
+    title = plan.table(1000)
     assert ("eps left as predicted" in title) == (name == "diffusers" and settings.get("clip_sample", True))
     assert "arithmetic of" in title
     assert "not checked on straight lines" in title

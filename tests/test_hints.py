@@ -37,7 +37,9 @@ def options(name: str) -> frozenset[str]:
     """All options of a command, as written on the command line."""
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"there is no command {name}"
-    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    parts = [command, *(command.commands.values() if isinstance(command, click.Group) else ())]
+    parameters = [parameter for part in parts for parameter in part.params]
+    names = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
     return frozenset(names | {"--help"})
 
 
@@ -49,6 +51,12 @@ def texts(tree: ast.AST) -> Iterator[str]:
             skipped.add(id(node.value))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.option", "click.argument"):
             skipped |= {id(inner) for inner in ast.walk(node)}
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("suggest", "suggest_sampling"):
+            words = [part for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+            skipped |= {id(part) for part in ast.walk(node)}
+            words.sort(key=lambda part: (part.lineno, part.col_offset))
+            first = ["sample"] if ast.unparse(node.func) == "suggest_sampling" else []
+            yield " ".join(["ddim", *first, *(str(word.value) for word in words)])
         if isinstance(node, ast.Call) and ast.unparse(node.func) in SUBJECTS:
             position = SUBJECTS[ast.unparse(node.func)]
             skipped |= {id(inner) for subject in node.args[position : position + 1] for inner in ast.walk(subject)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -259,11 +260,16 @@ def test_plans_end_at_clean_data_and_start_there_to_encode(model: Model) -> None
     assert up == down[::-1]
 
 
-def test_the_default_grid_of_an_eps_network_avoids_the_noisiest_times_with_a_warning() -> None:
+def test_spacings_of_an_eps_network_avoid_the_noisiest_times_and_warn_if_they_were_chosen() -> None:
     model = tiny_model(predicts="eps")
-    with pytest.warns(DdimWarning, match=r"\bT = 1000\b"):
-        levels = model.levels()
+    levels = model.levels()
     assert levels[0].t < 1000
+    for steps in (None, 10):
+        assert model.plan(steps, clip_x0=False).start.t == levels[0].t
+    for call in (model.levels, partial(model.plan, sampler="ddim", clip_x0=False)):
+        with pytest.warns(DdimWarning, match=r"\bT = 1000\b") as caught:
+            call(grid="equal-angle", steps=20)
+        assert caught[0].filename == __file__
     assert model.levels([10, 500, 1000])[0].t == 1000
 
 

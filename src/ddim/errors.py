@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import sys
 import warnings
 from typing import Any
 
@@ -73,7 +74,7 @@ class DdimError(ValueError):
 
 
 class DdimWarning(UserWarning):
-    """A request was changed or partly shown out, as the message explains.
+    """A request was changed or partly honoured, as the message explains.
 
     Args:
         message: What was changed, and why.
@@ -86,10 +87,13 @@ class DdimWarning(UserWarning):
 
 
 def warn(message: str, hint: str = "") -> None:
-    """Emit a `DdimWarning`: a request was changed or partly shown out.
+    """Emit a `DdimWarning` at the line that called the library: a request was changed or partly honoured.
 
     Args:
         message: What was changed, and why.
         hint: The hint: how to avoid it, see `either`.
     """
-    warnings.warn(DdimWarning(message, hint), stacklevel=3)
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "ddim":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(DdimWarning(message, hint), stacklevel=level)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim._io.terminal import table, terminal_width, wrapped
 from ddim.cli._options import make_plan
 from ddim.errors import DdimError
 from ddim.names import EMULATED
@@ -70,8 +71,8 @@ def make_like(
     return emulate.plan(name, model.schedule, count, **settings), settings
 
 
-def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> str:
-    """The output of --diff: what differs in one line, how it differs, and the rows whose weights differ.
+def counterpart(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> Plan:
+    """The plan of this library to compare with that of --like.
 
     Args:
         model: The model, of images.
@@ -80,10 +81,30 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
         steps: S of our plan, if `grid` is not None.
         grid: The timesteps of our plan; those of `emulated` if None.
     """
+    from ddim.interop import emulate
+
+    hats = {"ddpm_noisy": "hat", "fixed_large": "hat", "learned_range": "learned"}
+    sigma = hats.get(settings.get("sample_type", settings.get("variance_type")))
+    eta = float(settings.get("eta", emulated.sampler == "diffusers-ddpm" and sigma is None))
+    if grid is None:
+        return emulate.reference_plan(emulated, eta, sigma)
+    noise = {"sigma": sigma} if sigma else {"eta": eta}
+    plan: Plan = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": emulated.clip_x0})
+    return plan
+
+
+def comparison(model: Any, emulated: Plan, plan: Plan, same_times: bool) -> str:
+    """The output of --diff: what differs in one line, how it differs, and the rows whose weights differ.
+
+    Args:
+        model: The model, of images.
+        emulated: The plan of --like.
+        plan: Our plan, see `counterpart`.
+        same_times: Whether both have the same timesteps, so that rows of one time are compared.
+    """
     from ddim.plan.diff import clipping, differences
 
-    plan = _counterpart(model, emulated, settings, steps, grid)
-    differing, rows = differences(emulated, plan), max(emulated.nfe, plan.nfe)
+    differing, rows, width = differences(emulated, plan), max(emulated.nfe, plan.nfe), terminal_width()
     fast = model.conditions["dtype"]
     about = {
         "clipping": clipping(emulated, plan),
@@ -99,28 +120,15 @@ def comparison(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: i
     first = [f"coefficients differ in {len(differing)} of {rows} rows" if differing else "same coefficients"]
     lines = [
         "; ".join(first + [f"{what} differs" if text else f"same {what}" for what, text in about.items()]),
-        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if grid is None else 'row after row'}",
+        f"compared: {emulated.name} with {plan.name}, {'rows of one time' if same_times else 'row after row'}",
         *(f"{what}: {text}" + (f"; {hints[what]}" if hints.get(what) else "") for what, text in about.items() if text),
         f"sampler: {_default_sampler(model, emulated)}",
     ]
+    lines = [line for text in lines for line in wrapped(text, width, again="  ")]
     if differing:
         lines += [f"rows that differ, {emulated.sampler} less {plan.sampler}:"]
-        lines += _table(differing, emulated, plan, model.schedule)
+        lines += table(_columns(differing, emulated, plan, model.schedule), width)
     return "\n".join(lines)
-
-
-def _counterpart(model: Any, emulated: Plan, settings: Mapping[str, Any], steps: int | None, grid: str | None) -> Plan:
-    """This package's DDIM plan to compare with."""
-    from ddim.interop import emulate
-
-    hats = {"ddpm_noisy": "hat", "fixed_large": "hat", "learned_range": "learned"}
-    sigma = hats.get(settings.get("sample_type", settings.get("variance_type")))
-    eta = float(settings.get("eta", emulated.sampler == "diffusers-ddpm" and sigma is None))
-    if grid is None:
-        return emulate.reference_plan(emulated, eta, sigma)
-    noise = {"sigma": sigma} if sigma else {"eta": eta}
-    plan: Plan = make_plan(model, steps, grid, "ddim", noise | {"clip_x0": emulated.clip_x0})
-    return plan
 
 
 def _noise_of(emulated: Plan) -> str:
@@ -166,7 +174,7 @@ def _value(subject: str, key: str, text: str, kind: type) -> Any:
     raise DdimError(subject, f"{key} is not {words}", f"write {key}={'true' if kind is bool else 1}")
 
 
-def _table(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule) -> list[str]:
+def _columns(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedule) -> list[tuple[str, list[str]]]:
     lines: list[tuple[str, ...]] = [("row", "from", "to", "target", "x0", "eps", "z")]
     for difference in rows:
         plan_row = None if difference.second is None else plan.rows[difference.second]
@@ -200,8 +208,7 @@ def _table(rows: list[Difference], emulated: Plan, plan: Plan, schedule: Schedul
                 *(_number(value) for value in (difference.x0, difference.eps, difference.z)),
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return [(head, cells) for head, *cells in map(list, zip(*lines, strict=True))]
 
 
 def _number(value: float) -> str:

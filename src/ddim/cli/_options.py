@@ -238,6 +238,24 @@ def resolution(text: str | None) -> tuple[int, int] | None:
     return int(parts[0]), int(parts[-1])
 
 
+def sheet_option(content: str = "all images") -> Decorator:
+    """Add --sheet.
+
+    Args:
+        content: What the sheet shows.
+    """
+    text = f"Also write one file with {content}: .png, .webp or .gif."
+    return click.option("--sheet", type=click.Path(path_type=Path), help=text)
+
+
+def sheet_file(path: Path) -> Path:
+    """Check that a sheet can be written, see `output_file`, and that its suffix is that of an image format."""
+    from ddim._io.sheets import check_suffix
+
+    check_suffix(path)
+    return output_file(path)
+
+
 def output_file(path: Path) -> Path:
     """Check that a file can be written, before any work is done, and remove its leftover temporary files."""
     folder = path.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -11,26 +12,53 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ddim.cli._command import enabled
+from ddim._io.terminal import counted as counted
+from ddim.cli._command import enabled, note
 from ddim.cli.main import Stopper
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from ddim.evaluation.sample_folder import SampleProgress
+    from ddim.model.config import ModelConfig
 
 Step = TypeVar("Step")
 Result = TypeVar("Result")
 
 
-def counted(n: int, noun: str) -> str:
-    """A count and its noun, such as "1 image" or "2 images".
+def suggest(*words: object) -> None:
+    """Print the command to run next, as it can be typed in a shell, on stderr.
 
     Args:
-        n: The number.
-        noun: The plural of the noun, formed with an s.
+        words: The words of the command after `ddim`.
     """
-    return f"{n} {noun.removesuffix('s') if n == 1 else noun}"
+    note(f"next: {shlex.join(['ddim', *map(str, words)])}")
+
+
+def suggest_sampling(model: str | Path, config: ModelConfig, *options: object) -> None:
+    """Print the command that samples from a model, into files named like the model.
+
+    Args:
+        model: The model's name or folder.
+        config: The model's configuration.
+        options: More words of the command.
+    """
+    name = Path(model).resolve().name
+    suggest(
+        "sample",
+        model,
+        *options,
+        *(["--label", "each"] if config.network.classes else []),
+        *("--out", f"{name}-samples"),
+        *(["--sheet", f"{name}.png"] if len(config.data.shape) > 1 else []),
+    )
+
+
+def duration(seconds: float) -> str:
+    """A duration in a few characters: "51 s", "3:09" minutes, or "2:03:09" hours."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}" if minutes else f"{rest} s"
 
 
 def run_with_progress(
@@ -115,26 +143,34 @@ def progress_bar(transient: bool = False) -> Iterator[Progress]:
         transient: Whether the bar is removed when done; it is always removed after an exception.
     """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task
+    from rich.table import Column
+    from rich.text import Text
+
+    class Status(ProgressColumn):
+        """The text after the counts, then the elapsed and the remaining time."""
+
+        def render(self, task: Task) -> Text:
+            left = task.fields.get("left", task.time_remaining)
+            elapsed = (task.finished_time if task.finished else task.elapsed) or 0.0
+            times = duration(elapsed) + ("" if task.finished or left is None else f", {duration(left)} left")
+            return Text("  ".join(part for part in (task.fields["rate"], times) if part))
+
+    class Title(ProgressColumn):
+        """The text before the bar, which is cut first if the line is too long."""
+
+        def render(self, task: Task) -> Text:
+            return Text(task.description, no_wrap=True, overflow="ellipsis")
 
     console = Console(stderr=True, quiet=enabled("quiet"))
     bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
+        Title(),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        Status(Column(no_wrap=True)),
         console=console,
         transient=transient,
+        expand=True,
     )
     if not console.is_interactive:
         yield bar

@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._datasets import fit_option, label_column_option, load_images, refit
 from ddim.cli._options import OutputFolder, load_model
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest_sampling
 from ddim.cli._ranges import COUNT, SEED, TIMES
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError, warn
@@ -100,6 +100,7 @@ def command(
             write(out, calibrated, loaded.network.state_dict())
     _show(measured)
     click.echo(f"{counted(len(times), 'timesteps')}, {counted(len(dataset), 'images')}: {out}")
+    suggest_sampling(out, calibrated, "--sigma", "optimal", "--steps", 10)
     errors = [{"t": row.t, "error": row.error, "standard_error": row.standard_error} for row in measured]
     return {"out": out, "n": len(dataset), "errors": errors}
 

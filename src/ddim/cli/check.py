@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim._io.terminal import terminal_width, wrapped
 from ddim.cli._command import json_value
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import load_model
@@ -59,7 +60,8 @@ def command(what: str, on: str | None, as_json: bool, **settings: Any) -> None:
             for finding in findings:
                 results.append((title, finding))
                 bar.update(task, advance=1, rate=finding.name)
-    click.echo(_as_json(what, results) if as_json else _as_table([title for title, _ in sections], results))
+    titles = [title for title, _ in sections]
+    click.echo(_as_json(what, results) if as_json else _as_table(titles, results, terminal_width()))
     if not all(finding.passed for _, finding in results):
         raise SystemExit(1)
 
@@ -78,7 +80,7 @@ def _sections(what: str, on: str | None, settings: dict[str, Any]) -> Sections:
         if value:
             raise DdimError(f"--{name}", "applies to models only", f"leave it out for {what}")
     if isinstance(part, Plan):
-        return [(f"plan {Path(what).name}", check.plan(part, None if on is None else _schedule(on)))]
+        return [(f"plan {Path(what).name}", check.plan(part, None if on is None else schedule_of(on)))]
     return [(f"schedule {part.name}, T = {part.T}", check.schedule(part))]
 
 
@@ -145,7 +147,7 @@ def _file(path: Path) -> Plan | Schedule:
     return parse(ScheduleConfig, text, path).build()
 
 
-def _schedule(name: str) -> Schedule:
+def schedule_of(name: str) -> Schedule:
     """The schedule of a model, or a schedule by name or file."""
     from ddim.model.checkpoint import read
     from ddim.plan.plan import Plan
@@ -173,22 +175,35 @@ def _as_json(what: str, results: list[tuple[str, Finding]]) -> str:
     )
 
 
-def _as_table(titles: list[str], results: list[tuple[str, Finding]]) -> str:
-    head = ("", "measured", "limit", "result", "")
-    cells = [
-        (title_of_row, (finding.name, finding.value, finding.limit, finding.result, finding.note))
-        for title_of_row, finding in results
-    ]
-    widths = [max(len(row[column]) for row in (head, *(row for _, row in cells))) for column in range(4)]
+def _as_table(titles: list[str], results: list[tuple[str, Finding]], width: int) -> str:
+    """The findings as text; notes are on their own lines if they do not fit beside all rows."""
+    head = ("", "measured", "limit", "result")
+    cells = [(finding.name, finding.value, finding.limit, finding.result) for _, finding in results]
+    widths = [max(len(row[column]) for row in (head, *cells)) for column in range(4)]
+    beside = sum(widths) + 10 + max((len(finding.note) for _, finding in results), default=0) <= width
 
-    def line(name: str, value: str, limit: str, result: str, note: str) -> str:
-        start = f"  {name:{widths[0]}}  {value:>{widths[1]}}  {limit:{widths[2]}}  {result:{widths[3]}}"
-        return f"{start}  {note}".rstrip()
+    def line(name: str, value: str, limit: str, result: str) -> str:
+        start = f"  {name:{widths[0]}}  {value:>{widths[1]}}  {limit:{widths[2]}}  "
+        return (start + _coloured(result, result) + " " * (widths[3] - len(result))).rstrip()
 
     lines = [line(*head)]
     for title in titles:
-        lines += [title, *(line(*row) for title_of_row, row in cells if title_of_row == title)]
+        lines.append(title)
+        for (part, finding), row in zip(results, cells, strict=True):
+            notes = [finding.note] if beside else wrapped(finding.note, width, "      ")
+            notes = [click.style(note, dim=True) for note in notes if note]
+            gap = " " * (widths[3] - len(finding.result) + 2)
+            if part == title:
+                lines += [f"{line(*row)}{gap}{notes[0]}"] if beside and notes else [line(*row), *notes]
     outcomes = [finding.result for _, finding in results]
-    return "\n".join(
-        [*lines, ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("pass", "FAIL", "info"))]
-    )
+    counts = [(outcome, outcomes.count(outcome)) for outcome in ("pass", "FAIL", "info")]
+    styled = [_coloured(f"{n} {outcome}", outcome if n else "") for outcome, n in counts]
+    return "\n".join([*lines, ", ".join(styled)])
+
+
+def _coloured(text: str, result: str) -> str:
+    """The text in the colour of a result."""
+    return click.style(text, fg=_COLOURS[result]) if result in _COLOURS else text
+
+
+_COLOURS = {"pass": "green", "FAIL": "red"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._options import OutputFolder, resolution
+from ddim.cli._progress import suggest_sampling
 from ddim.cli._ranges import COUNT, TIMES
 from ddim.errors import DdimError
 
@@ -94,6 +95,8 @@ def command(
     from ddim.model import checkpoint
 
     checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
+    click.echo(f"written: {out}")
+    suggest_sampling(out, config)
     click.echo(f"written: {out}; sample from it with `ddim sample {out} --out samples`")
     return {"out": out, "format": to, "notes": notes}
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._clipping import force_option
-from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model, sheet_file, sheet_option
 from ddim.cli._progress import counted, run_sampling
 from ddim.cli._ranges import COUNT
 from ddim.cli.encode import inversion_from_options
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
 @click.option("--steps", type=COUNT, help="Number S of network evaluations. [default: as encoded]")
 @grid_option(default="as encoded")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
+@sheet_option()
 @force_option
 @exact_device_options
 def command(
@@ -52,15 +52,13 @@ def command(
     Example:
       ddim decode mnist latents.safetensors --out decoded --steps 50
     """
-    from ddim._io.png import save_png
-    from ddim._io.png import sheet as make_sheet
-    from ddim.cli._options import output_file
+    from ddim._io.sheets import save_sheet
     from ddim.evaluation.sample_folder import decode, read_sheet
     from ddim.model.modality import image_path
     from ddim.sampling.latents import read_latents
 
     if sheet is not None:
-        output_file(sheet)
+        sheet_file(sheet)
     loaded = load_model(model, device, dtype, compile_)
     file = read_latents(latents)
     if file.model_sha256 != loaded.config.sha256:
@@ -77,7 +75,7 @@ def command(
     click.echo(f"{counted(result.total, 'images')}{result.before}, {plan.name}: {image_path(out, 0)} ...")
     if sheet is not None:
         images = read_sheet(out, range(result.total))
-        save_png(sheet, make_sheet(images, columns=max(1, round(result.total**0.5))))
+        save_sheet(sheet, images, columns=max(1, round(result.total**0.5)))
         click.echo(f"sheet: {sheet}")
     return {"out": out, "n": result.total, "plan": plan.name, "nfe": plan.nfe, "sheet": sheet}
 

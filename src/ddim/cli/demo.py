@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ddim.model.model import Model
 
-LATENTS, SHOWN = 32, 12
+LATENTS, SHOWN = 12, 12
 TEXT = "tinyshakespeare"
 STEPS = (5, 10, 20, 50, 100)
 
@@ -36,7 +36,7 @@ STEPS = (5, 10, 20, 50, 100)
 )
 @device_options
 def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> dict[str, Any]:
-    """Sample 32 latents with 5 to 100 network evaluations, interpolate, encode and decode digits, and sample a text.
+    """Sample 12 latents with 5 to 100 network evaluations, interpolate, encode and decode digits, and sample a text.
 
     \b
     Example:
@@ -80,7 +80,7 @@ def _consistency(model: Model, path: Path) -> Path:
             rows.append((f"S={steps} eta={eta:g}", to_uint8(torch.cat(parts))))
     click.echo("\n".join(table))
     caption = f"The same {LATENTS} latents in every row. With eta = 0 the digit hardly depends on the NFE."
-    save_png(path, labelled_rows(rows, caption))
+    save_png(path, labelled_rows(rows, caption, zoom=2))
     return path
 
 

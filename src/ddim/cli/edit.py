@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._clipping import clip_option, force_option
-from ddim.cli._options import OutputFolder, device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli._options import (
+    OutputFolder,
+    device_options,
+    grid_option,
+    load_model,
+    numbers,
+    sheet_file,
+    sheet_option,
+    steps_option,
+)
 from ddim.cli._progress import counted, run_sampling
 from ddim.cli._ranges import COUNT, SEED, TIMES, Real, Whole
 from ddim.errors import DdimError, warn
@@ -44,7 +53,7 @@ ROUNDS = 5
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
 @click.option("--label", type=Whole(), help="Label, for a model trained with labels.")
 @click.option("--guidance", type=Real(), help="Scale of classifier-free guidance, with --label.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: IMAGE, its fixed part, variants.")
+@sheet_option("IMAGE, its fixed part and the variants")
 @force_option
 @device_options
 def command(
@@ -89,7 +98,7 @@ def command(
     if start_at is None and mask is None and upscale is None and not colour:
         raise DdimError("edit", "has no constraint", "use --start-at, --mask, --upscale or --colour")
     if sheet is not None:
-        output_file(sheet)
+        sheet_file(sheet)
     loaded = load_model(model, device, dtype, compile_)
     from ddim.evaluation.sample_folder import generate
     from ddim.model.modality import image_path
@@ -234,10 +243,9 @@ def _save_sheet(path: Path, folder: Path, n: int, *first: Tensor) -> None:
     """Write a sheet of the images in `first`, each (1, C, H, W), and the variants in a folder, ten per row."""
     import numpy as np
 
-    from ddim._io.png import save_png, sheet
+    from ddim._io.sheets import save_sheet
     from ddim.data.pixels import to_uint8
     from ddim.evaluation.sample_folder import read_sheet
 
     images: list[np.ndarray] = [*(to_uint8(part) for part in first), read_sheet(folder, range(n))]
-    page = sheet(np.concatenate(images), columns=10, zoom=2 if images[0].shape[1] <= 32 else 1)
-    save_png(path, page)
+    save_sheet(path, np.concatenate(images), columns=min(10, n + len(first)))

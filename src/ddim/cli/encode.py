@@ -10,7 +10,7 @@ import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import exact_device_options, grid_option, load_model, numbers, output_file, steps_option
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest
 from ddim.cli._ranges import COUNT
 from ddim.names import METHODS
 
@@ -91,4 +91,6 @@ def command(
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
     click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.std():.3f}: {out}")
+    decoded = f"{out.stem}-decoded"
+    suggest("decode", model, out, "--out", decoded, "--sheet", f"{decoded}.png")
     return {"out": out, "n": len(latents), "method": method, "plan": name, "std": float(latents.std())}

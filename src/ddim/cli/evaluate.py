@@ -227,10 +227,10 @@ def run_table(steps: Generator[Progress, None, Sequence[Measured] | None], total
 
     def status(progress: Progress, seconds: float) -> tuple[int, str]:
         cell, rate = progress.cell, (progress.nfe - progress.resumed) / seconds
-        return progress.nfe, f"{cell.label}, S = {cell.steps}: {progress.done} of {cell.n}  {rate:.0f} NFE/s"
+        return progress.nfe, f"{cell.label}, S = {cell.steps}  {rate:.0f} NFE/s"
 
     def stopped(nfe: int) -> str:
         return f"{nfe} of {total} network evaluations in {out}; run the same command to resume"
 
-    measured = run_with_progress(steps, "network evaluations", total, status, stopped)
+    measured = run_with_progress(steps, "NFE", total, status, stopped)
     return list(measured or [])

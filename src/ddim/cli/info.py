@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim.cli._progress import counted
+from ddim._io.terminal import counted, terminal_width, wrapped
 from ddim.errors import printable
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def command(model: str, as_json: bool) -> None:
     }
     width = max(len(key) for key in lines)
     for key, value in lines.items():
-        click.echo(f"{key:{width}}  {printable(value)}")
+        for line in wrapped(printable(value), terminal_width(), f"{key:{width}}  ", " " * (width + 2)):
+            click.echo(line)
 
 
 def _visible(text: str) -> str:

@@ -16,7 +16,7 @@ from ddim.cli._options import (
     load_model,
     make_plan,
     numbers,
-    output_file,
+    sheet_file,
     steps_option,
 )
 from ddim.cli._progress import counted
@@ -51,7 +51,7 @@ MOST = 1000  # frames per row
 @click.option("--frames", type=Whole(2, MOST), help="Images from one end to the other. [default: 11]")
 @steps_option(50)
 @grid_option()
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Sheet to write: .png, .webp or .gif.")
 @fit_option
 @force_option
 @exact_device_options
@@ -96,9 +96,9 @@ def command(
         name = "--seeds" if seeds else "--images"
         raise DdimError(name, f"has {len(sources)} entries, not {corners}", f"use {corners}{more}")
     locations = [_seed_and_index(text) for text in sources] if seeds else []
-    output_file(out)
+    sheet_file(out)
     loaded = load_model(model, device, dtype, compile_)
-    from ddim._io.png import save_png, sheet
+    from ddim._io.sheets import save_sheet
     from ddim.data.pixels import to_uint8
     from ddim.model.plausible import refuse_implausible
     from ddim.sampling.latents import blend, slerp_grid, slerp_path
@@ -116,9 +116,8 @@ def command(
     samples = torch.cat([*loaded.run_blocks(plan, latents)])
     refuse_implausible(samples, loaded.config, force)
     pixels = to_uint8(samples)
-    page = sheet(np.asarray(pixels), columns, zoom=2 if pixels.shape[1] <= 32 else 1)
     text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
-    save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
+    save_sheet(out, np.asarray(pixels), columns, {**text, "weights": ";".join(weights)} if blends else text)
     click.echo(f"{counted(len(pixels), 'images')}, {plan.name}: {out}")
     return {"out": out, "n": len(pixels), "plan": plan.name, "between": sources}
 

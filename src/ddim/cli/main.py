@@ -41,6 +41,7 @@ COMMANDS = {
     "calibrate": "Measure a model's error at each timestep, for `--sigma optimal`.",
     "tune": "Tune a plan for a model and a number of network evaluations.",
     "plan": "Print a sampler's table of coefficients.",
+    "show": "Plot noise schedules, or the paths of samplers with an exact denoiser.",
     "convert": "Convert checkpoints to and from other libraries.",
     "export": "Export a network, or a whole sampler, as ONNX or a torch.export program.",
     "info": "Show a model's configuration and provenance.",
@@ -103,7 +104,13 @@ def main(argv: list[str] | None = None) -> None:
     logger.handlers = [_LogLines()]
     logger.setLevel(logging.INFO)
     try:
-        code = cli.main(args=argv, obj=sys.argv[1:] if argv is None else argv, prog_name="ddim", standalone_mode=False)
+        code = cli.main(
+            args=argv,
+            obj=sys.argv[1:] if argv is None else argv,
+            prog_name="ddim",
+            standalone_mode=False,
+            color=False if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" else None,
+        )
     except DdimError as error:
         code = _print_error(_line(error, sys.argv[1:] if argv is None else argv))
     except click.exceptions.NoArgsIsHelpError as error:

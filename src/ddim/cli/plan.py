@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ddim.cli._emulation import comparison, like_option, make_like
-from ddim.cli._options import grid_option, make_plan, noise_options, sampler_option, sharpness_options, steps_option
+from ddim._io.terminal import terminal_width
+from ddim.cli._emulation import comparison, counterpart, like_option, make_like
+from ddim.cli._options import (
+    grid_option,
+    make_plan,
+    noise_options,
+    output_file,
+    read_plan,
+    sampler_option,
+    sharpness_options,
+    steps_option,
+)
 from ddim.errors import DdimError
 
 
@@ -21,8 +32,17 @@ from ddim.errors import DdimError
 @sharpness_options
 @click.option("--encode", is_flag=True, help="Print the plan that encodes, from x_0 to x_T.")
 @like_option
+@click.option("--diff", is_flag=True, help="With --like: compare with our plan, at the same timesteps or at --grid.")
 @click.option(
-    "--diff", is_flag=True, help="With --like: what differs from our plan, at the same timesteps or at --grid."
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Also plot alpha_bar, the timesteps and the added noise: .png or .svg. With --diff, both plans.",
+)
+@click.option(
+    "--overlay",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="With --plot: another plan file for the same figure; can be repeated.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print as a plan file, for `ddim sample --plan`.")
 def command(
@@ -38,6 +58,8 @@ def command(
     encode: bool,
     like: str | None,
     diff: bool,
+    plot: Path | None,
+    overlay: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Print the table of coefficients that a sampler runs on MODEL: one row per network evaluation.
@@ -53,6 +75,7 @@ def command(
       ddim plan mnist --steps 10 --sampler unipc3 --grid log-snr
       ddim plan mnist --grid 1,50,300,1000 --json > plan.json
       ddim plan mnist --like diffusers:spacing=linspace --steps 10 --diff
+      ddim plan mnist --steps 10 --eta 1 --plot plan.png --overlay plan.json
     """
     from ddim._io.checksum import seal
     from ddim.model.load import load
@@ -62,9 +85,16 @@ def command(
             ("cannot be combined with --json", "leave one out") if like else ("needs --like", "add --like diffusers")
         )
         raise DdimError("--diff", problem, hint)
+    if overlay and plot is None:
+        raise DdimError("--overlay", "needs --plot", "add --plot plan.png")
+    if plot is not None:
+        from ddim.evaluation import plots
+
+        plots.check_plot(output_file(plot))
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
     loaded = load(model, "cpu")
+    drawn = [read_plan(loaded, path, {}) for path in overlay]
     table: Any
     like_settings: dict[str, Any] = {}
     if like is None:
@@ -73,6 +103,12 @@ def command(
         others = {"sampler": None if sampler == "auto" else sampler, "grid": None if diff else grid, "sigma": sigma}
         table, like_settings = make_like(loaded, like, steps, eta, clip_x0, others | sharp | {"encode": encode or None})
     if diff:
-        click.echo(comparison(loaded, table, like_settings, steps, grid))
+        ours = counterpart(loaded, table, like_settings, steps, grid)
+        drawn.insert(0, ours)
+        click.echo(comparison(loaded, table, ours, grid is None))
     else:
-        click.echo(seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else str(table))
+        text = seal(json.dumps(json.loads(table.to_json()), indent=1)).decode() if as_json else None
+        click.echo(text or table.table(terminal_width()))
+    if plot is not None:
+        plots.plans(plot, [table, *drawn])
+        click.echo(f"figure: {plot}", err=as_json)

@@ -22,6 +22,8 @@ from ddim.cli._options import (
     read_plan,
     sampler_option,
     sharpness_options,
+    sheet_file,
+    sheet_option,
     steps_option,
 )
 from ddim.cli._progress import counted, run_sampling
@@ -78,7 +80,12 @@ SHEET = 10_000  # maximum images of a sheet
 )
 @like_option
 @click.option("--any-model", is_flag=True, help="Allow a plan that was tuned for another model.")
-@click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
+@sheet_option()
+@click.option(
+    "--animate",
+    type=click.Path(path_type=Path),
+    help="Also write an animation of the steps, the predicted x_0 beside x_t: .gif, .webp, or .mp4 with ffmpeg.",
+)
 @force_option
 @device_options
 def command(
@@ -105,6 +112,7 @@ def command(
     like: str | None,
     any_model: bool,
     sheet: Path | None,
+    animate: Path | None,
     force: bool,
     device: str | None,
     dtype: str,
@@ -119,13 +127,17 @@ def command(
     Examples:
       ddim sample mnist --steps 20 -n 64 --seed 0 --out samples --sheet sheet.png
       ddim sample mnist --steps 50 --grid quadratic --eta 1 --out ddpm
+      ddim sample mnist --sampler ddim --steps 20 -n 16 --out steps --animate steps.gif
     """
 
     if sheet is not None:
-        output_file(sheet)
+        sheet_file(sheet)
+    if animate is not None:
+        from ddim._io.animation import check_animation
+
+        check_animation(output_file(animate))
     loaded = load_any(model, device, dtype, compile_, micro_batch=micro_batch)
-    from ddim._io.png import save_png
-    from ddim._io.png import sheet as make_sheet
+    from ddim._io.sheets import save_sheet
     from ddim.evaluation.sample_folder import generate, read_sheet
 
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "temperature": temperature, "top_p": top_p}
@@ -133,6 +145,10 @@ def command(
         raise DdimError("--sheet", f"would show {n} images, more than {SHEET}", "leave it out, or use a smaller -n")
     if sheet is not None and loaded.kind.unit != "images":
         raise DdimError("--sheet", "applies to images, the model is of text", "leave it out")
+    if animate is not None and noise is not None:
+        raise DdimError("--animate and --noise", "cannot be combined", "leave one of them out")
+    if animate is not None and loaded.config.categorical is not None:
+        raise DdimError("--animate", "applies to real-valued images, the data are discrete", "leave it out")
     selection = {"sampler": None if sampler == "auto" else sampler, "grid": grid}
     if plan_file is not None:
         plan_options = {"like": like, **selection, "steps": steps, **settings}
@@ -160,8 +176,16 @@ def command(
     click.echo(f"computed in {loaded.compute}")
     if sheet is not None:
         images = read_sheet(out, range(start, start + n))
-        save_png(sheet, make_sheet(images, columns=max(1, round(n**0.5))))
+        save_sheet(sheet, images, columns=max(1, round(n**0.5)))
         click.echo(f"sheet: {sheet}")
+    if animate is not None:
+        from ddim.cli._animation import animate as write_animation
+        from ddim.sampling.microbatch import labels_of
+
+        indices = range(start, start + n)
+        labels = labels_of(label, indices, loaded.config.network.classes)
+        shown = write_animation(animate, loaded, plan, indices, seed, labels, scale)
+        click.echo(f"animation: {animate}, {shown}")
     return {
         "out": out,
         "n": n,

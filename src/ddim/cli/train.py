@@ -14,7 +14,7 @@ from ddim._io.atomic import write_atomic
 from ddim.cli._command import detail
 from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._options import OutputFolder, check_device, output_file, resolution
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, duration, progress_bar, suggest_sampling
 from ddim.cli._ranges import BATCH, COUNT, POSITIVE, SEED, Real, Whole
 from ddim.cli._recipe import add_setting, configure
 from ddim.cli._recipe_file import PARTS
@@ -332,11 +332,14 @@ def _train(
             elapsed = time.monotonic() - start[0]
             rate = (report.step - start[1]) * batch / elapsed if elapsed else 0.0
             status = f"loss {report.loss:.4f}  {rate:.0f} {unit}/s" if rate else ""
-            bar.update(task, completed=report.step, total=report.steps, rate=status)
+            exact: dict[str, Any] = (
+                {} if report.left is None else {"left": report.left}
+            )  # the bar estimates it otherwise
+            bar.update(task, completed=report.step, total=report.steps, rate=status, **exact)
             if not bar.console.is_interactive and elapsed - printed >= QUIET and rate:
                 printed = elapsed
                 of = f" of about {report.steps}" if report.steps else ""
-                bar.console.print(f"step {report.step}{of}: {status}, {elapsed / 60:.0f} min")
+                bar.console.print(f"step {report.step}{of}: {status}, {duration(elapsed)}")
             if report.event:
                 bar.console.print(f"step {report.step}: {report.event}  {status}".rstrip())
     assert report is not None
@@ -347,5 +350,6 @@ def _train(
     done = "done" if start and start[1] < report.step else "nothing left to do"
     seen = f"{counted(report.images_seen, unit)} seen"
     click.echo(f"{done}: {counted(report.step, 'steps')}, {seen}; the model is {out / 'model'}")
+    suggest_sampling(out, config.model)
     results = {"step": report.step, "images_seen": report.images_seen, "loss": report.loss}
     return {"out": out, "model": out / "model", **results}

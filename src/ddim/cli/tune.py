@@ -11,7 +11,7 @@ import click
 
 from ddim.cli._command import note
 from ddim.cli._options import exact_device_options, load_model, output_file
-from ddim.cli._progress import counted, progress_bar
+from ddim.cli._progress import counted, progress_bar, suggest_sampling
 from ddim.cli._ranges import Whole
 from ddim.errors import DdimError, warn
 
@@ -93,6 +93,7 @@ def command(
     else:
         click.echo("tuning did not improve on this plan")
     click.echo(f"plan: {out}")
+    suggest_sampling(model, loaded.config, "--plan", out)
     return {"out": out, "nfe": nfe, "cached": cached, **{key: result[key] for key in result if key != "plan"}}
 
 

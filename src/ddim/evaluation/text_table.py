@@ -14,6 +14,7 @@ import numpy as np
 
 from ddim._io.atomic import make_folder
 from ddim._io.reading import read_text
+from ddim._io.terminal import table as lines_of
 from ddim.data.text import TextPolicy, TextSet
 from ddim.errors import DdimError
 from ddim.evaluation.fid_table import Progress, TableCell, label
@@ -113,11 +114,11 @@ def print_table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for key, title in COLUMNS.items():
         scale, digits = (100, 1) if key == "valid_words" else (1, 3)
-        lines += ["", title, f"{'S':>12} " + "".join(f"{s:>10}" for s in steps)]
-        for name in names:
-            row_cells = [by_position.get((name, s)) for s in steps]
-            values = [f"{scale * row[key]:.{digits}f}" if row else "-" for row in row_cells]
-            lines.append(f"{label(name):>12} " + "".join(f"{cell:>10}" for cell in values))
-        lines += [f"{REAL:>12} {scale * row[key]:>10.{digits}f}" for row in rows if row["row"] == REAL]
+        columns = [("S", [label(name) for name in names])]
+        for s in steps:
+            cells_of_s = [by_position.get((name, s)) for name in names]
+            columns.append((str(s), [f"{scale * row[key]:.{digits}f}" if row else "-" for row in cells_of_s]))
+        lines += ["", title, *lines_of(columns)]
+        lines += [f"{REAL}: {scale * row[key]:.{digits}f}" for row in rows if row["row"] == REAL]
     counts = sorted({row["n"] for row in rows})
     return "\n".join([*lines[1:], "", f"{' or '.join(map(str, counts))} samples per cell"])

@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from ddim._io.atomic import write_atomic
-from ddim._io.png import png, png_text, save_png, sheet
+from ddim._io.png import png, png_text
+from ddim._io.sheets import save_sheet
 from ddim.data.pixels import BIN, dequantize, quantize, to_float, to_uint8
 from ddim.data.text import TextPolicy
 from ddim.errors import DdimError
@@ -129,7 +130,7 @@ class _PngFiles(Modality):
     @override
     def preview(self, path: Path, samples: Sequence[Any]) -> Path:
         file = path.with_suffix(".png")
-        save_png(file, sheet(np.stack(samples), 6, zoom=2 if samples[0].shape[0] <= 32 else 1))
+        save_sheet(file, np.stack(samples), 6)
         return file
 
 

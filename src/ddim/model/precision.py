@@ -10,6 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from ddim._io.terminal import counted
 from ddim.errors import DdimError
 from ddim.model.cuda_graphs import PlanGraphs
 from ddim.names import DType
@@ -167,7 +168,7 @@ class Precision:
         return without_tf32(body) if self.device.type == "cuda" and self.name == "float32" else body
 
     def __str__(self) -> str:
-        threads = f", {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        threads = f", {counted(torch.get_num_threads(), 'threads')}" if self.device.type == "cpu" else ""
         compiled = ", with torch.compile" if self.compile else ""
         return f"{self.name} on {self.device} ({self._choice[1]}){compiled}{threads}"
 

@@ -21,7 +21,6 @@ from ddim.process import timesteps
 from ddim.process.parameterization import AnyDenoiser
 from ddim.process.rng import Noise, TorchNoise, TorchSeed
 from ddim.process.schedule import Level, Schedule
-from ddim.process.timesteps import DEFAULT
 from ddim.samplers.registry import CategoricalPlanner, Planner
 from ddim.samplers.settings import STEPS, SamplerSettings
 from ddim.sampling import inversion as inversions
@@ -170,7 +169,7 @@ class Runner(ABC):
 
     def levels(
         self,
-        grid: str | Sequence[float] = DEFAULT,
+        grid: str | Sequence[float] | None = None,
         steps: int | None = None,
         *,
         encode: bool = False,
@@ -179,7 +178,8 @@ class Runner(ABC):
         """The noise levels a sampler visits, from the noisiest to clean data, see `ddim.timesteps.sampling_levels`.
 
         Args:
-            grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps.
+            grid: The name of a timestep spacing (see `ddim.timesteps`), "equal-angle" by default, or an increasing list
+                of timesteps.
             steps: S, the number of network evaluations. With a named spacing the default is 20, or all timesteps if
                 there are fewer.
             encode: Whether the levels increase instead, from clean data to the noisiest.
@@ -189,7 +189,7 @@ class Runner(ABC):
             DdimError: See `ddim.timesteps.tau`.
         """
         planner = self.planner
-        if isinstance(grid, str) and steps is None:
+        if (grid is None or isinstance(grid, str)) and steps is None:
             steps = planner.default_steps(STEPS)
         return timesteps.sampling_levels(self.schedule, planner.predicts, grid, steps, encode, top)
 

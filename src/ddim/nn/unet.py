@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from ddim._io import limits
+from ddim._io.terminal import counted
 from ddim.nn.base import Network, sinusoidal, zero
 from ddim.nn.blocks import Attention, Block, Down, Norm, Up
 
@@ -125,7 +126,8 @@ class UNetConfig(BaseModel):
         return CategoricalUNet(self) if self.categories else UNet(self)
 
     def __str__(self) -> str:
-        text = f"U-Net, {self.channels} channels x {list(self.multipliers)}, {self.blocks} blocks, patch {self.patch}, "
+        blocks = counted(self.blocks, "blocks")
+        text = f"U-Net, {self.channels} channels x {list(self.multipliers)}, {blocks}, patch {self.patch}, "
         return text + f"attention at {list(self.attention)}" + (f", {self.categories} ids" if self.categories else "")
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from ddim._io.terminal import WIDTH, Cells, counted, table, wrapped
 from ddim.errors import DdimError, either
 from ddim.plan.serialization import FORMAT, VERSION, json_float
 from ddim.process.parameterization import (
@@ -227,31 +228,40 @@ class BasePlan(ABC, Generic[R]):
     def _weights(self, row: R) -> dict[str, Any]:
         """The entries of a row in the file other than its levels."""
 
-    def _title(self) -> str:
-        """The line above the printed table."""
-        return f"{self.name}: {self.nfe} network evaluations"
+    def _remarks(self) -> list[str]:
+        """The remarks below the plan's name in the printed table."""
+        return []
 
     @abstractmethod
-    def _columns(self) -> list[tuple[str, list[str]]]:
-        """The printed columns after those of the levels."""
+    def _columns(self) -> list[tuple[str, list[float | None]]]:
+        """The printed columns after those of the levels; None is printed as a dot."""
+
+    def table(self, width: int = WIDTH) -> str:
+        """The plan as text: its name, remarks and one line per row, at most `width` characters wide.
+
+        Columns without a number other than 0 are left out. Numbers have 4 to 6 decimals, as many as fit.
+
+        Args:
+            width: The maximum length of a line.
+        """
+        columns: list[tuple[str, Cells]] = [
+            ("from", [_time(row.now, row.query) for row in self.rows]),
+            ("to", [f"{row.next.t:g}" for row in self.rows]),
+            ("alpha_bar", [row.now.alpha_bar for row in self.rows]),
+            ("alpha_bar next", [row.next.alpha_bar for row in self.rows]),
+            *((head, cells) for head, cells in self._columns() if any(cells)),
+        ]
+        title = f"{self.name}: {counted(self.nfe, 'network evaluations')}"
+        remarks = wrapped(", ".join(self._remarks()), width, "  ")
+        lines = table(columns, width, keys=2, optional=("alpha_bar next",))
+        return "\n".join([*wrapped(title, width, again="  "), *remarks, *lines])
 
     def __repr__(self) -> str:
         ends = f"t = {self.start.t:g} to {self.end.t:g}" if self.rows else "no rows"
-        return f"{type(self).__name__}({self.name!r}, {self.nfe} network evaluations, {ends})"
+        return f"{type(self).__name__}({self.name!r}, {counted(self.nfe, 'network evaluations')}, {ends})"
 
     def __str__(self) -> str:
-        columns = [
-            ("from", [_time(row.now, row.query) for row in self.rows]),
-            ("to", [f"{row.next.t:g}" for row in self.rows]),
-            ("alpha_bar", [f"{row.now.alpha_bar:.6f}" for row in self.rows]),
-            ("alpha_bar next", [f"{row.next.alpha_bar:.6f}" for row in self.rows]),
-            *self._columns(),
-        ]
-        widths = [max(len(head), *(len(cell) for cell in cells)) for head, cells in columns]
-        lines = ["  ".join(head.rjust(width) for (head, _), width in zip(columns, widths, strict=True))]
-        for k in range(len(self.rows)):
-            lines.append("  ".join(cells[k].rjust(width) for (_, cells), width in zip(columns, widths, strict=True)))
-        return "\n".join([self._title(), *lines])
+        return self.table()
 
 
 def _time(level: Level, query: Level) -> str:

@@ -207,14 +207,14 @@ class CategoricalPlan(BasePlan[CategoricalRow]):
     def _weights(self, row: CategoricalRow) -> dict[str, Any]:
         return {"keep": row.keep, "to_x0": row.to_x0, "fresh": row.fresh}
 
-    def _title(self) -> str:
+    def _remarks(self) -> list[str]:
         noise = "uniform noise" if len({*self.pi}) == 1 else "a mask" if max(self.pi) == 1 else "custom noise"
-        title = f"{self.name}: {self.nfe} network evaluations, {len(self.pi)} categories, {noise}"
-        title += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
-        return title + (f", top-p {self.top_p:g}" if self.top_p != 1 else "")
+        remarks = [f"{len(self.pi)} categories", noise]
+        remarks += [f"temperature {self.temperature:g}"] if self.temperature != 1 else []
+        return remarks + ([f"top-p {self.top_p:g}"] if self.top_p != 1 else [])
 
-    def _columns(self) -> list[tuple[str, list[str]]]:
-        return [(name, [f"{getattr(row, name):.6f}" for row in self.rows]) for name in ("keep", "to_x0", "fresh")]
+    def _columns(self) -> list[tuple[str, list[float | None]]]:
+        return [(name, [getattr(row, name) for row in self.rows]) for name in ("keep", "to_x0", "fresh")]
 
 
 def _pi(categories: int, pi: Any) -> tuple[float, ...]:

@@ -184,29 +184,30 @@ class Plan(BasePlan[Row]):
             **{name: getattr(row, name) for name in ("z", "sigma", "z_high") if getattr(row, name)},
         }
 
-    def _title(self) -> str:
-        title = f"{self.name}: {self.nfe} network evaluations" + (", x0 clipped to [-1, 1]" if self.clip_x0 else "")
-        title += " with eps left as predicted" if self.eps_kept else ""
-        title += f", the arithmetic of {self.emulates}, not checked on straight lines" if self.emulates else ""
-        title += "" if self.straight else ", not exact on straight lines"
-        title += f", from the states at t = {self._starts()}" if self.before else ""
-        return title + (f", states on multiples of {self.lattice:g}" if self.lattice else "")
+    def _remarks(self) -> list[str]:
+        remarks = []
+        if self.clip_x0:
+            remarks.append("x0 clipped to [-1, 1]" + (" with eps left as predicted" if self.eps_kept else ""))
+        if self.emulates:
+            remarks.append(f"the arithmetic of {self.emulates}, not checked on straight lines")
+        if not self.straight:
+            remarks.append("not exact on straight lines")
+        if self.before:
+            remarks.append(f"from the states at t = {self._starts()}")
+        if self.lattice:
+            remarks.append(f"states on multiples of {self.lattice:g}")
+        return remarks
 
-    def _columns(self) -> list[tuple[str, list[str]]]:
-        columns = [("sigma", [f"{row.sigma:.6f}" for row in self.rows])]
+    def _columns(self) -> list[tuple[str, list[float | None]]]:
+        columns: list[tuple[str, list[float | None]]] = [("sigma", [row.sigma for row in self.rows])]
         for kind in ("x", "x0", "eps"):
             width = max(len(getattr(row, kind)) for row in self.rows)
             for j in range(width):
-                cells = [_cell(getattr(row, kind), j) for row in self.rows]
+                cells = [weights[j] if j < len(weights := getattr(row, kind)) else None for row in self.rows]
                 columns.append((f"{kind}[-{j}]" if j else kind, cells))
-        columns.append(("z", [f"{row.z:.6f}" if row.z else "." for row in self.rows]))
-        if any(row.z_high for row in self.rows):
-            columns.append(("z to", [f"{row.z_high:.6f}" if row.z_high else "." for row in self.rows]))
+        columns.append(("z", [row.z or None for row in self.rows]))
+        columns.append(("z to", [row.z_high or None for row in self.rows]))
         return columns
-
-
-def _cell(weights: tuple[float, ...], j: int) -> str:
-    return f"{weights[j]:.6f}" if j < len(weights) else "."
 
 
 def _clip(x0: Tensor, level: Level) -> Tensor:

@@ -193,15 +193,17 @@ NAMED: dict[str, Callable[[Schedule, int, int], list[int]]] = {
 def sampling_levels(
     schedule: Schedule,
     predicts: Predicts,
-    grid: str | Sequence[float] = DEFAULT,
+    grid: str | Sequence[float] | None = None,
     steps: int | None = None,
     encode: bool = False,
     top: int | None = None,
+    *,
+    chosen: bool = True,
 ) -> tuple[Level, ...]:
     """The levels of a sampling run, from the noisiest down to clean data.
 
     For a network that predicts eps, every named spacing starts where noise / signal is about 60, with a warning if that
-    is below T: see `ddim.process.start`. A list of timesteps is used unchanged.
+    is below T and the user chose the spacing: see `ddim.process.start`. A list of timesteps is used unchanged.
 
     Args:
         schedule: The schedule.
@@ -210,19 +212,22 @@ def sampling_levels(
         steps: S, the number of timesteps; omit it with a list.
         encode: Return rising levels, from clean data to the noisiest.
         top: The noisiest timestep of a named spacing, for runs that start from a partly noised image.
+        chosen: Whether the user chose `grid`; False if it is a default, which does not warn of its start.
 
     Raises:
         DdimError: See `ddim.timesteps.tau`; or if `top` is given with a list of timesteps.
 
     Warns:
-        DdimWarning: See `ddim.timesteps.tau`; or if sampling starts below T because the network predicts eps.
+        DdimWarning: See `ddim.timesteps.tau`; or if a chosen spacing starts below T because the network predicts eps.
     """
+    chosen, grid = chosen and grid is not None, DEFAULT if grid is None else grid
     if top is not None and not isinstance(grid, str):
         raise DdimError(f"top {top}", "is given with a list of timesteps", "end the list there")
     if top is None and predicts == "eps" and isinstance(grid, str) and steps:
         top = max(start_time(schedule, predicts), min(steps, schedule.T))
-        if top < schedule.T:
-            reason = f"this network predicts eps, and noise / signal is {schedule.level(top).ratio:.3g} there"
-            warn(f"grid {grid}: starts at t = {top}, not T = {schedule.T}: {reason}")
+        if chosen and top < schedule.T:
+            reason = f"this network predicts eps, which determines x_0 poorly at noise / signal > {RATIO:g}"
+            hint = "pass a list of timesteps to start at another"
+            warn(f"grid {grid}: starts at t = {top}, not T = {schedule.T}: {reason}", hint)
     times = [0.0, *tau(schedule, grid, steps, top)]
     return schedule.levels(times if encode else times[::-1])

@@ -244,7 +244,7 @@ def plan_inversion(planner: Planner, method: str, steps: int | None, grid: str |
     count = steps
     if steps is None and (grid is None or isinstance(grid, str)):
         count = planner.default_steps(INVERSION_STEPS, method == "fixed-point" and grid is None)
-    levels = timesteps.sampling_levels(planner.schedule, planner.predicts, DEFAULT if grid is None else grid, count)
+    levels = timesteps.sampling_levels(planner.schedule, planner.predicts, grid, count)
     label = (DEFAULT if grid is None else grid) if grid is None or isinstance(grid, str) else "custom grid"
     if method == "fixed-point" and grid is None:
         times = graded_timesteps(planner.schedule, len(levels) - 1, levels[0].t)

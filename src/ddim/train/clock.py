@@ -34,6 +34,11 @@ class Clock:
         """Seconds used by this process and the earlier ones."""
         return self.before + time.monotonic() - self.started
 
+    @property
+    def left(self) -> float | None:
+        """Seconds left of the budget; None without one."""
+        return None if self.seconds is None else max(self.seconds - self.used, 0.0)
+
     @contextlib.contextmanager
     def timed(self, task: str) -> Iterator[None]:
         """Measure the duration of a task that is also part of the final work."""

@@ -58,6 +58,7 @@ class Report:
         images_seen: Images trained on so far.
         event: Description of what was just written, "" for nothing.
         over: Whether this was the last step.
+        left: Seconds left of the time budget, None without one.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Report:
     images_seen: int
     event: str = ""
     over: bool = False
+    left: float | None = None
 
 
 def train(
@@ -196,7 +198,7 @@ class _TrainingLoop:
     def _report(self, event: str = "") -> Report:
         loss = self.total / self.count if self.count else self.last
         step = self.trainer.step
-        return Report(step, self._total_steps(), loss, self._images_seen(), event, self.trainer.over)
+        return Report(step, self._total_steps(), loss, self._images_seen(), event, self.trainer.over, self.clock.left)
 
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""

@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ddim.errors import DdimError
 from ddim.evaluation.fid_table import label
 
 COLOURS = ("#1b4965", "#2a9d8f", "#8ab17d", "#e9a23b", "#d1495b", "#6d597a", "#457b9d", "#b56576")
@@ -18,21 +19,42 @@ def installed() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def _axes(columns: int, height: float = 3.4) -> tuple[Any, list[Any]]:
+def need(subject: object) -> None:
+    """Check that matplotlib is installed.
+
+    Args:
+        subject: What needs it, for the message.
+
+    Raises:
+        DdimError: If it is not.
+    """
+    if not installed():
+        raise DdimError(subject, "needs matplotlib, which is not installed", "run: pip install 'ddim[plot]'")
+
+
+def panels_of(columns: int, height: float = 3.4, rows: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its panels, row by row, in the style of this library.
+
+    Args:
+        columns: The number of panels side by side.
+        height: Height of a panel in inches; it is 4.6 inches wide.
+        rows: The number of rows.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * columns, height), layout="constrained")
-    panels = figure.subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=(4.6 * columns, height * rows), layout="constrained")
+    panels = [*figure.subplots(rows, columns, squeeze=False).flat]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#9aa5b1")
         axes.tick_params(colors=INK, which="both", labelsize=9)
         axes.grid(color=FAINT, linewidth=0.6)
         axes.set_axisbelow(True)
-    return figure, list(panels)
+    return figure, panels
 
 
-def _finish(figure: Any, png: bool) -> bytes:
+def encoded(figure: Any, png: bool) -> bytes:
+    """A figure as PNG or SVG, the same bytes in every run."""
     from matplotlib import rc_context
 
     out = io.BytesIO()
@@ -67,7 +89,7 @@ def quality(
         metric: Name of the distance.
         png: Whether to return PNG; otherwise SVG.
     """
-    figure, (left, right) = _axes(2)
+    figure, (left, right) = panels_of(2)
     for colour, row in zip(COLOURS * 9, dict.fromkeys(cell["row"] for cell in cells), strict=False):
         row_cells = sorted((cell for cell in cells if cell["row"] == row), key=lambda cell: int(cell["steps"]))
         seconds = [times[row, cell["steps"]]["seconds_per_image"] for cell in row_cells]
@@ -83,7 +105,7 @@ def quality(
     _ticks(right.xaxis)
     left.set_ylabel(f"{metric}, log scale")
     left.legend(fontsize=8, frameon=False)
-    return _finish(figure, png)
+    return encoded(figure, png)
 
 
 def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
@@ -93,7 +115,7 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
         cells: The cells, as in evaluate.json.
         real: The metrics of real text, drawn as a dashed line.
     """
-    figure, panels = _axes(3)
+    figure, panels = panels_of(3)
     titles = {
         "valid_words": "share of valid words",
         "gram_divergence": "divergence of 3-grams, bits",
@@ -111,4 +133,4 @@ def texts(cells: Sequence[Mapping[str, Any]], real: Mapping[str, Any]) -> bytes:
         axes.title.set_size(10)
         _ticks(axes.xaxis, [cell["steps"] for cell in cells])
     panels[0].legend(fontsize=8, frameon=False)
-    return _finish(figure, png=True)
+    return encoded(figure, png=True)

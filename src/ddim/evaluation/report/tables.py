@@ -13,6 +13,7 @@ import torch
 
 import ddim
 from ddim._io.atomic import write_atomic
+from ddim._io.terminal import table
 from ddim.errors import warn
 from ddim.evaluation.consistency import consistency
 from ddim.evaluation.features import Extractor
@@ -111,23 +112,26 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}g}" if abs(value) < 100 else f"{value:.0f}"
 
 
+def _distance(measured: Measured | None) -> str:
+    """The distance of a cell and its standard error as text; "-" for a missing cell."""
+    if measured is None:
+        return "-"
+    spread = measured.figures["fd_error"]
+    return number(measured.figures["fd"]) + (f" +- {number(spread, 2)}" if spread is not None else "")
+
+
 def print_table(measured: Sequence[Measured], metric: str) -> str:
     """The table as text: distances with standard errors, one row per eta or sampler."""
     steps = sorted({m.cell.steps for m in measured})
     by_position = {(m.cell.row, m.cell.steps): m for m in measured}
     names = list(dict.fromkeys(m.cell.row for m in measured))
     lines = [f"{metric}, smaller is better; +- the standard error over the samples"]
-    lines.append(f"{'S':>12} " + "".join(f"{s:>18}" for s in steps))
-    for row in names:
-        cells = []
-        for s in steps:
-            cell = by_position.get((row, s))
-            spread = cell.figures["fd_error"] if cell else None
-            value = number(cell.figures["fd"]) if cell else "-"
-            cells.append(value + (f" +- {number(spread, 2)}" if spread is not None else ""))
-        lines.append(f"{label(row):>12} " + "".join(f"{cell:>18}" for cell in cells))
     counts = [sorted({m.cell.n for m in measured if m.cell.steps == s}) for s in steps]
-    lines.append(f"{'samples':>12} " + "".join(f"{'/'.join(map(str, n)):>18}" for n in counts))
+    columns = [("S", [*map(label, names), "samples"])]
+    for s, n in zip(steps, counts, strict=True):
+        cells = [_distance(by_position.get((row, s))) for row in names]
+        columns.append((str(s), [*cells, "/".join(map(str, n))]))
+    lines += table(columns)
     if len({n for column in counts for n in column}) > 1:
         lines.append("Distances of fewer samples are larger: compare cells with equal n, or fd_limit, or KID.")
     return "\n".join(lines)
