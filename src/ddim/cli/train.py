@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._datasets import FITS, label_column_option, load_images
+from ddim.cli._fitting import fitted
 from ddim.cli._options import check_device
 from ddim.cli._progress import counted, progress_bar
 from ddim.cli._recipe import add_setting, configure
@@ -175,6 +176,8 @@ def command(
         add_setting(changes, setting)
     if "budget" in changes["train"]:
         changes["train"].setdefault("steps", None)
+    elif "steps" in changes["train"]:
+        changes["train"]["budget"] = None
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= vocabulary(data, tokenizer)
     model, train = configure(recipe, changes, predicts)  # report bad settings before any image is read
@@ -183,7 +186,8 @@ def command(
     dataset = _load(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
         changes["network"]["classes"] = classes_of(data, dataset)
-        model, train = configure(recipe, changes, predicts)
+    device = device or _default_device()
+    model, train = fitted(name, recipe, changes, predicts, dataset, device, out)
     record: dict[str, Any] = {
         "data": dataset.name,
         "split": dataset.split,
@@ -242,15 +246,18 @@ def _check_modality(preset: str, of_text: bool, text: dict[str, Any], images: di
         raise DdimError(option, f"applies to {applies_to}, the preset {preset} is for {preset_data}", "leave it out")
 
 
-def _train(
-    out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, start_time: float
-) -> None:
+def _default_device() -> str:
     import torch
 
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _train(
+    out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float
+) -> None:
     from ddim.model.modality import modality_of
     from ddim.train import run
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     batch, unit = config.train.batch, modality_of(config.model).unit
     report, printed = None, 0.0

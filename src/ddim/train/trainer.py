@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +145,7 @@ class Trainer:
         """Whether the recipe's last step is done or its budget used up."""
         return (self.recipe.steps is not None and self.step >= self.recipe.steps) or self.spent() >= 1
 
-    def updates(self) -> Iterator[Update]:
+    def updates(self) -> Generator[Update]:
         """Train until `over`, yielding after each step; the next batch is prefetched.
 
         Raises:
