@@ -15,7 +15,7 @@ from ddim.cli._options import check_device
 from ddim.cli._progress import counted, progress_bar
 from ddim.cli._recipe import add_setting, configure
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
-from ddim.cli.main import Stopper
+from ddim.cli.main import Stopper, started
 from ddim.errors import DdimError
 from ddim.names import LOSS_WEIGHTS
 
@@ -152,7 +152,7 @@ def command(
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
-    start_time = time.monotonic()
+    start_time = started()
     from ddim.train.run_config import RunConfig, check_run_dir
 
     name, recipe = _recipe(data, preset_name)
@@ -261,10 +261,10 @@ def _train(
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     batch, unit = config.train.batch, modality_of(config.model).unit
     report, printed = None, 0.0
-    with Stopper() as stopper, progress_bar() as bar:
+    with Stopper("stopping and saving; Ctrl-C again stops without saving") as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in run.train(out, config, data, device, line, stopper, weights, start_time):
+        for report in run.train(out, config, data, device, line, stopper, weights, start_time, stopper):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]

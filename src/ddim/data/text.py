@@ -214,10 +214,14 @@ def characters(source: str | Path) -> str:
 
 
 def is_text(source: str | Path) -> bool:
-    """Whether a source is a text file, or a folder with text files."""
+    """Whether a source is a text file, or a folder of texts.
+
+    A folder is of texts if it has a file train.txt, or text files and no images: captions, notes or a licence beside
+    images do not make it one.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
-        return any(path.glob("*.txt"))
+        return (path / "train.txt").is_file() or (any(path.glob("*.txt")) and not has_images(path))
     return path.suffix.lower() == ".txt"
 
 

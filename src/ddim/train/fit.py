@@ -106,9 +106,9 @@ class Change:
 def fit_to_length(recipe: TrainConfig, steps: int, seconds: float, fixed: Any = ()) -> list[Change]:
     """The settings of a recipe that do not fit a run of this length, scaled to it.
 
-    The warm-up is scaled if it is longer than a fifth of the run. Checkpoints, previews and lines of metrics come at
-    least four times, and checkpoints at least every ten minutes. The EMA needs no scaling: its decay after n updates
-    is at most (1 + n) / (10 + n), see `ddim.nn.EMA`.
+    The warm-up is scaled if it is longer than a fifth of the run. In a run of a minute or more, previews come at least
+    four times, lines of metrics 20 times, and checkpoints every ten minutes. The EMA needs no scaling: its decay after
+    n updates is at most (1 + n) / (10 + n), see `ddim.nn.EMA`.
 
     Args:
         recipe: The recipe.
@@ -116,12 +116,10 @@ def fit_to_length(recipe: TrainConfig, steps: int, seconds: float, fixed: Any = 
         seconds: Seconds per step.
         fixed: Names of settings that are not changed.
     """
-    often = max(1, steps // 4)
-    wanted = {
-        "warmup": recipe.warmup if recipe.warmup <= LONGEST_WARMUP * steps else max(1, round(WARMUP * steps)),
-        "checkpoint_every": min(recipe.checkpoint_every, often, max(1, int(60 * MINUTES / seconds))),
-        "preview_every": min(recipe.preview_every, often),
-        "log_every": min(recipe.log_every, max(1, steps // 20)),
-    }
+    wanted = {"warmup": recipe.warmup if recipe.warmup <= LONGEST_WARMUP * steps else max(1, round(WARMUP * steps))}
+    if steps * seconds >= 60:
+        wanted["checkpoint_every"] = min(recipe.checkpoint_every, max(1, int(60 * MINUTES / seconds)))
+        wanted["preview_every"] = min(recipe.preview_every, max(1, steps // 4))
+        wanted["log_every"] = min(recipe.log_every, max(1, steps // 20))
     changes = [Change(name, getattr(recipe, name), value) for name, value in wanted.items() if name not in fixed]
     return [change for change in changes if change.value != change.before]

@@ -39,7 +39,7 @@ from ddim.train.error_table import interpolate
 from ddim.train.logger import MetricsLogger
 from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
-from ddim.train.trainer import Trainer, not_finite
+from ddim.train.trainer import StepAbandoned, Trainer, not_finite
 
 PREVIEWS = 36
 MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
@@ -77,6 +77,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
     started: float | None = None,
+    abandon: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -89,6 +90,8 @@ def train(
         stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
         weights: Initial weights of a new run, if `config.init_from` names a model.
         started: Start time of the budget, from `time.monotonic`; default: now.
+        abandon: Called often during a step on a CPU and during a preview; if it returns True, that step or preview is
+            abandoned, the last complete step is saved, and the run stops.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -105,6 +108,7 @@ def train(
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
         loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
+        loop.trainer.abandon = abandon
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
@@ -157,6 +161,15 @@ class _TrainingLoop:
         self.statistics = None if model.categorical else statistics_of(images, self.modality.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        try:
+            yield from self._steps(stop)
+        except StepAbandoned:
+            self._check_losses()
+            if self.trainer.step > self.trainer.start_step:
+                self._save(self.trainer.over)
+            yield self._report()
+
+    def _steps(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
         status, exported = self._resume(), self._exported()
         yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
@@ -171,12 +184,12 @@ class _TrainingLoop:
         with MetricsLogger(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
                 self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
-                self.share = self.clock.share
+                self.share = self.clock.after_step()
                 self.waiting.append((update.step, update.loss, update.grad_norm))
                 events = []
                 last = trainer.over
                 stopping = stop()
-                due = update.step % recipe.checkpoint_every == 0 or last or stopping
+                due = update.step % recipe.checkpoint_every == 0 or last or stopping or self.clock.unmeasured("save")
                 if update.step % recipe.log_every == 0:
                     self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
@@ -309,12 +322,23 @@ class _TrainingLoop:
         model = build_model(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
             self.preview_plan = model.plan()
-        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
+        through = self._abandonable if self.trainer.abandon else None
+        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels, through=through)
         samples = [sample for batch in batches for sample in self.modality.render(batch)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
         return self.modality.preview(path, samples).name
 
+    def _abandonable(self, denoise: Any) -> Any:
+        """A denoiser that raises `StepAbandoned` on request."""
+
+        def checked(*arguments: Any) -> Any:
+            if self.trainer.abandon and self.trainer.abandon():
+                raise StepAbandoned
+            return denoise(*arguments)
+
+        return checked
+
     def _preview_due(self, missing: bool = False) -> bool:
         step, every = self.trainer.step, self.config.train.preview_every
-        due = every > 0 and (step % every == 0 or self.trainer.over)
+        due = every > 0 and (step % every == 0 or self.trainer.over or self.clock.unmeasured("preview"))
         return due and not (missing and [*self.folder.glob(f"previews/{step:08d}.*")])
