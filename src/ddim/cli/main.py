@@ -71,7 +71,7 @@ def cli() -> None:
     \b
     First steps:
       ddim sample mnist --steps 20 -n 64 --out samples --sheet sheet.png
-      ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./photos --preset photos --budget 30min --out runs/photos
     """
 
 

@@ -13,7 +13,7 @@ from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._fitting import fitted
 from ddim.cli._options import check_device
 from ddim.cli._progress import counted, progress_bar
-from ddim.cli._recipe import add_setting, configure
+from ddim.cli._recipe import add_setting, configure, parse_size
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper, started
 from ddim.errors import DdimError
@@ -70,7 +70,7 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: tokenizers file. [default: characters]")
 @click.option("--length", type=int, help="Text: tokens per sequence, instead of the preset's.")
-@click.option("--size", type=int, help="Resize images to a square of this side, instead of the preset's.")
+@click.option("--size", metavar="SIDE|HxW", help="Resize images to a square, or to height x width such as 24x40.")
 @click.option(
     "--fit",
     type=click.Choice(FITS),
@@ -123,7 +123,7 @@ def command(
     skip_unreadable: bool,
     tokenizer: Path | None,
     length: int | None,
-    size: int | None,
+    size: str | None,
     fit: str | None,
     channels: str | None,
     predicts: str | None,
@@ -147,10 +147,10 @@ def command(
     \b
     Examples:
       ddim train digits --out runs/digits
-      ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./photos --preset photos --budget 30min --out runs/photos
       ddim train ./cifar10 --preset cifar10-fast --budget 25min --out runs/cifar10
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
-      ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
+      ddim train ./photos --preset photos --size 48x64 --budget 8h --out runs/night
     """
     start_time = started()
     from ddim.train.run_config import RunConfig, check_run_dir
@@ -165,8 +165,9 @@ def command(
     labels = (recipe.labels or label_column is not None) if labels is None else labels
     if label_column is not None and not labels:
         raise DdimError("--label-column", "cannot be combined with --no-labels", "leave one of them out")
+    height, width = parse_size(size) if size else (None, None)
     changes = {
-        "data": _changes(height=size, width=size, fit=fit, channels=channels and int(channels), length=length),
+        "data": _changes(height=height, width=width, fit=fit, channels=channels and int(channels), length=length),
         "train": _changes(**{key: options[key] for key in _TRAIN_OPTIONS}, compile=compile_, budget=budget),
         "network": {},
         "schedule": {},

@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddim._io import limits, reading
+from ddim.data.image import SUFFIXES as IMAGES
+from ddim.data.image import list_files
 from ddim.errors import DdimError, printable
 
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
@@ -221,7 +223,7 @@ def is_text(source: str | Path) -> bool:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return (path / "train.txt").is_file() or (any(path.glob("*.txt")) and not has_images(path))
+        return (path / "train.txt").is_file() or (any(path.glob("*.txt")) and not list_files(path, IMAGES | {".parquet"}))
     return path.suffix.lower() == ".txt"
 
 
