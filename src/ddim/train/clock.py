@@ -11,7 +11,7 @@ UNMEASURED = 0.02  # fraction of the budget reserved until the duration of the f
 FADING = 0.9  # factor per step on the longest duration of a step
 SAFETY_FACTOR = 1.5  # safety factor on the longest measured duration
 MEASURE_BY = 0.2  # fraction of the training time after which a task of the final work must have been measured
-EXIT_TIME = 4.0  # seconds reserved for the process to exit; at most 5 % of the budget
+EXIT_TIME = 2.0  # seconds reserved for the process to exit, and a tenth of its start; at most 5 % of the budget
 
 
 class Clock:
@@ -32,6 +32,7 @@ class Clock:
     def __init__(self, seconds: float | None, started: float | None = None, ending: Sequence[str] = ("save",)):
         self.seconds, self.before, self.ending = seconds, 0.0, ending
         self.started = time.monotonic() if started is None else started
+        self._exit = EXIT_TIME + 0.1 * (time.monotonic() - self.started)  # a loaded machine is slow in both
         self.longest: dict[str, float] = {}
         self.step, self._last = 0.0, math.nan
 
@@ -66,7 +67,7 @@ class Clock:
         """Fraction of the training time used: 0 at the start, 1 when the final work must start."""
         if self.seconds is None:
             return 0.0
-        reserved = SAFETY_FACTOR * sum(self.longest.values()) + min(EXIT_TIME, 0.05 * self.seconds) + self.step
+        reserved = SAFETY_FACTOR * sum(self.longest.values()) + min(self._exit, 0.05 * self.seconds) + self.step
         if not self.longest.keys() >= {*self.ending}:
             reserved += UNMEASURED * self.seconds
         return min(self.used / max(self.seconds - reserved, 1e-9), 1.0)

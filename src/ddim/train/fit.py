@@ -51,15 +51,15 @@ def _measure(
 ) -> float:
     """The shortest duration of up to two steps after a first one, which prepares kernels."""
     accumulate = recipe.accumulate if batch == recipe.batch else 1
-    changes = {"batch": batch, "accumulate": accumulate, "compile": False, "steps": 4, "budget": None, "warmup": 0}
-    updates = _trainer(model, recipe.model_copy(update=changes | {"data_on": "host"}), data, device).updates()
-    durations = []
-    with contextlib.closing(updates):
-        next(updates)
+    changes = {"batch": batch, "accumulate": accumulate, "compile": False, "steps": 3, "budget": None, "warmup": 0}
+    trainer = _trainer(model, recipe.model_copy(update=changes | {"data_on": "host"}), data, device)
+    durations: list[float] = []
+    with contextlib.closing(trainer.loader.batches(0)) as batches:
+        trainer.update(*next(batches))
         while len(durations) < 2 and sum(durations) < MEASURED:
             _wait(device)
             start = time.monotonic()
-            next(updates)
+            trainer.update(*next(batches))
             _wait(device)
             durations.append(time.monotonic() - start)
     return min(durations)

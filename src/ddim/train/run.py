@@ -152,6 +152,7 @@ class _TrainingLoop:
             config.init_from.steps if config.init_from else 0,
         )
         self.share, self.ended = clock.share, False
+        self.begun = 0, 0.0  # step and share at the start of this process's training
         self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -180,7 +181,7 @@ class _TrainingLoop:
         if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
-        now = time.monotonic()
+        now, self.begun = time.monotonic(), (trainer.step, self.clock.share)
         with MetricsLogger(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
                 self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
@@ -213,9 +214,9 @@ class _TrainingLoop:
 
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
-        steps, start_step = self.config.train.steps, self.trainer.start_step
-        estimate = start_step + (self.trainer.step - start_step) / self.share if self.share > MIN_SHARE else math.inf
-        estimate = min(estimate, math.inf if steps is None else steps)
+        steps, step, used = self.config.train.steps, self.trainer.step, self.share - self.begun[1]
+        estimate = step + (step - self.begun[0]) * (1 - self.share) / used if used > MIN_SHARE else math.inf
+        estimate = min(step if self.share >= 1 else estimate, math.inf if steps is None else steps)
         return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
     def _images_seen(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,7 +151,7 @@ class Trainer:
         """Whether the recipe's last step is done or its budget used up."""
         return (self.recipe.steps is not None and self.step >= self.recipe.steps) or self.spent() >= 1
 
-    def updates(self) -> Generator[Update]:
+    def updates(self) -> Iterator[Update]:
         """Train until `over`, yielding after each step; the next batch is prefetched.
 
         Raises:
@@ -161,7 +161,7 @@ class Trainer:
         """
         with contextlib.closing(self.loader.batches(self.step)) as batches, self._abandonable():
             while not self.over:
-                yield self._update(*next(batches))
+                yield self.update(*next(batches))
 
     @contextlib.contextmanager
     def _abandonable(self) -> Iterator[None]:
@@ -184,6 +184,10 @@ class Trainer:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def update(self, batch: Tensor, labels: Tensor | None) -> Update:
+        """Train one step on a batch of the data and its labels, on the training device; see `updates`."""
+        return self._update(batch, labels)
 
     def _update(self, batch: Tensor, labels: Tensor | None) -> Update:
         rate, recipe = self.lr(self.step), self.recipe
