@@ -253,9 +253,7 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _train(
-    out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float
-) -> None:
+def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float) -> None:
     from ddim.model.modality import modality_of
     from ddim.train import run
 

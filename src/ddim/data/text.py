@@ -223,7 +223,8 @@ def is_text(source: str | Path) -> bool:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return (path / "train.txt").is_file() or (any(path.glob("*.txt")) and not list_files(path, IMAGES | {".parquet"}))
+        texts = any(path.glob("*.txt"))
+        return (path / "train.txt").is_file() or (texts and not list_files(path, IMAGES | {".parquet"}))
     return path.suffix.lower() == ".txt"
 
 

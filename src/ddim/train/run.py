@@ -324,7 +324,8 @@ class _TrainingLoop:
         if self.preview_plan is None:
             self.preview_plan = model.plan()
         through = self._abandonable if self.trainer.abandon else None
-        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels, through=through)
+        seed = self.config.train.seed
+        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), seed, labels, through=through)
         samples = [sample for batch in batches for sample in self.modality.render(batch)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
         return self.modality.preview(path, samples).name

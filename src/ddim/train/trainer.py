@@ -44,7 +44,7 @@ class Update:
     lr: float
 
 
-class StepAbandoned(Exception):  # noqa: N818, no error
+class StepAbandoned(Exception):
     """A step was abandoned on request; the trainer's state is that of the last complete step."""
 
 
