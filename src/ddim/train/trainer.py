@@ -174,7 +174,7 @@ class Trainer:
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             check()
             if isinstance(output, Tensor) and output.requires_grad:
-                output.register_hook(check)
+                output.register_hook(check)  # type: ignore[no-untyped-call]
 
         watched = self.abandon and self.device.type == "cpu" and not self.recipe.compile
         layers = [module for module in self.network.modules() if not [*module.children()]] if watched else []
