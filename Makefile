@@ -13,7 +13,7 @@ LINKS  := $(or $(PIP_FIND_LINKS),$(shell $(PYTHON) -m pip config get global.find
 SOURCE := $(if $(LINKS),$(foreach link,$(LINKS),--find-links $(link)),--torch-backend $(or $(TORCH_BACKEND),auto))
 INSTALL = $(BIN)/uv pip install -q -p $(BIN)/python $(SOURCE) -c constraints.txt $(TORCH)
 
-.PHONY: demo test test-heavy bench lint format docs mutations clean
+.PHONY: demo test test-all bench lint format docs mutations clean
 
 demo: $(VENV)/.demo
 	$(BIN)/ddim demo --out $(OUT) $(if $(MNIST),--mnist $(MNIST))
@@ -21,8 +21,9 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-test-heavy: $(VENV)/.dev
-	$(BIN)/python -m pytest -m heavy -n 0
+# With the slow tests: processes that are killed, peers, notebooks, mutated files.
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'slow or not slow'
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -16,7 +16,7 @@ from ddim.sampling.loop import run
 def main(n: int = 32, steps: int = 50) -> None:
     """Measure and write results/precision.json."""
     reference = ddim.load("mnist", "cpu", dtype="float32")
-    plan = reference.plan(steps)
+    plan = reference.plan(steps, sampler="ddim")
     exact = _double(reference, plan, n)
     rows = []
     for dtype in ("float32", "float32-fast", "bfloat16"):

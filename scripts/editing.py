@@ -50,7 +50,7 @@ def sdedit() -> np.ndarray:
     drawn = to_float(np.stack([drawing(lines) for lines in LINES.values() for _ in range(3)]))
     rows = [("drawn", to_uint8(drawn))]
     for top in (250, 350, 450):
-        samples = model.sample(len(drawn), STEPS, seed=1, eta=ETA, top=top, origin=drawn)
+        samples = model.sample(len(drawn), steps=STEPS, seed=1, eta=ETA, top=top, origin=drawn)
         rows.append((f"from t = {top}", to_uint8(samples)))
     return labelled_rows(rows, zoom=2)
 
@@ -58,7 +58,7 @@ def sdedit() -> np.ndarray:
 def inverse_problem(operator: Operator, name: str, variants: int) -> np.ndarray:
     """Images, their measurements, samples consistent with those, and one with eps recomputed."""
     model = mnist()
-    images = model.sample(24, 30, seed=5, sampler="ddim")[::3][:8]
+    images = model.sample(24, steps=30, seed=5, sampler="ddim")[::3][:8]
     y, plan = operator.apply(images), model.plan(STEPS, eta=ETA)
     constraint = consistent(operator, y, rounds=5)
     rows = [("image", to_uint8(images)), (name, to_uint8(operator.pinv(y)))]
@@ -97,7 +97,7 @@ def guidance() -> np.ndarray | None:
     if not (Path(ddim.__file__).parent / "weights" / "fashion-mnist").is_dir():
         return None
     model = ddim.load("fashion-mnist", device="cpu")
-    plan, labels, rows = model.plan(STEPS), range(10), []
+    plan, labels, rows = model.plan(STEPS, sampler="ddim"), range(10), []
     for scale in (1.0, 2.0, 4.0):
         rows.append((f"guidance {scale:g}", to_uint8(model.sample(10, plan=plan, labels=labels, guidance=scale))))
     for lam in (0.2, 0.6, 1.0):

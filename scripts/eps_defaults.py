@@ -36,6 +36,7 @@ from ddim.process.parameterization import Denoiser, Prediction, predict, v_from_
 from ddim.process.schedule import Level, Schedule
 from ddim.process.start import start_time
 from ddim.samplers.registry import Planner
+from ddim.samplers.settings import SamplerSettings
 from ddim.sampling.loop import run
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "eps_defaults.json"
@@ -117,10 +118,10 @@ def cells() -> Iterator[tuple[str, int, int, str]]:
 def defaults(bed: Bed, name: str, T: int, steps: int, predicts: Any) -> dict[str, Any]:
     """FD of the default plan, with and without clipping for eps, and of the best of all plans."""
     planner = Planner(schedule(name, T), predicts)
-    default = planner.plan(steps, None, 0.0, None, None, False, steps, None, "auto")
+    default = planner.plan(SamplerSettings(steps=steps))
     plans = {default.name: default}
     for sampler, grid in itertools.product(SAMPLERS, GRIDS):
-        plan = planner.plan(steps, grid, 0.0, None, None, False, steps, None, sampler)
+        plan = planner.plan(SamplerSettings(steps=steps, grid=grid, sampler=sampler))
         if plan.nfe == steps:
             plans[f"{sampler}/{grid}"] = plan
     distances = {label: bed.measure(plan, predicts)[0] for label, plan in plans.items() if plan is not default}
@@ -136,7 +137,7 @@ def starts(bed: Bed, name: str, error: float) -> dict[str, Any]:
     levels, planner, results = schedule(name, 1000), Planner(schedule(name, 1000), "eps"), {}
     for ratio in RATIOS:
         top = 1 + int(np.argmin(np.abs(levels.log_snr / 2 + math.log(ratio)))) if math.isfinite(ratio) else 1000
-        plan = planner.plan(10, "angle-log-snr", 0.0, None, None, False, 10, top, "unipc2")
+        plan = planner.plan(SamplerSettings(steps=10, grid="angle-log-snr", top=top, sampler="unipc2"))
         measured = [bed.measure(replace(plan, clip_x0=clip), "eps", error) for clip in (False, True)]
         results[f"{ratio:g}"] = {"at": plan.start.ratio, "fd": [fd for fd, _ in measured]}
     return results
@@ -147,8 +148,8 @@ def bright(name: str, T: int, steps: int) -> dict[str, float]:
     bed, planner = Bed("bright"), Planner(schedule(name, T), "eps")
     assert bed.modes is not None
     plans = {
-        "default": planner.plan(steps, None, 0.0, None, None, False, steps, None, "auto"),
-        "0.85 T": planner.plan(steps, "equal-angle", 0.0, None, None, False, steps, round(0.85 * T), "ddim"),
+        "default": planner.plan(SamplerSettings(steps=steps)),
+        "0.85 T": planner.plan(SamplerSettings(steps=steps, grid="equal-angle", top=round(0.85 * T), sampler="ddim")),
     }
     return {
         label: float((run(bed.network("eps", 0.0), plan, bed.start).mean(1) > 0).double().mean())

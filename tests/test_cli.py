@@ -227,10 +227,10 @@ def test_encode_and_decode_equal_the_model_methods(trained: Path, tmp_path: Path
     paths = write_pictures(tmp_path / "images", 3)
     latents = tmp_path / "latents.safetensors"
     assert run("encode", trained, *paths, "--steps", 40, "--out", latents).startswith("3 latents, ")
-    states, file = read_latents(latents)
-    assert states.shape == (3, 1, 8, 8)
+    file = read_latents(latents)
+    assert file.x.shape == (3, 1, 8, 8)
     assert file.names == tuple(map(str, paths))
-    assert torch.equal(states, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).cpu())
+    assert torch.equal(file.x, load(trained, dtype="float32").encode(stripes(20)[:3], steps=40).x.cpu())
     arguments = (
         "decode",
         trained,
@@ -244,7 +244,7 @@ def test_encode_and_decode_equal_the_model_methods(trained: Path, tmp_path: Path
     )
     assert run(*arguments).startswith("3 images, ")
     assert sorted(contents(tmp_path / "again")) == [*(f"{i:06d}.png" for i in range(3)), "SHA256SUMS", "manifest.json"]
-    expected = to_uint8(load(trained, dtype="float32").decode(states, steps=40))
+    expected = to_uint8(load(trained, dtype="float32").decode(file.x, steps=40))
     for index in range(3):
         with Image.open(tmp_path / "again" / f"{index:06d}.png") as image:
             assert image.text["latent"] == str(paths[index])  # type: ignore[attr-defined]
@@ -284,8 +284,8 @@ def test_encode_takes_a_data_set(source: str, tiny: Path, tmp_path: Path, run: R
     write_pictures(tmp_path / "folder", 5)
     data = tmp_path / "folder" if source == "folder" else "digits"
     run("encode", tiny, data, "--limit", 4, "--steps", 2, "--out", tmp_path / "z.safetensors")
-    states, file = read_latents(tmp_path / "z.safetensors")
-    assert len(states) == len(file.names) == 4
+    file = read_latents(tmp_path / "z.safetensors")
+    assert len(file) == len(file.names) == 4
     assert file.names[3] == ("3.png" if source == "folder" else "digits train[3]")
 
 
@@ -323,7 +323,8 @@ def test_interpolate_between_images(trained: Path, tmp_path: Path, run: Run) -> 
 
 
 def test_interpolate_between_four_corners(trained: Path, tmp_path: Path, run: Run) -> None:
-    arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--grid", "--frames", 3, "--steps", 2, "--tau", "linear")
+    arguments = ("interpolate", trained, "--seeds", "1,2,3,4", "--corners", "--frames", 3, "--steps", 2)
+    arguments = (*arguments, "--grid", "linear")
     assert run(*arguments, "--out", tmp_path / "sheet.png").startswith("9 images, ddim(linear")
     assert size(tmp_path / "sheet.png") == (3 * 18 + 2, 3 * 18 + 2)
 

@@ -13,7 +13,7 @@ from PIL import Image
 from ddim import samplers
 from ddim._io.atomic import lock
 from ddim.process import schedule
-from ddim.sampling.latents import LatentsFile, write_latents
+from ddim.sampling.latents import Latents, write_latents
 from models import contents, ddim, save_tiny, stripes, tiny_model, write_pictures
 
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "cut.png").write_bytes(whole[: len(whole) // 2])
     model = tiny_model()
     latents, plan = torch.zeros(2, 1, 8, 8), model.plan(4, encode=True)
-    write_latents(root / "strange.safetensors", latents, LatentsFile(("a", "b"), model.plan(4), "0" * 64))
+    write_latents(root / "strange.safetensors", Latents(latents, model.plan(4), model_sha256="0" * 64))
     (root / "plan.json").write_text('{"format": "ddim-plan"}')
     (root / "up.json").write_text(plan.to_json())
     levels = schedule.cosine().levels([500, 0])
@@ -171,7 +171,7 @@ BAD: dict[str, tuple[str, str]] = {
     "plan that encodes with noise": ("plan {0}/model --encode --eta 1", "encoding"),
     "train: set no pair": ("train digits --out {0}/out --set channels", "--set channels"),
     "train: set an unknown part": ("train digits --out {0}/out --set sampler.eta=1", "--set sampler.eta=1"),
-    "train: set an unknown name": ("train digits --out {0}/out --set network.width2=3", "model: width2"),
+    "train: set an unknown name": ("train digits --out {0}/out --set network.width2=3", "--set network.width2=3"),
     "train: set a bad value": ("train digits --out {0}/out --set network.channels=wide", "model: channels"),
     "train: set attention nowhere": ("train digits --out {0}/out --set network.attention=[5]", "model: 5"),
     "unknown option": ("sample {0}/model --out {0}/out --tempo 3", "ddim sample: --tempo"),
@@ -200,7 +200,7 @@ BAD: dict[str, tuple[str, str]] = {
         "strange.safetensors",
     ),
     "interpolate: one seed": (INTERPOLATE + " --seeds 3 --out {0}/out.png", "--seeds"),
-    "interpolate: two of four": (INTERPOLATE + " --seeds 3,4 --grid --out {0}/out.png", "--seeds"),
+    "interpolate: two of four": (INTERPOLATE + " --seeds 3,4 --corners --out {0}/out.png", "--seeds"),
     "interpolate: no seed": (INTERPOLATE + " --seeds 3,x --out {0}/out.png", "--seeds x"),
     "interpolate: negative seed": (INTERPOLATE + " --seeds 3,-4 --out {0}/out.png", "--seeds -4"),
     "interpolate: one frame": (INTERPOLATE + " --seeds 3,4 --frames 1 --out {0}/out.png", "--frames 1"),
@@ -216,8 +216,8 @@ BAD: dict[str, tuple[str, str]] = {
         "--weights: --frames",
     ),
     "interpolate: weights and grid": (
-        INTERPOLATE + " --seeds 3,4 --weights 1,1 --grid --out {0}/out.png",
-        "--weights: --grid",
+        INTERPOLATE + " --seeds 3,4 --weights 1,1 --corners --out {0}/out.png",
+        "--weights: --corners",
     ),
     "interpolate: three": (INTERPOLATE + " --seeds 3,4,5 --out {0}/out.png", "--seeds"),
     "interpolate: no image": (INTERPOLATE + " --images {0}/a.png,{0}/b.png --out {0}/out.png", "a.png"),
@@ -243,17 +243,17 @@ BAD: dict[str, tuple[str, str]] = {
     "train: no data": ("train {0}/nowhere --preset digits --out {0}/out", "nowhere"),
     "train: unknown preset": ("train {0}/images --preset mnisst --out {0}/out", "mnisst"),
     "train: no preset of that name": ("train {0}/images --out {0}/out", "images"),
-    "train: negative lr": (TRAIN + " --lr -1", "training: lr"),
-    "train: lr nan": (TRAIN + " --lr nan", "training: lr"),
-    "train: batch 0": (TRAIN + " --batch 0", "training: batch"),
-    "train: steps 0": (TRAIN + " --steps 0", "training: steps"),
+    "train: negative lr": (TRAIN + " --lr -1", "--lr -1"),
+    "train: lr nan": (TRAIN + " --lr nan", "--lr nan"),
+    "train: batch 0": (TRAIN + " --batch 0", "--batch 0"),
+    "train: steps 0": (TRAIN + " --steps 0", "--steps 0"),
     "train: batch not divisible": (TRAIN + " --batch 3 --accumulate 2", "training: accumulate"),
     "train: ema 1": (TRAIN + " --ema 1", "training: ema"),
-    "train: seed -1": (TRAIN + " --seed -1", "training: seed"),
-    "train: seed too large": (TRAIN + f" --seed {2**64}", "training: seed"),
+    "train: seed -1": (TRAIN + " --seed -1", "--seed -1"),
+    "train: seed too large": (TRAIN + f" --seed {2**64}", f"--seed {2**64}"),
     "train: size 7": (TRAIN + " --size 7", "model: 7x7"),
-    "train: size 0": (TRAIN + " --size 0", "data: height"),
-    "train: size -8": (TRAIN + " --size -8", "data: height"),
+    "train: size 0": (TRAIN + " --size 0", "--size 0"),
+    "train: size -8": (TRAIN + " --size -8", "--size -8"),
     "train: limit 0": (TRAIN + " --limit 0", "limit"),
     "train: no labels": (TRAIN + " --labels", "images"),
     "train: unknown weight": (TRAIN + " --loss-weight snr", "ddim train: --loss-weight"),
@@ -335,7 +335,7 @@ BAD: dict[str, tuple[str, str]] = {
     "train: short text": (TRAIN_TEXT.replace("good", "short"), "short.txt"),
     "train: two texts": (TRAIN_TEXT.replace("good.txt", "books"), "books: 2"),
     "train: a folder without text": (TRAIN_TEXT.replace("good.txt", "images"), "images"),
-    "train: length 0": (TRAIN_TEXT.replace("--length 12", "--length 0"), "data: length"),
+    "train: length 0": (TRAIN_TEXT.replace("--length 12", "--length 0"), "--length 0"),
     "train: text with size": (TRAIN_TEXT + " --size 8", "--size"),
     "train: text with channels": (TRAIN_TEXT + " --channels 1", "--channels"),
     "train: text with labels": (TRAIN_TEXT + " --labels", "--labels"),

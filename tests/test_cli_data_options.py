@@ -52,7 +52,7 @@ def commands(folder: Path, wide: Path) -> dict[str, list[object]]:
 @pytest.mark.parametrize(
     "name",
     ["train", "encode", "reconstruct", "calibrate", "interpolate", "statistics"]
-    + [pytest.param(name, marks=pytest.mark.heavy) for name in ("likelihood", "check")],
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("likelihood", "check")],
 )
 def test_cropping_warns_once_and_names_the_option_fit(
     name: str, tmp_path: Path, wide: Path, capsys: pytest.CaptureFixture[str]

@@ -103,7 +103,7 @@ class Net(nn.Module):
 @every_method
 @pytest.mark.parametrize(("time", "data_at"), [*((time, 0) for time in get_args(Time)), ("flow", 1)])
 def test_a_wrapped_network(method: str, time: Any, data_at: Any) -> None:
-    actual = wrap(Net().eval(), SCHEDULES["linear"], "velocity", time=time, data_at=data_at)
+    actual = wrap(Net().eval(), SCHEDULES["linear"], predicts="velocity", time=time, data_at=data_at)
     first = actual.sample(2, (3,), steps=2)
     other = METHODS[method](actual)
     assert torch.equal(other.sample(2, (3,), steps=2), first)

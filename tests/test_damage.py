@@ -28,7 +28,7 @@ from ddim.model.config import CategoricalConfig, ModelConfig, ScheduleConfig
 from ddim.model.load import load
 from ddim.nn.transformer import TransformerConfig
 from ddim.plan.plan import Plan
-from ddim.sampling.latents import LatentsFile, read_latents, write_latents
+from ddim.sampling.latents import Latents, read_latents, write_latents
 from ddim.train import run, run_config
 from models import LENGTH, LETTERS, contents, ddim, load_tiny, recipe, save_tiny, stripes, tiny_model, tiny_set
 
@@ -61,7 +61,7 @@ def save_config(path: Path) -> Callable[[Path], object]:
 
 def save_latents(path: Path) -> Callable[[Path], object]:
     model = tiny_model()
-    write_latents(path, torch.ones(1, 1, 2, 2), LatentsFile(("a",), model.plan(1), "abc", "ddim"))
+    write_latents(path, Latents(torch.ones(1, 1, 2, 2), model.plan(1), names=("a",), model_sha256="abc"))
     return read_latents
 
 
@@ -96,7 +96,7 @@ FILES: dict[str, tuple[str, Callable[[Path], Callable[[Path], object]]]] = {
 }
 
 
-@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.heavy)], ids=["some bits", "every bit"])
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)], ids=["some bits", "every bit"])
 @pytest.mark.parametrize(("name", "save"), FILES.values(), ids=FILES)
 def test_a_flipped_bit_raises_an_error_that_names_the_file(
     name: str, save: Callable[[Path], Callable[[Path], object]], step: int, tmp_path: Path
@@ -239,9 +239,9 @@ def test_files_without_checksums_are_read(before: Path) -> None:
     model = load_tiny(before / "model")
     plan = Plan.from_json((before / "plan.json").read_text())
     assert plan == model.plan(3)
-    latents, file = read_latents(before / "latents.safetensors")
+    file = read_latents(before / "latents.safetensors")
     assert (file.names, file.model_sha256) == (("a.png", "b.png"), model.config.sha256)
-    assert latents.shape == (2, 1, 8, 8)
+    assert file.x.shape == (2, 1, 8, 8)
     found = statistics.read(before / "statistics.safetensors")
     assert (found.protocol.data, found.moments.count, found.moments.dim) == ("four", 4, 3)
     space = Extractor("three", "0", lambda some: torch.zeros(len(some), 3))

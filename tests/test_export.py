@@ -129,7 +129,7 @@ def test_a_network_with_labels(network: Any, n: int) -> None:
     assert_same(actual[:1], network.model.network(x[:1], t[:1])[:, :1])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_sampler_with_labels(tmp_path: Path) -> None:
     model, path = tiny_model(classes=3, learned_variance=True, predicts="x0", **SMALL), tmp_path / "sampler.onnx"
     plan = model.plan(2, [300, 1000])
@@ -158,7 +158,7 @@ def test_a_program_of_torch(model: Any, program: Path, n: int) -> None:
     assert_same(answer(program, model.noise(n, 3).start()), model.sample(n, seed=3, plan=plan))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_a_network_over_text(tmp_path: Path) -> None:
     model, path = tiny_model(kind="masked text"), tmp_path / "text.onnx"
     exported = export.export(model, path)

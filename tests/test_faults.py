@@ -126,7 +126,7 @@ def disturbed(command: Callable[[], int], at: int, error: int | None, capsys: py
 
 def chosen(count: int, request: pytest.FixtureRequest, few: int = 1) -> list[int]:
     """All changes in a heavy test; `few` evenly spread ones in the default suite."""
-    if request.node.get_closest_marker("heavy"):
+    if request.node.get_closest_marker("slow"):
         return [*range(1, count + 1)]
     first = zlib.crc32(request.node.name.encode()) % count
     return [1 + (first + part * count // few) % count for part in range(few)]
@@ -163,7 +163,7 @@ def test_commands_complete_after_one_fault(
     check_command(name, error, inputs, tmp_path, request, capsys, monkeypatch)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @ERRORS
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_complete_after_any_fault(
@@ -236,7 +236,7 @@ def test_training_completes_after_a_fault(error: int | None, tmp_path: Path, req
     check_training(error, tmp_path, request)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_events")
 @ERRORS
 def test_training_completes_after_any_fault(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:

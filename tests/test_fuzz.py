@@ -283,7 +283,7 @@ def test_damage_raises_an_error(name: str, place: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", KINDS)
 def test_more_damage_raises_an_error(name: str, place: Path) -> None:

@@ -138,7 +138,9 @@ def test_fused_norms_change_a_network_only_by_rounding(changes: dict[str, Any]) 
 def test_plan_graphs_are_bit_exact(settings: dict[str, Any], dtype: str) -> None:
     eager, graphed = pair({}, dtype=dtype)
     for n, seed in ((10, 0), (3, 1), (1, 2)):  # micro-batches that are not full
-        assert torch.equal(graphed.sample(n, 5, seed, **settings), eager.sample(n, 5, seed, **settings))
+        assert torch.equal(
+            graphed.sample(n, steps=5, seed=seed, **settings), eager.sample(n, steps=5, seed=seed, **settings)
+        )
     assert len(graphed.compute.graphs._recorded) == 1
 
 
@@ -146,17 +148,19 @@ def test_plan_graphs_are_bit_exact(settings: dict[str, Any], dtype: str) -> None
 def test_plan_graphs_support_labels_and_guidance(guidance: Any) -> None:
     eager, graphed = pair({"classes": 3})
     for labels in ([0, 1, 2, 0, 1, 2], [2, 2, 2, 1, 1, 0]):
-        expected, result = (model.sample(6, 4, labels=labels, guidance=guidance) for model in (eager, graphed))
+        expected, result = (model.sample(6, steps=4, labels=labels, guidance=guidance) for model in (eager, graphed))
         assert torch.equal(result, expected)
     assert len(graphed.compute.graphs._recorded) == 1
-    assert torch.equal(graphed.sample(6, 4), eager.sample(6, 4))
+    assert torch.equal(graphed.sample(6, steps=4), eager.sample(6, steps=4))
 
 
 def test_graphs_of_several_plans_share_memory_safely() -> None:
     eager, graphed = pair({})
-    expected = {(steps, eta): eager.sample(8, steps, eta=eta) for steps in (2, 3, 5) for eta in (0.0, 1.0)}  # six plans
+    expected = {
+        (steps, eta): eager.sample(8, steps=steps, eta=eta) for steps in (2, 3, 5) for eta in (0.0, 1.0)
+    }  # six plans
     for _ in range(2):
-        result = {(steps, eta): graphed.sample(8, steps, eta=eta) for steps, eta in expected}
+        result = {(steps, eta): graphed.sample(8, steps=steps, eta=eta) for steps, eta in expected}
         torch.cuda.synchronize()
         assert all(torch.equal(result[key], expected[key]) for key in expected)
     blocks = [*graphed.sample_blocks(graphed.plan(3, sampler="auto"), range(8))]
@@ -166,7 +170,7 @@ def test_graphs_of_several_plans_share_memory_safely() -> None:
 def test_a_compiled_network_is_recorded() -> None:
     eager, graphed = pair({}, compiled=True)
     for eta in (0.0, 1.0):
-        expected, result = (model.sample(6, 4, eta=eta) for model in (eager, graphed))
+        expected, result = (model.sample(6, steps=4, eta=eta) for model in (eager, graphed))
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-2)
 
 
@@ -175,7 +179,7 @@ def test_a_plan_is_recorded_at_its_second_use_by_default() -> None:
     model = build_model(new_network(config.network), config, "cuda", micro_batch=4)
     result = []
     for count in (0, 1, 1):
-        result.append(model.sample(4, 3))
+        result.append(model.sample(4, steps=3))
         assert len(model.compute.graphs._recorded) == count
     assert torch.equal(result[0], result[1])
     assert torch.equal(result[0], result[2])

@@ -124,7 +124,7 @@ def test_guidance_sharpens_towards_a_component() -> None:
 
 def test_a_model_takes_a_function_as_its_scale() -> None:
     model = tiny_model(classes=3)
-    plan = model.plan(4)
+    plan = model.plan(4, sampler="ddim")
     by_level = model.sample(3, plan=plan, labels=2, guidance=lambda level: 2.5)
     assert torch.equal(by_level, model.sample(3, plan=plan, labels=2, guidance=2.5))
     guided_samples = model.sample(3, plan=plan, labels=2, guidance=cfg_plus_plus(plan, 0.6))

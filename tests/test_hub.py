@@ -234,7 +234,7 @@ def test_cached_repositories_are_found_offline(tmp_path: Path) -> None:
     again = Model.from_pretrained("me/tiny", **how, **FLOAT32)
     assert torch.equal(again.sample(2, steps=3), model.sample(2, steps=3))
     output = error_of(Model.from_pretrained, "me/other", **how)
-    assert output.startswith("me/other: is not cached, and the Hub cannot be reached; ")
+    assert output.startswith("me/other: no such folder, ")
     assert "me/..other: " in error_of(hub.fetch, "me/..other", **how)
 
 
@@ -248,11 +248,11 @@ def answered(kind: Any, text: str) -> Exception:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (answered(errors.RepositoryNotFoundError, "404\n\nfor url"), "no such repository, or it is private; "),
+        (answered(errors.RepositoryNotFoundError, "404\n\nfor url"), "no such folder, and no such repository"),
         (answered(errors.GatedRepoError, "403\nfor url"), "is a gated repository; "),
         (answered(errors.RevisionNotFoundError, "404\nfor url"), "has no revision v2; "),
-        (errors.LocalEntryNotFoundError("long\nstory"), "is not cached, and the Hub cannot be reached; "),
-        (errors.OfflineModeIsEnabled("offline"), "is not cached, and the Hub cannot be reached; "),
+        (errors.LocalEntryNotFoundError("long\nstory"), "no such folder, "),
+        (errors.OfflineModeIsEnabled("offline"), "no such folder, "),
         (
             RuntimeError("name or service\nnot known"),
             "the Hub denied access or could not be reached (name or service); ",

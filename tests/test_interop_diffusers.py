@@ -84,7 +84,7 @@ def test_same_output_in_each_configuration(name: str, tmp_path: Path) -> None:
     compare(save(tmp_path / "model", network), network, CONFIGS[name]["sample_size"])
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_same_output_at_full_size(name: str, tmp_path: Path) -> None:
     """The full networks with 36 and 114 M parameters; the large ones at 64x64, because they are convolutional."""

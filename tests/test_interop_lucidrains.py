@@ -157,13 +157,13 @@ def test_a_model_samples_and_is_saved_and_converted(tmp_path: Path, capsys: pyte
     path = saved(tmp_path, diffusion(network(), sigmoid_betas(100)))
     model = load(path, "cpu", hints=CheckpointHints(size=SIZE), dtype="float32")
     assert isinstance(model, Model)
-    images = model.sample(3, 4, seed=2)
+    images = model.sample(3, steps=4, seed=2)
     assert images.shape == (3, 3, 8, 8)
     assert torch.isfinite(images).all()
     assert ddim("convert", path, "--size", 8, "--out", tmp_path / "actual") == 0
     assert "predicts: v (pred_v" in capsys.readouterr().out
     again = load(tmp_path / "actual", "cpu", dtype="float32")
-    assert torch.equal(again.sample(3, 4, seed=2), images)
+    assert torch.equal(again.sample(3, steps=4, seed=2), images)
     assert ddim("info", tmp_path / "actual") == 0
     assert "denoising-diffusion-pytorch" in capsys.readouterr().out
 

@@ -26,7 +26,7 @@ from ddim.process.parameterization import Prediction, predict
 from ddim.process.schedule import Level
 from ddim.sampling.fixed_point import invert_rows
 from ddim.sampling.inversion import LATTICE, drop_first, encode, encoding, graded_timesteps, make_inversion, reverse
-from ddim.sampling.latents import LatentsFile, read_latents, write_latents
+from ddim.sampling.latents import read_latents, write_latents
 from ddim.sampling.loop import run, trajectory
 from models import ddim, save_tiny, stripes, tiny_model, write_pictures
 
@@ -151,10 +151,10 @@ def test_lossless_inversion_of_a_model_is_bit_exact(dtype: str) -> None:
     """The result does not depend on padding or on other samples of the micro-batch."""
     model, images = tiny_model(dtype=dtype, micro_batch=2), stripes(5)
     latents = model.encode(images, steps=10, method="lossless")
-    assert latents.shape == (2, 5, 1, 8, 8)
-    assert latents.dtype == torch.float64
-    assert torch.equal(model.decode(latents, steps=10, method="lossless"), to_float(images))
-    assert torch.equal(model.decode(latents[:, 3:4], steps=10, method="lossless"), to_float(images)[3:4])
+    assert latents.x.shape == (5, 1, 8, 8)
+    assert latents.x.dtype == torch.float64
+    assert torch.equal(model.decode(latents), to_float(images))
+    assert torch.equal(model.decode(latents[3:4]), to_float(images)[3:4])
 
 
 @pytest.mark.parametrize(("method", "off"), [("reversible", 5e-5), ("fixed-point", 5e-5), ("lossless", 0)])
@@ -173,7 +173,7 @@ def test_decoding_one_state_of_two_is_approximate_and_warns() -> None:
     model, images = tiny_model(), to_float(stripes(2))
     latents = model.encode(images, 20, method="reversible")
     with pytest.warns(DdimWarning):
-        again = model.decode(latents[0], 20, method="reversible")
+        again = model.decode(latents.x, 20, method="reversible")
     assert float((again - images).square().mean().sqrt()) > 1e-3
     with pytest.raises(DdimError, match=r"^latents: "):
         model.decode(latents, 20)
@@ -326,8 +326,8 @@ def test_encode_and_decode_commands_reconstruct_images(
     for index in range(3):
         with Image.open(tmp_path / "out" / f"{index:06d}.png") as image:
             assert (np.asarray(image) == stripes(3)[index, :, :, 0]).all()
-    states, file = read_latents(latents)
-    assert (file.method, states.dtype) == (method, torch.float64 if method == "lossless" else torch.float32)
+    file = read_latents(latents)
+    assert (file.method, file.x.dtype) == (method, torch.float64 if method == "lossless" else torch.float32)
     assert (file.earlier is None) == (method == "fixed-point")
     # Requesting the same timesteps decodes as stored; other ones warn and start from x_T.
     assert ddim("decode", tiny, latents, "--out", tmp_path / "out", "--steps", 12, "--method", method) == 0
@@ -344,9 +344,9 @@ def test_other_conditions_are_warned_about(tiny: Path, tmp_path: Path, capsys: p
     paths = write_pictures(tmp_path / "images", 2)
     latents = tmp_path / "z.safetensors"
     assert ddim("encode", tiny, *paths, "--method", "lossless", "--steps", 5, "--out", latents) == 0
-    states, file = read_latents(latents)
+    file = read_latents(latents)
     assert not file.other_conditions(file.conditions)
-    write_latents(latents, states, replace(file, conditions={**file.conditions, "threads": 64}))
+    write_latents(latents, replace(file, conditions={**file.conditions, "threads": 64}))
     capsys.readouterr()
     assert ddim("decode", tiny, latents, "--out", tmp_path / "out") == 0
     assert "was encoded under other conditions (threads 64, now 1)" in capsys.readouterr().err
@@ -357,11 +357,11 @@ def test_a_file_of_version_1_is_read(tiny: Path, tmp_path: Path, capsys: pytest.
     model = tiny_model()
     up, latents = model.plan(5, "quadratic", encode=True), randn(2, 1, 8, 8, dtype=torch.float32)
     assert ddim("encode", tiny, *write_pictures(tmp_path / "p", 1), "--steps", 3, "--out", tmp_path / "new") == 0
-    sha = read_latents(tmp_path / "new")[1].model_sha256
+    sha = read_latents(tmp_path / "new").model_sha256
     meta = {"format": "ddim-latents", "version": 1, "names": ["a", "b"], "plan": up.to_json(), "model_sha256": sha}
     write_tensors(tmp_path / "old", {"latents": latents}, meta)
-    states, file = read_latents(tmp_path / "old")
-    assert torch.equal(states, latents)
+    file = read_latents(tmp_path / "old")
+    assert torch.equal(file.x, latents)
     assert file.plan == model.plan(5, "quadratic")
     assert (file.method, file.earlier, file.names) == ("ddim", None, ("a", "b"))
     capsys.readouterr()
@@ -419,11 +419,10 @@ def test_latents_files_store_their_origin(tmp_path: Path) -> None:
     model = tiny_model()
     inversion = model.inversion("lossless", 4)
     [encoded] = model.encode_blocks(inversion, to_float(stripes(2)))
-    file = LatentsFile(("a", "b"), inversion.resume_plan, "", "lossless", encoded.earlier, model.conditions)
-    write_latents(tmp_path / "z", encoded.latents, file)
-    states, again = read_latents(tmp_path / "z")
+    write_latents(tmp_path / "z", model.latents(encoded.latents, inversion, encoded.earlier, ("a", "b")))
+    again = read_latents(tmp_path / "z")
     assert again.earlier is not None
     assert encoded.earlier is not None
-    assert torch.equal(states, encoded.latents)
+    assert torch.equal(again.x, encoded.latents)
     assert torch.equal(again.earlier, encoded.earlier)
     assert (again.plan, dict(again.conditions)) == (inversion.resume_plan, model.conditions)

@@ -24,7 +24,7 @@ def test_the_page_is_up_to_date() -> None:
     assert SCRIPT["PAGE"].read_text(encoding="utf-8") == SCRIPT["page"](), "run `make mutations`"
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @every_mutation
 def test_mutations_are_detected(mutation: tuple) -> None:
     assert SCRIPT["noticed"](mutation)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from ddim.cli import _fitting
-from ddim.cli._recipe import parse_size
 from ddim.data.policy import ImagePolicy
 from ddim.data.text import is_text
 from ddim.errors import DdimError
@@ -155,17 +154,6 @@ def test_a_warmup_of_the_user_that_does_not_fit_is_refused(
     assert ddim(*command) == 2
     assert "--warmup" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(("text", "size"), [("32", (32, 32)), ("24x40", (24, 40))])
-def test_sizes_are_parsed(text: str, size: tuple[int, int]) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "x", "24x", "24x40x3", "-3", "0", "1.5", "24X40"])
-def test_other_sizes_are_errors(text: str) -> None:
-    with pytest.raises(DdimError, match="--size"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(

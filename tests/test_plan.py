@@ -31,7 +31,7 @@ def altered(k: int, **changes: Any) -> Plan:
 
 
 @every_kind
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("schedule", ["linear", "linear+zero-terminal-snr"])
 def test_json_round_trip_is_bit_exact(sampler: Callable[..., Any], schedule: str) -> None:
     plan = sampler(levels_of(SCHEDULES[schedule], "equal-angle", 7))
     assert plan.end.log_snr == math.inf

@@ -488,7 +488,7 @@ def test_resume_after_two_kills_is_bit_exact(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(5, 61, 5))
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 def test_resume_after_five_random_kills_is_bit_exact(tmp_path: Path) -> None:
     """On the digits; the last interruption is a SIGTERM."""
     moments = sorted(random.Random(3).sample(range(1, 11), 5))

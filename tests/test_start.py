@@ -27,6 +27,7 @@ from ddim.process.schedule import Level, Schedule
 from ddim.process.start import RATIO, default_counts, default_steps, start_time
 from ddim.process.timesteps import tau
 from ddim.samplers.registry import Planner
+from ddim.samplers.settings import SamplerSettings
 from ddim.sampling import inversion
 from ddim.train.run import train
 from ddim.train.run_config import RunConfig
@@ -38,8 +39,7 @@ NOISY = {name: make for name, make in SCHEDULES.items() if make.level(make.T).ra
 
 def auto(made: Schedule, predicts: Any, steps: int | None = None, **settings: Any) -> Plan:
     """The plan that `sample` runs."""
-    defaults = {"grid": None, "eta": 0.0, "sigma": None, "clip_x0": None, "encode": False, "default": 20, "top": None}
-    return Planner(made, predicts).plan(steps, **(defaults | {"sampler": "auto"} | settings))
+    return Planner(made, predicts).plan(SamplerSettings(steps=steps, **settings))
 
 
 class TestStart:
@@ -112,7 +112,7 @@ class TestStart:
             return pair.eps if predicts == "eps" else level.signal * pair.eps - level.noise * pair.x0
 
         made = schedule.NAMED[name]()
-        model = wrap(lambda x, t: network(x, made.level(float(t[0]) + 1)), made, predicts, dtype=torch.float64)
+        model = wrap(lambda x, t: network(x, made.level(float(t[0]) + 1)), made, predicts=predicts, dtype=torch.float64)
         share = (model.sample(400, (16,), steps=10).mean(1) > 0).double().mean()
         assert abs(float(share) - 0.1) < 3 * math.sqrt(0.1 * 0.9 / 400)
 
@@ -126,7 +126,7 @@ class TestStart:
         def network(x: Tensor, t: Tensor) -> Tensor:
             return data.denoise(x, made.level(float(t[0]) + 1)).eps + 0.02 * torch.tanh(x.flip(1))
 
-        x = wrap(network, made, "eps", dtype=torch.float64).sample(60, (2,), steps=8).double()
+        x = wrap(network, made, predicts="eps", dtype=torch.float64).sample(60, (2,), steps=8).double()
         assert float(torch.cdist(x, points).amin(1).max()) < 0.15
 
 

@@ -70,7 +70,7 @@ def test_without_a_home_folder_nothing_is_cached(
 
 
 def test_a_plan_of_another_model_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    body = json.loads(tiny_model().plan(3).to_json())
+    body = json.loads(tiny_model().plan(3, sampler="ddim").to_json())
     fingerprint = load_tiny(place / "model").fingerprint
     (place / "plan.json").write_text(json.dumps({**body, "made_for": fingerprint}))
     sample = ("--plan", place / "plan.json", "-n", 1, "--device", "cpu")
@@ -85,7 +85,7 @@ def test_a_plan_of_another_model_is_an_error(place: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (("--calls", 1), "calls 1: is outside 2..30"),
+        (("--calls", 1), "nfe 1: is outside 2..30"),
         (("--calls", 5, "--pilots", 3), "3 calibration samples"),
         (("--calls", 5, "--solver", "euler"), "solver 'euler': is unknown"),
         (("--calls", 5, "--seed", -1), "--seed -1: is outside"),

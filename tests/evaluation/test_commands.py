@@ -121,7 +121,7 @@ def test_a_table_resumed_after_a_kill_is_bit_exact(place: Path, tmp_path: Path) 
     check_kills(place, tmp_path, 1, 200)
 
 
-@pytest.mark.heavy
+@pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_table_resumed_after_ten_kills_is_bit_exact(place: Path, tmp_path: Path) -> None:
     check_kills(place, tmp_path, 10, 600)

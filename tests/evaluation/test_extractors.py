@@ -59,7 +59,7 @@ def test_bundled_extractors_match_their_config(name: str) -> None:
         ("digits28", "mnist", 10_000),
         ("clothing28", "fashion_mnist", 10_000),
         ("colour32", "cifar10", 1000),
-        pytest.param("colour32", "cifar10", 10_000, marks=pytest.mark.heavy),
+        pytest.param("colour32", "cifar10", 10_000, marks=pytest.mark.slow),
     ],
 )
 def test_the_stated_accuracy_is_measured_on_the_test_set(name: str, folder: str, count: int, shared: Path) -> None:

@@ -51,12 +51,11 @@ def make_like(
     """
     from ddim.interop import emulate
     from ddim.model.importers import diffusers
-    from ddim.model.model import Model
 
     for option in (name for name, value in others.items() if value is not None):
         hint = "leave the other out; settings follow a colon, such as diffusers:spacing=linspace"
         raise DdimError(f"--like and --{option.replace('_', '-')}", "cannot be combined", hint)
-    if not isinstance(model, Model):
+    if model.config.categorical is not None:
         raise DdimError("--like", "applies to real-valued images, the data are discrete", "leave it out")
     name, settings = _parsed(like)
     defaults = diffusers.emulation(model.config) if name == "diffusers" else {}

@@ -28,6 +28,11 @@ def translated(text: str, command: click.Command | None) -> str:
     return ", or ".join(usable)
 
 
+def translated_subject(text: str, command: click.Command | None) -> str:
+    """A subject written as an option, if it is one `name=value`; settings inside a plan's name are left as they are."""
+    return translated(text, command) if _ARGUMENT.fullmatch(text) else text
+
+
 def _option(match: re.Match[str], command: click.Command) -> str:
     """An argument and its value as an option; unchanged if the command has no such option."""
     for option in command.params:

@@ -30,14 +30,12 @@ def read_images(
         The images, uint8, (N, H, W, C), and a name for each.
 
     Raises:
-        DdimError: If an image cannot be read, `limit` is less than 1, or `split` is passed with image files.
+        DdimError: If an image cannot be read, or `split` is passed with image files.
     """
     from ddim import data
     from ddim.data.adjustments import Report
     from ddim.data.image import read_image
 
-    if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     suffix = Path(images[0]).suffix.lower()
     single = len(images) == 1
     if single and images[0] == "digits" and policy.shape == (28, 28, 1):
@@ -71,15 +69,13 @@ def read_items(
         Images, uint8, (N, H, W, C), or tokens, int64, (N, L), and a name for each item.
 
     Raises:
-        DdimError: If an item cannot be read, `limit` is less than 1, or more than one text is passed.
+        DdimError: If an item cannot be read, or more than one text is passed.
     """
     from ddim.data.text import TextPolicy, load_text
 
     policy = refit(model.config.data, fit)
     if not isinstance(policy, TextPolicy):
         return read_images(data, policy, split, limit)
-    if limit is not None and limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "use 1 or more, or leave it out")
     if len(data) > 1:
         raise DdimError(f"{len(data)} files", "are more than one text", "use one file or folder")
     text = load_text(data[0], policy, split or "train")

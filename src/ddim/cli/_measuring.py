@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddim.cli._command import note
 from ddim.cli._datasets import FITS, load_images, refit
 from ddim.cli._options import check_device
 from ddim.cli._progress import counted, run_with_progress
@@ -97,9 +98,7 @@ def get_extractor(
         expected, actual = ("x".join(map(str, dims)) for dims in (loaded.shape or (), shape))
         raise DdimError(f"--extractor {chosen}", f"takes {expected}, the images are {actual}", "choose another one")
     if name is None:
-        click.echo(
-            f"extractor: {loaded.name} ({loaded.note})" if loaded.note else f"extractor: {loaded.name}", err=True
-        )
+        note(f"extractor: {loaded.name} ({loaded.note})" if loaded.note else f"extractor: {loaded.name}")
     return loaded
 
 

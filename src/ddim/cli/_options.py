@@ -12,6 +12,8 @@ import click
 from ddim._io.reading import JSON_BYTES, read_text
 from ddim._io.temporary import remove_parts
 from ddim.cli._clipping import clip_option
+from ddim.cli._command import detail, note
+from ddim.cli._ranges import COUNT, POSITIVE, Real
 from ddim.errors import DdimError
 from ddim.names import SAMPLER_NAMES, SPACINGS
 
@@ -22,6 +24,26 @@ if TYPE_CHECKING:
 _GRID_HELP = f"Timesteps: a rule ({', '.join(SPACINGS)}), or an increasing list such as 1,250,1000."
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class OutputFolder(click.Path):
+    """The path of a folder to write; a file, or a name that is a file's, is refused."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; a DdimError if it is not a folder's."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        subject = f"{param.opts[0] if param is not None else 'folder'} {path}"
+        if path.is_file():
+            raise DdimError(subject, "is a file, and a folder is written", "use an empty or new folder")
+        if path.suffix.lower() in _FILES and not path.is_dir():
+            raise DdimError(subject, "is the name of a file, and a folder is written", f"use {path.with_suffix('')}")
+        return path
+
+
+_FILES = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".json", ".csv", ".html", ".safetensors", ".onnx", ".pt2", ".txt")
 
 
 def device_options(function: Callable[..., Any], dtype: str = "auto") -> Callable[..., Any]:
@@ -56,16 +78,16 @@ def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return device_options(function, "float32")
 
 
-def grid_option(*names: str, default: str = SPACINGS[0]) -> Decorator:
-    """Add --grid, or another name if the command uses that one; None if it is not passed."""
-    return click.option(*(names or ("--grid",)), "grid", help=f"{_GRID_HELP} [default: {default}]")
+def grid_option(default: str = SPACINGS[0]) -> Decorator:
+    """Add --grid; None if it is not passed."""
+    return click.option("--grid", help=f"{_GRID_HELP} [default: {default}]")
 
 
 def steps_option(default: int) -> Decorator:
     """Add --steps; not passed if --grid is a list of timesteps."""
     text = "Number S of sampling steps, one network evaluation each in most samplers; not with a list of timesteps. "
     text += f"[default: {default}, or T if the model has fewer timesteps]"
-    return click.option("--steps", type=int, help=text)
+    return click.option("--steps", type=COUNT, help=text)
 
 
 def sampler_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,7 +107,7 @@ def noise_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "variance that fits the model's measured error, with the mean of --eta; or a list, one standard deviation "
             "per step. Only optimal can be combined with --eta.",
         ),
-        click.option("--eta", type=float, help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),
+        click.option("--eta", type=Real(0), help="Noise scale: 0 is DDIM, 1 is DDPM. [default: 0]"),
     ):
         function = option(function)
     return function
@@ -96,12 +118,12 @@ def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option(
             "--top-p",
-            type=float,
+            type=Real(0, 1, above=True),
             help="Discrete data: sample only from the likeliest tokens, up to this total probability. [default: 1]",
         ),
         click.option(
             "--temperature",
-            type=float,
+            type=POSITIVE,
             help="Discrete data: temperature of the prediction; below 1 it is sharper. [default: 1]",
         ),
     ):
@@ -115,8 +137,9 @@ def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settin
 
     check_device(device)
     model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
-    for note in model.notes:
-        click.echo(f"note: {note}", err=True)
+    for text in model.notes:
+        note(f"note: {text}")
+    detail(f"{name}: {model.config.network}, on {model.device}, computed in {model.compute}")
     return model
 
 
@@ -194,6 +217,16 @@ def whole_numbers(text: str, name: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise DdimError(f"{name} {text}", "is not a list of whole numbers", f"write {name} 10,20,50") from None
+
+
+def resolution(text: str | None) -> tuple[int, int] | None:
+    """The height and width of --size, such as 32 or 32x48; None if it is not passed."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
+        raise DdimError(f"--size {text}", "is not a resolution", "write 32, or 32x48 for height x width")
+    return int(parts[0]), int(parts[-1])
 
 
 def output_file(path: Path) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddim.cli._command import enabled
 from ddim.cli.main import Stopper
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ def run_sampling(
 def progress_bar(transient: bool = False) -> Iterator[Progress]:
     """A progress bar with count, rate and remaining time, on stderr; without a terminal, one line at the end.
 
+    With -q, nothing is printed.
+
     Args:
         transient: Whether the bar is removed when done; it is always removed after an exception.
     """
@@ -121,7 +124,7 @@ def progress_bar(transient: bool = False) -> Iterator[Progress]:
         TimeRemainingColumn,
     )
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=enabled("quiet"))
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),

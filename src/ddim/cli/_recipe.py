@@ -12,18 +12,6 @@ if TYPE_CHECKING:
     from ddim.train.presets import Preset
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """The height and width in --size, "32" or "24x40".
-
-    Raises:
-        DdimError: If it is neither.
-    """
-    parts = text.split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise DdimError(f"--size {text}", "is not a side, or height x width", "write --size 32 or --size 24x40")
-    return int(parts[0]), int(parts[-1])
-
-
 def add_setting(changes: dict[str, dict[str, Any]], setting: str) -> None:
     """Add a KEY=VALUE such as network.channels=96 to `changes`; the value is JSON, or else a string."""
     key, equals, text = setting.partition("=")

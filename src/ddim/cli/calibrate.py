@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim.cli._datasets import fit_option, label_column_option, load_images, refit
-from ddim.cli._options import load_model
+from ddim.cli._options import OutputFolder, load_model
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import COUNT, SEED, TIMES
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError, warn
 
@@ -24,18 +25,18 @@ SHOWN = 12
 @click.command("calibrate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the calibrated model.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the calibrated model.")
 @click.option("--split", default="train", show_default=True, help="Split of the data.")
-@click.option("--limit", type=int, default=1000, show_default=True, help="Maximum number of images per timestep.")
+@click.option("--limit", type=COUNT, default=1000, show_default=True, help="Maximum number of images per timestep.")
 @click.option(
     "--times",
     "count",
-    type=int,
+    type=TIMES,
     default=100,
     show_default=True,
     help="Maximum number of timesteps: 1..10, T, and equal steps of log-SNR; the table is linear between them.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the noise.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the noise.")
 @fit_option
 @label_column_option
 @click.option("--device", help="cpu, cuda, cuda:1, ... [default: a GPU if there is one]")
@@ -50,7 +51,7 @@ def command(
     fit: str | None,
     label_column: str | None,
     device: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Measure the error of MODEL at each timestep on DATA, and write the model with that error table to --out.
 
     The optimal reverse variance, `ddim sample --sigma optimal`, is computed from this table. Models trained by `ddim
@@ -68,8 +69,6 @@ def command(
     from ddim.model.hub import place
     from ddim.train.error_table import choose_timesteps, error_table, interpolate
 
-    if limit < 1:
-        raise DdimError(f"--limit {limit}", "is less than 1", "use --limit 1 or more")
     loaded = load_model(model, device, "float32", False)
     config = loaded.config
     times = choose_timesteps(loaded.schedule, count)
@@ -101,6 +100,8 @@ def command(
             write(out, calibrated, loaded.network.state_dict())
     _show(measured)
     click.echo(f"{counted(len(times), 'timesteps')}, {counted(len(dataset), 'images')}: {out}")
+    errors = [{"t": row.t, "error": row.error, "standard_error": row.standard_error} for row in measured]
+    return {"out": out, "n": len(dataset), "errors": errors}
 
 
 def _load(data: str, policy: ImagePolicy, split: str, limit: int, label_column: str | None) -> ImageSet:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._command import json_value
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import load_model
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import COUNT
 from ddim.errors import DdimError, shorten
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ ZERO = "+zero-terminal-snr"
 @click.argument("what")
 @click.option("--data", help="Check a model on these images: a data set or one file. [default: its own samples]")
 @click.option("--split", help="Split of the data: train or test.")
-@click.option("--limit", type=int, help=f"Maximum number of images. [default: {LIMIT}]")
+@click.option("--limit", type=COUNT, help=f"Maximum number of images. [default: {LIMIT}]")
 @click.option("--quick", is_flag=True, help="Check a model with fewer samples, timesteps and steps.")
 @click.option("--device", help="Device for a model: cpu, cuda, ... [default: a GPU if there is one]")
 @fit_option
@@ -160,7 +161,7 @@ def _as_json(what: str, results: list[tuple[str, Finding]]) -> str:
         {
             "part": title,
             "name": finding.name,
-            "measured": _finite(finding.measured),
+            "measured": json_value(finding.measured),
             "limit": finding.limit,
             "result": finding.result,
             "note": finding.note,
@@ -170,11 +171,6 @@ def _as_json(what: str, results: list[tuple[str, Finding]]) -> str:
     return json.dumps(
         {"what": what, "passed": all(finding.passed for _, finding in results), "findings": rows}, indent=1
     )
-
-
-def _finite(value: float | str) -> float | str:
-    """The value, with infinities and NaN as strings, which JSON does not have."""
-    return value if isinstance(value, str) or math.isfinite(value) else str(value)
 
 
 def _as_table(titles: list[str], results: list[tuple[str, Finding]]) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._options import OutputFolder, resolution
+from ddim.cli._ranges import COUNT, TIMES
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -21,17 +23,17 @@ KINDS = ("diffusers", "official", "openai", "lucidrains")
 
 @click.command("convert")
 @click.argument("source")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder to write.")
 @click.option(
     "--to", type=click.Choice(["ddim", "diffusers"]), default="ddim", show_default=True, help="Target format."
 )
 @click.option("--from", "kind", type=click.Choice(KINDS), help="Source library. [default: detected by its names]")
 @click.option("--size", help="Resolution, 32 or 32x48 (height x width), if missing in SOURCE.")
 @click.option("--schedule", help="Noise schedule by name, such as linear or cosine, if missing in SOURCE.")
-@click.option("--times", type=int, help="Number of timesteps T, if missing in SOURCE.")
+@click.option("--times", type=TIMES, help="Number of timesteps T, if missing in SOURCE.")
 @click.option("--predicts", type=click.Choice(["eps", "x0", "v"]), help="Prediction of the network, if missing.")
-@click.option("--heads", type=int, help="Number of attention heads, if missing in SOURCE.")
-@click.option("--head-channels", type=int, help="Channels per attention head, instead of --heads.")
+@click.option("--heads", type=COUNT, help="Number of attention heads, if missing in SOURCE.")
+@click.option("--head-channels", type=COUNT, help="Channels per attention head, instead of --heads.")
 @click.option("--qkv", type=click.Choice(["legacy", "new"]), help="OpenAI models: new is use_new_attention_order.")
 @click.option(
     "--rescale-times/--no-rescale-times",
@@ -61,7 +63,7 @@ def command(
     rescale_times: bool | None,
     no_ema: bool,
     dtype: str,
-) -> None:
+) -> dict[str, Any]:
     """Convert SOURCE: a diffusers folder or hub id, a checkpoint of another library, or a model of this one.
 
     Every setting that is read or assumed is printed. Nothing in a checkpoint is ever executed.
@@ -75,7 +77,7 @@ def command(
     from ddim.model.importers import CheckpointHints
 
     hints = CheckpointHints(
-        _size(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times
+        resolution(size), schedule, times, predicts, heads, head_channels, qkv, not no_ema, rescale_times
     )
     config, weights, notes = _read(source, hints, kind)
     for note in notes:
@@ -85,14 +87,15 @@ def command(
 
         for line in diffusers_export.write(out, config, weights):
             click.echo(f"written: {line}")
-        click.echo(f"{out}: DDIMPipeline.from_pretrained({str(out)!r})")
-        return
+        click.echo(f"written: {out}; load it with DDIMPipeline.from_pretrained({str(out)!r})")
+        return {"out": out, "format": to, "notes": notes}
     import torch
 
     from ddim.model import checkpoint
 
     checkpoint.write(out, config, {key: tensor.to(getattr(torch, dtype)) for key, tensor in weights.items()})
-    click.echo(f"{out}: ddim sample {out} --out samples")
+    click.echo(f"written: {out}; sample from it with `ddim sample {out} --out samples`")
+    return {"out": out, "format": to, "notes": notes}
 
 
 def _read(
@@ -115,12 +118,3 @@ def _read(
             "--from " + kind, f"does not fit {source}", "a diffusers model is a folder, other models are files"
         )
     return hub.contents(location, hints, kind)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise DdimError(f"--size {text}", "is not a resolution", "write 32, or 32x48 for height x width")
-    return int(parts[0]), int(parts[-1])

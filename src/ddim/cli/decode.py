@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim.cli._clipping import force_option
-from ddim.cli._options import exact_device_options, grid_option, load_model
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model
 from ddim.cli._progress import counted, run_sampling
+from ddim.cli._ranges import COUNT
 from ddim.cli.encode import inversion_from_options
 from ddim.errors import DdimError, warn
 from ddim.names import METHODS
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 @click.command("decode")
 @click.argument("model")
 @click.argument("latents", type=click.Path(path_type=Path))
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the images; created or resumed."
-)
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the images; created or resumed.")
 @click.option("--method", type=click.Choice(METHODS), help="Inversion method. [default: as encoded]")
-@click.option("--steps", type=int, help="Number S of network evaluations. [default: as encoded]")
+@click.option("--steps", type=COUNT, help="Number S of network evaluations. [default: as encoded]")
 @grid_option(default="as encoded")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG with all images.")
 @force_option
@@ -46,7 +45,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Decode LATENTS, a file written by `ddim encode`, into images, with eta = 0 and the plan in the file.
 
     \b
@@ -80,6 +79,7 @@ def command(
         images = read_sheet(out, range(result.total))
         save_png(sheet, make_sheet(images, columns=max(1, round(result.total**0.5))))
         click.echo(f"sheet: {sheet}")
+    return {"out": out, "n": result.total, "plan": plan.name, "nfe": plan.nfe, "sheet": sheet}
 
 
 def _decoding(

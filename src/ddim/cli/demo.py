@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim.cli._options import device_options, load_any, load_model
+from ddim.cli._options import OutputFolder, device_options, load_any, load_model
 from ddim.cli._progress import progress_bar
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ STEPS = (5, 10, 20, 50, 100)
     "--out",
     default="demo",
     show_default=True,
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     help="Folder for the figures.",
 )
 @click.option("--model", default="mnist", show_default=True, help="A model of 28x28 grey digits.")
@@ -35,7 +35,7 @@ STEPS = (5, 10, 20, 50, 100)
     help="Folder with MNIST. [default: ./mnist or ./data/mnist, else scikit-learn's digits]",
 )
 @device_options
-def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> None:
+def command(out: Path, model: str, mnist: str | None, device: str | None, dtype: str, compile_: bool) -> dict[str, Any]:
     """Sample 32 latents with 5 to 100 network evaluations, interpolate, encode and decode digits, and sample a text.
 
     \b
@@ -54,6 +54,7 @@ def command(out: Path, model: str, mnist: str | None, device: str | None, dtype:
     for title, path in panels.items():
         click.echo(f"{title:19} {path.resolve()}")
     click.echo(_text(device, dtype, compile_))
+    return {"figures": panels, "reconstruction": caption}
 
 
 def _consistency(model: Model, path: Path) -> Path:

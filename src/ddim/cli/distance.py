@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._command import note
 from ddim.cli._measuring import extractor_options, get_extractor, get_resized, run_counting, size_option
 from ddim.cli._options import output_file
 from ddim.cli._progress import counted
+from ddim.cli._ranges import COUNT
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 @click.argument("data")
 @click.option("--split", help="Split of SAMPLES, if it is a data set. [default: train]")
 @click.option("--against-split", help="Split of DATA, if it is a data set. [default: train]")
-@click.option("--limit", type=int, help="Maximum number of images of each set that is not a statistics file.")
+@click.option("--limit", type=COUNT, help="Maximum number of images of each set that is not a statistics file.")
 @size_option
 @extractor_options
 @click.option("--any-protocol", is_flag=True, help="Compare statistics even if their protocols differ.")
@@ -40,7 +42,7 @@ def command(
     any_protocol: bool,
     out: Path | None,
     device: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Measure the distance of SAMPLES from DATA: FID or another Frechet distance, KID, precision and recall.
 
     Each is a samples folder, any folder of images, parquet files, or a statistics file.
@@ -96,8 +98,10 @@ def command(
     else:
         few = min(len(first.features), len(second.features)) < FEWEST
         reason = f"{FEWEST} images of each set" if few else "torch-fidelity (pip install 'ddim[eval]')"
-        click.echo(f"note: KID, precision and recall are left out: they need {reason}", err=True)
+        note(f"note: KID, precision and recall are left out: they need {reason}")
+    protocols = {"samples": protocol.model_dump(), "data": second.protocol.model_dump()}
+    results: dict[str, Any] = {"metric": metric, **protocols, **figures}
     if out is not None:
-        protocols = {"samples": protocol.model_dump(), "data": second.protocol.model_dump()}
-        write_json(out, {"format": "ddim-distance", "version": 1, "metric": metric, **protocols, **figures})
+        write_json(out, {"format": "ddim-distance", "version": 1, **results})
         click.echo(f"results: {out}")
+    return results

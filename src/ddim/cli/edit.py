@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim.cli._clipping import clip_option, force_option
-from ddim.cli._options import device_options, grid_option, load_model, numbers, output_file, steps_option
+from ddim.cli._options import OutputFolder, device_options, grid_option, load_model, numbers, output_file, steps_option
 from ddim.cli._progress import counted, run_sampling
+from ddim.cli._ranges import COUNT, SEED, TIMES, Real, Whole
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -30,19 +31,19 @@ ROUNDS = 5
 @click.command("edit")
 @click.argument("model")
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of variants; created or resumed.")
-@click.option("-n", "n", type=int, default=8, show_default=True, help="Number of variants.")
-@click.option("--start-at", type=int, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of variants; created or resumed.")
+@click.option("-n", "n", type=COUNT, default=8, show_default=True, help="Number of variants.")
+@click.option("--start-at", type=TIMES, help="Start from IMAGE noised to this timestep, 1..T; lower keeps more.")
 @click.option("--mask", type=click.Path(path_type=Path), help="Mask image: white is kept, black is filled in.")
-@click.option("--upscale", type=int, help="Super-resolution: IMAGE is this many times smaller than the model's images.")
+@click.option("--upscale", type=Whole(2), help="Super-resolution: IMAGE is this many times smaller than the model's.")
 @click.option("--colour", is_flag=True, help="Colourise IMAGE, taken as grey.")
 @steps_option(STEPS)
 @grid_option()
-@click.option("--eta", type=float, default=ETA, show_default=True, help="Noise scale: 0 is DDIM, 1 is DDPM.")
+@click.option("--eta", type=Real(0), default=ETA, show_default=True, help="Noise scale: 0 is DDIM, 1 is DDPM.")
 @clip_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
-@click.option("--label", type=int, help="Label, for a model trained with labels.")
-@click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
+@click.option("--label", type=Whole(), help="Label, for a model trained with labels.")
+@click.option("--guidance", type=Real(), help="Scale of classifier-free guidance, with --label.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Also write one PNG: IMAGE, its fixed part, variants.")
 @force_option
 @device_options
@@ -67,7 +68,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Edit IMAGE with MODEL: SDEdit, inpainting, super-resolution or colourisation, as several variants in a folder.
 
     With --start-at, IMAGE is noised to that timestep and denoised again (SDEdit): coarse structure stays, fine detail
@@ -109,6 +110,7 @@ def command(
         start = loaded.noise(1, seed).start() * plan.start.noise + source.to(loaded.device) * plan.start.signal
         _save_sheet(sheet, out, n, source, operator.pinv(y) if operator else start)
         click.echo(f"sheet: {sheet}")
+    return {"out": out, "n": n, "seed": seed, "plan": plan.name, "nfe": plan.nfe, "sheet": sheet}
 
 
 def _constraint(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._options import exact_device_options, grid_option, load_model, numbers, output_file, steps_option
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import COUNT
 from ddim.names import METHODS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def inversion_from_options(model: Model, method: str, steps: int | None, grid: s
 @steps_option(50)
 @grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
 @click.option("--split", help="Split of a data set: train or test.")
-@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @fit_option
 @exact_device_options
 def command(
@@ -56,7 +57,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Encode IMAGES (files, a folder, or a data set) as latents x_T.
 
     \b
@@ -90,3 +91,4 @@ def command(
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
     click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.std():.3f}: {out}")
+    return {"out": out, "n": len(latents), "method": method, "plan": name, "std": float(latents.std())}

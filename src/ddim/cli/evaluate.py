@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim.cli._clipping import clip_option
 from ddim.cli._datasets import fit_option, refit
 from ddim.cli._measuring import extractor_options, get_data, get_extractor, reference_statistics, table_grid_option
-from ddim.cli._options import device_options, label_of, load_any, options_passed, sharpness_options, whole_numbers
+from ddim.cli._options import (
+    OutputFolder,
+    device_options,
+    label_of,
+    load_any,
+    options_passed,
+    sharpness_options,
+    whole_numbers,
+)
 from ddim.cli._progress import run_with_progress
+from ddim.cli._ranges import COUNT, MICRO_BATCH, SEED
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -25,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("evaluate")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the table; created or resumed.")
 @click.option("--steps", help="Numbers S of network evaluations. [default: 10,20,50,100,1000, up to T]")
 @click.option(
     "--eta",
@@ -44,8 +53,8 @@ if TYPE_CHECKING:
     "earlier ones; 0 leaves cells out.",
 )
 @click.option("--split", help="Split of DATA to compare with. [default: train; for text test]")
-@click.option("--limit", type=int, help="Maximum number of images of DATA.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples; all cells share x_T.")
+@click.option("--limit", type=COUNT, help="Maximum number of images of DATA.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the samples; all cells share x_T.")
 @click.option(
     "--label",
     callback=lambda c, p, v: label_of(v),
@@ -54,7 +63,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--micro-batch",
-    type=int,
+    type=MICRO_BATCH,
     help="Samples per network evaluation. [default: 8 on a CPU (4 in bfloat16), 64 on a GPU]",
 )
 @click.option("--images", type=click.Path(path_type=Path), help="Also write the samples as PNG files to this folder.")
@@ -85,7 +94,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Sample MODEL with every S and eta and measure the distance of the samples from DATA (the paper's Table 1).
 
     For a model of text, DATA is a text: samples are scored by the words that occur in its training split, the n-grams
@@ -122,7 +131,7 @@ def command(
         for option in [option for option, value in image_options.items() if value is not None]:
             raise DdimError(option, "applies to images only", "leave it out")
         _evaluate_text(loaded, cells, data, split or "test", limit, out, seed, Path(model).name)
-        return
+        return _results(out)
     fid_table.check(loaded, cells, seed, label=label)
     nested = [images.resolve().relative_to(out.resolve()).parts[0]] if images and _below(images, out) else []
     if unexpected_entries(out, "cells", "reference", *_OUTPUTS, *nested):
@@ -148,6 +157,13 @@ def command(
     click.echo(f"tables: {out / 'evaluate.json'}, {out / 'evaluate.csv'}; times: {out / 'timing.json'}")
     if (out / "evaluate.png").exists():
         click.echo(f"figure: {out / 'evaluate.png'}")
+    return _results(out)
+
+
+def _results(out: Path) -> dict[str, Any]:
+    from ddim._io.reading import read_json
+
+    return {"out": out, **read_json(out / "evaluate.json", dict)}
 
 
 def _below(path: Path, folder: Path) -> bool:

@@ -56,7 +56,7 @@ def command(
     sigma: str | None,
     clip_x0: bool | None,
     plan_file: Path | None,
-) -> None:
+) -> dict[str, Any]:
     """Export the network of MODEL, or a whole sampler, as a float32 program that runs without this library.
 
     A network takes x (N, C, H, W), timesteps t (N,) in 1..T, and labels (N,) if it was trained with labels. A sampler
@@ -92,6 +92,8 @@ def command(
                 written: Exported = end.value
                 break
     _print_summary(written)
+    difference = written.difference
+    return {"out": written.path, "bytes": written.size, "largest_difference": difference, **written.metadata}
 
 
 def _print_summary(exported: Exported) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +20,7 @@ from ddim.cli._options import (
     steps_option,
 )
 from ddim.cli._progress import counted
+from ddim.cli._ranges import Whole
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ MOST = 1000  # frames per row
 
 @click.command("interpolate")
 @click.argument("model")
-@click.option("--seeds", help="Two seeds, or four with --grid, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
+@click.option("--seeds", help="Two seeds, or four with --corners, each SEED or SEED:INDEX, such as 3,14 or 0:5,0:9.")
 @click.option("--images", help="Image files to encode, separated by commas, instead of --seeds.")
 @click.option(
     "--weights",
@@ -41,10 +42,15 @@ MOST = 1000  # frames per row
     help="Blend any number of seeds or images, with one weight for each, such as 0.5,0.3,0.2. Several blends are "
     "separated by ';', or the option is repeated.",
 )
-@click.option("--grid", "four", is_flag=True, help="Sheet between four corners: top left, top right, bottom left, ...")
-@click.option("--frames", type=int, help="Images from one end to the other. [default: 11]")
+@click.option(
+    "--corners",
+    "four",
+    is_flag=True,
+    help="Sheet between four corners, row by row.",
+)
+@click.option("--frames", type=Whole(2, MOST), help="Images from one end to the other. [default: 11]")
 @steps_option(50)
-@grid_option("--tau")
+@grid_option()
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @fit_option
 @force_option
@@ -64,7 +70,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Interpolate between two latents by slerp and decode every point, with eta = 0.
 
     With --weights, blend any number of latents instead: sum w z / sqrt(sum w^2), which keeps their noise level.
@@ -73,7 +79,7 @@ def command(
     Examples:
       ddim interpolate mnist --seeds 3,14 --frames 11 --out strip.png
       ddim interpolate mnist --images two.png,seven.png --out strip.png
-      ddim interpolate mnist --seeds 1,2,3,4 --grid --frames 8 --out sheet.png
+      ddim interpolate mnist --seeds 1,2,3,4 --corners --frames 8 --out sheet.png
       ddim interpolate mnist --seeds 1,2,3 --weights "0.5,0.3,0.2; 1,1,1" --out blends.png
     """
     import numpy as np
@@ -84,11 +90,9 @@ def command(
     sources = (seeds or images or "").split(",")
     blends = _blends(weights, len(sources), four or frames is not None)
     count = 11 if frames is None else frames
-    if not 2 <= count <= MOST:
-        raise DdimError(f"--frames {frames}", f"is outside 2..{MOST}", "use a number such as --frames 11")
     corners = len(sources) if blends else 4 if four else 2
     if len(sources) != corners:
-        more = "" if four else " (four with --grid, any number with --weights)"
+        more = "" if four else " (four with --corners, any number with --weights)"
         name = "--seeds" if seeds else "--images"
         raise DdimError(name, f"has {len(sources)} entries, not {corners}", f"use {corners}{more}")
     locations = [_seed_and_index(text) for text in sources] if seeds else []
@@ -116,6 +120,7 @@ def command(
     text = {"model": Path(model).name, "plan": plan.name, "between": ",".join(sources)}
     save_png(out, page, {**text, "weights": ";".join(weights)} if blends else text)
     click.echo(f"{counted(len(pixels), 'images')}, {plan.name}: {out}")
+    return {"out": out, "n": len(pixels), "plan": plan.name, "between": sources}
 
 
 def _encoded(model: Model, files: tuple[str, ...], plan: Plan, fit: str | None) -> Tensor:
@@ -133,7 +138,7 @@ def _blends(weights: tuple[str, ...], count: int, path: bool) -> list[list[float
     """The value of --weights: one list for each blend, none if it is not passed."""
     blends = [numbers(part, "--weights") for text in weights for part in text.split(";")]
     if blends and path:
-        raise DdimError("--weights", "cannot be combined with --grid or --frames", "leave those out")
+        raise DdimError("--weights", "cannot be combined with --corners or --frames", "leave those out")
     for blend in blends:
         text = ",".join(f"{weight:g}" for weight in blend)
         if len(blend) != count:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._command import note
 from ddim.cli._datasets import fit_option
-from ddim.cli._options import exact_device_options, grid_option, load_any, make_plan
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_any, make_plan
 from ddim.cli._progress import counted, last_step, run_with_progress
+from ddim.cli._ranges import COUNT, POSITIVE, SEED, Whole
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -20,9 +22,7 @@ if TYPE_CHECKING:
 @click.command("likelihood")
 @click.argument("model")
 @click.argument("data", nargs=-1, required=True)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the results; created or resumed."
-)
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of the results; created or resumed.")
 @click.option(
     "--method",
     type=click.Choice(["bound", "ode"]),
@@ -31,28 +31,28 @@ if TYPE_CHECKING:
     help="bound: the variational bound J_sigma, eq. (11). ode: the exact likelihood by the probability-flow ODE.",
 )
 @click.option(
-    "--steps", type=int, help="bound: network evaluations S [default: T]. ode: Runge-Kutta steps [default: 40]."
+    "--steps", type=COUNT, help="bound: network evaluations S [default: T]. ode: Runge-Kutta steps [default: 40]."
 )
 @grid_option(default="linear")
-@click.option("--eta", type=float, help="bound: sigma is eta times the posterior's; above 0. [default: 1]")
+@click.option("--eta", type=POSITIVE, help="bound: sigma is eta times the posterior's; above 0. [default: 1]")
 @click.option(
     "--sampler",
     help="bound, discrete data: markov, or ddim, which takes --eta. [default: ddim with --eta, else markov]",
 )
-@click.option("--draws", type=int, help="bound: number of the S rows drawn for each micro-batch. [default: all]")
+@click.option("--draws", type=Whole(2), help="bound: number of the S rows drawn for each micro-batch. [default: all]")
 @click.option("--sigma", help="bound: hat; one number per step (0 for the last); or optimal, also with --eta.")
-@click.option("--last-sigma", type=float, help="sigma_1 of the discretised last step. [default: as in the step before]")
+@click.option("--last-sigma", type=POSITIVE, help="sigma_1 of the discretised last step. [default: as the step before]")
 @click.option(
     "--dequantize",
     type=click.Choice(["decoder", "uniform"]),
     help="ode: decoder dequantises by the diffusion's noise and the discretised last step, uniform by uniform noise. "
     "[default: decoder]",
 )
-@click.option("--probes", type=int, help="ode: probes of the Jacobian's trace per image. [default: 1]")
+@click.option("--probes", type=COUNT, help="ode: probes of the Jacobian's trace per image. [default: 1]")
 @click.option("--split", help="Split of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="Maximum number of images or sequences.")
+@click.option("--limit", type=COUNT, help="Maximum number of images or sequences.")
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of all draws; those for image i depend on it and i."
+    "--seed", type=SEED, default=0, show_default=True, help="Seed of all draws; those for image i depend on it and i."
 )
 @fit_option
 @exact_device_options
@@ -69,7 +69,7 @@ def command(
     dtype: str,
     compile_: bool,
     **settings: Any,
-) -> None:
+) -> dict[str, Any]:
     """Measure bits per dimension of 8-bit images DATA under MODEL: a bound for any sigma and S, or by the ODE.
 
     Models of discrete data have only the bound, in bits per character, token or pixel. By default it is the bound of
@@ -114,12 +114,11 @@ def command(
     _print_summary(summary, out, unit, noun)
     if method == "bound":
         _plot(summary, out / "terms.png")
+    return {"out": out, **summary}
 
 
 def _request(model: Model, method: str, seed: int, settings: dict[str, Any]) -> Request:
-    from ddim.model.model import Model
-
-    if isinstance(model, Model):
+    if model.config.categorical is None:
         return (_bound if method == "bound" else _ode)(model, seed, settings)
     if method == "ode":
         raise DdimError("--method ode", "applies to real-valued data only", "leave it out")
@@ -174,9 +173,7 @@ def _tokens(model: Model, seed: int, settings: dict[str, Any]) -> Request:
 
 
 def _draws(settings: dict[str, Any]) -> int:
-    """The value of --draws, or 0 for all rows if it is not passed; an explicit 0 is refused."""
-    if settings["draws"] == 0:
-        raise DdimError("--draws 0", "is less than 2", "leave it out for all steps")
+    """The value of --draws, or 0 for all rows if it is not passed."""
     return settings["draws"] or 0
 
 
@@ -213,7 +210,7 @@ def _plot(result: dict[str, Any], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        click.echo("note: the terms are not plotted: matplotlib is not installed; pip install 'ddim[plot]'", err=True)
+        note("note: the terms are not plotted: matplotlib is not installed; pip install 'ddim[plot]'")
         return
     from ddim._io.atomic import write_atomic
 

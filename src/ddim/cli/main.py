@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
+import functools
 import importlib
 import logging
 import os
@@ -12,11 +14,13 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import click
 
-from ddim.cli._hints import translated
+from ddim.cli._command import Command
+from ddim.cli._hints import translated, translated_subject
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
 _IMPORTED = _started = time.monotonic()
@@ -42,6 +46,7 @@ COMMANDS = {
     "convert": "Convert checkpoints to and from other libraries.",
     "export": "Export a network, or a whole sampler, as ONNX or a torch.export program.",
     "info": "Show a model's configuration and provenance.",
+    "runs": "List training runs and models.",
     "demo": "Make three figures and a table with the bundled model.",
 }
 
@@ -53,14 +58,27 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(f"ddim.cli.{cmd_name}").command
-        return command
+        return _command(cmd_name) if cmd_name in COMMANDS else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in COMMANDS and args[0][:1] != "-" and not ctx.resilient_parsing:
+            raise DdimError("ddim", f"no such command: {args[0]}", _nearest(args[0], COMMANDS) or "see ddim --help")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
+
+
+@functools.cache
+def _command(name: str) -> Command:
+    return Command(importlib.import_module(f"ddim.cli.{name}").command)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """The hint that names the nearest of `names`; "" if none is near."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]}?" if near else ""
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -109,6 +127,11 @@ def main(argv: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         code = 0
+    except click.NoSuchOption as error:
+        path = error.ctx.command_path if error.ctx else "ddim"
+        known = [name for option in error.ctx.command.params for name in option.opts] if error.ctx else []
+        hint = _nearest(error.option_name, known) or f"see {path} --help"
+        code = _print_error(f"{path}: no such option: {error.option_name}; {hint}")
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "ddim"
         code = _print_error(f"{path}: {error.format_message().rstrip('.')}; see {path} --help")
@@ -163,7 +186,7 @@ _OF_DEVICE = re.compile(r"\b(CUDA|cuDNN|cuBLAS|NVIDIA|MPS|XPU|HIP) |meta tensor|
 def _line(error: DdimError, arguments: list[str]) -> str:
     """An error as one line, with arguments written as options of the command that raised it."""
     command = cli.get_command(click.Context(cli), arguments[0]) if arguments else None
-    subject, hint = translated(error.subject, command), translated(error.hint, command)
+    subject, hint = translated_subject(error.subject, command), translated(error.hint, command)
     return f"{subject}: {error.problem}; {hint}" if hint else f"{subject}: {error.problem}"
 
 

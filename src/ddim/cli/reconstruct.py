@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ddim.cli._datasets import fit_option, refit
-from ddim.cli._options import exact_device_options, grid_option, load_model, whole_numbers
+from ddim.cli._options import OutputFolder, exact_device_options, grid_option, load_model, whole_numbers
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import COUNT
 from ddim.cli.encode import inversion_from_options
 from ddim.errors import DdimError, warn
 from ddim.names import METHODS
@@ -30,7 +31,7 @@ STEPS = (10, 20, 50, 100)
 @click.command("reconstruct")
 @click.argument("model")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the table and the figure.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder for the table and the figure.")
 @click.option("--steps", help="Numbers S of network evaluations, to decode. [default: 10,20,50,100, up to T]")
 @click.option(
     "--method",
@@ -41,7 +42,7 @@ STEPS = (10, 20, 50, 100)
 )
 @grid_option(default="equal-angle; for fixed-point a rule that is denser near t = 1")
 @click.option("--split", help="Split of a data set: train or test.")
-@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @fit_option
 @exact_device_options
 def command(
@@ -57,7 +58,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Encode and decode IMAGES and print the per-dimension mean squared error in [0, 1] (the paper's Table 2).
 
     \b
@@ -94,7 +95,7 @@ def command(
             "failed": failed,
         }
         click.echo(f"{counted(len(originals), 'images')}, grid {facts['grid']}")
-        _report(out, facts, originals, results)
+        return {"out": out, **_report(out, facts, originals, results)}
 
 
 def _measure(
@@ -128,7 +129,7 @@ def _measure(
 
 def _report(
     out: Path, about: dict[str, Any], originals: np.ndarray, results: list[tuple[Inversion, RoundTrip]]
-) -> None:
+) -> dict[str, Any]:
     from ddim._io.atomic import write_atomic
     from ddim._io.png import labelled_rows, save_png
 
@@ -172,6 +173,7 @@ def _report(
             f"{line['max']:8.2e} {line['latent_std']:7.3f} {line['calls_per_step']:8.2f} {line['seconds']:7.3f}"
         )
     click.echo(f"table: {out / 'reconstruct.json'}\nfigure: {out / 'reconstruct.png'}")
+    return report
 
 
 _HEAD = (

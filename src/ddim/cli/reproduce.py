@@ -18,7 +18,8 @@ from ddim.cli._measuring import (
     run_counting,
     table_grid_option,
 )
-from ddim.cli._options import device_options, load_model, whole_numbers
+from ddim.cli._options import OutputFolder, device_options, load_model, whole_numbers
+from ddim.cli._ranges import COUNT, SEED
 from ddim.cli.evaluate import run_table, times
 from ddim.errors import DdimError
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.command("reproduce")
 @click.argument("model")
 @click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the report; created or resumed.")
+@click.option("--out", required=True, type=OutputFolder(), help="Folder of the report; created or resumed.")
 @click.option(
     "--budget",
     type=click.Choice(["10min", "1h", "full"]),
@@ -44,14 +45,14 @@ if TYPE_CHECKING:
 )
 @click.option("-n", "n", help="Samples per cell of Table 1, as in `ddim evaluate -n`. [default: by --budget]")
 @click.option(
-    "--pictures", "round_trip_images", type=int, help="Images encoded and decoded for Table 2. [default: by --budget]"
+    "--pictures", "round_trip_images", type=COUNT, help="Images encoded and decoded for Table 2. [default: by --budget]"
 )
 @click.option("--steps", help="Values of S in Table 1. [default: those of 10,20,50,100,1000 that fit]")
 @click.option("--eta", default="0,0.2,0.5,1,hat", show_default=True, help="Rows of Table 1.")
 @table_grid_option("linear; quadratic for CIFAR-10; as in the paper")
 @click.option("--split", default="train", show_default=True, help="Split that samples are compared with.")
 @click.option("--test-split", default="test", show_default=True, help="Split that is encoded and decoded.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the samples.")
 @click.option("--images", type=click.Path(path_type=Path), help="Also write the samples as PNG files to this folder.")
 @fit_option
 @clip_option
@@ -78,7 +79,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Reproduce the paper's section 5 for MODEL and DATA: Tables 1 and 2 and Figures 3 to 6, on one HTML page.
 
     After an interruption, run the same command again to resume. The page needs no other files and no network.
@@ -144,6 +145,7 @@ def command(
             out, (loaded, exact), (real, feature_space, Path(model).name), request, counts, measured, test
         )
     click.echo(summary)
+    return {"out": out, "results": out / "report.json"}
 
 
 def _finish(

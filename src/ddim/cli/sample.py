@@ -11,6 +11,7 @@ import click
 from ddim.cli._clipping import force_option
 from ddim.cli._emulation import like_option, make_like
 from ddim.cli._options import (
+    OutputFolder,
     device_options,
     grid_option,
     label_of,
@@ -24,6 +25,7 @@ from ddim.cli._options import (
     steps_option,
 )
 from ddim.cli._progress import counted, run_sampling
+from ddim.cli._ranges import BATCH, COUNT, INDEX, MICRO_BATCH, SEED, Real
 from ddim.errors import DdimError
 
 if TYPE_CHECKING:
@@ -37,32 +39,32 @@ SHEET = 10_000  # maximum images of a sheet
 
 @click.command("sample")
 @click.argument("model")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Samples folder; created or resumed.")
-@click.option("-n", "n", type=int, default=64, show_default=True, help="Number of samples.")
+@click.option("--out", required=True, type=OutputFolder(), help="Samples folder; created or resumed.")
+@click.option("-n", "n", type=COUNT, default=64, show_default=True, help="Number of samples.")
 @steps_option(20)
 @sampler_option
 @grid_option(default="equal-angle; --sampler auto chooses its own")
 @noise_options
 @sharpness_options
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the run.")
-@click.option("--start", type=int, default=0, show_default=True, help="Index of the first sample.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the run.")
+@click.option("--start", type=INDEX, default=0, show_default=True, help="Index of the first sample.")
 @click.option(
     "--batch",
-    type=int,
+    type=BATCH,
     default=1,
     show_default=True,
     help="Samples to collect before writing, rounded up to micro-batches; does not change the samples.",
 )
-@click.option("--micro-batch", type=int, help="Samples per network evaluation; the exact bytes depend on it.")
+@click.option("--micro-batch", type=MICRO_BATCH, help="Samples per network evaluation; the exact bytes depend on it.")
 @click.option(
     "--label",
     callback=lambda c, p, v: label_of(v),
     metavar="NUMBER|each",
     help="Label, for a model trained with labels; each: all labels in turn.",
 )
-@click.option("--guidance", type=float, help="Scale of classifier-free guidance, with --label.")
+@click.option("--guidance", type=Real(), help="Scale of classifier-free guidance, with --label.")
 @click.option(
-    "--cfg-plus-plus", type=float, help="Scale of CFG++ instead of --guidance, with --label: 0..1, such as 0.6."
+    "--cfg-plus-plus", type=Real(), help="Scale of CFG++ instead of --guidance, with --label: 0..1, such as 0.6."
 )
 @click.option(
     "--plan",
@@ -102,7 +104,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Sample images or texts from MODEL (a bundled model, a model folder or a run) into a folder.
 
     Sample i depends only on the model, the plan, the seed and i. After an interruption, run the same command again to
@@ -153,6 +155,16 @@ def command(
         images = read_sheet(out, range(start, start + n))
         save_png(sheet, make_sheet(images, columns=max(1, round(n**0.5))))
         click.echo(f"sheet: {sheet}")
+    return {
+        "out": out,
+        "n": n,
+        "start": start,
+        "seed": seed,
+        "plan": plan.name,
+        "nfe": plan.nfe,
+        "computed_in": str(loaded.compute),
+        "sheet": sheet,
+    }
 
 
 def _read_plan(model: Model, path: Path, options: Mapping[str, object], any_model: bool) -> BasePlan[Any]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ddim.cli._measuring import extractor_options, get_extractor, get_resized, run_counting, size_option
 from ddim.cli._options import output_file
 from ddim.cli._progress import counted
+from ddim.cli._ranges import COUNT
 
 
 @click.command("statistics")
 @click.argument("data")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Statistics file, *.safetensors.")
 @click.option("--split", help="Split of a data set: train or test. [default: train]")
-@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @size_option
 @extractor_options
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
@@ -29,7 +31,7 @@ def command(
     extractor: str | None,
     inception_weights: Path | None,
     device: str | None,
-) -> None:
+) -> dict[str, Any]:
     """Write the feature statistics of DATA (a folder, parquet files, a hub name) with their protocol.
 
     If the images have several sizes, --size resizes them to one; the protocol in the file records how.
@@ -55,3 +57,4 @@ def command(
         f"{counted(moments.count, 'images')} {images.grid}, {counted(moments.dim, 'features')} of {feature_space.name}"
     )
     click.echo(f"{description}: {out}")
+    return {"out": out, "n": moments.count, "features": moments.dim, "extractor": feature_space.name}

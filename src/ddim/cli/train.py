@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim._io import limits
+from ddim._io.atomic import write_atomic
+from ddim.cli._command import detail
 from ddim.cli._datasets import FITS, label_column_option, load_images
 from ddim.cli._fitting import fitted
-from ddim.cli._options import check_device
+from ddim.cli._options import OutputFolder, check_device, output_file, resolution
 from ddim.cli._progress import counted, progress_bar
-from ddim.cli._recipe import add_setting, configure, parse_size
+from ddim.cli._ranges import BATCH, COUNT, POSITIVE, SEED, Real, Whole
+from ddim.cli._recipe import add_setting, configure
+from ddim.cli._recipe_file import PARTS
+from ddim.cli._resume import resumed
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper, started
 from ddim.errors import DdimError
@@ -45,8 +51,14 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 
 
 @click.command("train")
-@click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run directory; created or resumed.")
+@click.argument("data", required=False)
+@click.option("--out", type=OutputFolder(), help="Run directory; created or resumed.  [required]")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Resume this run with the command that started it; only options that do not change its steps can be added.",
+)
 @click.option("--preset", "preset_name", help="Training preset. [default: the one named like DATA]")
 @click.option(
     "--list-presets",
@@ -61,16 +73,31 @@ QUIET = 60.0  # seconds between progress lines without a terminal
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any other setting: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...",
+    help="Any other setting: network.channels=96, schedule.name=cosine, train.decay_fraction=0.5, ...; --set help "
+    "lists all keys with their values.",
 )
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Recipe file, YAML as --show prints it, with all or some of its keys; other options override it.",
+)
+@click.option("--save-config", type=click.Path(path_type=Path), metavar="FILE", help="Also write the recipe to a file.")
+@click.option("--show", is_flag=True, help="Print the whole recipe, with all options applied, and exit.")
 @click.option("--split", default="train", show_default=True, help="Split of the data.")
-@click.option("--limit", type=int, help="Maximum number of images.")
+@click.option("--limit", type=COUNT, help="Maximum number of images.")
 @click.option(
     "--skip-unreadable", is_flag=True, help="Skip images that cannot be read, with a warning that lists them."
 )
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Text: tokenizers file. [default: characters]")
-@click.option("--length", type=int, help="Text: tokens per sequence, instead of the preset's.")
-@click.option("--size", metavar="SIDE|HxW", help="Resize images to a square, or to height x width such as 24x40.")
+@click.option("--length", type=Whole(1, limits.LENGTH), help="Text: tokens per sequence, instead of the preset's.")
+@click.option(
+    "--size",
+    callback=lambda c, p, v: resolution(v),
+    metavar="SIDE|HxW",
+    help="Resize images to a square of this side, or to height x width, instead of the preset's.",
+)
 @click.option(
     "--fit",
     type=click.Choice(FITS),
@@ -82,19 +109,19 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 @click.option("--labels/--no-labels", default=None, help="Train with the data's labels, for classifier-free guidance.")
 @label_column_option
 @click.option("--from", "source", metavar="MODEL", help="Initialise a new run with a model's weights.")
-@click.option("--steps", type=int, help="Number of optimiser steps.")
+@click.option("--steps", type=COUNT, help="Number of optimiser steps.")
 @click.option(
     "--budget",
     callback=lambda c, p, v: v and seconds(v),
     metavar="TIME",
     help="Total time, such as 25min, 90s or 1h30min, instead of --steps; with both, whichever ends first.",
 )
-@click.option("--batch", type=int, help="Images or sequences per step.")
-@click.option("--accumulate", type=int, help="Number of parts a batch is split into, to save memory.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--warmup", type=int, help="Steps of learning-rate warmup.")
+@click.option("--batch", type=BATCH, help="Images or sequences per step.")
+@click.option("--accumulate", type=BATCH, help="Number of parts a batch is split into, to save memory.")
+@click.option("--lr", type=POSITIVE, help="Learning rate.")
+@click.option("--warmup", type=Whole(0, limits.COUNT), help="Steps of learning-rate warmup.")
 @click.option("--decay", type=click.Choice(["none", "linear", "cosine"]), help="Learning-rate decay at the end.")
-@click.option("--ema", type=float, help="Decay of the exponential moving average of the weights.")
+@click.option("--ema", type=Real(0, 1), help="Decay of the exponential moving average of the weights.")
 @click.option(
     "--loss-weight",
     "gamma",
@@ -108,22 +135,26 @@ QUIET = 60.0  # seconds between progress lines without a terminal
     help="Training precision; auto is bfloat16 where it is fast.",
 )
 @click.option("--compile/--no-compile", "compile_", default=None, help="Run the network through torch.compile.")
-@click.option("--seed", type=int, help="Seed of all randomness in training.")
-@click.option("--checkpoint-every", type=int, help="Steps between checkpoints.")
-@click.option("--keep", type=int, help="Number of checkpoints to keep.")
-@click.option("--preview-every", type=int, help="Steps between preview sheets, 0 for none.")
-@click.option("--log-every", type=int, help="Steps between lines of metrics.jsonl.")
+@click.option("--seed", type=SEED, help="Seed of all randomness in training.")
+@click.option("--checkpoint-every", type=COUNT, help="Steps between checkpoints.")
+@click.option("--keep", type=COUNT, help="Number of checkpoints to keep.")
+@click.option("--preview-every", type=Whole(0, limits.COUNT), help="Steps between preview sheets, 0 for none.")
+@click.option("--log-every", type=COUNT, help="Steps between lines of metrics.jsonl.")
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
-    data: str,
-    out: Path,
+    data: str | None,
+    out: Path | None,
+    resume: Path | None,
+    config_file: Path | None,
+    save_config: Path | None,
+    show: bool,
     preset_name: str | None,
     split: str,
     limit: int | None,
     skip_unreadable: bool,
     tokenizer: Path | None,
     length: int | None,
-    size: str | None,
+    size: tuple[int, int] | None,
     fit: str | None,
     channels: str | None,
     predicts: str | None,
@@ -135,14 +166,14 @@ def command(
     device: str | None,
     settings: tuple[str, ...],
     **options: Any,
-) -> None:
+) -> dict[str, Any]:
     """Train a model on DATA: "digits", a folder of images, parquet files, a hub name such as owner/name, or a text.
 
     A single text file is split into the first 90 % of its characters (train), then 5 % (validation) and 5 % (test). A
     folder can contain train.txt, validation.txt and test.txt.
 
     Everything is written under --out: checkpoints, metrics, previews, and the model itself in OUT/model. A run can be
-    stopped or killed at any time; run the same command again to resume it, with the same final weights.
+    stopped or killed at any time; --resume RUN, or the same command again, resumes it, with the same final weights.
 
     \b
     Examples:
@@ -151,11 +182,34 @@ def command(
       ddim train ./cifar10 --preset cifar10-fast --budget 25min --out runs/cifar10
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
       ddim train ./photos --preset photos --size 48x64 --budget 8h --out runs/night
+      ddim train --resume runs/photos
+      ddim train --preset cifar10 --show > recipe.yaml
+      ddim train ./photos --config recipe.yaml --out runs/photos
     """
     start_time = started()
+    if resume is not None:
+        return resumed(resume)
+    from ddim.cli._recipe_file import as_values, changed, check_keys, listing, read_recipe, settings_of, to_yaml
+    from ddim.train.presets import preset
     from ddim.train.run_config import RunConfig, check_run_dir
 
-    name, recipe = _recipe(data, preset_name)
+    file = {} if config_file is None else read_recipe(config_file)
+    preset_name = preset_name or file.get("preset")
+    if "help" in settings and data is preset_name is None:
+        click.echo(listing(None, settings_of(None)))
+        return {"settings": settings_of(None)}
+    if data is None and not (preset_name and (show or "help" in settings)):
+        raise click.MissingParameter(param_hint="'DATA'", param_type="argument")
+    if out is None and not (show or "help" in settings):
+        raise click.MissingParameter(param_hint="'--out'", param_type="option")
+    name, recipe = (preset_name or "", preset(preset_name or "")) if data is None else _recipe(data, preset_name)
+    if file:
+        check_keys(recipe, [(str(config_file), f"{part}.{key}") for part in PARTS for key in file.get(part, {})])
+        recipe = changed(recipe, file, file.get("predicts"), file.get("labels"))
+    if "help" in settings:
+        click.echo(listing(name, settings_of(recipe)))
+        return {"settings": settings_of(recipe)}
+    check_keys(recipe, [(f"--set {setting}", setting.partition("=")[0]) for setting in settings])
     of_text = len(recipe.data.shape) == 1
     text_options = {"--tokenizer": tokenizer, "--length": length}
     image_options = {"--size": size, "--channels": channels, "--flip": options["flip"] or None}
@@ -165,19 +219,31 @@ def command(
     labels = (recipe.labels or label_column is not None) if labels is None else labels
     if label_column is not None and not labels:
         raise DdimError("--label-column", "cannot be combined with --no-labels", "leave one of them out")
-    height, width = parse_size(size) if size else (None, None)
     changes = {
-        "data": _changes(height=height, width=width, fit=fit, channels=channels and int(channels), length=length),
+        "data": _changes(fit=fit, channels=channels and int(channels), length=length)
+        | (dict(zip(("height", "width"), size, strict=True)) if size else {}),
         "train": _changes(**{key: options[key] for key in _TRAIN_OPTIONS}, compile=compile_, budget=budget),
         "network": {},
         "schedule": {},
         "categorical": {},
     }
+    if show or save_config is not None:
+        shown = {part: {**values} for part, values in changes.items()}
+        for setting in settings:
+            add_setting(shown, setting)
+        values = as_values(name, changed(recipe, shown, predicts, labels))
+        if save_config is not None:
+            write_atomic(output_file(save_config), to_yaml(values).encode())
+        if show:
+            click.echo(to_yaml(values), nl=False)
+            return values
+    assert data is not None
+    assert out is not None
     for setting in settings:
         add_setting(changes, setting)
     if "budget" in changes["train"]:
         changes["train"].setdefault("steps", None)
-    elif "steps" in changes["train"]:
+    elif name == "photos" and not file and "steps" in changes["train"]:
         changes["train"]["budget"] = None
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= vocabulary(data, tokenizer)
@@ -188,7 +254,7 @@ def command(
     if labels:
         changes["network"]["classes"] = classes_of(data, dataset)
     device = device or _default_device()
-    model, train = fitted(name, recipe, changes, predicts, dataset, device, out)
+    model, train = fitted("" if file else name, recipe, changes, predicts, dataset, device, out)
     record: dict[str, Any] = {
         "data": dataset.name,
         "split": dataset.split,
@@ -197,7 +263,9 @@ def command(
     }
     record["data_fingerprint"] = dataset.fingerprint()
     origin, weights = initial_weights(source, model) if source else (None, None)
-    _train(out, RunConfig(**record, model=model, train=train, init_from=origin), dataset, device, weights, start_time)
+    detail(f"{model.network}, precision {train.precision}; {len(dataset)} items of {dataset.name}")
+    config = RunConfig(**record, model=model, train=train, init_from=origin)
+    return _train(out, config, dataset, device, weights, start_time)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -253,7 +321,9 @@ def _default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float) -> None:
+def _train(
+    out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float
+) -> dict[str, Any]:
     from ddim.model.modality import modality_of
     from ddim.train import run
 
@@ -279,8 +349,10 @@ def _train(out: Path, config: Any, data: ImageSet | TextSet, device: str, weight
     assert report is not None
     if stopper() and not report.over:
         of = f" of {report.steps}" if report.steps else ""
-        click.echo(f"stopped at step {report.step}{of}; run the same command to resume", err=True)
+        click.echo(f"stopped at step {report.step}{of}; resume with `ddim train --resume {out}`", err=True)
         raise SystemExit(stopper.code)
     done = "done" if start and start[1] < report.step else "nothing left to do"
     seen = f"{counted(report.images_seen, unit)} seen"
     click.echo(f"{done}: {counted(report.step, 'steps')}, {seen}; the model is {out / 'model'}")
+    results = {"step": report.step, "images_seen": report.images_seen, "loss": report.loss}
+    return {"out": out, "model": out / "model", **results}

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim.cli._command import note
 from ddim.cli._options import exact_device_options, load_model, output_file
 from ddim.cli._progress import counted, progress_bar
+from ddim.cli._ranges import Whole
 from ddim.errors import DdimError, warn
 
 if TYPE_CHECKING:
@@ -21,7 +23,9 @@ RECIPE = 3  # version of `ddim.tuning`: cached results of another version are no
 
 @click.command("tune")
 @click.argument("model")
-@click.option("--nfe", "--calls", "nfe", type=int, required=True, help="Network evaluations of the plan, 2..30.")
+@click.option(
+    "--nfe", "--calls", "nfe", type=Whole(2, 30), required=True, help="Network evaluations of the plan, 2..30."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Plan file to write, *.json.")
 @click.option(
     "--solver",
@@ -32,12 +36,12 @@ RECIPE = 3  # version of `ddim.tuning`: cached results of another version are no
 @click.option(
     "--calibration-samples",
     "--pilots",
-    type=int,
+    type=Whole(4),
     default=128,
     show_default=True,
     help="Calibration samples; half are held out.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the calibration samples.")
+@click.option("--seed", type=Whole(0, 2**62 - 1), default=0, show_default=True, help="Seed of the calibration samples.")
 @click.option("--fresh", is_flag=True, help="Tune again, ignoring cached results.")
 @exact_device_options
 def command(
@@ -51,7 +55,7 @@ def command(
     device: str | None,
     dtype: str,
     compile_: bool,
-) -> None:
+) -> dict[str, Any]:
     """Tune a plan for MODEL and a number of network evaluations, without data, in a few minutes.
 
     The plan file is for `ddim sample --plan`. On held-out calibration samples, the tuned plan is compared with the
@@ -69,8 +73,6 @@ def command(
     from ddim._io.checksum import write_json
 
     output_file(out)
-    if not 0 <= seed < 2**62:
-        raise DdimError(f"--seed {seed}", "is outside 0..2^62-1", "choose another seed")
     loaded = load_model(model, device, dtype, compile_)
     settings = {"nfe": nfe, "solver": solver, "calibration_samples": calibration_samples, "seed": seed}
     cache_file = _cache_path(loaded, settings)
@@ -82,7 +84,7 @@ def command(
     if cache_file and not cached:
         _store(cache_file, result)
     if cached:
-        click.echo(f"cached result for the same model and settings: {cache_file} (--fresh tunes again)", err=True)
+        note(f"cached result for the same model and settings: {cache_file} (--fresh tunes again)")
     tuned, untuned = (f"{result[key]:.4f}" for key in ("error", "untuned_error"))
     error = f"RMS error {tuned} on held-out samples, against the converged solution"
     click.echo(f"{result['name']}, {counted(nfe, 'network evaluations')}: {error}")
@@ -91,6 +93,7 @@ def command(
     else:
         click.echo("tuning did not improve on this plan")
     click.echo(f"plan: {out}")
+    return {"out": out, "nfe": nfe, "cached": cached, **{key: result[key] for key in result if key != "plan"}}
 
 
 def _tune(model: Model, settings: dict[str, Any]) -> dict[str, Any]:

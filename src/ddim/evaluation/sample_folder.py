@@ -346,8 +346,7 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, noun
                 continue
             if key == "model" and isinstance(was, dict) and {**was, "name": ""} == {**value, "name": ""}:
                 continue
-            shown = ("another", "this") if key in ("plan", "data_sha256") else (repr(was), repr(value))
-            problem = f"holds {noun} of another run: {key} is {shown[0]}, not {shown[1]}"
+            problem = f"holds {noun} of another run: {_difference(key, was, value, old.get('plan_name'), what)}"
             raise DdimError(folder, problem, "choose another folder, or the same settings")
     elif unexpected_entries(folder):
         raise DdimError(folder, f"is not empty and has no {MANIFEST}", "choose an empty or new folder")
@@ -355,6 +354,19 @@ def write_or_verify(folder: Path, what: dict[str, Any], start: int, n: int, noun
     if not data or earlier or {**old, "ranges": old_ranges} != json.loads(json.dumps({**what, "ranges": ranges})):
         write_json(path, {**what, "ranges": ranges})
     return earlier
+
+
+def _difference(key: str, old: Any, new: Any, old_name: Any, what: Mapping[str, Any]) -> str:
+    """How an entry of the manifest differs, as text."""
+    if key == "data_sha256":
+        return "the images or latents it was made from are others"
+    if key != "plan":
+        return f"{key} is {old!r}, not {new!r}"
+    steps = [len(plan.get("rows", ())) if isinstance(plan, dict) else 0 for plan in (old, new)]
+    if steps[0] != steps[1]:
+        return f"{steps[0]} steps, not {steps[1]}"
+    name = what.get("plan_name")
+    return f"plan {old_name}, not {name}" if old_name != name else f"another plan of the name {name}"
 
 
 def identity(model: Model, plan: BasePlan[Any], name: str) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def find(name: str | Path) -> Path:
         return models[name]
     names = ", ".join(models) or "none"
     if not path.exists():
+        if is_path(str(name)):
+            raise DdimError(name, *_missing(path))
         hint = f"use a model folder or a bundled model ({names})"
         recipe = next((preset for preset in (f"{name}-fast", str(name)) if preset in PRESET_NAMES), "")
         if recipe:
@@ -59,6 +61,20 @@ def find(name: str | Path) -> Path:
     if path.is_file():
         raise DdimError(name, "is a file, not a model folder", f"use the folder with {WEIGHTS} and {CONFIG}")
     raise DdimError(name, f"contains no {CONFIG}", f"use a model folder, a run that has saved one, or one of: {names}")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a local path: it begins with ".", "/" or "~", or has more than one separator."""
+    return name.startswith((".", "/", "~")) or name.rstrip("/").count("/") > 1
+
+
+def _missing(path: Path) -> tuple[str, str]:
+    """The problem and the hint for a path that does not exist."""
+    hint = "check the path; `ddim runs` lists models and runs"
+    if path.parts[:1] == ("~",):
+        return "no such folder: the shell has not replaced ~", f"write the path out, such as {path.expanduser()}"
+    first = next((part for part in reversed(path.parents) if not part.exists()), path)
+    return "no such folder" if first == path else f"no such folder: {first} does not exist", hint
 
 
 def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -30,8 +30,8 @@ def place(name: str | Path, **settings: Any) -> str | Path:
         raise DdimError(f"model {shorten(repr(name))}", "is not a name or path", "use a str or a Path")
     if any(len(part.encode(errors="replace")) > 255 or "\0" in part for part in Path(name).parts):
         raise DdimError(shorten(str(name)), "cannot be the name of a model: a part of it is too long", "check the name")
-    local = not isinstance(name, str) or Path(name).exists() or not REPOSITORY.fullmatch(name)
-    return name if local else fetch(str(name), **settings)
+    local = not isinstance(name, str) or checkpoint.is_path(name) or not REPOSITORY.fullmatch(name)
+    return name if local or Path(name).exists() else fetch(str(name), **settings)
 
 
 def fetch(
@@ -182,13 +182,19 @@ def _explain(error: Exception, revision: str | None) -> tuple[str, str]:
     if isinstance(error, errors.GatedRepoError):
         return "is a gated repository", "request access on its page, and log in with `hf auth login`"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return "no such repository, or it is private", "check the name, or log in with `hf auth login`"
+        return (
+            "no such folder, and no such repository, or it is private",
+            "check the name, or log in with `hf auth login`",
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return f"has no revision {revision}", "use an existing branch, tag or commit"
     if isinstance(error, errors.HFValidationError):
         return "is not a name of a repository", 'use "org/name"'
     if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled):
-        return "is not cached, and the Hub cannot be reached", "check the name and the connection, or use a folder"
+        return (
+            "no such folder, and as a repository it is not cached and the Hub cannot be reached",
+            "check the path, or the name and the connection",
+        )
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return f"the Hub denied access or could not be reached ({reason})", "check the connection and your permissions"
 

@@ -284,7 +284,8 @@ class Runner(ABC):
         check_samples(n, arguments.whole(start, "start", 0))
         named = plan is None and (grid is None or isinstance(grid, str))  # a list of timesteps defines its own start
         if named and (origin is None) != (top is None):
-            raise DdimError("origin and top", "must be passed together", "pass both, or neither")
+            passed, other = ("top", "origin") if origin is None else ("origin", "top")
+            raise DdimError(passed, f"is passed without {other}, the data or the timestep to start from", "pass both")
         if hook is not None:
             through = self._hooked(hook, through)
         if sampler == "auto" and (through is not None or origin is not None):
@@ -538,7 +539,7 @@ class Runner(ABC):
             seed: The seed of the calibration samples.
 
         Yields:
-            The progress. The last item's `found.plan` is the plan; if tuning improved on the untuned plans, it is
+            The progress. The last item's `result.plan` is the plan; if tuning improved on the untuned plans, it is
             bound to this model.
 
         Raises:

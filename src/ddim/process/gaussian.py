@@ -38,7 +38,7 @@ def posterior_weights(now: Level, next: Level, sigma: float) -> tuple[float, flo
     Args:
         now: The level of x_now.
         next: The level of x_next.
-        sigma: Its standard deviation, 0 <= sigma^2 <= 1 - alpha_bar_next.
+        sigma: The standard deviation of x_next, 0 <= sigma^2 <= 1 - alpha_bar_next.
 
     Returns:
         (signal_next, sqrt(1 - alpha_bar_next - sigma^2)): the weights of x_0 and of eps in the mean.

@@ -20,7 +20,8 @@ class SamplerSettings:
         steps: S, the number of steps: one network evaluation each, but 2 and 4 for "heun" and "rk4". By default 20, or
             all timesteps if there are fewer.
         grid: The name of a timestep spacing (see `ddim.timesteps`) or an increasing list of timesteps.
-        eta: Scale of the noise, see `ddim.samplers.ddim` and `ddim.samplers.discrete`; 0 by default.
+        eta: Scale of the noise, see `ddim.samplers.ddim` and `ddim.samplers.discrete`. None adds no noise and lets "auto" choose
+            the solver; with any value, also 0, "auto" is "ddim".
         sigma: Instead of eta: one standard deviation per step, "hat", "learned" for the network's learned variance, or
             "optimal" for the variance that fits the model's measured error.
         clip_x0: Whether x_0 is clipped to [-1, 1]. By default this follows the model's source, see

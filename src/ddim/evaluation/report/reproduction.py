@@ -19,7 +19,7 @@ from ddim.evaluation.report import figures, page, paper, sections
 from ddim.evaluation.report.budget import Amounts
 from ddim.evaluation.report.tables import Times, write_json, write_table
 
-PICTURES = "pictures"
+IMAGE_FOLDER = "pictures"
 
 
 def write_report(
@@ -35,7 +35,7 @@ def write_report(
     """Write evaluate.*, report.json, the figures and report.html.
 
     Args:
-        out: The report's folder, which already holds the interpolations in its `PICTURES` subfolder.
+        out: The report's folder, which already holds the interpolations in its `IMAGE_FOLDER` subfolder.
         facts: Metadata of the table, see `ddim.evaluation.report.tables.about`.
         request: The command's settings.
         counts: The amount of work done.
@@ -88,8 +88,8 @@ def _figures(
     for name, data in drawn.items():
         if data:
             suffix = "png" if data.startswith(b"\x89PNG") else "svg"
-            write_atomic(out / PICTURES / f"{name.replace('_', '-')}.{suffix}", data)
-    walks = {name: (out / PICTURES / f"{file}.png").read_bytes() for name, file in _WALKS.items()}
+            write_atomic(out / IMAGE_FOLDER / f"{name.replace('_', '-')}.{suffix}", data)
+    walks = {name: (out / IMAGE_FOLDER / f"{file}.png").read_bytes() for name, file in _WALKS.items()}
     return {**drawn, **walks}, shown
 
 
@@ -99,7 +99,7 @@ _WALKS = {"walks": "walks", "corners": "four-corners"}
 def _budget(request: Mapping[str, Any]) -> str:
     """The budget as text for captions, with the numbers the user overrode."""
     overrides = [f"samples per cell set by -n {request['n']}"] if request["n"] else []
-    overrides += [f"images of Table 2 set by --pictures {request['pictures']}"] if request["pictures"] else []
+    overrides += [f"Table 2 of {request['pictures']} images, as requested"] if request["pictures"] else []
     return "; ".join([request["budget"], *overrides])
 
 
