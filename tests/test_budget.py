@@ -154,7 +154,7 @@ def test_time_for_the_final_work_is_reserved(monkeypatch: pytest.MonkeyPatch) ->
     clock = Budget(100.0)
     now.now = 49.0
     # Before anything is measured, 2 % are reserved, and the time to exit.
-    assert clock.share == pytest.approx(49 / (100 - 2 - 2))
+    assert clock.share == pytest.approx(49 / (100 - 2 - EXIT_TIME))
     for task, duration in (("save", 4.0), ("save", 2.0), ("preview", 6.0)):
         with clock.timed(task):
             now.now += duration

@@ -80,6 +80,7 @@ Emulated = Literal["diffusers", "diffusers-ddpm", "official", "openai"]
 EMULATED: tuple[str, ...] = get_args(Emulated)
 
 PresetName = Literal[
+    "photos",
     "digits",
     "mnist",
     "fashion-mnist",

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,7 @@ from ddim.cli._command import Command
 from ddim.cli._hints import translated, translated_subject
 from ddim.errors import DdimError, DdimWarning, printable, shorten
 
+_IMPORTED = _started = time.monotonic()
 LONGEST = 1500  # maximum characters of a printed line
 
 COMMANDS = {
@@ -88,8 +90,22 @@ def cli() -> None:
     \b
     First steps:
       ddim sample mnist --steps 20 -n 64 --out samples --sheet sheet.png
-      ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./photos --preset photos --budget 30min --out runs/photos
     """
+
+
+def process_age() -> float:
+    """Seconds since this process was started; on systems other than Linux, since this module was imported."""
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
+            ticks = int(file.read().rpartition(")")[2].split()[19])
+        return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
+    return time.monotonic() - _IMPORTED
+
+
+def started() -> float:
+    """The start of the command, from `time.monotonic`: of the process, or of a call of `main` with arguments."""
+    return _started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -97,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
 
     An exception that no input should cause keeps its traceback and exits with 1.
     """
+    global _started
+    _started = time.monotonic() - (process_age() if argv is None else 0.0)
     warnings.showwarning = _print_warning  # type: ignore[assignment]
     warnings.filterwarnings("always", category=DdimWarning)
     threading.excepthook = _print_thread_error
@@ -221,10 +239,14 @@ def _print_warning(message: Any, category: type[Warning], filename: str, lineno:
 
 
 class Stopper:
-    """Turns Ctrl-C and SIGTERM into a request to stop after the current step; a second one stops at once."""
+    """Turns Ctrl-C and SIGTERM into a request to stop, which is acknowledged; a second one stops at once.
 
-    def __init__(self) -> None:
-        self.signal = 0
+    Args:
+        message: The acknowledgement.
+    """
+
+    def __init__(self, message: str = "stopping after the current part; Ctrl-C again stops at once") -> None:
+        self.signal, self.message = 0, message
 
     def __enter__(self) -> Stopper:
         self._handlers = {number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -238,6 +260,8 @@ class Stopper:
         if self.signal:
             raise SystemExit(128 + number)
         self.signal = number
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # a closed stream, or a write that is going on
+            click.echo(self.message, err=True)
 
     def __call__(self) -> bool:
         """Whether a stop was requested."""

@@ -13,6 +13,7 @@ from ddim._io import limits
 from ddim._io.atomic import write_atomic
 from ddim.cli._command import detail
 from ddim.cli._datasets import FITS, label_column_option, load_images
+from ddim.cli._fitting import fitted
 from ddim.cli._options import OutputFolder, check_device, output_file, resolution
 from ddim.cli._progress import counted, duration, progress_bar, suggest_sampling
 from ddim.cli._ranges import BATCH, COUNT, POSITIVE, SEED, Real, Whole
@@ -20,7 +21,7 @@ from ddim.cli._recipe import add_setting, configure
 from ddim.cli._recipe_file import PARTS
 from ddim.cli._resume import resumed
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
-from ddim.cli.main import Stopper
+from ddim.cli.main import Stopper, started
 from ddim.errors import DdimError
 from ddim.names import LOSS_WEIGHTS
 
@@ -177,15 +178,15 @@ def command(
     \b
     Examples:
       ddim train digits --out runs/digits
-      ddim train ./photos --preset cifar10 --out runs/photos
+      ddim train ./photos --preset photos --budget 30min --out runs/photos
       ddim train ./cifar10 --preset cifar10-fast --budget 25min --out runs/cifar10
       ddim train ./shakespeare.txt --preset tinyshakespeare --out runs/text
-      ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
+      ddim train ./photos --preset photos --size 48x64 --budget 8h --out runs/night
       ddim train --resume runs/photos
       ddim train --preset cifar10 --show > recipe.yaml
       ddim train ./photos --config recipe.yaml --out runs/photos
     """
-    start_time = time.monotonic()
+    start_time = started()
     if resume is not None:
         return resumed(resume)
     from ddim.cli._recipe_file import as_values, changed, check_keys, listing, read_recipe, settings_of, to_yaml
@@ -242,6 +243,8 @@ def command(
         add_setting(changes, setting)
     if "budget" in changes["train"]:
         changes["train"].setdefault("steps", None)
+    elif name == "photos" and not file and "steps" in changes["train"]:
+        changes["train"]["budget"] = None
     if of_text and not {"characters", "tokenizer"} & changes["data"].keys():
         changes["data"] |= vocabulary(data, tokenizer)
     model, train = configure(recipe, changes, predicts)  # report bad settings before any image is read
@@ -250,7 +253,8 @@ def command(
     dataset = _load(data, model.data, split, limit, skip_unreadable, label_column)
     if labels:
         changes["network"]["classes"] = classes_of(data, dataset)
-        model, train = configure(recipe, changes, predicts)
+    device = device or _default_device()
+    model, train = fitted("" if file else name, recipe, changes, predicts, dataset, device, out)
     record: dict[str, Any] = {
         "data": dataset.name,
         "split": dataset.split,
@@ -311,22 +315,25 @@ def _check_modality(preset: str, of_text: bool, text: dict[str, Any], images: di
         raise DdimError(option, f"applies to {applies_to}, the preset {preset} is for {preset_data}", "leave it out")
 
 
-def _train(
-    out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, start_time: float
-) -> dict[str, Any]:
+def _default_device() -> str:
     import torch
 
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _train(
+    out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float
+) -> dict[str, Any]:
     from ddim.model.modality import modality_of
     from ddim.train import run
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     line = shlex.join(["ddim", *(click.get_current_context().obj or [])])
     batch, unit = config.train.batch, modality_of(config.model).unit
     report, printed = None, 0.0
-    with Stopper() as stopper, progress_bar() as bar:
+    with Stopper("stopping and saving; Ctrl-C again stops without saving") as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in run.train(out, config, data, device, line, stopper, weights, start_time):
+        for report in run.train(out, config, data, device, line, stopper, weights, start_time, stopper):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]

@@ -12,6 +12,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ddim._io import limits, reading
+from ddim.data.image import SUFFIXES as IMAGES
+from ddim.data.image import list_files
 from ddim.errors import DdimError, printable
 
 SHARES = {"train": (0.0, 0.9), "validation": (0.9, 0.95), "test": (0.95, 1.0)}
@@ -214,10 +216,15 @@ def characters(source: str | Path) -> str:
 
 
 def is_text(source: str | Path) -> bool:
-    """Whether a source is a text file, or a folder with text files."""
+    """Whether a source is a text file, or a folder of texts.
+
+    A folder is of texts if it has a file train.txt, or text files and no images: captions, notes or a licence beside
+    images do not make it one.
+    """
     path = Path(source).expanduser()
     if path.is_dir():
-        return any(path.glob("*.txt"))
+        texts = any(path.glob("*.txt"))
+        return (path / "train.txt").is_file() or (texts and not list_files(path, IMAGES | {".parquet"}))
     return path.suffix.lower() == ".txt"
 
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ddim.data.policy import ImagePolicy
 from ddim.errors import DdimError
 from ddim.model.config import CategoricalConfig, Policy, ScheduleConfig, TrainConfig
 from ddim.names import Predicts
 from ddim.nn.transformer import TransformerConfig
 from ddim.nn.unet import UNetConfig
+from ddim.train import photos
 
 
 class Preset(BaseModel):
@@ -72,6 +74,22 @@ _TOKENS: dict[str, Any] = {"predicts": "x0", "schedule": {"name": "cosine"}}
 _LSUN = {"channels": 128, "multipliers": (1, 1, 2, 2, 4, 4), "attention": (16,), "dropout": 0.0}
 
 PRESETS: dict[str, Preset] = {
+    "photos": _preset(
+        "a folder of images, any size; the network and recipe follow from --budget and the measured speed",
+        32,
+        3,
+        photos.network(photos.SCALES[0], ImagePolicy(height=32, width=32, channels=3)),
+        {
+            **photos.recipe(photos.SCALES[0], 1000),
+            "steps": None,
+            "budget": 1800.0,
+            "decay": "linear",
+            "decay_fraction": 0.7,
+            "betas": (0.9, 0.99),
+            "ema_half_life": 0.05,
+            **_V,
+        },
+    ),
     "digits": _preset(
         "scikit-learn's 8x8 digits; for quick experiments, one or two minutes on two cores",
         8,

@@ -39,7 +39,7 @@ from ddim.train.error_table import interpolate
 from ddim.train.logger import MetricsLogger
 from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
-from ddim.train.trainer import Trainer, not_finite
+from ddim.train.trainer import StepAbandoned, Trainer, not_finite
 
 PREVIEWS = 36
 MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
@@ -79,6 +79,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
     started: float | None = None,
+    abandon: Callable[[], bool] | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -91,6 +92,8 @@ def train(
         stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
         weights: Initial weights of a new run, if `config.init_from` names a model.
         started: Start time of the budget, from `time.monotonic`; default: now.
+        abandon: Called often during a step on a CPU and during a preview; if it returns True, that step or preview is
+            abandoned, the last complete step is saved, and the run stops.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -107,6 +110,7 @@ def train(
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
         loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
+        loop.trainer.abandon = abandon
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
@@ -150,6 +154,7 @@ class _TrainingLoop:
             config.init_from.steps if config.init_from else 0,
         )
         self.share, self.ended = clock.share, False
+        self.begun = 0, 0.0  # step and share at the start of this process's training
         self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
@@ -159,6 +164,15 @@ class _TrainingLoop:
         self.statistics = None if model.categorical else statistics_of(images, self.modality.read)
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        try:
+            yield from self._steps(stop)
+        except StepAbandoned:
+            self._check_losses()
+            if self.trainer.step > self.trainer.start_step:
+                self._save(self.trainer.over)
+            yield self._report()
+
+    def _steps(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
         status, exported = self._resume(), self._exported()
         yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
@@ -169,16 +183,16 @@ class _TrainingLoop:
         if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
-        now = time.monotonic()
+        now, self.begun = time.monotonic(), (trainer.step, self.clock.share)
         with MetricsLogger(self.folder, trainer.step) as self.metrics:
             for update in trainer.updates():
                 self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
-                self.share = self.clock.share
+                self.share = self.clock.after_step()
                 self.waiting.append((update.step, update.loss, update.grad_norm))
                 events = []
                 last = trainer.over
                 stopping = stop()
-                due = update.step % recipe.checkpoint_every == 0 or last or stopping
+                due = update.step % recipe.checkpoint_every == 0 or last or stopping or self.clock.unmeasured("save")
                 if update.step % recipe.log_every == 0:
                     self._log(update.step, update.lr)
                 elif due or self.device.type == "cpu":
@@ -202,9 +216,9 @@ class _TrainingLoop:
 
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
-        steps, start_step = self.config.train.steps, self.trainer.start_step
-        estimate = start_step + (self.trainer.step - start_step) / self.share if self.share > MIN_SHARE else math.inf
-        estimate = min(estimate, math.inf if steps is None else steps)
+        steps, step, used = self.config.train.steps, self.trainer.step, self.share - self.begun[1]
+        estimate = step + (step - self.begun[0]) * (1 - self.share) / used if used > MIN_SHARE else math.inf
+        estimate = min(step if self.share >= 1 else estimate, math.inf if steps is None else steps)
         return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
     def _images_seen(self) -> int:
@@ -311,12 +325,24 @@ class _TrainingLoop:
         model = build_model(self.trainer.ema.module, self.config.model, self.device)
         if self.preview_plan is None:
             self.preview_plan = model.plan()
-        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), self.config.train.seed, labels)
+        through = self._abandonable if self.trainer.abandon else None
+        seed = self.config.train.seed
+        batches = model.sample_blocks(self.preview_plan, range(PREVIEWS), seed, labels, through=through)
         samples = [sample for batch in batches for sample in self.modality.render(batch)]
         path = make_folder(self.folder / "previews") / f"{self.trainer.step:08d}"
         return self.modality.preview(path, samples).name
 
+    def _abandonable(self, denoise: Any) -> Any:
+        """A denoiser that raises `StepAbandoned` on request."""
+
+        def checked(*arguments: Any) -> Any:
+            if self.trainer.abandon and self.trainer.abandon():
+                raise StepAbandoned
+            return denoise(*arguments)
+
+        return checked
+
     def _preview_due(self, missing: bool = False) -> bool:
         step, every = self.trainer.step, self.config.train.preview_every
-        due = every > 0 and (step % every == 0 or self.trainer.over)
+        due = every > 0 and (step % every == 0 or self.trainer.over or self.clock.unmeasured("preview"))
         return due and not (missing and [*self.folder.glob(f"previews/{step:08d}.*")])

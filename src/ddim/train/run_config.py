@@ -104,10 +104,9 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     """
     path = folder / RUN
     text = seal(to_json(config))
-    if not path.exists():
+    if (old := read_run(folder)) is None:
         write_atomic(path, text)
         return
-    old = parse(RunConfig, read_sealed(path), path)
     if old == config:
         return
     changeable = {name: getattr(old.train, name) for name in (*LENGTH, *INTERVALS)}
@@ -124,6 +123,16 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
         decay = "" if config.train.decay == "none" else "; the learning rate decays to the new end"
         warn(f"{folder}: was a run of {length(old.train)} and is resumed to {length(config.train)}{decay}")
     write_atomic(path, text)
+
+
+def read_run(folder: Path) -> RunConfig | None:
+    """The configuration of the run in a folder; None if there is no run.
+
+    Raises:
+        DdimError: If its file is damaged.
+    """
+    path = folder / RUN
+    return parse(RunConfig, read_sealed(path), path) if path.exists() else None
 
 
 def length(recipe: TrainConfig) -> str:

@@ -44,6 +44,10 @@ class Update:
     lr: float
 
 
+class StepAbandoned(Exception):
+    """A step was abandoned on request; the trainer's state is that of the last complete step."""
+
+
 class TimestepError:
     """Exponential moving average of the network's error at each timestep (`Loss.eps_mse`) during training.
 
@@ -90,6 +94,7 @@ class Trainer:
     Attributes:
         spent: Function that returns the fraction of the recipe's time budget used, in [0, 1]; set by the caller if
             there is a budget.
+        abandon: Function called often during a step on a CPU; once it returns True, the step is abandoned.
     """
 
     def __init__(
@@ -126,6 +131,7 @@ class Trainer:
         self.errors = TimestepError(objective.schedule.T, self.device)
         self.step = self.start_step = start_step
         self.spent: Callable[[], float] = lambda: 0.0
+        self.abandon: Callable[[], bool] | None = None
 
     def lr(self, step: int) -> float:
         """The learning rate of a step, counted from 0: warm-up, constant, then the recipe's decay to 0."""
@@ -151,10 +157,37 @@ class Trainer:
         Raises:
             DdimError: On a CPU, if the loss or gradient is not finite; the update of that step is not applied. On a
                 GPU the caller must check the losses before saving anything, and raise `not_finite`.
+            StepAbandoned: If `abandon` returns True during a step.
         """
-        with contextlib.closing(self.loader.batches(self.step)) as batches:
+        with contextlib.closing(self.loader.batches(self.step)) as batches, self._abandonable():
             while not self.over:
-                yield self._update(*next(batches))
+                yield self.update(*next(batches))
+
+    @contextlib.contextmanager
+    def _abandonable(self) -> Iterator[None]:
+        """Call `abandon` after each layer, forward and backward; nothing changes the state before that is over."""
+
+        def check(*_: Any) -> None:
+            if self.abandon and self.abandon():
+                raise StepAbandoned
+
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            check()
+            if isinstance(output, Tensor) and output.requires_grad:
+                output.register_hook(check)  # type: ignore[no-untyped-call]
+
+        watched = self.abandon and self.device.type == "cpu" and not self.recipe.compile
+        layers = [module for module in self.network.modules() if not [*module.children()]] if watched else []
+        handles = [layer.register_forward_hook(after) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def update(self, batch: Tensor, labels: Tensor | None) -> Update:
+        """Train one step on a batch of the data and its labels, on the training device; see `updates`."""
+        return self._update(batch, labels)
 
     def _update(self, batch: Tensor, labels: Tensor | None) -> Update:
         rate, recipe = self.lr(self.step), self.recipe
