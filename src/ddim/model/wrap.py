@@ -30,6 +30,7 @@ from ddim.errors import DdimError, warn
 from ddim.model.denoisers import MEANS, ExternalDenoiser, Output, Time, teller
 from ddim.model.devices import usable
 from ddim.model.runner import Runner
+from ddim.nn.base import Network
 from ddim.plan.base import BasePlan
 from ddim.plan.plan import Plan
 from ddim.plan.row import Row
@@ -68,7 +69,8 @@ def wrap(
         predicts: "eps", "x0" or "v"; "edm" for a denoiser of y = x / signal, "velocity" for eps - x_0 of flow matching.
         shape: Shape of one sample, such as (C, H, W); it can be passed to `sample` instead.
         time: The time passed to the module: a name from the table above, or a function of the level. By default
-            "index", but "sigma" for edm and "flow" for velocity.
+            "index", the time that training passes (see `ddim.objective.mse.Objective.loss`), but "sigma" for edm,
+            "flow" for velocity and "index+1" for a bundled network.
         data_at: 1 for a velocity x_0 - eps, from a library in which time 1 is the data.
         dtype: The dtype of the module's input; by default that of its first parameter. The module itself is not cast.
         device: The device of the module's input; by default that of its first parameter. The module itself is not
@@ -87,7 +89,8 @@ def wrap(
     """
     _check(predicts, data_at)
     noise_schedule, place = _schedule(schedule), None if device is None else usable(device)
-    time_name = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
+    default = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index+1" if isinstance(module, Network) else "index")
+    time_name = default if time is None else time
     tell = time_name if callable(time_name) else teller(time_name, noise_schedule.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
