@@ -16,7 +16,7 @@ from ddim.cli._recipe import add_setting, configure
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper
 from ddim.errors import DdimError
-from ddim.names import LOSS_WEIGHTS
+from ddim.names import LOGGERS, LOSS_WEIGHTS
 
 if TYPE_CHECKING:
     from ddim.data import ImageSet
@@ -112,6 +112,11 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 @click.option("--keep", type=int, help="Number of checkpoints to keep.")
 @click.option("--preview-every", type=int, help="Steps between preview sheets, 0 for none.")
 @click.option("--log-every", type=int, help="Steps between lines of metrics.jsonl.")
+@click.option(
+    "--log",
+    type=click.Choice(LOGGERS),
+    help="Log the metrics to this as well as to metrics.jsonl. [default: tensorboard, if installed]",
+)
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     data: str,
@@ -132,6 +137,7 @@ def command(
     budget: float | None,
     compile_: bool | None,
     device: str | None,
+    log: str | None,
     settings: tuple[str, ...],
     **options: Any,
 ) -> None:
@@ -152,8 +158,10 @@ def command(
       ddim train ./photos --preset cifar10 --size 48 --set network.channels=96 --out runs/small
     """
     start_time = time.monotonic()
+    from ddim.train.logger import check_logger
     from ddim.train.run_config import RunConfig, check_run_dir
 
+    check_logger(log)
     name, recipe = _recipe(data, preset_name)
     of_text = len(recipe.data.shape) == 1
     text_options = {"--tokenizer": tokenizer, "--length": length}
@@ -192,7 +200,8 @@ def command(
     }
     record["data_fingerprint"] = dataset.fingerprint()
     origin, weights = initial_weights(source, model) if source else (None, None)
-    _train(out, RunConfig(**record, model=model, train=train, init_from=origin), dataset, device, weights, start_time)
+    config = RunConfig(**record, model=model, train=train, init_from=origin)
+    _train(out, config, dataset, device, weights, start_time, log)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -243,7 +252,13 @@ def _check_modality(preset: str, of_text: bool, text: dict[str, Any], images: di
 
 
 def _train(
-    out: Path, config: Any, data: ImageSet | TextSet, device: str | None, weights: Any, start_time: float
+    out: Path,
+    config: Any,
+    data: ImageSet | TextSet,
+    device: str | None,
+    weights: Any,
+    start_time: float,
+    log: str | None,
 ) -> None:
     import torch
 
@@ -257,7 +272,7 @@ def _train(
     with Stopper() as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in run.train(out, config, data, device, line, stopper, weights, start_time):
+        for report in run.train(out, config, data, device, line, stopper, weights, start_time, log):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]

@@ -36,14 +36,14 @@ from ddim.process import rng
 from ddim.train import states
 from ddim.train.clock import Clock
 from ddim.train.error_table import interpolate
-from ddim.train.logger import MetricsLogger
+from ddim.train.logger import IDS, Logger, MetricsLogger, check_logger
 from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
 from ddim.train.trainer import Trainer, not_finite
 
 PREVIEWS = 36
 MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
-_PARTIAL = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
+_PARTIAL = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard", "wandb", IDS)  # removed if the run fails before its first result
 MIN_COVERAGE = 0.1  # fraction of the timesteps with an error estimate that the model's error table needs
 
 
@@ -77,6 +77,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
     started: float | None = None,
+    log: str | Logger | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -89,6 +90,7 @@ def train(
         stop: Called after every step; if it returns True, a checkpoint is written and the run stops.
         weights: Initial weights of a new run, if `config.init_from` names a model.
         started: Start time of the budget, from `time.monotonic`; default: now.
+        log: Where metrics are logged besides metrics.jsonl, see `ddim.train.logger.logger_of`.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -97,6 +99,7 @@ def train(
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
     check_data(config, images)
+    check_logger(log)
     check_run_dir(folder)
     with claimed(folder, *_PARTIAL) as claim:
         for part in (folder, folder / "previews"):
@@ -105,6 +108,7 @@ def train(
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
         loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
+        loop.log = log
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
@@ -116,6 +120,8 @@ def train(
 
 
 class _TrainingLoop:
+    log: str | Logger | None = None
+
     def __init__(
         self,
         folder: Path,
@@ -168,7 +174,8 @@ class _TrainingLoop:
             with self.clock.timed("preview"):
                 self._preview()
         now = time.monotonic()
-        with MetricsLogger(self.folder, trainer.step) as self.metrics:
+        settings = self.config.train.model_dump(mode="json")
+        with MetricsLogger(self.folder, trainer.step, self.log, settings) as self.metrics:
             for update in trainer.updates():
                 self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
                 self.share = self.clock.share
