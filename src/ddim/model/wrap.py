@@ -90,7 +90,7 @@ def wrap(
         DdimWarning: If the module was in training mode; it is put into evaluation mode.
     """
     _check(predicts, data_at)
-    noise_schedule, place = _schedule(schedule), None if device is None else usable(device)
+    noise_schedule, place = schedule_of(schedule), None if device is None else usable(device)
     default = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index+1" if isinstance(module, Network) else "index")
     time_name = default if time is None else time
     tell = time_name if callable(time_name) else teller(time_name, noise_schedule.T, data_at)
@@ -202,7 +202,12 @@ def _as_module(
     return dtype or (first.dtype if first.is_floating_point() else None), device or first.device
 
 
-def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+def schedule_of(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+    """The schedule itself, that of a name, or that of betas (T,).
+
+    Raises:
+        DdimError: If it is none of these.
+    """
     if isinstance(value, Schedule):
         return value
     if isinstance(value, str):

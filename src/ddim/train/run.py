@@ -23,13 +23,12 @@ import ddim
 from ddim._io.atomic import claimed, make_folder
 from ddim._io.reading import entry
 from ddim._io.temporary import remove_parts
-from ddim.data.image_set import ImageSet
-from ddim.data.text import TextSet
 from ddim.errors import DdimError, warn
 from ddim.model import checkpoint
 from ddim.model.config import ModelConfig, Provenance
 from ddim.model.load import build_model
 from ddim.model.modality import modality_of
+from ddim.model.network_config import NetworkConfig
 from ddim.model.plausible import statistics_of
 from ddim.plan.base import BasePlan
 from ddim.process import rng
@@ -37,7 +36,7 @@ from ddim.train import states
 from ddim.train.clock import Clock
 from ddim.train.error_table import interpolate
 from ddim.train.logger import IDS, Logger, MetricsLogger, check_logger
-from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
+from ddim.train.run_config import RUN, NetworkRunConfig, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
 from ddim.train.trainer import Trainer, not_finite
 
@@ -70,14 +69,15 @@ class Report:
 
 def train(
     folder: Path,
-    config: RunConfig,
-    images: ImageSet | TextSet,
+    config: RunConfig | NetworkRunConfig,
+    images: Any,
     device: torch.device | str,
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
     started: float | None = None,
     log: str | Logger | None = None,
+    loop_type: type[TrainingLoop] | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -91,6 +91,7 @@ def train(
         weights: Initial weights of a new run, if `config.init_from` names a model.
         started: Start time of the budget, from `time.monotonic`; default: now.
         log: Where metrics are logged besides metrics.jsonl, see `ddim.train.logger.logger_of`.
+        loop_type: The training loop, which decides what is trained; by default that of this library's networks.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -98,7 +99,8 @@ def train(
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
-    check_data(config, images)
+    if isinstance(config, RunConfig):
+        check_data(config, images)
     check_logger(log)
     check_run_dir(folder)
     with claimed(folder, *_PARTIAL) as claim:
@@ -107,7 +109,7 @@ def train(
         checkpoint.remove_earlier_parts(folder / "model")
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
-        loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
+        loop = (loop_type or TrainingLoop)(folder, config, images, torch.device(device), command, weights, clock)
         loop.log = log
         try:
             for report in loop.reports(stop):
@@ -119,40 +121,35 @@ def train(
                 claim.keep()
 
 
-class _TrainingLoop:
+class TrainingLoop:
+    """The steps of a run with everything that is written on the way.
+
+    Args:
+        folder: The run directory.
+        config: The run's configuration.
+        images: The dataset.
+        device: The training device.
+        command: The command, for the model's provenance.
+        weights: Initial weights of a new run, or None.
+        clock: The clock of the budget.
+    """
+
     log: str | Logger | None = None
 
     def __init__(
         self,
         folder: Path,
-        config: RunConfig,
-        images: ImageSet | TextSet,
+        config: Any,
+        images: Any,
         device: torch.device,
         command: str,
         weights: Mapping[str, torch.Tensor] | None,
         clock: Clock,
     ):
         self.folder, self.config, self.images, self.command = folder, config, images, command
-        recipe, model, self.clock = config.train, config.model, clock
-        with rng.temporary_seed("cpu", recipe.seed):
-            self.network = model.network.build()
-        if weights is not None:
-            checkpoint.fill(self.network, weights, "weights")
-        self.network = self.network.to(device)
-        self.device, self.modality = device, modality_of(model)
-        self.objective = self.modality.loss(recipe.gamma, device, recipe.times)
-        classes = model.network.classes
-        self.trainer = Trainer(
-            self.network,
-            self.objective,
-            images.batch,
-            len(images),
-            recipe,
-            images.labels if classes else None,
-            classes,
-            self.modality.read,
-            config.init_from.steps if config.init_from else 0,
-        )
+        self.device, self.clock = device, clock
+        self.trainer = self._new_trainer(weights)
+        self.objective = self.trainer.objective
         self.share, self.ended = clock.share, False
         self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
@@ -160,7 +157,27 @@ class _TrainingLoop:
         self.saved, self.logged = -1, False
         self.rejected: set[Path] = set()
         self.preview_plan: BasePlan[Any] | None = None
+
+    def _new_trainer(self, weights: Mapping[str, torch.Tensor] | None) -> Trainer:
+        """The trainer of the network."""
+        recipe, model, images = self.config.train, self.config.model, self.images
+        with rng.temporary_seed("cpu", recipe.seed):
+            network = model.network.build()
+        if weights is not None:
+            checkpoint.fill(network, weights, "weights")
+        self.modality, classes = modality_of(model), model.network.classes
         self.statistics = None if model.categorical else statistics_of(images, self.modality.read)
+        return Trainer(
+            network.to(self.device),
+            self.modality.loss(recipe.gamma, self.device, recipe.times),
+            images.batch,
+            len(images),
+            recipe,
+            images.labels if classes else None,
+            classes,
+            self.modality.read,
+            self.config.init_from.steps if self.config.init_from else 0,
+        )
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
         recipe, trainer = self.config.train, self.trainer
@@ -288,7 +305,7 @@ class _TrainingLoop:
         config = self._model_config()
         checkpoint.write(self.folder / "model", config, self.trainer.ema.module.state_dict())
 
-    def _model_config(self) -> ModelConfig:
+    def _model_config(self) -> ModelConfig | NetworkConfig:
         step, recipe = self.trainer.step, self.config.train
         times, errors = self.trainer.errors.means()
         T = self.objective.schedule.T
@@ -308,7 +325,8 @@ class _TrainingLoop:
             error_from="training" if error else "",
         )
         update = {"provenance": provenance, "error": error, "statistics": self.statistics}
-        return self.config.model.model_copy(update=update)
+        model: ModelConfig = self.config.model.model_copy(update=update)
+        return model
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes

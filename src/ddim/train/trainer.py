@@ -125,8 +125,9 @@ class Trainer:
         if recipe.compile:
             forward = torch.compile(network, mode=recipe.compile_mode, dynamic=False)
         self.forward = from_index(forward) if isinstance(network, Network) else forward
+        self.trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            network.parameters(),
+            self.trained,
             lr=recipe.lr,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
@@ -188,7 +189,10 @@ class Trainer:
                 (loss / recipe.accumulate).backward()
                 total += loss.detach() / recipe.accumulate
                 errors.append(error)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
+        for parameter in self.trained:  # the optimiser's state must cover parameters that the network does not use
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = nn.utils.clip_grad_norm_(self.trained, recipe.clip_grad)
         # On a GPU this check would synchronise at every step, so the caller checks from time to time instead.
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
@@ -255,7 +259,7 @@ class Trainer:
 
     def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Raise ValueError for an optimiser state that would fail at the first step."""
-        parameters = list(self.network.parameters())
+        parameters = self.trained
         if moments and sorted(moments) != list(range(len(parameters))):
             raise ValueError("the optimiser and the network have different parameters")
         for index, values in moments.items():
