@@ -16,13 +16,17 @@ from ddim.train.trainer import Trainer
 class Net(nn.Module):
     """x (B, 2) and the time (B,), int64 in 0..T - 1, to an output of the shape of x."""
 
-    def __init__(self, width: int = 64):
+    def __init__(self, width: int = 128):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.hidden = nn.ModuleList([nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, width)])
         self.out = nn.Linear(width, 2)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        return self.out(self.layers(torch.cat([x, time[:, None] / 1000], dim=1)))
+        u = time[:, None] / 1000
+        x = torch.cat([x, u, u.sqrt()], dim=1)
+        for layer in self.hidden:
+            x = nn.functional.silu(layer(x))
+        return self.out(x)
 
 
 def main(steps: int = 1000) -> tuple[Tensor, Tensor]:
@@ -30,9 +34,9 @@ def main(steps: int = 1000) -> tuple[Tensor, Tensor]:
     points = torch.cat([angles.cos(), angles.sin()], dim=1)
 
     # The parts: a loader, an objective, a trainer, and the trained network wrapped for sampling.
-    loader = DataLoader(TensorDataset(points), batch_size=128, shuffle=True)
+    loader = DataLoader(TensorDataset(points), batch_size=256, shuffle=True)
     schedule = ddim.schedule.linear()
-    recipe = TrainConfig(steps=steps, lr=2e-3, warmup=50, decay="cosine", ema=0.99, precision="float32")
+    recipe = TrainConfig(steps=steps, lr=3e-3, warmup=20, decay="cosine", ema=0.98, precision="float32")
     trainer = Trainer(Net(), Objective(schedule, "v", "v"), loader, recipe=recipe)
     for update in trainer.updates():
         if update.step % 250 == 0:
@@ -42,8 +46,8 @@ def main(steps: int = 1000) -> tuple[Tensor, Tensor]:
 
     # The same with checkpoints, logging and resuming, in a folder that ddim.load(folder, network=Net()) reads.
     with tempfile.TemporaryDirectory() as folder:
-        fitted = ddim.fit(points, Net(), out=f"{folder}/run", steps=steps, lr=2e-3, log="none").sample(500, steps=20)
-    return by_hand, fitted
+        mine = ddim.fit(points, Net(), out=f"{folder}/run", steps=steps, batch=256, lr=3e-3, log="none")
+    return by_hand, mine.sample(500, steps=20)
 
 
 if __name__ == "__main__":

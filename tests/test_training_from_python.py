@@ -39,7 +39,7 @@ class Net(nn.Module):
         self.scale, self.shift = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.tensor(0.1))
         self.convolution = None if kernel is None else [nn.Conv1d, nn.Conv2d, nn.Conv3d][kernel - 1](1, 1, 1)
         self.frozen = nn.Parameter(torch.ones(2), requires_grad=False)
-        self.unused = nn.Linear(2, 2)
+        self.unused = nn.Parameter(torch.ones(2))
         self.register_buffer("calls", torch.zeros(()))
         self.times: list[Tensor] = []
 
@@ -64,7 +64,7 @@ def settings(**changes: Any) -> TrainConfig:
 def test_training_and_sampling_pass_the_same_times() -> None:
     """Over all timesteps, the set of times of training is that of sampling with every step, and the dtype too."""
     schedule, network = linear(6, beta_end=0.5), Net()
-    trainer = Trainer(network, Objective(schedule, "v"), data(2), recipe=settings(steps=30))
+    trainer = Trainer(network, Objective(schedule, "v"), data(2), recipe=settings(steps=12))
     for _ in trainer.updates():
         pass
     trained = torch.cat(network.times)
@@ -287,7 +287,7 @@ def test_a_folder_is_data_only(tmp_path: Path) -> None:
         ddim.load(tmp_path)
     with pytest.raises(DdimError, match=r"^mnist: "):
         ddim.load("mnist", network=Net())
-    with pytest.raises(DdimError, match="frozen|scale"):
+    with pytest.raises(DdimError, match="weight is missing"):
         ddim.load(tmp_path, network=nn.Linear(2, 2))
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json"}
     assert mine.shape == (2,)
@@ -306,7 +306,7 @@ def test_fit_builds_a_u_net_for_images_only(tmp_path: Path) -> None:
     [
         ({"flip": True}, "flip"),
         ({"given": Again()}, "batch"),
-        ({"given": iter([])}, "data"),
+        ({"given": iter([]), "batch": None}, "data"),
         ({"given": torch.from_numpy(stripes(4))}, "data"),
         ({"given": torch.zeros(3)}, "data"),
         ({"network": nn.Identity()}, "network"),
@@ -353,8 +353,8 @@ def test_points_are_sampled_in_few_calls_and_bits_do_not_depend_on_n() -> None:
 
 
 def test_the_example_trains_by_both_routes() -> None:
-    """After a few steps the samples of points on a circle are closer to it than noise is."""
+    """After a few steps the samples of points on a circle are closer to it than noise is, whose mean is 0.54."""
     example = runpy.run_path(str(ROOT / "examples" / "train_from_python.py"))
-    for samples in example["main"](250):
+    for samples in example["main"](400):
         assert samples.shape == (500, 2)
-        assert (samples.norm(dim=1) - 1).abs().mean() < 0.3
+        assert (samples.norm(dim=1) - 1).abs().mean() < 0.4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copyreg
+import sys
 import warnings
 from typing import Any
 
@@ -86,10 +87,13 @@ class DdimWarning(UserWarning):
 
 
 def warn(message: str, hint: str = "") -> None:
-    """Emit a `DdimWarning`: a request was changed or partly shown out.
+    """Emit a `DdimWarning`, at the line of the caller of this package: a request was changed or partly shown out.
 
     Args:
         message: What was changed, and why.
         hint: The hint: how to avoid it, see `either`.
     """
-    warnings.warn(DdimWarning(message, hint), stacklevel=3)
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).split(".")[0] == "ddim":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(DdimWarning(message, hint), stacklevel=level)
