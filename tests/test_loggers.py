@@ -68,9 +68,7 @@ def train(folder: Path, steps: int = 6, **settings: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
-def test_a_run_is_logged_and_resumed_under_one_id(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_is_logged_and_resumed_under_one_id(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = stub(name, monkeypatch)
     train(tmp_path / "run", log=name)
     assert [step for step, _ in recorded.logged] == [3, 6]

@@ -271,7 +271,7 @@ def test_an_interrupted_fit_resumes_to_the_same_bits(tmp_path: Path) -> None:
         assert torch.equal(value, resumed.module.state_dict()[key]), key
     again = Net()
     assert torch.equal(fit(tmp_path / "run", network=again, steps=60, checkpoint_every=20).sample(2), whole.sample(2))
-    assert not again.times[0].shape == (8,)  # a finished run is loaded, not trained again
+    assert again.times[0].shape != (8,)  # a finished run is loaded, not trained again
 
 
 def test_another_fit_in_the_same_folder_is_an_error(tmp_path: Path) -> None:

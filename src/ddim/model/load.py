@@ -117,7 +117,7 @@ def load_network(
         assert config.unet is not None
         with rng.temporary_seed("cpu", 0):
             network = config.unet.build()
-    checkpoint.fill(network, weights, name)
+    checkpoint.fill(network, weights, name, "construct the network as for training")
     network = network.eval().to(network_device(network) if device is None else usable(device))
     schedule = config.build_schedule()
     return wrap(network, schedule, predicts=config.predicts, shape=config.shape, micro_batch=micro_batch)

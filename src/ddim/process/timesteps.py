@@ -197,11 +197,12 @@ def sampling_levels(
     steps: int | None = None,
     encode: bool = False,
     top: int | None = None,
+    requested: bool = True,
 ) -> tuple[Level, ...]:
     """The levels of a sampling run, from the noisiest down to clean data.
 
-    For a network that predicts eps, every named spacing starts where noise / signal is about 60, with a warning if that
-    is below T: see `ddim.process.start`. A list of timesteps is used unchanged.
+    For a network that predicts eps, every named spacing starts where noise / signal is about 60: see
+    `ddim.process.start`. If that is below T, a spacing that was requested warns. A list of timesteps is used unchanged.
 
     Args:
         schedule: The schedule.
@@ -210,6 +211,7 @@ def sampling_levels(
         steps: S, the number of timesteps; omit it with a list.
         encode: Return rising levels, from clean data to the noisiest.
         top: The noisiest timestep of a named spacing, for runs that start from a partly noised image.
+        requested: Whether the user named the spacing; a default does not warn.
 
     Raises:
         DdimError: See `ddim.timesteps.tau`; or if `top` is given with a list of timesteps.
@@ -221,7 +223,7 @@ def sampling_levels(
         raise DdimError(f"top {top}", "is given with a list of timesteps", "end the list there")
     if top is None and predicts == "eps" and isinstance(grid, str) and steps:
         top = max(start_time(schedule, predicts), min(steps, schedule.T))
-        if top < schedule.T:
+        if top < schedule.T and requested:
             reason = f"this network predicts eps, and noise / signal is {schedule.level(top).ratio:.3g} there"
             warn(f"grid {grid}: starts at t = {top}, not T = {schedule.T}: {reason}")
     times = [0.0, *tau(schedule, grid, steps, top)]

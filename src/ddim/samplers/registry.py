@@ -144,7 +144,10 @@ class Planner:
         if clip_x0 is None and not settings.encode and self.clipping is not None and (why := self.clipping()):
             clip_x0 = True
             warn(f"x0 is clipped to [-1, 1] in every step, {why}", either("use clip_x0=False to disable it"))
-        levels = timesteps.sampling_levels(self.schedule, self.predicts, grid, steps, settings.encode, settings.top)
+        asked = settings.grid is not None
+        levels = timesteps.sampling_levels(
+            self.schedule, self.predicts, grid, steps, settings.encode, settings.top, asked
+        )
         clean_as = self.schedule.level(1) if settings.encode else None
         about = f"{chosen}{grid if isinstance(grid, str) else 'custom grid'}, S={len(levels) - 1}"
         if sampler == "ddim":

@@ -61,7 +61,9 @@ def loader_of(
     """
     if is_stream(data):
         if not isinstance(data, Iterable):
-            raise DdimError("data", f"are {type(data).__name__}", "pass a tensor, a Dataset, a DataLoader or an iterable")
+            raise DdimError(
+                "data", f"are {type(data).__name__}", "pass a tensor, a Dataset, a DataLoader or an iterable"
+            )
         if labels is not None:
             raise DdimError("labels", "cannot be matched with batches of an iterable", "pass a tensor or a Dataset")
         return StreamLoader(data, device)

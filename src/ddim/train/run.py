@@ -42,7 +42,14 @@ from ddim.train.trainer import Trainer, not_finite
 
 PREVIEWS = 36
 MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
-_PARTIAL = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard", "wandb", IDS)  # removed if the run fails before its first result
+_PARTIAL = (
+    RUN,
+    states.FOLDER,
+    "metrics.jsonl",
+    "tensorboard",
+    "wandb",
+    IDS,
+)  # removed if the run fails before its first result
 MIN_COVERAGE = 0.1  # fraction of the timesteps with an error estimate that the model's error table needs
 
 
@@ -180,6 +187,7 @@ class TrainingLoop:
         )
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        """Train from the last checkpoint until the end, or until `stop` returns True."""
         recipe, trainer = self.config.train, self.trainer
         status, exported = self._resume(), self._exported()
         yield self._report(f"{status}, compiling the network first" if recipe.compile and not trainer.over else status)
