@@ -323,9 +323,16 @@ def test_arguments_that_cannot_be_used_leave_no_folder(changes: dict[str, Any], 
 def test_commands_refuse_the_folder_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from models import ddim as command
 
-    fit(tmp_path / "run", steps=1)
-    assert command("info", tmp_path / "run") == 2
-    assert "network" in capsys.readouterr().err
+    fit(tmp_path / "network", steps=1)
+    ddim.fit(data(1, 8, 8, count=4), out=tmp_path / "u-net", steps=1, batch=2, log="none")
+    capsys.readouterr()
+    for name in ("network", "u-net"):
+        for words in (("info",), ("sample", "--out", tmp_path / "samples")):
+            assert command(*words[:1], tmp_path / name, *words[1:]) == 2
+            [line] = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: ")
+            assert name in line
+    assert not (tmp_path / "samples").exists()
 
 
 # ---------------------------------------------------------------- micro-batches

@@ -112,9 +112,14 @@ def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
     """Load the model of a command's MODEL argument, of any modality."""
     from ddim.model.load import load
+    from ddim.model.model import Model
 
     check_device(device)
-    model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
+    model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[call-overload]
+    if not isinstance(model, Model):
+        raise DdimError(
+            name, "is a network of ddim.fit, not a model of this library", "load it in Python, by ddim.load"
+        )
     for note in model.notes:
         click.echo(f"note: {note}", err=True)
     return model

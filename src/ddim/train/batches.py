@@ -176,7 +176,7 @@ class BatchLoader:
         if storage != "auto" or self.device.type != "cuda":
             return storage == "device"
         free, _ = torch.cuda.mem_get_info(self.device)
-        return self.images(np.arange(1)).nbytes * self.count <= MAX_FRACTION * free
+        return int(self.images(np.arange(1)).nbytes) * self.count <= MAX_FRACTION * free
 
     def _load_all(self) -> Tensor:
         """The whole dataset as one tensor on the device."""

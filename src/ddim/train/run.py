@@ -239,8 +239,9 @@ class TrainingLoop:
 
     def _images_seen(self) -> int:
         """Images trained on so far, including those behind the initial weights."""
-        before = self.config.init_from.images_seen if self.config.init_from else 0
-        return before + (self.trainer.step - self.trainer.start_step) * self.config.train.batch
+        before: int = self.config.init_from.images_seen if self.config.init_from else 0
+        batch: int = self.config.train.batch
+        return before + (self.trainer.step - self.trainer.start_step) * batch
 
     def _check_losses(self) -> None:
         """Check and sum the losses since the last call; on a GPU this synchronises."""
