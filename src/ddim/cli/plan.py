@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from ddim.cli._emulation import comparison, like_option, make_like
-from ddim.cli._options import grid_option, make_plan, noise_options, sampler_option, sharpness_options, steps_option
+from ddim.cli._options import (
+    grid_option,
+    make_plan,
+    noise_options,
+    only_model,
+    sampler_option,
+    sharpness_options,
+    steps_option,
+)
 from ddim.errors import DdimError
 
 
@@ -62,7 +70,7 @@ def command(
         raise DdimError("--diff", problem, hint)
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
-    loaded = load(model, "cpu")
+    loaded = only_model(load(model, "cpu"), model)
     table: Any
     like_settings: dict[str, Any] = {}
     if like is None:
