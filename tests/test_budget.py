@@ -47,8 +47,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     monkeypatch.setattr(clock_module, "time", fake)
     for owner, name, cost in (
         (Trainer, "_update", 1.0),
-        (runs._TrainingLoop, "_save", 2.0),
-        (runs._TrainingLoop, "_preview", 1.0),
+        (runs.TrainingLoop, "_save", 2.0),
+        (runs.TrainingLoop, "_preview", 1.0),
     ):
         real = getattr(owner, name)
 

@@ -49,7 +49,7 @@ class Ideal(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         assert t.shape == (len(x),)
         assert t.dtype == torch.float32
-        level = self.on.level(float(t[0]))
+        level = self.on.level(float(t[0]) + 1)
         pair = DATA.denoise(x, level)
         return {"eps": pair.eps, "x0": pair.x0, "v": v_from_pair(pair.x0, pair.eps, level)}[self.kind]
 
@@ -92,16 +92,17 @@ def test_a_wrong_schedule_is_detected(kind: Predicts) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_wrong_time_conventions_are_detected(kind: Predicts) -> None:
-    """Times in 0..1 instead of 1..T, reversed times, and times from 0, which `time_offset` corrects."""
+    """Times in 0..1 instead of 0..T - 1, reversed times, and times from 1, which `time_offset` corrects."""
     inner, x0 = Ideal(kind), DATA.sample(1024, seed=1)
     assert FOLLOWS in network(lambda x, t: inner(x, t / 1000), kind, x0=x0)
-    assert FOLLOWS in network(lambda x, t: inner(x, 1001 - t), kind, x0=x0)
+    assert FOLLOWS in network(lambda x, t: inner(x, 999 - t), kind, x0=x0)
 
-    def from_zero(x: Tensor, t: Tensor) -> Tensor:
-        assert 0 <= t.min() <= t.max() <= 999
-        return inner(x, t + 1)
+    def from_one(x: Tensor, t: Tensor) -> Tensor:
+        assert 1 <= t.min() <= t.max() <= 1000
+        return inner(x, t - 1)
 
-    assert not network(from_zero, kind, time_offset=-1)
+    assert FOLLOWS in network(lambda x, t: inner(x, (t + 200).clamp(max=999)), kind, x0=x0)
+    assert not network(from_one, kind, time_offset=1)
 
 
 class With(nn.Module):
@@ -119,7 +120,7 @@ class With(nn.Module):
 def partly_trained() -> With:
     """A network that was not trained at the times that only S = 20 uses."""
     coarse, fine = ({level.t for level in quiet_levels(LINEAR, "eps", steps)} for steps in (10, 20))
-    return With(lambda out, x, t: -out if float(t[0]) in fine - coarse else out)
+    return With(lambda out, x, t: -out if float(t[0]) + 1 in fine - coarse else out)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def partly_trained() -> With:
         (lambda: With(lambda out, x, t: torch.zeros_like(out)), {UNIT, FOLLOWS}),
         (lambda: With(lambda out, x, t: -out), {FOLLOWS, "error in eps at t = 1000"}),
         (lambda: With(lambda out, x, t: out * 0.8), {UNIT, FOLLOWS}),
-        (lambda: With(lambda out, x, t: out * torch.where(t == 1, math.nan, 1.0)[:, None]), {"non-finite predictions"}),
+        (lambda: With(lambda out, x, t: out * torch.where(t == 0, math.nan, 1.0)[:, None]), {"non-finite predictions"}),
         (lambda: With(lambda out, x, t: out / 0), {"samples, non-finite numbers"}),
         (lambda: With(nn.BatchNorm1d(4, affine=False)), {ALONE}),
         (lambda: With(lambda out, x, t: out + 0.01 * x.mean(0)), {ALONE}),

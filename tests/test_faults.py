@@ -21,7 +21,6 @@ from ddim._io.safetensors import read_tensors
 from ddim.errors import DdimError
 from ddim.train import run as runs
 from ddim.train import run_config
-from ddim.train.logger import MetricsLogger
 from evaluation.kit import save_script
 from faults import BROKEN, FULL, Killed, faulty
 from models import contents, ddim, recipe, save_tiny, tiny_config, tiny_set, write_pictures
@@ -227,7 +226,7 @@ def check_training(error: int | None, tmp_path: Path, request: pytest.FixtureReq
 @pytest.fixture
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off TensorBoard, which writes its own files and takes most of the time."""
-    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
+    monkeypatch.setattr("ddim.train.logger.logger_of", lambda *_: None)
 
 
 @pytest.mark.usefixtures("no_events")

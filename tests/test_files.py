@@ -15,7 +15,6 @@ from ddim._io.atomic import claimed, lock, new_folder, unexpected_entries, write
 from ddim._io.safetensors import read_tensors
 from ddim._io.temporary import create, remove_parts, temporary_name
 from ddim.errors import DdimError, DdimWarning
-from ddim.train.logger import MetricsLogger
 from faults import FULL, Killed, faulty
 from models import contents, ddim, load_tiny, save_tiny, tiny_model, write_pictures
 from test_runs import assert_same_run, go, newest
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable TensorBoard, which takes most of the time of a short run."""
-    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
+    monkeypatch.setattr("ddim.train.logger.logger_of", lambda *_: None)
 
 
 def leave_temporary(path: Path, role: str = "part", folder: bool = False) -> Path:

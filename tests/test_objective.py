@@ -36,7 +36,7 @@ def expected_loss(predicts: str, gamma: str) -> list[float]:
         abar = float(LINEAR.alpha_bar[t])
         signal, noise = math.sqrt(abar), math.sqrt(1 - abar)
         x = signal * X0[n].double() + noise * EPS[n].double()
-        output = network(x[None], torch.tensor([t]))[0]
+        output = network(x[None], torch.tensor([t - 1]))[0]
         total = 0.0
         for pixel in np.ndindex(*x.shape):
             value, state = output[pixel].item(), x[pixel].item()
@@ -96,7 +96,7 @@ def test_eps_mse_is_zero_without_signal() -> None:
         assert Objective(ZERO, predicts).eps_mse(torch.tensor([3.0]), torch.tensor([1000])).tolist() == [0.0]
 
 
-def test_the_network_gets_x_t_and_t() -> None:
+def test_the_network_gets_x_t_and_t_minus_1() -> None:
     seen = []
 
     def spy(x: Tensor, t: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_the_network_gets_x_t_and_t() -> None:
 
     Objective(LINEAR, "eps").loss(spy, X0, TIMES, EPS)
     [(x, t)] = seen
-    assert torch.equal(t, TIMES)
+    assert torch.equal(t, TIMES - 1)
     for n, time in enumerate(TIMES.tolist()):
         abar = LINEAR.alpha_bar[time]
         expected = math.sqrt(abar) * X0[n] + math.sqrt(1 - abar) * EPS[n]

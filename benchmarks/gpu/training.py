@@ -110,7 +110,7 @@ def _ours(bench: Bench, batch: int, compiled: bool) -> Job:
     count = max(2 * batch, 16) if bench.tiny else IMAGES
     drawn = np.random.Generator(np.random.Philox(key=0))
     images = drawn.integers(0, 256, (count, c.height, c.width, c.in_channels), dtype=np.uint8)
-    recipe = TrainConfig(batch=batch, warmup=10, precision="bfloat16", compile=compiled and not bench.tiny)
+    recipe = TrainConfig(batch=batch, warmup=10, precision="bfloat16", compile=compiled and not bench.tiny, flip=True)
     objective = Objective(bench.config.schedule.build(), bench.config.predicts, "simple", torch.device(bench.device))
     network = copy.deepcopy(bench.network).to(bench.device)
     trainer = Trainer(network, objective, lambda index: images[index], count, recipe)

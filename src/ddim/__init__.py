@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     from ddim.sampling.loop import Step as Step
     from ddim.sampling.loop import trajectory as trajectory
     from ddim.sampling.x0_hooks import Clipped as Clipped
+    from ddim.train.from_python import fit as fit
 
 # Loaded on first use, so that `import ddim` and `ddim --help` do not load torch.
 _SYMBOLS = {
@@ -97,6 +98,7 @@ _SYMBOLS = {
     "Step": "sampling.loop",
     "Wrapped": "model.wrap",
     "blend": "sampling.latents",
+    "fit": "train.from_python",
     "load": "model.load",
     "slerp": "sampling.latents",
     "to_pil": "data.pixels",

@@ -79,6 +79,10 @@ Emulated = Literal["diffusers", "diffusers-ddpm", "official", "openai"]
 """Libraries whose samplers can be emulated, see `ddim.emulate`."""
 EMULATED: tuple[str, ...] = get_args(Emulated)
 
+LoggerName = Literal["tensorboard", "wandb", "mlflow", "none"]
+"""Where training metrics are logged, see `ddim.train.logger`."""
+LOGGERS: tuple[str, ...] = get_args(LoggerName)
+
 PresetName = Literal[
     "photos",
     "digits",

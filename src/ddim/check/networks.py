@@ -15,6 +15,7 @@ from ddim.data.pixels import to_float
 from ddim.errors import DdimError
 from ddim.model.model import Model
 from ddim.names import Predicts
+from ddim.nn.base import as_timed
 from ddim.process.parameterization import Prediction, predict
 from ddim.process.schedule import Level, Schedule
 
@@ -33,14 +34,14 @@ def network(
 
     Args:
         module: A `torch.nn.Module`, called as module(x, t) with x float32 (B, *shape) and t float32 (B,), integers
-            1..T. Put it into evaluation mode first; it is used unchanged.
+            0..T - 1 as in training and in `ddim.wrap`. Put it into evaluation mode first; it is used unchanged.
         schedule: The schedule it was trained on.
         predicts: What it predicts: "eps", "x0" or "v".
         shape: The shape of one sample.
         x0: Data from the training distribution, float (N, *shape); if None, samples are drawn from the network.
         quick: Fewer samples, times and steps.
         device: The device of the network.
-        time_offset: Added to t: -1 for a network whose times start at 0.
+        time_offset: Added to the time: 1 for a network whose times are 1..T.
 
     Yields:
         One finding per check, see `denoiser`.
@@ -50,7 +51,7 @@ def network(
     """
 
     def denoise(x: Tensor, level: Level, /) -> Prediction:
-        output = module(x, torch.full((len(x),), level.t + time_offset, device=x.device))
+        output = as_timed(module)(x, torch.full((len(x),), level.t + time_offset, device=x.device))
         if not isinstance(output, Tensor) or output.shape != x.shape:
             returned = f"of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
             raise DdimError("network", f"returns {returned} for x of {tuple(x.shape)}", "return a tensor of x's shape")

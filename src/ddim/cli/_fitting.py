@@ -45,9 +45,9 @@ def fitted(
         DdimError: If a warm-up given by the user is longer than half of the run.
     """
     from ddim.train import fit
-    from ddim.train.run_config import read_run
+    from ddim.train.run_config import RunConfig, read_run
 
-    if (stored := read_run(out)) is not None:
+    if (stored := read_run(out, RunConfig)) is not None:
         return configure(_as_started(name, recipe, stored), changes, predicts)
     measured = None
     if name == "photos":

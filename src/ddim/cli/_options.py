@@ -139,12 +139,27 @@ def sharpness_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def only_model(loaded: object, name: str | Path) -> Model:
+    """What `ddim.load` returned.
+
+    Raises:
+        DdimError: If it is a network of `ddim.fit`, which the commands do not know.
+    """
+    from ddim.model.model import Model
+
+    if not isinstance(loaded, Model):
+        hint = "load it in Python, by ddim.load"
+        raise DdimError(name, "is a network of ddim.fit, not a model of this library", hint)
+    return loaded
+
+
 def load_any(name: str, device: str | None, dtype: str, compile_: bool, **settings: Any) -> Model:
     """Load the model of a command's MODEL argument, of any modality."""
     from ddim.model.load import load
 
     check_device(device)
-    model = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[arg-type]
+    loaded = load(name, device, dtype=dtype, compile=compile_, **settings)  # type: ignore[call-overload]
+    model = only_model(loaded, name)
     if model.notes and model.config.origin:
         source = _SOURCES.get(model.config.origin.format, model.config.origin.format)
         note(f"note: read as {source}; `ddim info {shlex.quote(name)}` lists the conversions")

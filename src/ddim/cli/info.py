@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim._io.terminal import counted, terminal_width, wrapped
+from ddim.cli._options import only_model
 from ddim.errors import printable
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def command(model: str, as_json: bool) -> None:
     from ddim.model.load import load
 
     place = find_place(model)
-    loaded = load(place, "cpu")
+    loaded = only_model(load(place, "cpu"), place)
     config = loaded.config
     if as_json:
         click.echo(_visible(to_json(config)), nl=False)

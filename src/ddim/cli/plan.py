@@ -14,6 +14,7 @@ from ddim.cli._options import (
     grid_option,
     make_plan,
     noise_options,
+    only_model,
     output_file,
     read_plan,
     sampler_option,
@@ -93,7 +94,7 @@ def command(
         plots.check_plot(output_file(plot))
     settings = {"eta": eta, "sigma": sigma, "clip_x0": clip_x0, "encode": encode or None}
     sharp = {"temperature": temperature, "top_p": top_p}
-    loaded = load(model, "cpu")
+    loaded = only_model(load(model, "cpu"), model)
     drawn = [read_plan(loaded, path, {}) for path in overlay]
     table: Any
     like_settings: dict[str, Any] = {}

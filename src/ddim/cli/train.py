@@ -23,7 +23,7 @@ from ddim.cli._resume import resumed
 from ddim.cli._starting import classes_of, initial_weights, seconds, vocabulary
 from ddim.cli.main import Stopper, started
 from ddim.errors import DdimError
-from ddim.names import LOSS_WEIGHTS
+from ddim.names import LOGGERS, LOSS_WEIGHTS
 
 if TYPE_CHECKING:
     from ddim.data import ImageSet
@@ -140,6 +140,11 @@ QUIET = 60.0  # seconds between progress lines without a terminal
 @click.option("--keep", type=COUNT, help="Number of checkpoints to keep.")
 @click.option("--preview-every", type=Whole(0, limits.COUNT), help="Steps between preview sheets, 0 for none.")
 @click.option("--log-every", type=COUNT, help="Steps between lines of metrics.jsonl.")
+@click.option(
+    "--log",
+    type=click.Choice(LOGGERS),
+    help="Log the metrics to this as well as to metrics.jsonl. [default: tensorboard, if installed]",
+)
 @click.option("--device", help="cpu, cuda, ... [default: a GPU if there is one]")
 def command(
     data: str | None,
@@ -164,6 +169,7 @@ def command(
     budget: float | None,
     compile_: bool | None,
     device: str | None,
+    log: str | None,
     settings: tuple[str, ...],
     **options: Any,
 ) -> dict[str, Any]:
@@ -190,9 +196,11 @@ def command(
     if resume is not None:
         return resumed(resume)
     from ddim.cli._recipe_file import as_values, changed, check_keys, listing, read_recipe, settings_of, to_yaml
+    from ddim.train.logger import check_logger
     from ddim.train.presets import preset
     from ddim.train.run_config import RunConfig, check_run_dir
 
+    check_logger(log)
     file = {} if config_file is None else read_recipe(config_file)
     preset_name = preset_name or file.get("preset")
     if "help" in settings and data is preset_name is None:
@@ -265,7 +273,7 @@ def command(
     origin, weights = initial_weights(source, model) if source else (None, None)
     detail(f"{model.network}, precision {train.precision}; {len(dataset)} items of {dataset.name}")
     config = RunConfig(**record, model=model, train=train, init_from=origin)
-    return _train(out, config, dataset, device, weights, start_time)
+    return _train(out, config, dataset, device, weights, start_time, log)
 
 
 def _recipe(data: str, name: str | None) -> tuple[str, Preset]:
@@ -322,7 +330,13 @@ def _default_device() -> str:
 
 
 def _train(
-    out: Path, config: Any, data: ImageSet | TextSet, device: str, weights: Any, start_time: float
+    out: Path,
+    config: Any,
+    data: ImageSet | TextSet,
+    device: str,
+    weights: Any,
+    start_time: float,
+    log: str | None,
 ) -> dict[str, Any]:
     from ddim.model.modality import modality_of
     from ddim.train import run
@@ -333,7 +347,7 @@ def _train(
     with Stopper("stopping and saving; Ctrl-C again stops without saving") as stopper, progress_bar() as bar:
         task = bar.add_task("training", total=None, rate="")
         start: tuple[float, int] | None = None
-        for report in run.train(out, config, data, device, line, stopper, weights, start_time, stopper):
+        for report in run.train(out, config, data, device, line, stopper, weights, start_time, stopper, log):
             if start is None:
                 start = (time.monotonic(), report.step)
             elapsed = time.monotonic() - start[0]

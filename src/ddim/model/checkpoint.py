@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.resources
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save
@@ -13,16 +15,18 @@ from torch import Tensor, nn
 
 from ddim._io.atomic import new_folder, sha256, unexpected_entries, write_atomic
 from ddim._io.checksum import read_sealed, seal
-from ddim._io.reading import TEXT_BYTES, check_file, memory, read_bytes
+from ddim._io.reading import TEXT_BYTES, check_file, memory, parse_json, read_bytes
 from ddim._io.safetensors import read_tensors
 from ddim._io.temporary import interrupted, remove_tree
 from ddim.errors import DdimError, shorten, warn
 from ddim.model.config import ModelConfig, parse, to_json
+from ddim.model.network_config import NetworkConfig
 from ddim.names import PRESET_NAMES
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 CARD = "README.md"
+AnyConfig = TypeVar("AnyConfig", ModelConfig, NetworkConfig)
 
 
 def bundled() -> dict[str, Path]:
@@ -87,7 +91,33 @@ def read(name: str | Path) -> tuple[ModelConfig, dict[str, Tensor]]:
         DdimError: If something is missing or invalid, does not match its checksum, or is not finite.
     """
     folder = find(name)
-    config = read_config(folder / CONFIG)
+    return _read(folder, read_config(folder / CONFIG))
+
+
+def read_network(name: str | Path) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Read the configuration and weights of a user's network, and verify the checksum; its code is never imported.
+
+    Raises:
+        DdimError: As for `read`.
+    """
+    folder = find(name)
+    return _read(folder, parse(NetworkConfig, read_sealed(folder / CONFIG), folder / CONFIG))
+
+
+def has_network(name: str | Path) -> bool:
+    """Whether a folder or run has a user's network, not a model of this library."""
+    with contextlib.suppress(DdimError):
+        path = find(name) / CONFIG
+        return _is_network(read_sealed(path), path)
+    return False
+
+
+def _is_network(text: bytes, path: Path) -> bool:
+    content = parse_json(text, path)
+    return isinstance(content, dict) and content.get("format") == NetworkConfig.model_fields["format"].default
+
+
+def _read(folder: Path, config: AnyConfig) -> tuple[AnyConfig, dict[str, Tensor]]:
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise DdimError(weights, "no such file", "copy the whole model folder")
@@ -105,12 +135,15 @@ def read_config(path: Path) -> ModelConfig:
     Raises:
         DdimError: If it is not a configuration, is damaged or was edited.
     """
-    return parse(ModelConfig, read_sealed(path), path)
+    text = read_sealed(path)
+    if _is_network(text, path):
+        raise DdimError(path, "is of a network of the user's", "load it in Python: ddim.load(folder, network=...)")
+    return parse(ModelConfig, text, path)
 
 
 def write(
     folder: Path,
-    config: ModelConfig,
+    config: ModelConfig | NetworkConfig,
     weights: Mapping[str, Tensor],
     card: Callable[[ModelConfig], str] | None = None,
 ) -> None:
@@ -170,14 +203,14 @@ def _check_unexpected_files(folder: Path) -> None:
 
 
 def _write_folder(
-    folder: Path, config: ModelConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None
+    folder: Path, config: ModelConfig | NetworkConfig, data: bytes, card: Callable[[ModelConfig], str] | None = None
 ) -> None:
     _check_unexpected_files(folder)
     config = config.model_copy(update={"sha256": hashlib.sha256(data).hexdigest()})
     with new_folder(folder) as part:
         write_atomic(part / WEIGHTS, data)
         write_atomic(part / CONFIG, seal(to_json(config)))
-        if card is not None:
+        if card is not None and isinstance(config, ModelConfig):
             write_atomic(part / CARD, card(config).encode())
         elif (folder / CARD).is_file():
             write_atomic(part / CARD, read_bytes(folder / CARD, TEXT_BYTES))
@@ -190,7 +223,7 @@ def digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def _bytes(weights: Mapping[str, Tensor]) -> bytes:
-    return save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
+    return save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights.items()})
 
 
 def _old(folder: Path) -> Path:
@@ -221,8 +254,19 @@ def remove_earlier_parts(folder: Path) -> None:
             remove_tree(leftover)
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) -> None:
+def fill(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    name: str | Path,
+    hint: str = "use the config.json saved with it",
+) -> None:
     """Copy weights into a network.
+
+    Args:
+        network: The network.
+        weights: The weights.
+        name: The file's or model's name in the error.
+        hint: How to fix weights that do not fit.
 
     Raises:
         DdimError: Naming the first keys and shapes that differ.
@@ -237,8 +281,8 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], name: str | Path) ->
     ]
     if mismatches:
         more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
-        problem = f"does not fit its configuration: {', '.join(mismatches[:3])}{more}"
-        raise DdimError(name, problem, "use the config.json saved with it")
+        problem = f"does not fit the network: {', '.join(mismatches[:3])}{more}"
+        raise DdimError(name, problem, hint)
     with torch.no_grad():
         for key, value in state.items():
             value.copy_(weights[key])

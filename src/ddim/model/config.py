@@ -182,7 +182,7 @@ class TrainConfig(BaseModel):
     gamma: LossWeight = "simple"
     times: TimestepDraw = "uniform"
     antithetic: bool = True
-    flip: bool = True
+    flip: bool = False
     label_drop: float = Field(0.1, ge=0, le=1)
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     compile: bool = False

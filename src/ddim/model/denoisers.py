@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.names import Predicts
-from ddim.nn.base import Network
+from ddim.nn.base import Network, network_time
 from ddim.process.categorical import Alphabet
 from ddim.process.parameterization import Prediction, TokenPrediction, predict, predict_tokens
 from ddim.process.schedule import Level
@@ -145,7 +145,7 @@ def _data_time(level: Level) -> float:
 
 
 def _index(level: Level) -> float:
-    return level.t - 1
+    return network_time(level.t)
 
 
 def _fraction(level: Level, T: int) -> float:

@@ -48,8 +48,9 @@ class Runner(ABC):
     """Shape of one sample, without the batch dimension; None if it is not known."""
     device: torch.device | None
     """The device of the network."""
-    micro_batch: int
-    """The number of samples per network evaluation when sampling, so that bits do not depend on other samples."""
+    micro_batch: int | None
+    """The number of samples per network evaluation when sampling, fixed so that bits do not depend on other samples;
+    None if it follows from the shape of a sample, see `ddim.sampling.microbatch.size_of`."""
 
     # ---------------------------------------------------------------- what a kind of network defines
 
@@ -331,6 +332,10 @@ class Runner(ABC):
         hooked = partial(Hooked, hook=hook)
         return hooked if through is None else lambda denoise: hooked(through(denoise))
 
+    def _micro_batch(self, shape: Sequence[int]) -> int:
+        """The number of samples of this shape per network evaluation."""
+        return microbatch.size_of(self.micro_batch, self.device, shape)
+
     @staticmethod
     def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
         """Check the number of samples, labels and plan of a request; return one label per sample, or None."""
@@ -403,7 +408,15 @@ class Runner(ABC):
             return self.noise_of(indices, seed, sizes) if noise is None else noise.at(indices)
 
         yield from microbatch.sample_micro_batches(
-            denoiser, plan, noise_at, indices, self.micro_batch, varies, origin, self.padded, self.run_of(through)
+            denoiser,
+            plan,
+            noise_at,
+            indices,
+            self._micro_batch(sizes),
+            varies,
+            origin,
+            self.padded,
+            self.run_of(through),
         )
 
     def run_blocks(
@@ -431,7 +444,8 @@ class Runner(ABC):
             return (run(through(denoise) if through else denoise, plan, state, earlier=older),)
 
         tensors = (torch.arange(len(first)), first, *older)
-        for (ends,) in microbatch.map_micro_batches(part, tensors, self.micro_batch, self.padded):
+        size = self._micro_batch(first.shape[1:])
+        for (ends,) in microbatch.map_micro_batches(part, tensors, size, self.padded):
             yield ends
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
@@ -511,7 +525,8 @@ class Runner(ABC):
             return inversions.encode(at(positions), inverter, part, index=positions)
 
         numbered = (states, torch.arange(len(states)))
-        for latents, earlier, nfe in microbatch.map_micro_batches(encode, numbered, self.micro_batch):
+        size = self._micro_batch(states.shape[1:])
+        for latents, earlier, nfe in microbatch.map_micro_batches(encode, numbered, size):
             yield Encoded(latents, earlier if inverter.two_state else None, int(nfe[0]))
 
     @arguments.suggest_names
@@ -581,10 +596,11 @@ class Runner(ABC):
         if not isinstance(planner, Planner):
             raise DdimError("tuning", "is not defined for discrete data", "use a model of real-valued data")
         n = arguments.whole(calibration_samples, "calibration_samples", most=1 << 16)
-        start = self.noise_of(range(n), TUNING_SEEDS + seed, self._shape(None)).start()
+        shape = self._shape(None)
+        size, start = self._micro_batch(shape), self.noise_of(range(n), TUNING_SEEDS + seed, shape).start()
         at, _ = self.denoiser_of(n, None, None)
         denoise: Any = at(torch.arange(n))
-        for step in tuning.iter_tuning(denoise, self.schedule, nfe, start, solver, self.micro_batch, planner.predicts):
+        for step in tuning.iter_tuning(denoise, self.schedule, nfe, start, solver, size, planner.predicts):
             if step.result is not None and step.result.tuned_wins:
                 plan = replace(step.result.plan, made_for=self.fingerprint)
                 step = replace(step, result=replace(step.result, plan=plan))

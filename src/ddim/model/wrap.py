@@ -30,6 +30,7 @@ from ddim.errors import DdimError, warn
 from ddim.model.denoisers import MEANS, ExternalDenoiser, Output, Time, teller
 from ddim.model.devices import usable
 from ddim.model.runner import Runner
+from ddim.nn.base import Network
 from ddim.plan.base import BasePlan
 from ddim.plan.plan import Plan
 from ddim.plan.row import Row
@@ -68,14 +69,17 @@ def wrap(
         predicts: "eps", "x0" or "v"; "edm" for a denoiser of y = x / signal, "velocity" for eps - x_0 of flow matching.
         shape: Shape of one sample, such as (C, H, W); it can be passed to `sample` instead.
         time: The time passed to the module: a name from the table above, or a function of the level. By default
-            "index", but "sigma" for edm and "flow" for velocity.
+            "index", the time that training passes (see `ddim.objective.mse.Objective.loss`), but "sigma" for edm,
+            "flow" for velocity and "index+1" for a bundled network.
         data_at: 1 for a velocity x_0 - eps, from a library in which time 1 is the data.
         dtype: The dtype of the module's input; by default that of its first parameter. The module itself is not cast.
         device: The device of the module's input; by default that of its first parameter. The module itself is not
             moved.
         time_dtype: The dtype of the time; by default int64 for an integer index, else float32 (float64 if the input
             is float64).
-        micro_batch: The number of samples per module call when sampling; by default 8 on a CPU, 64 on a GPU.
+        micro_batch: The number of samples per module call when sampling; the last call is padded to it. By default it
+            follows from the number of values per sample and the device: on a CPU 1024 for points in the plane, 64 for
+            64 values, 8 from 512 values on; on a GPU more, see `ddim.sampling.microbatch.size_of`.
         error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
         conditioning: Keyword arguments of every call, see `Wrapped.with_conditioning`.
 
@@ -86,12 +90,13 @@ def wrap(
         DdimWarning: If the module was in training mode; it is put into evaluation mode.
     """
     _check(predicts, data_at)
-    noise_schedule, place = _schedule(schedule), None if device is None else usable(device)
-    time_name = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index") if time is None else time
+    noise_schedule, place = schedule_of(schedule), None if device is None else usable(device)
+    default = {"edm": "sigma", "velocity": "flow"}.get(predicts, "index+1" if isinstance(module, Network) else "index")
+    time_name = default if time is None else time
     tell = time_name if callable(time_name) else teller(time_name, noise_schedule.T, data_at)
     if isinstance(module, nn.Module):
         dtype, place = _as_module(module, dtype, place)
-    size = microbatch.size_of(micro_batch, place)
+    size = None if micro_batch is None else microbatch.size_of(micro_batch, place)
     counts, sign, keywords = time_name in ("index", "index+1"), -1.0 if data_at else 1.0, dict(conditioning or {})
     arguments = (module, predicts, tell, dtype, place, time_dtype, counts, sign, keywords)
     sizes = None if shape is None else tuple(whole(size, "shape", 1) for size in shape)
@@ -106,14 +111,14 @@ class Wrapped(ExternalDenoiser, Runner):
         schedule: The noise schedule.
         shape: Shape of one sample; None if it is passed to `sample`.
         error: E ||eps - eps_theta||^2 / d at a level, for sigma "optimal".
-        micro_batch: The number of samples per network evaluation; fixed, so that a sample's bits do not depend on
-            other samples.
+        micro_batch: The number of samples per network evaluation; None if it follows from the shape of a sample.
+            Either way it is fixed, so that a sample's bits do not depend on other samples.
     """
 
     schedule: Schedule
     shape: tuple[int, ...] | None = None
     error: Callable[[Level], float] | None = None
-    micro_batch: int = 8
+    micro_batch: int | None = None
 
     def __repr__(self) -> str:
         shape = "" if self.shape is None else f", shape={self.shape}"
@@ -197,7 +202,12 @@ def _as_module(
     return dtype or (first.dtype if first.is_floating_point() else None), device or first.device
 
 
-def _schedule(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+def schedule_of(value: Schedule | str | Sequence[float] | np.ndarray | Tensor) -> Schedule:
+    """The schedule itself, that of a name, or that of betas (T,).
+
+    Raises:
+        DdimError: If it is none of these.
+    """
     if isinstance(value, Schedule):
         return value
     if isinstance(value, str):

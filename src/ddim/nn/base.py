@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -14,6 +15,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Net = TypeVar("Net", bound="Network")
+Time = TypeVar("Time", Tensor, float)
+
+
+def network_time(t: Time) -> Time:
+    """The time that a network is passed at timestep t in 1..T: t - 1, in 0..T - 1. The shift has its home here."""
+    return t - 1
+
+
+def as_timed(network: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A network as a function of x and the timestep t in 1..T.
+
+    Args:
+        network: Called as network(x, `network_time(t)`), or as network(x, t) if it is a `Network`, which shifts t
+            itself.
+    """
+    return network if isinstance(network, Network) else lambda x, t: network(x, network_time(t))
+
+
+def from_index(network: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A `Network`, which is trained with float32 times in 1..T, as a function of x and `network_time`."""
+    return lambda x, time, *labels: network(x, (time + 1).float(), *labels)
 
 
 def sinusoidal(t: Tensor, channels: int, cos_first: bool = False, shift: int = 1) -> Tensor:
@@ -73,7 +95,7 @@ class Network(nn.Module, ABC):
 
         The shift to the network's times, t - 1, is done here and in overrides only.
         """
-        return sinusoidal(t - 1.0, cast(nn.Linear, self.time[0]).in_features)
+        return sinusoidal(network_time(t), cast(nn.Linear, self.time[0]).in_features)
 
     def condition(self, t: Tensor, labels: Tensor | None = None) -> Tensor:
         """The conditioning of all blocks: everything that depends on time and label alone.

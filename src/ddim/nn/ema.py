@@ -45,4 +45,6 @@ class EMA(Generic[Net]):
     def update(self, module: Net, updates: int) -> None:
         """Update the average with the network's weights; `updates` is the number of updates before this one."""
         weight = 1 - self.decay_at(updates)
+        for mine, new in zip(self.module.buffers(), module.buffers()):
+            mine.copy_(new)  # such as the statistics of a batch norm
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)

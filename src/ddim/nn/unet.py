@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from ddim._io import limits
 from ddim._io.terminal import counted
-from ddim.nn.base import Network, sinusoidal, zero
+from ddim.nn.base import Network, network_time, sinusoidal, zero
 from ddim.nn.blocks import Attention, Block, Down, Norm, Up
 
 
@@ -184,7 +184,7 @@ class UNet(Network):
     @override
     def embed(self, t: Tensor) -> Tensor:
         c = self.config
-        return sinusoidal((t - 1.0) * c.time_scale, c.channels, c.embedding == "cos-sin", c.embedding_shift)
+        return sinusoidal(network_time(t) * c.time_scale, c.channels, c.embedding == "cos-sin", c.embedding_shift)
 
     @property
     def entry(self) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.names import TimestepDraw
+from ddim.nn.base import as_timed
 from ddim.objective.timestep_sampling import TimestepSampler
 from ddim.process.categorical import Alphabet, noised
 from ddim.process.parameterization import log_probabilities
@@ -83,7 +84,8 @@ class CrossEntropy:
         """-log p_theta(x_0 | x_t), averaged over tokens, in nats, with x_t sampled from eq. (17).
 
         Args:
-            network: Maps x_t (B, ...) and t (B,) to logits, (B, ..., K).
+            network: Called as network(x_t, t - 1), with x_t (B, ...) and int64 times in 0..T - 1 (B,); a bundled
+                network is passed t. Returns logits, (B, ..., K).
             x0: Clean ids, int64, (B, ...).
             t: Timesteps, int64, (B,), in 1..T.
             noise: The output of `draw`.
@@ -93,7 +95,7 @@ class CrossEntropy:
         """
         keep = self._keep[t - 1].view(-1, *[1] * (x0.ndim - 1))
         x = noised(x0, keep, noise, self._pi)
-        log_p = log_probabilities(network(x, t), x, self.alphabet)
+        log_p = log_probabilities(as_timed(network)(x, t), x, self.alphabet)
         return -log_p.gather(-1, x0[..., None]).flatten(1).mean(1)
 
     def eps_mse(self, error: Tensor, t: Tensor) -> Tensor:

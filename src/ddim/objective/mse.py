@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddim.errors import DdimError
 from ddim.names import LossWeight, Predicts, TimestepDraw
+from ddim.nn.base import as_timed
 from ddim.objective.elbo import x0_weights
 from ddim.objective.timestep_sampling import TimestepSampler
 from ddim.process.gaussian import diffuse, sigma
@@ -136,8 +137,9 @@ class Objective:
         The norm is a mean over dimensions; the mean over the batch replaces the sum over t.
 
         Args:
-            network: Maps x_t (B, C, H, W) and t (B,) to its output, the shape of x_t.
-            x0: Clean images, float32, (B, C, H, W).
+            network: Called as network(x_t, t - 1), with x_t (B, ...) and int64 times in 0..T - 1 (B,), as by
+                `ddim.wrap`; a bundled network is passed t. Returns the shape of x_t.
+            x0: Clean data, float32, (B, ...).
             t: Timesteps, int64, (B,), in 1..T.
             eps: Standard normal, the shape of x0.
 
@@ -155,7 +157,7 @@ class Objective:
         signal, noise = self._table[:2, t - 1].unbind()
         shape = (-1, *[1] * (x0.ndim - 1))
         level = _Batch(signal.view(shape), noise.view(shape))
-        output = network(diffuse(x0, eps, level), t).float()
+        output = as_timed(network)(diffuse(x0, eps, level), t).float()
         if output.shape != x0.shape:
             problem = f"returns {tuple(output.shape)} for data of {tuple(x0.shape)}"
             raise DdimError("network", problem, "train one without learned variance")

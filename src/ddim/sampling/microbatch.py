@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -21,15 +22,30 @@ Label = int | Literal["each"] | None
 """One label for all samples, "each" for the labels in turn, or None."""
 
 
-def size_of(micro_batch: int | None, device: torch.device | None) -> int:
-    """The micro-batch size: `micro_batch`, or by default 8 on a CPU and 64 on a GPU.
+def size_of(micro_batch: int | None, device: torch.device | None, shape: Sequence[int] | None = None) -> int:
+    """The micro-batch size: `micro_batch`, or by default the largest power of two that fits the limits below.
+
+    | device | at least | at most | values in a larger micro-batch |
+    |--------|----------|---------|--------------------------------|
+    | CPU    | 8        | 1024    | 4096                           |
+    | GPU    | 64       | 4096    | 32768                          |
+
+    So it is 8 on a CPU from 512 values per sample on, 64 for 64 values, and 1024 for up to 4. It depends on nothing
+    else, so that a sample's bits do not depend on the number of samples.
+
+    Args:
+        micro_batch: The size that was asked for, or None.
+        device: The device of the network; a CPU if None.
+        shape: Shape of one sample; None for the least size.
 
     Raises:
         DdimError: If it is less than 1, or more than `ddim._io.limits.MICRO_BATCH` (limited because the last
             micro-batch is padded to this size).
     """
     if micro_batch is None:
-        return 8 if device is None or device.type == "cpu" else 64
+        least, most, values = (8, 1024, 4096) if device is None or device.type == "cpu" else (64, MICRO_BATCH, 32768)
+        fitting = 0 if shape is None else values // max(math.prod(shape), 1)
+        return min(max(least, 1 << fitting.bit_length() >> 1), most)
     return whole(micro_batch, "micro-batch", 1, MICRO_BATCH)
 
 

@@ -44,13 +44,14 @@ class Preset(BaseModel):
 def _preset(
     about: str, size: int, channels: int, network: dict[str, Any], train: dict[str, Any], **rest: Any
 ) -> Preset:
+    """A preset of images, which are flipped unless its recipe says otherwise."""
     data = {"height": size, "width": size, "channels": channels, **rest.pop("data", {})}
     return Preset.model_validate(
         {
             "about": about,
             "data": data,
             "network": {"kind": "unet", "in_channels": channels, "height": size, "width": size, **network},
-            "train": train,
+            "train": {"flip": True, **train},
             **rest,
         }
     )

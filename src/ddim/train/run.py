@@ -23,27 +23,33 @@ import ddim
 from ddim._io.atomic import claimed, make_folder
 from ddim._io.reading import entry
 from ddim._io.temporary import remove_parts
-from ddim.data.image_set import ImageSet
-from ddim.data.text import TextSet
 from ddim.errors import DdimError, warn
 from ddim.model import checkpoint
 from ddim.model.config import ModelConfig, Provenance
 from ddim.model.load import build_model
 from ddim.model.modality import modality_of
+from ddim.model.network_config import NetworkConfig
 from ddim.model.plausible import statistics_of
 from ddim.plan.base import BasePlan
 from ddim.process import rng
 from ddim.train import states
 from ddim.train.clock import Clock
 from ddim.train.error_table import interpolate
-from ddim.train.logger import MetricsLogger
-from ddim.train.run_config import RUN, RunConfig, check_data, check_run_dir, write_or_verify
+from ddim.train.logger import IDS, Logger, MetricsLogger, check_logger
+from ddim.train.run_config import RUN, NetworkRunConfig, RunConfig, check_data, check_run_dir, write_or_verify
 from ddim.train.run_config import length as run_length
 from ddim.train.trainer import StepAbandoned, Trainer, not_finite
 
 PREVIEWS = 36
 MIN_SHARE = 0.01  # fraction of the budget that must be used before the run's length is estimated
-_PARTIAL = (RUN, states.FOLDER, "metrics.jsonl", "tensorboard")  # removed if the run fails before its first result
+_PARTIAL = (
+    RUN,
+    states.FOLDER,
+    "metrics.jsonl",
+    "tensorboard",
+    "wandb",
+    IDS,
+)  # removed if the run fails before its first result
 MIN_COVERAGE = 0.1  # fraction of the timesteps with an error estimate that the model's error table needs
 
 
@@ -72,14 +78,16 @@ class Report:
 
 def train(
     folder: Path,
-    config: RunConfig,
-    images: ImageSet | TextSet,
+    config: RunConfig | NetworkRunConfig,
+    images: Any,
     device: torch.device | str,
     command: str = "",
     stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, torch.Tensor] | None = None,
     started: float | None = None,
     abandon: Callable[[], bool] | None = None,
+    log: str | Logger | None = None,
+    loop_type: type[TrainingLoop] | None = None,
 ) -> Iterator[Report]:
     """Start a run, or resume it from its last checkpoint.
 
@@ -94,6 +102,8 @@ def train(
         started: Start time of the budget, from `time.monotonic`; default: now.
         abandon: Called often during a step on a CPU and during a preview; if it returns True, that step or preview is
             abandoned, the last complete step is saved, and the run stops.
+        log: Where metrics are logged besides metrics.jsonl, see `ddim.train.logger.logger_of`.
+        loop_type: The training loop, which decides what is trained; by default that of this library's networks.
 
     Yields:
         A report when the run is ready, then one after every step.
@@ -101,7 +111,9 @@ def train(
     Raises:
         DdimError: If the folder is in use or holds another run, or the loss is not finite.
     """
-    check_data(config, images)
+    if isinstance(config, RunConfig):
+        check_data(config, images)
+    check_logger(log)
     check_run_dir(folder)
     with claimed(folder, *_PARTIAL) as claim:
         for part in (folder, folder / "previews"):
@@ -109,8 +121,8 @@ def train(
         checkpoint.remove_earlier_parts(folder / "model")
         write_or_verify(folder, config)
         clock = Clock(config.train.budget, started, ("save", "preview") if config.train.preview_every else ("save",))
-        loop = _TrainingLoop(folder, config, images, torch.device(device), command, weights, clock)
-        loop.trainer.abandon = abandon
+        loop = (loop_type or TrainingLoop)(folder, config, images, torch.device(device), command, weights, clock)
+        loop.trainer.abandon, loop.log = abandon, log
         try:
             for report in loop.reports(stop):
                 if loop.saved > 0 or loop.logged:
@@ -121,49 +133,67 @@ def train(
                 claim.keep()
 
 
-class _TrainingLoop:
+class TrainingLoop:
+    """The steps of a run with everything that is written on the way.
+
+    Args:
+        folder: The run directory.
+        config: The run's configuration.
+        images: The dataset.
+        device: The training device.
+        command: The command, for the model's provenance.
+        weights: Initial weights of a new run, or None.
+        clock: The clock of the budget.
+    """
+
+    log: str | Logger | None = None
+
     def __init__(
         self,
         folder: Path,
-        config: RunConfig,
-        images: ImageSet | TextSet,
+        config: Any,
+        images: Any,
         device: torch.device,
         command: str,
         weights: Mapping[str, torch.Tensor] | None,
         clock: Clock,
     ):
         self.folder, self.config, self.images, self.command = folder, config, images, command
-        recipe, model, self.clock = config.train, config.model, clock
-        with rng.temporary_seed("cpu", recipe.seed):
-            self.network = model.network.build()
-        if weights is not None:
-            checkpoint.fill(self.network, weights, "weights")
-        self.network = self.network.to(device)
-        self.device, self.modality = device, modality_of(model)
-        self.objective = self.modality.loss(recipe.gamma, device, recipe.times)
-        classes = model.network.classes
-        self.trainer = Trainer(
-            self.network,
-            self.objective,
-            images.batch,
-            len(images),
-            recipe,
-            images.labels if classes else None,
-            classes,
-            self.modality.read,
-            config.init_from.steps if config.init_from else 0,
-        )
+        self.device, self.clock = device, clock
+        self.trainer = self._new_trainer(weights)
+        self.objective = self.trainer.objective
         self.share, self.ended = clock.share, False
-        self.begun = 0, 0.0  # step and share at the start of this process's training
+        self.first = 0, 0.0  # step and share at the start of this process's training
         self.trainer.spent = lambda: self.share
         self.total, self.count, self.seconds, self.last = 0.0, 0, 0.0, math.nan
         self.waiting: list[tuple[int, torch.Tensor, torch.Tensor]] = []
         self.saved, self.logged = -1, False
         self.rejected: set[Path] = set()
         self.preview_plan: BasePlan[Any] | None = None
+
+    def _new_trainer(self, weights: Mapping[str, torch.Tensor] | None) -> Trainer:
+        """The trainer of the network."""
+        recipe, model, images = self.config.train, self.config.model, self.images
+        with rng.temporary_seed("cpu", recipe.seed):
+            network = model.network.build()
+        if weights is not None:
+            checkpoint.fill(network, weights, "weights")
+        self.modality, classes = modality_of(model), model.network.classes
         self.statistics = None if model.categorical else statistics_of(images, self.modality.read)
+        return Trainer(
+            network.to(self.device),
+            self.modality.loss(recipe.gamma, self.device, recipe.times),
+            images.batch,
+            len(images),
+            recipe,
+            images.labels if classes else None,
+            classes,
+            self.modality.read,
+            self.config.init_from.steps if self.config.init_from else 0,
+        )
 
     def reports(self, stop: Callable[[], bool]) -> Iterator[Report]:
+        """Train from the last checkpoint until the end, or until `stop` returns True."""
         try:
             yield from self._steps(stop)
         except StepAbandoned:
@@ -183,8 +213,9 @@ class _TrainingLoop:
         if status != "started" and self._preview_due(missing=True):  # interrupted between state and preview
             with self.clock.timed("preview"):
                 self._preview()
-        now, self.begun = time.monotonic(), (trainer.step, self.clock.share)
-        with MetricsLogger(self.folder, trainer.step) as self.metrics:
+        now, self.first = time.monotonic(), (trainer.step, self.clock.share)
+        settings = self.config.train.model_dump(mode="json")
+        with MetricsLogger(self.folder, trainer.step, self.log, settings) as self.metrics:
             for update in trainer.updates():
                 self.seconds, now = self.seconds + time.monotonic() - now, time.monotonic()
                 self.share = self.clock.after_step()
@@ -216,15 +247,16 @@ class _TrainingLoop:
 
     def _total_steps(self) -> int | None:
         """Total steps of the run, estimated if there is a time budget; None if there is no estimate yet."""
-        steps, step, used = self.config.train.steps, self.trainer.step, self.share - self.begun[1]
-        estimate = step + (step - self.begun[0]) * (1 - self.share) / used if used > MIN_SHARE else math.inf
+        steps, step, used = self.config.train.steps, self.trainer.step, self.share - self.first[1]
+        estimate = step + (step - self.first[0]) * (1 - self.share) / used if used > MIN_SHARE else math.inf
         estimate = min(step if self.share >= 1 else estimate, math.inf if steps is None else steps)
         return None if math.isinf(estimate) else max(round(estimate), self.trainer.step)
 
     def _images_seen(self) -> int:
         """Images trained on so far, including those behind the initial weights."""
-        before = self.config.init_from.images_seen if self.config.init_from else 0
-        return before + (self.trainer.step - self.trainer.start_step) * self.config.train.batch
+        before: int = self.config.init_from.images_seen if self.config.init_from else 0
+        batch: int = self.config.train.batch
+        return before + (self.trainer.step - self.trainer.start_step) * batch
 
     def _check_losses(self) -> None:
         """Check and sum the losses since the last call; on a GPU this synchronises."""
@@ -297,7 +329,7 @@ class _TrainingLoop:
         config = self._model_config()
         checkpoint.write(self.folder / "model", config, self.trainer.ema.module.state_dict())
 
-    def _model_config(self) -> ModelConfig:
+    def _model_config(self) -> ModelConfig | NetworkConfig:
         step, recipe = self.trainer.step, self.config.train
         times, errors = self.trainer.errors.means()
         T = self.objective.schedule.T
@@ -317,7 +349,8 @@ class _TrainingLoop:
             error_from="training" if error else "",
         )
         update = {"provenance": provenance, "error": error, "statistics": self.statistics}
-        return self.config.model.model_copy(update=update)
+        model: ModelConfig = self.config.model.model_copy(update=update)
+        return model
 
     def _preview(self) -> str:
         classes = self.config.model.network.classes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
@@ -14,6 +14,7 @@ from ddim.data.labels import missing_labels
 from ddim.data.text import TextSet
 from ddim.errors import DdimError, warn
 from ddim.model.config import ModelConfig, TrainConfig, parse, to_json
+from ddim.model.network_config import NetworkConfig
 from ddim.train.states import last_step
 
 RUN = "run.json"
@@ -61,6 +62,27 @@ class RunConfig(BaseModel):
     init_from: Origin | None = Field(None, validation_alias=AliasChoices("init_from", "begun"))  # begun: older runs
 
 
+class NetworkRunConfig(BaseModel):
+    """Everything that identifies a run of `ddim.fit`; training again with the same configuration resumes it.
+
+    Args:
+        kind: Always "fit"; the runs of `ddim train` have no kind.
+        data: The type of the data.
+        data_fingerprint: Hash of the content of a tensor or array, of the type and sizes of other data.
+        model: The network and its schedule.
+        train: The recipe.
+        init_from: Always None.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Literal["fit"]
+    data: str
+    data_fingerprint: str
+    model: NetworkConfig
+    train: TrainConfig
+    init_from: None = None
+
+
 def check_data(config: RunConfig, data: ImageSet | TextSet) -> None:
     """Check that the recipe fits the data, before the run directory is created.
 
@@ -93,7 +115,10 @@ def check_run_dir(folder: Path) -> None:
         raise DdimError(folder, "contains files that are not a run", "use an empty or new folder")
 
 
-def write_or_verify(folder: Path, config: RunConfig) -> None:
+AnyRunConfig = TypeVar("AnyRunConfig", bound=RunConfig | NetworkRunConfig)
+
+
+def write_or_verify(folder: Path, config: AnyRunConfig) -> None:
     """Write `run.json`, or verify that the existing one has the same configuration.
 
     Settings that do not affect the weights (intervals of checkpoints, previews and logging) may change, and so may the
@@ -104,7 +129,7 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     """
     path = folder / RUN
     text = seal(to_json(config))
-    if (old := read_run(folder)) is None:
+    if (old := read_run(folder, type(config))) is None:
         write_atomic(path, text)
         return
     if old == config:
@@ -125,14 +150,14 @@ def write_or_verify(folder: Path, config: RunConfig) -> None:
     write_atomic(path, text)
 
 
-def read_run(folder: Path) -> RunConfig | None:
-    """The configuration of the run in a folder; None if there is no run.
+def read_run(folder: Path, kind: type[AnyRunConfig]) -> AnyRunConfig | None:
+    """The configuration of the run in a folder, of the class `kind`; None if there is no run.
 
     Raises:
         DdimError: If its file is damaged.
     """
     path = folder / RUN
-    return parse(RunConfig, read_sealed(path), path) if path.exists() else None
+    return parse(kind, read_sealed(path), path) if path.exists() else None
 
 
 def length(recipe: TrainConfig) -> str:

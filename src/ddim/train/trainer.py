@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from ddim.data.pixels import to_float
 from ddim.errors import DdimError, either, warn
+from ddim.model.config import TrainConfig
 from ddim.model.precision import fast_dtype
+from ddim.nn.base import Network, from_index
 from ddim.nn.ema import EMA
 from ddim.objective.base import Loss
 from ddim.process import rng
-from ddim.train.batches import BatchLoader
+from ddim.train.batches import Data, loader_of
 
 DROPOUT = 1  # hashed into the seed of a step's dropout, to separate it from the step's other random numbers
 
@@ -77,17 +79,20 @@ class TimestepError:
 
 
 class Trainer:
-    """Trains a network.
+    """Trains a network on data of any shape.
 
     Args:
-        network: Called as network(x, t) or network(x, t, labels).
+        network: Called as network(x, t - 1) or network(x, t - 1, labels), with x (B, ...) and int64 times in
+            0..T - 1 (B,), as `ddim.wrap` calls it; a bundled network is passed t in float32.
         objective: L_gamma, or the cross-entropy.
-        images: Function from indices (B,) to a batch of the data, such as uint8 (B, H, W, C).
-        count: Number of samples.
-        recipe: A `ddim.model.config.TrainConfig`, or any object with its fields.
+        data: A tensor, a torch Dataset, a DataLoader, ... (see `ddim.train.batches.Data`), or a function from indices
+            (B,) to a batch.
+        count: Number of samples, if `data` is a function.
+        recipe: A `ddim.model.config.TrainConfig`; its defaults if None.
         labels: int64, (count,), if the network takes labels.
         classes: Number of classes.
-        read: Function from a batch of the data to x_0, (B, ...).
+        read: Function from a batch of the data to x_0, (B, ...). By default uint8 images (B, H, W, C) are scaled to
+            [-1, 1], and floats (B, ...) are x_0 themselves.
         start_step: Steps the initial weights were already trained for. The data order continues from there; the
             learning rate schedule, the optimiser state and the EMA restart.
 
@@ -95,33 +100,39 @@ class Trainer:
         spent: Function that returns the fraction of the recipe's time budget used, in [0, 1]; set by the caller if
             there is a budget.
         abandon: Function called often during a step on a CPU; once it returns True, the step is abandoned.
+
+    Raises:
+        DdimError: If the data, or a setting of the recipe, do not suit the network.
     """
 
     def __init__(
         self,
         network: nn.Module,
         objective: Loss,
-        images: Callable[[np.ndarray], np.ndarray],
-        count: int,
-        recipe: Any,
+        data: Data | Callable[[np.ndarray], np.ndarray],
+        count: int | None = None,
+        recipe: Any = None,
         labels: np.ndarray | None = None,
         classes: int = 0,
-        read: Callable[[Tensor], Tensor] = to_float,
+        read: Callable[[Tensor], Tensor] | None = None,
         start_step: int = 0,
     ):
-        self.read = read
+        self.read = read or read_data
+        recipe = TrainConfig() if recipe is None else recipe
         self.objective, self.recipe, self.classes = objective, recipe, classes
         self.device = next(network.parameters()).device
-        if recipe.layout == "channels-last" or (recipe.layout == "auto" and self.device.type == "cuda"):
+        if channels_last(network, recipe.layout, self.device):
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network = network.train()
-        self.loader = BatchLoader(images, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
+        self.loader = loader_of(data, count, recipe.batch, recipe.seed, labels, self.device, recipe.data_on)
         self.ema = EMA(network, recipe.ema, recipe.ema_half_life)
-        self.forward: Callable[..., Tensor] = network
+        forward: Callable[..., Tensor] = network
         if recipe.compile:
-            self.forward = torch.compile(network, mode=recipe.compile_mode, dynamic=False)
+            forward = torch.compile(network, mode=recipe.compile_mode, dynamic=False)
+        self.forward = from_index(forward) if isinstance(network, Network) else forward
+        self.trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            network.parameters(),
+            self.trained,
             lr=recipe.lr,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
@@ -197,6 +208,8 @@ class Trainer:
         draw = rng.generator(self.device, recipe.seed, self.step)
         x0 = self.read(batch)
         if recipe.flip:
+            if x0.ndim != 4:
+                raise DdimError("train.flip", f"is for images, but the data are {tuple(x0.shape)}", "set it to false")
             flipped = torch.rand(len(x0), generator=draw, device=self.device) < 0.5
             x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
         t = self.objective.times.draw(len(x0), draw, recipe.antithetic)
@@ -209,7 +222,10 @@ class Trainer:
                 (loss / recipe.accumulate).backward()
                 total += loss.detach() / recipe.accumulate
                 errors.append(error)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip_grad)
+        for parameter in self.trained:  # the optimiser's state must cover parameters that the network does not use
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norm = nn.utils.clip_grad_norm_(self.trained, recipe.clip_grad)
         # On a GPU this check would synchronise at every step, so the caller checks from time to time instead.
         if self.device.type == "cpu" and not (torch.isfinite(total) and torch.isfinite(norm)):
             raise not_finite(self.step + 1)
@@ -224,7 +240,7 @@ class Trainer:
 
         def network(x: Tensor, t: Tensor) -> Tensor:
             with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-                return self.forward(x, t.float(), labels) if labels is not None else self.forward(x, t.float())
+                return self.forward(x, t, labels) if labels is not None else self.forward(x, t)
 
         error = self.objective.error(network, x0, t, noise)
         return self.objective.times.apply_weight(error, t).mean(), self.objective.eps_mse(error.detach(), t)
@@ -276,13 +292,40 @@ class Trainer:
 
     def _check_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
         """Raise ValueError for an optimiser state that would fail at the first step."""
-        parameters = list(self.network.parameters())
+        parameters = self.trained
         if moments and sorted(moments) != list(range(len(parameters))):
             raise ValueError("the optimiser and the network have different parameters")
         for index, values in moments.items():
             shapes = {"step": torch.Size(()), "exp_avg": parameters[index].shape, "exp_avg_sq": parameters[index].shape}
             if {name: value.shape for name, value in values.items()} != shapes:
                 raise ValueError(f"the optimiser state of parameter {index} is not step, exp_avg and exp_avg_sq")
+
+
+def read_data(batch: Tensor) -> Tensor:
+    """x_0, (B, ...), of a batch: uint8 images (B, H, W, C) scaled to [-1, 1], or floats as they are.
+
+    Raises:
+        DdimError: If the batch is neither.
+    """
+    if batch.dtype == torch.uint8 and batch.ndim == 4:
+        return to_float(batch)
+    if not batch.is_floating_point():
+        problem = f"is {str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+        raise DdimError("data", problem, "pass floats scaled to about [-1, 1], or uint8 images (N, H, W, C)")
+    return batch.float()
+
+
+def channels_last(network: nn.Module, layout: str, device: torch.device) -> bool:
+    """Whether a network is converted to channels-last memory: if asked for, or on a GPU if it is one of images.
+
+    Raises:
+        DdimError: If it is asked for, and the network has no 2-D convolution or also a 3-D one.
+    """
+    ranks = {parameter.ndim for parameter in network.parameters()}
+    suits = 4 in ranks and 5 not in ranks
+    if layout == "channels-last" and not suits:
+        raise DdimError("train.layout", "channels-last is for networks of 2-D convolutions", "use auto or contiguous")
+    return suits and (layout == "channels-last" or (layout == "auto" and device.type == "cuda"))
 
 
 def not_finite(step: int) -> DdimError:
