@@ -28,6 +28,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmarks_write_their_results(name: str, results: Path) -> None:
     importlib.import_module(f"benchmarks.{name}").main(**SMALL[name])

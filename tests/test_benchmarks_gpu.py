@@ -33,6 +33,7 @@ def tiny(deadline: Any, out: Path | None = None) -> Any:
     return part("gpu.bench").Bench("cpu", True, deadline, out)
 
 
+@pytest.mark.slow
 def test_a_trial_runs_every_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

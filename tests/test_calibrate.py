@@ -131,7 +131,7 @@ def test_labels_are_passed_to_the_network() -> None:
 
 @pytest.mark.parametrize("shape", [(0, 8, 8, 1), (2, 9, 8, 1), (2, 8, 8, 3)])
 def test_no_images_or_images_of_another_shape_raise_an_error(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DdimError, match=r"^pictures: .*\(1, 8, 8\)"):
+    with pytest.raises(DdimError, match=r"^images: .*\(1, 8, 8\)"):
         next(iter(error_table(tiny_model(), np.zeros(shape, np.uint8), [1])))
 
 

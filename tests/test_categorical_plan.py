@@ -119,7 +119,7 @@ def test_with_a_mask_the_markov_kernel_is_the_least_random_one(step: tuple[Level
         largest = sigma_largest(now, following)
         least = posterior(here, predicted[x_t], now, following, largest, alphabet.pi)
         chain = markov_posterior(here, predicted[x_t], now, following, alphabet.pi)
-        torch.testing.assert_close(least, chain, rtol=0, atol=1e-12)
+        torch.testing.assert_close(least, chain, rtol=0, atol=1e-11)
 
 
 @pytest.mark.parametrize("sigma_r", [0.0, 0.1, 0.25])
@@ -245,10 +245,11 @@ def test_json_and_printed_table(make: Any, alphabet: Alphabet) -> None:
     assert lines[0] == f"{plan.name}: 4 network evaluations"
     assert f"{alphabet.size} categories" in lines[1]
     rows = lines[-len(plan) :]
-    assert lines[-len(plan) - 1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", "keep", "to_x0", "fresh"]
+    columns = [name for name in ("keep", "to_x0", "fresh") if any(getattr(row, name) for row in plan.rows)]
+    assert lines[-len(plan) - 1].split() == ["from", "to", "alpha_bar", "alpha_bar", "next", *columns]
     for line, row in zip(rows, plan.rows, strict=True):
-        weights = [float(cell) for cell in line.split()[-3:]]
-        assert weights == pytest.approx([row.keep, row.to_x0, row.fresh], abs=1e-6)
+        weights = [float(cell.replace(".", "0", cell == ".")) for cell in line.split()[-len(columns) :]]
+        assert weights == pytest.approx([getattr(row, name) for name in columns], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_cfg_plus_plus_option_equals_the_guidance_function(tmp_path: Path, run: 
     )
     run("sample", labelled, "-n", 2, *arguments, "--out", tmp_path / "out")
     model = load(labelled)
-    plan = model.plan(3)
+    plan = model.plan(3, sampler="ddim", clip_x0=False)
     scale = cfg_plus_plus(plan, 0.6)
     expected = to_uint8(model.sample(2, plan=plan, labels=2, guidance=scale))
     with Image.open(tmp_path / "out" / "000001.png") as image:

@@ -238,7 +238,7 @@ def before(tmp_path: Path) -> Path:
 def test_files_without_checksums_are_read(before: Path) -> None:
     model = load_tiny(before / "model")
     plan = Plan.from_json((before / "plan.json").read_text())
-    assert plan == model.plan(3)
+    assert plan == model.plan(3, sampler="ddim")
     file = read_latents(before / "latents.safetensors")
     assert (file.names, file.model_sha256) == (("a.png", "b.png"), model.config.sha256)
     assert file.x.shape == (2, 1, 8, 8)
@@ -263,15 +263,15 @@ def test_complete_samples_without_checksums_are_reused(before: Path) -> None:
     second = (folder / "000001.png").read_bytes()
     (folder / "000000.png").write_bytes(second)
     with pytest.warns(DdimWarning, match=r"\b2\b"):
-        made = list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))
+        made = list(generate(model, model.plan(3, sampler="ddim"), folder, 3, seed=1, name="model"))
     assert (made[-1].existing, made[-1].regenerated) == (2, 1)
     assert (folder / "000001.png").read_bytes() == second != (folder / "000000.png").read_bytes()
-    assert list(generate(model, model.plan(3), folder, 3, seed=1, name="model"))[-1].existing == 3
+    assert list(generate(model, model.plan(3, sampler="ddim"), folder, 3, seed=1, name="model"))[-1].existing == 3
 
 
 def test_results_without_checksums_are_resumed(before: Path) -> None:
     model = load_tiny(before / "model")
-    request = likelihood_run.bound_request(model, model.plan(3, "linear", 1.0), None, 0, 0)
+    request = likelihood_run.bound_request(model, model.plan(3, "linear", eta=1.0), None, 0, 0)
     names = [str(index) for index in range(10)]
     steps = list(likelihood_run.measure(model, stripes(20)[:10], names, request, before / "likelihood", "model"))
     assert [len(blocks) for blocks in steps] == [2]

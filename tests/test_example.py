@@ -82,6 +82,7 @@ def test_samples(example: dict[str, Any], name: str, predicts: Predicts, eta: fl
     torch.testing.assert_close(got, run(denoise, plan, start, noise), rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_script_converges_without_the_library() -> None:
     code = "import runpy, sys; sys.modules['ddim'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", code, str(PATH)], capture_output=True, text=True, check=True)

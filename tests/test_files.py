@@ -276,7 +276,7 @@ def changes(tree: ast.AST) -> set[str]:
         mode = any(isinstance(value, ast.Constant) and {*str(value.value)} & {*"wax+"} for value in values)
         if (
             name in functions
-            or name.startswith("shutil.")
+            or (name.startswith("shutil.") and name not in ("shutil.which", "shutil.get_terminal_size"))
             or name.rpartition(".")[2] in methods
             or (opens and mode and not name.startswith("Image"))
         ):

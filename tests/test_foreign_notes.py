@@ -25,4 +25,4 @@ def test_one_note_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr().out
     conversions = load(folder, "cpu").notes
     assert len(conversions) >= 4
-    assert all(text in output for text in conversions)
+    assert all("".join(text.split()) in "".join(output.split()) for text in conversions)

@@ -325,6 +325,7 @@ def test_without_huggingface_hub_the_error_is_one_line(tmp_path: Path, monkeypat
     assert Model.from_pretrained(tmp_path / "b", device="cpu").shape == model.shape
 
 
+@pytest.mark.slow
 def test_models_do_not_import_huggingface_hub() -> None:
     code = "import sys, ddim.model.model; print({'huggingface_hub', 'diffusers', 'onnx'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -335,7 +335,7 @@ def test_encode_and_decode_commands_reconstruct_images(
     assert ddim("decode", tiny, latents, "--out", tmp_path / "other", "--steps", 9, "--force") == 0
     output = capsys.readouterr().err
     assert "z.safetensors" in output
-    assert ("approximately" in output) == (method != "fixed-point")
+    assert ("approximate" in output) == (method != "fixed-point")
     assert ddim("decode", tiny, latents, "--out", tmp_path / "wrong", "--method", "ddim") == 2
     assert "z.safetensors: " in capsys.readouterr().err
 

@@ -137,7 +137,7 @@ def test_a_decreasing_or_stochastic_plan_raises_an_error() -> None:
     from_clean = samplers.ddim(LINEAR.levels([0, 1, 500]))
     clipping = dataclasses.replace(rising(4), clip_x0=True)
     for plan in (samplers.ddim(levels), samplers.ddim(levels, eta=1.0), from_clean, clipping):
-        with pytest.raises(ValueError, match="rising"):
+        with pytest.raises(ValueError, match="increasing"):
             log_density(GAUSSIAN.denoise, plan, randn(2, 4))
 
 

@@ -197,7 +197,7 @@ def test_the_chosen_precision() -> None:
     assert tiny_model(dtype="auto", channels=2 * V).compute.name in ("float32-fast", "bfloat16")
     assert tiny_model(dtype="auto", kind="text").compute.name in ("float32", "bfloat16")
     assert not fits(new_network(tiny_network(channels=V + 4, groups=4)), V)
-    for changes, words in (({"kind": "text"}, "U-Nets"), ({"channels": 20, "groups": 4}, r"^float32-fast: ")):
+    for changes, words in (({"kind": "text"}, "U-Net"), ({"channels": 20, "groups": 4}, r"^float32-fast: ")):
         with pytest.raises(DdimError, match=words):
             _ = tiny_model(dtype="float32-fast", **changes).compute.name
     with pytest.raises(DdimError, match=r"^float32-fast and compile: "):

@@ -15,14 +15,13 @@ from ddim.data.text import is_text
 from ddim.errors import DdimError
 from ddim.nn.unet import UNetConfig
 from ddim.train import fit, photos
-from ddim.train.logger import MetricsLogger
 from models import ddim, recipe, tiny_config, tiny_set, write_pictures
 
 
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off TensorBoard, which takes most of the time."""
-    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
+    monkeypatch.setattr("ddim.train.logger.logger_of", lambda *_: None)
 
 
 def speed(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -208,7 +208,7 @@ def test_text_from_a_model_is_escaped_on_the_terminal(tmp_path: Path, capsys: py
     folder = save_tiny(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     odd = "a\x1b]0;title\x07\rb\x9b31m\u202e"
-    config["provenance"] |= {"command": odd, "data": odd, "split": odd, "version": odd, "started_from": odd}
+    config["provenance"] |= {"command": odd, "data": odd, "split": odd, "version": odd, "init_from": odd}
     (folder / "config.json").write_text(json.dumps(config | {"checksum": ""}))
     for words in ("info", "info --json"):
         assert ddim(*words.split(), folder) == 0

@@ -132,6 +132,7 @@ def test_resume_after_a_stop_generates_only_missing_samples(
     assert [path.name for path in (tmp_path / "stopped").glob(".*")] == [".lock"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "n"), [("pictures", 400), ("masked text", 200)], indirect=["saved"])
 def test_resume_after_a_kill_is_bit_exact(n: int, saved: Path, tmp_path: Path) -> None:
     """A real process, ended by SIGKILL while it writes."""
@@ -235,7 +236,7 @@ def test_images_have_the_run_in_their_metadata(model: Model, tmp_path: Path) -> 
     ("change", "key"),
     [
         ({"seed": 1}, "seed"),
-        ({"plan": {"steps": 5}}, "plan"),
+        ({"plan": {"steps": 5}}, "steps"),
         ({"plan": {"steps": 4, "eta": 1.0}}, "plan"),
         ({"plan": {"steps": 4, "grid": "linear"}}, "plan"),
         ({"model": {"seed": 1}}, "model"),

@@ -61,7 +61,7 @@ def test_samples_are_not_written_to_a_folder_named_like_an_image(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ddim("sample", tiny, "-n", 2, "--out", tmp_path / "out.png") == 2
-    assert f"error: {tmp_path / 'out.png'}: " in capsys.readouterr().err
+    assert f"error: --out {tmp_path / 'out.png'}: " in capsys.readouterr().err
     assert not (tmp_path / "out.png").exists()
 
 

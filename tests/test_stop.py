@@ -16,7 +16,6 @@ from ddim.cli.main import Stopper
 from ddim.train import run as runs
 from ddim.train import trainer as trainer_module
 from ddim.train.clock import EXIT_TIME, MEASURE_BY, Clock
-from ddim.train.logger import MetricsLogger
 from ddim.train.run_config import RunConfig
 from ddim.train.trainer import Trainer
 from models import ddim, recipe, tiny_config, tiny_set, write_pictures
@@ -25,7 +24,7 @@ from models import ddim, recipe, tiny_config, tiny_set, write_pictures
 @pytest.fixture(autouse=True)
 def no_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """Turn off TensorBoard, which takes most of the time."""
-    monkeypatch.setattr(MetricsLogger, "_events", lambda *_: None)
+    monkeypatch.setattr("ddim.train.logger.logger_of", lambda *_: None)
 
 
 def go(folder: Path, abandon: Callable[[], bool] | None = None, kind: str = "pictures", **changes: Any) -> Any:
@@ -90,13 +89,13 @@ def test_a_first_step_that_is_abandoned_saves_nothing_and_can_be_repeated(tmp_pa
 
 def test_an_abandoned_preview_is_saved_and_made_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopping = [False]
-    real = runs._TrainingLoop._preview
+    real = runs.TrainingLoop._preview
 
     def preview(self: Any) -> str:
         stopping[0] = True
         return real(self)
 
-    monkeypatch.setattr(runs._TrainingLoop, "_preview", preview)
+    monkeypatch.setattr(runs.TrainingLoop, "_preview", preview)
     settings = {"preview_every": 2, "checkpoint_every": 100}
     assert go(tmp_path, lambda: stopping[0], **settings)[-1].step == 2
     assert not [*tmp_path.glob("previews/00000002*")]

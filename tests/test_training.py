@@ -298,6 +298,7 @@ def test_a_state_of_another_network_is_an_error(kind: str, other: dict[str, Any]
         trainer(kind=kind).load_state(state)
 
 
+@pytest.mark.slow
 def test_the_loss_decreases_on_digits() -> None:
     """On scikit-learn's digits the loss falls well below its initial value."""
     from ddim.data import load

@@ -359,6 +359,7 @@ def test_points_are_sampled_in_few_calls_and_bits_do_not_depend_on_n() -> None:
 # ---------------------------------------------------------------- the example
 
 
+@pytest.mark.slow
 def test_the_example_trains_by_both_routes() -> None:
     """After a few steps the samples of points on a circle are closer to it than noise is, whose mean is 0.54."""
     example = runpy.run_path(str(ROOT / "examples" / "train_from_python.py"))

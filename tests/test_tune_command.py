@@ -85,10 +85,10 @@ def test_a_plan_of_another_model_is_an_error(place: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("words", "wrong"),
     [
-        (("--calls", 1), "nfe 1: is outside 2..30"),
-        (("--calls", 5, "--pilots", 3), "3 calibration samples"),
+        (("--calls", 1), "--nfe 1"),
+        (("--calls", 5, "--pilots", 3), "--calibration-samples 3"),
         (("--calls", 5, "--solver", "euler"), "solver 'euler': is unknown"),
-        (("--calls", 5, "--seed", -1), "--seed -1: is outside"),
+        (("--calls", 5, "--seed", -1), "--seed -1"),
     ],
 )
 def test_invalid_tuning_options_are_one_line_errors(

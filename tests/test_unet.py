@@ -147,6 +147,7 @@ def test_a_bfloat16_body_is_close_and_times_stay_float32() -> None:
     assert (output.float() - expected).norm() / expected.norm() < 3e-2
 
 
+@pytest.mark.slow
 def test_the_body_is_one_graph_for_all_times() -> None:
     network, x = unet(), random_image()
     torch._dynamo.reset()

@@ -119,6 +119,7 @@ def test_a_box_of_the_target_size_is_not_reported(tmp_path: Path) -> None:
     assert not warnings_of(tmp_path, GRID.model_copy(update={"box": (1, 2, 9, 10)}))
 
 
+@pytest.mark.slow
 def test_cropping_of_the_digits_is_reported() -> None:
     pytest.importorskip("sklearn")
     with pytest.warns(DdimWarning, match=r"\b50\b"):

@@ -149,6 +149,7 @@ def test_files_that_are_not_tables_of_images_are_errors(library: Any, tmp_path: 
     assert "valid/train-1.parquet: " in error_of(tmp_path / "valid")
 
 
+@pytest.mark.slow
 def test_a_hub_name_without_network_fails_quickly_in_one_line(library: Any) -> None:
     code = (
         "from ddim.data import load\n"

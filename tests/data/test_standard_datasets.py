@@ -47,6 +47,7 @@ def test_digits_as_mnist_have_a_black_border() -> None:
     assert images.fingerprint() != load("digits").fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "means", "shape"),
     [("mnist", [0.1307], (28, 28, 1)), ("fashion_mnist", [0.2860], (28, 28, 1))],

@@ -117,6 +117,7 @@ def check_kills(place: Path, tmp_path: Path, times: int, n: int) -> None:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_table_resumed_after_a_kill_is_bit_exact(place: Path, tmp_path: Path) -> None:
     check_kills(place, tmp_path, 1, 200)
 
@@ -169,6 +170,7 @@ def test_reproduce_writes_a_self_contained_page(place: Path, tmp_path: Path) -> 
     assert ddim(*words, "--budget", "1h", "--out", out) == 2
 
 
+@pytest.mark.slow
 def test_reproduce_resumes_after_a_kill(place: Path, tmp_path: Path) -> None:
     words = (*REPRODUCE.format(place).split(), "--budget", "full")
     assert ddim(*words, "--out", tmp_path / "whole") == 0

@@ -123,6 +123,7 @@ def test_the_extrapolation_removes_the_bias_of_few_samples() -> None:
     assert fid_infinity(draws(80, 20), data) is None
 
 
+@pytest.mark.slow
 def test_the_error_is_scaled_to_all_samples() -> None:
     """The jackknife error of the stored features is scaled to the number of all samples."""
     features, data = draws(4000), statistics(draws(3000, seed=1))

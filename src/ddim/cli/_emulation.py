@@ -114,8 +114,8 @@ def comparison(model: Any, emulated: Plan, plan: Plan, same_times: bool) -> str:
         else f"{emulated.emulates} computes in float32, `ddim sample` on a CPU in {fast}",
     }
     hints = {
-        "noise": "--noise torch:SEED draws as it does" if emulated.emulates == "diffusers" else "",
-        "precision": "--precision float32 is equal",
+        "noise": "`ddim sample --noise torch:SEED` draws as it does" if emulated.emulates == "diffusers" else "",
+        "precision": "`ddim sample --precision float32` is equal",
     }
     first = [f"coefficients differ in {len(differing)} of {rows} rows" if differing else "same coefficients"]
     lines = [

@@ -15,6 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -72,8 +73,13 @@ class _Commands(click.Group):
 
 
 @functools.cache
-def _command(name: str) -> Command:
-    return Command(importlib.import_module(f"ddim.cli.{name}").command)
+def _command(name: str) -> click.Command:
+    command: click.Command = importlib.import_module(f"ddim.cli.{name}").command
+    if isinstance(command, click.Group):
+        for inner, plain in command.commands.items():
+            command.commands[inner] = Command(plain)
+        return command
+    return Command(command)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
@@ -97,8 +103,8 @@ def cli() -> None:
 def process_age() -> float:
     """Seconds since this process was started; on systems other than Linux, since this module was imported."""
     with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
-        with open("/proc/self/stat", encoding="ascii", errors="replace") as file:
-            ticks = int(file.read().rpartition(")")[2].split()[19])
+        stat = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        ticks = int(stat.rpartition(")")[2].split()[19])
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"))
     return time.monotonic() - _IMPORTED
 
