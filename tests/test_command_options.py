@@ -35,9 +35,11 @@ def command(name: str) -> click.Command:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_the_common_options_once(name: str) -> None:
-    options = [option for parameter in command(name).params for option in parameter.opts]
-    assert len(options) == len(set(options))
-    assert {"-q", "--quiet", "-v", "--verbose", "--json"} <= set(options)
+    found = command(name)
+    for each in found.commands.values() if isinstance(found, click.Group) else [found]:
+        options = [option for parameter in each.params for option in parameter.opts]
+        assert len(options) == len(set(options))
+        assert {"-q", "--quiet", "-v", "--verbose", "--json"} <= set(options)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
