@@ -86,9 +86,9 @@ def exact_device_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return device_options(function, "float32")
 
 
-def grid_option(default: str = SPACINGS[0]) -> Decorator:
-    """Add --grid; None if it is not passed."""
-    return click.option("--grid", help=f"{_GRID_HELP} [default: {default}]")
+def grid_option(*others: str, default: str = SPACINGS[0]) -> Decorator:
+    """Add --grid, with `others` as further spellings; None if it is not passed."""
+    return click.option("--grid", *others, "grid", help=f"{_GRID_HELP} [default: {default}]")
 
 
 def steps_option(default: int) -> Decorator:

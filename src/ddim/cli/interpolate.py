@@ -50,7 +50,7 @@ MOST = 1000  # frames per row
 )
 @click.option("--frames", type=Whole(2, MOST), help="Images from one end to the other. [default: 11]")
 @steps_option(50)
-@grid_option("--grid", "--tau")
+@grid_option("--tau")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Sheet to write: .png, .webp or .gif.")
 @fit_option
 @force_option
