@@ -236,6 +236,7 @@ def test_training_completes_after_a_fault(error: int | None, tmp_path: Path, req
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # every change of a run's folder, one after the other
 @pytest.mark.usefixtures("no_events")
 @ERRORS
 def test_training_completes_after_any_fault(error: int | None, tmp_path: Path, request: pytest.FixtureRequest) -> None:
