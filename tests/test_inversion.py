@@ -419,7 +419,7 @@ def test_latents_files_store_their_origin(tmp_path: Path) -> None:
     model = tiny_model()
     inversion = model.inversion("lossless", 4)
     [encoded] = model.encode_blocks(inversion, to_float(stripes(2)))
-    write_latents(tmp_path / "z", model.latents(encoded.latents, inversion, encoded.earlier, ("a", "b")))
+    write_latents(tmp_path / "z", model.latents(inversion, [encoded], ("a", "b")))
     again = read_latents(tmp_path / "z")
     assert again.earlier is not None
     assert encoded.earlier is not None

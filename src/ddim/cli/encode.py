@@ -65,8 +65,6 @@ def command(
       ddim encode mnist two.png three.png --out latents.safetensors --steps 50
       ddim encode mnist two.png three.png --out latents.safetensors --steps 50 --method lossless
     """
-    import torch
-
     from ddim.cli._inputs import read_images
 
     output_file(out)
@@ -84,13 +82,11 @@ def command(
             bar.advance(task, len(part.latents))
             rate = bar.tasks[0].completed / (time.monotonic() - started)
             bar.update(task, rate=f"{rate:.1f} images/s")
-    latents = torch.cat([part.latents for part in parts])
-    second_states = [part.earlier for part in parts if part.earlier is not None]
-    earlier = torch.cat(second_states) if second_states else None
-    write_latents(out, loaded.latents(latents, inversion, earlier, names))
+    latents = loaded.latents(inversion, parts, names)
+    write_latents(out, latents)
     name = (inversion.encode_plan or inversion.decode_plan).name
     prefix = "" if method == METHODS[0] else f"{method}, "
-    click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.std():.3f}: {out}")
+    click.echo(f"{counted(len(latents), 'latents')}, {prefix}{name}, std {latents.x.std():.3f}: {out}")
     decoded = f"{out.stem}-decoded"
     suggest("decode", model, out, "--out", decoded, "--sheet", f"{decoded}.png")
-    return {"out": out, "n": len(latents), "method": method, "plan": name, "std": float(latents.std())}
+    return {"out": out, "n": len(latents), "method": method, "plan": name, "std": float(latents.x.std())}

@@ -111,12 +111,7 @@ class Model(Runner, HubMixin):
         return self.compute.micro_batch
 
     @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the network's activations."""
-        return self.compute.dtype
-
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
         """The dtype of the network's activations."""
         return self.compute.dtype
 

@@ -48,6 +48,8 @@ class Runner(ABC):
     """Shape of one sample, without the batch dimension; None if it is not known."""
     device: torch.device | None
     """The device of the network."""
+    dtype: torch.dtype | None
+    """The dtype that the network computes in; None if it is not known."""
     micro_batch: int | None
     """The number of samples per network evaluation when sampling, fixed so that bits do not depend on other samples;
     None if it follows from the shape of a sample, see `ddim.sampling.microbatch.size_of`."""
@@ -94,11 +96,6 @@ class Runner(ABC):
     def padded(self) -> bool:
         """Whether smaller micro-batches are padded, because the network's bits depend on the batch size."""
         return True
-
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """The dtype of the network's activations, if known."""
-        return None
 
     @property
     def fingerprint(self) -> str:
@@ -209,10 +206,7 @@ class Runner(ABC):
         Raises:
             DdimError: If the method is unknown, for the reasons listed for `levels`, or for discrete data.
         """
-        planner = self.planner
-        if not isinstance(planner, Planner):
-            raise DdimError("inversion", "is not defined for discrete data", "use a model of real-valued data")
-        return inversions.plan_inversion(planner, method, steps, grid)
+        return inversions.plan_inversion(self._real_valued("inversion"), method, steps, grid)
 
     # ---------------------------------------------------------------- sampling
 
@@ -284,7 +278,8 @@ class Runner(ABC):
             temperature=temperature,
             top_p=top_p,
         )
-        each = self.check_request(n, labels, plan, settings.passed())
+        microbatch.check_request(n, plan, settings.passed())
+        each = microbatch.per_sample_labels(labels, n)
         check_samples(n, arguments.whole(start, "start", 0))
         named = plan is None and (grid is None or isinstance(grid, str))  # a list of timesteps defines its own start
         if named and (origin is None) != (top is None):
@@ -299,7 +294,10 @@ class Runner(ABC):
         indices = range(start, start + n)
         samples = self.sample_blocks(plan, indices, seed, each, guidance, origin, through, shape=shape, noise=drawn)
         parts = [part if part.dtype == torch.int64 else part.float() for part in samples]
-        return torch.cat(parts) if parts else self._none(shape)
+        if parts:
+            return torch.cat(parts)
+        dtype = torch.float32 if isinstance(self.planner, Planner) else torch.int64
+        return torch.empty((0, *self._shape(shape)), device=self.device, dtype=dtype)
 
     def noise_together(
         self, noise: TorchSeed, n: int, seed: int = 0, start: int = 0, shape: Sequence[int] | None = None
@@ -322,25 +320,24 @@ class Runner(ABC):
                     "torch's generator draws the whole batch at once" if name == "start" else "it has its own seed"
                 )
                 raise DdimError(f"noise {noise} and {name} {value}", f"cannot be combined: {problem}", f"omit {name}")
-        if not isinstance(self.planner, Planner):
-            raise DdimError(f"noise {noise}", "is not defined for discrete data", "use a seed")
+        self._real_valued(f"noise {noise}", "use a seed")
         return noise.of(n, self._shape(shape), self.device or "cpu")
 
     def _hooked(self, hook: Hook, through: Through | None) -> Through:
-        if not isinstance(self.planner, Planner):
-            raise DdimError("hook", "applies to real-valued x_0, not to discrete data", "leave it out")
+        self._real_valued("hook", "leave it out")
         hooked = partial(Hooked, hook=hook)
         return hooked if through is None else lambda denoise: hooked(through(denoise))
+
+    def _real_valued(self, subject: str, hint: str = "use a model of real-valued data") -> Planner:
+        """The planner, for what discrete data do not have."""
+        planner = self.planner
+        if not isinstance(planner, Planner):
+            raise DdimError(subject, "is not defined for discrete data", hint)
+        return planner
 
     def _micro_batch(self, shape: Sequence[int]) -> int:
         """The number of samples of this shape per network evaluation."""
         return microbatch.size_of(self.micro_batch, self.device, shape)
-
-    @staticmethod
-    def check_request(n: int, labels: int | Sequence[int] | None, plan: Any, others: Any) -> Sequence[int] | None:
-        """Check the number of samples, labels and plan of a request; return one label per sample, or None."""
-        microbatch.check_request(n, plan, others)
-        return microbatch.per_sample_labels(labels, n)
 
     def _shape(self, shape: Sequence[int] | None) -> tuple[int, ...]:
         """The shape of one sample, from the argument or the network's own."""
@@ -353,11 +350,6 @@ class Runner(ABC):
         if self.shape is not None and sizes != tuple(self.shape):
             raise DdimError(f"shape {sizes}", f"is not that of this network, {tuple(self.shape)}", "leave it out")
         return sizes
-
-    def _none(self, shape: Sequence[int] | None = None) -> Tensor:
-        """An empty batch of samples."""
-        dtype = torch.float32 if isinstance(self.planner, Planner) else torch.int64
-        return torch.empty((0, *self._shape(shape)), device=self.device, dtype=dtype)
 
     def sample_blocks(
         self,
@@ -398,17 +390,13 @@ class Runner(ABC):
             if len(origin) not in (1, len(indices)):
                 problem = f"are {len(origin)} images for {len(indices)} samples"
                 raise DdimError("origin", problem, "give one image, or one for each sample")
-        at, varies = self.denoiser_of(len(indices), labels, guidance)
-
-        def denoiser(positions: Tensor) -> AnyDenoiser:
-            denoise = at(positions)
-            return through(denoise) if through else denoise
+        at, varies = self._denoisers(len(indices), labels, guidance, through)
 
         def noise_at(indices: Sequence[int]) -> Noise:
             return self.noise_of(indices, seed, sizes) if noise is None else noise.at(indices)
 
         yield from microbatch.sample_micro_batches(
-            denoiser,
+            at,
             plan,
             noise_at,
             indices,
@@ -437,16 +425,26 @@ class Runner(ABC):
             DdimError: If the plan does not fit this network, or the states do not have its shape.
         """
         first, *older = self._fit(plan, [states, *earlier])
-        at, _ = self.denoiser_of(len(first), None, None)
+        at, _ = self._denoisers(len(first), through=through)
 
         def part(positions: Tensor, state: Tensor, *older: Tensor) -> tuple[Tensor, ...]:
-            denoise = at(positions)
-            return (run(through(denoise) if through else denoise, plan, state, earlier=older),)
+            return (run(at(positions), plan, state, earlier=older),)
 
         tensors = (torch.arange(len(first)), first, *older)
         size = self._micro_batch(first.shape[1:])
         for (ends,) in microbatch.map_micro_batches(part, tensors, size, self.padded):
             yield ends
+
+    def _denoisers(
+        self,
+        n: int,
+        labels: Sequence[int] | None = None,
+        guidance: Guidance | None = None,
+        through: Through | None = None,
+    ) -> tuple[Callable[[Tensor], AnyDenoiser], bool]:
+        """`denoiser_of`, with each denoiser wrapped by `through`."""
+        at, varies = self.denoiser_of(n, labels, guidance)
+        return (at if through is None else lambda positions: through(at(positions))), varies
 
     def _fit(self, plan: Plan, states: Sequence[Tensor]) -> list[Tensor]:
         """Check the plan and the shapes of the states; return the states on the device, in the plan's dtype."""
@@ -484,22 +482,23 @@ class Runner(ABC):
         Raises:
             DdimError: If an argument is out of range, or a sample cannot be encoded.
         """
-        x0 = self.read(data)
         inverter = self.inversion(method, steps, grid=grid)
-        parts = [*self.encode_blocks(inverter, x0)]
-        latents = torch.cat([part.latents for part in parts]) if parts else x0.new_empty(x0.shape)
-        earlier = None
-        if inverter.two_state:
-            earlier = torch.cat([p.earlier for p in parts if p.earlier is not None]) if parts else latents.clone()
-        return self.latents(latents, inverter, earlier)
+        x0 = self.read(data)
+        return self.latents(inverter, [*self.encode_blocks(inverter, x0)] or [Encoded(x0, x0, 0)])
 
-    def latents(
-        self, x: Tensor, inverter: Inversion, earlier: Tensor | None = None, names: Sequence[str] = ()
-    ) -> Latents:
-        """Latents of this network with what decoding them needs, see `ddim.latents.Latents`."""
-        return Latents(
-            x, inverter.resume_plan, earlier, inverter.method, tuple(names), self.fingerprint, dict(self.conditions)
-        )
+    def latents(self, inverter: Inversion, parts: Sequence[Encoded], names: Sequence[str] = ()) -> Latents:
+        """Latents with what decoding them needs, from the micro-batches of `encode_blocks`.
+
+        Args:
+            inverter: The inversion that encoded.
+            parts: The micro-batches, at least one.
+            names: The source of each latent, (N,), or none.
+        """
+        x = torch.cat([part.latents for part in parts])
+        states = [part.earlier for part in parts if part.earlier is not None]
+        earlier = torch.cat(states) if inverter.two_state else None
+        plan, conditions = inverter.resume_plan, dict(self.conditions)
+        return Latents(x, plan, earlier, inverter.method, tuple(names), self.fingerprint, conditions)
 
     def encode_blocks(self, inverter: Inversion, data: Tensor) -> Iterator[Encoded]:
         """Encode data to latents in micro-batches of one fixed size.
@@ -515,11 +514,11 @@ class Runner(ABC):
             DdimError: If the plans do not fit this network, the data do not have its shape, or a sample cannot be
                 encoded.
         """
-        if inverter.encode_plan is None and self.compute_dtype in (torch.float16, torch.bfloat16):
-            name = str(self.compute_dtype).removeprefix("torch.")
+        if inverter.encode_plan is None and self.dtype in (torch.float16, torch.bfloat16):
+            name = str(self.dtype).removeprefix("torch.")
             raise DdimError(inverter.method, f"cannot be solved in {name}, which is not smooth", "compute in float32")
         [states] = self._fit(inverter.encode_plan or inverter.decode_plan, [data])
-        at, _ = self.denoiser_of(len(states), None, None)
+        at, _ = self._denoisers(len(states))
 
         def encode(part: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
             return inversions.encode(at(positions), inverter, part, index=positions)
@@ -559,7 +558,8 @@ class Runner(ABC):
             if (steps, grid, method) != (None, None, None):
                 problem = "hold the plan that decodes them, so steps, grid and method are not needed"
                 raise DdimError("latents", problem, "leave them out, or pass latents.x, x_T alone")
-            if latents.model_sha256 and self.fingerprint and latents.model_sha256 != self.fingerprint:
+            fingerprint = latents.model_sha256 and self.fingerprint
+            if fingerprint and fingerprint != latents.model_sha256:
                 raise DdimError("latents", "were encoded by another model", "decode with the model that encoded")
             parts = [*self.run_blocks(latents.plan, *latents.states())]
             return torch.cat(parts).float() if parts else latents.x.float()
@@ -592,13 +592,11 @@ class Runner(ABC):
         Raises:
             DdimError: If an argument is out of range, or the data are discrete.
         """
-        planner = self.planner
-        if not isinstance(planner, Planner):
-            raise DdimError("tuning", "is not defined for discrete data", "use a model of real-valued data")
+        planner = self._real_valued("tuning")
         n = arguments.whole(calibration_samples, "calibration_samples", most=1 << 16)
         shape = self._shape(None)
         size, start = self._micro_batch(shape), self.noise_of(range(n), TUNING_SEEDS + seed, shape).start()
-        at, _ = self.denoiser_of(n, None, None)
+        at, _ = self._denoisers(n)
         denoise: Any = at(torch.arange(n))
         for step in tuning.iter_tuning(denoise, self.schedule, nfe, start, solver, size, planner.predicts):
             if step.result is not None and step.result.tuned_wins:

@@ -146,11 +146,6 @@ class Wrapped(ExternalDenoiser, Runner):
         """Creates the plans of this network."""
         return Planner(self.schedule, MEANS[self.predicts], self.error, learned=True)
 
-    @property
-    def compute_dtype(self) -> torch.dtype | None:
-        """The dtype of the network's input."""
-        return self.dtype
-
     def denoiser_of(
         self, n: int, labels: Sequence[int] | None, guidance: Guidance | None
     ) -> tuple[Callable[[Tensor], AnyDenoiser], bool]:
