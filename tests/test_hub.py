@@ -171,7 +171,7 @@ def test_push_uploads_the_folder_and_nothing_else(tmp_path: Path, monkeypatch: p
     assert (more["commit_message"], more["revision"]) == ("first", "main")
     assert list(files) == THREE
     assert files == contents(tmp_path / "tiny")
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(DdimError, match="colour"):
         model.push_to_hub("tiny", colour="red")
 
     def fail(self: HfApi, **_: Any) -> Any:

@@ -10,10 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ddim._io.arguments import suggest_names
 from ddim.errors import DdimError, shorten
 from ddim.model import checkpoint, importers
 from ddim.model.config import ModelConfig
 from ddim.model.model_card import REPOSITORY, card
+from ddim.names import DType
 from ddim.nn.base import Network
 from ddim.process import rng
 
@@ -135,7 +137,11 @@ def write(
 
 
 def push(
-    repo_id: str, config: ModelConfig, weights: Mapping[str, Tensor], license: str | None = None, **settings: Any
+    repo_id: str,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    license: str | None,
+    settings: Mapping[str, Any],
 ) -> str:
     """Publish a model folder: create the repository if needed, and upload the three files in one commit.
 
@@ -162,7 +168,7 @@ def push(
 
     try:
         return str(Folder().push_to_hub(repo_id, **settings))
-    except (DdimError, TypeError):  # a TypeError reports an unknown setting
+    except DdimError:
         raise
     except Exception as error:  # see `fetch`
         raise DdimError(repo_id, *_explain(error, settings.get("branch"))) from None
@@ -206,8 +212,9 @@ class HubMixin:
     network: Network
     notes: tuple[str, ...]
 
+    @suggest_names
     def save_pretrained(
-        self, folder: str | Path, license: str | None = None, dtype: torch.dtype | None = None, repo_id: str = ""
+        self, folder: str | Path, *, license: str | None = None, dtype: torch.dtype | None = None, repo_id: str = ""
     ) -> Path:
         """Write the model folder with a model card, `README.md`, generated from the configuration.
 
@@ -226,8 +233,18 @@ class HubMixin:
 
         return write(Path(folder), self.config, self._weights(dtype), license, repo_id)
 
+    @suggest_names
     def push_to_hub(
-        self, repo_id: str, license: str | None = None, dtype: torch.dtype | None = None, **settings: Any
+        self,
+        repo_id: str,
+        *,
+        license: str | None = None,
+        dtype: torch.dtype | None = None,
+        private: bool | None = None,
+        token: str | None = None,
+        branch: str | None = None,
+        create_pr: bool | None = None,
+        commit_message: str = "Push model using ddim",
     ) -> str:
         """Publish the files that `save_pretrained` writes; the repository is created if needed.
 
@@ -235,7 +252,11 @@ class HubMixin:
             repo_id: "org/name", or "name" for a repository of the user.
             license: The weights' licence by its name on the Hub, such as "apache-2.0"; omitted if None.
             dtype: The dtype to store the weights in; unchanged if None.
-            settings: private, token, branch, create_pr, commit_message: see huggingface_hub's ModelHubMixin.
+            private: Whether a new repository is private; by default as the account's settings say.
+            token: Access token.
+            branch: The branch to publish to; by default "main".
+            create_pr: Whether to open a pull request instead of committing.
+            commit_message: The message of the commit.
 
         Returns:
             The URL of the commit.
@@ -244,19 +265,26 @@ class HubMixin:
             DdimError: If huggingface_hub is not installed, or publishing failed.
         """
 
-        return push(repo_id, self.config, self._weights(dtype), license, **settings)
+        settings = {"private": private, "token": token, "branch": branch, "create_pr": create_pr}
+        settings |= {"commit_message": commit_message}
+        return push(repo_id, self.config, self._weights(dtype), license, settings)
 
     @classmethod
+    @suggest_names
     def from_pretrained(
         cls: type[M],
         name: str | Path,
+        *,
         revision: str | None = None,
         cache_dir: str | Path | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
         device: torch.device | str | None = None,
-        **settings: Any,
+        dtype: DType = "auto",
+        compile: bool = False,
+        micro_batch: int | None = None,
+        cuda_graphs: bool | None = None,
     ) -> M:
         """Load a model from a folder or a repository of the Hub; its checksum is verified.
 
@@ -268,7 +296,10 @@ class HubMixin:
             local_files_only: Whether to use only files of the repository downloaded before.
             force_download: Whether to download the repository's files again.
             device: The device to compute on; by default a GPU if there is one, else the CPU.
-            settings: dtype, compile, micro_batch: see `ddim.Model`.
+            dtype: The network's compute precision, see `ddim.names.DType`.
+            compile: Whether to compile the network with torch.compile.
+            micro_batch: The number of samples per network evaluation, see `ddim.Model`.
+            cuda_graphs: Whether sampling replays CUDA graphs, see `ddim.Model`.
 
         Raises:
             DdimError: If it cannot be downloaded, or is damaged.
@@ -280,6 +311,7 @@ class HubMixin:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         constructor: Any = cls
+        settings = {"dtype": dtype, "compile": compile, "micro_batch": micro_batch, "cuda_graphs": cuda_graphs}
         model: M = constructor(network, config, device=device, **settings)
         model.notes = notes
         return model
