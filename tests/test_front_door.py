@@ -217,5 +217,7 @@ def test_settings_are_keywords() -> None:
         ddim.wrap,
     ):
         parameters = inspect.signature(function).parameters.values()
-        assert sum(p.kind == p.POSITIONAL_OR_KEYWORD and p.name not in ("self", "cls") for p in parameters) <= 2, function
+        assert sum(p.kind == p.POSITIONAL_OR_KEYWORD and p.name not in ("self", "cls") for p in parameters) <= 2, (
+            function
+        )
         assert not any(p.kind == p.VAR_KEYWORD for p in parameters), function
